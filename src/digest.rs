@@ -1,0 +1,126 @@
+//! Content digests as OCI writes them: `sha256:` and 64 lower-case hexadecimal digits.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+use crate::error::{Error, ErrorKind};
+
+/// A checked digest, `ALGORITHM:HEX` with the algorithm sha256, sha384 or sha512. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(Arc<str>);
+
+impl Digest {
+    /// The SHA-256 digest of `bytes`.
+    pub fn sha256(bytes: impl AsRef<[u8]>) -> Self {
+        let mut hasher = sha2::Sha256::new();
+        hasher.update(bytes.as_ref());
+        Self::of_sha256(hasher)
+    }
+
+    /// The digest of everything that `hasher` has seen.
+    pub(crate) fn of_sha256(hasher: sha2::Sha256) -> Self {
+        Self(format!("sha256:{}", hex(&hasher.finalize())).into())
+    }
+
+    /// The whole text, `sha256:…`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The part before the colon.
+    pub fn algorithm(&self) -> &str {
+        self.0.split_once(':').map_or("", |(algorithm, _)| algorithm)
+    }
+
+    /// The part after the colon.
+    pub fn encoded(&self) -> &str {
+        self.0.split_once(':').map_or("", |(_, encoded)| encoded)
+    }
+}
+
+/// Lower-case hexadecimal digits of `bytes`.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let bad = |why: &str| ErrorKind::InvalidInput.err(format!("digest {text:?} ({why})"));
+        let (algorithm, encoded) = text.split_once(':').ok_or_else(|| bad("no algorithm"))?;
+        let length = match algorithm {
+            "sha256" => 64,
+            "sha384" => 96,
+            "sha512" => 128,
+            _ => return Err(bad("unsupported algorithm")),
+        };
+        if encoded.len() != length {
+            return Err(bad("wrong length"));
+        }
+        if !encoded.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            return Err(bad("not lower-case hexadecimal"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.0.as_ref().into()
+    }
+}
+
+impl AsRef<str> for Digest {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_lower_case_digests_are_accepted() {
+        let empty = Digest::sha256(b"");
+        assert_eq!(empty.as_str(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(empty.as_str().parse::<Digest>().unwrap(), empty);
+        assert_eq!((empty.algorithm(), empty.encoded().len()), ("sha256", 64));
+        for bad in ["", "sha256", "sha256:", "sha256:abc", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
+            assert_eq!(bad.parse::<Digest>().unwrap_err().kind(), ErrorKind::InvalidInput);
+        }
+        assert!(empty.as_str().to_uppercase().replace("SHA", "sha").parse::<Digest>().is_err());
+    }
+}

@@ -1,0 +1,190 @@
+//! Access below an open directory that cannot leave it.
+//!
+//! [`open_in_root`] resolves a path as if the directory were `/` (`openat2` with `RESOLVE_IN_ROOT`): symbolic links
+//! and `..` stay inside, magic links of `/proc` are refused. Where the kernel or a seccomp filter has no `openat2`,
+//! a component walk with the same meaning takes its place.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::{Errno, Result};
+
+/// Symbolic links followed in one resolution, as the kernel's own limit.
+const MAX_LINKS: usize = 40;
+
+/// How often a resolution that raced with a rename is tried again.
+const MAX_RACES: usize = 64;
+
+/// Set once the kernel has refused `openat2` as such.
+static NO_OPENAT2: AtomicBool = AtomicBool::new(false);
+
+/// Opens a directory by path, for use as the root of everything below; `O_PATH` is not set, so it can be listed.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Opens directory `name` in `dir` without following a link; `name` must be one component.
+pub(crate) fn open_dir_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Status of `name` in `dir`, not followed; `None` if it does not exist.
+pub(crate) fn lstat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens `path` inside `root`, which plays `/`: nothing outside can be reached, whatever links or `..` say.
+/// An empty path is the root itself.
+pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+    let path = if path.is_empty() { b"." } else { path };
+    let flags = flags | OFlags::CLOEXEC;
+    if !NO_OPENAT2.load(Ordering::Relaxed) {
+        for _ in 0..MAX_RACES {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(root, path, flags, mode, resolve) {
+                // A rename or mount elsewhere made the kernel unsure of `..`: it asks to try again.
+                Err(Errno::AGAIN) => {}
+                // EPERM may be a seccomp filter's way to say ENOSYS; the walk below answers either way.
+                Err(Errno::NOSYS | Errno::PERM) => break,
+                result => return result,
+            }
+        }
+    }
+    let walked = walk_in_root(root, path, flags, mode);
+    if walked.is_ok() {
+        NO_OPENAT2.store(probe_says_no_openat2(root), Ordering::Relaxed);
+    }
+    walked
+}
+
+fn probe_says_no_openat2(root: BorrowedFd<'_>) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let probe = rustix::fs::openat2(root, ".", flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    matches!(probe, Err(Errno::NOSYS | Errno::PERM))
+}
+
+/// Opens the directory at `path` inside `root` as a starting point for `*at` calls.
+pub(crate) fn open_dir_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
+    open_in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+}
+
+/// Status of `path` inside `root`: links in its parents are followed inside the root, the last component is not.
+/// `None` if it, or a parent, does not exist or is no directory.
+pub(crate) fn lstat_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>> {
+    match open_in_root(root, path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
+        Ok(file) => rustix::fs::fstat(file).map(Some),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The walk that stands in for `openat2`: every component opened without following, links expanded by hand.
+fn walk_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+    let here = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let split = |path: &[u8]| -> VecDeque<Vec<u8>> {
+        path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".").map(<[u8]>::to_vec).collect()
+    };
+    let mut stack: Vec<OwnedFd> = vec![rustix::fs::openat(root, ".", here, Mode::empty())?];
+    let mut todo = split(path);
+    let mut links = 0;
+    while let Some(part) = todo.pop_front() {
+        let Some(current) = stack.last() else { return Err(Errno::NOENT) };
+        if part == b".." {
+            // `..` of the root is the root.
+            if stack.len() > 1 {
+                drop(stack.pop());
+            }
+            continue;
+        }
+        let last = todo.is_empty();
+        let link = match rustix::fs::readlinkat(current, OsStr::from_bytes(&part), Vec::new()) {
+            Ok(target) => Some(target.into_bytes()),
+            Err(Errno::INVAL | Errno::NOENT) => None,
+            Err(error) => return Err(error),
+        };
+        match link {
+            Some(target) if !(last && flags.contains(OFlags::NOFOLLOW)) => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(Errno::LOOP);
+                }
+                if target.starts_with(b"/") {
+                    stack.truncate(1);
+                }
+                let mut parts = split(&target);
+                parts.append(&mut todo);
+                todo = parts;
+            }
+            _ if last => {
+                return rustix::fs::openat(current, OsStr::from_bytes(&part), flags | OFlags::NOFOLLOW, mode);
+            }
+            _ => {
+                let next = rustix::fs::openat(current, OsStr::from_bytes(&part), here, Mode::empty())?;
+                stack.push(next);
+            }
+        }
+    }
+    let Some(current) = stack.last() else { return Err(Errno::NOENT) };
+    rustix::fs::openat(current.as_fd(), ".", flags - OFlags::NOFOLLOW, mode)
+}
+
+/// The target of symbolic link `name` in `dir`.
+pub(crate) fn read_link_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
+    let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
+    Ok(std::ffi::OsString::from_vec(target.into_bytes()).into_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    fn read(root: &OwnedFd, path: &str, walk: bool) -> std::result::Result<String, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = if walk {
+            walk_in_root(root.as_fd(), path.as_bytes(), flags, Mode::empty())?
+        } else {
+            open_in_root(root.as_fd(), path.as_bytes(), flags, Mode::empty())?
+        };
+        let mut text = String::new();
+        std::fs::File::from(fd).read_to_string(&mut text).map_err(|e| Errno::from_io_error(&e).unwrap())?;
+        Ok(text)
+    }
+
+    #[test]
+    fn nothing_leads_outside_with_or_without_openat2() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(tmp.path().join("secret"), "outside").unwrap();
+        std::fs::write(root.join("secret"), "inside").unwrap();
+        std::fs::write(root.join("a/b/file"), "file").unwrap();
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+        link("/a/b", "absolute");
+        link("../../../../secret", "up");
+        link("/a/b/../../../../secret", "mixed");
+        link("loop", "loop");
+        let fd = open_dir(&root).unwrap();
+        for walk in [false, true] {
+            assert_eq!(read(&fd, "absolute/file", walk).unwrap(), "file");
+            assert_eq!(read(&fd, "/a/b/file", walk).unwrap(), "file");
+            assert_eq!(read(&fd, "a/../../secret", walk).unwrap(), "inside");
+            assert_eq!(read(&fd, "up", walk).unwrap(), "inside");
+            assert_eq!(read(&fd, "mixed", walk).unwrap(), "inside");
+            assert_eq!(read(&fd, "loop", walk).unwrap_err(), Errno::LOOP);
+            assert_eq!(read(&fd, "missing/x", walk).unwrap_err(), Errno::NOENT);
+        }
+        assert!(lstat_in_root(fd.as_fd(), b"a/b/file/x").unwrap().is_none());
+        assert!(lstat_in_root(fd.as_fd(), b"up").unwrap().is_some());
+    }
+}

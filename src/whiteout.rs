@@ -1,0 +1,84 @@
+//! The vocabulary of deletions: how a layer says that something of the layers below is gone.
+//!
+//! In a tar stream (OCI image layer specification, "whiteouts") an entry `.wh.NAME` hides `NAME` and
+//! `.wh..wh..opq` hides everything that its directory has below. On disk the form depends on the driver.
+
+/// What a whiteout's base name begins with.
+pub(crate) const PREFIX: &[u8] = b".wh.";
+
+/// Base name of the marker that makes its directory opaque.
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// The value of the overlay opaque attribute.
+pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
+
+/// How deletions lie on disk in one layer's own tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A complete tree: whiteouts are carried out when a layer is applied, nothing marks them (vfs, btrfs).
+    Executed,
+    /// Kernel overlayfs: a character device 0:0, and an attribute on opaque directories.
+    Overlay(Namespace),
+    /// As in the tar: `.wh.` files stay as they are (overlay with a mount program).
+    Literal,
+}
+
+/// Which extended attributes overlayfs reads its marks from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Namespace {
+    /// `trusted.overlay.*`: mounted by real root.
+    Trusted,
+    /// `user.overlay.*`: mounted with `userxattr` in a user namespace.
+    User,
+}
+
+impl Namespace {
+    /// The attribute that makes a directory opaque.
+    pub(crate) const fn opaque(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.opaque",
+            Self::User => "user.overlay.opaque",
+        }
+    }
+}
+
+/// What the base name of a tar entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark<'a> {
+    /// An ordinary name.
+    None,
+    /// The directory holding it is opaque.
+    Opaque,
+    /// This sibling is deleted.
+    Deleted(&'a [u8]),
+    /// A whiteout of nothing, `.` or `..`: hostile or damaged.
+    Invalid,
+}
+
+/// Reads a base name.
+pub(crate) fn parse(base: &[u8]) -> Mark<'_> {
+    if base == OPAQUE {
+        return Mark::Opaque;
+    }
+    match base.strip_prefix(PREFIX) {
+        None => Mark::None,
+        Some(b"" | b"." | b"..") => Mark::Invalid,
+        Some(name) => Mark::Deleted(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart() {
+        assert_eq!(parse(b"file"), Mark::None);
+        assert_eq!(parse(b".wh.file"), Mark::Deleted(b"file"));
+        assert_eq!(parse(b".wh..wh..opq"), Mark::Opaque);
+        assert_eq!(parse(b".wh..wh.x"), Mark::Deleted(b".wh.x"));
+        for bad in [&b".wh."[..], b".wh..", b".wh..."] {
+            assert_eq!(parse(bad), Mark::Invalid);
+        }
+    }
+}
