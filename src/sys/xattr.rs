@@ -57,6 +57,16 @@ pub(crate) fn fset(file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()
     rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
 }
 
+/// The attribute names of an open (not `O_PATH`) file, each with a zero byte at its end; empty where there are none.
+pub(crate) fn flist(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let mut probe: [u8; 0] = [];
+    let listed = optional(grow(
+        |buffer| rustix::fs::flistxattr(file, buffer),
+        || rustix::fs::flistxattr(file, &mut probe),
+    ))?;
+    Ok(listed.unwrap_or_default())
+}
+
 /// The path by which calls without an `at` form reach `name` below `dir`.
 fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
