@@ -21,6 +21,7 @@ pub(crate) mod container;
 pub(crate) mod digest_text;
 mod guard;
 pub(crate) mod image;
+mod index;
 pub(crate) mod json;
 pub(crate) mod layer;
 pub(crate) mod mount_point;
@@ -31,6 +32,8 @@ pub(crate) mod time;
 mod interop_tests;
 #[cfg(test)]
 mod records_tests;
+#[cfg(test)]
+mod rows_tests;
 #[cfg(test)]
 mod table_tests;
 

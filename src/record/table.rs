@@ -4,9 +4,8 @@
 //! (which of the store's files it is in) and its JSON text, read or computed once, so that saving a large store is a
 //! concatenation. Locations whose file no longer says what the table says are marked as needing a save.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
-use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -15,22 +14,10 @@ use serde::de::DeserializeOwned;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
+use crate::record::index::{Index, Position};
 use crate::record::json;
 
-/// What a digest in an index is the digest of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DigestKind {
-    /// A layer's blob as fetched.
-    Compressed,
-    /// A layer's uncompressed tar.
-    Uncompressed,
-    /// A layer's table of contents.
-    Toc,
-    /// An image's manifest.
-    Image,
-}
-
-const DIGEST_KINDS: usize = 4;
+pub(crate) use crate::record::index::DigestKind;
 
 /// A row of one of the stores.
 pub(crate) trait Record:
@@ -103,9 +90,6 @@ pub(crate) fn dedupe(names: &mut Vec<String>) -> bool {
     true
 }
 
-/// Position of a row: rows are in file order, new ones at the end.
-type Position = u64;
-
 #[derive(Clone, Debug)]
 struct Slot<R> {
     row: Arc<R>,
@@ -123,72 +107,6 @@ pub(crate) struct Table<R> {
     dirty: Vec<bool>,
     /// Counts changes, so that a holder can tell whether there were any.
     changes: u64,
-}
-
-/// Where rows are found by what they contain.
-#[derive(Clone, Debug, Default)]
-struct Index {
-    ids: BTreeMap<Arc<str>, Position>,
-    names: HashMap<String, Position>,
-    layers: HashMap<String, Vec<Position>>,
-    digests: [HashMap<Digest, Vec<Position>>; DIGEST_KINDS],
-    incomplete: BTreeSet<Position>,
-}
-
-impl Index {
-    fn add<R: Record>(&mut self, position: Position, row: &R) {
-        self.ids.insert(row.id().into(), position);
-        for name in row.names() {
-            self.names.insert(name.clone(), position);
-        }
-        if let Some(layer) = row.layer() {
-            add_to(self.layers.entry(layer.to_owned()).or_default(), position);
-        }
-        row.each_digest(&mut |kind, digest| {
-            add_to(
-                self.digests[kind as usize].entry(digest.clone()).or_default(),
-                position,
-            );
-        });
-        if row.is_incomplete() {
-            self.incomplete.insert(position);
-        }
-    }
-
-    fn remove<R: Record>(&mut self, position: Position, row: &R) {
-        if self.ids.get(row.id()) == Some(&position) {
-            self.ids.remove(row.id());
-        }
-        for name in row.names() {
-            if self.names.get(name) == Some(&position) {
-                self.names.remove(name);
-            }
-        }
-        if let Some(layer) = row.layer() {
-            remove_from(&mut self.layers, layer, position);
-        }
-        row.each_digest(&mut |kind, digest| remove_from(&mut self.digests[kind as usize], digest, position));
-        self.incomplete.remove(&position);
-    }
-}
-
-fn add_to(positions: &mut Vec<Position>, position: Position) {
-    if let Err(at) = positions.binary_search(&position) {
-        positions.insert(at, position);
-    }
-}
-
-fn remove_from<K, Q>(map: &mut HashMap<K, Vec<Position>>, key: &Q, position: Position)
-where
-    K: std::borrow::Borrow<Q> + Eq + std::hash::Hash,
-    Q: Eq + std::hash::Hash + ?Sized,
-{
-    if let Some(positions) = map.get_mut(key) {
-        positions.retain(|other| *other != position);
-        if positions.is_empty() {
-            map.remove(key);
-        }
-    }
 }
 
 impl<R> Default for Table<R> {
@@ -291,9 +209,7 @@ impl<R: Record> Table<R> {
 
     /// The rows with this digest, in the order of [`Table::rows`].
     pub(crate) fn by_digest(&self, kind: DigestKind, digest: &Digest) -> Vec<Arc<R>> {
-        let positions = self.index.digests[kind as usize]
-            .get(digest)
-            .map_or(&[][..], Vec::as_slice);
+        let positions = self.index.by_digest(kind, digest);
         positions
             .iter()
             .filter_map(|position| self.at(*position))
@@ -316,21 +232,7 @@ impl<R: Record> Table<R> {
     }
 
     fn by_prefix(&self, prefix: &str) -> Option<&Arc<R>> {
-        if prefix.is_empty() {
-            return None;
-        }
-        let from = (Bound::Included(prefix), Bound::Unbounded);
-        let mut matches = self
-            .index
-            .ids
-            .range::<str, _>(from)
-            .take_while(|(id, _)| id.starts_with(prefix))
-            .filter(|(id, _)| !id.contains(' '));
-        let (_, position) = matches.next()?;
-        if matches.next().is_some() {
-            return None;
-        }
-        self.at(*position)
+        self.at(self.index.by_prefix(prefix)?)
     }
 
     /// The location of the row with this ID.
