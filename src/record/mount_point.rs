@@ -206,3 +206,106 @@ impl MountGuard {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(table: &MountTable) -> Vec<(String, String, i64)> {
+        let mut counts: Vec<_> = table
+            .iter()
+            .map(|row| (row.id.clone(), row.path.clone(), row.count))
+            .collect();
+        counts.sort();
+        counts
+    }
+
+    fn one(id: &str, path: &str, count: i64) -> (String, String, i64) {
+        (id.into(), path.into(), count)
+    }
+
+    #[test]
+    fn mounts_are_shared_by_all_handles() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("run/vfs-layers");
+        let (here, there) = (
+            MountPoints::open(&dir, None).unwrap(),
+            MountPoints::open(&dir, None).unwrap(),
+        );
+        assert!(here.read_blocking().unwrap().iter().next().is_none());
+        let mut guard = here.lock_blocking().unwrap();
+        for (id, path, count) in [
+            ("b", "/b", 2),
+            ("a", "/a", 1),
+            ("gone", "/g", 1),
+            ("none", "/n", 0),
+            ("x", "", 1),
+        ] {
+            guard.set(id, path, count);
+        }
+        guard.save(["a", "unmounted", "b", "b", "none"]).unwrap();
+        drop(guard);
+        let expected = r#"[{"id":"a","path":"/a","count":1},{"id":"b","path":"/b","count":2}]"#;
+        assert_eq!(
+            std::fs::read_to_string(dir.join("mountpoints.json")).unwrap(),
+            expected
+        );
+        for handle in [&here, &there] {
+            let table = handle.read_blocking().unwrap();
+            assert_eq!(counts(&table), [one("a", "/a", 1), one("b", "/b", 2)]);
+            assert_eq!(table.by_path("/b").unwrap().id, "b");
+            assert!(
+                Arc::ptr_eq(&table, &handle.read_blocking().unwrap()),
+                "unchanged: not loaded again"
+            );
+            assert!(Arc::ptr_eq(&table, &handle.try_read().unwrap().unwrap()));
+        }
+        let mut guard = there.lock_blocking().unwrap();
+        guard.set("b", "", 0);
+        guard.set("a", "/a", 3);
+        guard.save(["a", "b"]).unwrap();
+        drop(guard);
+        assert!(here.try_read().unwrap().is_none(), "changed: this needs the file");
+        assert_eq!(counts(&here.read_blocking().unwrap()), [one("a", "/a", 3)]);
+        let guard = there.lock_blocking().unwrap();
+        assert!(here.try_read().unwrap().is_none(), "locked: this needs waiting");
+        drop(guard);
+    }
+
+    #[test]
+    fn what_is_not_saved_or_cannot_be_saved_is_forgotten() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mounts = MountPoints::open(tmp.path(), None).unwrap();
+        let path = tmp.path().join("mountpoints.json");
+        std::fs::write(
+            &path,
+            r#"[{"id":"a","path":"/a","count":1,"new":1},{"id":"b","path":"","count":4},{"id":"c","path":"/c"}]"#,
+        )
+        .unwrap();
+        assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
+        let mut guard = mounts.lock_blocking().unwrap();
+        guard.set("a", "/a", 9);
+        drop(guard);
+        assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
+        let mut guard = mounts.lock_blocking().unwrap();
+        guard.set("a", "/a", 2);
+        guard.save(["a"]).unwrap();
+        drop(guard);
+        let expected = r#"[{"id":"a","path":"/a","count":2,"new":1}]"#;
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir_all(path.join("full")).unwrap();
+        let mut guard = mounts.lock_blocking().unwrap();
+        guard.set("a", "/a", 3);
+        assert_eq!(guard.save(["a"]).unwrap_err().kind(), ErrorKind::Io);
+        drop(guard);
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, "[").unwrap();
+        let error = mounts.read_blocking().unwrap_err();
+        assert_eq!(
+            (error.kind(), error.path()),
+            (ErrorKind::CorruptMetadata, Some(path.as_path()))
+        );
+    }
+}

@@ -40,13 +40,21 @@ fn time() -> impl Strategy<Value = Time> {
         (0u64..250_000_000_000, 0u32..1_000_000_000).prop_map(|(seconds, nanoseconds)| {
             (std::time::UNIX_EPOCH + std::time::Duration::new(seconds, nanoseconds)).into()
         }),
-        "20[0-9]{2}-1[0-2]-0[1-9]T1[0-9]:0[0-9]:0[0-9]\\.[0-9]{1,12}[+-]0[0-9]:30".prop_map(|t| t.parse().unwrap()),
+        "20[0-9]{2}-1[0-2]-0[1-9]T1[0-9]:0[0-9]:0[0-9]\\.[0-9]{1,12}[+-]0[0-9]:30"
+            .prop_map(|t| t.parse().unwrap()),
     ]
 }
 
 fn maps() -> impl Strategy<Value = Vec<IdMap>> {
     let one = (any::<i64>(), any::<i64>(), any::<i64>());
-    vec(one.prop_map(|(container_id, host_id, size)| IdMap { container_id, host_id, size }), 0..3)
+    vec(
+        one.prop_map(|(container_id, host_id, size)| IdMap {
+            container_id,
+            host_id,
+            size,
+        }),
+        0..3,
+    )
 }
 
 fn flags() -> impl Strategy<Value = BTreeMap<String, Value>> {
@@ -67,7 +75,11 @@ fn flags() -> impl Strategy<Value = BTreeMap<String, Value>> {
 
 /// Fields of other writers; the names must not be known ones.
 fn extra() -> impl Strategy<Value = BTreeMap<String, Value>> {
-    flags().prop_map(|map| map.into_iter().map(|(key, value)| (format!("x-{key}"), value)).collect())
+    flags().prop_map(|map| {
+        map.into_iter()
+            .map(|(key, value)| (format!("x-{key}"), value))
+            .collect()
+    })
 }
 
 prop_compose! {
@@ -115,7 +127,10 @@ prop_compose! {
 }
 
 fn comes_back<R: Record>(rows: &[R]) -> Result<(), TestCaseError> {
-    let texts: Vec<Bytes> = rows.iter().map(|row| json::to_bytes(row).unwrap().into()).collect();
+    let texts: Vec<Bytes> = rows
+        .iter()
+        .map(|row| json::to_bytes(row).unwrap().into())
+        .collect();
     let file = json::join(texts.iter());
     let plain: Value = serde_json::from_slice(&file).unwrap();
     prop_assert_eq!(plain, serde_json::to_value(rows).unwrap());
@@ -182,7 +197,10 @@ fn every_field_has_its_place() {
     let mount = r#"[{"id":"","path":"","count":0}]"#.to_string();
     fn rewritten<R: serde::de::DeserializeOwned + serde::Serialize>(text: &str) -> String {
         let rows = json::parse_array::<R>(&Bytes::from(text.to_owned())).unwrap();
-        let texts: Vec<Bytes> = rows.iter().map(|(row, _)| json::to_bytes(row).unwrap().into()).collect();
+        let texts: Vec<Bytes> = rows
+            .iter()
+            .map(|(row, _)| json::to_bytes(row).unwrap().into())
+            .collect();
         String::from_utf8(json::join(texts.iter())).unwrap()
     }
     assert_eq!(rewritten::<LayerRow>(&layer), layer);
@@ -192,5 +210,8 @@ fn every_field_has_its_place() {
     let zero = r#""created":"0001-01-01T00:00:00Z""#;
     assert_eq!(rewritten::<LayerRow>("[{}]"), format!(r#"[{{"id":"",{zero}}}]"#));
     assert_eq!(rewritten::<ImageRow>("[{}]"), format!(r#"[{{"id":"",{zero}}}]"#));
-    assert_eq!(rewritten::<ContainerRow>("[{}]"), format!(r#"[{{"id":"","image":"","layer":"",{zero}}}]"#));
+    assert_eq!(
+        rewritten::<ContainerRow>("[{}]"),
+        format!(r#"[{{"id":"","image":"","layer":"",{zero}}}]"#)
+    );
 }
