@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
-use crate::record::table::{NameOperation, Record};
+use crate::record::table::{NameOperation, Record, Table};
 use crate::record::{Location, ReadGuard, ReadOnlyRecords, Records, RecordsConfig, WriteGuard};
 
 fn config(dir: &Path) -> RecordsConfig {
@@ -44,7 +45,7 @@ fn row(id: &str) -> LayerRow {
     }
 }
 
-fn ids<R: Record>(table: &crate::record::table::Table<R>) -> Vec<String> {
+fn ids<R: Record>(table: &Table<R>) -> Vec<String> {
     table.rows().map(|row| row.id().to_owned()).collect()
 }
 
@@ -268,18 +269,36 @@ async fn no_insert_is_lost() {
     );
 }
 
-/// The other process of the next test; does nothing on its own.
+/// The other process of the next two tests; does nothing on its own.
 #[tokio::test]
-#[ignore = "is started by two_processes_see_each_other"]
+#[ignore = "is started by other tests"]
 async fn other_process() {
     let Some(dir) = std::env::var_os("GRAPHROOT_TEST_RECORDS_DIR") else {
         return;
     };
+    let count = std::env::var("GRAPHROOT_TEST_RECORDS_COUNT")
+        .unwrap()
+        .parse()
+        .unwrap();
     let records = open(Path::new(&dir));
     assert!(records.read().await.unwrap().get("parent-0").is_some());
-    for number in 0..30 {
+    for number in 0..count {
         insert(&records, &format!("child-{number}"), 0).await.unwrap();
     }
+}
+
+fn start_other_process(dir: &Path, count: u32) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "record::records_tests::other_process", "--ignored"])
+        .env("GRAPHROOT_TEST_RECORDS_DIR", dir)
+        .env("GRAPHROOT_TEST_RECORDS_COUNT", count.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn count(table: &Table<LayerRow>, who: &str) -> usize {
+    table.rows().filter(|row| row.id.starts_with(who)).count()
 }
 
 #[tokio::test]
@@ -287,19 +306,45 @@ async fn two_processes_see_each_other() {
     let tmp = tempfile::tempdir().unwrap();
     let records = open(tmp.path());
     insert(&records, "parent-0", 0).await.unwrap();
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "record::records_tests::other_process", "--ignored"])
-        .env("GRAPHROOT_TEST_RECORDS_DIR", tmp.path())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = start_other_process(tmp.path(), 30);
     for number in 1..30 {
         insert(&records, &format!("parent-{number}"), 0).await.unwrap();
     }
     assert!(child.wait().unwrap().success());
     let guard = records.read().await.unwrap();
-    let count = |who: &str| guard.rows().filter(|row| row.id.starts_with(who)).count();
-    assert_eq!((count("parent-"), count("child-")), (30, 30));
+    assert_eq!((count(&guard, "parent-"), count(&guard, "child-")), (30, 30));
+}
+
+#[tokio::test]
+async fn a_killed_writer_leaves_a_whole_store_and_no_lock() {
+    let tmp = tempfile::tempdir().unwrap();
+    let records = open(tmp.path());
+    insert(&records, "parent-0", 0).await.unwrap();
+    for round in 0..5 {
+        let mut child = start_other_process(tmp.path(), u32::MAX);
+        while count(&records.read().await.unwrap(), "child-") < 10 + round {
+            assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+            tokio::task::yield_now().await;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut guard = records.write().await.unwrap();
+        let rows = count(&guard, "child-");
+        assert!((0..rows).all(|number| guard.get(&format!("child-{number}")).is_some()));
+        assert_eq!(ids(&guard), ids(&open_file(&tmp.path().join("layers.json"))));
+        assert!(guard.remove_litter().unwrap() <= 1);
+        for number in 0..rows {
+            guard.table_mut().remove(&format!("child-{number}")).unwrap();
+        }
+        guard.save().unwrap();
+        drop(guard);
+        assert_eq!(names(tmp.path()), ["layers.json", "layers.lock"]);
+    }
+}
+
+fn open_file(path: &Path) -> Table<LayerRow> {
+    let rows = crate::record::json::parse_array(&fs::read(path).unwrap().into()).unwrap();
+    Table::load(vec![rows], false).unwrap()
 }
 
 #[tokio::test]
@@ -675,12 +720,8 @@ fn figures() {
         });
         drop(guard);
         let load = measure(5, || {
-            drop(
-                Records::<LayerRow>::open(config.clone())
-                    .unwrap()
-                    .read_blocking()
-                    .unwrap(),
-            )
+            let records = Records::<LayerRow>::open(config.clone()).unwrap();
+            assert_eq!(records.read_blocking().unwrap().len(), count);
         });
         let size = fs::metadata(tmp.path().join("layers.json")).unwrap().len();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -67,7 +67,7 @@ fn flags() -> impl Strategy<Value = BTreeMap<String, Value>> {
     let value = leaf.prop_recursive(3, 8, 3, |inner| {
         prop_oneof![
             vec(inner.clone(), 0..3).prop_map(Value::from),
-            btree_map(any::<String>(), inner, 0..3).prop_map(|map| Value::from_iter(map)),
+            btree_map(any::<String>(), inner, 0..3).prop_map(Value::from_iter),
         ]
     });
     btree_map(any::<String>(), value, 0..4)

@@ -99,7 +99,7 @@ impl From<SystemTime> for Time {
 }
 
 /// Splits `count` digits off the front.
-fn digits<'a>(text: &'a str, count: usize) -> Option<(u32, &'a str)> {
+fn digits(text: &str, count: usize) -> Option<(u32, &str)> {
     let (digits, rest) = text.split_at_checked(count)?;
     digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
     Some((digits.parse().ok()?, rest))
