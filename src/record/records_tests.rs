@@ -278,7 +278,7 @@ async fn other_process() {
     };
     let count = std::env::var("GRAPHROOT_TEST_RECORDS_COUNT")
         .unwrap()
-        .parse()
+        .parse::<u32>()
         .unwrap();
     let records = open(Path::new(&dir));
     assert!(records.read().await.unwrap().get("parent-0").is_some());
@@ -289,7 +289,7 @@ async fn other_process() {
 
 fn start_other_process(dir: &Path, count: u32) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "record::records_tests::other_process", "--ignored"])
+        .args(["--exact", "record::records_tests::other_process", "--ignored", "--nocapture"])
         .env("GRAPHROOT_TEST_RECORDS_DIR", dir)
         .env("GRAPHROOT_TEST_RECORDS_COUNT", count.to_string())
         .stdout(Stdio::null())
