@@ -250,6 +250,11 @@ impl<R: Record> Table<R> {
         rows.map(|row| row.id().to_owned()).collect()
     }
 
+    /// Whether some row describes something incomplete.
+    pub(crate) fn has_incomplete(&self) -> bool {
+        !self.index.incomplete.is_empty()
+    }
+
     /// Whether some location's file does not say what the table says.
     pub(crate) fn needs_save(&self) -> bool {
         self.dirty.contains(&true)

@@ -11,5 +11,9 @@ pub(crate) mod xattr;
 pub(crate) fn make_private_dir(path: &std::path::Path) -> crate::error::Result<()> {
     use crate::error::IoContext as _;
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("creating directory", path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .at("creating directory", path)
 }
