@@ -11,3 +11,6 @@ pub(crate) mod last_write;
 pub(crate) mod record_lock;
 pub(crate) mod staging_lock;
 pub(crate) mod temp_dir;
+
+#[cfg(test)]
+pub(crate) mod peer;
