@@ -48,7 +48,8 @@ use rustix::fs::fstat;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::{Exclusive, LockFile, LockMode, Shared, Token};
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{Exclusive, LockFile, LockMode, Shared};
 use crate::record::table::{Record, Table};
 use crate::sys::atomic::Mtime;
 

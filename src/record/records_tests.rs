@@ -289,7 +289,12 @@ async fn other_process() {
 
 fn start_other_process(dir: &Path, count: u32) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "record::records_tests::other_process", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "record::records_tests::other_process",
+            "--ignored",
+            "--nocapture",
+        ])
         .env("GRAPHROOT_TEST_RECORDS_DIR", dir)
         .env("GRAPHROOT_TEST_RECORDS_COUNT", count.to_string())
         .stdout(Stdio::null())
