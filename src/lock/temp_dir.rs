@@ -1,104 +1,86 @@
-//! Temporary directories whose lock tells whether their owner lives, in Go's layout.
+//! Temporary directories that survive no process: each has a lock file beside it that its owner holds.
 //!
 //! ```text
-//! <root>/lock-<n>        held locked by the owner; made and locked before the directory is
-//! <root>/temp-dir-<n>/
-//!     <i>-<basename>     something that was renamed here to be deleted
-//!     <i>-addition       something that is being made here to be renamed away
+//! <root>/                  0700
+//!   lock-<n>               0600  held by the owner; n is a random number
+//!   temp-dir-<n>/          0700
+//!     <k>-<basename>             moved here to be deleted
+//!     <k>-addition               being built, to be renamed to its place
 //! ```
 //!
-//! A directory whose lock can be taken has lost its owner: whoever notices ([`recover`]) removes it. The names and
-//! the kind of lock are those of the Go library, so either side cleans up after the other.
+//! The lock exists and is held before the directory is made, and is unlinked after the directory is gone. Whatever a
+//! killed process leaves has an unlocked lock file, or none, and [`recover`] of any later process removes it; names
+//! and order are those of the Go library, so either side cleans up after the other.
+//!
+//! Two races come from unlinking lock files. Our side of both is closed by looking, after locking, whether the file
+//! still has its name ([`StagingLock`]). Go does not look: so [`recover`] keeps the lock files that it has unlinked
+//! locked until its end, and a Go process that has just created one fails to lock it and takes another name, instead
+//! of using a directory that nobody sees as locked.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::sys::ofd::{self, Kind};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::lock::staging_lock::StagingLock;
+use crate::sys::tree;
 
-/// How many names are tried before giving up.
-const MAX_NAMES: usize = 1000;
+const DIR_PREFIX: &str = "temp-dir-";
+const LOCK_PREFIX: &str = "lock-";
 
-/// A locked file that vanishes with its owner's work.
+/// Names tried before giving up.
+const MAX_TRIES: usize = 1000;
+
+/// A locked temporary directory `temp-dir-N` with its `lock-N` beside it, in Go's layout. Dropped: both are removed,
+/// which may block for long.
 #[derive(Debug)]
-struct OwnedLock {
-    path: PathBuf,
-    file: File,
-}
-
-impl OwnedLock {
-    /// Locks the file at `path`, creating it if missing; `None` if somebody else has it locked or removed it
-    /// meanwhile.
-    fn try_acquire(path: PathBuf) -> Result<Option<Self>> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).at("opening", &path)?);
-        if !ofd::try_lock(file.as_fd(), Kind::Exclusive).at("locking", &path)? {
-            return Ok(None);
-        }
-        // A recovering process removes lock files while it holds them: ours may be such a file, gone from its name.
-        let open = file.metadata().at("looking at", &path)?;
-        match std::fs::symlink_metadata(&path) {
-            Ok(named) if (named.dev(), named.ino()) == (open.dev(), open.ino()) => Ok(Some(Self { path, file })),
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).at("looking at", &path),
-        }
-    }
-
-    /// Removes the file while it is locked, then lets go.
-    fn remove(self) -> Result<()> {
-        let removed = std::fs::remove_file(&self.path);
-        drop(self.file);
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at("removing", &self.path),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// A locked temporary directory. Dropped, it is removed with everything in it.
-#[derive(Debug)]
+#[must_use = "the directory is removed when this is dropped"]
 pub(crate) struct TempDir {
     path: PathBuf,
-    counter: u32,
     /// `None` once removed.
-    lock: Option<OwnedLock>,
+    lock: Option<StagingLock>,
+    /// Shared by deletions and additions, so that no name comes twice.
+    counter: u64,
 }
 
 impl TempDir {
     /// Makes a new one below `root` (which is created, 0700, where missing). Blocking.
     pub(crate) fn create(root: &Path) -> Result<Self> {
-        for attempt in 0..MAX_NAMES {
-            let mut random = [0; 4];
-            getrandom::fill(&mut random)
-                .map_err(|error| Error::io("drawing a random name", std::io::Error::from(error)))?;
-            let number = u32::from_ne_bytes(random);
-            let lock_path = root.join(format!("lock-{number}"));
-            let lock = match OwnedLock::try_acquire(lock_path) {
-                Err(error) if attempt == 0 && error.io_kind() == Some(std::io::ErrorKind::NotFound) => {
-                    crate::sys::make_private_dir(root)?;
-                    continue;
-                }
-                lock => lock?,
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .at("creating", root)?;
+        for _ in 0..MAX_TRIES {
+            let suffix = random_suffix()?;
+            let Some(lock) = StagingLock::try_create(&member(root, LOCK_PREFIX, suffix.as_bytes()))? else {
+                continue;
             };
-            let Some(lock) = lock else { continue };
-            let path = root.join(format!("temp-dir-{number}"));
+            let path = member(root, DIR_PREFIX, suffix.as_bytes());
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self { path, counter: 0, lock: Some(lock) }),
-                // Left by somebody whose lock file is gone; it is not ours to use.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => lock.remove()?,
+                Ok(()) => {
+                    return Ok(Self {
+                        path,
+                        lock: Some(lock),
+                        counter: 0,
+                    });
+                }
                 Err(error) => {
+                    // An old directory without a lock file is left to `recover`.
                     lock.remove()?;
-                    return Err(error).at("creating directory", path);
+                    if error.kind() != std::io::ErrorKind::AlreadyExists {
+                        return Err(error).at("creating temporary directory", &path);
+                    }
                 }
             }
         }
-        Err(Error::io_at("finding a free name in", root, std::io::Error::from(std::io::ErrorKind::AlreadyExists)))
+        Err(ErrorKind::Io
+            .err("no free name for a temporary directory in")
+            .at(root))
     }
 
     /// The directory.
@@ -106,136 +88,115 @@ impl TempDir {
         &self.path
     }
 
-    fn next(&mut self) -> u32 {
-        let number = self.counter;
+    fn next(&mut self, name: &OsStr) -> PathBuf {
+        let mut file = OsString::from(format!("{}-", self.counter));
+        file.push(name);
         self.counter += 1;
-        number
+        self.path.join(file)
     }
 
-    /// A fresh path inside; the caller creates something there and renames it out.
+    /// A fresh path `<counter>-addition` inside; the caller creates something there and renames it out.
     pub(crate) fn addition(&mut self) -> PathBuf {
-        let number = self.next();
-        self.path.join(format!("{number}-addition"))
+        self.next(OsStr::new("addition"))
     }
 
-    /// Renames `path` into this directory; `false` if there was nothing.
+    /// Renames `path` into this directory as `<counter>-<basename>`; `false` if there was nothing.
     pub(crate) fn stage_deletion(&mut self, path: &Path) -> Result<bool> {
         let Some(name) = path.file_name() else {
-            return Err(ErrorKind::UnsafePath.err("moving away a path without a name").at(path));
+            return Err(ErrorKind::InvalidInput
+                .err("no name to move to a temporary directory in")
+                .at(path));
         };
-        let number = self.next();
-        let mut target = std::ffi::OsString::from(format!("{number}-"));
-        target.push(name);
-        match std::fs::rename(path, self.path.join(target)) {
+        let target = self.next(name);
+        match rustix::fs::rename(path, &target) {
             Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error).at("moving away", path),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error).at("moving to a temporary directory", path),
         }
     }
 
     /// Removes the directory and the lock file now and reports failures (drop only logs them).
     pub(crate) fn remove(mut self) -> Result<()> {
-        self.remove_once()
+        self.clean_up()
     }
 
-    fn remove_once(&mut self) -> Result<()> {
-        let Some(lock) = self.lock.take() else { return Ok(()) };
-        // After a failure the lock is let go, not removed: the next recovery tries again.
-        crate::sys::tree::remove_tree(&self.path).at("removing", &self.path)?;
+    /// If the directory cannot be removed the lock file stays, unlocked, for the next recovery.
+    fn clean_up(&mut self) -> Result<()> {
+        let Some(lock) = self.lock.take() else {
+            return Ok(());
+        };
+        tree::remove_tree(&self.path).at("removing temporary directory", &self.path)?;
         lock.remove()
     }
 }
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        if let Err(error) = self.remove_once() {
-            tracing::warn!(error = %error.chain(), "cannot remove a temporary directory yet");
+        if let Err(error) = self.clean_up() {
+            tracing::warn!("{}; a later recovery will remove it", error.chain());
         }
     }
 }
 
 /// Removes what killed processes left below `root`. Blocking; a missing root is fine.
+///
+/// Directories in use, by this process or another, are not touched. One that cannot be removed does not stop the
+/// others; the first failure is returned.
 pub(crate) fn recover(root: &Path) -> Result<()> {
+    let mut suffixes = BTreeSet::new();
     let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.at("listing", root)?,
+        Err(error) => return Err(error).at("listing", root),
     };
-    let mut numbers = HashSet::new();
     for entry in entries {
-        let name = entry.at("listing", root)?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if let Some(number) = name.strip_prefix("temp-dir-").or_else(|| name.strip_prefix("lock-")) {
-            numbers.insert(number.to_owned());
+        let name = entry.at("listing", root)?.file_name().into_vec();
+        let suffix = [DIR_PREFIX, LOCK_PREFIX]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix.as_bytes()));
+        if let Some(suffix) = suffix {
+            suffixes.insert(suffix.to_vec());
         }
     }
-    for number in numbers {
-        // Taken: its owner lives.
-        let Some(lock) = OwnedLock::try_acquire(root.join(format!("lock-{number}")))? else { continue };
-        let path = root.join(format!("temp-dir-{number}"));
-        tracing::debug!(path = %path.display(), "removing what a process left behind");
-        crate::sys::tree::remove_tree(&path).at("removing", &path)?;
-        lock.remove()?;
+    let mut unlinked = Vec::new();
+    let mut first_failure: Option<Error> = None;
+    for suffix in suffixes {
+        match recover_one(root, &suffix) {
+            Ok(lock) => unlinked.extend(lock),
+            Err(error) if first_failure.is_none() => first_failure = Some(error),
+            Err(error) => tracing::warn!("{}", error.chain()),
+        }
     }
-    Ok(())
+    drop(unlinked);
+    first_failure.map_or(Ok(()), Err)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The unlinked lock if there was something to recover, `None` if it is in use.
+fn recover_one(root: &Path, suffix: &[u8]) -> Result<Option<StagingLock>> {
+    let Some(lock) = StagingLock::try_acquire(&member(root, LOCK_PREFIX, suffix))? else {
+        return Ok(None);
+    };
+    let dir = member(root, DIR_PREFIX, suffix);
+    tree::remove_tree(&dir)
+        .at("removing", &dir)
+        .context(|| "recovering a temporary directory of a killed process".to_owned())?;
+    lock.unlink()?;
+    tracing::debug!("recovered {}", dir.display());
+    Ok(Some(lock))
+}
 
-    fn names(root: &Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            std::fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
+fn member(root: &Path, prefix: &str, suffix: &[u8]) -> PathBuf {
+    let mut name = OsString::from(prefix);
+    name.push(OsStr::from_bytes(suffix));
+    root.join(name)
+}
 
-    #[test]
-    fn live_directories_stay_and_dead_ones_go() {
-        let tmp = tempfile::tempdir().unwrap();
-        let root = tmp.path().join("a/tempdirs");
-        recover(&root).unwrap();
-        let mut live = TempDir::create(&root).unwrap();
-        let addition = live.addition();
-        assert!(addition.ends_with("0-addition"));
-        std::fs::write(&addition, "x").unwrap();
-        let victim = tmp.path().join("victim");
-        std::fs::write(&victim, "y").unwrap();
-        assert!(live.stage_deletion(&victim).unwrap());
-        assert!(!live.stage_deletion(&victim).unwrap());
-        // A dead one, one that lost its lock file, and a lock without a directory.
-        std::fs::create_dir_all(root.join("temp-dir-7/0-addition")).unwrap();
-        std::fs::write(root.join("lock-7"), "").unwrap();
-        std::fs::create_dir(root.join("temp-dir-8")).unwrap();
-        std::fs::write(root.join("lock-9"), "").unwrap();
-        recover(&root).unwrap();
-        assert_eq!(names(&root).len(), 2, "{:?}", names(&root));
-        assert_eq!(names(live.path()), ["0-addition", "1-victim"]);
-        live.remove().unwrap();
-        assert!(names(&root).is_empty());
-    }
-
-    #[test]
-    fn a_lock_of_another_process_is_respected() {
-        let tmp = tempfile::tempdir().unwrap();
-        let root = tmp.path();
-        std::fs::create_dir(root.join("temp-dir-5")).unwrap();
-        let script = "import fcntl,sys\nf=open(sys.argv[1],'w')\nfcntl.lockf(f,fcntl.LOCK_EX)\nprint('held',flush=True)\nsys.stdin.read()";
-        let mut child = std::process::Command::new("python3")
-            .args(["-c", script])
-            .arg(root.join("lock-5"))
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
-        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
-        recover(root).unwrap();
-        assert!(root.join("temp-dir-5").exists());
-        drop(child.stdin.take());
-        child.wait().unwrap();
-        recover(root).unwrap();
-        assert!(names(root).is_empty());
-    }
+fn random_suffix() -> Result<String> {
+    let number = getrandom::u32().map_err(|error| {
+        Error::io(
+            "drawing a random name for a temporary directory",
+            std::io::Error::other(error),
+        )
+    })?;
+    Ok(number.to_string())
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{IoContext as _, Result};
-use crate::lock::{Exclusive, Shared, Token};
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{Exclusive, Shared};
 use crate::record::table::{Record, Table};
 use crate::record::{Core, Held, Snapshot};
 use crate::sys::atomic::{self, Mtime};
@@ -76,7 +77,7 @@ impl<R: Record> WriteGuard<R> {
         drop(core.cached().take());
         let (table, token, mtimes) = match Arc::try_unwrap(snapshot) {
             Ok(snapshot) => (snapshot.table, snapshot.token, snapshot.mtimes),
-            Err(shared) => (shared.table.clone(), shared.token.clone(), shared.mtimes.clone()),
+            Err(shared) => (shared.table.clone(), shared.token, shared.mtimes.clone()),
         };
         Self {
             clean: table.changes(),

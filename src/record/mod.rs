@@ -48,7 +48,8 @@ use rustix::fs::fstat;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::{Exclusive, LockFile, LockMode, Shared, Token};
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{Exclusive, LockFile, LockMode, Shared};
 use crate::record::table::{Record, Table};
 use crate::sys::atomic::Mtime;
 
@@ -182,7 +183,11 @@ impl<R: Record> Records<R> {
         let deadline = Deadline::new(core.lock_timeout);
         let mut held = Held::new();
         for lock in &core.locks {
-            held.push(lock.exclusive(deadline.left()).await?);
+            // Without waiting first: an uncontended lock costs no timer and no turn of the scheduler.
+            held.push(match lock.try_exclusive()? {
+                Some(lock) => lock,
+                None => lock.exclusive(deadline.left()).await?,
+            });
         }
         let token = token_of(held.first.as_ref())?;
         if let Some(snapshot) = core.fresh(&token)? {
@@ -270,7 +275,10 @@ impl<R: Record> Core<R> {
         let deadline = Deadline::new(self.lock_timeout);
         let mut held = Held::<Shared>::new();
         for lock in &self.locks {
-            held.push(lock.shared(deadline.left()).await?);
+            held.push(match lock.try_shared()? {
+                Some(lock) => lock,
+                None => lock.shared(deadline.left()).await?,
+            });
         }
         let token = token_of(held.first.as_ref())?;
         if let Some(snapshot) = self.fresh(&token)? {

@@ -21,7 +21,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::{Exclusive, LockFile, LockMode, Token};
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
 use crate::record::json::{self, row};
 use crate::record::read_rows;
 use crate::sys::atomic;
@@ -134,7 +135,7 @@ impl Core {
         }
         // The file is small; loading it with the cache locked lets others wait for the result.
         let table = Arc::new(MountTable::load(read_rows(&self.path)?.0));
-        *cache = Some((token.clone(), Arc::clone(&table)));
+        *cache = Some((*token, Arc::clone(&table)));
         Ok(table)
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
@@ -197,23 +197,36 @@ async fn waiting_ends_with_the_time_out() {
     hurried.write().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_dropped_call_leaves_no_lock() {
+#[test]
+fn a_dropped_call_leaves_no_lock() {
     let tmp = tempfile::tempdir().unwrap();
     let records = open(tmp.path());
-    // The first read is stale, so it is dropped while it loads.
-    let mut reading = Box::pin(records.read());
-    assert!(futures::poll!(&mut reading).is_pending());
-    drop(reading);
-    let mut writing = Box::pin(records.write());
-    let _progress = futures::poll!(&mut writing);
-    drop(writing);
-    let guard = records.read().await.unwrap();
-    let mut writing = Box::pin(records.write());
-    assert!(futures::poll!(&mut writing).is_pending());
-    drop(writing);
-    drop(guard);
-    drop(records.write().await.unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        // Both calls have to load; they are dropped while the only blocking thread is busy with something else.
+        for write in [false, true] {
+            let (release, busy) = mpsc::channel::<()>();
+            bridge::detach(move || {
+                let _closed = busy.recv();
+            });
+            if write {
+                assert!(Box::pin(records.write()).now_or_never().is_none());
+            } else {
+                assert!(Box::pin(records.read()).now_or_never().is_none());
+            }
+            drop(release);
+            insert(&open(tmp.path()), &format!("{write}"), 0).await.unwrap();
+        }
+        // Dropped while it waits for the lock.
+        let guard = records.read().await.unwrap();
+        assert!(Box::pin(records.write()).now_or_never().is_none());
+        drop(guard);
+        assert_eq!(ids(&records.write().await.unwrap()), ["false", "true"]);
+    });
 }
 
 #[tokio::test]
@@ -221,7 +234,8 @@ async fn a_fresh_read_does_not_leave_its_thread() {
     let tmp = tempfile::tempdir().unwrap();
     let records = open(tmp.path());
     insert(&records, "a", 0).await.unwrap();
-    for _ in 0..3 {
+    // More often than a task may poll before it has to yield.
+    for _ in 0..500 {
         let guard = records.read().now_or_never().expect("ready at once").unwrap();
         assert!(guard.get("a").is_some());
         drop(guard);
