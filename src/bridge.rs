@@ -48,7 +48,6 @@ where
     F: FnOnce() + Send + 'static,
 {
     match tokio::runtime::Handle::try_current() {
-        #[expect(clippy::disallowed_methods, reason = "this is the one door")]
         Ok(runtime) => drop(runtime.spawn_blocking(step)),
         Err(_no_runtime) => step(),
     }

@@ -7,6 +7,12 @@
 //! Unless a method says otherwise the caller holds the layer store's lock, exclusively for everything that changes
 //! something. Layer IDs have been checked by [`check_id`].
 
+pub(crate) mod choice;
+pub(crate) mod chown;
+pub(crate) mod copy;
+pub(crate) mod options;
+pub(crate) mod vfs;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -110,6 +116,10 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Whether owners can be mapped at mount time with these maps.
     fn supports_shifting(&self, mappings: &IdMappings) -> bool;
+
+    /// Whether content can be staged without the parent that it will be committed on: [`Driver::stage`] then needs
+    /// only some layer, or none, and [`Driver::commit_staged`] may name another parent.
+    fn stages_apart(&self) -> bool;
 
     /// Starts content for a layer that will be created on `parent`. Takes no store lock and needs none.
     ///
