@@ -117,7 +117,13 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged>;
 
     /// Creates the layer from staged content, by renames. On failure nothing of the layer is left.
-    fn commit_staged(&self, id: &str, parent: Option<&str>, options: &CreateOptions, staged: Staged) -> Result<()>;
+    fn commit_staged(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        staged: Staged,
+    ) -> Result<()>;
 
     /// Makes the layer unusable now; what has to be deleted moves to the returned directory, which is removed when
     /// dropped: drop it after the locks are released. A layer that does not exist is not an error.
@@ -178,11 +184,18 @@ pub(crate) struct TreeMount {
 
 /// Mounts a layer read-only to look at its tree.
 pub(crate) fn mount_tree(driver: &Arc<dyn Driver>, id: &str) -> Result<TreeMount> {
-    let options = MountOptions { options: vec!["ro".into()], ..MountOptions::default() };
+    let options = MountOptions {
+        options: vec!["ro".into()],
+        ..MountOptions::default()
+    };
     let path = driver.get(id, &options)?;
     let opened = crate::sys::at::open_dir(&path);
     match opened {
-        Ok(dir) => Ok(TreeMount { driver: Arc::clone(driver), id: id.into(), dir }),
+        Ok(dir) => Ok(TreeMount {
+            driver: Arc::clone(driver),
+            id: id.into(),
+            dir,
+        }),
         Err(error) => {
             if let Err(error) = driver.put(id) {
                 tracing::warn!(layer = id, error = %error.chain(), "cannot unmount");
