@@ -8,6 +8,7 @@ mod containers;
 mod delete;
 mod diff;
 mod errors;
+mod futures;
 mod images;
 mod layers;
 mod mount;
