@@ -58,7 +58,7 @@ pub(crate) fn fset(file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()
 }
 
 /// The attribute names of an open (not `O_PATH`) file, each with a zero byte at its end; empty where there are none.
-pub(crate) fn flist(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
+pub(crate) fn flist_raw(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut probe: [u8; 0] = [];
     let listed = optional(grow(
         |buffer| rustix::fs::flistxattr(file, buffer),
