@@ -18,6 +18,13 @@ fn root_or_skip(what: &str) -> bool {
     root
 }
 
+/// Where there is a file system in memory: these trees are large.
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_none| tempfile::tempdir())
+        .unwrap()
+}
+
 fn open(path: &Path) -> OwnedFd {
     rustix::fs::open(
         path,
@@ -50,7 +57,7 @@ fn make_wide(top: &Path) {
 
 #[test]
 fn everything_goes_and_what_links_point_to_stays() {
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let outside = tmp.path().join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("file"), "kept").unwrap();
@@ -88,7 +95,7 @@ fn everything_goes_and_what_links_point_to_stays() {
 
 #[test]
 fn contents_go_and_the_directory_stays() {
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let inode = fs::metadata(tmp.path()).unwrap().ino();
     make_wide(&tmp.path().join("tree"));
     fs::write(tmp.path().join("file"), "").unwrap();
@@ -100,7 +107,7 @@ fn contents_go_and_the_directory_stays() {
 
 #[test]
 fn depth_costs_no_stack() {
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let tree = tmp.path().join("tree");
     make_deep(&tree, 10_000);
     let walk = || {
@@ -122,7 +129,7 @@ fn depth_costs_no_stack() {
 
 #[test]
 fn depth_costs_no_open_files_and_a_moved_directory_is_noticed() {
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let tree = tmp.path().join("tree");
     make_deep(&tree, 100);
     let enter_all = || {
@@ -158,7 +165,7 @@ fn depth_costs_no_open_files_and_a_moved_directory_is_noticed() {
 
 #[test]
 fn more_subdirectories_than_are_remembered() {
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let tree = tmp.path().join("tree");
     let count = 2 * MAX_PENDING / 240;
     for n in 0..count {
@@ -173,7 +180,7 @@ fn more_subdirectories_than_are_remembered() {
 
 #[test]
 fn usage_counts_each_inode_once_and_no_directory_sizes() {
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let tree = tmp.path().join("tree");
     make_wide(&tree);
     fs::hard_link(tree.join("directory 1/file 1"), tree.join("directory 2/again")).unwrap();
@@ -215,7 +222,7 @@ fn missing_permissions_are_added_where_they_can_be() {
     if !root_or_skip("changing the user") {
         return;
     }
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let user = Some(65_534);
     let chmod = |path: &Path, mode| rustix::fs::chmod(path, Mode::from_raw_mode(mode)).unwrap();
     std::os::unix::fs::chown(tmp.path(), user, None).unwrap();
@@ -305,7 +312,7 @@ fn mounts_inside_are_detached_and_their_content_stays() {
     if !root_or_skip("mounting") {
         return;
     }
-    let tmp = tempfile::tempdir().unwrap();
+    let tmp = in_memory();
     let outside = tmp.path().join("outside");
     fs::create_dir_all(outside.join("inner")).unwrap();
     fs::write(outside.join("file"), "kept").unwrap();
