@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const MAX_BUSY: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Whether the directory at `path` (links followed) is where something is mounted.
-pub(crate) fn is_mount_point(path: &Path) -> Result<bool> {
+pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
     // The way up crosses from the mount to the one below exactly at a mount point.
@@ -31,25 +31,24 @@ pub(crate) fn is_mount_point(path: &Path) -> Result<bool> {
         Ok(_parent) => Ok(false),
         Err(Errno::XDEV) => Ok(true),
         Err(Errno::NOSYS | Errno::PERM) => {
-            use std::os::fd::AsFd as _;
             let parent = rustix::fs::openat(&dir, c"..", flags, Mode::empty())?;
             Ok(mount_id(dir.as_fd())? != mount_id(parent.as_fd())?)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Makes `path` a mount point of its own, onto itself, where it is none yet, and keeps mounts below it out of other
 /// mount namespaces.
-pub(crate) fn make_private(path: &Path) -> Result<()> {
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     if !is_mount_point(path)? {
         mount_bind(path, path)?;
     }
-    mount_change(path, MountPropagationFlags::PRIVATE)
+    Ok(mount_change(path, MountPropagationFlags::PRIVATE)?)
 }
 
 /// Detaches the topmost mount at `path`; nothing mounted there, or no such path, is fine.
-pub(crate) fn unmount(path: &Path) -> Result<()> {
+pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
     let mut busy = 0;
     loop {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -58,7 +57,7 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
                 std::thread::sleep(BUSY_PAUSE);
             }
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            result => return result,
+            result => return Ok(result?),
         }
     }
 }
@@ -179,7 +178,6 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let before = std::env::current_dir().unwrap();
         let dir = crate::sys::at::open_dir(tmp.path()).unwrap();
-        use std::os::fd::AsFd as _;
         let inside = in_directory(dir.as_fd(), || std::env::current_dir().unwrap()).unwrap();
         assert_eq!(inside, tmp.path());
         assert_eq!(std::env::current_dir().unwrap(), before);
@@ -193,8 +191,8 @@ mod tests {
         let link = tmp.path().join("link");
         std::os::unix::fs::symlink("/proc", &link).unwrap();
         assert!(is_mount_point(&link).unwrap(), "links are followed");
-        assert_eq!(is_mount_point(&tmp.path().join("missing")).unwrap_err(), Errno::NOENT);
-        unmount(tmp.path()).unwrap();
-        unmount(&tmp.path().join("missing")).unwrap();
+        assert_eq!(is_mount_point(&tmp.path().join("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        unmount_lazily(tmp.path()).unwrap();
+        unmount_lazily(&tmp.path().join("missing")).unwrap();
     }
 }

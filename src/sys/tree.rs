@@ -247,8 +247,13 @@ impl DirStack {
 
     /// Goes one level up; at the top nothing happens.
     pub(crate) fn leave(&mut self) -> Result<()> {
+        self.leave_open().map(drop)
+    }
+
+    /// Goes one level up and hands over the directory that was left; at the top nothing happens.
+    pub(crate) fn leave_open(&mut self) -> Result<Option<OwnedFd>> {
         let [.., above, Level::Open(current)] = self.levels.as_mut_slice() else {
-            return Ok(());
+            return Ok(None);
         };
         if let Level::Closed(expected) = above {
             let dir = rustix::fs::openat(&*current, c"..", DIR_FLAGS, Mode::empty())?;
@@ -258,9 +263,28 @@ impl DirStack {
             }
             *above = Level::Open(dir);
         }
-        drop(self.levels.pop());
-        Ok(())
+        match self.levels.pop() {
+            Some(Level::Open(left)) => Ok(Some(left)),
+            Some(Level::Closed(_)) | None => Ok(None),
+        }
     }
+}
+
+/// Opens the directory at `path` below `root`; `path` may be longer than one call takes, and must have been met on a
+/// walk: it has no links in it.
+pub(crate) fn open_dir_below(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
+    let mut dir = rustix::fs::openat(root, c".", DIR_FLAGS, Mode::empty())?;
+    let mut rest = path;
+    while !rest.is_empty() {
+        let end = match rest.get(..MAX_SHOWN / 2) {
+            None => rest.len(),
+            Some(head) => head.iter().rposition(|byte| *byte == b'/').ok_or(Errno::NAMETOOLONG)?,
+        };
+        let (head, tail) = rest.split_at(end);
+        dir = crate::sys::at::open_in_root(dir.as_fd(), head, DIR_FLAGS, Mode::empty())?;
+        rest = tail.strip_prefix(b"/").unwrap_or(tail);
+    }
+    Ok(dir)
 }
 
 /// A removal under way.
