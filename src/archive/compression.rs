@@ -15,9 +15,9 @@ use std::task::{Context, Poll, ready};
 use async_compression::tokio::bufread::{
     BzDecoder, GzipDecoder, GzipEncoder, XzDecoder, ZstdDecoder, ZstdEncoder,
 };
-use sha2::Digest as _;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, BufReader, ReadBuf};
 
+use crate::digest::Hasher;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many bytes are looked at to tell the compression.
@@ -117,7 +117,7 @@ pub(crate) struct Sent<R> {
     start: usize,
     end: usize,
     count: u64,
-    hasher: Option<sha2::Sha256>,
+    hashers: Vec<Hasher>,
 }
 
 impl<R: AsyncRead + Unpin> Sent<R> {
@@ -129,7 +129,7 @@ impl<R: AsyncRead + Unpin> Sent<R> {
             start: 0,
             end: 0,
             count: 0,
-            hasher: None,
+            hashers: Vec::new(),
         }
     }
 
@@ -148,10 +148,11 @@ impl<R: AsyncRead + Unpin> Sent<R> {
     }
 
     /// Hashes everything from the start on; to be called before anything is consumed.
-    pub(crate) fn start_hashing(&mut self) {
-        let mut hasher = sha2::Sha256::new();
-        hasher.update(self.buffered());
-        self.hasher = Some(hasher);
+    pub(crate) fn hash(&mut self, mut hashers: Vec<Hasher>) {
+        for hasher in &mut hashers {
+            hasher.update(self.buffered());
+        }
+        self.hashers = hashers;
     }
 
     /// Bytes received.
@@ -159,20 +160,13 @@ impl<R: AsyncRead + Unpin> Sent<R> {
         self.count
     }
 
-    /// The hash of everything received, if it was asked for.
-    pub(crate) fn into_hasher(self) -> Option<sha2::Sha256> {
-        self.hasher
+    /// The hashes of everything received that were asked for.
+    pub(crate) fn into_hashers(self) -> Vec<Hasher> {
+        self.hashers
     }
 
     fn buffered(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
-    }
-
-    fn account(&mut self, from: usize, to: usize) {
-        self.count += to.saturating_sub(from) as u64;
-        if let (Some(hasher), Some(bytes)) = (&mut self.hasher, self.buffer.get(from..to)) {
-            hasher.update(bytes);
-        }
     }
 }
 
@@ -188,7 +182,10 @@ impl<R: AsyncRead + Unpin> AsyncBufRead for Sent<R> {
             let mut room = ReadBuf::new(&mut this.buffer);
             ready!(Pin::new(&mut this.inner).poll_read(cx, &mut room)).map_err(source_failed)?;
             (this.start, this.end) = (0, room.filled().len());
-            this.account(0, this.end);
+            this.count += this.end as u64;
+            for hasher in &mut this.hashers {
+                hasher.update(this.buffer.get(..this.end).unwrap_or_default());
+            }
         }
         Poll::Ready(Ok(this.buffered()))
     }
@@ -208,7 +205,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Sent<R> {
             ready!(Pin::new(&mut this.inner).poll_read(cx, out)).map_err(source_failed)?;
             let received = out.filled().get(before..).unwrap_or_default();
             this.count += received.len() as u64;
-            if let Some(hasher) = &mut this.hasher {
+            for hasher in &mut this.hashers {
                 hasher.update(received);
             }
             return Poll::Ready(Ok(()));
@@ -416,7 +413,7 @@ mod tests {
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
             self.1 += 1;
-            if self.1 % 2 == 0 {
+            if self.1.is_multiple_of(2) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -521,7 +518,7 @@ mod tests {
                 // Where a member ends, so may the stream.
                 match decoded(&bytes[..cut]).await {
                     Ok((kind, data, _)) => {
-                        assert!(kind == Compression::None || data == b"one", "{compression}")
+                        assert!(kind == Compression::None || data == b"one", "{compression}");
                     }
                     Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidArchive),
                 }
