@@ -81,7 +81,11 @@ fn every_difference_counts_and_nothing_else_does() {
             false,
         ),
         ("attribute", |new| new.xattr("d/f", "user.x", b"2").done(), true),
-        ("new attribute", |new| new.xattr("d/f", "user.y", b"").done(), true),
+        (
+            "new attribute",
+            |new| new.xattr("d/f", "user.y", b"").done(),
+            true,
+        ),
         (
             "capability",
             |new| {
@@ -89,7 +93,8 @@ fn every_difference_counts_and_nothing_else_does() {
                     "d/f",
                     "security.capability",
                     &[1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-                ).done()
+                )
+                .done()
             },
             true,
         ),
@@ -119,7 +124,8 @@ fn every_difference_counts_and_nothing_else_does() {
             |new| {
                 std::fs::remove_file(new.at("d/n")).unwrap();
                 new.node("d/n", FileType::CharacterDevice, (1, 5))
-                        .mtime("d/n", 1_500_000_000, 123),.done();
+                    .mtime("d/n", 1_500_000_000, 123)
+                    .done();
             },
             true,
         ),

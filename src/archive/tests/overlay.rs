@@ -248,33 +248,51 @@ fn a_mark_is_written_only_where_it_hides_something() {
         ("a file below", |_, bottom| bottom.file("p/d", "").done(), true),
         (
             "deleted in between",
-            |top, bottom| {top.whiteout("p/d"); bottom.dir("p/d");},
+            |top, bottom| {
+                top.whiteout("p/d");
+                bottom.dir("p/d");
+            },
             false,
         ),
         (
             "parent deleted in between",
-            |top, bottom| {top.whiteout("p"); bottom.dir("p/d");},
+            |top, bottom| {
+                top.whiteout("p");
+                bottom.dir("p/d");
+            },
             false,
         ),
         (
             "parent made anew in between",
-            |top, bottom| {top.opaque("p"); bottom.dir("p/d");},
+            |top, bottom| {
+                top.opaque("p");
+                bottom.dir("p/d");
+            },
             false,
         ),
         (
             "made anew below",
-            |top, bottom| {top.opaque("p/d"); bottom.dir("p/d");},
+            |top, bottom| {
+                top.opaque("p/d");
+                bottom.dir("p/d");
+            },
             true,
         ),
         (
             "parent is a file in between",
-            |top, bottom| {top.file("p", ""); bottom.dir("p/d");},
+            |top, bottom| {
+                top.file("p", "");
+                bottom.dir("p/d");
+            },
             false,
         ),
         (
             "parent is a link in between",
             |top, bottom| {
-                {top.dir("q/d").symlink("p", "q"); bottom.dir("p/d");};
+                {
+                    top.dir("q/d").symlink("p", "q");
+                    bottom.dir("p/d");
+                };
             },
             false,
         ),

@@ -262,7 +262,9 @@ fn measure_replay() {
     };
     let mut builder = TarBuilder::new();
     for index in 0..count {
-        let content: Vec<u8> = (0..size).map(|byte: usize| ((byte * 31 + index) % 251).to_le_bytes()[0]).collect();
+        let content: Vec<u8> = (0..size)
+            .map(|byte: usize| ((byte * 31 + index) % 251).to_le_bytes()[0])
+            .collect();
         if index % 20 == 0 {
             builder = builder.add(Item::dir(format!("usr/share/package{}", index / 20)));
         }
