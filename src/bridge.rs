@@ -48,7 +48,6 @@ where
     F: FnOnce() + Send + 'static,
 {
     match tokio::runtime::Handle::try_current() {
-        #[expect(clippy::disallowed_methods, reason = "this is the one door")]
         Ok(runtime) => drop(runtime.spawn_blocking(step)),
         Err(_no_runtime) => step(),
     }
@@ -64,10 +63,12 @@ where
     T: Send + 'static,
 {
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    let spawned = std::thread::Builder::new().name("graphroot-wait".into()).spawn(move || {
-        // A waiter that has gone away: the value (a lock) is dropped right here.
-        drop(sender.send(step()));
-    });
+    let spawned = std::thread::Builder::new()
+        .name("graphroot-wait".into())
+        .spawn(move || {
+            // A waiter that has gone away: the value (a lock) is dropped right here.
+            drop(sender.send(step()));
+        });
     match spawned {
         Ok(_thread) => {}
         Err(error) => return Err(crate::error::Error::io("starting a waiting thread", error)),
@@ -88,7 +89,14 @@ enum Message {
 /// A channel from an async producer to a blocking [`Read`].
 pub(crate) fn chunks_in() -> (ChunkSender, ChunkReader) {
     let (sender, receiver) = mpsc::channel(DEPTH);
-    (ChunkSender { sender }, ChunkReader { receiver, current: Bytes::new(), ended: false })
+    (
+        ChunkSender { sender },
+        ChunkReader {
+            receiver,
+            current: Bytes::new(),
+            ended: false,
+        },
+    )
 }
 
 /// The async end of [`chunks_in`].
@@ -138,7 +146,11 @@ impl ChunkReader {
                     return Ok(None);
                 }
                 Some(Message::Failed(error)) => return Err(error),
-                None => return Err(ErrorKind::Cancelled.err("the stream was dropped before its end").into_io()),
+                None => {
+                    return Err(ErrorKind::Cancelled
+                        .err("the stream was dropped before its end")
+                        .into_io());
+                }
             }
         }
     }
@@ -149,7 +161,9 @@ impl Read for ChunkReader {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let Some(mut chunk) = self.next_chunk()? else { return Ok(0) };
+        let Some(mut chunk) = self.next_chunk()? else {
+            return Ok(0);
+        };
         let count = chunk.len().min(buffer.len());
         buffer[..count].copy_from_slice(&chunk[..count]);
         chunk.advance(count);
@@ -161,8 +175,18 @@ impl Read for ChunkReader {
 /// A channel from a blocking [`Write`] to an [`AsyncRead`].
 pub(crate) fn chunks_out() -> (ChunkWriter, ChunkStream) {
     let (sender, receiver) = mpsc::channel(DEPTH);
-    let writer = ChunkWriter { sender, buffer: BytesMut::new() };
-    (writer, ChunkStream { receiver, current: Bytes::new(), ended: false })
+    let writer = ChunkWriter {
+        sender,
+        buffer: BytesMut::new(),
+    };
+    (
+        writer,
+        ChunkStream {
+            receiver,
+            current: Bytes::new(),
+            ended: false,
+        },
+    )
 }
 
 /// The blocking end of [`chunks_out`]. Dropped without [`ChunkWriter::finish`] it makes the reader fail.
@@ -177,7 +201,9 @@ impl ChunkWriter {
         if chunk.is_empty() {
             return Ok(());
         }
-        self.sender.blocking_send(Message::Chunk(chunk)).map_err(|_gone| io::Error::from(io::ErrorKind::BrokenPipe))
+        self.sender
+            .blocking_send(Message::Chunk(chunk))
+            .map_err(|_gone| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 
     /// Marks the end: clean for `Ok`, else the reader fails with this error after the bytes written so far.
@@ -218,12 +244,18 @@ pub(crate) struct ChunkStream {
 
 impl fmt::Debug for ChunkStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChunkStream").field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("ChunkStream")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
 impl AsyncRead for ChunkStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.current.is_empty() {
             if self.ended {
                 return Poll::Ready(Ok(()));
@@ -265,7 +297,10 @@ mod tests {
         });
         let all = run(move || {
             let mut all = Vec::new();
-            reader.read_to_end(&mut all).map(|_| all).map_err(|e| crate::error::Error::io("reading", e))
+            reader
+                .read_to_end(&mut all)
+                .map(|_| all)
+                .map_err(|e| crate::error::Error::io("reading", e))
         })
         .await
         .unwrap();
@@ -280,7 +315,9 @@ mod tests {
         drop(sender);
         let error = run(move || {
             let mut all = Vec::new();
-            reader.read_to_end(&mut all).map_err(|e| crate::error::Error::io("reading", e))
+            reader
+                .read_to_end(&mut all)
+                .map_err(|e| crate::error::Error::io("reading", e))
         })
         .await
         .unwrap_err();

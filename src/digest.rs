@@ -69,7 +69,10 @@ impl FromStr for Digest {
         if encoded.len() != length {
             return Err(bad("wrong length"));
         }
-        if !encoded.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if !encoded
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             return Err(bad("not lower-case hexadecimal"));
         }
         Ok(Self(text.into()))
@@ -115,12 +118,28 @@ mod tests {
     #[test]
     fn only_whole_lower_case_digests_are_accepted() {
         let empty = Digest::sha256(b"");
-        assert_eq!(empty.as_str(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            empty.as_str(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!(empty.as_str().parse::<Digest>().unwrap(), empty);
         assert_eq!((empty.algorithm(), empty.encoded().len()), ("sha256", 64));
-        for bad in ["", "sha256", "sha256:", "sha256:abc", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
+        for bad in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:abc",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+        ] {
             assert_eq!(bad.parse::<Digest>().unwrap_err().kind(), ErrorKind::InvalidInput);
         }
-        assert!(empty.as_str().to_uppercase().replace("SHA", "sha").parse::<Digest>().is_err());
+        assert!(
+            empty
+                .as_str()
+                .to_uppercase()
+                .replace("SHA", "sha")
+                .parse::<Digest>()
+                .is_err()
+        );
     }
 }

@@ -140,7 +140,12 @@ kinds! {
 impl ErrorKind {
     /// An error of this kind about one thing: `what` says which item or what was being done.
     pub(crate) fn err(self, what: impl Into<Cow<'static, str>>) -> Error {
-        Error(Box::new(Inner { kind: self, what: what.into(), path: None, source: None }))
+        Error(Box::new(Inner {
+            kind: self,
+            what: what.into(),
+            path: None,
+            source: None,
+        }))
     }
 }
 
@@ -201,20 +206,42 @@ impl Error {
     fn from_io(what: Cow<'static, str>, path: Option<PathBuf>, source: io::Error) -> Self {
         // A typed error that travelled through an `io::Error` (async readers) keeps its kind.
         if source.get_ref().is_some_and(|inner| inner.is::<Self>()) {
-            let inner = source.into_inner().and_then(|inner| inner.downcast::<Self>().ok());
+            let inner = source
+                .into_inner()
+                .and_then(|inner| inner.downcast::<Self>().ok());
             if let Some(inner) = inner {
                 let kind = inner.kind();
-                return Self(Box::new(Inner { kind, what, path, source: Some(inner) }));
+                return Self(Box::new(Inner {
+                    kind,
+                    what,
+                    path,
+                    source: Some(inner),
+                }));
             }
-            return Self(Box::new(Inner { kind: ErrorKind::Io, what, path, source: None }));
+            return Self(Box::new(Inner {
+                kind: ErrorKind::Io,
+                what,
+                path,
+                source: None,
+            }));
         }
-        Self(Box::new(Inner { kind: ErrorKind::Io, what, path, source: Some(Box::new(source)) }))
+        Self(Box::new(Inner {
+            kind: ErrorKind::Io,
+            what,
+            path,
+            source: Some(Box::new(source)),
+        }))
     }
 
     /// Adds a level that says what was being done; the kind stays.
     pub(crate) fn context(self, what: impl Into<Cow<'static, str>>) -> Self {
         let kind = self.kind();
-        Self(Box::new(Inner { kind, what: what.into(), path: None, source: Some(Box::new(self)) }))
+        Self(Box::new(Inner {
+            kind,
+            what: what.into(),
+            path: None,
+            source: Some(Box::new(self)),
+        }))
     }
 
     /// Attaches the cause.
@@ -257,7 +284,10 @@ impl fmt::Display for Error {
             (false, Some(path)) => write!(f, "{} {}", inner.what, path.display())?,
         }
         // The kind's text ends the chain where nothing below says it.
-        if inner.source.is_none() && !(inner.what.is_empty() && inner.path.is_none()) && inner.kind != ErrorKind::Io {
+        if inner.source.is_none()
+            && !(inner.what.is_empty() && inner.path.is_none())
+            && inner.kind != ErrorKind::Io
+        {
             write!(f, ": {}", inner.kind.as_str())?;
         }
         Ok(())
@@ -315,9 +345,14 @@ mod tests {
 
     #[test]
     fn display_is_one_level_and_chain_has_all() {
-        let error = Error::io_at("opening", "/x/y", io::Error::from(io::ErrorKind::NotFound)).context("loading layer a");
+        let error = Error::io_at("opening", "/x/y", io::Error::from(io::ErrorKind::NotFound))
+            .context("loading layer a");
         assert_eq!(error.to_string(), "loading layer a");
-        assert!(error.chain().starts_with("loading layer a: opening /x/y: "), "{}", error.chain());
+        assert!(
+            error.chain().starts_with("loading layer a: opening /x/y: "),
+            "{}",
+            error.chain()
+        );
         assert_eq!(error.kind(), ErrorKind::Io);
         assert_eq!(error.path(), Some(Path::new("/x/y")));
         assert_eq!(error.io_kind(), Some(io::ErrorKind::NotFound));
@@ -327,7 +362,10 @@ mod tests {
     fn a_sentinel_says_its_text_once() {
         let error = ErrorKind::LayerUnknown.err("locating layer with ID \"x\"");
         assert_eq!(error.to_string(), "locating layer with ID \"x\": layer not known");
-        assert_eq!(error.context("mounting").chain(), "mounting: locating layer with ID \"x\": layer not known");
+        assert_eq!(
+            error.context("mounting").chain(),
+            "mounting: locating layer with ID \"x\": layer not known"
+        );
     }
 
     #[test]

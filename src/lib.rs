@@ -1,11 +1,89 @@
-//! graphroot (under construction)
-pub(crate) mod archive;
-pub(crate) mod bridge;
-pub mod digest;
-pub(crate) mod driver;
-pub mod error;
-pub mod idmap;
-pub(crate) mod lock;
-pub(crate) mod record;
-pub(crate) mod sys;
-pub(crate) mod whiteout;
+//! graphroot keeps container *layers*, *images* and *containers* on disk, in the same store that Podman, Buildah,
+//! Skopeo and CRI-O use, and at the same time as they do. It applies and produces layer diffs, mounts layers, and
+//! shares one store with every other process. It is async, on [tokio]; nothing blocks the runtime's threads.
+//!
+//! # Start
+//!
+//! [`Store::open`] opens a store, [`Store::put_layer`] unpacks a layer blob into it, [`Store::create_image`] and
+//! [`Store::create_container`] build on it, [`Store::mount`] shows it, [`Store::diff`] gets it out again.
+//!
+//! ```
+//! use graphroot::{ContainerOptions, DiffOptions, Digest, ImageOptions, LayerOptions, Store, StoreOptions};
+//! use tokio::io::AsyncReadExt;
+//!
+//! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
+//! # let root = std::env::temp_dir().join(format!("graphroot-lib-doc-{}", std::process::id()));
+//! let store = Store::open(StoreOptions::new(root.join("graph"), root.join("run")).driver("vfs")).await?;
+//!
+//! let tar: Vec<u8> = vec![0; 1024]; // an empty archive; any AsyncRead will do, compressed or not
+//! let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(tar.clone())).await?;
+//! assert_eq!(put.layer.diff_digest(), Some(Digest::sha256(&tar)));
+//!
+//! let image = store.create_image(Some(put.layer.id()), ImageOptions::default().name("localhost/demo")).await?;
+//! let container = store.create_container(Some(image.id()), ContainerOptions::default().name("demo")).await?;
+//! let directory = store.mount("demo", "").await?;
+//! std::fs::write(directory.join("hello"), "hello")?;
+//! assert_eq!(store.changes(None, container.layer_id()).await?.len(), 1);
+//!
+//! let mut diff = Vec::new();
+//! store.diff(None, put.layer.id(), DiffOptions::uncompressed()).await?.read_to_end(&mut diff).await?;
+//! assert_eq!(diff, tar); // bit for bit
+//! store.unmount("demo", false).await?;
+//! # store.wipe().await?;
+//! # store.shutdown(true).await?;
+//! # std::fs::remove_dir_all(&root)?;
+//! # Ok(())
+//! # }
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(demo()).unwrap();
+//! ```
+//!
+//! # What to rely on
+//!
+//! * **Sharing.** The locks are those that the Go library takes, so any number of processes of either kind can use
+//!   one store at once. Formats are the Go library's; fields of records that this version does not know are kept.
+//! * **Crashes and cancellation.** A future that is dropped, or a process that is killed, leaves a store that the
+//!   next opener repairs by itself: nothing committed is lost, nothing half-done is visible. Each method says what
+//!   dropping it means.
+//! * **Power cuts.** By default a layer's content is on disk before its record is, see [`Durability`].
+//! * **Hostile input.** Layer streams, names and metadata are taken for hostile: nothing is ever written outside the
+//!   layer, whatever its entries are called.
+//! * **Errors.** One [`Error`] with an [`ErrorKind`] to match on; `ErrorKind` has one variant for each sentinel
+//!   error of the Go library.
+//!
+//! # Coming from Go
+//!
+//! Every method of the Go library's `Store` has its name in snake case on [`Store`]. What were positional arguments
+//! with empty values are option structs here; streams are [`tokio::io::AsyncRead`]; `GetStore` is [`Store::open`].
+//!
+//! [tokio]: https://tokio.rs
+
+mod archive;
+mod bridge;
+mod digest;
+mod driver;
+mod error;
+mod idmap;
+mod lock;
+mod options;
+mod record;
+mod store;
+mod sys;
+mod whiteout;
+
+pub use archive::changes::{Change, ChangeKind};
+pub use archive::compression::Compression;
+pub use digest::Digest;
+pub use error::{Error, ErrorKind, Result};
+pub use idmap::{IdMap, IdMappings, Owner};
+pub use options::{
+    BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
+    ImageBigData, ImageOptions, LayerBigData, LayerOptions, StoreOptions,
+};
+pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::views::{Container, Image, Layer};
+pub use store::{DiffStream, PutLayer, Store};
+
+/// The README's example is compiled and run like every other.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -7,6 +7,12 @@
 //! Unless a method says otherwise the caller holds the layer store's lock, exclusively for everything that changes
 //! something. Layer IDs have been checked by [`check_id`].
 
+pub(crate) mod choice;
+pub(crate) mod chown;
+pub(crate) mod copy;
+pub(crate) mod options;
+pub(crate) mod vfs;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -111,13 +117,23 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Whether owners can be mapped at mount time with these maps.
     fn supports_shifting(&self, mappings: &IdMappings) -> bool;
 
+    /// Whether content can be staged without the parent that it will be committed on: [`Driver::stage`] then needs
+    /// only some layer, or none, and [`Driver::commit_staged`] may name another parent.
+    fn stages_apart(&self) -> bool;
+
     /// Starts content for a layer that will be created on `parent`. Takes no store lock and needs none.
     ///
     /// Fails with [`ErrorKind::LayerUnknown`] if the parent vanished meanwhile.
     fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged>;
 
     /// Creates the layer from staged content, by renames. On failure nothing of the layer is left.
-    fn commit_staged(&self, id: &str, parent: Option<&str>, options: &CreateOptions, staged: Staged) -> Result<()>;
+    fn commit_staged(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        staged: Staged,
+    ) -> Result<()>;
 
     /// Makes the layer unusable now; what has to be deleted moves to the returned directory, which is removed when
     /// dropped: drop it after the locks are released. A layer that does not exist is not an error.
@@ -178,11 +194,18 @@ pub(crate) struct TreeMount {
 
 /// Mounts a layer read-only to look at its tree.
 pub(crate) fn mount_tree(driver: &Arc<dyn Driver>, id: &str) -> Result<TreeMount> {
-    let options = MountOptions { options: vec!["ro".into()], ..MountOptions::default() };
+    let options = MountOptions {
+        options: vec!["ro".into()],
+        ..MountOptions::default()
+    };
     let path = driver.get(id, &options)?;
     let opened = crate::sys::at::open_dir(&path);
     match opened {
-        Ok(dir) => Ok(TreeMount { driver: Arc::clone(driver), id: id.into(), dir }),
+        Ok(dir) => Ok(TreeMount {
+            driver: Arc::clone(driver),
+            id: id.into(),
+            dir,
+        }),
         Err(error) => {
             if let Err(error) = driver.put(id) {
                 tracing::warn!(layer = id, error = %error.chain(), "cannot unmount");

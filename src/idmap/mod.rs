@@ -22,7 +22,11 @@ pub struct IdMap {
 impl IdMap {
     /// A range of `size` IDs.
     pub const fn new(container_id: u32, host_id: u32, size: u32) -> Self {
-        Self { container_id: container_id as i64, host_id: host_id as i64, size: size as i64 }
+        Self {
+            container_id: container_id as i64,
+            host_id: host_id as i64,
+            size: size as i64,
+        }
     }
 }
 
@@ -50,8 +54,11 @@ fn map(ranges: &[IdMap], id: u32, to_host: bool) -> Option<u32> {
     }
     let id = i64::from(id);
     ranges.iter().find_map(|range| {
-        let (from, to) =
-            if to_host { (range.container_id, range.host_id) } else { (range.host_id, range.container_id) };
+        let (from, to) = if to_host {
+            (range.container_id, range.host_id)
+        } else {
+            (range.host_id, range.container_id)
+        };
         let offset = id.checked_sub(from)?;
         if offset < 0 || offset >= range.size {
             return None;
@@ -72,10 +79,16 @@ impl IdMappings {
     /// [`ErrorKind::InvalidMappings`] if an ID is in no range.
     pub fn to_host(&self, owner: Owner) -> Result<Owner> {
         let uid = map(&self.uids, owner.uid, true).ok_or_else(|| {
-            ErrorKind::InvalidMappings.err(format!("container user ID {} cannot be mapped to a host ID", owner.uid))
+            ErrorKind::InvalidMappings.err(format!(
+                "container user ID {} cannot be mapped to a host ID",
+                owner.uid
+            ))
         })?;
         let gid = map(&self.gids, owner.gid, true).ok_or_else(|| {
-            ErrorKind::InvalidMappings.err(format!("container group ID {} cannot be mapped to a host ID", owner.gid))
+            ErrorKind::InvalidMappings.err(format!(
+                "container group ID {} cannot be mapped to a host ID",
+                owner.gid
+            ))
         })?;
         Ok(Owner { uid, gid })
     }
@@ -86,10 +99,16 @@ impl IdMappings {
     /// [`ErrorKind::InvalidMappings`] if an ID is in no range.
     pub fn to_container(&self, owner: Owner) -> Result<Owner> {
         let uid = map(&self.uids, owner.uid, false).ok_or_else(|| {
-            ErrorKind::InvalidMappings.err(format!("host user ID {} cannot be mapped to a container ID", owner.uid))
+            ErrorKind::InvalidMappings.err(format!(
+                "host user ID {} cannot be mapped to a container ID",
+                owner.uid
+            ))
         })?;
         let gid = map(&self.gids, owner.gid, false).ok_or_else(|| {
-            ErrorKind::InvalidMappings.err(format!("host group ID {} cannot be mapped to a container ID", owner.gid))
+            ErrorKind::InvalidMappings.err(format!(
+                "host group ID {} cannot be mapped to a container ID",
+                owner.gid
+            ))
         })?;
         Ok(Owner { uid, gid })
     }
@@ -145,24 +164,62 @@ mod tests {
 
     #[test]
     fn arithmetic_goes_both_ways_and_names_what_does_not_fit() {
-        let maps = IdMappings { uids: vec![IdMap::new(0, 100_000, 10)], gids: vec![IdMap::new(0, 200_000, 5)] };
+        let maps = IdMappings {
+            uids: vec![IdMap::new(0, 100_000, 10)],
+            gids: vec![IdMap::new(0, 200_000, 5)],
+        };
         let host = maps.to_host(Owner { uid: 3, gid: 4 }).unwrap();
-        assert_eq!(host, Owner { uid: 100_003, gid: 200_004 });
+        assert_eq!(
+            host,
+            Owner {
+                uid: 100_003,
+                gid: 200_004
+            }
+        );
         assert_eq!(maps.to_container(host).unwrap(), Owner { uid: 3, gid: 4 });
-        assert_eq!(maps.root().unwrap(), Owner { uid: 100_000, gid: 200_000 });
+        assert_eq!(
+            maps.root().unwrap(),
+            Owner {
+                uid: 100_000,
+                gid: 200_000
+            }
+        );
         let error = maps.to_host(Owner { uid: 3, gid: 5 }).unwrap_err();
         assert!(error.chain().contains("group ID 5"), "{error}");
-        assert_eq!(IdMappings::default().to_host(Owner { uid: 7, gid: 8 }).unwrap(), Owner { uid: 7, gid: 8 });
+        assert_eq!(
+            IdMappings::default().to_host(Owner { uid: 7, gid: 8 }).unwrap(),
+            Owner { uid: 7, gid: 8 }
+        );
     }
 
     #[test]
     fn overlapping_and_odd_ranges_are_refused() {
-        let with = |uids: Vec<IdMap>| IdMappings { uids, gids: Vec::new() }.validate();
+        let with = |uids: Vec<IdMap>| {
+            IdMappings {
+                uids,
+                gids: Vec::new(),
+            }
+            .validate()
+        };
         assert!(with(vec![IdMap::new(0, 1000, 10), IdMap::new(10, 2000, 10)]).is_ok());
         assert!(with(vec![IdMap::new(0, 1000, 10), IdMap::new(9, 2000, 10)]).is_err());
         assert!(with(vec![IdMap::new(0, 1000, 10), IdMap::new(20, 1005, 10)]).is_err());
         assert!(with(vec![IdMap::new(0, 1000, 0)]).is_err());
-        assert!(with(vec![IdMap { container_id: -1, host_id: 0, size: 1 }]).is_err());
-        assert!(with(vec![IdMap { container_id: i64::MAX, host_id: 0, size: 2 }]).is_err());
+        assert!(
+            with(vec![IdMap {
+                container_id: -1,
+                host_id: 0,
+                size: 1
+            }])
+            .is_err()
+        );
+        assert!(
+            with(vec![IdMap {
+                container_id: i64::MAX,
+                host_id: 0,
+                size: 2
+            }])
+            .is_err()
+        );
     }
 }

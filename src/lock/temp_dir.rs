@@ -1,18 +1,86 @@
-//! Stub: signatures only.
+//! Temporary directories that survive no process: each has a lock file beside it that its owner holds.
+//!
+//! ```text
+//! <root>/                  0700
+//!   lock-<n>               0600  held by the owner; n is a random number
+//!   temp-dir-<n>/          0700
+//!     <k>-<basename>             moved here to be deleted
+//!     <k>-addition               being built, to be renamed to its place
+//! ```
+//!
+//! The lock exists and is held before the directory is made, and is unlinked after the directory is gone. Whatever a
+//! killed process leaves has an unlocked lock file, or none, and [`recover`] of any later process removes it; names
+//! and order are those of the Go library, so either side cleans up after the other.
+//!
+//! Two races come from unlinking lock files. Our side of both is closed by looking, after locking, whether the file
+//! still has its name ([`StagingLock`]). Go does not look: so [`recover`] keeps the lock files that it has unlinked
+//! locked until its end, and a Go process that has just created one fails to lock it and takes another name, instead
+//! of using a directory that nobody sees as locked.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use rustix::io::Errno;
 
-/// A locked temporary directory `temp-dir-N` with its `lock-N` beside it, in Go's layout. Dropped: both are removed.
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::lock::staging_lock::StagingLock;
+use crate::sys::tree;
+
+const DIR_PREFIX: &str = "temp-dir-";
+const LOCK_PREFIX: &str = "lock-";
+
+/// Names tried before giving up.
+const MAX_TRIES: usize = 1000;
+
+/// A locked temporary directory `temp-dir-N` with its `lock-N` beside it, in Go's layout. Dropped: both are removed,
+/// which may block for long.
 #[derive(Debug)]
+#[must_use = "the directory is removed when this is dropped"]
 pub(crate) struct TempDir {
     path: PathBuf,
+    /// `None` once removed.
+    lock: Option<StagingLock>,
+    /// Shared by deletions and additions, so that no name comes twice.
+    counter: u64,
 }
 
 impl TempDir {
     /// Makes a new one below `root` (which is created, 0700, where missing). Blocking.
-    pub(crate) fn create(_root: &Path) -> Result<Self> {
-        unimplemented!()
+    pub(crate) fn create(root: &Path) -> Result<Self> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .at("creating", root)?;
+        for _ in 0..MAX_TRIES {
+            let suffix = random_suffix()?;
+            let Some(lock) = StagingLock::try_create(&member(root, LOCK_PREFIX, suffix.as_bytes()))? else {
+                continue;
+            };
+            let path = member(root, DIR_PREFIX, suffix.as_bytes());
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {
+                    return Ok(Self {
+                        path,
+                        lock: Some(lock),
+                        counter: 0,
+                    });
+                }
+                Err(error) => {
+                    // An old directory without a lock file is left to `recover`.
+                    lock.remove()?;
+                    if error.kind() != std::io::ErrorKind::AlreadyExists {
+                        return Err(error).at("creating temporary directory", &path);
+                    }
+                }
+            }
+        }
+        Err(ErrorKind::Io
+            .err("no free name for a temporary directory in")
+            .at(root))
     }
 
     /// The directory.
@@ -20,23 +88,115 @@ impl TempDir {
         &self.path
     }
 
+    fn next(&mut self, name: &OsStr) -> PathBuf {
+        let mut file = OsString::from(format!("{}-", self.counter));
+        file.push(name);
+        self.counter += 1;
+        self.path.join(file)
+    }
+
     /// A fresh path `<counter>-addition` inside; the caller creates something there and renames it out.
     pub(crate) fn addition(&mut self) -> PathBuf {
-        unimplemented!()
+        self.next(OsStr::new("addition"))
     }
 
     /// Renames `path` into this directory as `<counter>-<basename>`; `false` if there was nothing.
-    pub(crate) fn stage_deletion(&mut self, _path: &Path) -> Result<bool> {
-        unimplemented!()
+    pub(crate) fn stage_deletion(&mut self, path: &Path) -> Result<bool> {
+        let Some(name) = path.file_name() else {
+            return Err(ErrorKind::InvalidInput
+                .err("no name to move to a temporary directory in")
+                .at(path));
+        };
+        let target = self.next(name);
+        match rustix::fs::rename(path, &target) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error).at("moving to a temporary directory", path),
+        }
     }
 
     /// Removes the directory and the lock file now and reports failures (drop only logs them).
-    pub(crate) fn remove(self) -> Result<()> {
-        unimplemented!()
+    pub(crate) fn remove(mut self) -> Result<()> {
+        self.clean_up()
+    }
+
+    /// If the directory cannot be removed the lock file stays, unlocked, for the next recovery.
+    fn clean_up(&mut self) -> Result<()> {
+        let Some(lock) = self.lock.take() else {
+            return Ok(());
+        };
+        tree::remove_tree(&self.path).at("removing temporary directory", &self.path)?;
+        lock.remove()
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if let Err(error) = self.clean_up() {
+            tracing::warn!("{}; a later recovery will remove it", error.chain());
+        }
     }
 }
 
 /// Removes what killed processes left below `root`. Blocking; a missing root is fine.
-pub(crate) fn recover(_root: &Path) -> Result<()> {
-    unimplemented!()
+///
+/// Directories in use, by this process or another, are not touched. One that cannot be removed does not stop the
+/// others; the first failure is returned.
+pub(crate) fn recover(root: &Path) -> Result<()> {
+    let mut suffixes = BTreeSet::new();
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).at("listing", root),
+    };
+    for entry in entries {
+        let name = entry.at("listing", root)?.file_name().into_vec();
+        let suffix = [DIR_PREFIX, LOCK_PREFIX]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix.as_bytes()));
+        if let Some(suffix) = suffix {
+            suffixes.insert(suffix.to_vec());
+        }
+    }
+    let mut unlinked = Vec::new();
+    let mut first_failure: Option<Error> = None;
+    for suffix in suffixes {
+        match recover_one(root, &suffix) {
+            Ok(lock) => unlinked.extend(lock),
+            Err(error) if first_failure.is_none() => first_failure = Some(error),
+            Err(error) => tracing::warn!("{}", error.chain()),
+        }
+    }
+    drop(unlinked);
+    first_failure.map_or(Ok(()), Err)
+}
+
+/// The unlinked lock if there was something to recover, `None` if it is in use.
+fn recover_one(root: &Path, suffix: &[u8]) -> Result<Option<StagingLock>> {
+    let Some(lock) = StagingLock::try_acquire(&member(root, LOCK_PREFIX, suffix))? else {
+        return Ok(None);
+    };
+    let dir = member(root, DIR_PREFIX, suffix);
+    tree::remove_tree(&dir)
+        .at("removing", &dir)
+        .context(|| "recovering a temporary directory of a killed process".to_owned())?;
+    lock.unlink()?;
+    tracing::debug!("recovered {}", dir.display());
+    Ok(Some(lock))
+}
+
+fn member(root: &Path, prefix: &str, suffix: &[u8]) -> PathBuf {
+    let mut name = OsString::from(prefix);
+    name.push(OsStr::from_bytes(suffix));
+    root.join(name)
+}
+
+fn random_suffix() -> Result<String> {
+    let number = getrandom::u32().map_err(|error| {
+        Error::io(
+            "drawing a random name for a temporary directory",
+            std::io::Error::other(error),
+        )
+    })?;
+    Ok(number.to_string())
 }

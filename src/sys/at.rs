@@ -25,7 +25,12 @@ static NO_OPENAT2: AtomicBool = AtomicBool::new(false);
 
 /// Opens a directory by path, for use as the root of everything below; `O_PATH` is not set, so it can be listed.
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// Opens directory `name` in `dir` without following a link; `name` must be one component.
@@ -92,13 +97,18 @@ pub(crate) fn lstat_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<
 fn walk_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let here = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let split = |path: &[u8]| -> VecDeque<Vec<u8>> {
-        path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".").map(<[u8]>::to_vec).collect()
+        path.split(|b| *b == b'/')
+            .filter(|part| !part.is_empty() && *part != b".")
+            .map(<[u8]>::to_vec)
+            .collect()
     };
     let mut stack: Vec<OwnedFd> = vec![rustix::fs::openat(root, ".", here, Mode::empty())?];
     let mut todo = split(path);
     let mut links = 0;
     while let Some(part) = todo.pop_front() {
-        let Some(current) = stack.last() else { return Err(Errno::NOENT) };
+        let Some(current) = stack.last() else {
+            return Err(Errno::NOENT);
+        };
         if part == b".." {
             // `..` of the root is the root.
             if stack.len() > 1 {
@@ -134,7 +144,9 @@ fn walk_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) ->
             }
         }
     }
-    let Some(current) = stack.last() else { return Err(Errno::NOENT) };
+    let Some(current) = stack.last() else {
+        return Err(Errno::NOENT);
+    };
     rustix::fs::openat(current.as_fd(), ".", flags - OFlags::NOFOLLOW, mode)
 }
 
@@ -157,7 +169,9 @@ mod tests {
             open_in_root(root.as_fd(), path.as_bytes(), flags, Mode::empty())?
         };
         let mut text = String::new();
-        std::fs::File::from(fd).read_to_string(&mut text).map_err(|e| Errno::from_io_error(&e).unwrap())?;
+        std::fs::File::from(fd)
+            .read_to_string(&mut text)
+            .map_err(|e| Errno::from_io_error(&e).unwrap())?;
         Ok(text)
     }
 

@@ -1,1 +1,271 @@
-//! Stub: atomic.
+//! Files that appear whole or not at all: written under a temporary name beside the target, then renamed over it.
+//!
+//! The temporary name is `.tmp-<basename><decimal digits>`, as the Go library's. A crash leaves such a file behind;
+//! [`remove_litter`] removes those of one target. Whoever calls it must hold the lock that every writer of that
+//! target holds.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::error::{ErrorKind, IoContext as _, Result};
+
+/// What a temporary file's name begins with.
+const PREFIX: &[u8] = b".tmp-";
+
+/// The longest name of a file on Linux.
+const NAME_MAX: usize = 255;
+
+/// Digits of the largest random suffix.
+const DIGITS: usize = 10;
+
+/// How many random names are tried before giving up.
+const ATTEMPTS: usize = 1000;
+
+/// Time of the last change to a file's content, to the nanosecond. Only ever compared for equality.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mtime {
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl Mtime {
+    /// The time in a file's status.
+    pub(crate) fn of(stat: &Stat) -> Self {
+        // Nanoseconds are below 10^9 whatever their type on this architecture.
+        Self {
+            seconds: stat.st_mtime,
+            nanoseconds: i64::try_from(stat.st_mtime_nsec).unwrap_or(-1),
+        }
+    }
+
+    /// The time of the file that `path` names now; `None` if there is none.
+    pub(crate) fn at(path: &Path) -> Result<Option<Self>> {
+        match rustix::fs::stat(path) {
+            Ok(stat) => Ok(Some(Self::of(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).at("reading the status of", path),
+        }
+    }
+}
+
+/// A file being written that takes its target's place on [`AtomicFile::commit`]. Dropped before that, it is removed
+/// and the target stays as it was.
+#[derive(Debug)]
+pub(crate) struct AtomicFile {
+    file: File,
+    target: PathBuf,
+    /// The temporary path; empty once it has been renamed.
+    temp: PathBuf,
+}
+
+impl AtomicFile {
+    /// Starts a file that will replace `target`; its directory must exist.
+    pub(crate) fn create(target: &Path) -> Result<Self> {
+        let Some(base) = target.file_name() else {
+            return Err(ErrorKind::UnsafePath
+                .err("a file to write must have a name")
+                .at(target));
+        };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for _ in 0..ATTEMPTS {
+            let random = getrandom::u32().during("drawing a random file name")?;
+            let temp = target.with_file_name(temp_name(base, random));
+            match rustix::fs::open(&temp, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(fd) => {
+                    return Ok(Self {
+                        file: File::from(fd),
+                        target: target.to_owned(),
+                        temp,
+                    });
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).at("creating", temp),
+            }
+        }
+        Err(Errno::EXIST).at("finding an unused temporary name for", target)
+    }
+
+    /// Puts the file in the target's place with these permissions. `sync` forces its data to disk before the
+    /// rename, so that after a power loss the target is either the old or the new file and never a torn one.
+    ///
+    /// Returns the new file's time, as [`Mtime::at`] reports it from now on.
+    pub(crate) fn commit(mut self, sync: bool, mode: u32) -> Result<Mtime> {
+        if sync {
+            rustix::fs::fdatasync(&self.file).at("syncing", &self.temp)?;
+        }
+        let stat = rustix::fs::fstat(&self.file).at("reading the status of", &self.temp)?;
+        if stat.st_mode & 0o7777 != mode {
+            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
+                .at("setting the mode of", &self.temp)?;
+        }
+        rustix::fs::rename(&self.temp, &self.target).at("replacing", &self.target)?;
+        self.temp = PathBuf::new();
+        Ok(Mtime::of(&stat))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.file.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.temp.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.temp) {
+            tracing::warn!(path = %self.temp.display(), %error, "cannot remove a temporary file");
+        }
+    }
+}
+
+/// Replaces `target` by a file with this content and mode.
+pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Mtime> {
+    let mut file = AtomicFile::create(target)?;
+    file.write_all(content).at("writing", &file.temp)?;
+    file.commit(sync, mode)
+}
+
+/// Removes the temporary files that killed writers of `target` left; says how many there were.
+pub(crate) fn remove_litter(target: &Path) -> Result<usize> {
+    let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
+        return Ok(0);
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error).at("listing", dir),
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let name = entry.at("listing", dir)?.file_name();
+        if is_temp_name(&name, base) {
+            let path = dir.join(name);
+            match std::fs::remove_file(&path) {
+                Ok(()) => removed += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).at("removing", path),
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// The name's part that comes after the prefix; cut where the whole would be too long for a file name.
+fn stem(base: &OsStr) -> &[u8] {
+    let bytes = base.as_bytes();
+    bytes.get(..NAME_MAX - PREFIX.len() - DIGITS).unwrap_or(bytes)
+}
+
+fn temp_name(base: &OsStr, random: u32) -> OsString {
+    let mut name = PREFIX.to_vec();
+    name.extend_from_slice(stem(base));
+    name.extend_from_slice(random.to_string().as_bytes());
+    OsString::from_vec(name)
+}
+
+fn is_temp_name(name: &OsStr, base: &OsStr) -> bool {
+    let digits = name
+        .as_bytes()
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_prefix(stem(base)));
+    digits.is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_commit_replaces_the_target_and_reports_its_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("layers.json");
+        for (content, mode, sync) in [("[]", 0o600, true), ("[{}]", 0o600, false), ("x", 0o644, true)] {
+            let mtime = write_file(&path, content.as_bytes(), mode, sync).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(Mtime::at(&path).unwrap(), Some(mtime));
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+                mode
+            );
+        }
+        assert_eq!(names(tmp.path()), ["layers.json"]);
+        assert_eq!(Mtime::at(&tmp.path().join("other")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_drop_or_a_failed_rename_leaves_the_target_and_no_litter() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("item");
+        write_file(&path, b"old", 0o600, false).unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        let during = names(tmp.path());
+        assert!(
+            during.len() == 2 && during[0].starts_with(".tmp-item"),
+            "{during:?}"
+        );
+        drop(file);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+
+        let dir = tmp.path().join("directory");
+        std::fs::create_dir_all(dir.join("full")).unwrap();
+        let error = write_file(&dir, b"x", 0o600, false).unwrap_err();
+        assert_eq!((error.kind(), error.path()), (ErrorKind::Io, Some(dir.as_path())));
+        assert_eq!(names(tmp.path()), ["directory", "item"]);
+        assert!(AtomicFile::create(&tmp.path().join("missing/item")).is_err());
+    }
+
+    #[test]
+    fn names_up_to_the_limit_can_be_written() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("n".repeat(NAME_MAX));
+        write_file(&path, b"x", 0o600, false).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn litter_is_what_a_writer_of_this_target_left() {
+        let tmp = tempfile::tempdir().unwrap();
+        let keep = [
+            ".tmp-layers.json",
+            ".tmp-layers.jsonx1",
+            ".tmp-layers.json12345678901",
+            "layers.json",
+            ".tmp-x1",
+        ];
+        for name in keep
+            .iter()
+            .chain(&[".tmp-layers.json1", ".tmp-layers.json4294967295"])
+        {
+            std::fs::write(tmp.path().join(name), "").unwrap();
+        }
+        assert_eq!(remove_litter(&tmp.path().join("layers.json")).unwrap(), 2);
+        let mut keep: Vec<_> = keep.iter().map(ToString::to_string).collect();
+        keep.sort();
+        assert_eq!(names(tmp.path()), keep);
+        assert_eq!(remove_litter(&tmp.path().join("missing/layers.json")).unwrap(), 0);
+    }
+}

@@ -6,3 +6,14 @@ pub(crate) mod mount;
 pub(crate) mod ofd;
 pub(crate) mod tree;
 pub(crate) mod xattr;
+
+/// Makes a directory and its parents, 0700.
+pub(crate) fn make_private_dir(path: &std::path::Path) -> crate::error::Result<()> {
+    use crate::error::IoContext as _;
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .at("creating directory", path)
+}

@@ -13,7 +13,10 @@ use rustix::io::{Errno, Result};
 /// Values up to this size need one call.
 const FIRST_TRY: usize = 256;
 
-fn grow(mut call: impl FnMut(&mut [u8]) -> Result<usize>, mut size: impl FnMut() -> Result<usize>) -> Result<Vec<u8>> {
+fn grow(
+    mut call: impl FnMut(&mut [u8]) -> Result<usize>,
+    mut size: impl FnMut() -> Result<usize>,
+) -> Result<Vec<u8>> {
     let mut buffer = vec![0; FIRST_TRY];
     loop {
         match call(&mut buffer) {
@@ -86,5 +89,7 @@ pub(crate) fn list_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<String>> {
     ))?;
     let names = listed.unwrap_or_default();
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    Ok(names.map(|name| std::ffi::OsStr::from_bytes(name).to_string_lossy().into_owned()).collect())
+    Ok(names
+        .map(|name| std::ffi::OsStr::from_bytes(name).to_string_lossy().into_owned())
+        .collect())
 }

@@ -1,0 +1,261 @@
+//! The vfs driver: every layer is a complete tree. Works anywhere, also without privileges; costs a copy per layer.
+//!
+//! ```text
+//! <graph root>/vfs/            0700
+//!   dir/ID/                    the tree; its mode and owner are the root directory's
+//!   tempdirs/                  staged and deleted trees, each with its lock
+//! ```
+//!
+//! A new layer is copied and filled in `tempdirs` and renamed to its place, so that a crash leaves a whole layer or
+//! litter that the next open removes.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+
+use crate::driver::choice::{DriverConfig, additional_stores};
+use crate::driver::{
+    Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy, options,
+};
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::IdMappings;
+use crate::lock::temp_dir::TempDir;
+use crate::sys::{at, make_private_dir, tree};
+use crate::whiteout::Form;
+
+/// The driver. It has no state but its settings.
+#[derive(Debug)]
+pub(crate) struct Vfs {
+    home: PathBuf,
+    image_store: Option<PathBuf>,
+    additional: Vec<PathBuf>,
+    ignore_chown_errors: bool,
+    sync_filesystem: bool,
+}
+
+impl Vfs {
+    /// Starts the driver, creating its home.
+    pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
+        let mut driver = Self {
+            home: config.root.join("vfs"),
+            image_store: config.image_store.as_ref().map(|root| root.join("vfs")),
+            additional: Vec::new(),
+            ignore_chown_errors: false,
+            sync_filesystem: false,
+        };
+        for option in options::for_driver(&config.options, &["vfs"])? {
+            match option.key.as_str() {
+                "imagestore" | "additionalimagestore" => driver.additional.extend(additional_stores(option.value)?),
+                "ignore_chown_errors" => driver.ignore_chown_errors = option.bool()?,
+                "sync" => driver.sync_filesystem = option.sync_filesystem()?,
+                "mountopt" => {
+                    return Err(ErrorKind::InvalidInput.err("vfs driver does not support mount options"));
+                }
+                _ => return Err(options::unknown("vfs", &option)),
+            }
+        }
+        make_private_dir(&driver.home.join("dir"))?;
+        if let Some(store) = &driver.image_store {
+            make_private_dir(&store.join("dir"))?;
+        }
+        Ok(driver)
+    }
+
+    /// Where layers of this kind are created.
+    fn base(&self, read_write: bool) -> &Path {
+        self.image_store.as_deref().filter(|_| !read_write).unwrap_or(&self.home)
+    }
+
+    /// The tree of a layer, wherever it is.
+    fn find(&self, id: &str) -> Result<PathBuf> {
+        check_id(id)?;
+        let homes = [&self.home].into_iter().chain(&self.image_store).cloned();
+        let homes = homes.chain(self.additional.iter().map(|root| root.join("vfs")));
+        let mut trees = homes.map(|home| home.join("dir").join(id));
+        trees
+            .find(|tree| tree.is_dir())
+            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
+    }
+
+    fn open_tree(&self, id: &str) -> Result<OwnedFd> {
+        let path = self.find(id)?;
+        at::open_dir(&path).at("opening", path)
+    }
+
+    /// A copy of the parent's tree, or an empty one, in a temporary directory.
+    fn prepare(&self, parent: Option<&str>, options: &CreateOptions) -> Result<(TempDir, PathBuf, OwnedFd)> {
+        if !options.storage_opt.is_empty() {
+            return Err(ErrorKind::NotSupported.err("storage options of a layer with the vfs driver"));
+        }
+        let mut temp = TempDir::create(&self.base(options.read_write).join("tempdirs"))?;
+        let path = temp.addition();
+        rustix::fs::mkdir(&path, Mode::RWXU).at("creating directory", &path)?;
+        let dir = at::open_dir(&path).at("opening", &path)?;
+        match parent {
+            Some(parent) => {
+                let below = self.open_tree(parent)?;
+                copy::copy_tree(below.as_fd(), dir.as_fd()).context(|| format!("copying layer {parent:?}"))?;
+            }
+            None => {
+                rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o555)).at("changing the mode of", &path)?;
+                self.own(&dir, &path, &options.mappings)?;
+            }
+        }
+        Ok((temp, path, dir))
+    }
+
+    /// Gives a layer's root directory to container root.
+    fn own(&self, dir: &OwnedFd, path: &Path, mappings: &IdMappings) -> Result<()> {
+        let root = mappings.root()?;
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
+            .at("changing the owner of", path)
+    }
+
+    /// Renames a finished tree to its place; what lies there is from a creation that was never recorded.
+    fn place(&self, id: &str, options: &CreateOptions, temp: &mut TempDir, path: &Path) -> Result<()> {
+        check_id(id)?;
+        let target = self.base(options.read_write).join("dir").join(id);
+        temp.stage_deletion(&target)?;
+        rustix::fs::renameat(CWD, path, CWD, &target).at("moving a layer's tree to", target)
+    }
+}
+
+impl Driver for Vfs {
+    fn name(&self) -> &'static str {
+        "vfs"
+    }
+
+    fn home(&self) -> &Path {
+        &self.home
+    }
+
+    fn create(&self, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        let (mut temp, path, _dir) = self.prepare(parent, options)?;
+        self.place(id, options, &mut temp, &path)
+    }
+
+    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, _mount_label: &str) -> Result<()> {
+        let path = self.find(id)?;
+        let dir = at::open_dir(&path).at("opening", &path)?;
+        chown::change_owners(dir.as_fd(), from, to).context(|| format!("mapping owners in layer {id:?}"))?;
+        self.own(&dir, &path, to)
+    }
+
+    fn supports_shifting(&self, _mappings: &IdMappings) -> bool {
+        false
+    }
+
+    fn stages_apart(&self) -> bool {
+        false
+    }
+
+    fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged> {
+        let (temp, path, dir) = self.prepare(parent, options)?;
+        Ok(Staged { content: self.content_of(dir), path, temp })
+    }
+
+    fn commit_staged(&self, id: &str, _parent: Option<&str>, options: &CreateOptions, staged: Staged) -> Result<()> {
+        let Staged { path, mut temp, .. } = staged;
+        self.place(id, options, &mut temp, &path)
+    }
+
+    fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
+        check_id(id)?;
+        for home in [&self.home].into_iter().chain(&self.image_store) {
+            let path = home.join("dir").join(id);
+            if rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                let mut temp = TempDir::create(&home.join("tempdirs"))?;
+                temp.stage_deletion(&path)?;
+                return Ok(Some(temp));
+            }
+        }
+        Ok(None)
+    }
+
+    fn exists(&self, id: &str) -> bool {
+        self.find(id).is_ok()
+    }
+
+    fn list_layers(&self) -> Result<Vec<String>> {
+        let dir = self.home.join("dir");
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&dir).at("listing", &dir)? {
+            let entry = entry.at("listing", &dir)?;
+            if entry.file_type().at("listing", &dir)?.is_dir() {
+                ids.extend(entry.file_name().into_string().ok());
+            }
+        }
+        Ok(ids)
+    }
+
+    fn temp_dir_roots(&self) -> Vec<PathBuf> {
+        [&self.home].into_iter().chain(&self.image_store).map(|home| home.join("tempdirs")).collect()
+    }
+
+    fn get(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+        if let Some(option) = options.options.iter().find(|option| *option != "ro") {
+            return Err(ErrorKind::NotSupported.err(format!("mount option {option:?} with the vfs driver")));
+        }
+        self.find(id)
+    }
+
+    fn put(&self, _id: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn content(&self, id: &str) -> Result<Content> {
+        Ok(self.content_of(self.open_tree(id)?))
+    }
+
+    fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
+        Ok(vec![self.open_tree(id)?])
+    }
+
+    fn upper(&self, _id: &str, _parent: Option<&str>) -> Result<Option<Upper>> {
+        Ok(None)
+    }
+
+    fn status(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn metadata(&self, _id: &str) -> Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
+        let dir = self.open_tree(id)?;
+        let usage = tree::usage(dir.as_fd()).during(format!("measuring layer {id:?}"))?;
+        Ok(DiskUsage { size: usage.size, inodes: usage.inodes })
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn additional_image_stores(&self) -> &[PathBuf] {
+        &self.additional
+    }
+
+    fn sync_filesystem(&self) -> bool {
+        self.sync_filesystem
+    }
+}
+
+impl Vfs {
+    fn content_of(&self, dir: OwnedFd) -> Content {
+        Content {
+            dir,
+            form: Form::Executed,
+            root_entry: true,
+            ignore_chown_errors: self.ignore_chown_errors || !rustix::process::geteuid().is_root(),
+            force_mask: None,
+            in_user_namespace: !rustix::process::geteuid().is_root(),
+        }
+    }
+}

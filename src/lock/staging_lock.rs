@@ -1,0 +1,156 @@
+//! Lock files that exist as long as something temporary is in use, and are unlinked at its end.
+//!
+//! Such a lock is never waited for: whoever finds it free may remove what it protects. Because the file is unlinked,
+//! a lock can be won on a file that no longer has its name; [`StagingLock::try_acquire`] looks again after locking
+//! and starts over. A crash leaves the file, unlocked.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::ofd;
+
+/// How often to start over when the file is unlinked again and again while it is being locked.
+const MAX_RACES: usize = 1000;
+
+/// An exclusive lock on a file of its own. Dropped: the lock ends and the file stays, as after a crash.
+#[derive(Debug)]
+#[must_use = "the lock ends when this is dropped"]
+pub(crate) struct StagingLock {
+    path: PathBuf,
+    file: OwnedFd,
+}
+
+impl StagingLock {
+    /// Locks the file at `path`, which is created (0600) where missing; `None` if it is in use, be it by this
+    /// process. Does not wait.
+    pub(crate) fn try_acquire(path: &Path) -> Result<Option<Self>> {
+        for _ in 0..MAX_RACES {
+            match Self::attempt(path, OFlags::empty())? {
+                Attempt::Locked(lock) => return Ok(Some(lock)),
+                Attempt::Busy => return Ok(None),
+                Attempt::Gone => {}
+            }
+        }
+        Err(ErrorKind::Io
+            .err("lock file keeps vanishing while it is locked")
+            .at(path))
+    }
+
+    /// Creates the file at `path` and locks it; `None` if it exists or was taken away by somebody who cleans up.
+    pub(crate) fn try_create(path: &Path) -> Result<Option<Self>> {
+        match Self::attempt(path, OFlags::EXCL) {
+            Ok(Attempt::Locked(lock)) => Ok(Some(lock)),
+            Ok(Attempt::Busy | Attempt::Gone) => Ok(None),
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::AlreadyExists) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn attempt(path: &Path, extra: OFlags) -> Result<Attempt> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | extra;
+        let file =
+            rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).at("opening lock file", path)?;
+        if !ofd::try_lock(file.as_fd(), ofd::Kind::Exclusive).at("locking", path)? {
+            return Ok(Attempt::Busy);
+        }
+        let ours = rustix::fs::fstat(&file).at("reading the status of", path)?;
+        match rustix::fs::lstat(path) {
+            Ok(there) if there.st_dev == ours.st_dev && there.st_ino == ours.st_ino => {
+                Ok(Attempt::Locked(Self {
+                    path: path.to_path_buf(),
+                    file,
+                }))
+            }
+            Ok(_) | Err(Errno::NOENT) => Ok(Attempt::Gone),
+            Err(error) => Err(error).at("reading the status of", path),
+        }
+    }
+
+    /// The lock file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the file, then ends the lock.
+    pub(crate) fn remove(self) -> Result<()> {
+        self.unlink()
+    }
+
+    /// Removes the file and stays locked until dropped, so that somebody who has opened it before, and does not
+    /// look again after locking, cannot lock the file without a name meanwhile.
+    pub(crate) fn unlink(&self) -> Result<()> {
+        match rustix::fs::unlink(&self.path) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error).at("removing lock file", &self.path),
+        }
+    }
+}
+
+enum Attempt {
+    Locked(StagingLock),
+    Busy,
+    /// Locked, but the path no longer names this file.
+    Gone,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_at_a_time_and_no_file_after_removal() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("staging.lock");
+        let lock = StagingLock::try_acquire(&path).unwrap().unwrap();
+        assert!(StagingLock::try_acquire(&path).unwrap().is_none());
+        assert!(StagingLock::try_create(&path).unwrap().is_none());
+        drop(lock);
+        assert!(path.exists(), "a dropped lock leaves its file");
+        assert!(StagingLock::try_create(&path).unwrap().is_none(), "it exists");
+        let lock = StagingLock::try_acquire(&path).unwrap().unwrap();
+        assert_eq!(lock.path(), path);
+        lock.remove().unwrap();
+        assert!(!path.exists());
+        StagingLock::try_create(&path).unwrap().unwrap().remove().unwrap();
+    }
+
+    /// Threads that lock and unlink the same name all the time: two must never believe to have it at once.
+    #[test]
+    fn an_unlinked_file_is_never_taken_for_the_lock() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("lock");
+        let (holders, won) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        let Some(lock) = StagingLock::try_acquire(&path).unwrap() else {
+                            continue;
+                        };
+                        assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0);
+                        won.fetch_add(1, Ordering::SeqCst);
+                        holders.fetch_sub(1, Ordering::SeqCst);
+                        lock.remove().unwrap();
+                    }
+                });
+            }
+        });
+        assert!(won.load(Ordering::SeqCst) > 0);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("lock");
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        let error = StagingLock::try_acquire(&path).unwrap_err();
+        assert_eq!(error.path(), Some(&*path));
+        assert!(!tmp.path().join("elsewhere").exists());
+    }
+}

@@ -1,0 +1,265 @@
+//! Big data items: named blobs beside a record, one file each in the item's own directory.
+//!
+//! ```text
+//! <store>/<driver>-layers/<layer ID>/<file name>         0600, in a directory 0700
+//! <store>/<driver>-images/<image ID>/<file name>
+//! <store>/<driver>-containers/<container ID>/<file name>
+//! ```
+//!
+//! The file's name is the key itself, or `=` and the key in base64, by the Go library's rule ([`file_name`]).
+//! The caller holds the store's lock: exclusively for writing, shared for opening. Files are replaced by rename, so
+//! an open one can be read on after the lock is gone. A crash leaves at most a `.tmp-` file.
+//!
+//! The file comes first, the record that names it later.
+
+use std::borrow::Cow;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::bridge::CHUNK;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::atomic::AtomicFile;
+
+/// The longest name of a file on Linux.
+const NAME_MAX: usize = 255;
+
+/// The path, below the item's directory, that the Go library uses for `key`.
+///
+/// Compat: a character outside `.0-9a-z` matters only if it is not the key's last one.
+fn go_name(key: &str) -> Cow<'_, str> {
+    let plain = |c: char| c == '.' || c.is_ascii_digit() || c.is_ascii_lowercase();
+    let mut rest = key.chars();
+    while let Some(c) = rest.next() {
+        if !plain(c) && !rest.as_str().is_empty() {
+            return Cow::Owned(format!("={}", STANDARD.encode(key)));
+        }
+    }
+    Cow::Borrowed(key)
+}
+
+/// The name of the file that holds the item `key`.
+///
+/// Keys that cannot work, or that would share a file with another key, are refused
+/// ([`ErrorKind::InvalidBigDataName`]): empty, `.`, `..`, with a NUL, too long for a file name, or with a `/` in the
+/// file name.
+pub(crate) fn file_name(key: &str) -> Result<Cow<'_, str>> {
+    let refuse = |why: &str| Err(ErrorKind::InvalidBigDataName.err(format!("big data key {key:?} ({why})")));
+    let name = go_name(key);
+    match &*name {
+        "" => refuse("empty"),
+        "." | ".." => refuse("a directory"),
+        name if name.contains('\0') => refuse("NUL"),
+        name if name.contains('/') => refuse("a slash in its file name"),
+        name if name.len() > NAME_MAX => refuse("too long"),
+        _ => Ok(name),
+    }
+}
+
+/// Opens the item `key` in an item directory; `None` if there is none.
+///
+/// Compat: a file name that ends in `/` is found without it, where Go has put it.
+pub(crate) fn open(dir: &Path, key: &str) -> Result<Option<File>> {
+    if key.is_empty() {
+        return Err(ErrorKind::InvalidBigDataName.err("big data key \"\" (empty)"));
+    }
+    let name = go_name(key);
+    let name = name.trim_end_matches('/');
+    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) || name.len() > NAME_MAX {
+        // Nobody can have written it.
+        return Ok(None);
+    }
+    let path = dir.join(name);
+    match File::open(&path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).at("opening big data item", path),
+    }
+}
+
+/// Reads the whole item `key`; `None` if there is none.
+pub(crate) fn read(dir: &Path, key: &str) -> Result<Option<Vec<u8>>> {
+    let Some(mut file) = open(dir, key)? else {
+        return Ok(None);
+    };
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)
+        .during(format!("reading big data item {key:?} in {}", dir.display()))?;
+    Ok(Some(content))
+}
+
+/// Sets the item `key` to `content`. `sync` forces it to disk first.
+pub(crate) fn write_bytes(dir: &Path, key: &str, content: &[u8], sync: bool) -> Result<()> {
+    write_stream(dir, key, &mut &*content, sync).map(drop)
+}
+
+/// Sets the item `key` to everything that `source` yields and returns how many bytes that was. If the source fails
+/// the old item stays as it was.
+pub(crate) fn write_stream(dir: &Path, key: &str, source: &mut dyn Read, sync: bool) -> Result<u64> {
+    let name = file_name(key)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .at("creating", dir)?;
+    let path = dir.join(&*name);
+    let mut file = AtomicFile::create(&path)?;
+    let mut buffer = Vec::new();
+    let mut total = 0;
+    loop {
+        buffer.clear();
+        // Grows with the content: most items are small.
+        let count = source
+            .take(CHUNK as u64)
+            .read_to_end(&mut buffer)
+            .during(format!("reading the content of big data item {key:?}"))?;
+        if count == 0 {
+            break;
+        }
+        file.write_all(&buffer).at("writing", &path)?;
+        total += count as u64;
+    }
+    file.commit(sync, 0o600)?;
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn file_names_are_gos() {
+        for (key, expected) in [
+            ("manifest", "manifest"),
+            ("a.1", "a.1"),
+            ("A", "A"),
+            ("a_", "a_"),
+            ("manifesT", "manifesT"),
+            ("ab~", "ab~"),
+            ("é", "é"),
+            ("abé", "abé"),
+            ("=", "="),
+            ("...", "..."),
+            ("Foo", "=Rm9v"),
+            ("a_b", "=YV9i"),
+            ("éa", "=w6lh"),
+            ("sha256:00", "=c2hhMjU2OjAw"),
+            ("manifest-sha256:e3", "=bWFuaWZlc3Qtc2hhMjU2OmUz"),
+            ("../etc/passwd", "=Li4vZXRjL3Bhc3N3ZA=="),
+            ("../x", "=Li4veA=="),
+            ("a/b", "=YS9i"),
+            ("=Rm9v", "=PVJtOXY="),
+        ] {
+            assert_eq!(file_name(key).unwrap(), expected, "{key}");
+        }
+        let (long, longer) = ("a".repeat(255), "a".repeat(256));
+        assert!(file_name(&long).is_ok());
+        for key in [
+            "",
+            ".",
+            "..",
+            "/",
+            "abc/",
+            "a\0",
+            "\0",
+            "???",
+            "???x",
+            "..?/",
+            &longer,
+            &"_".repeat(190),
+        ] {
+            assert_eq!(
+                file_name(key).unwrap_err().kind(),
+                ErrorKind::InvalidBigDataName,
+                "{key:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn items_are_written_replaced_and_read() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("images/id");
+        assert!(open(&dir, "manifest").unwrap().is_none());
+        for (key, content) in [
+            ("manifest", "one"),
+            ("sha256:ab", "two"),
+            ("manifest", "three"),
+            ("empty", ""),
+        ] {
+            write_bytes(&dir, key, content.as_bytes(), true).unwrap();
+            assert_eq!(read(&dir, key).unwrap().unwrap(), content.as_bytes());
+        }
+        let mut names: Vec<_> = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["=c2hhMjU2OmFi", "empty", "manifest"]);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&dir), mode(&dir.join("manifest"))), (0o700, 0o600));
+        assert!(read(&dir, "missing").unwrap().is_none() && read(&dir, "..").unwrap().is_none());
+        assert_eq!(open(&dir, "").unwrap_err().kind(), ErrorKind::InvalidBigDataName);
+        // Where Go puts `???`, whose base64 form ends in a slash.
+        std::fs::write(dir.join("=Pz8"), "odd").unwrap();
+        assert_eq!(read(&dir, "??").unwrap(), None);
+        assert_eq!(go_name("???"), "=Pz8/");
+        assert_eq!(read(&dir, "???").unwrap().unwrap(), b"odd");
+    }
+
+    #[test]
+    fn a_failing_source_leaves_the_old_item() {
+        struct Failing(usize);
+        impl Read for Failing {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if self.0 == 0 {
+                    return Err(io::Error::other("source broke"));
+                }
+                let count = buffer.len().min(self.0);
+                buffer[..count].fill(b'x');
+                self.0 -= count;
+                Ok(count)
+            }
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        write_bytes(tmp.path(), "item", b"old", false).unwrap();
+        for size in [0, 10, 3 * CHUNK] {
+            let error = write_stream(tmp.path(), "item", &mut Failing(size), false).unwrap_err();
+            assert!(
+                error.chain().contains("\"item\": source broke"),
+                "{}",
+                error.chain()
+            );
+            assert_eq!(std::fs::read(tmp.path().join("item")).unwrap(), b"old");
+            assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 1);
+        }
+        let size = 2 * CHUNK as u64 + 7;
+        let written = write_stream(tmp.path(), "item", &mut io::repeat(b'y').take(size), false).unwrap();
+        assert_eq!(
+            (written, std::fs::metadata(tmp.path().join("item")).unwrap().len()),
+            (size, size)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_allowed_keys_share_a_file(
+            keys in prop::collection::btree_set("[a-c.=_/?~é\u{0}]{0,4}", 1..40)
+        ) {
+            let mut names: Vec<_> = keys.iter().filter_map(|key| file_name(key).ok()).collect();
+            for name in &names {
+                prop_assert!(!name.contains(['/', '\0']) && !matches!(&**name, "" | "." | ".."));
+            }
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            prop_assert_eq!(names.len(), count);
+        }
+    }
+}

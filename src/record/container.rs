@@ -1,0 +1,64 @@
+//! A row of `containers.json` and `volatile-containers.json`.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::error::ErrorKind;
+use crate::idmap::IdMap;
+use crate::record::digest_text::DigestText;
+use crate::record::json::row;
+use crate::record::table::Record;
+use crate::record::time::Time;
+
+row! {
+    /// What is recorded of a container.
+    ContainerRow {
+        /// ID, unique in the store.
+        id: String = "id" always,
+        /// Names, unique in the store.
+        names: Vec<String> = "names" omit,
+        /// ID of the image; empty if there is none.
+        image: String = "image" always,
+        /// ID of the container's own layer.
+        layer: String = "layer" always,
+        /// Text of the container's creator.
+        metadata: String = "metadata" omit,
+        /// Keys of the big data items, in the order in which they were first set.
+        big_data_names: Vec<String> = "big-data-names" omit,
+        /// Bytes of each item.
+        big_data_sizes: BTreeMap<String, i64> = "big-data-sizes" omit,
+        /// Digest of each item.
+        big_data_digests: BTreeMap<String, DigestText> = "big-data-digests" omit,
+        /// When the container was created.
+        created: Time = "created" always,
+        /// User ID mapping that was asked for.
+        uid_map: Vec<IdMap> = "uidmap" omit,
+        /// Group ID mapping that was asked for.
+        gid_map: Vec<IdMap> = "gidmap" omit,
+        /// The creator's flags and those of the library (`ProcessLabel`, `MountLabel`, `MountOpts`, `Volatile`).
+        flags: BTreeMap<String, Value> = "flags" omit,
+    }
+}
+
+impl Record for ContainerRow {
+    const NOUN: &'static str = "container";
+    const UNKNOWN: ErrorKind = ErrorKind::ContainerUnknown;
+    const AMBIGUOUS_NAMES: ErrorKind = ErrorKind::DuplicateName;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    fn names_mut(&mut self) -> &mut Vec<String> {
+        &mut self.names
+    }
+
+    fn layer(&self) -> Option<&str> {
+        Some(&self.layer)
+    }
+}

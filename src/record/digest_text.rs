@@ -1,0 +1,115 @@
+//! A digest as it stands in a record: checked where it can be, and never lost where it cannot.
+
+use std::fmt;
+
+use serde::de::{Deserialize as _, Deserializer};
+use serde::ser::{Serialize, Serializer};
+
+use crate::digest::Digest;
+use crate::record::json::Field;
+
+/// The digest in a field of a record. Text of another writer that is no digest is kept as it is.
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum DigestText {
+    /// No digest; the field is left out.
+    #[default]
+    Empty,
+    /// A digest.
+    Valid(Digest),
+    /// Anything else: an unknown algorithm, or not a digest at all.
+    Other(Box<str>),
+}
+
+impl DigestText {
+    /// The text as in the file.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Empty => "",
+            Self::Valid(digest) => digest.as_str(),
+            Self::Other(text) => text,
+        }
+    }
+
+    /// The digest, if it is one.
+    pub(crate) fn valid(&self) -> Option<&Digest> {
+        match self {
+            Self::Valid(digest) => Some(digest),
+            Self::Empty | Self::Other(_) => None,
+        }
+    }
+
+    /// Whether there is no text.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+}
+
+impl From<Digest> for DigestText {
+    fn from(digest: Digest) -> Self {
+        Self::Valid(digest)
+    }
+}
+
+impl From<Option<Digest>> for DigestText {
+    fn from(digest: Option<Digest>) -> Self {
+        digest.map_or(Self::Empty, Self::Valid)
+    }
+}
+
+impl From<&str> for DigestText {
+    fn from(text: &str) -> Self {
+        match text.parse() {
+            Ok(digest) => Self::Valid(digest),
+            Err(_invalid) if text.is_empty() => Self::Empty,
+            Err(_invalid) => Self::Other(text.into()),
+        }
+    }
+}
+
+impl fmt::Display for DigestText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for DigestText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl Serialize for DigestText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Field for DigestText {
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(String::deserialize(deserializer)?.as_str().into())
+    }
+
+    fn is_zero(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_kept_whether_valid_or_not() {
+        let digest = Digest::sha256(b"x");
+        let valid = DigestText::from(digest.as_str());
+        assert_eq!((valid.valid(), valid.as_str()), (Some(&digest), digest.as_str()));
+        for text in ["md5:d41d8cd98f00b204e9800998ecf8427e", "SHA256:00", "x"] {
+            let other = DigestText::from(text);
+            assert_eq!(
+                (other.valid(), other.as_str(), other.is_empty()),
+                (None, text, false)
+            );
+        }
+        assert!(DigestText::from("").is_empty() && DigestText::from(None).is_empty());
+    }
+}

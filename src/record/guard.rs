@@ -1,0 +1,180 @@
+//! Guards: a lock and the data that it makes valid, in one value.
+
+use std::fs::DirBuilder;
+use std::ops::Deref;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{IoContext as _, Result};
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{Exclusive, Shared};
+use crate::record::table::{Record, Table};
+use crate::record::{Core, Held, Snapshot};
+use crate::sys::atomic::{self, Mtime};
+
+/// The rows as they are on disk. While it lives nobody can change them.
+///
+/// Owned and `Send`: it may move into a blocking task or a stream. Dropping it frees the locks.
+#[derive(Debug)]
+pub(crate) struct ReadGuard<R> {
+    snapshot: Arc<Snapshot<R>>,
+    reloaded: bool,
+    /// Empty for a read-only store without lock files.
+    _held: Held<Shared>,
+}
+
+impl<R> ReadGuard<R> {
+    pub(super) fn new(snapshot: Arc<Snapshot<R>>, held: Held<Shared>, reloaded: bool) -> Self {
+        Self {
+            snapshot,
+            reloaded,
+            _held: held,
+        }
+    }
+
+    /// Whether the files were read for this guard; then somebody else has changed them, or this is the first read.
+    pub(crate) fn reloaded(&self) -> bool {
+        self.reloaded
+    }
+}
+
+impl<R> Deref for ReadGuard<R> {
+    type Target = Table<R>;
+
+    fn deref(&self) -> &Table<R> {
+        &self.snapshot.table
+    }
+}
+
+/// The rows as they are on disk, for change. While it lives nobody else sees or changes them.
+///
+/// Owned and `Send`: it moves into the blocking task that saves. Dropped with changes that were not saved, it forgets
+/// them. Its table is the cached one itself, taken out of the cache and put back by drop, so that a change costs no
+/// copy of the table.
+#[derive(Debug)]
+pub(crate) struct WriteGuard<R: Record> {
+    table: Table<R>,
+    /// `None` after a failed save: then it is not known what the files say.
+    token: Option<Token>,
+    mtimes: Vec<Option<Mtime>>,
+    /// The table's count of changes when the files said the same as the table.
+    clean: u64,
+    reloaded: bool,
+    core: Arc<Core<R>>,
+    /// Last, so that the locks end after drop has put the table back.
+    held: Held<Exclusive>,
+}
+
+impl<R: Record> WriteGuard<R> {
+    pub(super) fn new(
+        core: Arc<Core<R>>,
+        held: Held<Exclusive>,
+        snapshot: Arc<Snapshot<R>>,
+        reloaded: bool,
+    ) -> Self {
+        // With the cache's reference gone this one is the last, unless somebody reads on without the lock.
+        drop(core.cached().take());
+        let (table, token, mtimes) = match Arc::try_unwrap(snapshot) {
+            Ok(snapshot) => (snapshot.table, snapshot.token, snapshot.mtimes),
+            Err(shared) => (shared.table.clone(), shared.token, shared.mtimes.clone()),
+        };
+        Self {
+            clean: table.changes(),
+            table,
+            token,
+            mtimes,
+            reloaded,
+            core,
+            held,
+        }
+    }
+
+    /// Whether the files were read for this guard; then somebody else has changed them, or this is the first access.
+    pub(crate) fn reloaded(&self) -> bool {
+        self.reloaded
+    }
+
+    /// The table to change; [`WriteGuard::save`] makes the changes last.
+    pub(crate) fn table_mut(&mut self) -> &mut Table<R> {
+        &mut self.table
+    }
+
+    /// Writes every location that has changed. Blocking. Without changes it does nothing.
+    ///
+    /// If it fails, some locations may have been written and others not; saving again is possible.
+    pub(crate) fn save(&mut self) -> Result<()> {
+        self.save_with(|_| Ok(()))
+    }
+
+    /// As [`WriteGuard::save`]; `before` is called with the path of each file before it is written, after the token
+    /// has been: the place for syncing what the records speak of.
+    pub(crate) fn save_with(&mut self, mut before: impl FnMut(&Path) -> Result<()>) -> Result<()> {
+        let dirty = self.table.dirty_locations();
+        if dirty.is_empty() {
+            return Ok(());
+        }
+        let mut files = Vec::with_capacity(dirty.len());
+        for location in dirty {
+            if let Some(file) = self.core.locations.get(location) {
+                files.push((location, file, self.table.serialise(location)?));
+            }
+        }
+        self.token = None;
+        // Compat: the token goes first, so that a crash before the rename costs a reload and hides nothing.
+        let mut first = None;
+        for lock in self.held.first.iter().chain(&self.held.rest) {
+            let token = lock.write_token()?;
+            first.get_or_insert(token);
+        }
+        for (location, file, content) in files {
+            if let Some(dir) = file.path.parent() {
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(dir)
+                    .at("creating", dir)?;
+            }
+            before(&file.path)?;
+            let mtime = atomic::write_file(&file.path, &content, 0o600, file.sync)?;
+            if let Some(remembered) = self.mtimes.get_mut(location) {
+                *remembered = Some(mtime);
+            }
+            self.table.saved(location);
+        }
+        self.token = first;
+        self.clean = self.table.changes();
+        Ok(())
+    }
+
+    /// Removes the temporary files that killed writers left; the exclusive locks say that they are nobody's.
+    /// Blocking. Returns how many there were.
+    pub(crate) fn remove_litter(&self) -> Result<usize> {
+        let mut removed = 0;
+        for location in &self.core.locations {
+            removed += atomic::remove_litter(&location.path)?;
+        }
+        Ok(removed)
+    }
+}
+
+impl<R: Record> Deref for WriteGuard<R> {
+    type Target = Table<R>;
+
+    fn deref(&self) -> &Table<R> {
+        &self.table
+    }
+}
+
+impl<R: Record> Drop for WriteGuard<R> {
+    fn drop(&mut self) {
+        if self.token.is_some() && self.table.changes() == self.clean {
+            let snapshot = Snapshot {
+                table: std::mem::take(&mut self.table),
+                token: self.token.take(),
+                mtimes: std::mem::take(&mut self.mtimes),
+            };
+            *self.core.cached() = Some(Arc::new(snapshot));
+        }
+    }
+}

@@ -1,0 +1,477 @@
+//! The rows of one store in memory, with their indexes. Pure: no file, no lock.
+//!
+//! Rows are shared (`Arc`): whoever got one keeps it unchanged while the table goes on. Every row knows its location
+//! (which of the store's files it is in) and its JSON text, read or computed once, so that saving a large store is a
+//! concatenation. Locations whose file no longer says what the table says are marked as needing a save.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::record::index::{Index, Position};
+use crate::record::json;
+
+pub(crate) use crate::record::index::DigestKind;
+
+/// A row of one of the stores.
+pub(crate) trait Record:
+    Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// What a row describes, for messages.
+    const NOUN: &'static str;
+    /// The error for an ID that is not in the table.
+    const UNKNOWN: ErrorKind;
+    /// The error for a name that two rows of a read-only store have.
+    const AMBIGUOUS_NAMES: ErrorKind;
+    /// Whether several rows with one ID stay in the file (the last one is found). Else the later ones are passed
+    /// over.
+    const KEEPS_DUPLICATE_IDS: bool = false;
+
+    /// The row's ID.
+    fn id(&self) -> &str;
+
+    /// The row's names.
+    fn names(&self) -> &[String];
+
+    /// The row's names, to change.
+    fn names_mut(&mut self) -> &mut Vec<String>;
+
+    /// Called after the names were changed by name, for records with a history of names.
+    fn remember_names(&mut self) {}
+
+    /// Fills in what follows from other fields; `true` if something changed.
+    fn normalise(&mut self) -> bool {
+        false
+    }
+
+    /// Whether the row describes something that was never completed.
+    fn is_incomplete(&self) -> bool {
+        false
+    }
+
+    /// The layer that belongs to this row alone, by whose ID it is found too.
+    fn layer(&self) -> Option<&str> {
+        None
+    }
+
+    /// Calls `visit` for every digest by which the row is found.
+    fn each_digest(&self, _visit: &mut dyn FnMut(DigestKind, &Digest)) {}
+}
+
+/// A change to a list of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameOperation {
+    /// The given names replace the old ones.
+    Set,
+    /// The given names come before the old ones.
+    Add,
+    /// The given names go.
+    Remove,
+}
+
+/// Drops repetitions, the first occurrence stays; `true` if there were any.
+pub(crate) fn dedupe(names: &mut Vec<String>) -> bool {
+    if names.len() < 2 {
+        return false;
+    }
+    let mut seen = HashSet::with_capacity(names.len());
+    let keep: Vec<bool> = names.iter().map(|name| seen.insert(name.as_str())).collect();
+    if keep.iter().all(|keep| *keep) {
+        return false;
+    }
+    let mut keep = keep.into_iter();
+    names.retain(|_| keep.next().unwrap_or(true));
+    true
+}
+
+#[derive(Clone, Debug)]
+struct Slot<R> {
+    row: Arc<R>,
+    location: usize,
+    text: OnceLock<Bytes>,
+}
+
+/// All rows of one store. See the module's head.
+#[derive(Clone, Debug)]
+pub(crate) struct Table<R> {
+    slots: BTreeMap<Position, Slot<R>>,
+    next: Position,
+    index: Index,
+    /// Per location, whether its file needs to be written.
+    dirty: Vec<bool>,
+    /// Counts changes, so that a holder can tell whether there were any.
+    changes: u64,
+}
+
+impl<R> Default for Table<R> {
+    fn default() -> Self {
+        Self {
+            slots: BTreeMap::new(),
+            next: 0,
+            index: Index::default(),
+            dirty: Vec::new(),
+            changes: 0,
+        }
+    }
+}
+
+impl<R: Record> Table<R> {
+    /// Builds the table from the rows of each location, in this order.
+    ///
+    /// Where two rows have one name the later one keeps it, and the other one's location needs a save; with
+    /// `read_only` that is an error.
+    pub(crate) fn load(files: Vec<Vec<(R, Bytes)>>, read_only: bool) -> Result<Self> {
+        let mut table = Self {
+            dirty: vec![false; files.len()],
+            ..Self::default()
+        };
+        for (location, rows) in files.into_iter().enumerate() {
+            for (mut row, text) in rows {
+                if !R::KEEPS_DUPLICATE_IDS && table.index.ids.contains_key(row.id()) {
+                    continue;
+                }
+                // What normalising fills in goes to disk with the next save, but does not ask for one.
+                let mut same_text = !row.normalise();
+                if dedupe(row.names_mut()) {
+                    same_text = false;
+                    table.mark(location);
+                }
+                for name in row.names() {
+                    let Some(&loser) = table.index.names.get(name) else {
+                        continue;
+                    };
+                    if read_only {
+                        let other = table.slots.get(&loser).map_or("", |slot| slot.row.id());
+                        let what = format!("name {name:?} of {} {:?} and {:?}", R::NOUN, other, row.id());
+                        return Err(R::AMBIGUOUS_NAMES.err(what));
+                    }
+                    table.take_name(loser, name);
+                }
+                let text = if same_text {
+                    OnceLock::from(text)
+                } else {
+                    OnceLock::new()
+                };
+                table.push(Slot {
+                    row: Arc::new(row),
+                    location,
+                    text,
+                });
+            }
+        }
+        table.changes = 0;
+        Ok(table)
+    }
+
+    /// An empty table with this number of locations.
+    pub(crate) fn empty(locations: usize) -> Self {
+        Self {
+            dirty: vec![false; locations],
+            ..Self::default()
+        }
+    }
+
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are no rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// All rows, in file order and location by location as loaded, new ones at the end.
+    pub(crate) fn rows(&self) -> impl DoubleEndedIterator<Item = &Arc<R>> + Clone {
+        self.slots.values().map(|slot| &slot.row)
+    }
+
+    /// The row with exactly this ID.
+    pub(crate) fn get(&self, id: &str) -> Option<&Arc<R>> {
+        self.at(*self.index.ids.get(id)?)
+    }
+
+    /// The row with this name.
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<R>> {
+        self.at(*self.index.names.get(name)?)
+    }
+
+    /// The row whose own layer has this ID; the latest if several claim it.
+    pub(crate) fn by_layer(&self, layer: &str) -> Option<&Arc<R>> {
+        self.at(*self.index.layers.get(layer)?.last()?)
+    }
+
+    /// The rows with this digest, in the order of [`Table::rows`].
+    pub(crate) fn by_digest(&self, kind: DigestKind, digest: &Digest) -> Vec<Arc<R>> {
+        let positions = self.index.by_digest(kind, digest);
+        positions
+            .iter()
+            .filter_map(|position| self.at(*position))
+            .map(Arc::clone)
+            .collect()
+    }
+
+    /// The row that `key` means: an ID, else a name, else the ID of the row's own layer, else the beginning of
+    /// exactly one ID.
+    pub(crate) fn find(&self, key: &str) -> Option<&Arc<R>> {
+        self.get(key)
+            .or_else(|| self.by_name(key))
+            .or_else(|| self.by_layer(key))
+            .or_else(|| self.by_prefix(key))
+    }
+
+    /// As [`Table::find`], or the error that there is no such row.
+    pub(crate) fn expect(&self, key: &str) -> Result<&Arc<R>> {
+        self.find(key).ok_or_else(|| unknown::<R>(key))
+    }
+
+    fn by_prefix(&self, prefix: &str) -> Option<&Arc<R>> {
+        self.at(self.index.by_prefix(prefix)?)
+    }
+
+    /// The location of the row with this ID.
+    pub(crate) fn location(&self, id: &str) -> Option<usize> {
+        Some(self.slots.get(self.index.ids.get(id)?)?.location)
+    }
+
+    /// IDs of the rows that describe something incomplete.
+    pub(crate) fn incomplete(&self) -> Vec<String> {
+        let rows = self
+            .index
+            .incomplete
+            .iter()
+            .filter_map(|position| self.at(*position));
+        rows.map(|row| row.id().to_owned()).collect()
+    }
+
+    /// Whether some row describes something incomplete.
+    pub(crate) fn has_incomplete(&self) -> bool {
+        !self.index.incomplete.is_empty()
+    }
+
+    /// Whether some location's file does not say what the table says.
+    pub(crate) fn needs_save(&self) -> bool {
+        self.dirty.contains(&true)
+    }
+
+    /// Adds a row at the end. Repeated names are dropped; names of other rows are never taken.
+    ///
+    /// Fails with [`ErrorKind::DuplicateId`] or [`ErrorKind::DuplicateName`], and then changes nothing.
+    pub(crate) fn insert(&mut self, mut row: R, location: usize) -> Result<Arc<R>> {
+        if location >= self.dirty.len() {
+            return Err(ErrorKind::InvalidInput.err(format!("{} store has no location {location}", R::NOUN)));
+        }
+        if self.index.ids.contains_key(row.id()) {
+            return Err(ErrorKind::DuplicateId.err(format!("{} {:?}", R::NOUN, row.id())));
+        }
+        dedupe(row.names_mut());
+        self.check_names(&row, None)?;
+        row.normalise();
+        let row = Arc::new(row);
+        self.push(Slot {
+            row: Arc::clone(&row),
+            location,
+            text: OnceLock::new(),
+        });
+        self.mark(location);
+        Ok(row)
+    }
+
+    /// Changes the row with exactly this ID; `false` if there is none.
+    ///
+    /// Fails, and then changes nothing, if the closure gives the row another row's name
+    /// ([`ErrorKind::DuplicateName`]) or another ID. A closure that leaves the row as it was makes no save necessary.
+    pub(crate) fn update(&mut self, id: &str, change: impl FnOnce(&mut R)) -> Result<bool> {
+        let Some(&position) = self.index.ids.get(id) else {
+            return Ok(false);
+        };
+        let Some(slot) = self.slots.get(&position) else {
+            return Ok(false);
+        };
+        let mut row = R::clone(&slot.row);
+        change(&mut row);
+        if row.id() != id {
+            return Err(ErrorKind::InvalidInput.err(format!("changing the ID of {} {id:?}", R::NOUN)));
+        }
+        dedupe(row.names_mut());
+        self.check_names(&row, Some(position))?;
+        row.normalise();
+        self.replace(position, row);
+        Ok(true)
+    }
+
+    /// Removes the row with exactly this ID, and any other row with the same ID.
+    pub(crate) fn remove(&mut self, id: &str) -> Option<Arc<R>> {
+        let position = *self.index.ids.get(id)?;
+        let found = self.take(position)?;
+        if self.slots.len() > self.index.ids.len() {
+            let same = |(_, slot): &(&Position, &Slot<R>)| slot.row.id() == id;
+            let others: Vec<Position> = self
+                .slots
+                .iter()
+                .filter(same)
+                .map(|(position, _)| *position)
+                .collect();
+            for position in others {
+                self.take(position);
+            }
+        }
+        Some(found)
+    }
+
+    /// Changes the names of the row with exactly this ID. Names that other rows have are taken from them.
+    pub(crate) fn apply_names(&mut self, id: &str, operation: NameOperation, names: &[String]) -> Result<()> {
+        let Some(&position) = self.index.ids.get(id) else {
+            return Err(unknown::<R>(id));
+        };
+        let Some(slot) = self.slots.get(&position) else {
+            return Err(unknown::<R>(id));
+        };
+        let mut row = R::clone(&slot.row);
+        let list = row.names_mut();
+        match operation {
+            NameOperation::Set => *list = names.to_vec(),
+            NameOperation::Add => {
+                list.splice(0..0, names.iter().cloned());
+            }
+            NameOperation::Remove => {
+                let gone: HashSet<&String> = names.iter().collect();
+                list.retain(|name| !gone.contains(name));
+            }
+        }
+        dedupe(list);
+        row.remember_names();
+        for name in row.names() {
+            match self.index.names.get(name) {
+                Some(&loser) if loser != position => self.take_name(loser, name),
+                _ => {}
+            }
+        }
+        self.replace(position, row);
+        Ok(())
+    }
+
+    /// Makes the next save write this location even if no row of it changes.
+    pub(crate) fn mark_dirty(&mut self, location: usize) {
+        self.mark(location);
+    }
+
+    /// How often the table has been changed since it was loaded.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The locations that need a save.
+    pub(crate) fn dirty_locations(&self) -> Vec<usize> {
+        self.dirty
+            .iter()
+            .enumerate()
+            .filter(|(_, dirty)| **dirty)
+            .map(|(location, _)| location)
+            .collect()
+    }
+
+    /// Notes that the location's file says what the table says.
+    pub(crate) fn saved(&mut self, location: usize) {
+        if let Some(dirty) = self.dirty.get_mut(location) {
+            *dirty = false;
+        }
+    }
+
+    /// The content of the location's file.
+    pub(crate) fn serialise(&self, location: usize) -> Result<Vec<u8>> {
+        let slots = self.slots.values().filter(|slot| slot.location == location);
+        for slot in slots.clone() {
+            slot.fill_text()?;
+        }
+        Ok(json::join(slots.filter_map(|slot| slot.text.get())))
+    }
+
+    fn at(&self, position: Position) -> Option<&Arc<R>> {
+        self.slots.get(&position).map(|slot| &slot.row)
+    }
+
+    fn mark(&mut self, location: usize) {
+        if let Some(dirty) = self.dirty.get_mut(location) {
+            *dirty = true;
+        }
+        self.changes += 1;
+    }
+
+    fn check_names(&self, row: &R, own: Option<Position>) -> Result<()> {
+        let taken = row.names().iter().find_map(|name| {
+            let position = self
+                .index
+                .names
+                .get(name)
+                .filter(|position| Some(**position) != own)?;
+            Some((name, self.at(*position)?.id()))
+        });
+        let Some((name, id)) = taken else { return Ok(()) };
+        let noun = R::NOUN;
+        Err(ErrorKind::DuplicateName.err(format!(
+            "the {noun} name {name:?} is already in use by {id}. You have to remove that {noun} to be able to reuse that name"
+        )))
+    }
+
+    fn push(&mut self, slot: Slot<R>) {
+        let position = self.next;
+        self.next += 1;
+        self.index.add(position, &*slot.row);
+        self.slots.insert(position, slot);
+    }
+
+    fn take(&mut self, position: Position) -> Option<Arc<R>> {
+        let slot = self.slots.remove(&position)?;
+        self.index.remove(position, &*slot.row);
+        self.mark(slot.location);
+        Some(slot.row)
+    }
+
+    fn take_name(&mut self, loser: Position, name: &str) {
+        if let Some(slot) = self.slots.get(&loser) {
+            let mut row = R::clone(&slot.row);
+            row.names_mut().retain(|other| other != name);
+            self.replace(loser, row);
+        }
+    }
+
+    fn replace(&mut self, position: Position, row: R) {
+        let Some(slot) = self.slots.get_mut(&position) else {
+            return;
+        };
+        if *slot.row == row {
+            return;
+        }
+        self.index.remove(position, &*slot.row);
+        slot.row = Arc::new(row);
+        slot.text = OnceLock::new();
+        self.index.add(position, &*slot.row);
+        let location = slot.location;
+        self.mark(location);
+    }
+}
+
+impl<R: Record> Slot<R> {
+    fn fill_text(&self) -> Result<()> {
+        if self.text.get().is_none() {
+            let text = json::to_bytes(&*self.row).map_err(|error| {
+                let what = format!("encoding the record of {} {:?}", R::NOUN, self.row.id());
+                ErrorKind::InvalidInput.err(what).with_source(error)
+            })?;
+            // Another task may have been faster, with the same text.
+            drop(self.text.set(Bytes::from(text)));
+        }
+        Ok(())
+    }
+}
+
+fn unknown<R: Record>(key: &str) -> crate::error::Error {
+    R::UNKNOWN.err(format!("locating {} with ID {key:?}", R::NOUN))
+}

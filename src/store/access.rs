@@ -1,0 +1,360 @@
+//! Lock order and the combinators: the only place that holds more than one store lock.
+//!
+//! Order, from first to last: graph lock (`storage.lock`) → `userns.lock` → layers → additional layer stores →
+//! images → additional image stores → containers. The lock of `mountpoints.json` is a leaf below the layer lock.
+//! Whatever needs several takes them in this order and from here.
+//!
+//! | lock | taken for | how long |
+//! |---|---|---|
+//! | graph, exclusive | driver start, mounting, shutdown | one blocking step |
+//! | layers, shared | looking something up | the lookup |
+//! | layers, exclusive | records and driver directories | one blocking step, never while a stream flows |
+//! | images, containers | likewise | one blocking step |
+//!
+//! Readers visit immutable snapshots with a plain closure. Writers run in one blocking step that owns the locks: a
+//! caller that is dropped while waiting takes nothing with it, one that is dropped later lets the step end.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, PoisonError};
+
+use crate::bridge;
+use crate::driver::choice::open_driver;
+use crate::error::{ErrorKind, Result};
+use crate::lock::Exclusive;
+use crate::record::container::ContainerRow;
+use crate::record::image::ImageRow;
+use crate::record::layer::LayerRow;
+use crate::record::mount_point::MountTable;
+use crate::record::table::{Record, Table};
+use crate::record::{ReadGuard, WriteGuard};
+use crate::store::layer_store::LayerStore;
+use crate::store::{DriverState, Inner, Store, registry};
+
+/// How often a reader has what a crash left behind cleaned up before it gives up.
+const MAX_CLEANUPS: usize = 3;
+
+/// Which of several stores of one kind is being visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// The one that can be written.
+    Primary,
+    /// The read-only one with this index.
+    Additional(usize),
+}
+
+impl Home {
+    /// Whether it can only be read.
+    pub(crate) fn read_only(self) -> bool {
+        self != Self::Primary
+    }
+}
+
+/// All stores that can be written, locked exclusively.
+pub(crate) struct AllStores {
+    pub(crate) containers: WriteGuard<ContainerRow>,
+    pub(crate) images: WriteGuard<ImageRow>,
+    pub(crate) layers: LayerStore,
+}
+
+/// The graph lock, held; the driver is current while it is.
+pub(crate) struct GraphGuard {
+    _held: Exclusive,
+}
+
+impl Store {
+    /// A fresh snapshot of the primary layer store, under its shared lock; what a crash left is cleaned up first.
+    pub(crate) async fn read_layers(&self) -> Result<ReadGuard<LayerRow>> {
+        for _ in 0..MAX_CLEANUPS {
+            let guard = self.inner.layers.read().await?;
+            if !needs_repair(&guard) {
+                return Ok(guard);
+            }
+            drop(guard);
+            self.write_to_layer_store(|_cleaned_on_entry| Ok(())).await?;
+        }
+        let guard = self.inner.layers.read().await?;
+        if needs_repair(&guard) {
+            return Err(
+                ErrorKind::LoadError.err(format!("cleaning up layer records ({MAX_CLEANUPS} attempts)"))
+            );
+        }
+        Ok(guard)
+    }
+
+    /// Visits the primary layer store and then the additional ones, each under its shared lock, until `visit` breaks.
+    /// The locks of stores already visited stay held to the end, so the answer is of one moment.
+    pub(crate) async fn read_all_layer_stores<T: Send>(
+        &self,
+        mut visit: impl FnMut(Home, &Table<LayerRow>) -> Result<ControlFlow<T>> + Send,
+    ) -> Result<Option<T>> {
+        let primary = self.read_layers().await?;
+        if let ControlFlow::Break(found) = visit(Home::Primary, &primary)? {
+            return Ok(Some(found));
+        }
+        let mut held = Vec::with_capacity(self.inner.additional_layers.len());
+        for (index, additional) in self.inner.additional_layers.iter().enumerate() {
+            let guard = additional.records.read().await?;
+            if let ControlFlow::Break(found) = visit(Home::Additional(index), &guard)? {
+                return Ok(Some(found));
+            }
+            held.push(guard);
+        }
+        drop(held);
+        drop(primary);
+        Ok(None)
+    }
+
+    /// Runs `change` in a blocking step that holds the primary layer store exclusively.
+    pub(crate) async fn write_to_layer_store<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut LayerStore) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let guard = self.inner.layers.write().await?;
+        let inner = Arc::clone(&self.inner);
+        bridge::run(move || LayerStore::enter(inner, guard)?.leave(change)).await
+    }
+
+    /// As [`Store::write_to_layer_store`], with snapshots of the additional layer stores under their shared locks.
+    pub(crate) async fn read_or_write_all_layer_stores<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut LayerStore, &[ReadGuard<LayerRow>]) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let guard = self.inner.layers.write().await?;
+        let additional = self.read_additional_layers().await?;
+        let inner = Arc::clone(&self.inner);
+        bridge::run(move || LayerStore::enter(inner, guard)?.leave(|layers| change(layers, &additional)))
+            .await
+    }
+
+    async fn read_additional_layers(&self) -> Result<Vec<ReadGuard<LayerRow>>> {
+        let mut held = Vec::with_capacity(self.inner.additional_layers.len());
+        for additional in &self.inner.additional_layers {
+            held.push(additional.records.read().await?);
+        }
+        Ok(held)
+    }
+
+    /// A fresh snapshot of the primary image store; names given twice are sorted out first.
+    pub(crate) async fn read_images(&self) -> Result<ReadGuard<ImageRow>> {
+        let guard = self.inner.images.read().await?;
+        if !needs_repair(&guard) {
+            return Ok(guard);
+        }
+        drop(guard);
+        self.write_to_image_store(|_saved_on_entry| Ok(())).await?;
+        self.inner.images.read().await
+    }
+
+    /// Visits the primary image store and then the additional ones, as [`Store::read_all_layer_stores`].
+    pub(crate) async fn read_all_image_stores<T: Send>(
+        &self,
+        mut visit: impl FnMut(Home, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
+    ) -> Result<Option<T>> {
+        let primary = self.read_images().await?;
+        if let ControlFlow::Break(found) = visit(Home::Primary, &primary)? {
+            return Ok(Some(found));
+        }
+        let mut held = Vec::with_capacity(self.inner.additional_images.len());
+        for (index, additional) in self.inner.additional_images.iter().enumerate() {
+            let guard = additional.records.read().await?;
+            if let ControlFlow::Break(found) = visit(Home::Additional(index), &guard)? {
+                return Ok(Some(found));
+            }
+            held.push(guard);
+        }
+        drop(held);
+        drop(primary);
+        Ok(None)
+    }
+
+    /// Runs `change` in a blocking step that holds the primary image store exclusively.
+    pub(crate) async fn write_to_image_store<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut WriteGuard<ImageRow>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut guard = self.inner.images.write().await?;
+        bridge::run(move || {
+            save_resolved(&mut guard)?;
+            change(&mut guard)
+        })
+        .await
+    }
+
+    /// A fresh snapshot of the container store; names given twice are sorted out first.
+    pub(crate) async fn read_containers(&self) -> Result<ReadGuard<ContainerRow>> {
+        let guard = self.inner.containers.read().await?;
+        if !needs_repair(&guard) {
+            return Ok(guard);
+        }
+        drop(guard);
+        self.write_to_container_store(|_saved_on_entry| Ok(())).await?;
+        self.inner.containers.read().await
+    }
+
+    /// Looks something up in the container store under its shared lock.
+    pub(crate) async fn read_container_store<T: Send>(
+        &self,
+        visit: impl FnOnce(&Table<ContainerRow>) -> Result<T> + Send,
+    ) -> Result<T> {
+        let guard = self.read_containers().await?;
+        visit(&guard)
+    }
+
+    /// Runs `change` in a blocking step that holds the container store exclusively.
+    pub(crate) async fn write_to_container_store<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut WriteGuard<ContainerRow>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut guard = self.inner.containers.write().await?;
+        bridge::run(move || {
+            save_resolved(&mut guard)?;
+            change(&mut guard)
+        })
+        .await
+    }
+
+    /// Runs `change` in a blocking step that holds layers, images and containers exclusively.
+    pub(crate) async fn write_to_all_stores<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut AllStores) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let layers = self.inner.layers.write().await?;
+        let mut images = self.inner.images.write().await?;
+        let mut containers = self.inner.containers.write().await?;
+        let inner = Arc::clone(&self.inner);
+        bridge::run(move || {
+            save_resolved(&mut images)?;
+            save_resolved(&mut containers)?;
+            let layers = LayerStore::enter(inner, layers)?;
+            let mut all = AllStores {
+                containers,
+                images,
+                layers,
+            };
+            let result = change(&mut all);
+            let AllStores {
+                containers,
+                images,
+                layers,
+            } = all;
+            drop(containers);
+            drop(images);
+            layers.finish(result)
+        })
+        .await
+    }
+
+    /// Runs `change` in a blocking step that holds the layers exclusively, snapshots of the additional layer stores,
+    /// and the images exclusively with snapshots of the additional image stores: for what builds on an image.
+    pub(crate) async fn write_to_layers_and_images<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut LayersAndImages) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let layers = self.inner.layers.write().await?;
+        let additional_layers = self.read_additional_layers().await?;
+        let mut images = self.inner.images.write().await?;
+        let mut additional_images = Vec::with_capacity(self.inner.additional_images.len());
+        for additional in &self.inner.additional_images {
+            additional_images.push(additional.records.read().await?);
+        }
+        let inner = Arc::clone(&self.inner);
+        bridge::run(move || {
+            save_resolved(&mut images)?;
+            let layers = LayerStore::enter(inner, layers)?;
+            let mut held = LayersAndImages {
+                additional_images,
+                images,
+                additional_layers,
+                layers,
+            };
+            let result = change(&mut held);
+            let LayersAndImages {
+                additional_images,
+                images,
+                additional_layers,
+                layers,
+            } = held;
+            drop(additional_images);
+            drop(images);
+            drop(additional_layers);
+            layers.finish(result)
+        })
+        .await
+    }
+
+    /// Where layers are mounted and how often, as of now.
+    pub(crate) async fn mounts(&self) -> Result<Arc<MountTable>> {
+        match self.inner.mounts.try_read()? {
+            Some(known) => Ok(known),
+            None => {
+                let mounts = self.inner.mounts.clone();
+                bridge::run(move || mounts.read_blocking()).await
+            }
+        }
+    }
+
+    /// Takes the graph lock and makes sure that the driver is running: another process may have shut it down.
+    pub(crate) async fn lock_graph(&self) -> Result<GraphGuard> {
+        let held = self
+            .inner
+            .graph_lock
+            .exclusive(self.inner.options.lock_timeout)
+            .await?;
+        let current = held.token()?;
+        let known = self
+            .inner
+            .driver
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .token
+            .clone();
+        if current == known {
+            return Ok(GraphGuard { _held: held });
+        }
+        let inner = Arc::clone(&self.inner);
+        bridge::run(move || {
+            inner.restart_driver(current)?;
+            Ok(GraphGuard { _held: held })
+        })
+        .await
+    }
+
+    /// Marks the store as shut down for every process, this one included. Call with the graph lock held.
+    pub(crate) fn mark_shut_down(graph: &GraphGuard) -> Result<()> {
+        graph._held.write_token().map(drop)
+    }
+}
+
+/// What [`Store::write_to_layers_and_images`] holds; in the order in which it is let go.
+pub(crate) struct LayersAndImages {
+    pub(crate) additional_images: Vec<ReadGuard<ImageRow>>,
+    pub(crate) images: WriteGuard<ImageRow>,
+    pub(crate) additional_layers: Vec<ReadGuard<LayerRow>>,
+    pub(crate) layers: LayerStore,
+}
+
+impl Inner {
+    fn restart_driver(&self, token: crate::lock::last_write::Token) -> Result<()> {
+        let mut config = registry::driver_config(&self.options);
+        config.name = Some(self.dirs.driver_name.to_owned());
+        let driver = open_driver(&config)?;
+        let mut state = self.driver.write().unwrap_or_else(PoisonError::into_inner);
+        *state = DriverState { driver, token };
+        Ok(())
+    }
+}
+
+/// Writes back what loading had to sort out (one name given to two records).
+fn save_resolved<R: Record>(guard: &mut WriteGuard<R>) -> Result<()> {
+    if needs_repair(guard) { guard.save() } else { Ok(()) }
+}
+
+/// Whether a writer has something to put right: incomplete rows, or names that were given twice.
+pub(crate) fn needs_repair<R: Record>(table: &Table<R>) -> bool {
+    table.needs_save() || table.has_incomplete()
+}
+
+/// Breaks a visit with what was found, if something was.
+pub(crate) fn hit<T>(found: Option<T>) -> ControlFlow<T> {
+    found.map_or(ControlFlow::Continue(()), ControlFlow::Break)
+}

@@ -1,0 +1,402 @@
+//! Named data of layers, images and containers, on disk beside their records.
+
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+
+use crate::bridge;
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::big_data;
+use crate::record::image::ImageRow;
+use crate::store::access::{Home, hit};
+use crate::store::{Store, containers, images};
+use crate::sys::make_private_dir;
+
+/// Tells the digest of a manifest, which for some old formats is not that of all its bytes. The default for
+/// [`Store::set_image_big_data`] is [`Digest::sha256`], right for OCI and Docker schema 2 manifests.
+pub type ManifestDigest = fn(&[u8]) -> Result<Digest>;
+
+/// A big data item of a layer as a stream, made by [`Store::layer_big_data`]. It stays readable when the item is
+/// replaced or its layer deleted.
+pub struct BigDataReader {
+    stream: bridge::ChunkStream,
+}
+
+impl fmt::Debug for BigDataReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BigDataReader").finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for BigDataReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+fn missing_item(key: &str, kind: &str, id: &str) -> Error {
+    ErrorKind::NotFound.err(format!("locating item named {key:?} for {kind} with ID {id:?}"))
+}
+
+fn refuse_empty(key: &str) -> Result<()> {
+    big_data::file_name(key).map(drop)
+}
+
+impl Store {
+    // ---- layers ----
+
+    /// Keys of a layer's big data items, in the order in which they were first set.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`].
+    pub async fn list_layer_big_data(&self, id: &str) -> Result<Vec<String>> {
+        Ok(self.layer(id).await?.big_data_names().to_vec())
+    }
+
+    /// A big data item of a layer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
+    /// [`ErrorKind::InvalidBigDataName`].
+    pub async fn layer_big_data(&self, id: &str, key: &str) -> Result<BigDataReader> {
+        refuse_empty(key)?;
+        let found = self
+            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (row.id.clone(), home)))))
+            .await?;
+        let Some((id, home)) = found else {
+            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+        };
+        let dir = match home {
+            Home::Primary => self.inner.dirs.layer_data(&id),
+            Home::Additional(index) => self.inner.additional_layers[index].dir.join(&id),
+        };
+        let key = key.to_owned();
+        let mut file =
+            bridge::run(move || big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id)))
+                .await?;
+        let (mut writer, stream) = bridge::chunks_out();
+        bridge::detach(move || {
+            let copied = io::copy(&mut file, &mut writer).map(drop);
+            writer.finish(copied);
+        });
+        Ok(BigDataReader { stream })
+    }
+
+    /// Stores a big data item with a layer of the primary store, replacing the old one only if `data` ends well.
+    ///
+    /// The stream is read to a temporary file first; then the layer lock is taken exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::InvalidBigDataName`], [`ErrorKind::Io`] for what `data` reports.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn set_layer_big_data(
+        &self,
+        id: &str,
+        key: &str,
+        data: impl AsyncRead + Send + 'static,
+    ) -> Result<()> {
+        refuse_empty(key)?;
+        let (sender, mut reader) = bridge::chunks_in();
+        let feed = async move {
+            let mut data = Box::pin(data);
+            loop {
+                let mut chunk = bytes::BytesMut::with_capacity(bridge::CHUNK);
+                match data.read_buf(&mut chunk).await {
+                    Ok(0) => return sender.finish().await,
+                    Ok(_) if sender.send(chunk.freeze()).await => {}
+                    Ok(_) => return false,
+                    Err(error) => return sender.fail(error).await,
+                }
+            }
+        };
+        let dir = self.inner.dirs.layers_tmp();
+        let spool = bridge::run(move || {
+            let mut temp = crate::lock::temp_dir::TempDir::create(&dir)?;
+            let path = temp.addition();
+            let name = path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            let written = big_data::write_stream(temp.path(), &name, &mut reader, false)?;
+            Ok((temp, path, written))
+        });
+        let (_fed, spooled) = tokio::join!(feed, spool);
+        let (temp, path, _size) = spooled?;
+        let (layer, key) = (id.to_owned(), key.to_owned());
+        self.write_to_layer_store(move |layers| {
+            let row = layers.find(&layer)?;
+            let dir = layers.inner.dirs.layer_data(&row.id);
+            make_private_dir(&dir)?;
+            let mut file =
+                std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
+            big_data::write_stream(&dir, &key, &mut file, true)?;
+            drop(temp);
+            if row.big_data_names.contains(&key) {
+                return Ok(());
+            }
+            layers
+                .table_mut()
+                .update(&row.id, |row| row.big_data_names.push(key))?;
+            layers.save()
+        })
+        .await
+    }
+
+    // ---- images ----
+
+    /// Keys of an image's big data items.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`].
+    pub async fn list_image_big_data(&self, id: &str) -> Result<Vec<String>> {
+        let found = self
+            .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(Arc::clone))))
+            .await?;
+        Ok(found.ok_or_else(|| images::unknown(id))?.big_data_names.clone())
+    }
+
+    /// A big data item of an image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotFound`] for an item that does not exist (removing the image may
+    /// resolve that).
+    pub async fn image_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
+        refuse_empty(key)?;
+        let mut rows = Vec::new();
+        let _none: Option<()> = self
+            .read_all_image_stores(|home, table| {
+                rows.extend(table.find(id).map(|row| (Arc::clone(row), home)));
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        let mut result = Err(images::unknown(id));
+        for (row, home) in rows {
+            result = self.read_image_item(&row, home, key).await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn image_dir(&self, home: Home) -> PathBuf {
+        match home {
+            Home::Primary => self.inner.dirs.images(),
+            Home::Additional(index) => self.inner.additional_images[index].dir.clone(),
+        }
+    }
+
+    pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
+        let (dir, id, key) = (self.image_dir(home).join(&row.id), row.id.clone(), key.to_owned());
+        bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "image", &id))).await
+    }
+
+    /// Size in bytes of a big data item of an image, from the record or else from the file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SizeUnknown`].
+    pub async fn image_big_data_size(&self, id: &str, key: &str) -> Result<u64> {
+        let unknown = || ErrorKind::SizeUnknown.err(format!("item {key:?} of image {id:?}"));
+        let found = self
+            .read_all_image_stores(|_, table| {
+                let size = table
+                    .find(id)
+                    .and_then(|row| row.big_data_sizes.get(key).copied());
+                Ok(hit(size.and_then(|size| u64::try_from(size).ok())))
+            })
+            .await?;
+        if let Some(size) = found {
+            return Ok(size);
+        }
+        match self.image_big_data(id, key).await {
+            Ok(data) => Ok(data.len() as u64),
+            Err(error) => Err(unknown().with_source(error)),
+        }
+    }
+
+    /// Recorded digest of a big data item of an image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DigestUnknown`].
+    pub async fn image_big_data_digest(&self, id: &str, key: &str) -> Result<Digest> {
+        let found = self
+            .read_all_image_stores(|_, table| {
+                let digest = table.find(id).and_then(|row| row.big_data_digests.get(key));
+                Ok(hit(digest.and_then(|digest| digest.valid().cloned())))
+            })
+            .await?;
+        found.ok_or_else(|| ErrorKind::DigestUnknown.err(format!("item {key:?} of image {id:?}")))
+    }
+
+    /// Stores a big data item with an image of the primary store and records its size and digest. Images are found
+    /// by the digests of items whose key begins with `manifest`; for those `manifest_digest` says the digest
+    /// (`None`: SHA-256 of all bytes).
+    ///
+    /// Takes the image lock exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::InvalidBigDataName`], and what `manifest_digest` reports.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn set_image_big_data(
+        &self,
+        id: &str,
+        key: &str,
+        data: impl Into<Bytes>,
+        manifest_digest: Option<ManifestDigest>,
+    ) -> Result<()> {
+        refuse_empty(key)?;
+        let (image, key, data) = (id.to_owned(), key.to_owned(), data.into());
+        let dirs = self.inner.dirs.images();
+        self.write_to_image_store(move |store| {
+            let row = store
+                .find(&image)
+                .map(Arc::clone)
+                .ok_or_else(|| images::unknown(&image))?;
+            let digest = match manifest_digest.filter(|_| key.starts_with("manifest")) {
+                Some(digest) => digest(&data).map_err(|error| {
+                    ErrorKind::DigestUnknown
+                        .err(format!("digesting manifest of image {:?}", row.id))
+                        .with_source(error)
+                })?,
+                None => Digest::sha256(&data),
+            };
+            images::write_items(&dirs.join(&row.id), std::iter::once((&*key, &*data)))?;
+            let same = row.big_data_names.contains(&key)
+                && row
+                    .big_data_sizes
+                    .get(&key)
+                    .is_some_and(|size| usize::try_from(*size) == Ok(data.len()))
+                && row
+                    .big_data_digests
+                    .get(&key)
+                    .is_some_and(|known| known.as_str() == digest.as_str());
+            if same {
+                return Ok(());
+            }
+            store.table_mut().update(&row.id, |row| {
+                images::record_item(
+                    &mut row.big_data_names,
+                    &mut row.big_data_sizes,
+                    &mut row.big_data_digests,
+                    &key,
+                    data.len(),
+                    digest,
+                );
+            })?;
+            store.save()
+        })
+        .await
+    }
+
+    // ---- containers ----
+
+    /// Keys of a container's big data items.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`].
+    pub async fn list_container_big_data(&self, id: &str) -> Result<Vec<String>> {
+        Ok(self.container(id).await?.big_data_names().to_vec())
+    }
+
+    /// A big data item of a container.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
+    /// [`ErrorKind::InvalidBigDataName`].
+    pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
+        refuse_empty(key)?;
+        let id = self.container(id).await?.id().to_owned();
+        let (dir, key) = (self.inner.dirs.containers().join(&id), key.to_owned());
+        bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "container", &id)))
+            .await
+    }
+
+    /// Size in bytes of a big data item of a container. If it is not recorded yet, the item is read and recorded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SizeUnknown`].
+    pub async fn container_big_data_size(&self, id: &str, key: &str) -> Result<u64> {
+        let unknown = |error| {
+            ErrorKind::SizeUnknown
+                .err(format!("item {key:?} of container {id:?}"))
+                .with_source(error)
+        };
+        if let Some(size) = self.container(id).await.map_err(unknown)?.big_data_size(key) {
+            return Ok(size);
+        }
+        let data = self.container_big_data(id, key).await.map_err(unknown)?;
+        let size = data.len() as u64;
+        self.set_container_big_data(id, key, data).await?;
+        Ok(size)
+    }
+
+    /// Digest (SHA-256) of a big data item of a container. If it is not recorded yet, the item is read and recorded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DigestUnknown`].
+    pub async fn container_big_data_digest(&self, id: &str, key: &str) -> Result<Digest> {
+        let unknown = |error| {
+            ErrorKind::DigestUnknown
+                .err(format!("item {key:?} of container {id:?}"))
+                .with_source(error)
+        };
+        if let Some(digest) = self.container(id).await.map_err(unknown)?.big_data_digest(key) {
+            return Ok(digest);
+        }
+        let data = self.container_big_data(id, key).await.map_err(unknown)?;
+        let digest = Digest::sha256(&data);
+        self.set_container_big_data(id, key, data).await?;
+        Ok(digest)
+    }
+
+    /// Stores a big data item with a container and records its size and SHA-256 digest.
+    ///
+    /// Takes the container lock exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::InvalidBigDataName`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn set_container_big_data(&self, id: &str, key: &str, data: impl Into<Bytes>) -> Result<()> {
+        refuse_empty(key)?;
+        let (container, key, data) = (id.to_owned(), key.to_owned(), data.into());
+        let dirs = self.inner.dirs.containers();
+        self.write_to_container_store(move |store| {
+            let row = store
+                .find(&container)
+                .map(Arc::clone)
+                .ok_or_else(|| containers::unknown(&container))?;
+            images::write_items(&dirs.join(&row.id), std::iter::once((&*key, &*data)))?;
+            let digest = Digest::sha256(&data);
+            store.table_mut().update(&row.id, |row| {
+                images::record_item(
+                    &mut row.big_data_names,
+                    &mut row.big_data_sizes,
+                    &mut row.big_data_digests,
+                    &key,
+                    data.len(),
+                    digest,
+                );
+            })?;
+            store.save()
+        })
+        .await
+    }
+}

@@ -1,0 +1,310 @@
+//! Creating and finding containers.
+
+use std::sync::Arc;
+
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::idmap::IdMappings;
+use crate::options::{ContainerOptions, Flag, IdMappingOptions};
+use crate::record::container::ContainerRow;
+use crate::record::image::ImageRow;
+use crate::record::layer::LayerRow;
+use crate::record::time::Time;
+use crate::store::access::LayersAndImages;
+use crate::store::layer_store::{NewLayer, Start, flags_json};
+use crate::store::views::Container;
+use crate::store::{Store, container_location, images, random_id};
+
+impl Store {
+    /// Creates a container from an image (an ID, name or ID prefix), or from nothing, with a layer of its own.
+    ///
+    /// Takes the layer, image and container locks exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`],
+    /// [`ErrorKind::InvalidMappings`], [`ErrorKind::InvalidInput`] if only one of the two labels is given.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn create_container(
+        &self,
+        image: Option<&str>,
+        options: ContainerOptions,
+    ) -> Result<Container> {
+        if options.process_label.as_deref().unwrap_or("").is_empty()
+            != options.mount_label.as_deref().unwrap_or("").is_empty()
+        {
+            return Err(
+                ErrorKind::InvalidInput.err("process label and mount label must both be given or neither")
+            );
+        }
+        for id in [&options.id, &options.layer_id] {
+            if !id.is_empty() {
+                crate::driver::check_id(id)?;
+            }
+        }
+        let asked = IdMappings {
+            uids: options.id_mappings.uid_map.clone(),
+            gids: options.id_mappings.gid_map.clone(),
+        };
+        asked.validate()?;
+        let _userns = match asked.is_identity() {
+            true => None,
+            false => Some(
+                self.inner
+                    .userns_lock
+                    .exclusive(self.inner.options.lock_timeout)
+                    .await?,
+            ),
+        };
+        let image = image.map(str::to_owned);
+        let store = self.clone();
+        // The container store comes last in the lock order and is taken by the same step that made the layer.
+        let row = self
+            .write_to_layers_and_images(move |held| {
+                store.create_container_step(held, image.as_deref(), options)
+            })
+            .await?;
+        Ok(Container::new(&row))
+    }
+
+    fn create_container_step(
+        &self,
+        held: &mut LayersAndImages,
+        image: Option<&str>,
+        options: ContainerOptions,
+    ) -> Result<Arc<ContainerRow>> {
+        let found = image.map(|key| held.find_image(key)).transpose()?;
+        let top = match &found {
+            Some((image, primary)) => mapped_top_layer(held, image, *primary, &options.id_mappings)?,
+            None => None,
+        };
+        let mappings = self.choose_mappings(&options.id_mappings, top.as_deref())?;
+        let mut containers = self.inner.containers.write_blocking()?;
+        if !options.id.is_empty() && containers.get(&options.id).is_some() {
+            return Err(ErrorKind::DuplicateId.err(format!("creating container with ID {:?}", options.id)));
+        }
+        for name in &options.names {
+            if let Some(owner) = containers.by_name(name) {
+                let what = format!(
+                    "the container name {name:?} is already in use by {}; remove that container to be able to reuse the name",
+                    owner.id
+                );
+                return Err(ErrorKind::DuplicateName.err(what));
+            }
+        }
+        let id = match options.id.is_empty() {
+            true => random_id(|id| containers.get(id).is_some())?,
+            false => options.id.clone(),
+        };
+        let volatile = options.volatile || self.inner.options.transient;
+        let layer = held.layers.create(NewLayer {
+            id: options.layer_id.clone(),
+            names: Vec::new(),
+            parent: top,
+            start: Start::Empty,
+            mount_label: options.mount_label.clone().unwrap_or_default(),
+            writeable: true,
+            mappings,
+            metadata: String::new(),
+            flags: std::collections::BTreeMap::new(),
+            big_data: Vec::new(),
+            storage_opt: options.storage_opt.clone(),
+            volatile,
+        })?;
+        let mut row = ContainerRow {
+            id: id.clone(),
+            names: options.names.clone(),
+            image: found.map(|(image, _)| image.id.clone()).unwrap_or_default(),
+            layer: layer.id.clone(),
+            metadata: options.metadata.clone(),
+            created: Time::now(),
+            uid_map: options.id_mappings.uid_map.clone(),
+            gid_map: options.id_mappings.gid_map.clone(),
+            flags: flags_json(container_flags(&options, volatile)),
+            ..ContainerRow::default()
+        };
+        for item in &options.big_data {
+            images::record_item(
+                &mut row.big_data_names,
+                &mut row.big_data_sizes,
+                &mut row.big_data_digests,
+                &item.key,
+                item.data.len(),
+                Digest::sha256(&item.data),
+            );
+        }
+        let location = if volatile {
+            container_location::VOLATILE
+        } else {
+            container_location::STABLE
+        };
+        let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+        let recorded = images::write_items(&self.inner.dirs.containers().join(&id), items).and_then(|()| {
+            drop(containers.table_mut().insert(row, location)?);
+            containers.save()?;
+            containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+        });
+        if recorded.is_err()
+            && let Err(error) = held.layers.delete_all(std::slice::from_ref(&layer.id))
+        {
+            tracing::warn!(layer = layer.id, error = %error.chain(), "cannot delete the layer of a failed container");
+        }
+        recorded.context(|| format!("creating container {id:?}"))
+    }
+
+    /// The container with this ID, name or ID prefix, or whose layer has this ID.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`].
+    pub async fn container(&self, id: &str) -> Result<Container> {
+        self.read_container_store(|table| table.find(id).map(Container::new).ok_or_else(|| unknown(id)))
+            .await
+    }
+
+    /// All containers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    pub async fn containers(&self) -> Result<Vec<Container>> {
+        self.read_container_store(|table| Ok(table.rows().map(Container::new).collect()))
+            .await
+    }
+
+    /// The container whose own layer is this one (an ID, name or ID prefix).
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::ContainerUnknown`].
+    pub async fn container_by_layer(&self, id: &str) -> Result<Container> {
+        let layer = self.layer(id).await?;
+        self.read_container_store(|table| {
+            table
+                .by_layer(layer.id())
+                .map(Container::new)
+                .ok_or_else(|| unknown(id))
+        })
+        .await
+    }
+}
+
+/// The error for a container that is not there.
+pub(crate) fn unknown(id: &str) -> crate::error::Error {
+    ErrorKind::ContainerUnknown.err(format!("locating container with ID {id:?}"))
+}
+
+fn container_flags(options: &ContainerOptions, volatile: bool) -> std::collections::BTreeMap<String, Flag> {
+    let mut flags = options.flags.clone();
+    let text = |label: &Option<String>| Flag::Text(label.clone().unwrap_or_default());
+    flags.insert("ProcessLabel".into(), text(&options.process_label));
+    flags.insert("MountLabel".into(), text(&options.mount_label));
+    if !options.mount_opts.is_empty() {
+        flags.insert("MountOpts".into(), Flag::List(options.mount_opts.clone()));
+    }
+    if volatile {
+        flags.insert("Volatile".into(), Flag::Bool(true));
+    }
+    flags
+}
+
+impl LayersAndImages {
+    /// The image with this ID, name or ID prefix, and whether it is in the primary image store.
+    pub(crate) fn find_image(&self, key: &str) -> Result<(Arc<ImageRow>, bool)> {
+        if let Some(row) = self.images.find(key) {
+            return Ok((Arc::clone(row), true));
+        }
+        let found = self.additional_images.iter().find_map(|table| table.find(key));
+        found
+            .map(|row| (Arc::clone(row), false))
+            .ok_or_else(|| images::unknown(key))
+    }
+
+    /// A layer of any store by its ID, and whether it is in the primary one.
+    fn layer(&self, id: &str) -> Option<(Arc<LayerRow>, bool)> {
+        if let Some(row) = self.layers.table().get(id) {
+            return Some((Arc::clone(row), true));
+        }
+        self.additional_layers
+            .iter()
+            .find_map(|table| table.get(id))
+            .map(|row| (Arc::clone(row), false))
+    }
+}
+
+/// The layer that plays the image's top layer for someone who wants these owners; `None` for an image without a
+/// layer. If no candidate has them and the driver cannot map at mount time, a copy of the top layer with the wanted
+/// owners is made and noted in the image.
+pub(crate) fn mapped_top_layer(
+    held: &mut LayersAndImages,
+    image: &ImageRow,
+    image_is_primary: bool,
+    wanted: &IdMappingOptions,
+) -> Result<Option<Arc<LayerRow>>> {
+    if image.layer.is_empty() {
+        return Ok(None);
+    }
+    let wanted_maps = IdMappings {
+        uids: wanted.uid_map.clone(),
+        gids: wanted.gid_map.clone(),
+    };
+    let shifting = held.layers.driver.supports_shifting(&wanted_maps);
+    let fits = |row: &LayerRow| {
+        let unmapped = row.uid_map.is_empty() && row.gid_map.is_empty();
+        if shifting && unmapped {
+            return true;
+        }
+        if (wanted.host_uid_mapping && !row.uid_map.is_empty())
+            || (wanted.host_gid_mapping && !row.gid_map.is_empty())
+        {
+            return false;
+        }
+        row.uid_map == wanted.uid_map && row.gid_map == wanted.gid_map
+    };
+    // A store-independent candidate whose parent is nowhere cannot be mounted.
+    let candidates: Vec<(Arc<LayerRow>, bool)> = std::iter::once(&image.layer)
+        .chain(&image.mapped_layers)
+        .filter_map(|id| held.layer(id))
+        .filter(|(row, _)| row.parent.is_empty() || held.layer(&row.parent).is_some())
+        .collect();
+    if let Some((row, _)) = candidates.iter().find(|(row, _)| fits(row)) {
+        return Ok(Some(Arc::clone(row)));
+    }
+    let Some((base, base_is_primary)) = candidates.into_iter().next() else {
+        return Err(ErrorKind::LayerUnknown.err(format!("locating the top layer of image {:?}", image.id)));
+    };
+    if !image_is_primary || !base_is_primary {
+        return Ok(Some(base));
+    }
+    let parent = held.layer(&base.parent).map(|(row, _)| row);
+    let mappings = if shifting {
+        IdMappings::default()
+    } else {
+        wanted_maps
+    };
+    let copy = held
+        .layers
+        .create(NewLayer {
+            id: String::new(),
+            names: Vec::new(),
+            parent,
+            start: Start::Template(Arc::clone(&base)),
+            mount_label: base.mount_label.clone(),
+            writeable: false,
+            mappings,
+            metadata: String::new(),
+            flags: std::collections::BTreeMap::new(),
+            big_data: Vec::new(),
+            storage_opt: std::collections::BTreeMap::new(),
+            volatile: false,
+        })
+        .context(|| format!("creating an ID-mapped copy of layer {:?}", base.id))?;
+    let noted = held
+        .images
+        .table_mut()
+        .update(&image.id, |row| row.mapped_layers.push(copy.id.clone()))
+        .and_then(|_| held.images.save());
+    if let Err(error) = noted {
+        held.layers.delete_all(std::slice::from_ref(&copy.id))?;
+        return Err(error.context(format!("registering ID-mapped layer with image {:?}", image.id)));
+    }
+    Ok(Some(copy))
+}

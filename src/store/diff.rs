@@ -1,0 +1,310 @@
+//! The way out: what a layer changes, as a list, as a size and as a tar stream.
+//!
+//! A layer that came in as a stream goes out as the same bytes: its tar-split file is replayed with the layer's
+//! files. Others (containers' layers) are written afresh from what the driver says has changed.
+//!
+//! The trees are opened under the layer lock; then the lock is let go and the stream flows without it, so a slow
+//! reader holds nobody up. If the layer is deleted meanwhile the stream ends with an error.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::archive::changes::{self, Change};
+use crate::archive::compression::{self, Compression};
+use crate::archive::{export, replay};
+use crate::bridge;
+use crate::driver::{Driver, TreeMount, Upper, mount_tree};
+use crate::error::{Error, ErrorKind, Result};
+use crate::idmap::IdMappings;
+use crate::options::DiffOptions;
+use crate::record::layer::LayerRow;
+use crate::store::Store;
+use crate::store::access::{Home, hit};
+use crate::store::layer_store::mappings_of;
+
+/// A layer's diff as a stream of bytes, made by [`Store::diff`].
+///
+/// It holds open directories and files, and a temporary mount where the driver needs one; no lock. They are let go
+/// at the end of the stream or when it is dropped.
+pub struct DiffStream {
+    reader: Pin<Box<dyn AsyncRead + Send>>,
+    compression: Compression,
+}
+
+impl DiffStream {
+    /// How the bytes are compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+}
+
+impl fmt::Debug for DiffStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiffStream")
+            .field("compression", &self.compression)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for DiffStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.reader.as_mut().poll_read(cx, buffer)
+    }
+}
+
+/// Where the bytes of a diff come from.
+enum Source {
+    /// Replayed from the layer's tar-split file and its files.
+    Replay { tape: File, trees: Vec<OwnedFd> },
+    /// Made from what the driver says has changed.
+    Fresh(Comparison),
+}
+
+/// How to find out what a layer changes.
+enum Comparison {
+    /// The driver keeps changes apart.
+    Upper(Upper, IdMappings),
+    /// Two mounted trees.
+    Trees { new: Tree, old: Option<Tree> },
+}
+
+struct Tree {
+    mount: TreeMount,
+    mappings: IdMappings,
+}
+
+impl Source {
+    fn write(&self, out: &mut dyn io::Write) -> Result<()> {
+        match self {
+            Self::Replay { tape, trees } => {
+                replay::replay(io::BufReader::with_capacity(64 * 1024, tape), trees, out).map(drop)
+            }
+            Self::Fresh(Comparison::Upper(upper, mappings)) => {
+                export::write_upper(upper.dir.as_fd(), &upper.lowers, upper.namespace, mappings, out)
+            }
+            Self::Fresh(Comparison::Trees { new, old: None }) => {
+                export::write_tree(new.mount.dir.as_fd(), &new.mappings, out)
+            }
+            Self::Fresh(comparison @ Comparison::Trees { new, old: Some(_) }) => {
+                let changes = comparison.changes()?;
+                export::write_changes(new.mount.dir.as_fd(), &new.mappings, &changes, out)
+            }
+        }
+    }
+}
+
+impl Comparison {
+    fn open(driver: &Arc<dyn Driver>, to: &LayerRow, from: Option<&LayerRow>) -> Result<Self> {
+        if let Some(upper) = driver.upper(&to.id, from.map(|row| row.id.as_str()))? {
+            return Ok(Self::Upper(upper, mappings_of(to)));
+        }
+        let tree = |row: &LayerRow| -> Result<Tree> {
+            Ok(Tree {
+                mount: mount_tree(driver, &row.id)?,
+                mappings: mappings_of(row),
+            })
+        };
+        Ok(Self::Trees {
+            new: tree(to)?,
+            old: from.map(tree).transpose()?,
+        })
+    }
+
+    fn changes(&self) -> Result<Vec<Change>> {
+        match self {
+            Self::Upper(upper, _) => {
+                changes::upper_changes(upper.dir.as_fd(), &upper.lowers, upper.namespace)
+            }
+            Self::Trees { new, old } => {
+                let old = old.as_ref().map(|old| (old.mount.dir.as_fd(), &old.mappings));
+                changes::tree_changes((new.mount.dir.as_fd(), &new.mappings), old)
+            }
+        }
+    }
+}
+
+/// The two layers of a comparison.
+struct Pair {
+    to: Arc<LayerRow>,
+    /// `None`: against nothing.
+    from: Option<Arc<LayerRow>>,
+    /// Whether `from` is what the layer was made on.
+    direct: bool,
+    home: Home,
+}
+
+impl Store {
+    /// Resolves the two ends. An empty or unknown `from` means the layer's parent, as in the Go library.
+    async fn pair(&self, from: Option<&str>, to: &str) -> Result<Pair> {
+        let find = async |key: &str| {
+            self.read_all_layer_stores(|home, table| {
+                Ok(hit(table.find(key).map(|row| (Arc::clone(row), home))))
+            })
+            .await
+        };
+        let Some((to, home)) = find(to).await? else {
+            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {to:?}")));
+        };
+        let asked = match from.filter(|from| !from.is_empty()) {
+            Some(from) => find(from).await?.map(|(row, _)| row),
+            None => None,
+        };
+        let direct = asked.as_ref().is_none_or(|row| row.id == to.parent);
+        let from = match asked {
+            Some(row) => Some(row),
+            None if to.parent.is_empty() => None,
+            None => {
+                let parent = find(&to.parent).await?.map(|(row, _)| row);
+                let missing =
+                    || ErrorKind::LayerUnknown.err(format!("locating parent layer {:?}", to.parent));
+                Some(parent.ok_or_else(missing)?)
+            }
+        };
+        Ok(Pair {
+            to,
+            from,
+            direct,
+            home,
+        })
+    }
+
+    /// Opens the trees to compare; mounts what has to be mounted.
+    async fn comparison(&self, pair: &Pair) -> Result<Comparison> {
+        let graph = self.lock_graph().await?;
+        let (to, from) = (Arc::clone(&pair.to), pair.from.clone());
+        self.write_to_layer_store(move |layers| {
+            let _graph = graph;
+            Comparison::open(&layers.driver, &to, from.as_deref())
+        })
+        .await
+    }
+
+    /// What has to be done to layer `from` to make it look like layer `to`, sorted by path. Without `from`, and also
+    /// if `from` is not known, the parent of `to` is meant.
+    ///
+    /// Takes the graph lock and the layer lock exclusively while the trees are opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    pub async fn changes(&self, from: Option<&str>, to: &str) -> Result<Vec<Change>> {
+        let pair = self.pair(from, to).await?;
+        let comparison = self.comparison(&pair).await?;
+        bridge::run(move || comparison.changes()).await
+    }
+
+    /// Bytes in the files that [`Store::changes`] adds or changes, hard links counted once: an estimate for the size
+    /// of [`Store::diff`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    pub async fn diff_size(&self, from: Option<&str>, to: &str) -> Result<u64> {
+        let pair = self.pair(from, to).await?;
+        let driver = self.inner.driver();
+        let comparison = self.comparison(&pair).await?;
+        bridge::run(move || match &comparison {
+            Comparison::Upper(..) => Ok(driver.disk_usage(&pair.to.id)?.size),
+            Comparison::Trees { new, .. } => {
+                changes::changes_size(new.mount.dir.as_fd(), &comparison.changes()?)
+            }
+        })
+        .await
+    }
+
+    /// The tar stream that makes layer `from` look like layer `to`; without `from` (or with one that is not known)
+    /// the parent of `to` is meant.
+    ///
+    /// Against its parent, a layer that came in as a stream comes out as exactly the same uncompressed bytes: they
+    /// have its diff ID. By default the stream is compressed as the blob was that the layer came from; recompressed
+    /// bytes differ from that blob.
+    ///
+    /// No lock is held while the stream flows. If the layer is deleted meanwhile, reading fails. An error while
+    /// reading means that the bytes so far are worthless.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotSupported`] for a compression that can only be read (bzip2, xz),
+    /// [`ErrorKind::Io`]. Damage found later is an `io::Error` of the stream that names the file.
+    ///
+    /// # Cancellation
+    /// Dropping the stream ends the work behind it.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
+    /// use graphroot::DiffOptions;
+    /// let mut diff = store.diff(None, "base", DiffOptions::uncompressed()).await?;
+    /// let mut file = tokio::fs::File::create("base.tar").await.expect("a writable directory");
+    /// tokio::io::copy(&mut diff, &mut file).await.expect("a sound layer");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn diff(&self, from: Option<&str>, to: &str, options: DiffOptions) -> Result<DiffStream> {
+        let pair = self.pair(from, to).await?;
+        let compression = options
+            .compression
+            .unwrap_or_else(|| Compression::from_code(pair.to.compression));
+        compression.check_writable()?;
+        let replayable = if pair.direct {
+            self.open_replay(&pair).await?
+        } else {
+            None
+        };
+        let source = match replayable {
+            Some(source) => source,
+            None => Source::Fresh(self.comparison(&pair).await?),
+        };
+        let (mut writer, stream) = bridge::chunks_out();
+        let id = pair.to.id.clone();
+        bridge::detach(move || {
+            let result = source.write(&mut writer);
+            // A temporary mount goes before the reader sees the end.
+            drop(source);
+            writer.finish(result.map_err(|error| {
+                error
+                    .context(format!("reading the diff of layer {id:?}"))
+                    .into_io()
+            }));
+        });
+        Ok(DiffStream {
+            reader: compression::compress(stream, compression)?,
+            compression,
+        })
+    }
+
+    /// Opens a layer's tar-split file and its trees, if it has one.
+    async fn open_replay(&self, pair: &Pair) -> Result<Option<Source>> {
+        let guard = match pair.home {
+            Home::Primary => self.read_layers().await?,
+            Home::Additional(index) => self.inner.additional_layers[index].records.read().await?,
+        };
+        let file_name = format!("{}.tar-split.gz", pair.to.id);
+        let path: PathBuf = match pair.home {
+            Home::Primary => self.inner.dirs.tar_split(&pair.to.id),
+            Home::Additional(index) => self.inner.additional_layers[index].dir.join(file_name),
+        };
+        let (driver, id) = (self.inner.driver(), pair.to.id.clone());
+        bridge::run(move || {
+            if guard.get(&id).is_none() {
+                return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+            }
+            let tape = match File::open(&path) {
+                Ok(tape) => tape,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::io_at("opening", path, error)),
+            };
+            let trees = driver.file_trees(&id)?;
+            Ok(Some(Source::Replay { tape, trees }))
+        })
+        .await
+    }
+}

@@ -1,0 +1,87 @@
+//! Removing what no record names: left-overs of unclean ends, and of reboots in transient mode.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use crate::error::{Error, IoContext as _, Result};
+use crate::store::Store;
+
+/// Names in `dir` that look like IDs (64 hexadecimal digits) before `suffix`; a missing directory has none.
+fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.at("listing", dir)?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.at("listing", dir)?.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.strip_suffix(suffix)) else {
+            continue;
+        };
+        if id.len() == 64
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
+            ids.push(id.to_owned());
+        }
+    }
+    Ok(ids)
+}
+
+/// Removes sub-directories of `dir` that are named like an ID which `known` does not have.
+fn sweep(dir: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
+    for id in ids_in(dir, "")?.into_iter().filter(|id| !known(id)) {
+        let path = dir.join(&id);
+        tracing::info!(path = %path.display(), "removing a directory that no record names");
+        crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Removes directories and driver layers that no record names.
+    ///
+    /// Takes the container, image and layer locks exclusively, one after the other.
+    ///
+    /// # Errors
+    /// The first failure; the other parts are done all the same.
+    ///
+    /// # Cancellation
+    /// Some parts may not have been done.
+    pub async fn garbage_collect(&self) -> Result<()> {
+        let dirs = self.inner.dirs.clone();
+        let containers = self
+            .write_to_container_store(move |containers| {
+                containers.remove_litter()?;
+                sweep(&dirs.containers(), |id| containers.get(id).is_some())
+            })
+            .await;
+        let dirs = self.inner.dirs.clone();
+        let images = self
+            .write_to_image_store(move |images| {
+                images.remove_litter()?;
+                sweep(&dirs.images(), |id| images.get(id).is_some())
+            })
+            .await;
+        let layers = self
+            .write_to_layer_store(|layers| {
+                let dirs = layers.inner.dirs.clone();
+                crate::lock::temp_dir::recover(&dirs.layers_tmp())?;
+                for root in layers.driver.temp_dir_roots() {
+                    crate::lock::temp_dir::recover(&root)?;
+                }
+                let mut strays: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
+                strays.extend(ids_in(&dirs.layers(), "")?);
+                strays.extend(ids_in(&dirs.layers(), ".tar-split.gz")?);
+                strays.retain(|id| layers.table().get(id).is_none());
+                for id in strays {
+                    tracing::info!(layer = id, "removing a layer that no record names");
+                    layers.move_away(&id)?;
+                }
+                Ok(())
+            })
+            .await;
+        containers.and(images).and(layers)
+    }
+}

@@ -1,0 +1,271 @@
+//! Creating and finding images.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::options::{ImageBigData, ImageOptions};
+use crate::record::big_data;
+use crate::record::digest_text::DigestText;
+use crate::record::image::ImageRow;
+use crate::record::table::{DigestKind, NameOperation};
+use crate::record::time::Time;
+use crate::store::access::hit;
+use crate::store::layer_store::flags_json;
+use crate::store::views::Image;
+use crate::store::{Store, random_id};
+use crate::sys::make_private_dir;
+
+/// The error for an image that is not there.
+pub(crate) fn unknown(id: &str) -> crate::error::Error {
+    ErrorKind::ImageUnknown.err(format!("locating image with ID {id:?}"))
+}
+
+impl Store {
+    /// Creates an image on a top layer (an ID, name or ID prefix), or without one.
+    ///
+    /// If `options.id` names an image of an additional store, the new image starts with its names, metadata, date,
+    /// digest, history and big data: that is how an image is pulled up into this store.
+    ///
+    /// Takes the layer lock shared for a moment, then the image lock exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`], [`ErrorKind::LayerUnknown`],
+    /// [`ErrorKind::InvalidBigDataName`], [`ErrorKind::UnsafePath`] (an impossible ID).
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store, manifest: Vec<u8>, config: Vec<u8>) -> graphroot::Result<()> {
+    /// use graphroot::{Digest, ImageOptions};
+    /// let digest = Digest::sha256(&config);
+    /// let options = ImageOptions::default()
+    ///     .id(digest.encoded())
+    ///     .name("localhost/demo:latest")
+    ///     .big_data("manifest", manifest)
+    ///     .big_data(digest.as_str(), config);
+    /// let image = store.create_image(Some("base"), options).await?;
+    /// # drop(image);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn create_image(&self, layer: Option<&str>, options: ImageOptions) -> Result<Image> {
+        if !options.id.is_empty() {
+            crate::driver::check_id(&options.id)?;
+        }
+        let top = match layer {
+            None => String::new(),
+            Some(key) => self.layer(key).await?.id().to_owned(),
+        };
+        let pulled_up = if options.id.is_empty() {
+            None
+        } else {
+            self.additional_image(&options.id).await?
+        };
+        let dir = self.inner.dirs.images();
+        let row = self
+            .write_to_image_store(move |images| {
+                let table = images.table_mut();
+                let mut names_after = Vec::new();
+                let mut options = options;
+                if let Some((row, data)) = pulled_up {
+                    names_after = row.names.clone();
+                    names_after.append(&mut options.names);
+                    merge_pulled_up(&mut options, &row, data);
+                }
+                if options.id.is_empty() {
+                    options.id = random_id(|id| table.get(id).is_some())?;
+                }
+                let id = options.id.clone();
+                let row = new_row(&mut options, top)?;
+                drop(table.insert(row, 0)?);
+                write_items(
+                    &dir.join(&id),
+                    options.big_data.iter().map(|item| (&*item.key, &*item.data)),
+                )?;
+                if !names_after.is_empty() {
+                    table.apply_names(&id, NameOperation::Add, &names_after)?;
+                }
+                images.save()?;
+                images.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+            })
+            .await?;
+        Ok(Image::new(&row, false))
+    }
+
+    /// An image of an additional store with this ID and its big data.
+    async fn additional_image(&self, id: &str) -> Result<Option<(Arc<ImageRow>, Vec<ImageBigData>)>> {
+        let found = self
+            .read_all_image_stores(|home, table| {
+                let hit = table.find(id).filter(|_| home.read_only());
+                Ok(hit.map_or(ControlFlow::Continue(()), |row| {
+                    ControlFlow::Break((Arc::clone(row), home))
+                }))
+            })
+            .await?;
+        let Some((row, home)) = found else { return Ok(None) };
+        let mut items = Vec::new();
+        for key in &row.big_data_names {
+            let data = self.read_image_item(&row, home, key).await?;
+            let digest = row
+                .big_data_digests
+                .get(key)
+                .and_then(|text| text.valid().cloned());
+            items.push(ImageBigData {
+                key: key.clone(),
+                data: data.into(),
+                digest,
+            });
+        }
+        Ok(Some((row, items)))
+    }
+
+    /// The image with this ID, name or ID prefix.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`].
+    pub async fn image(&self, id: &str) -> Result<Image> {
+        let found = self
+            .read_all_image_stores(|home, table| {
+                Ok(hit(table.find(id).map(|row| Image::new(row, home.read_only()))))
+            })
+            .await?
+            .ok_or_else(|| unknown(id))?;
+        // A name that was taken from the pulled-up copy of an image must not be found in the original again.
+        if found.read_only() && self.read_images().await?.get(found.id()).is_some() {
+            return Err(unknown(id));
+        }
+        Ok(found)
+    }
+
+    /// All images, those of additional stores last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    pub async fn images(&self) -> Result<Vec<Image>> {
+        self.collect_images(|_| true).await
+    }
+
+    async fn collect_images(&self, wanted: impl Fn(&ImageRow) -> bool + Send + Sync) -> Result<Vec<Image>> {
+        let mut all = Vec::new();
+        let _none: Option<()> = self
+            .read_all_image_stores(|home, table| {
+                all.extend(
+                    table
+                        .rows()
+                        .filter(|row| wanted(row))
+                        .map(|row| Image::new(row, home.read_only())),
+                );
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        Ok(all)
+    }
+
+    /// The images whose top layer (or a copy of it with other owners) is this layer (an ID, name or ID prefix).
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`].
+    pub async fn images_by_top_layer(&self, id: &str) -> Result<Vec<Image>> {
+        let layer = self.layer(id).await?;
+        let id = layer.id();
+        self.collect_images(|row| row.layer == id || row.mapped_layers.iter().any(|mapped| mapped == id))
+            .await
+    }
+
+    /// The images with this digest: their own or that of one of their manifests. None is no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    pub async fn images_by_digest(&self, digest: &Digest) -> Result<Vec<Image>> {
+        let mut all = Vec::new();
+        let _none: Option<()> = self
+            .read_all_image_stores(|home, table| {
+                let rows = table.by_digest(DigestKind::Image, digest);
+                all.extend(rows.iter().map(|row| Image::new(row, home.read_only())));
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        Ok(all)
+    }
+}
+
+/// What the caller gave wins over what the image in the additional store has; lists are joined.
+fn merge_pulled_up(options: &mut ImageOptions, row: &ImageRow, data: Vec<ImageBigData>) {
+    if options.metadata.is_empty() {
+        options.metadata.clone_from(&row.metadata);
+    }
+    options.creation_date = options.creation_date.or_else(|| Some(row.created.system_time()));
+    if options.digest.is_none() {
+        options.digest = row.digest.valid().cloned();
+    }
+    let mut history = row.names_history.clone();
+    history.append(&mut options.names_history);
+    options.names_history = history;
+    let mut items = data;
+    items.retain(|item| options.big_data.iter().all(|given| given.key != item.key));
+    items.append(&mut options.big_data);
+    options.big_data = items;
+}
+
+fn new_row(options: &mut ImageOptions, top: String) -> Result<ImageRow> {
+    let mut row = ImageRow {
+        id: options.id.clone(),
+        digest: options.digest.clone().into(),
+        names: std::mem::take(&mut options.names),
+        names_history: std::mem::take(&mut options.names_history),
+        layer: top,
+        metadata: std::mem::take(&mut options.metadata),
+        created: options.creation_date.map_or_else(Time::now, Time::from),
+        flags: flags_json(std::mem::take(&mut options.flags)),
+        ..ImageRow::default()
+    };
+    for item in &options.big_data {
+        drop(big_data::file_name(&item.key)?);
+        let digest = item.digest.clone().unwrap_or_else(|| Digest::sha256(&item.data));
+        record_item(
+            &mut row.big_data_names,
+            &mut row.big_data_sizes,
+            &mut row.big_data_digests,
+            &item.key,
+            item.data.len(),
+            digest,
+        );
+    }
+    Ok(row)
+}
+
+/// Notes an item's size and digest in a record.
+pub(crate) fn record_item(
+    names: &mut Vec<String>,
+    sizes: &mut BTreeMap<String, i64>,
+    digests: &mut BTreeMap<String, DigestText>,
+    key: &str,
+    size: usize,
+    digest: Digest,
+) {
+    if !names.iter().any(|name| name == key) {
+        names.push(key.to_owned());
+    }
+    sizes.insert(key.to_owned(), i64::try_from(size).unwrap_or(i64::MAX));
+    digests.insert(key.to_owned(), digest.into());
+}
+
+/// Writes the items of a new image or container.
+pub(crate) fn write_items<'a>(
+    dir: &std::path::Path,
+    items: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Result<()> {
+    let mut made = false;
+    for (key, data) in items {
+        if !made {
+            make_private_dir(dir)?;
+            made = true;
+        }
+        big_data::write_bytes(dir, key, data, true)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! The primary layer store under its exclusive lock: creating and deleting layers. Everything here blocks.
+//!
+//! # What a crash leaves
+//! A layer's record is saved with the flag `incomplete` before the driver makes anything, and again without it when
+//! everything is in place; deletion marks it likewise before anything moves. Whoever takes the lock next deletes
+//! incomplete layers on entry ([`LayerStore::enter`]). What is deleted is renamed into a locked temporary directory
+//! under the lock and unlinked after it; a directory whose owner died is removed by the next open.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::archive::apply::Applied;
+use crate::driver::{CreateOptions, Driver, Staged};
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::IdMappings;
+use crate::lock::temp_dir::TempDir;
+use crate::options::{Flag, LayerBigData};
+use crate::record::WriteGuard;
+use crate::record::big_data;
+use crate::record::layer::LayerRow;
+use crate::record::table::Table;
+use crate::record::time::Time;
+use crate::store::access::needs_repair;
+use crate::store::{Inner, layer_location, random_id};
+
+/// A tar-split file that waits in a locked temporary directory for its layer.
+#[derive(Debug)]
+pub(crate) struct StagedTape {
+    pub(crate) path: PathBuf,
+    /// Owns the directory; kept until the file has been renamed out of it.
+    pub(crate) temp: TempDir,
+}
+
+/// What a new layer starts with.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// Nothing.
+    Empty,
+    /// The content (and the recorded digests) of another layer.
+    Template(Arc<LayerRow>),
+    /// An unpacked diff.
+    Unpacked(Box<Unpacked>),
+}
+
+/// A diff that was unpacked outside the lock.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    pub(crate) staged: Staged,
+    pub(crate) tape: StagedTape,
+    pub(crate) applied: Applied,
+}
+
+/// Everything about a new layer.
+#[derive(Debug)]
+pub(crate) struct NewLayer {
+    /// Empty: a random one.
+    pub(crate) id: String,
+    pub(crate) names: Vec<String>,
+    pub(crate) parent: Option<Arc<LayerRow>>,
+    pub(crate) start: Start,
+    pub(crate) mount_label: String,
+    pub(crate) writeable: bool,
+    /// Owners to bake in.
+    pub(crate) mappings: IdMappings,
+    pub(crate) metadata: String,
+    pub(crate) flags: BTreeMap<String, Flag>,
+    pub(crate) big_data: Vec<LayerBigData>,
+    pub(crate) storage_opt: BTreeMap<String, String>,
+    pub(crate) volatile: bool,
+}
+
+/// The owners baked into a layer.
+pub(crate) fn mappings_of(row: &LayerRow) -> IdMappings {
+    IdMappings {
+        uids: row.uid_map.clone(),
+        gids: row.gid_map.clone(),
+    }
+}
+
+/// JSON of the caller's flags.
+pub(crate) fn flags_json(flags: BTreeMap<String, Flag>) -> BTreeMap<String, serde_json::Value> {
+    let convert = |flag| match flag {
+        Flag::Bool(truth) => serde_json::Value::Bool(truth),
+        Flag::Text(text) => serde_json::Value::String(text),
+        Flag::List(items) => items.into_iter().map(serde_json::Value::String).collect(),
+    };
+    flags
+        .into_iter()
+        .map(|(name, flag)| (name, convert(flag)))
+        .collect()
+}
+
+/// Writes what unpacking found out into a record.
+pub(crate) fn record_applied(row: &mut LayerRow, applied: &Applied) {
+    row.compressed_digest = applied.compressed_digest.clone().into();
+    row.compressed_size = i64::try_from(applied.compressed_size).unwrap_or(-1);
+    row.diff_digest = applied.diff_digest.clone().into();
+    row.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
+    row.compression = applied.compression.code();
+    row.uids.clone_from(&applied.uids);
+    row.gids.clone_from(&applied.gids);
+}
+
+/// The primary layer store, held exclusively.
+pub(crate) struct LayerStore {
+    guard: WriteGuard<LayerRow>,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) driver: Arc<dyn Driver>,
+    /// Removed from disk after the lock is released.
+    trash: Vec<TempDir>,
+}
+
+impl LayerStore {
+    /// Takes over a held lock and deletes what a crash left incomplete.
+    pub(crate) fn enter(inner: Arc<Inner>, guard: WriteGuard<LayerRow>) -> Result<Self> {
+        let driver = inner.driver();
+        let mut store = Self {
+            guard,
+            inner,
+            driver,
+            trash: Vec::new(),
+        };
+        if needs_repair(&store.guard) {
+            let incomplete = store.guard.incomplete();
+            for id in &incomplete {
+                tracing::warn!(layer = id, "deleting incomplete layer");
+            }
+            store.delete_all(&incomplete)?;
+            // Names that two records claimed were sorted out when the file was read.
+            store.guard.save()?;
+        }
+        Ok(store)
+    }
+
+    /// Runs `change`, releases the lock, then removes from disk what was deleted.
+    pub(crate) fn leave<T>(mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let result = change(&mut self);
+        self.finish(result)
+    }
+
+    /// Releases the lock, then removes from disk what was deleted.
+    pub(crate) fn finish<T>(self, result: Result<T>) -> Result<T> {
+        let Self { guard, trash, .. } = self;
+        drop(guard);
+        for temp in trash {
+            // The record is gone already; what is left of the content is litter that the next open removes.
+            if let Err(error) = temp.remove() {
+                tracing::warn!(error = %error.chain(), "cannot remove a deleted layer's files yet");
+            }
+        }
+        result
+    }
+
+    pub(crate) fn table(&self) -> &Table<LayerRow> {
+        &self.guard
+    }
+
+    pub(crate) fn table_mut(&mut self) -> &mut Table<LayerRow> {
+        self.guard.table_mut()
+    }
+
+    /// Saves the records.
+    pub(crate) fn save(&mut self) -> Result<()> {
+        self.guard.save()
+    }
+
+    /// Saves the records after content has changed; with the driver option `sync=filesystem` the file system of the
+    /// records is synced before.
+    pub(crate) fn save_content(&mut self) -> Result<()> {
+        let sync = self.driver.sync_filesystem();
+        self.guard.save_with(|path| {
+            let Some(dir) = path.parent().filter(|_| sync) else {
+                return Ok(());
+            };
+            let opened = crate::sys::at::open_dir(dir).at("opening", dir)?;
+            rustix::fs::syncfs(&opened).at("syncing the file system of", dir)
+        })
+    }
+
+    /// Finds a layer by ID, name or ID prefix.
+    pub(crate) fn find(&self, key: &str) -> Result<Arc<LayerRow>> {
+        self.guard
+            .find(key)
+            .map(Arc::clone)
+            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {key:?}")))
+    }
+
+    /// Refuses an ID or a name that is taken.
+    pub(crate) fn check_free(table: &Table<LayerRow>, id: &str, names: &[String]) -> Result<()> {
+        if !id.is_empty() && table.get(id).is_some() {
+            return Err(ErrorKind::DuplicateId.err(format!("creating layer with ID {id:?}")));
+        }
+        match names.iter().find(|name| table.by_name(name).is_some()) {
+            Some(name) => Err(ErrorKind::DuplicateName.err(format!("creating layer with name {name:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Creates a layer, its record last. On failure nothing of it is left.
+    pub(crate) fn create(&mut self, mut new: NewLayer) -> Result<Arc<LayerRow>> {
+        Self::check_free(&self.guard, &new.id, &new.names)?;
+        if new.id.is_empty() {
+            new.id = random_id(|id| self.guard.get(id).is_some())?;
+        } else {
+            crate::driver::check_id(&new.id)?;
+        }
+        let id = new.id.clone();
+        let mut row = LayerRow {
+            id: id.clone(),
+            names: new.names.clone(),
+            parent: new
+                .parent
+                .as_ref()
+                .map(|parent| parent.id.clone())
+                .unwrap_or_default(),
+            metadata: std::mem::take(&mut new.metadata),
+            mount_label: new.mount_label.clone(),
+            created: Time::now(),
+            flags: flags_json(std::mem::take(&mut new.flags)),
+            uid_map: new.mappings.uids.clone(),
+            gid_map: new.mappings.gids.clone(),
+            ..LayerRow::default()
+        };
+        match &new.start {
+            Start::Empty => {}
+            Start::Template(template) => {
+                row.compressed_digest.clone_from(&template.compressed_digest);
+                row.compressed_size = template.compressed_size;
+                row.diff_digest.clone_from(&template.diff_digest);
+                row.diff_size = template.diff_size;
+                row.compression = template.compression;
+                row.uids.clone_from(&template.uids);
+                row.gids.clone_from(&template.gids);
+                row.toc_digest.clone_from(&template.toc_digest);
+                if row.metadata.is_empty() {
+                    row.metadata.clone_from(&template.metadata);
+                }
+            }
+            Start::Unpacked(unpacked) => record_applied(&mut row, &unpacked.applied),
+        }
+        for item in &new.big_data {
+            if !row.big_data_names.contains(&item.key) {
+                row.big_data_names.push(item.key.clone());
+            }
+        }
+        row.set_incomplete(true);
+        let location = match (new.volatile, new.writeable, &self.inner.options.image_store) {
+            (true, ..) => layer_location::VOLATILE,
+            (false, false, Some(_)) => layer_location::IMAGE_STORE,
+            _ => layer_location::STABLE,
+        };
+        drop(self.guard.table_mut().insert(row, location)?);
+        self.guard.save()?;
+        let made = self.make(&id, new).and_then(|()| {
+            self.guard
+                .table_mut()
+                .update(&id, |row| row.set_incomplete(false))?;
+            self.save_content()
+        });
+        if let Err(error) = made {
+            if let Err(second) = self.delete_all(std::slice::from_ref(&id)) {
+                tracing::warn!(layer = id, error = %second.chain(), "cannot clean up after a failed creation");
+            }
+            return Err(error.context(format!("creating layer {id:?}")));
+        }
+        self.find(&id)
+    }
+
+    /// The driver's and the files' part of creating a layer.
+    fn make(&mut self, id: &str, new: NewLayer) -> Result<()> {
+        let dirs = &self.inner.dirs;
+        if !new.big_data.is_empty() {
+            let dir = dirs.layer_data(id);
+            crate::sys::make_private_dir(&dir)?;
+            for item in &new.big_data {
+                big_data::write_bytes(&dir, &item.key, &item.data, true)?;
+            }
+        }
+        let options = CreateOptions {
+            read_write: new.writeable,
+            mappings: new.mappings,
+            mount_label: new.mount_label,
+            storage_opt: new.storage_opt,
+        };
+        let parent = new.parent.as_deref();
+        match new.start {
+            Start::Empty => {
+                self.driver
+                    .create(id, parent.map(|row| row.id.as_str()), &options)?;
+                self.map_owners(id, parent, &options)
+            }
+            Start::Template(template) => {
+                self.driver.create(id, Some(&template.id), &options)?;
+                self.map_owners(id, Some(&template), &options)?;
+                let (from, to) = (dirs.tar_split(&template.id), dirs.tar_split(id));
+                match std::fs::copy(&from, &to) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                    result => result.map(drop).at("copying tar-split", from),
+                }
+            }
+            Start::Unpacked(unpacked) => {
+                let Unpacked {
+                    staged,
+                    tape,
+                    applied: _,
+                } = *unpacked;
+                let target = dirs.tar_split(id);
+                std::fs::rename(&tape.path, &target).at("moving tar-split to", &target)?;
+                self.trash.push(tape.temp);
+                self.driver
+                    .commit_staged(id, parent.map(|row| row.id.as_str()), &options, staged)
+            }
+        }
+    }
+
+    /// Re-owns the files that a new layer shows from below, where its mapping is another one.
+    fn map_owners(&self, id: &str, below: Option<&LayerRow>, options: &CreateOptions) -> Result<()> {
+        let Some(below) = below else { return Ok(()) };
+        let from = mappings_of(below);
+        if from == options.mappings {
+            return Ok(());
+        }
+        self.driver
+            .update_id_map(id, &from, &options.mappings, &options.mount_label)
+    }
+
+    /// Deletes layers and their records, without asking who uses them. They are unmounted first.
+    ///
+    /// The records are marked in one save, then everything is renamed away, then one save drops the records.
+    pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
+        let mut doomed = Vec::with_capacity(ids.len());
+        for id in ids {
+            let row = self.find(id)?;
+            self.unmount_all(&row.id)?;
+            if !row.is_incomplete() {
+                self.guard
+                    .table_mut()
+                    .update(&row.id, |row| row.set_incomplete(true))?;
+            }
+            doomed.push(row.id.clone());
+        }
+        self.guard.save()?;
+        let mut result = Ok(());
+        for id in &doomed {
+            let removed = self.move_away(id).context(|| format!("deleting layer {id:?}"));
+            match removed {
+                Ok(()) => drop(self.guard.table_mut().remove(id)),
+                // The record stays, marked: whoever takes the lock next tries again.
+                Err(error) if result.is_ok() => result = Err(error),
+                Err(error) => tracing::warn!(layer = id, error = %error.chain(), "cannot delete layer"),
+            }
+        }
+        self.guard.save()?;
+        result
+    }
+
+    /// Renames a layer's content and files into temporary directories that are removed after the lock is released.
+    pub(crate) fn move_away(&mut self, id: &str) -> Result<()> {
+        if let Some(temp) = self.driver.defer_remove(id)? {
+            self.trash.push(temp);
+        }
+        let dirs = &self.inner.dirs;
+        let (tape, data) = (dirs.tar_split(id), dirs.layer_data(id));
+        if exists(&tape)? || exists(&data)? {
+            let mut temp = TempDir::create(&dirs.layers_tmp())?;
+            temp.stage_deletion(&tape)?;
+            temp.stage_deletion(&data)?;
+            self.trash.push(temp);
+        }
+        Ok(())
+    }
+}
+
+fn exists(path: &std::path::Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).at("looking at", path),
+    }
+}

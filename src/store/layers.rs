@@ -1,0 +1,153 @@
+//! Finding layers.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::record::layer::LayerRow;
+use crate::record::mount_point::MountTable;
+use crate::record::table::DigestKind;
+use crate::store::Store;
+use crate::store::access::{Home, hit};
+use crate::store::views::{Layer, MountState};
+
+/// Joins a record with its mount count.
+fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: Home) -> Layer {
+    let mount = match home {
+        Home::Primary => mounts.get(&row.id),
+        Home::Additional(_) => None,
+    };
+    let mount = mount.map(|row| {
+        Arc::new(MountState {
+            path: row.path.clone().into(),
+            count: row.count,
+        })
+    });
+    Layer::new(row, mount, home.read_only())
+}
+
+fn what(kind: DigestKind) -> &'static str {
+    match kind {
+        DigestKind::Compressed => "compressed",
+        DigestKind::Uncompressed => "uncompressed",
+        DigestKind::Toc => "TOC",
+        DigestKind::Image => "image",
+    }
+}
+
+impl Store {
+    /// The layer with this ID, name or ID prefix, of the primary store or an additional one.
+    ///
+    /// Takes the layer lock shared for a moment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`].
+    pub async fn layer(&self, id: &str) -> Result<Layer> {
+        let found = self
+            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
+            .await?;
+        let Some((row, home)) = found else {
+            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+        };
+        Ok(view(&row, &*self.mounts().await?, home))
+    }
+
+    /// All layers, those of additional stores last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    pub async fn layers(&self) -> Result<Vec<Layer>> {
+        let mounts = self.mounts().await?;
+        let mut all = Vec::new();
+        let nothing: Option<()> = self
+            .read_all_layer_stores(|home, table| {
+                all.extend(table.rows().map(|row| view(row, &mounts, home)));
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        debug_assert!(nothing.is_none(), "the visit never breaks");
+        Ok(all)
+    }
+
+    async fn layers_by_digest(&self, kind: DigestKind, digest: &Digest) -> Result<Vec<Layer>> {
+        let mounts = self.mounts().await?;
+        let mut all = Vec::new();
+        let _none: Option<()> = self
+            .read_all_layer_stores(|home, table| {
+                all.extend(
+                    table
+                        .by_digest(kind, digest)
+                        .iter()
+                        .map(|row| view(row, &mounts, home)),
+                );
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        if all.is_empty() {
+            return Err(
+                ErrorKind::LayerUnknown.err(format!("locating layers with {} digest {digest}", what(kind)))
+            );
+        }
+        Ok(all)
+    }
+
+    /// The layers made from a blob with this digest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is none.
+    pub async fn layers_by_compressed_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
+        self.layers_by_digest(DigestKind::Compressed, digest).await
+    }
+
+    /// The layers whose uncompressed stream has this digest (diff ID).
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is none.
+    pub async fn layers_by_uncompressed_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
+        self.layers_by_digest(DigestKind::Uncompressed, digest).await
+    }
+
+    /// The layers made from a table of contents with this digest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is none.
+    pub async fn layers_by_toc_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
+        self.layers_by_digest(DigestKind::Toc, digest).await
+    }
+
+    /// The ID of the layer, image or container with this ID, name or ID prefix, looked for in this order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is none.
+    pub async fn lookup(&self, name: &str) -> Result<String> {
+        let layer = self
+            .read_all_layer_stores(|_, table| Ok(hit(table.find(name).map(|row| row.id.clone()))))
+            .await?;
+        if let Some(id) = layer {
+            return Ok(id);
+        }
+        let image = self
+            .read_all_image_stores(|_, table| Ok(hit(table.find(name).map(|row| row.id.clone()))))
+            .await?;
+        if let Some(id) = image {
+            return Ok(id);
+        }
+        let container = self
+            .read_container_store(|table| Ok(table.find(name).map(|row| row.id.clone())))
+            .await?;
+        container.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking up {name:?}")))
+    }
+
+    /// Whether there is a layer, image or container with this ID, name or ID prefix.
+    ///
+    /// # Errors
+    /// Only failures to read the records; "no" is an answer.
+    pub async fn exists(&self, id: &str) -> Result<bool> {
+        match self.lookup(id).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::LayerUnknown => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

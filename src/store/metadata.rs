@@ -1,0 +1,63 @@
+//! Metadata of the caller on layers, images and containers.
+
+use crate::error::{ErrorKind, Result};
+use crate::store::Store;
+use crate::store::access::hit;
+
+impl Store {
+    /// The metadata of the layer, image or container with this ID, name or ID prefix, looked for in this order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotAnId`] if there is none.
+    pub async fn metadata(&self, id: &str) -> Result<String> {
+        let layer = self
+            .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| row.metadata.clone()))))
+            .await?;
+        if let Some(metadata) = layer {
+            return Ok(metadata);
+        }
+        let image = self
+            .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(|row| row.metadata.clone()))))
+            .await?;
+        if let Some(metadata) = image {
+            return Ok(metadata);
+        }
+        let container = self
+            .read_container_store(|table| Ok(table.find(id).map(|row| row.metadata.clone())))
+            .await?;
+        container.ok_or_else(|| ErrorKind::NotAnId.err(format!("looking for the metadata of {id:?}")))
+    }
+
+    /// Replaces the metadata of a layer, image or container of the primary stores.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotAnId`] if there is nothing with this ID, name or ID prefix.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn set_metadata(&self, id: &str, metadata: impl Into<String>) -> Result<()> {
+        let (key, metadata) = (id.to_owned(), metadata.into());
+        self.write_to_all_stores(move |all| {
+            if let Some(id) = all.layers.table().find(&key).map(|row| row.id.clone()) {
+                all.layers
+                    .table_mut()
+                    .update(&id, |row| row.metadata = metadata)?;
+                return all.layers.save();
+            }
+            if let Some(id) = all.images.find(&key).map(|row| row.id.clone()) {
+                all.images
+                    .table_mut()
+                    .update(&id, |row| row.metadata = metadata)?;
+                return all.images.save();
+            }
+            if let Some(id) = all.containers.find(&key).map(|row| row.id.clone()) {
+                all.containers
+                    .table_mut()
+                    .update(&id, |row| row.metadata = metadata)?;
+                return all.containers.save();
+            }
+            Err(ErrorKind::NotAnId.err(format!("setting the metadata of {key:?}")))
+        })
+        .await
+    }
+}

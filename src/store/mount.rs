@@ -1,0 +1,309 @@
+//! Mounting and unmounting, and who counts.
+//!
+//! The count of each layer is in `mountpoints.json`, shared by all processes. Mounting takes the graph lock (another
+//! process's shutdown would pull the driver's home away), then the layer lock, then the lock of the counts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::bridge;
+use crate::driver::MountOptions;
+use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::idmap::IdMappings;
+use crate::options::IdMappingOptions;
+use crate::store::Store;
+use crate::store::access::hit;
+use crate::store::containers::mapped_top_layer;
+use crate::store::layer_store::{LayerStore, mappings_of};
+use crate::store::views::Container;
+
+impl LayerStore {
+    /// Mounts a layer or counts one more use of a mount that is there.
+    pub(crate) fn mount(&mut self, id: &str, mut options: MountOptions) -> Result<PathBuf> {
+        let row = self.find(id)?;
+        let mut mounts = self.inner.mounts.lock_blocking()?;
+        let known = mounts.get(&row.id).cloned();
+        if let Some(known) = &known
+            && crate::sys::mount::is_mount_point(Path::new(&known.path)).unwrap_or(false)
+        {
+            mounts.set(&row.id, &known.path, known.count.saturating_add(1));
+            mounts.save(self.table().rows().map(|row| row.id.as_str()))?;
+            return Ok(PathBuf::from(&known.path));
+        }
+        if options.mount_label.is_empty() {
+            options.mount_label.clone_from(&row.mount_label);
+        }
+        if !options.mappings.is_identity()
+            && !self.driver.supports_shifting(&options.mappings)
+            && options.mappings != mappings_of(&row)
+        {
+            return Err(
+                ErrorKind::NotSupported.err(format!("cannot mount layer {:?}: shifting not enabled", row.id))
+            );
+        }
+        let path = self
+            .driver
+            .get(&row.id, &options)
+            .context(|| format!("mounting layer {:?}", row.id))?;
+        let count = known.map_or(0, |known| known.count).saturating_add(1);
+        let saved = match path.to_str() {
+            Some(text) => {
+                mounts.set(&row.id, text, count);
+                mounts.save(self.table().rows().map(|row| row.id.as_str()))
+            }
+            None => Err(ErrorKind::UnsafePath
+                .err("recording a mount point that is not UTF-8")
+                .at(&path)),
+        };
+        if let Err(error) = saved {
+            self.driver.put(&row.id)?;
+            return Err(error);
+        }
+        Ok(path)
+    }
+
+    /// Undoes one mount. `force` counts all mounts as one; `conditional` makes "not mounted" an error. Returns
+    /// whether it is still mounted.
+    pub(crate) fn unmount(&mut self, id: &str, force: bool, conditional: bool) -> Result<bool> {
+        let row = self.find(id)?;
+        let mut mounts = self.inner.mounts.lock_blocking()?;
+        let known = mounts.get(&row.id).cloned().unwrap_or_default();
+        let mut count = known.count;
+        if conditional && count <= 0 {
+            return Err(ErrorKind::LayerNotMounted.err(format!("unmounting layer {:?}", row.id)));
+        }
+        if force {
+            count = count.min(1);
+        }
+        if count > 1 {
+            mounts.set(&row.id, &known.path, count - 1);
+            mounts.save(self.table().rows().map(|row| row.id.as_str()))?;
+            return Ok(true);
+        }
+        self.driver
+            .put(&row.id)
+            .context(|| format!("unmounting layer {:?}", row.id))?;
+        if count > 0 {
+            mounts.set(&row.id, "", 0);
+            mounts.save(self.table().rows().map(|row| row.id.as_str()))?;
+        }
+        Ok(false)
+    }
+
+    /// Unmounts a layer as often as it is mounted.
+    pub(crate) fn unmount_all(&mut self, id: &str) -> Result<()> {
+        loop {
+            match self.unmount(id, false, true) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::LayerNotMounted => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Mounts a layer, or the layer of a container, (an ID, name or ID prefix) and returns the directory. Mounts are
+    /// counted: each needs its [`Store::unmount`]. An empty `mount_label` means the layer's own.
+    ///
+    /// Takes the graph lock and the layer lock exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::StoreIsReadOnly`] for a layer of an additional store,
+    /// [`ErrorKind::Io`] for what the kernel refuses.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the layer gets mounted in the background (and [`Store::mounted`] says so).
+    pub async fn mount(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
+        let container = self
+            .read_container_store(|table| Ok(table.find(id).map(Container::new)))
+            .await?;
+        let (layer, mut options) = match &container {
+            Some(container) => (
+                container.layer_id().to_owned(),
+                self.container_mount_options(container),
+            ),
+            None => (
+                id.to_owned(),
+                MountOptions {
+                    disable_shifting: true,
+                    ..MountOptions::default()
+                },
+            ),
+        };
+        options.mount_label = mount_label.to_owned();
+        let graph = self.lock_graph().await?;
+        self.read_or_write_all_layer_stores(move |layers, additional| {
+            let _graph = graph;
+            if layers.table().find(&layer).is_none()
+                && additional.iter().any(|table| table.find(&layer).is_some())
+            {
+                let what = format!("mounting layer {layer:?} of a read-only store is not allowed");
+                return Err(ErrorKind::StoreIsReadOnly.err(what));
+            }
+            layers.mount(&layer, options)
+        })
+        .await
+    }
+
+    fn container_mount_options(&self, container: &Container) -> MountOptions {
+        let mappings = IdMappings {
+            uids: container.uid_map().to_vec(),
+            gids: container.gid_map().to_vec(),
+        };
+        let shifting = !mappings.is_identity() && self.inner.driver().supports_shifting(&mappings);
+        MountOptions {
+            mount_label: String::new(),
+            mappings,
+            options: container.mount_opts(),
+            volatile: container.volatile(),
+            disable_shifting: !shifting,
+        }
+    }
+
+    /// Undoes one [`Store::mount`] of a layer or container (an ID, name or ID prefix); `force` undoes all. Returns
+    /// whether it is still mounted. A layer that is not mounted is no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn unmount(&self, id: &str, force: bool) -> Result<bool> {
+        let layer = self.layer_of(id).await?;
+        self.write_to_layer_store(move |layers| layers.unmount(&layer, force, false))
+            .await
+    }
+
+    /// How often a layer or the layer of a container is mounted, over all processes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`].
+    pub async fn mounted(&self, id: &str) -> Result<i64> {
+        let layer = self.layer_of(id).await?;
+        Ok(self.layer(&layer).await?.mount_count())
+    }
+
+    /// The layer of a container, or the key itself.
+    async fn layer_of(&self, id: &str) -> Result<String> {
+        self.read_container_store(|table| {
+            Ok(table
+                .find(id)
+                .map_or_else(|| id.to_owned(), |row| row.layer.clone()))
+        })
+        .await
+    }
+
+    /// Mounts the top layer of an image (an ID, name or ID prefix) read-only and returns the directory.
+    /// `mount_options` are as in `mount -o`, one each; `rw` is refused.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotSupported`] for the option `rw`, [`ErrorKind::LayerUnknown`] for
+    /// an image without a layer here, [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// As [`Store::mount`].
+    pub async fn mount_image(&self, id: &str, mount_options: &[&str], mount_label: &str) -> Result<PathBuf> {
+        if mount_options.contains(&"rw") {
+            return Err(ErrorKind::NotSupported.err("mount option \"rw\" for an image"));
+        }
+        let mut options: Vec<String> = mount_options.iter().map(|option| (*option).to_owned()).collect();
+        if !mount_options.contains(&"ro") {
+            options.push("ro".into());
+        }
+        let key = id.to_owned();
+        let label = mount_label.to_owned();
+        let graph = self.lock_graph().await?;
+        self.write_to_layers_and_images(move |held| {
+            let _graph = graph;
+            let host = IdMappingOptions {
+                host_uid_mapping: true,
+                host_gid_mapping: true,
+                ..IdMappingOptions::default()
+            };
+            let (image, primary) = held.find_image(&key)?;
+            let top = mapped_top_layer(held, &image, primary, &host)?;
+            let top = match top {
+                Some(top) if top.uid_map.is_empty() && top.gid_map.is_empty() => top,
+                Some(_) => {
+                    let what = format!("image {key:?} with mapped owners lies in a read-only store");
+                    return Err(ErrorKind::NotSupported.err(what));
+                }
+                None => return Err(ErrorKind::LayerUnknown.err(format!("image {key:?} has no layer"))),
+            };
+            let options = MountOptions {
+                mount_label: label,
+                options,
+                disable_shifting: true,
+                ..MountOptions::default()
+            };
+            held.layers.mount(&top.id, options)
+        })
+        .await
+    }
+
+    /// Undoes one [`Store::mount_image`]; `force` undoes all. Returns whether it is still mounted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn unmount_image(&self, id: &str, force: bool) -> Result<bool> {
+        let image = self.image(id).await?;
+        let mut candidates: Vec<String> = image.mapped_top_layers().to_vec();
+        candidates.extend(image.top_layer().map(str::to_owned));
+        let unmapped = self
+            .read_all_layer_stores(|_, table| {
+                let mut rows = candidates.iter().filter_map(|id| table.get(id));
+                let found = rows.find(|row| row.uid_map.is_empty() && row.gid_map.is_empty());
+                Ok(hit(found.map(|row| row.id.clone())))
+            })
+            .await?;
+        let layer = unmapped.or_else(|| image.top_layer().map(str::to_owned));
+        let Some(layer) = layer else {
+            return Err(ErrorKind::LayerUnknown.err(format!("image {id:?} has no layer")));
+        };
+        self.write_to_layer_store(move |layers| layers.unmount(&layer, force, false))
+            .await
+    }
+
+    /// Stops the driver so that the directories can be removed or unmounted. With `force` mounted layers are
+    /// unmounted first. Returns the IDs of layers that were mounted.
+    ///
+    /// Every process that uses the store, this one included, starts the driver again when it needs it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUsedByContainer`] if layers are mounted and `force` is false, [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn shutdown(&self, force: bool) -> Result<Vec<String>> {
+        let graph = self.lock_graph().await?;
+        let guard = self.inner.layers.write().await?;
+        let inner = Arc::clone(&self.inner);
+        bridge::run(move || {
+            LayerStore::enter(inner, guard)?.leave(move |layers| {
+                let mounts = layers.inner.mounts.read_blocking()?;
+                let mounted: Vec<String> = layers
+                    .table()
+                    .rows()
+                    .filter(|row| mounts.get(&row.id).is_some())
+                    .map(|row| row.id.clone())
+                    .collect();
+                if !mounted.is_empty() && !force {
+                    let what = format!("a layer is mounted: {}", mounted.join(", "));
+                    return Err(ErrorKind::LayerUsedByContainer.err(what));
+                }
+                for id in &mounted {
+                    layers.unmount_all(id)?;
+                }
+                Self::mark_shut_down(&graph)?;
+                layers.driver.cleanup()?;
+                Ok(mounted)
+            })
+        })
+        .await
+    }
+}

@@ -1,0 +1,129 @@
+//! Names of layers, images and containers.
+
+use std::ops::ControlFlow;
+
+use crate::error::{ErrorKind, Result};
+use crate::options::ImageOptions;
+use crate::record::table::NameOperation;
+use crate::store::Store;
+use crate::store::access::hit;
+
+impl Store {
+    /// The names of the layer, image or container with this ID, name or ID prefix, looked for in this order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is none.
+    pub async fn names(&self, id: &str) -> Result<Vec<String>> {
+        let layer = self
+            .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| row.names.clone()))))
+            .await?;
+        if let Some(names) = layer {
+            return Ok(names);
+        }
+        let image = self
+            .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(|row| row.names.clone()))))
+            .await?;
+        if let Some(names) = image {
+            return Ok(names);
+        }
+        let container = self
+            .read_container_store(|table| Ok(table.find(id).map(|row| row.names.clone())))
+            .await?;
+        container.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking for the names of {id:?}")))
+    }
+
+    /// Replaces the names of a layer, image or container. Names that another one of the same kind has are taken from
+    /// it. [`Store::add_names`] and [`Store::remove_names`] do not race with others; prefer them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is nothing with this ID, name or ID prefix.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn set_names(&self, id: &str, names: &[&str]) -> Result<()> {
+        self.update_names(id, NameOperation::Set, names).await
+    }
+
+    /// Puts names in front of those that a layer, image or container has. Names that another one of the same kind
+    /// has are taken from it.
+    ///
+    /// # Errors
+    /// As [`Store::set_names`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn add_names(&self, id: &str, names: &[&str]) -> Result<()> {
+        self.update_names(id, NameOperation::Add, names).await
+    }
+
+    /// Takes names from a layer, image or container. Names that it does not have are ignored.
+    ///
+    /// # Errors
+    /// As [`Store::set_names`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn remove_names(&self, id: &str, names: &[&str]) -> Result<()> {
+        self.update_names(id, NameOperation::Remove, names).await
+    }
+
+    async fn update_names(&self, id: &str, operation: NameOperation, names: &[&str]) -> Result<()> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let key = id.to_owned();
+        let wanted = names.clone();
+        let done = self
+            .write_to_layer_store(move |layers| {
+                let Some(id) = layers.table().find(&key).map(|row| row.id.clone()) else {
+                    return Ok(false);
+                };
+                layers.table_mut().apply_names(&id, operation, &wanted)?;
+                layers.save()?;
+                Ok(true)
+            })
+            .await?;
+        if done {
+            return Ok(());
+        }
+        // An image of an additional store gets a record here first, under its full ID, and is changed there.
+        let key = id.to_owned();
+        let in_primary = self.read_images().await?.find(&key).is_some();
+        if !in_primary {
+            let original: Option<String> = self
+                .read_all_image_stores(|home, table| {
+                    let row = table.find(&key).filter(|_| home.read_only());
+                    Ok(row.map_or(ControlFlow::Continue(()), |row| {
+                        ControlFlow::Break(row.id.clone())
+                    }))
+                })
+                .await?;
+            if let Some(original) = original {
+                let top = self.image(&original).await?.top_layer().map(str::to_owned);
+                self.create_image(top.as_deref(), ImageOptions::default().id(original))
+                    .await?;
+            }
+        }
+        let wanted = names.clone();
+        let done = self
+            .write_to_image_store(move |images| {
+                let Some(id) = images.find(&key).map(|row| row.id.clone()) else {
+                    return Ok(false);
+                };
+                images.table_mut().apply_names(&id, operation, &wanted)?;
+                images.save()?;
+                Ok(true)
+            })
+            .await?;
+        if done {
+            return Ok(());
+        }
+        let key = id.to_owned();
+        self.write_to_container_store(move |containers| {
+            let Some(id) = containers.find(&key).map(|row| row.id.clone()) else {
+                return Err(ErrorKind::LayerUnknown.err(format!("changing the names of {key:?}")));
+            };
+            containers.table_mut().apply_names(&id, operation, &names)?;
+            containers.save()
+        })
+        .await
+    }
+}

@@ -1,0 +1,62 @@
+use graphroot::{ContainerOptions, ErrorKind, Flag, ImageOptions};
+
+use crate::support::kind;
+
+each_driver! {
+    async fn a_container_has_a_layer_of_its_own(store) {
+        let base = store.put(None, "base", &[("file", "1")]).await;
+        let image = store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
+        let mut options = ContainerOptions::default().id("c").name("box");
+        options.layer_id = "the-layer".into();
+        options.metadata = "meta".into();
+        options.mount_opts = vec!["nodev".into()];
+        let container = store.create_container(Some("image"), options).await.unwrap();
+        assert_eq!((container.id(), container.image_id(), container.layer_id()), ("c", Some(image.id()), "the-layer"));
+        let again = store.reopen().await;
+        let container = again.container("box").await.unwrap();
+        assert_eq!((container.metadata(), container.names()), ("meta", &["box".to_owned()][..]));
+        assert_eq!(container.mount_opts(), ["nodev"]);
+        assert_eq!(container.flags().get("MountLabel"), Some(&Flag::Text(String::new())));
+        assert_eq!(again.layer("the-layer").await.unwrap().parent(), Some(base.id()));
+        for key in ["c", "the-layer"] {
+            assert_eq!(again.container(key).await.unwrap().id(), "c");
+        }
+        assert_eq!(again.container_by_layer("the-layer").await.unwrap().id(), "c");
+        assert_eq!(kind(again.container_by_layer("base").await), ErrorKind::ContainerUnknown);
+        assert_eq!(again.containers().await.unwrap().len(), 1);
+        for dir in [again.container_directory("box").await.unwrap(), again.container_run_directory("box").await.unwrap()] {
+            assert!(dir.is_dir() && dir.ends_with("c/userdata"));
+        }
+    }
+
+    async fn a_refused_container_leaves_no_layer(store) {
+        store.create_container(None, ContainerOptions::default().id("c").name("box")).await.unwrap();
+        let before = store.layers().await.unwrap().len();
+        let create = |options| store.create_container(None, options);
+        assert_eq!(kind(create(ContainerOptions::default().id("c")).await), ErrorKind::DuplicateId);
+        assert_eq!(kind(create(ContainerOptions::default().name("box")).await), ErrorKind::DuplicateName);
+        let mut one_label = ContainerOptions::default();
+        one_label.mount_label = Some("system_u:object_r:container_file_t:s0".into());
+        assert_eq!(kind(create(one_label).await), ErrorKind::InvalidInput);
+        let mut bad = ContainerOptions::default();
+        bad.id_mappings.uid_map = vec![graphroot::IdMap::new(0, 1000, 10), graphroot::IdMap::new(5, 3000, 10)];
+        assert_eq!(kind(create(bad).await), ErrorKind::InvalidMappings);
+        let image = store.create_container(Some("nobody"), ContainerOptions::default()).await;
+        assert_eq!(kind(image), ErrorKind::ImageUnknown);
+        assert_eq!(store.layers().await.unwrap().len(), before);
+        assert_eq!(store.containers().await.unwrap().len(), 1);
+    }
+
+    async fn a_volatile_container_is_recorded_apart(store) {
+        let mut options = ContainerOptions::default().name("fleeting");
+        options.volatile = true;
+        let container = store.create_container(None, options).await.unwrap();
+        assert!(container.volatile());
+        let stable = store.records("containers").join("containers.json");
+        let volatile = std::fs::read_to_string(store.records("containers").join("volatile-containers.json")).unwrap();
+        assert!(volatile.contains(container.id()) && !stable.exists());
+        let layers = std::fs::read_to_string(store.records("layers").join("volatile-layers.json")).unwrap();
+        assert!(layers.contains(container.layer_id()));
+        assert_eq!(store.reopen().await.container("fleeting").await.unwrap().id(), container.id());
+    }
+}

@@ -1,0 +1,107 @@
+use graphroot::{ChangeKind, Compression, ContainerOptions, DiffOptions, Digest, ErrorKind, ImageOptions, LayerOptions};
+
+use crate::support::{kind, read_all, tar};
+
+each_driver! {
+    async fn a_layer_comes_out_as_it_came_in(store) {
+        let mut plain = tar(&[("d/", ""), ("d/f", "content"), ("d/l", "-> f"), ("empty", "")]);
+        plain.extend_from_slice(&[0; 4096]);
+        let layer = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(plain.clone())).await.unwrap().layer;
+        let diff = store.diff(None, layer.id(), DiffOptions::uncompressed()).await.unwrap();
+        assert_eq!(read_all(diff).await, plain);
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let diff = store.diff(None, layer.id(), DiffOptions::compressed(compression)).await.unwrap();
+            assert_eq!(diff.compression(), compression);
+            let blob = read_all(diff).await;
+            let again = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(blob)).await.unwrap().layer;
+            assert_eq!(again.diff_digest(), layer.diff_digest());
+            assert_eq!(again.compression(), compression);
+            let own = store.diff(None, again.id(), DiffOptions::default()).await.unwrap();
+            assert_eq!(own.compression(), compression);
+        }
+        let bzip2 = store.diff(None, layer.id(), DiffOptions::compressed(Compression::Bzip2)).await;
+        assert_eq!(kind(bzip2), ErrorKind::NotSupported);
+        assert_eq!(kind(store.diff(None, "nobody", DiffOptions::default()).await), ErrorKind::LayerUnknown);
+    }
+
+    async fn changes_are_told_and_exported(store) {
+        store.put(None, "base", &[("keep", "1"), ("change", "1"), ("gone", "1"), ("d/", ""), ("d/inner", "1")]).await;
+        store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
+        let container = store.create_container(Some("image"), ContainerOptions::default()).await.unwrap();
+        let path = store.mount(container.id(), "").await.unwrap();
+        std::fs::write(path.join("change"), "longer than before").unwrap();
+        std::fs::remove_file(path.join("gone")).unwrap();
+        std::fs::write(path.join("new"), "new").unwrap();
+        std::fs::remove_dir_all(path.join("d")).unwrap();
+        let layer = container.layer_id();
+        let changes = store.changes(None, layer).await.unwrap();
+        let told: Vec<(String, ChangeKind)> =
+            changes.iter().map(|change| (change.path.display().to_string(), change.kind)).collect();
+        let expected = [
+            ("/change", ChangeKind::Modify),
+            ("/d", ChangeKind::Delete),
+            ("/gone", ChangeKind::Delete),
+            ("/new", ChangeKind::Add),
+        ];
+        assert_eq!(told, expected.map(|(path, kind)| (path.to_owned(), kind)));
+        assert_eq!(store.diff_size(None, layer).await.unwrap(), 18 + 3);
+        // The exported diff put on the same base gives the same tree.
+        let diff = read_all(store.diff(None, layer, DiffOptions::uncompressed()).await.unwrap()).await;
+        let second = read_all(store.diff(None, layer, DiffOptions::uncompressed()).await.unwrap()).await;
+        assert_eq!(Digest::sha256(&diff), Digest::sha256(&second));
+        store.unmount(container.id(), false).await.unwrap();
+        let options = LayerOptions::default().name("again");
+        store.put_layer(Some("base"), options, std::io::Cursor::new(diff)).await.unwrap();
+        let path = store.mount("again", "").await.unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("change")).unwrap(), "longer than before");
+        assert_eq!(std::fs::read_to_string(path.join("keep")).unwrap(), "1");
+        assert!(path.join("new").exists() && !path.join("gone").exists() && !path.join("d").exists());
+        store.unmount("again", false).await.unwrap();
+    }
+
+    async fn layers_that_are_not_neighbours_are_compared(store) {
+        store.put(None, "one", &[("a", "1"), ("b", "1")]).await;
+        store.put(Some("one"), "two", &[("c", "1")]).await;
+        store.put(Some("two"), "three", &[(".wh.a", ""), ("d", "1")]).await;
+        let told = |changes: Vec<graphroot::Change>| {
+            changes.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(told(store.changes(Some("one"), "three").await.unwrap()), ["D /a", "A /c", "A /d"]);
+        assert_eq!(told(store.changes(None, "three").await.unwrap()), ["D /a", "A /d"]);
+        // An unknown layer to compare with means the parent, as in the Go library.
+        assert_eq!(told(store.changes(Some("nobody"), "three").await.unwrap()), ["D /a", "A /d"]);
+        let diff = read_all(store.diff(Some("one"), "three", DiffOptions::uncompressed()).await.unwrap()).await;
+        store.put_layer(Some("one"), LayerOptions::default().name("x"), std::io::Cursor::new(diff)).await.unwrap();
+        let path = store.mount("x", "").await.unwrap();
+        assert!(!path.join("a").exists() && path.join("b").exists() && path.join("c").exists() && path.join("d").exists());
+        store.unmount("x", false).await.unwrap();
+    }
+
+    async fn a_diff_is_applied_to_a_layer_that_is_there(store) {
+        let layer = store.create_layer(None, LayerOptions::default()).await.unwrap();
+        let plain = tar(&[("f", "content")]);
+        let size = store.apply_diff(layer.id(), std::io::Cursor::new(plain.clone())).await.unwrap();
+        assert_eq!(size, 7);
+        let layer = store.layer(layer.id()).await.unwrap();
+        assert_eq!(layer.diff_digest(), Some(Digest::sha256(&plain)));
+        let diff = store.diff(None, layer.id(), DiffOptions::uncompressed()).await.unwrap();
+        assert_eq!(read_all(diff).await, plain);
+        let damaged = std::io::Cursor::new(vec![1; 1024]);
+        assert_eq!(kind(store.apply_diff(layer.id(), damaged).await), ErrorKind::InvalidArchive);
+        assert_eq!(store.layer(layer.id()).await.unwrap().diff_digest(), Some(Digest::sha256(&plain)));
+        assert_eq!(kind(store.apply_diff("nobody", std::io::Cursor::new(plain)).await), ErrorKind::LayerUnknown);
+    }
+
+    async fn a_stream_holds_no_lock_and_fails_when_its_layer_goes(store) {
+        let big: Vec<(String, String)> = (0..64).map(|i| (format!("f{i}"), "x".repeat(100_000))).collect();
+        let files: Vec<(&str, &str)> = big.iter().map(|(name, content)| (name.as_str(), content.as_str())).collect();
+        store.put(None, "big", &files).await;
+        let mut parked = store.diff(None, "big", DiffOptions::uncompressed()).await.unwrap();
+        // Writers are not held up by a stream that nobody reads.
+        store.create_layer(None, LayerOptions::default()).await.unwrap();
+        store.delete_layer("big").await.unwrap();
+        let mut bytes = Vec::new();
+        let end = tokio::io::AsyncReadExt::read_to_end(&mut parked, &mut bytes).await;
+        assert!(end.is_err(), "a diff of a deleted layer must not look whole");
+    }
+}

@@ -1,0 +1,161 @@
+use graphroot::{Digest, ErrorKind, Flag, LayerBigData, LayerOptions};
+
+use crate::support::{kind, tar};
+
+each_driver! {
+    async fn a_layer_is_created_found_and_listed(store) {
+        let base = store.create_layer(None, LayerOptions::default().name("base").name("second")).await.unwrap();
+        assert_eq!(base.id().len(), 64);
+        assert_eq!(base.parent(), None);
+        assert_eq!(base.names(), ["base", "second"]);
+        let mut options = LayerOptions::default().id("my-own_ID");
+        options.metadata = "meta".into();
+        options.flags.insert("mine".into(), Flag::from(true));
+        options.big_data.push(LayerBigData { key: "Key".into(), data: bytes("data") });
+        let child = store.create_layer(Some("base"), options).await.unwrap();
+        assert_eq!(child.id(), "my-own_ID");
+        assert_eq!(child.parent(), Some(base.id()));
+        for key in ["second", base.id(), &base.id()[..20]] {
+            assert_eq!(store.layer(key).await.unwrap().id(), base.id(), "{key}");
+            assert_eq!(store.lookup(key).await.unwrap(), base.id());
+        }
+        let again = store.reopen().await;
+        let listed = again.layers().await.unwrap();
+        assert_eq!(listed.iter().map(|layer| layer.id()).collect::<Vec<_>>(), [base.id(), "my-own_ID"]);
+        let child = again.layer("my-own_ID").await.unwrap();
+        assert_eq!((child.metadata(), child.flags().get("mine")), ("meta", Some(&Flag::Bool(true))));
+        assert_eq!(child.big_data_names(), ["Key"]);
+        assert!(!child.read_only() && child.mount_count() == 0 && child.mount_point().is_none());
+        assert!(store.exists("my-own_ID").await.unwrap());
+        assert!(!store.exists("nobody").await.unwrap());
+    }
+
+    async fn a_put_layer_records_what_came_in(store) {
+        let plain = tar(&[("dir/", ""), ("dir/file", "content"), ("link", "-> dir/file")]);
+        let gzip = compress(&plain);
+        for (blob, is_plain) in [(&plain, true), (&gzip, false)] {
+            let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(blob.clone())).await.unwrap();
+            let layer = &put.layer;
+            assert_eq!(layer.diff_digest(), Some(Digest::sha256(&plain)));
+            assert_eq!(layer.diff_size(), Some(plain.len() as u64));
+            assert_eq!(layer.compressed_digest(), Some(Digest::sha256(blob)));
+            assert_eq!(layer.compressed_size(), Some(blob.len() as u64));
+            assert_eq!(layer.compression() == graphroot::Compression::None, is_plain);
+            assert_eq!((layer.uids(), layer.gids()), (&[0][..], &[0][..]));
+        }
+        let digest = Digest::sha256(&plain);
+        assert_eq!(store.layers_by_uncompressed_digest(&digest).await.unwrap().len(), 2);
+        assert_eq!(store.layers_by_compressed_digest(&digest).await.unwrap().len(), 1);
+        assert_eq!(kind(store.layers_by_toc_digest(&digest).await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.layers_by_compressed_digest(&Digest::sha256("other")).await), ErrorKind::LayerUnknown);
+    }
+
+    async fn a_refused_stream_leaves_nothing(store) {
+        let good = tar(&[("file", "content")]);
+        let mut cut = good.clone();
+        cut.truncate(700);
+        for bad in [cut, vec![7; 2048]] {
+            let options = LayerOptions::default().name("bad");
+            assert_eq!(kind(store.put_layer(None, options, std::io::Cursor::new(bad)).await), ErrorKind::InvalidArchive);
+        }
+        let wrong = LayerOptions::default().verify_diff_digest(Digest::sha256("something else"));
+        assert_eq!(kind(store.put_layer(None, wrong, std::io::Cursor::new(good.clone())).await), ErrorKind::DigestMismatch);
+        let failing = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(good[..600].to_vec()), Failing);
+        assert_eq!(kind(store.put_layer(None, LayerOptions::default(), failing).await), ErrorKind::Io);
+        assert!(store.layers().await.unwrap().is_empty());
+        assert!(!store.exists("bad").await.unwrap());
+        let tmp = store.records("layers").join("tmp");
+        assert_eq!(std::fs::read_dir(tmp).map_or(0, Iterator::count), 0);
+        let right = LayerOptions::default().verify_diff_digest(Digest::sha256(&good));
+        store.put_layer(None, right, std::io::Cursor::new(good)).await.unwrap();
+    }
+
+    async fn ids_names_and_parents_are_checked(store) {
+        let base = store.put(None, "base", &[("file", "1")]).await;
+        let create = |options| store.create_layer(None, options);
+        assert_eq!(kind(create(LayerOptions::default().id(base.id())).await), ErrorKind::DuplicateId);
+        assert_eq!(kind(create(LayerOptions::default().name("base")).await), ErrorKind::DuplicateName);
+        for bad in ["..", ".", "a/b", "l", "staging", "a\0b"] {
+            assert_eq!(kind(create(LayerOptions::default().id(bad)).await), ErrorKind::UnsafePath, "{bad:?}");
+        }
+        assert_eq!(kind(store.create_layer(Some("nobody"), LayerOptions::default()).await), ErrorKind::LayerUnknown);
+        let image = store.create_image(Some("base"), Default::default()).await.unwrap();
+        let container = store.create_container(Some(image.id()), Default::default()).await.unwrap();
+        let on_container = store.create_layer(Some(container.layer_id()), LayerOptions::default()).await;
+        assert_eq!(kind(on_container), ErrorKind::ParentIsContainer);
+        let again = LayerOptions::default().id(base.id());
+        assert_eq!(kind(store.put_layer(None, again, std::io::Cursor::new(tar(&[]))).await), ErrorKind::DuplicateId);
+    }
+
+    async fn several_layers_are_stacked_in_order(store) {
+        let mut inputs: Vec<(LayerOptions, graphroot::BoxReader)> = Vec::new();
+        for index in 0..5 {
+            let tar = tar(&[("shared", &format!("version {index}")), (&format!("own-{index}"), "x")]);
+            inputs.push((LayerOptions::default().name(format!("layer-{index}")), Box::pin(std::io::Cursor::new(tar))));
+        }
+        let put = store.put_layers(None, inputs).await.unwrap();
+        for (index, pair) in put.windows(2).enumerate() {
+            assert_eq!(pair[1].layer.parent(), Some(pair[0].layer.id()), "{index}");
+        }
+        let top = store.create_layer(Some("layer-4"), LayerOptions::default().writeable(true)).await.unwrap();
+        let mounted = store.mount(top.id(), "").await.unwrap();
+        assert_eq!(std::fs::read_to_string(mounted.join("shared")).unwrap(), "version 4");
+        for index in 0..5 {
+            assert!(mounted.join(format!("own-{index}")).exists());
+        }
+        store.unmount(top.id(), false).await.unwrap();
+    }
+
+    async fn metadata_is_kept_for_every_kind(store) {
+        let layer = store.put(None, "base", &[("f", "1")]).await;
+        let image = store.create_image(Some("base"), Default::default()).await.unwrap();
+        let container = store.create_container(Some(image.id()), Default::default()).await.unwrap();
+        for id in [layer.id(), image.id(), container.id()] {
+            assert_eq!(store.metadata(id).await.unwrap(), "");
+            store.set_metadata(id, format!("<{id}> & \"more\"\n")).await.unwrap();
+        }
+        let again = store.reopen().await;
+        for id in [layer.id(), image.id(), container.id()] {
+            assert_eq!(again.metadata(id).await.unwrap(), format!("<{id}> & \"more\"\n"));
+        }
+        assert_eq!(kind(store.metadata("nobody").await), ErrorKind::NotAnId);
+        assert_eq!(kind(store.set_metadata("nobody", "x").await), ErrorKind::NotAnId);
+    }
+
+    async fn a_template_gives_its_content(store) {
+        let base = store.put(None, "base", &[("file", "1")]).await;
+        let mut options = LayerOptions::default().name("copy");
+        options.template = Some(base.id().into());
+        let copy = store.create_layer(None, options).await.unwrap();
+        assert_eq!(copy.diff_digest(), base.diff_digest());
+        let mounted = store.mount("copy", "").await.unwrap();
+        assert_eq!(std::fs::read_to_string(mounted.join("file")).unwrap(), "1");
+        store.unmount("copy", false).await.unwrap();
+        let diff = store.diff(None, "copy", graphroot::DiffOptions::uncompressed()).await.unwrap();
+        assert_eq!(Some(Digest::sha256(crate::support::read_all(diff).await)), base.diff_digest());
+    }
+}
+
+fn bytes(text: &str) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn compress(plain: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(plain).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A reader that fails at once.
+struct Failing;
+
+impl tokio::io::AsyncRead for Failing {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+        _buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)))
+    }
+}

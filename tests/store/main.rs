@@ -1,0 +1,26 @@
+//! What the store does, by family of verbs, through the public API and over every driver.
+
+#[macro_use]
+mod support;
+
+mod big_data;
+mod containers;
+mod delete;
+mod diff;
+mod errors;
+mod images;
+mod layers;
+mod mount;
+mod names;
+
+/// A file that nobody lists here would never run.
+#[test]
+fn every_file_is_listed() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store");
+    let main = std::fs::read_to_string(dir.join("main.rs")).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let module = name.strip_suffix(".rs").unwrap();
+        assert!(module == "main" || main.contains(&format!("mod {module};")), "{name} is not in main.rs");
+    }
+}

@@ -1,0 +1,55 @@
+use graphroot::{ContainerOptions, ErrorKind, ImageOptions};
+
+use crate::support::kind;
+
+each_driver! {
+    async fn a_container_is_mounted_written_and_counted(store) {
+        store.put(None, "base", &[("etc/", ""), ("etc/file", "from the image")]).await;
+        store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
+        let container = store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
+        let path = store.mount("box", "").await.unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("etc/file")).unwrap(), "from the image");
+        std::fs::write(path.join("new"), "x").unwrap();
+        assert_eq!(store.mount(container.layer_id(), "").await.unwrap(), path);
+        // Without a mount in the kernel (vfs) a count is taken up again all the same.
+        assert_eq!(store.mounted("box").await.unwrap(), 2);
+        assert_eq!(store.layer(container.layer_id()).await.unwrap().mount_point(), Some(path.as_path()));
+        assert!(store.unmount("box", false).await.unwrap());
+        assert!(!store.unmount("box", false).await.unwrap());
+        assert_eq!(store.mounted("box").await.unwrap(), 0);
+        assert!(!store.unmount("box", false).await.unwrap());
+        let path = store.mount("box", "").await.unwrap();
+        assert!(path.join("new").exists());
+        store.mount("box", "").await.unwrap();
+        assert!(!store.unmount("box", true).await.unwrap());
+        assert_eq!(kind(store.mount("nobody", "").await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.unmount("nobody", false).await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.mounted("nobody").await), ErrorKind::LayerUnknown);
+    }
+
+    async fn an_image_is_mounted_to_look_at(store) {
+        store.put(None, "base", &[("file", "1")]).await;
+        store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
+        let path = store.mount_image("image", &[], "").await.unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("file")).unwrap(), "1");
+        if store.graph_driver_name() == "overlay" {
+            assert!(std::fs::write(path.join("file"), "2").is_err());
+        }
+        assert!(!store.unmount_image("image", false).await.unwrap());
+        assert_eq!(kind(store.mount_image("image", &["rw"], "").await), ErrorKind::NotSupported);
+        assert_eq!(kind(store.mount_image("nobody", &[], "").await), ErrorKind::ImageUnknown);
+        assert_eq!(kind(store.unmount_image("nobody", false).await), ErrorKind::ImageUnknown);
+    }
+
+    async fn shutdown_minds_mounts_and_the_store_comes_back(store) {
+        store.put(None, "base", &[("file", "1")]).await;
+        let container = store.create_container(None, ContainerOptions::default().name("box")).await.unwrap();
+        store.mount("box", "").await.unwrap();
+        assert_eq!(kind(store.shutdown(false).await), ErrorKind::LayerUsedByContainer);
+        assert_eq!(store.shutdown(true).await.unwrap(), [container.layer_id()]);
+        let path = store.mount("box", "").await.unwrap();
+        assert!(path.is_dir());
+        store.unmount("box", false).await.unwrap();
+        assert!(store.shutdown(false).await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,143 @@
+//! A store in a temporary directory, and small archives to put into it.
+
+use std::path::{Path, PathBuf};
+
+use graphroot::{Durability, Layer, LayerOptions, Result, Store, StoreOptions};
+use tokio::io::AsyncReadExt as _;
+
+/// A store that is unmounted and removed when the test ends, however it ends.
+pub struct TestStore {
+    pub store: Store,
+    root: tempfile::TempDir,
+}
+
+impl std::ops::Deref for TestStore {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl TestStore {
+    /// `None`, with a line that says why, where the driver cannot work.
+    pub async fn open(driver: &str) -> Option<Self> {
+        if driver == "overlay" && !rustix::process::geteuid().is_root() {
+            assert!(std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"), "overlay needs root");
+            eprintln!("SKIPPED: overlay needs root");
+            return None;
+        }
+        let root = tempfile::Builder::new().prefix("graphroot-test-").tempdir().unwrap();
+        let options = options(root.path(), driver);
+        Some(Self { store: Store::open(options).await.unwrap(), root })
+    }
+
+    /// A second, independent opening of the same directories, as another process would have it.
+    pub async fn reopen(&self) -> Store {
+        self.store.free();
+        Store::open(options(self.root.path(), self.store.graph_driver_name())).await.unwrap()
+    }
+
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The directory of records of one kind.
+    pub fn records(&self, kind: &str) -> PathBuf {
+        self.root.path().join("graph").join(format!("{}-{kind}", self.store.graph_driver_name()))
+    }
+
+    /// Puts a layer of these files.
+    pub async fn put(&self, parent: Option<&str>, name: &str, files: &[(&str, &str)]) -> Layer {
+        let tar = tar(files);
+        let options = LayerOptions::default().name(name);
+        self.put_layer(parent, options, std::io::Cursor::new(tar)).await.unwrap().layer
+    }
+}
+
+fn options(root: &Path, driver: &str) -> StoreOptions {
+    StoreOptions::new(root.join("graph"), root.join("run")).driver(driver).durability(Durability::None)
+}
+
+impl Drop for TestStore {
+    fn drop(&mut self) {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut mounts: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+        mounts.sort_by_key(|mount| std::cmp::Reverse(mount.len()));
+        for mount in mounts.into_iter().filter(|mount| Path::new(mount).starts_with(self.root.path())) {
+            rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH).ok();
+        }
+    }
+}
+
+/// A tar of files and directories; a name that ends in `/` is a directory, a content of `-> X` a symbolic link.
+pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+    futures::executor::block_on(async {
+        let mut builder = tokio_tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tokio_tar::Header::new_ustar();
+            header.set_mtime(1_600_000_000);
+            header.set_uid(0);
+            header.set_gid(0);
+            if name.ends_with('/') {
+                header.set_entry_type(tokio_tar::EntryType::Directory);
+                header.set_mode(0o755);
+                header.set_size(0);
+                builder.append_data(&mut header, name, std::io::Cursor::new(b"")).await.unwrap();
+            } else if let Some(target) = content.strip_prefix("-> ") {
+                header.set_entry_type(tokio_tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                header.set_size(0);
+                builder.append_link(&mut header, name, target).await.unwrap();
+            } else {
+                header.set_mode(0o644);
+                header.set_size(content.len() as u64);
+                builder.append_data(&mut header, name, std::io::Cursor::new(content.as_bytes())).await.unwrap();
+            }
+        }
+        builder.into_inner().await.unwrap()
+    })
+}
+
+/// All bytes of a stream.
+pub async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    bytes
+}
+
+/// The kind of an expected failure.
+pub fn kind<T>(result: Result<T>) -> graphroot::ErrorKind {
+    match result {
+        Ok(_) => panic!("it succeeded"),
+        Err(error) => error.kind(),
+    }
+}
+
+/// One named test per driver for each function; the function gets a fresh store.
+macro_rules! each_driver {
+    ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
+        mod cases {
+            #[allow(unused_imports)]
+            use super::*;
+            $($(#[$doc])* pub async fn $name($store: crate::support::TestStore) $body)*
+        }
+        mod overlay {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if let Some(store) = crate::support::TestStore::open("overlay").await {
+                    super::cases::$name(store).await;
+                }
+            })*
+        }
+        mod vfs {
+            // The current-thread runtime: nothing may depend on a second worker.
+            $(#[tokio::test]
+            async fn $name() {
+                if let Some(store) = crate::support::TestStore::open("vfs").await {
+                    super::cases::$name(store).await;
+                }
+            })*
+        }
+    };
+}
