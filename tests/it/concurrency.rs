@@ -1,7 +1,6 @@
 //! Many tasks and many processes on one store.
 
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -61,7 +60,9 @@ fn layer_tar(seed: u64) -> Vec<u8> {
     for file in 0..40 {
         tar = tar.file(format!("etc/file-{file}"), format!("{seed} {file} ").repeat(100));
     }
-    tar.hard_link("etc/link", "etc/file-0").symlink("symbolic", "etc").finish()
+    tar.hard_link("etc/link", "etc/file-0")
+        .symlink("symbolic", "etc")
+        .finish()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -77,8 +78,12 @@ async fn sixteen_tasks_put_64_layers_while_32_others_are_cancelled() {
             let mut parent: Option<String> = None;
             for step in 0..4 {
                 let number = task * 4 + step;
-                let options = LayerOptions::default().id(format!("wanted-{number}")).name(format!("name-{number}"));
-                let layer = put_bytes(&store, parent.as_deref(), options, layer_tar(number)).await.unwrap();
+                let options = LayerOptions::default()
+                    .id(format!("wanted-{number}"))
+                    .name(format!("name-{number}"));
+                let layer = put_bytes(&store, parent.as_deref(), options, layer_tar(number))
+                    .await
+                    .unwrap();
                 assert_eq!(layer.parent(), parent.as_deref());
                 parent = Some(layer.id().to_owned());
             }
@@ -93,23 +98,41 @@ async fn sixteen_tasks_put_64_layers_while_32_others_are_cancelled() {
                 match number % 4 {
                     0 => store.create_layer(None, options).await.map(drop),
                     1 => store.layers().await.map(drop),
-                    _ => put_bytes(&store, None, options, layer_tar(1000 + number)).await.map(drop),
+                    _ => put_bytes(&store, None, options, layer_tar(1000 + number))
+                        .await
+                        .map(drop),
                 }
             });
-            CancelAfter { future: Some(future), polls }.await.map(Result::unwrap).is_none()
+            CancelAfter {
+                future: Some(future),
+                polls,
+            }
+            .await
+            .map(Result::unwrap)
+            .is_none()
         });
     }
-    let dropped = cancelled.join_all().await.into_iter().filter(|dropped| *dropped).count();
+    let dropped = cancelled
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|dropped| *dropped)
+        .count();
     wanted.join_all().await;
     eprintln!("{dropped} of 32 were cancelled before their end");
     assert!(dropped > 0);
 
     // Steps that had begun when their caller went away end in the background; then every lock is free.
     let locks = store_locks(&root);
-    wait_until("all locks free", || locks.iter().all(|lock| kernel_locks(lock).is_empty()));
+    wait_until("all locks free", || {
+        locks.iter().all(|lock| kernel_locks(lock).is_empty())
+    });
     let ids = layer_ids(&store).await;
     for number in 0..64 {
-        assert!(ids.contains(&format!("wanted-{number}")), "layer {number} is missing");
+        assert!(
+            ids.contains(&format!("wanted-{number}")),
+            "layer {number} is missing"
+        );
     }
     check_consistent(&root, &store).await;
     for number in (0..64).step_by(7) {
@@ -127,14 +150,28 @@ async fn check_consistent(root: &TestRoot, store: &Store) {
     let ids = layer_ids(store).await;
     assert_eq!(root.layer_directories(), ids, "directories and records");
     if root.driver() == "overlay" {
-        assert_eq!(root.short_links().len(), ids.len(), "one short link for each layer");
+        assert_eq!(
+            root.short_links().len(),
+            ids.len(),
+            "one short link for each layer"
+        );
     }
     let rows = json::rows(&root.metadata_dir("layers").join("layers.json"));
     assert_eq!(rows.len(), ids.len());
-    assert!(rows.iter().all(|row| row["flags"]["incomplete"].is_null()), "{rows:?}");
+    assert!(
+        rows.iter().all(|row| row["flags"]["incomplete"].is_null()),
+        "{rows:?}"
+    );
     for layer in store.layers().await.unwrap() {
-        let tape = root.metadata_dir("layers").join(format!("{}.tar-split.gz", layer.id()));
-        assert_eq!(layer.diff_digest().is_some(), tape.exists(), "tar-split of {}", layer.id());
+        let tape = root
+            .metadata_dir("layers")
+            .join(format!("{}.tar-split.gz", layer.id()));
+        assert_eq!(
+            layer.diff_digest().is_some(),
+            tape.exists(),
+            "tar-split of {}",
+            layer.id()
+        );
     }
 }
 
@@ -151,11 +188,14 @@ fn create_and_delete_with_go(root: &TestRoot, prefix: &str, count: usize) -> BTr
         } else {
             root.go().with(["import-layer", "--file"]).with([&archive])
         };
-        let created = command.with(["--id", &id, "--name", &format!("name of {id}")]).with(&parent).stdout();
+        let created = command
+            .with(["--id", &id, "--name", &format!("name of {id}")])
+            .with(&parent)
+            .run();
         assert!(created.starts_with(&id), "{created}");
         kept.insert(id.clone());
         if index % 2 == 1 && parent.is_none() {
-            root.go().with(["delete-layer", &id]).stdout();
+            root.go().with(["delete-layer", &id]).run();
             kept.remove(&id);
         }
     }
@@ -169,28 +209,46 @@ async fn two_processes_of_ours_and_two_of_go_create_and_delete_layers() {
     let root = TestRoot::in_memory();
     let store = root.open().await;
     let count = COUNT.to_string();
-    let mut ours: Vec<Worker> =
-        ["ours-a-", "ours-b-"].map(|prefix| Worker::start("create-and-delete", &root, &[prefix, &count])).into();
+    let mut ours: Vec<Worker> = ["ours-a-", "ours-b-"]
+        .map(|prefix| Worker::start("create-and-delete", &root, &[prefix, &count]))
+        .into();
     for worker in &mut ours {
         worker.expect_line("ready");
     }
     let started = Instant::now();
     ours.iter_mut().for_each(Worker::go_on);
     let mut kept: BTreeSet<String> = std::thread::scope(|scope| {
-        let theirs = ["go-a-", "go-b-"].map(|prefix| scope.spawn(|| create_and_delete_with_go(&root, prefix, COUNT)));
-        theirs.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        let theirs =
+            ["go-a-", "go-b-"].map(|prefix| scope.spawn(|| create_and_delete_with_go(&root, prefix, COUNT)));
+        theirs
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
     });
     for worker in ours {
-        kept.extend(worker.finish().iter().map(|line| line.strip_prefix("kept ").unwrap().to_owned()));
+        kept.extend(
+            worker
+                .finish()
+                .iter()
+                .map(|line| line.strip_prefix("kept ").unwrap().to_owned()),
+        );
     }
-    eprintln!("4 processes, {COUNT} layers each: {:?}, {} kept", started.elapsed(), kept.len());
+    eprintln!(
+        "4 processes, {COUNT} layers each: {:?}, {} kept",
+        started.elapsed(),
+        kept.len()
+    );
     assert!(kept.len() > COUNT && kept.len() < 4 * COUNT);
 
     assert_eq!(layer_ids(&store).await, kept);
     check_consistent(&root, &store).await;
-    let theirs: Value = serde_json::from_str(&root.go().with(["layers", "--json"]).stdout()).unwrap();
-    let theirs: BTreeSet<String> =
-        theirs.as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+    let theirs: Value = serde_json::from_str(&root.go().with(["layers", "--json"]).run()).unwrap();
+    let theirs: BTreeSet<String> = theirs
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["id"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(theirs, kept);
     Worker::start("open", &root, &[]).finish();
     assert_eq!(root.temporary_files(), Vec::<String>::new());

@@ -39,7 +39,10 @@ fn assert_kept(before: &[(String, Value)], after: &[(String, Value)]) {
 }
 
 fn tar() -> Vec<u8> {
-    Tar::new().dir("etc/").file("etc/hosts", "127.0.0.1 localhost\n").finish()
+    Tar::new()
+        .dir("etc/")
+        .file("etc/hosts", "127.0.0.1 localhost\n")
+        .finish()
 }
 
 /// Rows of every kind with every field that Go's command can set.
@@ -47,25 +50,75 @@ fn fill_with_go(root: &TestRoot) {
     let archive = root.path().join("layer.tar");
     std::fs::write(&archive, tar()).unwrap();
     let layer = |id: &str| {
-        root.go().with(["import-layer", "--id", id, "--name", &format!("{id}-name"), "--file"]).with([&archive])
+        root.go()
+            .with([
+                "import-layer",
+                "--id",
+                id,
+                "--name",
+                &format!("{id}-name"),
+                "--file",
+            ])
+            .with([&archive])
     };
-    layer("base").with(["--name", "second name"]).stdout();
-    layer("mapped").with(["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"]).stdout();
-    root.go().with(["create-layer", "--id", "empty", "base"]).stdout();
-    root.go().with(["set-metadata", "--metadata", ODD_TEXT, "base"]).stdout();
-    root.go().with(["create-image", "--id", "image", "--name", "localhost/i:1", "--metadata", ODD_TEXT, "base"]).stdout();
-    root.go().with(["add-names", "--name", "localhost/i:2", "image"]).stdout();
-    root.go().with(["set-names", "--name", "localhost/i:3", "image"]).stdout();
+    layer("base").with(["--name", "second name"]).run();
+    layer("mapped")
+        .with(["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"])
+        .run();
+    root.go().with(["create-layer", "--id", "empty", "base"]).run();
+    root.go()
+        .with(["set-metadata", "--metadata", ODD_TEXT, "base"])
+        .run();
+    root.go()
+        .with([
+            "create-image",
+            "--id",
+            "image",
+            "--name",
+            "localhost/i:1",
+            "--metadata",
+            ODD_TEXT,
+            "base",
+        ])
+        .run();
+    root.go()
+        .with(["add-names", "--name", "localhost/i:2", "image"])
+        .run();
+    root.go()
+        .with(["set-names", "--name", "localhost/i:3", "image"])
+        .run();
     let data = root.path().join("data");
     std::fs::write(&data, "{}").unwrap();
     for key in ["manifest", "sha256:1234", "odd/key"] {
-        root.go().with(["set-image-data", "--file"]).with([&data]).with(["image", key]).stdout();
-        root.go().with(["set-layer-data", "--file"]).with([&data]).with(["base", key]).stdout();
+        root.go()
+            .with(["set-image-data", "--file"])
+            .with([&data])
+            .with(["image", key])
+            .run();
+        root.go()
+            .with(["set-layer-data", "--file"])
+            .with([&data])
+            .with(["base", key])
+            .run();
     }
-    let container = ["create-container", "--id", "container", "--name", "c", "--metadata", ODD_TEXT];
-    root.go().with(container).with(["image"]).stdout();
-    root.go().with(["create-container", "--id", "volatile", "--volatile", "image"]).stdout();
-    root.go().with(["set-container-data", "--file"]).with([&data]).with(["container", "key"]).stdout();
+    let container = [
+        "create-container",
+        "--id",
+        "container",
+        "--name",
+        "c",
+        "--metadata",
+        ODD_TEXT,
+    ];
+    root.go().with(container).with(["image"]).run();
+    root.go()
+        .with(["create-container", "--id", "volatile", "--volatile", "image"])
+        .run();
+    root.go()
+        .with(["set-container-data", "--file"])
+        .with([&data])
+        .with(["container", "key"])
+        .run();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,16 +144,27 @@ async fn rows_of_go_survive_our_rewrite() {
     assert_eq!(store.image("image").await.unwrap().names_history().len(), 3);
     assert!(store.container("volatile").await.unwrap().volatile());
     // Rows of our own, so that all three files are written again.
-    let layer = put_bytes(&store, Some("base"), LayerOptions::default().name("ours"), tar()).await.unwrap();
-    let image = store.create_image(Some(layer.id()), Default::default()).await.unwrap();
-    store.create_container(Some(image.id()), ContainerOptions::default()).await.unwrap();
+    let layer = put_bytes(&store, Some("base"), LayerOptions::default().name("ours"), tar())
+        .await
+        .unwrap();
+    let image = store
+        .create_image(Some(layer.id()), Default::default())
+        .await
+        .unwrap();
+    store
+        .create_container(Some(image.id()), ContainerOptions::default())
+        .await
+        .unwrap();
     assert_kept(&before, &all_records(&root));
 
     // A change of a row touches only what it changes.
     store.set_metadata("container", "changed").await.unwrap();
     store.add_names("base", &["third name"]).await.unwrap();
     let mut expected = before.clone();
-    expected[0].1[0]["names"].as_array_mut().unwrap().push(json!("third name"));
+    expected[0].1[0]["names"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!("third name"));
     let rows = expected[2].1.as_array_mut().unwrap();
     rows.iter_mut().find(|row| row["id"] == "container").unwrap()["metadata"] = json!("changed");
     let after = all_records(&root);
@@ -113,40 +177,90 @@ async fn our_rows_survive_gos_rewrite() {
     needs!("containers-storage");
     let root = TestRoot::new();
     let store = root.open().await;
-    let mut options = LayerOptions::default().id("base").name("one").name("two \"quoted\" <name>");
+    let mut options = LayerOptions::default()
+        .id("base")
+        .name("one")
+        .name("two \"quoted\" <name>");
     options.metadata = ODD_TEXT.into();
     options.flags.insert("text".into(), "value & more".into());
     options.flags.insert("truth".into(), true.into());
     put_bytes(&store, None, options, tar()).await.unwrap();
     let mut options = LayerOptions::default().id("mapped");
-    let map = |host| vec![IdMap { container_id: 0, host_id: host, size: 65536 }];
+    let map = |host| {
+        vec![IdMap {
+            container_id: 0,
+            host_id: host,
+            size: 65536,
+        }]
+    };
     options.id_mappings = IdMappingOptions::mapped(map(100_000), map(200_000));
     put_bytes(&store, None, options, tar()).await.unwrap();
-    store.create_layer(Some("base"), LayerOptions::default().id("empty").writeable(true)).await.unwrap();
-    store.set_layer_big_data("base", "odd/key", std::io::Cursor::new("data")).await.unwrap();
+    store
+        .create_layer(Some("base"), LayerOptions::default().id("empty").writeable(true))
+        .await
+        .unwrap();
+    store
+        .set_layer_big_data("base", "odd/key", std::io::Cursor::new("data"))
+        .await
+        .unwrap();
 
-    let mut options = graphroot::ImageOptions::default().id("image").name("localhost/i:1");
+    let mut options = graphroot::ImageOptions::default()
+        .id("image")
+        .name("localhost/i:1");
     options.metadata = ODD_TEXT.into();
-    options.flags.insert("list".into(), vec!["a".to_owned(), "<b>".to_owned()].into());
-    store.create_image(Some("base"), options.big_data("manifest", "{}")).await.unwrap();
-    store.set_names("image", &["localhost/i:2", "localhost/i:3"]).await.unwrap();
-    store.set_image_big_data("image", "sha256:1234", "config", None).await.unwrap();
+    options
+        .flags
+        .insert("list".into(), vec!["a".to_owned(), "<b>".to_owned()].into());
+    store
+        .create_image(Some("base"), options.big_data("manifest", "{}"))
+        .await
+        .unwrap();
+    store
+        .set_names("image", &["localhost/i:2", "localhost/i:3"])
+        .await
+        .unwrap();
+    store
+        .set_image_big_data("image", "sha256:1234", "config", None)
+        .await
+        .unwrap();
     let mut options = ContainerOptions::default().id("container").name("c");
     options.metadata = ODD_TEXT.into();
     options.mount_opts = vec!["nodev".into(), "noexec".into()];
     store.create_container(Some("image"), options).await.unwrap();
-    store.set_container_big_data("container", "key", "value").await.unwrap();
+    store
+        .set_container_big_data("container", "key", "value")
+        .await
+        .unwrap();
     let before = all_records(&root);
 
     // Go reads what we wrote …
-    assert_eq!(root.go().with(["metadata", "--quiet", "base"]).stdout(), ODD_TEXT);
-    assert_eq!(root.go().with(["get-layer-data", "base", "odd/key"]).stdout(), "data");
-    assert_eq!(root.go().with(["get-image-data-size", "image", "sha256:1234"]).stdout(), "6");
+    assert_eq!(root.go().with(["metadata", "--quiet", "base"]).run(), ODD_TEXT);
+    assert_eq!(
+        root.go().with(["get-layer-data", "base", "odd/key"]).run(),
+        "data"
+    );
+    assert_eq!(
+        root.go()
+            .with(["get-image-data-size", "image", "sha256:1234"])
+            .run(),
+        "6"
+    );
     // … and rewrites all three files for rows of its own.
-    root.go().with(["create-layer", "--id", "theirs", "base"]).stdout();
-    root.go().with(["create-image", "--id", "their-image", "theirs"]).stdout();
-    root.go().with(["create-container", "--id", "their-container", "their-image"]).stdout();
+    root.go().with(["create-layer", "--id", "theirs", "base"]).run();
+    root.go()
+        .with(["create-image", "--id", "their-image", "theirs"])
+        .run();
+    root.go()
+        .with(["create-container", "--id", "their-container", "their-image"])
+        .run();
     assert_kept(&before, &all_records(&root));
-    assert_eq!(store.layer("theirs").await.unwrap().parent(), Some("base"), "our cache notices Go's change");
-    assert_eq!(store.container("their-container").await.unwrap().image_id(), Some("their-image"));
+    assert_eq!(
+        store.layer("theirs").await.unwrap().parent(),
+        Some("base"),
+        "our cache notices Go's change"
+    );
+    assert_eq!(
+        store.container("their-container").await.unwrap().image_id(),
+        Some("their-image")
+    );
 }

@@ -3,8 +3,15 @@
 //! One file per behaviour, one binary. Programs that are missing make their tests print `SKIPPED`; with
 //! `GRAPHROOT_TEST_REQUIRE=all` in the environment they fail instead, as in CI.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-#![expect(clippy::print_stderr, reason = "what was skipped and measured belongs to the output")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+#![expect(
+    clippy::print_stderr,
+    reason = "what was skipped and measured belongs to the output"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -27,7 +34,9 @@ fn every_file_is_listed() {
     let mut missing = Vec::new();
     for entry in std::fs::read_dir(here).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let module = name.strip_suffix(".rs").unwrap_or_else(|| panic!("{name} is no Rust file"));
+        let module = name
+            .strip_suffix(".rs")
+            .unwrap_or_else(|| panic!("{name} is no Rust file"));
         if module != "main" && !listed.lines().any(|line| line == format!("mod {module};")) {
             missing.push(name);
         }

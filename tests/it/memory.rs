@@ -49,7 +49,10 @@ fn assert_small_peak(source: &str, root: &TestRoot) {
     let lines = Worker::start("memory", root, &[source, &SIZE.to_string()]).finish();
     let figure = |name: &str| -> u64 {
         let line = lines.iter().find_map(|line| line.strip_prefix(name));
-        line.unwrap_or_else(|| panic!("no {name} in {lines:?}")).trim().parse().unwrap()
+        line.unwrap_or_else(|| panic!("no {name} in {lines:?}"))
+            .trim()
+            .parse()
+            .unwrap()
     };
     let (idle, peak) = (figure("idle"), figure("peak"));
     let above = peak.saturating_sub(idle);

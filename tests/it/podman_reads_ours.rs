@@ -19,45 +19,85 @@ const NAME: &str = "localhost/debian:12";
 
 /// Puts the Debian layer and a small one on top, and makes an image of both.
 async fn debian_image(store: &Store, layer: &Path) -> OciImage {
-    let base = put_file(store, None, LayerOptions::default(), layer).await.unwrap();
-    let tar = Tar::new().dir("opt/ours/").file("opt/ours/file", "from graphroot\n").file(".wh.media", "").finish();
-    let top = put_bytes(store, Some(base.id()), LayerOptions::default(), tar).await.unwrap();
+    let base = put_file(store, None, LayerOptions::default(), layer)
+        .await
+        .unwrap();
+    let tar = Tar::new()
+        .dir("opt/ours/")
+        .file("opt/ours/file", "from graphroot\n")
+        .file(".wh.media", "")
+        .finish();
+    let top = put_bytes(store, Some(base.id()), LayerOptions::default(), tar)
+        .await
+        .unwrap();
     let image = OciImage::new(&[base, top.clone()]);
-    store.create_image(Some(top.id()), image.options(NAME)).await.unwrap();
+    store
+        .create_image(Some(top.id()), image.options(NAME))
+        .await
+        .unwrap();
     image
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_debian_image_works_in_podman_buildah_and_skopeo() {
     needs!("podman", "buildah", "skopeo", "gzip");
-    let Some(layer) = debian::layer(Form::Gzip) else { return };
+    let Some(layer) = debian::layer(Form::Gzip) else {
+        return;
+    };
     let root = TestRoot::new();
     let store = root.open().await;
     let image = debian_image(&store, &layer).await;
 
-    let listed = root.podman().with(["images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"]).stdout();
+    let listed = root
+        .podman()
+        .with([
+            "images",
+            "--no-trunc",
+            "--format",
+            "{{.Repository}}:{{.Tag}} {{.ID}}",
+        ])
+        .run();
     assert_eq!(listed, format!("{NAME} sha256:{}", image.id()));
-    let inspected = root.podman().with(["image", "inspect", NAME]).stdout();
+    let inspected = root.podman().with(["image", "inspect", NAME]).run();
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     assert_eq!(inspected[0]["Digest"], image.manifest_digest().to_string());
     let config: Value = serde_json::from_slice(&image.config).unwrap();
     assert_eq!(inspected[0]["RootFS"]["Layers"], config["rootfs"]["diff_ids"]);
 
-    let container = root.buildah().with(["from", NAME]).stdout();
+    let container = root.buildah().with(["from", NAME]).run();
     let run = |script: &str| {
-        root.buildah().with(["run", "--isolation", "chroot", &container, "--", "sh", "-c", script]).stdout()
+        root.buildah()
+            .with([
+                "run",
+                "--isolation",
+                "chroot",
+                &container,
+                "--",
+                "sh",
+                "-c",
+                script,
+            ])
+            .run()
     };
     assert!(run("cat /etc/debian_version").starts_with("12"));
-    assert_eq!(run("cat /opt/ours/file && test ! -e /media && echo gone"), "from graphroot\ngone");
-    assert_eq!(run("echo changed > /opt/ours/file && cat /opt/ours/file"), "changed");
+    assert_eq!(
+        run("cat /opt/ours/file && test ! -e /media && echo gone"),
+        "from graphroot\ngone"
+    );
+    assert_eq!(
+        run("echo changed > /opt/ours/file && cat /opt/ours/file"),
+        "changed"
+    );
     // What Buildah created is seen by us, and what it removes is gone.
     assert_eq!(store.containers().await.unwrap().len(), 1);
-    root.buildah().with(["rm", &container]).stdout();
+    root.buildah().with(["rm", &container]).run();
     assert_eq!(store.containers().await.unwrap().len(), 0);
 
     let layout = root.path().join("layout");
     let to = format!("oci:{}:latest", layout.display());
-    root.skopeo().with(["copy", "--quiet", &root.image_reference(NAME), &to]).stdout();
+    root.skopeo()
+        .with(["copy", "--quiet", &root.image_reference(NAME), &to])
+        .run();
     let copied = oci::layout_manifest(&layout);
     let copied_config = oci::layout_json(&layout, copied["config"]["digest"].as_str().unwrap());
     json::assert_same("the copied config", &copied_config, &config);
@@ -67,30 +107,49 @@ async fn the_debian_image_works_in_podman_buildah_and_skopeo() {
         let blob = oci::layout_blob_path(&layout, layer["digest"].as_str().unwrap());
         let plain = root.path().join("plain");
         let script = r#"gzip -dc < "$1" > "$2" 2>/dev/null || cp "$1" "$2""#;
-        Command::new("sh").args(["-c", script, "sh"]).arg(blob).arg(&plain).stdout();
+        Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(blob)
+            .arg(&plain)
+            .run();
         assert_eq!(format!("sha256:{}", sha256_of(&plain)), diff_id.as_str().unwrap());
     }
 
-    root.podman().with(["rmi", NAME]).stdout();
+    root.podman().with(["rmi", NAME]).run();
     assert_eq!(store.images().await.unwrap().len(), 0);
-    assert_eq!(store.layers().await.unwrap().len(), 0, "podman removed the layers with their last image");
+    assert_eq!(
+        store.layers().await.unwrap().len(),
+        0,
+        "podman removed the layers with their last image"
+    );
 }
 
 /// Unpacks with GNU tar, as root, everything that the archive says.
 fn unpack_with_tar(archive: &Path, to: &Path) {
     Command::new("tar")
-        .args(["--extract", "--preserve-permissions", "--same-owner", "--numeric-owner", "--xattrs"])
+        .args([
+            "--extract",
+            "--preserve-permissions",
+            "--same-owner",
+            "--numeric-owner",
+            "--xattrs",
+        ])
         .args(["--xattrs-include=*", "--file"])
         .arg(archive)
         .arg("--directory")
         .arg(to)
-        .stdout();
+        .run();
 }
 
 /// Imports with Podman into a store of its own and mounts the image there. Returns the layer's record, too.
 fn import_with_podman(root: &TestRoot, archive: &Path) -> (Value, PathBuf) {
-    let image = root.podman().with(["import", "--quiet"]).with([archive]).with(["localhost/imported:1"]).stdout();
-    let mounted = root.podman().with(["image", "mount", image.trim()]).stdout();
+    let image = root
+        .podman()
+        .with(["import", "--quiet"])
+        .with([archive])
+        .with(["localhost/imported:1"])
+        .run();
+    let mounted = root.podman().with(["image", "mount", image.trim()]).run();
     let mut rows = json::rows(&root.metadata_dir("layers").join("layers.json"));
     assert_eq!(rows.len(), 1);
     (rows.remove(0), mounted.trim().into())
@@ -101,19 +160,39 @@ fn import_with_podman(root: &TestRoot, archive: &Path) -> (Value, PathBuf) {
 async fn assert_unpacked_as_by_others(archive: &Path) {
     let (ours, theirs) = (TestRoot::new(), TestRoot::new());
     let store = ours.open().await;
-    let layer = put_file(&store, None, LayerOptions::default(), archive).await.unwrap();
+    let layer = put_file(&store, None, LayerOptions::default(), archive)
+        .await
+        .unwrap();
     let image = OciImage::new(std::slice::from_ref(&layer));
-    let image = store.create_image(Some(layer.id()), image.options(NAME)).await.unwrap();
+    let image = store
+        .create_image(Some(layer.id()), image.options(NAME))
+        .await
+        .unwrap();
     let mounted = store.mount_image(image.id(), &[], "").await.unwrap();
 
     let (record, imported) = import_with_podman(&theirs, archive);
     let our_record = json::row(&ours.metadata_dir("layers").join("layers.json"), layer.id());
     let facts = |row: &Value| {
-        let keys = ["diff-digest", "diff-size", "compressed-diff-digest", "compressed-size", "compression", "uidset", "gidset"];
-        Value::Object(keys.iter().map(|key| ((*key).to_owned(), row[key].clone())).collect())
+        let keys = [
+            "diff-digest",
+            "diff-size",
+            "compressed-diff-digest",
+            "compressed-size",
+            "compression",
+            "uidset",
+            "gidset",
+        ];
+        Value::Object(
+            keys.iter()
+                .map(|key| ((*key).to_owned(), row[key].clone()))
+                .collect(),
+        )
     };
     json::assert_same("our record and Podman's", &facts(&our_record), &facts(&record));
-    assert_eq!(layer.diff_digest().unwrap().to_string(), record["diff-digest"].as_str().unwrap());
+    assert_eq!(
+        layer.diff_digest().unwrap().to_string(),
+        record["diff-digest"].as_str().unwrap()
+    );
 
     let unpacked = theirs.scratch("unpacked");
     unpack_with_tar(archive, &unpacked);
@@ -133,7 +212,9 @@ async fn assert_unpacked_as_by_others(archive: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_file_of_the_debian_layer_is_as_tar_and_podman_unpack_it() {
     needs!("podman", "tar");
-    let Some(layer) = debian::layer(Form::Plain) else { return };
+    let Some(layer) = debian::layer(Form::Plain) else {
+        return;
+    };
     assert_unpacked_as_by_others(&layer).await;
 }
 
@@ -166,7 +247,11 @@ newline'
         tar --create --format=pax --xattrs --xattrs-include='*' --numeric-owner --sort=name --file "$1" .
     "#;
     let archive = scratch.path().join("special.tar");
-    Command::new("sh").args(["-c", script, "sh"]).arg(&archive).current_dir(&tree).stdout();
+    Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(&archive)
+        .current_dir(&tree)
+        .run();
     assert_unpacked_as_by_others(&archive).await;
 }
 
@@ -176,33 +261,54 @@ async fn a_container_of_ours_is_mounted_and_deleted_by_go() {
     let root = TestRoot::new();
     let store = root.open().await;
     let tar = Tar::new().dir("etc/").file("etc/motd", "hello").finish();
-    let layer = put_bytes(&store, None, LayerOptions::default(), tar).await.unwrap();
+    let layer = put_bytes(&store, None, LayerOptions::default(), tar)
+        .await
+        .unwrap();
     let image = OciImage::new(std::slice::from_ref(&layer));
-    let image = store.create_image(Some(layer.id()), image.options(NAME)).await.unwrap();
+    let image = store
+        .create_image(Some(layer.id()), image.options(NAME))
+        .await
+        .unwrap();
     let container = store
         .create_container(Some(image.id()), ContainerOptions::default().name("ours"))
         .await
         .unwrap();
-    store.set_container_big_data(container.id(), "config/with?odd:name", "some data").await.unwrap();
+    store
+        .set_container_big_data(container.id(), "config/with?odd:name", "some data")
+        .await
+        .unwrap();
 
-    let data = root.go().with(["get-container-data", "ours", "config/with?odd:name"]).stdout();
+    let data = root
+        .go()
+        .with(["get-container-data", "ours", "config/with?odd:name"])
+        .run();
     assert_eq!(data, "some data");
-    let digest = root.go().with(["get-container-data-digest", "ours", "config/with?odd:name"]).stdout();
+    let digest = root
+        .go()
+        .with(["get-container-data-digest", "ours", "config/with?odd:name"])
+        .run();
     assert_eq!(digest, Digest::sha256("some data").to_string());
 
-    let mounted = PathBuf::from(root.go().with(["mount", "ours"]).stdout());
-    assert_eq!(std::fs::read_to_string(mounted.join("etc/motd")).unwrap(), "hello");
-    assert_eq!(store.mounted(container.id()).await.unwrap(), 1, "a mount by Go counts");
+    let mounted = PathBuf::from(root.go().with(["mount", "ours"]).run());
+    assert_eq!(
+        std::fs::read_to_string(mounted.join("etc/motd")).unwrap(),
+        "hello"
+    );
+    assert_eq!(
+        store.mounted(container.id()).await.unwrap(),
+        1,
+        "a mount by Go counts"
+    );
     std::fs::write(mounted.join("etc/new"), "new").unwrap();
     let changes = store.changes(None, container.layer_id()).await.unwrap();
     let ours: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    let theirs = root.go().with(["changes", container.layer_id()]).stdout();
+    let theirs = root.go().with(["changes", container.layer_id()]).run();
     assert_eq!(ours, ["C /etc", "A /etc/new"]);
     assert_eq!(theirs, "Modify \"/etc\"\nAdd \"/etc/new\"");
-    root.go().with(["unmount", "ours"]).stdout();
+    root.go().with(["unmount", "ours"]).run();
     assert_eq!(store.mounted(container.id()).await.unwrap(), 0);
 
-    root.go().with(["delete-container", "ours"]).stdout();
+    root.go().with(["delete-container", "ours"]).run();
     assert_eq!(store.containers().await.unwrap().len(), 0);
     assert!(!store.exists(container.layer_id()).await.unwrap());
 }
@@ -210,14 +316,24 @@ async fn a_container_of_ours_is_mounted_and_deleted_by_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn go_exports_our_layers_bit_for_bit() {
     needs!("containers-storage");
-    let Some(layer) = debian::layer(Form::Zstd) else { return };
-    let Some(plain) = debian::layer(Form::Plain) else { return };
+    let Some(layer) = debian::layer(Form::Zstd) else {
+        return;
+    };
+    let Some(plain) = debian::layer(Form::Plain) else {
+        return;
+    };
     for driver in ["overlay", "vfs"] {
         let root = TestRoot::in_dir(&std::env::temp_dir(), driver);
         let store = root.open().await;
-        let layer = put_file(&store, None, LayerOptions::default(), &layer).await.unwrap();
+        let layer = put_file(&store, None, LayerOptions::default(), &layer)
+            .await
+            .unwrap();
         let diff = root.path().join("diff.tar");
-        root.go().with(["diff", "--uncompressed", "--file"]).with([&diff]).with([layer.id()]).stdout();
+        root.go()
+            .with(["diff", "--uncompressed", "--file"])
+            .with([&diff])
+            .with([layer.id()])
+            .run();
         assert_eq!(sha256_of(&diff), sha256_of(&plain), "{driver}");
     }
 }

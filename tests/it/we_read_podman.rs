@@ -29,12 +29,26 @@ async fn chain(store: &Store, image: &Image) -> Vec<graphroot::Layer> {
 async fn assert_usable(store: &Store, name: &str, files: &[(&str, Option<&str>)]) {
     let image = store.image(name).await.unwrap();
     let listed = store.images().await.unwrap();
-    assert!(listed.iter().any(|one| one.id() == image.id() && one.names().contains(&name.to_owned())));
-    assert_eq!(store.images_by_top_layer(image.top_layer().unwrap()).await.unwrap()[0].id(), image.id());
+    assert!(
+        listed
+            .iter()
+            .any(|one| one.id() == image.id() && one.names().contains(&name.to_owned()))
+    );
+    assert_eq!(
+        store
+            .images_by_top_layer(image.top_layer().unwrap())
+            .await
+            .unwrap()[0]
+            .id(),
+        image.id()
+    );
     let by_digest = store.images_by_digest(&image.digest().unwrap()).await.unwrap();
     assert!(by_digest.iter().any(|one| one.id() == image.id()));
 
-    let config = store.image_big_data(image.id(), &format!("sha256:{}", image.id())).await.unwrap();
+    let config = store
+        .image_big_data(image.id(), &format!("sha256:{}", image.id()))
+        .await
+        .unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();
     let mut layers = chain(store, &image).await;
     layers.reverse();
@@ -71,26 +85,38 @@ async fn delete(root: &TestRoot, store: &Store, name: &str) {
         assert!(!store.exists(layer).await.unwrap());
     }
     assert!(!store.exists(image.id()).await.unwrap());
-    let listed = root.podman().with(["images", "--all", "--no-trunc", "--quiet"]).stdout();
-    assert!(!listed.contains(image.id()), "podman still lists {name}: {listed}");
+    let listed = root
+        .podman()
+        .with(["images", "--all", "--no-trunc", "--quiet"])
+        .run();
+    assert!(
+        !listed.contains(image.id()),
+        "podman still lists {name}: {listed}"
+    );
 }
 
 fn assert_empty(root: &TestRoot) {
     assert_eq!(root.layer_directories(), Default::default());
     assert_eq!(root.short_links(), Default::default());
     assert_eq!(root.temporary_files(), Vec::<String>::new());
-    let layers: Value = serde_json::from_str(&root.go().with(["layers", "--json"]).stdout()).unwrap();
+    let layers: Value = serde_json::from_str(&root.go().with(["layers", "--json"]).run()).unwrap();
     assert_eq!(layers.as_array().map_or(0, Vec::len), 0);
 }
 
 fn import(root: &TestRoot, layer: &Path, name: &str) {
-    root.podman().with(["import", "--quiet"]).with([layer]).with([name]).stdout();
+    root.podman()
+        .with(["import", "--quiet"])
+        .with([layer])
+        .with([name])
+        .run();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_imported_by_podman() {
     needs!("podman", "containers-storage");
-    let Some(layer) = debian::layer(Form::Plain) else { return };
+    let Some(layer) = debian::layer(Form::Plain) else {
+        return;
+    };
     let root = TestRoot::new();
     let name = "localhost/imported:1";
     import(&root, &layer, name);
@@ -107,20 +133,47 @@ async fn an_image_imported_by_podman() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_built_by_buildah() {
     needs!("podman", "buildah", "containers-storage");
-    let Some(layer) = debian::layer(Form::Plain) else { return };
+    let Some(layer) = debian::layer(Form::Plain) else {
+        return;
+    };
     let root = TestRoot::new();
     import(&root, &layer, "localhost/base:1");
-    let container = root.buildah().with(["from", "localhost/base:1"]).stdout();
+    let container = root.buildah().with(["from", "localhost/base:1"]).run();
     let script = "rm -r /media && mkdir /opt/new && echo built > /opt/new/file && ln /opt/new/file /opt/new/link && \
                   rm /etc/debian_version && mkdir /etc/debian_version && rm -r /usr/share/doc && mkdir /usr/share/doc";
-    root.buildah().with(["run", "--isolation", "chroot", &container, "--", "sh", "-c", script]).stdout();
-    root.buildah().with(["config", "--label", "made=by-buildah", &container]).stdout();
-    root.buildah().with(["commit", "--quiet", "--rm", &container, "localhost/built:1"]).stdout();
+    root.buildah()
+        .with([
+            "run",
+            "--isolation",
+            "chroot",
+            &container,
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+        .run();
+    root.buildah()
+        .with(["config", "--label", "made=by-buildah", &container])
+        .run();
+    root.buildah()
+        .with(["commit", "--quiet", "--rm", &container, "localhost/built:1"])
+        .run();
 
     let store = root.open().await;
-    let files = [("opt/new/link", Some("built")), ("media", None), ("etc/passwd", Some("root:")), ("usr/share/doc/apt", None)];
+    let files = [
+        ("opt/new/link", Some("built")),
+        ("media", None),
+        ("etc/passwd", Some("root:")),
+        ("usr/share/doc/apt", None),
+    ];
     assert_usable(&store, "localhost/built:1", &files).await;
-    assert_eq!(chain(&store, &store.image("localhost/built:1").await.unwrap()).await.len(), 2);
+    assert_eq!(
+        chain(&store, &store.image("localhost/built:1").await.unwrap())
+            .await
+            .len(),
+        2
+    );
 
     // Its base is an image of its own and stays.
     delete(&root, &store, "localhost/built:1").await;
@@ -132,18 +185,41 @@ async fn an_image_built_by_buildah() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_pulled_by_skopeo_and_podman() {
     needs!("podman", "skopeo", "buildah", "containers-storage");
-    let Some(layer) = debian::layer(Form::Plain) else { return };
+    let Some(layer) = debian::layer(Form::Plain) else {
+        return;
+    };
     // A registry's stand-in: a layout with a compressed layer.
     let source = TestRoot::new();
     import(&source, &layer, "localhost/source:1");
     let layout = format!("oci:{}:latest", source.path().join("layout").display());
-    source.skopeo().with(["copy", "--quiet", &source.image_reference("localhost/source:1"), &layout]).stdout();
-    let archive = format!("docker-archive:{}:localhost/loaded:1", source.path().join("archive.tar").display());
-    source.skopeo().with(["copy", "--quiet", &layout, &archive]).stdout();
+    source
+        .skopeo()
+        .with([
+            "copy",
+            "--quiet",
+            &source.image_reference("localhost/source:1"),
+            &layout,
+        ])
+        .run();
+    let archive = format!(
+        "docker-archive:{}:localhost/loaded:1",
+        source.path().join("archive.tar").display()
+    );
+    source.skopeo().with(["copy", "--quiet", &layout, &archive]).run();
 
     let root = TestRoot::new();
-    root.skopeo().with(["copy", "--quiet", &layout, &root.image_reference("localhost/copied:1")]).stdout();
-    root.podman().with(["load", "--quiet", "--input"]).with([source.path().join("archive.tar")]).stdout();
+    root.skopeo()
+        .with([
+            "copy",
+            "--quiet",
+            &layout,
+            &root.image_reference("localhost/copied:1"),
+        ])
+        .run();
+    root.podman()
+        .with(["load", "--quiet", "--input"])
+        .with([source.path().join("archive.tar")])
+        .run();
 
     let store = root.open().await;
     let names = ["localhost/copied:1", "localhost/loaded:1"];
@@ -155,11 +231,17 @@ async fn an_image_pulled_by_skopeo_and_podman() {
     assert_eq!(image.id(), store.image(names[1]).await.unwrap().id());
     let layer = store.layer(image.top_layer().unwrap()).await.unwrap();
     assert_eq!(layer.compression().to_string(), "gzip");
-    let by_blob = store.layers_by_compressed_digest(&layer.compressed_digest().unwrap()).await.unwrap();
+    let by_blob = store
+        .layers_by_compressed_digest(&layer.compressed_digest().unwrap())
+        .await
+        .unwrap();
     assert_eq!(by_blob.len(), 1);
 
     store.remove_names(image.id(), &[names[0]]).await.unwrap();
-    let listed = root.podman().with(["images", "--format", "{{.Repository}}:{{.Tag}}"]).stdout();
+    let listed = root
+        .podman()
+        .with(["images", "--format", "{{.Repository}}:{{.Tag}}"])
+        .run();
     assert_eq!(listed, names[1]);
     delete(&root, &store, names[1]).await;
     assert_empty(&root);
@@ -168,34 +250,54 @@ async fn an_image_pulled_by_skopeo_and_podman() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_of_buildah_holds_its_image() {
     needs!("podman", "buildah", "containers-storage");
-    let Some(layer) = debian::layer(Form::Plain) else { return };
+    let Some(layer) = debian::layer(Form::Plain) else {
+        return;
+    };
     let root = TestRoot::new();
     import(&root, &layer, "localhost/base:1");
-    let name = root.buildah().with(["from", "--name", "working", "localhost/base:1"]).stdout();
+    let name = root
+        .buildah()
+        .with(["from", "--name", "working", "localhost/base:1"])
+        .run();
     assert_eq!(name, "working");
 
     let store = root.open().await;
     let container = store.container("working").await.unwrap();
-    assert_eq!(container.image_id(), Some(store.image("localhost/base:1").await.unwrap().id()));
-    assert_eq!(store.container_by_layer(container.layer_id()).await.unwrap().id(), container.id());
+    assert_eq!(
+        container.image_id(),
+        Some(store.image("localhost/base:1").await.unwrap().id())
+    );
+    assert_eq!(
+        store.container_by_layer(container.layer_id()).await.unwrap().id(),
+        container.id()
+    );
     let error = store.delete_image("localhost/base:1", true).await.unwrap_err();
-    assert_eq!(error.kind(), graphroot::ErrorKind::ImageUsedByContainer, "{error:?}");
+    assert_eq!(
+        error.kind(),
+        graphroot::ErrorKind::ImageUsedByContainer,
+        "{error:?}"
+    );
 
     // Mounted by Buildah and by us: two counts of one mount.
-    let theirs = root.buildah().with(["mount", "working"]).stdout();
+    let theirs = root.buildah().with(["mount", "working"]).run();
     let ours = store.mount("working", "").await.unwrap();
     assert_eq!(Path::new(&theirs), ours);
     std::fs::write(ours.join("etc/ours"), "ours").unwrap();
-    let changes: Vec<String> =
-        store.changes(None, container.layer_id()).await.unwrap().iter().map(ToString::to_string).collect();
+    let changes: Vec<String> = store
+        .changes(None, container.layer_id())
+        .await
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert!(changes.contains(&"A /etc/ours".to_owned()), "{changes:?}");
     assert_eq!(store.mounted("working").await.unwrap(), 2);
     assert!(store.unmount("working", false).await.unwrap());
-    root.buildah().with(["umount", "working"]).stdout();
+    root.buildah().with(["umount", "working"]).run();
     assert_eq!(store.mounted("working").await.unwrap(), 0);
 
     store.delete_container("working").await.unwrap();
-    assert_eq!(root.buildah().with(["containers", "--quiet", "--all"]).stdout(), "");
+    assert_eq!(root.buildah().with(["containers", "--quiet", "--all"]).run(), "");
     delete(&root, &store, "localhost/base:1").await;
     assert_empty(&root);
 }

@@ -10,13 +10,17 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::support::store::{put_bytes, put_file};
 use crate::support::tar::{BLOCK, Header, Tar};
-use crate::support::worker::{assignment, own_memory, reset_peak_memory, store_location, tell, wait_for_parent};
+use crate::support::worker::{
+    assignment, own_memory, reset_peak_memory, store_location, tell, wait_for_parent,
+};
 
 /// The entry of a child process; see `support/worker.rs`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the entry of child processes"]
 async fn entry() {
-    let Some((work, arguments)) = assignment() else { return };
+    let Some((work, arguments)) = assignment() else {
+        return;
+    };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match (work.as_str(), &arguments[..]) {
         ("open", []) => drop(open().await),
@@ -33,7 +37,9 @@ fn options() -> StoreOptions {
 }
 
 async fn open() -> Store {
-    Store::open(options()).await.unwrap_or_else(|error| panic!("opening the store: {error:?}"))
+    Store::open(options())
+        .await
+        .unwrap_or_else(|error| panic!("opening the store: {error:?}"))
 }
 
 /// Puts a layer; tells when it begins and when it is done.
@@ -45,7 +51,9 @@ async fn put(file: &Path, id: &str, durability: &str) {
     };
     let store = Store::open(options().durability(durability)).await.unwrap();
     tell("begin");
-    put_file(&store, None, LayerOptions::default().id(id), file).await.unwrap();
+    put_file(&store, None, LayerOptions::default().id(id), file)
+        .await
+        .unwrap();
     tell("done");
 }
 
@@ -82,14 +90,23 @@ async fn create_and_delete(prefix: &str, count: usize) {
 async fn memory(source: &str, size: u64) {
     let store = open().await;
     // Whatever is set up at the first use is not a matter of the layer's size.
-    put_bytes(&store, None, LayerOptions::default(), Tar::new().file("small", "x").finish()).await.unwrap();
+    put_bytes(
+        &store,
+        None,
+        LayerOptions::default(),
+        Tar::new().file("small", "x").finish(),
+    )
+    .await
+    .unwrap();
     reset_peak_memory();
     let idle = own_memory("VmRSS");
     let options = LayerOptions::default().id("large");
     let put = if source == "generated" {
         store.put_layer(None, options, LargeTar::new(size)).await
     } else {
-        store.put_layer(None, options, tokio::fs::File::open(source).await.unwrap()).await
+        store
+            .put_layer(None, options, tokio::fs::File::open(source).await.unwrap())
+            .await
     };
     let peak = own_memory("VmHWM");
     let layer = put.unwrap().layer;
@@ -115,7 +132,14 @@ const FILE_SIZE: u64 = 16 << 20;
 impl LargeTar {
     /// With `size` bytes of content.
     pub(crate) fn new(size: u64) -> Self {
-        Self { files: size / FILE_SIZE, left: 0, state: 0x9e37_79b9_7f4a_7c15, ready: Vec::new(), at: 0, ended: false }
+        Self {
+            files: size / FILE_SIZE,
+            left: 0,
+            state: 0x9e37_79b9_7f4a_7c15,
+            ready: Vec::new(),
+            at: 0,
+            ended: false,
+        }
     }
 
     fn refill(&mut self) {
@@ -132,7 +156,11 @@ impl LargeTar {
         } else if self.files > 0 {
             self.files -= 1;
             self.left = FILE_SIZE;
-            self.ready.extend(Header::new(b'0', format!("file-{}", self.files)).size(FILE_SIZE).bytes());
+            self.ready.extend(
+                Header::new(b'0', format!("file-{}", self.files))
+                    .size(FILE_SIZE)
+                    .bytes(),
+            );
         } else if !self.ended {
             self.ended = true;
             self.ready.extend([0; 2 * BLOCK]);
@@ -141,7 +169,11 @@ impl LargeTar {
 }
 
 impl AsyncRead for LargeTar {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         if self.at == self.ready.len() {
             self.refill();
         }

@@ -27,10 +27,16 @@ pub(crate) fn layer(form: Form) -> Option<PathBuf> {
     let plain = made("debian.tar", oldest, |to| {
         super::require("mmdebstrap")?;
         Command::new("mmdebstrap")
-            .args(["--quiet", "--mode=root", "--variant=essential", "--format=tar", SUITE])
+            .args([
+                "--quiet",
+                "--mode=root",
+                "--variant=essential",
+                "--format=tar",
+                SUITE,
+            ])
             .arg(to)
             .env_remove("SOURCE_DATE_EPOCH")
-            .stdout();
+            .run();
         Some(())
     })?;
     let made_at = fs::metadata(&plain).unwrap().modified().unwrap();
@@ -44,20 +50,30 @@ pub(crate) fn layer(form: Form) -> Option<PathBuf> {
 fn compressed(program: &str, from: &Path, to: &Path) -> Option<()> {
     super::require(program)?;
     let (input, output) = (File::open(from).unwrap(), File::create(to).unwrap());
-    let status = Command::new(program).arg("-c").stdin(input).stdout(output).status().unwrap();
+    let status = Command::new(program)
+        .arg("-c")
+        .stdin(input)
+        .stdout(output)
+        .status()
+        .unwrap();
     assert!(status.success(), "{program}: {status}");
     Some(())
 }
 
 /// The file `name` of the cache, made at or after `oldest`; whoever comes first makes it, others wait for it.
-#[expect(clippy::disallowed_methods, reason = "the lock is between test processes only")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the lock is between test processes only"
+)]
 fn made(name: &str, oldest: SystemTime, make: impl FnOnce(&Path) -> Option<()>) -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     fs::create_dir_all(dir).unwrap();
     let file = dir.join(name);
     let lock = File::create(dir.join(format!("{name}.lock"))).unwrap();
     lock.lock().unwrap();
-    let fresh = fs::metadata(&file).and_then(|found| found.modified()).is_ok_and(|time| time >= oldest);
+    let fresh = fs::metadata(&file)
+        .and_then(|found| found.modified())
+        .is_ok_and(|time| time >= oldest);
     if !fresh {
         let part = dir.join(format!("{name}.part"));
         make(&part)?;

@@ -36,7 +36,12 @@ fn compare(place: &str, left: &Value, right: &Value, found: &mut Vec<String>) {
     match (left, right) {
         (Value::Object(a), Value::Object(b)) => {
             for (key, value) in a {
-                compare(&format!("{place}.{key}"), value, b.get(key).unwrap_or(&Value::Null), found);
+                compare(
+                    &format!("{place}.{key}"),
+                    value,
+                    b.get(key).unwrap_or(&Value::Null),
+                    found,
+                );
             }
             for (key, value) in b.iter().filter(|(key, _)| !a.contains_key(*key)) {
                 compare(&format!("{place}.{key}"), &Value::Null, value, found);
@@ -79,7 +84,10 @@ fn meaning_is_compared_not_form() {
     };
     let same = [
         (json!({"a": [], "b": 1}), json!({"b": 1, "c": null})),
-        (json!({"t": "2026-01-02T03:04:05.10Z"}), json!({"t": "2026-01-02T04:04:05.1+01:00"})),
+        (
+            json!({"t": "2026-01-02T03:04:05.10Z"}),
+            json!({"t": "2026-01-02T04:04:05.1+01:00"}),
+        ),
     ];
     for (a, b) in same {
         assert_eq!(differences(a, b), Vec::<String>::new());
@@ -89,7 +97,10 @@ fn meaning_is_compared_not_form() {
         (json!({"a": [1, 2]}), json!({"a": [2, 1]})),
         (json!({"a": [1]}), json!({"a": [1, 1]})),
         (json!({"a": "1"}), json!({"a": 1})),
-        (json!({"t": "2026-01-02T03:04:05.1Z"}), json!({"t": "2026-01-02T03:04:05.2Z"})),
+        (
+            json!({"t": "2026-01-02T03:04:05.1Z"}),
+            json!({"t": "2026-01-02T03:04:05.2Z"}),
+        ),
     ];
     for (a, b) in different {
         assert_eq!(differences(a.clone(), b.clone()).len(), 1, "{a} {b}");

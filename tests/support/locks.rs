@@ -34,17 +34,25 @@ pub(crate) struct KernelLock {
 
 /// The record locks that are held on `file` or waited for.
 pub(crate) fn kernel_locks(file: &Path) -> Vec<KernelLock> {
-    let Ok(meta) = fs::metadata(file) else { return Vec::new() };
+    let Ok(meta) = fs::metadata(file) else {
+        return Vec::new();
+    };
     let table = fs::read_to_string("/proc/locks").unwrap();
     let inode = format!(":{}", meta.ino());
-    let device = format!("{:02x}:{:02x}", rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let device = format!(
+        "{:02x}:{:02x}",
+        rustix::fs::major(meta.dev()),
+        rustix::fs::minor(meta.dev())
+    );
     table
         .lines()
         .filter_map(|line| {
             let waiting = line.contains("->");
             let line = line.replace("->", "");
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let [_number, class, _advisory, mode, pid, place, ..] = fields[..] else { return None };
+            let [_number, class, _advisory, mode, pid, place, ..] = fields[..] else {
+                return None;
+            };
             let record_lock = matches!(class, "POSIX" | "OFDLCK");
             (record_lock && place.starts_with(&device) && place.ends_with(&inode)).then(|| KernelLock {
                 waiting,
@@ -58,7 +66,9 @@ pub(crate) fn kernel_locks(file: &Path) -> Vec<KernelLock> {
 /// Waits until somebody waits for a record lock on `file`.
 #[track_caller]
 pub(crate) fn wait_for_waiter(file: &Path) {
-    wait_until("a waiter for the lock", || kernel_locks(file).iter().any(|lock| lock.waiting));
+    wait_until("a waiter for the lock", || {
+        kernel_locks(file).iter().any(|lock| lock.waiting)
+    });
 }
 
 /// A process that holds a lock until told to let go.
@@ -74,13 +84,19 @@ impl Holder {
     pub(crate) fn go(root: &TestRoot, id: &str) -> Self {
         let mut command = root.go();
         command.args(["import-layer", "--id", id]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let (input, pid, file) = (child.stdin.take(), child.id(), root.layers_lock());
         let record = root.metadata_dir("layers").join("layers.json");
         // It takes the lock for moments before; the record tells that it is at the layer.
         wait_until("a Go process that holds the lock", || {
             assert_eq!(child.try_wait().unwrap(), None, "the Go process ended early");
-            let holds = kernel_locks(&file).iter().any(|lock| !lock.waiting && lock.write && lock.pid == Some(pid));
+            let holds = kernel_locks(&file)
+                .iter()
+                .any(|lock| !lock.waiting && lock.write && lock.pid == Some(pid));
             holds && fs::read_to_string(&record).is_ok_and(|text| text.contains(id))
         });
         Self { child, input }
@@ -103,7 +119,9 @@ impl Holder {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert_eq!(line, "held\n", "the lock holder ended early");
         let input = child.stdin.take();
         Self { child, input }
@@ -146,7 +164,14 @@ fn a_holder_is_seen_and_let_go() {
     fs::write(&file, "").unwrap();
     let holder = Holder::posix(&file, true);
     let seen = kernel_locks(&file);
-    assert_eq!(seen, [KernelLock { waiting: false, write: true, pid: Some(holder.child.id()) }]);
+    assert_eq!(
+        seen,
+        [KernelLock {
+            waiting: false,
+            write: true,
+            pid: Some(holder.child.id())
+        }]
+    );
     assert!(holder.release(b""));
     assert_eq!(kernel_locks(&file), []);
 }

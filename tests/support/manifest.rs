@@ -43,7 +43,11 @@ pub(crate) fn manifest(root: &Path) -> Manifest {
     let mut queue = vec![PathBuf::new()];
     while let Some(relative) = queue.pop() {
         // Joining the empty path would add a slash.
-        let path = if relative.as_os_str().is_empty() { root.to_path_buf() } else { root.join(&relative) };
+        let path = if relative.as_os_str().is_empty() {
+            root.to_path_buf()
+        } else {
+            root.join(&relative)
+        };
         let meta = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         if meta.is_dir() {
             for child in fs::read_dir(&path).unwrap() {
@@ -99,7 +103,10 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut names = vec![0; 64 * 1024];
     let count = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
     let mut found = BTreeMap::new();
-    for name in names[..count].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    for name in names[..count]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         let mut value = vec![0; 64 * 1024];
         let size = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
         value.truncate(size);
@@ -131,7 +138,12 @@ pub(crate) fn sha256_of(path: &Path) -> String {
 #[track_caller]
 pub(crate) fn assert_same(left_name: &str, left: &Manifest, right_name: &str, right: &Manifest) {
     let differences = differences(left, right);
-    let shown = differences.iter().take(40).map(String::as_str).collect::<Vec<_>>().join("\n");
+    let shown = differences
+        .iter()
+        .take(40)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join("\n");
     assert!(
         differences.is_empty(),
         "{left_name} ({} files) and {right_name} ({} files) differ in {} places:\n{shown}",
@@ -157,13 +169,25 @@ pub(crate) fn differences(left: &Manifest, right: &Manifest) -> Vec<String> {
         };
         differs("type", a.kind.into(), b.kind.into());
         differs("mode", format!("{:04o}", a.mode), format!("{:04o}", b.mode));
-        differs("owner", format!("{}:{}", a.uid, a.gid), format!("{}:{}", b.uid, b.gid));
+        differs(
+            "owner",
+            format!("{}:{}", a.uid, a.gid),
+            format!("{}:{}", b.uid, b.gid),
+        );
         differs("mtime", time(a.mtime), time(b.mtime));
         differs("size", format!("{:?}", a.size), format!("{:?}", b.size));
         differs("content", format!("{:?}", a.content), format!("{:?}", b.content));
-        differs("link target", format!("{:?}", a.link_target), format!("{:?}", b.link_target));
+        differs(
+            "link target",
+            format!("{:?}", a.link_target),
+            format!("{:?}", b.link_target),
+        );
         differs("device", format!("{:?}", a.device), format!("{:?}", b.device));
-        differs("linked with", format!("{:?}", a.linked_with), format!("{:?}", b.linked_with));
+        differs(
+            "linked with",
+            format!("{:?}", a.linked_with),
+            format!("{:?}", b.linked_with),
+        );
         differs("attributes", attributes(a), attributes(b));
     }
     for (path, b) in right.iter().filter(|(path, _)| !left.contains_key(*path)) {
@@ -215,7 +239,14 @@ fn a_manifest_tells_every_kind_of_difference() {
     symlink("elsewhere", a.join("symbolic")).unwrap();
     fs::write(b.join("more"), "").unwrap();
     let lines = differences(&without_link_time(&a), &without_link_time(&b)).join("\n");
-    for expected in ["/sub: mode 0700", "/sub/file: size", "/sub/file: content", "/sub/file: mtime", "/symbolic: link target", "/more: only in the second"] {
+    for expected in [
+        "/sub: mode 0700",
+        "/sub/file: size",
+        "/sub/file: content",
+        "/sub/file: mtime",
+        "/symbolic: link target",
+        "/more: only in the second",
+    ] {
         assert!(lines.contains(expected), "{expected:?} is missing in:\n{lines}");
     }
 }

@@ -18,7 +18,10 @@ pub(crate) struct OciImage {
 impl OciImage {
     /// Describes an image of these layers, lowest first.
     pub(crate) fn new(layers: &[Layer]) -> Self {
-        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_digest().unwrap().to_string()).collect();
+        let diff_ids: Vec<String> = layers
+            .iter()
+            .map(|layer| layer.diff_digest().unwrap().to_string())
+            .collect();
         let history: Vec<_> = layers
             .iter()
             .map(|_| json!({"created": "2026-01-02T03:04:05Z", "created_by": "graphroot test"}))
@@ -76,7 +79,10 @@ impl OciImage {
             .id(self.id())
             .name(name)
             .big_data(self.config_digest().to_string(), self.config.clone())
-            .big_data(format!("manifest-{}", self.manifest_digest()), self.manifest.clone())
+            .big_data(
+                format!("manifest-{}", self.manifest_digest()),
+                self.manifest.clone(),
+            )
             .big_data("manifest", self.manifest.clone())
     }
 }

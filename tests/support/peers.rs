@@ -1,7 +1,6 @@
 //! The programs that share a store with us, run on a [`TestRoot`].
 
 use std::ffi::OsStr;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use super::root::TestRoot;
@@ -30,13 +29,23 @@ impl TestRoot {
     /// Any program in the store's environment.
     pub(crate) fn program(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().envs(self.environment()).stdin(Stdio::null()).current_dir(self.path());
+        command
+            .env_clear()
+            .envs(self.environment())
+            .stdin(Stdio::null())
+            .current_dir(self.path());
         command
     }
 
     fn with_store(&self, program: &str, [graph, run, driver]: &[&str; 3]) -> Command {
         let mut command = self.program(program);
-        command.arg(graph).arg(self.graph()).arg(run).arg(self.run()).arg(driver).arg(self.driver());
+        command
+            .arg(graph)
+            .arg(self.graph())
+            .arg(run)
+            .arg(self.run())
+            .arg(driver)
+            .arg(self.driver());
         command
     }
 }
@@ -48,13 +57,7 @@ pub(crate) trait Run {
 
     /// The standard output of a command that succeeds, without the final newline; panics with everything that is
     /// known if it does not.
-    fn stdout(self) -> String;
-
-    /// The error output of a command that fails; panics if it succeeds.
-    fn failure(self) -> String;
-
-    /// Runs it with a file as standard input.
-    fn stdin_from(self, file: &Path) -> Self;
+    fn run(&mut self) -> String;
 }
 
 impl Run for Command {
@@ -63,21 +66,14 @@ impl Run for Command {
         self
     }
 
-    fn stdout(mut self) -> String {
-        let output = self.output().unwrap_or_else(|error| panic!("running {self:?}: {error}"));
-        assert!(output.status.success(), "{}", report(&self, &output));
-        String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned()
-    }
-
-    fn failure(mut self) -> String {
-        let output = self.output().unwrap_or_else(|error| panic!("running {self:?}: {error}"));
-        assert!(!output.status.success(), "succeeded: {}", report(&self, &output));
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    fn stdin_from(mut self, file: &Path) -> Self {
-        self.stdin(std::fs::File::open(file).unwrap_or_else(|error| panic!("{}: {error}", file.display())));
-        self
+    fn run(&mut self) -> String {
+        let output = self
+            .output()
+            .unwrap_or_else(|error| panic!("running {self:?}: {error}"));
+        assert!(output.status.success(), "{}", report(self, &output));
+        String::from_utf8_lossy(&output.stdout)
+            .trim_end_matches('\n')
+            .to_owned()
     }
 }
 

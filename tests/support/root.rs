@@ -26,7 +26,10 @@ impl TestRoot {
     /// A store of `driver` below `parent`.
     pub(crate) fn in_dir(parent: &Path, driver: &'static str) -> Self {
         let parent = parent.to_path_buf();
-        let dir = tempfile::Builder::new().prefix("graphroot-test-").tempdir_in(parent).unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("graphroot-test-")
+            .tempdir_in(parent)
+            .unwrap();
         let root = Self { dir, driver };
         for sub in ["etc/cni", "home/.config/containers", "tmp"] {
             fs::create_dir_all(root.path().join(sub)).unwrap();
@@ -75,7 +78,12 @@ impl TestRoot {
     /// How image programs name an image in this store: `containers-storage:[DRIVER@GRAPH+RUN]NAME`.
     pub(crate) fn image_reference(&self, name: &str) -> String {
         let (graph, run) = (self.graph(), self.run());
-        format!("containers-storage:[{}@{}+{}]{name}", self.driver, graph.display(), run.display())
+        format!(
+            "containers-storage:[{}@{}+{}]{name}",
+            self.driver,
+            graph.display(),
+            run.display()
+        )
     }
 
     /// The environment in which other programs run: nothing of the host's configuration reaches them.
@@ -102,7 +110,8 @@ impl TestRoot {
              tmp_dir = \"{run}/libpod\"\nstatic_dir = \"{graph}/libpod\"\nvolume_path = \"{graph}/volumes\"\n\n\
              [network]\nnetwork_config_dir = \"{dir}/etc/cni\"\n"
         );
-        let storage = format!("[storage]\ndriver = \"{driver}\"\ngraphroot = \"{graph}\"\nrunroot = \"{run}\"\n");
+        let storage =
+            format!("[storage]\ndriver = \"{driver}\"\ngraphroot = \"{graph}\"\nrunroot = \"{run}\"\n");
         let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
         for (file, text) in [
             ("etc/containers.conf", containers.as_str()),
@@ -119,7 +128,10 @@ impl Drop for TestRoot {
     fn drop(&mut self) {
         unmount_below(self.path());
         // `rm` copes with any depth of directories, which a recursive function does not.
-        let removed = Command::new("rm").args(["-rf", "--one-file-system"]).arg(self.path()).status();
+        let removed = Command::new("rm")
+            .args(["-rf", "--one-file-system"])
+            .arg(self.path())
+            .status();
         if !removed.is_ok_and(|status| status.success()) {
             eprintln!("cannot remove {}", self.path().display());
         }

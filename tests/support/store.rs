@@ -17,16 +17,25 @@ impl TestRoot {
 
     /// Opens this store.
     pub(crate) async fn open(&self) -> Store {
-        Store::open(self.options()).await.unwrap_or_else(|error| panic!("opening the store: {error:?}"))
+        Store::open(self.options())
+            .await
+            .unwrap_or_else(|error| panic!("opening the store: {error:?}"))
     }
 
     /// What lies in the driver's home besides what belongs to no layer.
     pub(crate) fn layer_directories(&self) -> BTreeSet<String> {
         let home = self.graph().join(self.driver());
-        let home = if self.driver() == "vfs" { home.join("dir") } else { home };
+        let home = if self.driver() == "vfs" {
+            home.join("dir")
+        } else {
+            home
+        };
         // The driver's own, none of which is a layer.
         const OWN: &[&str] = &["l", "staging", "tempdirs", "tmp"];
-        names_in(&home).into_iter().filter(|name| !OWN.contains(&name.as_str()) && !name.starts_with('.')).collect()
+        names_in(&home)
+            .into_iter()
+            .filter(|name| !OWN.contains(&name.as_str()) && !name.starts_with('.'))
+            .collect()
     }
 
     /// Short links of the overlay driver.
@@ -43,11 +52,20 @@ impl TestRoot {
             format!("{driver}/tempdirs"),
             format!("{driver}-layers/tmp"),
         ] {
-            found.extend(names_in(&self.graph().join(&dir)).iter().map(|name| format!("{dir}/{name}")));
+            found.extend(
+                names_in(&self.graph().join(&dir))
+                    .iter()
+                    .map(|name| format!("{dir}/{name}")),
+            );
         }
         for dir in ["layers", "images", "containers"].map(|what| format!("{driver}-{what}")) {
             let names = names_in(&self.graph().join(&dir));
-            found.extend(names.iter().filter(|name| name.starts_with(".tmp-")).map(|name| format!("{dir}/{name}")));
+            found.extend(
+                names
+                    .iter()
+                    .filter(|name| name.starts_with(".tmp-"))
+                    .map(|name| format!("{dir}/{name}")),
+            );
         }
         found
     }
@@ -60,7 +78,9 @@ pub(crate) fn names_in(dir: &Path) -> BTreeSet<String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeSet::new(),
         Err(error) => panic!("{}: {error}", dir.display()),
     };
-    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    entries
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 /// Puts a layer from bytes.
@@ -87,7 +107,10 @@ pub(crate) async fn put_file(
 /// Digest and size of a layer's diff against its parent, as exported without compression.
 pub(crate) async fn exported(store: &Store, layer: &str) -> (Digest, u64) {
     use sha2::Digest as _;
-    let mut diff = store.diff(None, layer, DiffOptions::uncompressed()).await.unwrap();
+    let mut diff = store
+        .diff(None, layer, DiffOptions::uncompressed())
+        .await
+        .unwrap();
     let (mut hash, mut size, mut buffer) = (sha2::Sha256::new(), 0, vec![0; 256 * 1024]);
     loop {
         let count = diff.read(&mut buffer).await.unwrap();
@@ -103,5 +126,11 @@ pub(crate) async fn exported(store: &Store, layer: &str) -> (Digest, u64) {
 
 /// The IDs of all layers.
 pub(crate) async fn layer_ids(store: &Store) -> BTreeSet<String> {
-    store.layers().await.unwrap().iter().map(|layer| layer.id().to_owned()).collect()
+    store
+        .layers()
+        .await
+        .unwrap()
+        .iter()
+        .map(|layer| layer.id().to_owned())
+        .collect()
 }

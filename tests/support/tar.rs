@@ -112,7 +112,10 @@ impl Tar {
 
     /// PAX records for the next entry.
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        let content: Vec<u8> = records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
+        let content: Vec<u8> = records
+            .iter()
+            .flat_map(|(key, value)| pax_record(key, value))
+            .collect();
         let header = Header::new(b'x', "PaxHeaders/entry").size(content.len().try_into().unwrap());
         self.entry(header, content)
     }
@@ -164,10 +167,14 @@ fn tar_reads_what_the_builder_writes() {
     let listed = std::process::Command::new("tar")
         .args(["--list", "--verbose", "--full-time", "--utc", "--file", "a.tar"])
         .current_dir(dir.path())
-        .stdout();
-    for expected in
-        ["d/second link to d/file", "d/symbolic -> file", "2023-11-14 22:13:20.123456789 long/", "/end", " 1000 "]
-    {
+        .run();
+    for expected in [
+        "d/second link to d/file",
+        "d/symbolic -> file",
+        "2023-11-14 22:13:20.123456789 long/",
+        "/end",
+        " 1000 ",
+    ] {
         assert!(listed.contains(expected), "{expected:?} is missing in:\n{listed}");
     }
 }

@@ -43,7 +43,12 @@ impl Worker {
     }
 
     /// The same, run by another program such as a tracer.
-    pub(crate) fn command_under(wrapper: Command, work: &str, root: &TestRoot, arguments: &[&str]) -> Command {
+    pub(crate) fn command_under(
+        wrapper: Command,
+        work: &str,
+        root: &TestRoot,
+        arguments: &[&str],
+    ) -> Command {
         let mut command = wrapper;
         command.arg(std::env::current_exe().unwrap());
         command.args([ENTRY, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
@@ -52,15 +57,31 @@ impl Worker {
     }
 
     fn environment(command: &mut Command, work: &str, root: &TestRoot, arguments: &[&str]) {
-        let store = format!("{}\n{}\n{}", root.graph().display(), root.run().display(), root.driver());
-        command.env(WORK, work).env(STORE, store).env(ARGUMENTS, arguments.join("\n"));
+        let store = format!(
+            "{}\n{}\n{}",
+            root.graph().display(),
+            root.run().display(),
+            root.driver()
+        );
+        command
+            .env(WORK, work)
+            .env(STORE, store)
+            .env(ARGUMENTS, arguments.join("\n"));
     }
 
     /// Runs a command made by this type.
     pub(crate) fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let (input, output) = (child.stdin.take(), child.stdout.take().unwrap());
-        Self { child, input, output: BufReader::new(output) }
+        Self {
+            child,
+            input,
+            output: BufReader::new(output),
+        }
     }
 
     /// The next line of the worker; `None` if it ended.
@@ -124,7 +145,11 @@ impl Drop for Worker {
 /// In the worker: what to do, with which arguments; `None` in an ordinary test run.
 pub(crate) fn assignment() -> Option<(String, Vec<String>)> {
     let work = std::env::var(WORK).ok()?;
-    let arguments = std::env::var(ARGUMENTS).unwrap().lines().map(str::to_owned).collect();
+    let arguments = std::env::var(ARGUMENTS)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
     Some((work, arguments))
 }
 
@@ -152,8 +177,11 @@ pub(crate) fn wait_for_parent() {
 /// A field of `/proc/self/status` in KiB, such as `VmHWM`, the peak of resident memory.
 pub(crate) fn own_memory(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_else(|| panic!("no {field}"))
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or_else(|| panic!("no {field}"))
 }
 
 /// Sets the peak of resident memory to what is resident now.
