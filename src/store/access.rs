@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 use crate::bridge;
 use crate::driver::choice::open_driver;
 use crate::error::{ErrorKind, Result};
-use crate::lock::Exclusive;
+use crate::lock::record_lock::Exclusive;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;

@@ -250,10 +250,8 @@ impl Store {
     /// ```
     pub async fn diff(&self, from: Option<&str>, to: &str, options: DiffOptions) -> Result<DiffStream> {
         let pair = self.pair(from, to).await?;
-        let compression = options
-            .compression
-            .unwrap_or_else(|| Compression::from_code(pair.to.compression));
-        compression.check_writable()?;
+        let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
+        let compression = options.compression.unwrap_or_else(recorded);
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -264,6 +262,7 @@ impl Store {
             None => Source::Fresh(self.comparison(&pair).await?),
         };
         let (mut writer, stream) = bridge::chunks_out();
+        let reader = compression::compress(stream, compression, None)?;
         let id = pair.to.id.clone();
         bridge::detach(move || {
             let result = source.write(&mut writer);
@@ -275,10 +274,7 @@ impl Store {
                     .into_io()
             }));
         });
-        Ok(DiffStream {
-            reader: compression::compress(stream, compression)?,
-            compression,
-        })
+        Ok(DiffStream { reader, compression })
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.

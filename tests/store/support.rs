@@ -113,7 +113,8 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
                 header.set_entry_type(tokio_tar::EntryType::Symlink);
                 header.set_mode(0o777);
                 header.set_size(0);
-                builder.append_link(&mut header, name, target).await.unwrap();
+                header.set_link_name(target).unwrap();
+                builder.append_data(&mut header, name, std::io::Cursor::new(b"")).await.unwrap();
             } else {
                 header.set_mode(0o644);
                 header.set_size(content.len() as u64);
