@@ -120,7 +120,7 @@ fn cases(outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> {
     let outside = outside.to_str().unwrap().as_bytes();
     let at = |name: &str| [outside, b"/", name.as_bytes()].concat();
     let long = |name: &[u8]| Tar::new().pax(&[("path", name)]);
-    let up = "../".repeat(30);
+    let up = "../".repeat(12);
     let size = |field: &[u8; 12]| Header::new(b'0', "odd-size").raw_size(field);
     use ErrorKind::InvalidArchive;
     vec![
@@ -202,14 +202,14 @@ fn cases(outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> {
         (
             "hard link to a file outside, absolute",
             Tar::new().hard_link("link", at("canary")).finish(),
-            Refused(ErrorKind::Io, "link"),
+            Refused(InvalidArchive, "link"),
         ),
         (
             "hard link to a file outside, relative",
             Tar::new()
                 .hard_link("link", [up.as_bytes(), &at("canary")[1..]].concat())
                 .finish(),
-            Refused(ErrorKind::Io, "link"),
+            Refused(InvalidArchive, "link"),
         ),
         (
             "hard link through a symbolic link to the outside",
@@ -217,7 +217,7 @@ fn cases(outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> {
                 .symlink("dir", outside)
                 .hard_link("link", "dir/canary")
                 .finish(),
-            Refused(ErrorKind::Io, "link"),
+            Refused(InvalidArchive, "link"),
         ),
         (
             "hard link to a symbolic link to the outside",

@@ -3,11 +3,7 @@
 //! One file per behaviour, one binary. Programs that are missing make their tests print `SKIPPED`; with
 //! `GRAPHROOT_TEST_REQUIRE=all` in the environment they fail instead, as in CI.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test fails by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::print_stderr,
     reason = "what was skipped and measured belongs to the output"
