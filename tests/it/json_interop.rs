@@ -161,10 +161,9 @@ async fn rows_of_go_survive_our_rewrite() {
     store.set_metadata("container", "changed").await.unwrap();
     store.add_names("base", &["third name"]).await.unwrap();
     let mut expected = before.clone();
-    expected[0].1[0]["names"]
-        .as_array_mut()
-        .unwrap()
-        .push(json!("third name"));
+    // New names come first.
+    let names = expected[0].1[0]["names"].as_array_mut().unwrap();
+    names.insert(0, json!("third name"));
     let rows = expected[2].1.as_array_mut().unwrap();
     rows.iter_mut().find(|row| row["id"] == "container").unwrap()["metadata"] = json!("changed");
     let after = all_records(&root);

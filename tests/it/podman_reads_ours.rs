@@ -274,18 +274,18 @@ async fn a_container_of_ours_is_mounted_and_deleted_by_go() {
         .await
         .unwrap();
     store
-        .set_container_big_data(container.id(), "config/with?odd:name", "some data")
+        .set_container_big_data(container.id(), "config/with-odd:name", "some data")
         .await
         .unwrap();
 
     let data = root
         .go()
-        .with(["get-container-data", "ours", "config/with?odd:name"])
+        .with(["get-container-data", "ours", "config/with-odd:name"])
         .run();
     assert_eq!(data, "some data");
     let digest = root
         .go()
-        .with(["get-container-data-digest", "ours", "config/with?odd:name"])
+        .with(["get-container-data-digest", "ours", "config/with-odd:name"])
         .run();
     assert_eq!(digest, Digest::sha256("some data").to_string());
 
