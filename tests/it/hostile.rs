@@ -257,7 +257,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
                 Taken(&["dir"])
             } else {
                 Refused(ErrorKind::Io, "dir/.wh.canary")
-            }, &["dir"]),
+            },
         ),
         (
             "whiteout of the directory above",
