@@ -158,6 +158,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
         (
             "symbolic link up, then a file through it",
             Tar::new()
+                .dir("etc/")
                 .symlink("link", format!("{up}etc"))
                 .file("link/evil", "x")
                 .finish(),
@@ -415,7 +416,12 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
         (
             "no name",
             Tar::new().file("", "x").finish(),
-            Refused(InvalidArchive, ""),
+            // To overlay it is the root, which layers don't describe there.
+            if driver == "vfs" {
+                Refused(InvalidArchive, "")
+            } else {
+                Taken(&[])
+            },
         ),
         // Ends.
         ("empty input", Vec::new(), Taken(&[])),

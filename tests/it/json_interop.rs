@@ -47,78 +47,39 @@ fn tar() -> Vec<u8> {
 
 /// Rows of every kind with every field that Go's command can set.
 fn fill_with_go(root: &TestRoot) {
-    let archive = root.path().join("layer.tar");
+    let (archive, data) = (root.path().join("layer.tar"), root.path().join("data"));
     std::fs::write(&archive, tar()).unwrap();
-    let layer = |id: &str| {
-        root.go()
-            .with([
-                "import-layer",
-                "--id",
-                id,
-                "--name",
-                &format!("{id}-name"),
-                "--file",
-            ])
-            .with([&archive])
-    };
-    layer("base").with(["--name", "second name"]).run();
-    layer("mapped")
-        .with(["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"])
-        .run();
-    root.go().with(["create-layer", "--id", "empty", "base"]).run();
-    root.go()
-        .with(["set-metadata", "--metadata", ODD_TEXT, "base"])
-        .run();
-    root.go()
-        .with([
-            "create-image",
-            "--id",
-            "image",
-            "--name",
-            "localhost/i:1",
-            "--metadata",
-            ODD_TEXT,
-            "base",
-        ])
-        .run();
-    root.go()
-        .with(["add-names", "--name", "localhost/i:2", "image"])
-        .run();
-    root.go()
-        .with(["set-names", "--name", "localhost/i:3", "image"])
-        .run();
-    let data = root.path().join("data");
     std::fs::write(&data, "{}").unwrap();
+    let go = |line: &str| root.go().words(line);
+    let maps = "--uidmap 0:100000:65536 --gidmap 0:200000:65536";
+
+    let import = |line: &str| go("import-layer --file").with([&archive]).words(line).run();
+    import("--id base --name base-name --name other-name");
+    import(&format!("--id mapped {maps}"));
+    go("create-layer --id empty base").run();
+    go("set-metadata --metadata").with([ODD_TEXT, "base"]).run();
+
+    go("create-image --id image --name localhost/i:1 --metadata")
+        .with([ODD_TEXT, "base"])
+        .run();
+    go("add-names --name localhost/i:2 image").run();
+    go("set-names --name localhost/i:3 image").run();
+
+    go("create-container --id container --name c --metadata")
+        .with([ODD_TEXT, "image"])
+        .run();
+    go("create-container --id volatile --volatile image").run();
+    go(&format!("create-container --id mapped-container {maps} image")).run();
+
     for key in ["manifest", "sha256:1234", "odd/key"] {
-        root.go()
-            .with(["set-image-data", "--file"])
-            .with([&data])
-            .with(["image", key])
-            .run();
-        root.go()
-            .with(["set-layer-data", "--file"])
-            .with([&data])
-            .with(["base", key])
-            .run();
+        for (command, item) in [
+            ("set-image-data", "image"),
+            ("set-layer-data", "base"),
+            ("set-container-data", "container"),
+        ] {
+            go(command).words("--file").with([&data]).with([item, key]).run();
+        }
     }
-    let container = [
-        "create-container",
-        "--id",
-        "container",
-        "--name",
-        "c",
-        "--metadata",
-        ODD_TEXT,
-    ];
-    root.go().with(container).with(["image"]).run();
-    root.go()
-        .with(["create-container", "--id", "volatile", "--volatile", "image"])
-        .run();
-    root.go()
-        .with(["set-container-data", "--file"])
-        .with([&data])
-        .with(["container", "key"])
-        .run();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,7 +101,10 @@ async fn rows_of_go_survive_our_rewrite() {
     let store = root.open().await;
     // What we read is what Go wrote.
     assert_eq!(store.metadata("base").await.unwrap(), ODD_TEXT);
-    assert_eq!(store.layer("mapped").await.unwrap().uid_map()[0].host_id, 100_000);
+    assert_eq!(
+        store.container("mapped-container").await.unwrap().uid_map()[0].host_id,
+        100_000
+    );
     assert_eq!(store.image("image").await.unwrap().names_history().len(), 3);
     assert!(store.container("volatile").await.unwrap().volatile());
     // Rows of our own, so that all three files are written again.

@@ -205,7 +205,12 @@ async fn assert_unpacked_as_by_others(archive: &Path) {
         manifest.insert(PathBuf::new(), ours_manifest[Path::new("")].clone());
     }
     manifest::assert_same("ours", &ours_manifest, "GNU tar", &tar_manifest);
-    manifest::assert_same("ours", &ours_manifest, "podman import", &podman_manifest);
+    // To Go a PAX record without a value is none, so attributes without one are lost.
+    let mut with_values = ours_manifest;
+    for entry in with_values.values_mut() {
+        entry.xattrs.retain(|_, value| !value.is_empty());
+    }
+    manifest::assert_same("ours", &with_values, "podman import", &podman_manifest);
     assert!(!store.unmount_image(image.id(), false).await.unwrap());
 }
 

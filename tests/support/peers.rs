@@ -55,6 +55,9 @@ pub(crate) trait Run {
     /// Adds arguments, as `Command::args`, by value.
     fn with<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> Self;
 
+    /// Adds the words of a line as arguments.
+    fn words(self, line: &str) -> Self;
+
     /// The standard output of a command that succeeds, without the final newline; panics with everything that is
     /// known if it does not.
     fn run(&mut self) -> String;
@@ -64,6 +67,10 @@ impl Run for Command {
     fn with<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.args(arguments);
         self
+    }
+
+    fn words(self, line: &str) -> Self {
+        self.with(line.split_whitespace())
     }
 
     fn run(&mut self) -> String {
