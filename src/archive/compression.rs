@@ -413,7 +413,7 @@ mod tests {
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
             self.1 += 1;
-            if self.1 % 2 == 0 {
+            if self.1.is_multiple_of(2) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -518,7 +518,7 @@ mod tests {
                 // Where a member ends, so may the stream.
                 match decoded(&bytes[..cut]).await {
                     Ok((kind, data, _)) => {
-                        assert!(kind == Compression::None || data == b"one", "{compression}")
+                        assert!(kind == Compression::None || data == b"one", "{compression}");
                     }
                     Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidArchive),
                 }

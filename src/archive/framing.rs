@@ -715,17 +715,17 @@ mod tests {
         check(&only(
             gnu.clone()
                 .content("abcde")
-                .patch(386, "00000000002\000000000003")
-                .patch(410, "00000000144\000000000002"),
+                .patch(386, "00000000002\x0000000000003")
+                .patch(410, "00000000144\x0000000000002"),
         ));
         // One entry in the header, one in a block of its own.
         let mut block = [0; BLOCK];
-        block[..23].copy_from_slice(b"00000000144\000000000002");
+        block[..23].copy_from_slice(b"00000000144\x0000000000002");
         let archive = TarBuilder::new()
             .add(
                 gnu.clone()
                     .size_field("00000000005")
-                    .patch(386, "00000000002\000000000003")
+                    .patch(386, "00000000002\x0000000000003")
                     .patch(482, [1]),
             )
             .raw(block)

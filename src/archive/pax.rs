@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn times_with_sign_and_fraction() {
-        let cases: [(&[u8], Option<(i64, u32)>); 12] = [
+        type Case = (&'static [u8], Option<(i64, u32)>);
+        let cases: [Case; 12] = [
             (b"0", Some((0, 0))),
             (b"1.5", Some((1, 500_000_000))),
             (b"1.", Some((1, 0))),

@@ -29,7 +29,6 @@ pub(crate) struct Item {
     records: Vec<u8>,
     signed_checksum: bool,
     patches: Vec<(usize, Vec<u8>)>,
-    unpadded: bool,
 }
 
 impl Item {
@@ -49,7 +48,6 @@ impl Item {
             records: Vec::new(),
             signed_checksum: false,
             patches: Vec::new(),
-            unpadded: false,
         }
     }
 
@@ -151,20 +149,14 @@ impl Item {
         self
     }
 
-    /// Leaves out the padding after the content.
-    pub(crate) fn unpadded(mut self) -> Self {
-        self.unpadded = true;
-        self
-    }
-
     fn header(&self) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &self.name[..self.name.len().min(100)]);
         put(100, format!("{:07o}", self.mode).as_bytes());
-        put(108, &numeric(self.uid as i64, 8));
-        put(116, &numeric(self.gid as i64, 8));
-        put(124, &numeric(self.content.len() as i64, 12));
+        put(108, &numeric(self.uid.cast_signed(), 8));
+        put(116, &numeric(self.gid.cast_signed(), 8));
+        put(124, &numeric(i64::try_from(self.content.len()).unwrap(), 12));
         put(136, &numeric(self.mtime, 12));
         put(148, b"        ");
         put(156, &[self.kind]);
@@ -184,7 +176,7 @@ impl Item {
             .iter()
             .map(|byte| {
                 if self.signed_checksum {
-                    i64::from(*byte as i8)
+                    i64::from(byte.cast_signed())
                 } else {
                     i64::from(*byte)
                 }
@@ -211,9 +203,7 @@ impl Item {
         }
         out.extend(self.header());
         out.extend(&self.content);
-        if !self.unpadded {
-            out.resize(out.len().next_multiple_of(BLOCK), 0);
-        }
+        out.resize(out.len().next_multiple_of(BLOCK), 0);
     }
 }
 

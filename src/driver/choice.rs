@@ -1,9 +1,10 @@
 //! Which driver a store uses: the one asked for, else the one that is on disk, else the first that works.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::driver::Driver;
+use crate::driver::options::DRIVER_NAMES;
 use crate::driver::overlay::Overlay;
 use crate::driver::vfs::Vfs;
 use crate::error::{ErrorKind, Result};
@@ -25,9 +26,6 @@ pub(crate) struct DriverConfig {
     pub(crate) options: Vec<String>,
 }
 
-/// Directories in a graph root that tell which drivers have used it.
-const KNOWN: &[&str] = &["overlay", "overlay2", "btrfs", "zfs", "vfs"];
-
 /// Drivers to try where nothing tells; vfs copies whole trees and comes last.
 const PRIORITY: &[&str] = &["overlay", "vfs"];
 
@@ -36,9 +34,14 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     if let Some(name) = config.name.as_deref().filter(|name| !name.is_empty()) {
         return start(name, config);
     }
-    let used: Vec<&str> = KNOWN.iter().copied().filter(|name| config.root.join(name).is_dir()).collect();
+    let used: Vec<&str> = DRIVER_NAMES.iter().copied().filter(|name| is_used(&config.root.join(name))).collect();
     match used[..] {
         [] => {}
+        // Its name for itself is overlay, and so are those of its records; only its directory is not.
+        ["overlay2"] => {
+            let what = format!("{} holds layers of the old name of the overlay driver: rename overlay2 to overlay", config.root.display());
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
         [only] => return start(only, config),
         _ => {
             let what = format!("{} holds layers of several drivers ({}): name one", config.root.display(), used.join(", "));
@@ -59,6 +62,11 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     Err(ErrorKind::NotSupported.err(format!("no storage driver works here: {}", refused.join("; "))))
 }
 
+/// Whether a driver has left anything in its directory. Go makes an empty one for `overlay` beside `overlay2`.
+fn is_used(home: &Path) -> bool {
+    std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 fn start(name: &str, config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     match name {
         "overlay" | "overlay2" => Ok(Arc::new(Overlay::open(config)?)),
@@ -67,26 +75,10 @@ fn start(name: &str, config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     }
 }
 
-/// Additional image stores from an option: a comma-separated list of absolute directories.
-pub(crate) fn additional_stores(value: &str) -> Result<Vec<PathBuf>> {
-    let mut stores = Vec::new();
-    for path in value.split(',').filter(|path| !path.is_empty()) {
-        let path = PathBuf::from(path);
-        let bad = |why: &str| ErrorKind::InvalidInput.err(format!("additional image store {} {why}", path.display()));
-        if !path.is_absolute() {
-            return Err(bad("is not absolute"));
-        }
-        if !path.is_dir() {
-            return Err(bad("is not a directory"));
-        }
-        stores.push(path);
-    }
-    Ok(stores)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::conformance::need_overlay;
 
     fn config(root: &std::path::Path) -> DriverConfig {
         DriverConfig { root: root.join("graph"), run_root: root.join("run"), ..DriverConfig::default() }
@@ -96,15 +88,35 @@ mod tests {
     fn what_is_on_disk_decides_unless_a_driver_is_named() {
         let tmp = tempfile::tempdir().unwrap();
         let mut config = config(tmp.path());
-        std::fs::create_dir_all(config.root.join("vfs")).unwrap();
+        std::fs::create_dir_all(config.root.join("vfs/dir")).unwrap();
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
+        assert!(!config.root.join("overlay").exists(), "nothing is made beside it");
         std::fs::create_dir_all(config.root.join("btrfs")).unwrap();
+        assert_eq!(open_driver(&config).unwrap().name(), "vfs", "an empty directory tells nothing");
+        std::fs::create_dir_all(config.root.join("btrfs/subvolumes")).unwrap();
         let error = open_driver(&config).unwrap_err();
         assert!(error.chain().contains("btrfs, vfs"), "{error:?}");
         config.name = Some("vfs".into());
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
-        config.name = Some("nonsense".into());
+        for name in ["nonsense", "btrfs"] {
+            config.name = Some(name.into());
+            let error = open_driver(&config).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotSupported);
+            assert!(error.chain().contains(name));
+        }
+    }
+
+    #[test]
+    fn a_driver_that_is_on_disk_but_does_not_work_is_an_error() {
+        let tmp = tempfile::tempdir().unwrap();
+        let config = config(tmp.path());
+        std::fs::create_dir_all(config.root.join("btrfs/subvolumes")).unwrap();
         assert_eq!(open_driver(&config).unwrap_err().kind(), ErrorKind::NotSupported);
+        assert!(!config.root.join("vfs").exists() && !config.root.join("overlay").exists());
+        std::fs::rename(config.root.join("btrfs"), config.root.join("overlay2")).unwrap();
+        let error = open_driver(&config).unwrap_err();
+        assert!(error.chain().contains("overlay2"), "{error:?}");
+        assert!(!config.root.join("overlay").exists());
     }
 
     #[test]
@@ -117,5 +129,30 @@ mod tests {
         config.root = other.path().join("graph");
         config.priority = vec!["zfs".into()];
         assert_eq!(open_driver(&config).unwrap_err().kind(), ErrorKind::NotSupported);
+    }
+
+    #[test]
+    fn overlay_comes_first_and_vfs_where_it_does_not_work() {
+        if !need_overlay() {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let config = config(tmp.path());
+        assert_eq!(open_driver(&config).unwrap().name(), "overlay");
+        let named = DriverConfig { name: Some("overlay2".into()), ..config.clone() };
+        let driver = open_driver(&named).unwrap();
+        assert_eq!((driver.name(), driver.home()), ("overlay", &*config.root.join("overlay")));
+        assert!(!config.root.join("overlay2").exists());
+
+        // What a probe has found is believed: here, that overlay does not work.
+        let tmp = tempfile::tempdir().unwrap();
+        let config = self::config(tmp.path());
+        std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
+        std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
+        assert_eq!(open_driver(&config).unwrap().name(), "vfs");
+        assert!(!config.root.join("overlay").exists(), "it would be taken for the store's driver next time");
+        assert_eq!(open_driver(&config).unwrap().name(), "vfs");
+        let named = DriverConfig { name: Some("overlay".into()), ..config };
+        assert!(open_driver(&named).unwrap_err().chain().contains("no overlay here"));
     }
 }

@@ -7,11 +7,15 @@
 //! Unless a method says otherwise the caller holds the layer store's lock, exclusively for everything that changes
 //! something. Layer IDs have been checked by [`check_id`].
 
+mod backing;
 pub(crate) mod choice;
-pub(crate) mod chown;
-pub(crate) mod copy;
-pub(crate) mod options;
-pub(crate) mod vfs;
+mod chown;
+#[cfg(test)]
+pub(crate) mod conformance;
+mod copy;
+mod options;
+mod overlay;
+mod vfs;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,6 +82,10 @@ pub(crate) struct Staged {
     pub(crate) path: PathBuf,
     /// Owns the staging directory and its lock.
     pub(crate) temp: TempDir,
+    /// The driver's own name for the layer; empty if it has none beside the ID.
+    pub(crate) link: String,
+    /// What the driver noted about the layers below; empty if it is not needed.
+    pub(crate) lower: String,
 }
 
 /// The trees that tell what a layer changes, for drivers that keep changes apart.
@@ -93,11 +101,11 @@ pub(crate) struct Upper {
 
 /// Space used by a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskUsage {
+pub(crate) struct DiskUsage {
     /// Bytes in files, hard links counted once.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Distinct inodes.
-    pub inodes: u64,
+    pub(crate) inodes: u64,
 }
 
 /// What a storage driver does. See the module's head for the locks that the caller holds.

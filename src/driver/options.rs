@@ -1,136 +1,301 @@
-//! Driver option strings: `[driver.]key=value`.
+//! Driver option strings, `[driver.]key=value`, as they come from `storage.conf` and the command line. Pure but for
+//! the directories of additional stores, which must exist.
 
-use crate::error::{ErrorKind, Result};
+use std::path::{Path, PathBuf};
 
-/// One option, taken apart: which driver it is for (empty: any), its key in lower case, its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DriverOption<'a> {
-    pub(crate) driver: String,
-    pub(crate) key: String,
-    pub(crate) value: &'a str,
+use crate::error::{ErrorKind, IoContext as _, Result};
+
+/// Every driver name that may stand before the dot. Not all of them can be opened.
+pub(super) const DRIVER_NAMES: [&str; 5] = ["overlay", "overlay2", "btrfs", "zfs", "vfs"];
+
+/// One option string, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+struct OptionString<'a> {
+    /// Which driver it is for; empty: whichever is opened.
+    driver: String,
+    key: String,
+    value: &'a str,
+    whole: &'a str,
 }
 
-/// Drivers that an option may be prefixed with.
-const KNOWN: &[&str] = &["overlay", "overlay2", "btrfs", "zfs", "vfs"];
-
-/// Takes an option apart.
-pub(crate) fn parse(option: &str) -> Result<DriverOption<'_>> {
-    let bad = |why: &str| ErrorKind::InvalidInput.err(format!("driver option {option:?} ({why})"));
-    let (key, value) = option.split_once('=').ok_or_else(|| bad("expected key=value"))?;
-    let key = key.trim().to_ascii_lowercase();
-    let (driver, key) = match key.split_once('.') {
-        None => (String::new(), key),
-        // The Go library understands `vfs..sync` and, by accident, only that for vfs.
-        Some((driver, key)) => (driver.to_owned(), key.trim_start_matches('.').to_owned()),
-    };
-    if !driver.is_empty() && !KNOWN.contains(&driver.as_str()) {
-        return Err(bad("unknown driver"));
-    }
-    let key = match key.split_once('.') {
-        Some((again, rest)) if again == driver => rest.to_owned(),
-        _ => key,
-    };
-    Ok(DriverOption { driver, key, value: value.trim() })
-}
-
-/// The options that a driver with one of these names has to read.
-pub(crate) fn for_driver<'a>(options: &'a [String], names: &[&str]) -> Result<Vec<DriverOption<'a>>> {
-    let mut own = Vec::new();
-    for option in options {
-        let parsed = parse(option)?;
-        if parsed.driver.is_empty() || names.contains(&parsed.driver.as_str()) {
-            own.push(parsed);
+impl<'a> OptionString<'a> {
+    fn parse(whole: &'a str) -> Result<Self> {
+        let Some((key, value)) = whole.split_once('=') else {
+            return Err(ErrorKind::InvalidInput.err(format!("driver option {whole:?} without a value")));
+        };
+        let key = key.trim().to_lowercase();
+        let (driver, key) = match key.split_once('.') {
+            None => (String::new(), key),
+            Some((driver, key)) => (driver.to_owned(), key.to_owned()),
+        };
+        if !driver.is_empty() && !DRIVER_NAMES.contains(&driver.as_str()) {
+            return Err(ErrorKind::InvalidInput.err(format!("unknown driver {driver:?} in option {whole:?}")));
         }
-    }
-    Ok(own)
-}
-
-/// The error for a key that a driver does not know.
-pub(crate) fn unknown(driver: &str, option: &DriverOption<'_>) -> crate::error::Error {
-    ErrorKind::InvalidInput.err(format!("{driver} driver: unknown option {:?} (value {:?})", option.key, option.value))
-}
-
-impl DriverOption<'_> {
-    fn bad(&self, expected: &str) -> crate::error::Error {
-        ErrorKind::InvalidInput.err(format!("driver option {}={:?} ({expected} expected)", self.key, self.value))
+        Ok(Self { driver, key, value: value.trim(), whole })
     }
 
-    /// A truth value in Go's spellings.
-    pub(crate) fn bool(&self) -> Result<bool> {
+    fn invalid(&self, reason: &str) -> crate::error::Error {
+        ErrorKind::InvalidInput.err(format!("driver option {:?}: {reason}", self.whole))
+    }
+
+    fn unknown(&self) -> crate::error::Error {
+        ErrorKind::InvalidInput.err(format!("unknown driver option {:?} ({:?})", self.key, self.whole))
+    }
+
+    /// For options that exist but that this library does not carry out.
+    fn unsupported(&self) -> crate::error::Error {
+        ErrorKind::NotSupported.err(format!("driver option {:?}", self.whole))
+    }
+
+    fn boolean(&self) -> Result<bool> {
         match self.value {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            _ => Err(self.bad("true or false")),
+            "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+            "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+            _ => Err(self.invalid("neither true nor false")),
         }
     }
 
-    /// `none` or `filesystem`: whether saves sync the whole file system.
-    pub(crate) fn sync_filesystem(&self) -> Result<bool> {
-        match self.value.to_ascii_lowercase().as_str() {
+    fn sync(&self) -> Result<bool> {
+        match self.value.to_lowercase().as_str() {
             "" | "none" => Ok(false),
             "filesystem" => Ok(true),
-            _ => Err(self.bad("none or filesystem")),
+            _ => Err(self.invalid("neither \"none\" nor \"filesystem\"")),
         }
     }
 
-    /// A number of bytes with an optional binary unit: `10`, `10k`, `1.5 GiB`.
-    pub(crate) fn bytes(&self) -> Result<u64> {
-        let bad = || self.bad("a size such as 10G");
-        let digits = self.value.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim_end();
-        let unit = self.value[self.value.len() - self.value.trim_start_matches(digits).len()..].trim();
-        let unit = unit.to_ascii_lowercase();
-        let prefix = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
-        let shift = match prefix {
-            "" => 0,
-            "k" => 10,
-            "m" => 20,
-            "g" => 30,
-            "t" => 40,
-            "p" => 50,
-            _ => return Err(bad()),
-        };
-        let factor = 1u64 << shift;
-        if let Ok(whole) = digits.parse::<u64>() {
-            return whole.checked_mul(factor).ok_or_else(bad);
-        }
-        let (whole, fraction) = digits.split_once('.').ok_or_else(bad)?;
-        let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_not_a_number| bad())? };
-        let mut bytes = whole.checked_mul(factor).ok_or_else(bad)?;
-        let mut place = factor;
-        for digit in fraction.chars() {
-            place /= 10;
-            let digit = u64::from(digit.to_digit(10).ok_or_else(bad)?);
-            bytes = bytes.checked_add(digit * place).ok_or_else(bad)?;
-        }
-        Ok(bytes)
+    /// The directories of a comma-separated list, in normal form.
+    fn directories(&self, check: bool) -> Result<Vec<PathBuf>> {
+        let paths = self.value.split(',').filter(|path| !path.is_empty());
+        paths.map(|path| self.directory(Path::new(path), check)).collect()
     }
+
+    fn directory(&self, path: &Path, check: bool) -> Result<PathBuf> {
+        if !path.is_absolute() {
+            return Err(self.invalid("path is not absolute"));
+        }
+        if check && !std::fs::metadata(path).at("looking for additional image store", path)?.is_dir() {
+            return Err(self.invalid("not a directory"));
+        }
+        // Rebuilt from its components: without doubled or trailing slashes and `.`.
+        Ok(path.components().collect())
+    }
+}
+
+/// What the overlay driver can be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct OverlayOptions {
+    /// Mount options, joined by commas, used where the caller has none.
+    pub(super) mount_options: String,
+    /// Leave the driver's directory as it is instead of making it a private mount.
+    pub(super) skip_mount_home: bool,
+    /// Default quota of containers' layers, in bytes; 0 is none.
+    pub(super) size: u64,
+    /// Default quota of containers' layers, in inodes; 0 is none.
+    pub(super) inodes: u64,
+    /// Roots of additional image stores.
+    pub(super) image_stores: Vec<PathBuf>,
+    /// Go on when an owner cannot be set.
+    pub(super) ignore_chown_errors: bool,
+    /// Sync the whole file system before records are saved.
+    pub(super) sync_filesystem: bool,
+}
+
+impl OverlayOptions {
+    /// Reads the options that are for this driver.
+    pub(super) fn parse(options: &[String]) -> Result<Self> {
+        let mut parsed = Self::default();
+        for option in options {
+            let option = OptionString::parse(option)?;
+            if !matches!(option.driver.as_str(), "" | "overlay" | "overlay2") {
+                continue;
+            }
+            match option.key.as_str() {
+                "override_kernel_check" => tracing::debug!("driver option {:?} has no effect", option.whole),
+                "mountopt" => option.value.clone_into(&mut parsed.mount_options),
+                "size" => parsed.size = ram_in_bytes(option.value).ok_or_else(|| option.invalid("not a size"))?,
+                "inodes" => {
+                    parsed.inodes = option.value.parse().or(Err(()).map_err(|()| option.invalid("not a number")))?;
+                }
+                "imagestore" | "additionalimagestore" => parsed.image_stores.extend(option.directories(true)?),
+                "skip_mount_home" => parsed.skip_mount_home = option.boolean()?,
+                "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
+                "sync" => parsed.sync_filesystem = option.sync()?,
+                "use_composefs" if !option.boolean()? => {}
+                "mount_program" | "additionallayerstore" | "force_mask" if option.value.is_empty() => {}
+                "use_composefs" | "mount_program" | "additionallayerstore" | "force_mask" => {
+                    return Err(option.unsupported());
+                }
+                _ => return Err(option.unknown()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// What the vfs driver can be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct VfsOptions {
+    /// Roots of additional image stores.
+    pub(super) image_stores: Vec<PathBuf>,
+    /// Go on when an owner cannot be set.
+    pub(super) ignore_chown_errors: bool,
+    /// Sync the whole file system before records are saved.
+    pub(super) sync_filesystem: bool,
+}
+
+impl VfsOptions {
+    /// Reads the options that are for this driver.
+    pub(super) fn parse(options: &[String]) -> Result<Self> {
+        let mut parsed = Self::default();
+        for option in options {
+            let option = OptionString::parse(option)?;
+            if !matches!(option.driver.as_str(), "" | "vfs") {
+                continue;
+            }
+            match option.key.as_str() {
+                "imagestore" | "additionalimagestore" => parsed.image_stores.extend(option.directories(false)?),
+                "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
+                // Compat: the Go library reads this option only with its prefix twice, `vfs.vfs.sync` or `vfs..sync`.
+                "sync" | ".sync" | "vfs.sync" => parsed.sync_filesystem = option.sync()?,
+                "mountopt" => return Err(option.invalid("the vfs driver has no mount options")),
+                _ => return Err(option.unknown()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Reads a size: a number, perhaps with a fraction, one optional space, and an optional suffix `b`, or one of `kmgtp`
+/// with an optional `b` or `ib`; all are powers of 1024.
+pub(super) fn ram_in_bytes(text: &str) -> Option<u64> {
+    let digits = text.rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')?;
+    let (number, suffix) = text.split_at(digits + 1);
+    let number = number.strip_suffix(' ').unwrap_or(number);
+    if !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return None;
+    }
+    let suffix = suffix.to_ascii_lowercase();
+    let (power, rest) = match suffix.as_bytes() {
+        [] | [b'b'] => (0, &[][..]),
+        [unit, rest @ ..] => (1 + b"kmgtp".iter().position(|known| known == unit)?, rest),
+    };
+    if !matches!(rest, b"" | b"b" | b"ib") {
+        return None;
+    }
+    let scale = 1_u64.checked_shl(10 * u32::try_from(power).ok()?)?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let part = fraction_of(scale, fraction);
+    let total = whole.checked_mul(scale)?.checked_add(part)?;
+    // The Go library's sizes are signed.
+    i64::try_from(total).is_ok().then_some(total)
+}
+
+/// `scale` times `0.FRACTION`, rounded down.
+fn fraction_of(scale: u64, fraction: &str) -> u64 {
+    // More digits than these make no difference to a 64-bit result.
+    let (mut numerator, mut denominator) = (0_u128, 1_u128);
+    for digit in fraction.bytes().take(19) {
+        numerator = numerator * 10 + u128::from(digit - b'0');
+        denominator *= 10;
+    }
+    u64::try_from(u128::from(scale) * numerator / denominator).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn options_are_taken_apart() {
-        let case = |text: &str| parse(text).map(|option| (option.driver, option.key, option.value.to_owned()));
-        let ok = |driver: &str, key: &str, value: &str| Some((driver.to_owned(), key.to_owned(), value.to_owned()));
-        assert_eq!(case("overlay.mountopt=nodev,metacopy=on").ok(), ok("overlay", "mountopt", "nodev,metacopy=on"));
-        assert_eq!(case(" OVERLAY.Sync = x ").ok(), ok("overlay", "sync", "x"));
-        assert_eq!(case("size=10G").ok(), ok("", "size", "10G"));
-        assert_eq!(case(".size=10G").ok(), ok("", "size", "10G"));
-        assert_eq!(case("vfs.vfs.sync=filesystem").ok(), ok("vfs", "sync", "filesystem"));
-        assert_eq!(case("vfs..sync=filesystem").ok(), ok("vfs", "sync", "filesystem"));
-        assert!(case("nonsense").is_err() && case("aufs.x=1").is_err());
+    fn overlay(options: &[&str]) -> Result<OverlayOptions> {
+        OverlayOptions::parse(&options.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    fn vfs(options: &[&str]) -> Result<VfsOptions> {
+        VfsOptions::parse(&options.iter().map(ToString::to_string).collect::<Vec<_>>())
     }
 
     #[test]
-    fn sizes_are_read_in_binary_units() {
-        let size = |value| DriverOption { driver: String::new(), key: "size".into(), value }.bytes();
-        for (text, bytes) in [("10", 10), ("1k", 1024), ("2 MiB", 2 << 20), ("1.5g", 3 << 29), ("3TB", 3 << 40)] {
-            assert_eq!(size(text).unwrap(), bytes, "{text}");
+    fn options_reach_the_driver_that_they_are_for() {
+        let parsed = overlay(&["mountopt = nodev,metacopy=on ", "OVERLAY.SYNC=FileSystem", "overlay2.skip_mount_home=T"]);
+        let parsed = parsed.unwrap();
+        assert_eq!(parsed.mount_options, "nodev,metacopy=on");
+        assert!(parsed.sync_filesystem && parsed.skip_mount_home && !parsed.ignore_chown_errors);
+        assert_eq!(overlay(&["vfs.nonsense=1", "btrfs.min_space=1"]).unwrap(), OverlayOptions::default());
+        assert!(overlay(&[".ignore_chown_errors=1"]).unwrap().ignore_chown_errors);
+        for spelling in ["vfs.sync", "sync", "vfs..sync", "vfs.vfs.sync"] {
+            assert!(vfs(&[&format!("{spelling}=filesystem")]).unwrap().sync_filesystem, "{spelling}");
         }
-        for bad in ["", "x", "-1", "1q", "99999999999P"] {
-            assert!(size(bad).is_err(), "{bad}");
+    }
+
+    #[test]
+    fn what_is_unknown_or_cannot_be_done_is_refused_by_name() {
+        let cases = [
+            ("overlay.nonsense=1", ErrorKind::InvalidInput),
+            ("nonsense=1", ErrorKind::InvalidInput),
+            ("aufs.x=1", ErrorKind::InvalidInput),
+            ("overlay.mountopt", ErrorKind::InvalidInput),
+            ("overlay.sync=always", ErrorKind::InvalidInput),
+            ("overlay.skip_mount_home=yes", ErrorKind::InvalidInput),
+            ("overlay.size=-1", ErrorKind::InvalidInput),
+            ("overlay.inodes=x", ErrorKind::InvalidInput),
+            ("overlay.imagestore=relative", ErrorKind::InvalidInput),
+            ("overlay.imagestore=/proc/version", ErrorKind::InvalidInput),
+            ("overlay.imagestore=/does/not/exist", ErrorKind::Io),
+            ("overlay.mount_program=/usr/bin/fuse-overlayfs", ErrorKind::NotSupported),
+            ("overlay.force_mask=shared", ErrorKind::NotSupported),
+            ("overlay.use_composefs=true", ErrorKind::NotSupported),
+            ("overlay.additionallayerstore=/x", ErrorKind::NotSupported),
+        ];
+        for (option, kind) in cases {
+            let error = overlay(&[option]).unwrap_err();
+            assert_eq!(error.kind(), kind, "{option}");
+            let named = option.split('=').next().unwrap().trim_start_matches("overlay.");
+            assert!(error.chain().contains(named) || kind == ErrorKind::Io, "{}", error.chain());
+        }
+        assert!(overlay(&["mount_program=", "use_composefs=false", "force_mask="]).is_ok());
+        assert!(vfs(&["mountopt=nodev"]).unwrap_err().chain().contains("mount options"));
+        assert_eq!(vfs(&["size=1g"]).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn image_stores_add_up_in_normal_form() {
+        let parsed = overlay(&["imagestore=/usr//,/etc/.", "overlay.imagestore=", "additionalimagestore=/var"]).unwrap();
+        assert_eq!(parsed.image_stores, ["/usr", "/etc", "/var"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        let cases = [
+            ("32", Some(32)),
+            ("32b", Some(32)),
+            ("32 B", Some(32)),
+            ("1k", Some(1024)),
+            ("1 KiB", Some(1024)),
+            ("1kb", Some(1024)),
+            ("1.5G", Some(3 << 29)),
+            (".5k", Some(512)),
+            ("2.k", Some(2048)),
+            ("0.0001k", Some(0)),
+            ("3t", Some(3 << 40)),
+            ("8191p", Some(8191 << 50)),
+            ("8192p", None),
+            ("99999999999999999999", None),
+            ("", None),
+            ("k", None),
+            (".", None),
+            ("-1", None),
+            ("1.2.3", None),
+            ("1x", None),
+            ("1kib2", None),
+            ("1bb", None),
+            ("1kx", None),
+            ("1  k", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(ram_in_bytes(text), expected, "{text:?}");
         }
     }
 }

@@ -13,54 +13,47 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
 
-use crate::driver::choice::{DriverConfig, additional_stores};
-use crate::driver::{
-    Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy, options,
-};
+use crate::driver::choice::DriverConfig;
+use crate::driver::options::VfsOptions;
+use crate::driver::{Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
-use crate::sys::{at, make_private_dir, tree};
+use crate::sys::{at, make_private_dir, privilege, tree};
 use crate::whiteout::Form;
+
+/// The driver's name.
+pub(super) const NAME: &str = "vfs";
 
 /// The driver. It has no state but its settings.
 #[derive(Debug)]
 pub(crate) struct Vfs {
     home: PathBuf,
     image_store: Option<PathBuf>,
-    additional: Vec<PathBuf>,
-    ignore_chown_errors: bool,
-    sync_filesystem: bool,
+    options: VfsOptions,
 }
 
 impl Vfs {
     /// Starts the driver, creating its home.
     pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
-        let mut driver = Self {
-            home: config.root.join("vfs"),
-            image_store: config.image_store.as_ref().map(|root| root.join("vfs")),
-            additional: Vec::new(),
-            ignore_chown_errors: false,
-            sync_filesystem: false,
+        let options = VfsOptions::parse(&config.options)?;
+        let driver = Self {
+            home: config.root.join(NAME),
+            image_store: config.image_store.as_ref().map(|root| root.join(NAME)),
+            options,
         };
-        for option in options::for_driver(&config.options, &["vfs"])? {
-            match option.key.as_str() {
-                "imagestore" | "additionalimagestore" => driver.additional.extend(additional_stores(option.value)?),
-                "ignore_chown_errors" => driver.ignore_chown_errors = option.bool()?,
-                "sync" => driver.sync_filesystem = option.sync_filesystem()?,
-                "mountopt" => {
-                    return Err(ErrorKind::InvalidInput.err("vfs driver does not support mount options"));
-                }
-                _ => return Err(options::unknown("vfs", &option)),
-            }
-        }
-        make_private_dir(&driver.home.join("dir"))?;
-        if let Some(store) = &driver.image_store {
-            make_private_dir(&store.join("dir"))?;
+        for home in driver.writable() {
+            make_private_dir(&home.join("dir"))?;
         }
         Ok(driver)
+    }
+
+    /// The homes that this driver makes layers in.
+    fn writable(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.home).chain(&self.image_store).map(PathBuf::as_path)
     }
 
     /// Where layers of this kind are created.
@@ -71,9 +64,9 @@ impl Vfs {
     /// The tree of a layer, wherever it is.
     fn find(&self, id: &str) -> Result<PathBuf> {
         check_id(id)?;
-        let homes = [&self.home].into_iter().chain(&self.image_store).cloned();
-        let homes = homes.chain(self.additional.iter().map(|root| root.join("vfs")));
-        let mut trees = homes.map(|home| home.join("dir").join(id));
+        let own = std::iter::once(self.home.clone());
+        let additional = self.options.image_stores.iter().map(|root| root.join(NAME));
+        let mut trees = own.chain(additional).chain(self.image_store.clone()).map(|home| home.join("dir").join(id));
         trees
             .find(|tree| tree.is_dir())
             .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
@@ -96,7 +89,11 @@ impl Vfs {
         match parent {
             Some(parent) => {
                 let below = self.open_tree(parent)?;
-                copy::copy_tree(below.as_fd(), dir.as_fd()).context(|| format!("copying layer {parent:?}"))?;
+                let copied = copy::copy_tree(below.as_fd(), dir.as_fd());
+                // Files that vanish are the parent being removed.
+                copied
+                    .map_err(|error| self.find(parent).map_or_else(|gone| gone, |_still_there| error))
+                    .context(|| format!("copying layer {parent:?}"))?;
             }
             None => {
                 rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o555)).at("changing the mode of", &path)?;
@@ -109,7 +106,7 @@ impl Vfs {
     /// Gives a layer's root directory to container root.
     fn own(&self, dir: &OwnedFd, path: &Path, mappings: &IdMappings) -> Result<()> {
         let root = mappings.root()?;
-        if !rustix::process::geteuid().is_root() {
+        if !privilege::is_root() || root == privilege::effective_owner() {
             return Ok(());
         }
         rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
@@ -120,14 +117,19 @@ impl Vfs {
     fn place(&self, id: &str, options: &CreateOptions, temp: &mut TempDir, path: &Path) -> Result<()> {
         check_id(id)?;
         let target = self.base(options.read_write).join("dir").join(id);
-        temp.stage_deletion(&target)?;
-        rustix::fs::renameat(CWD, path, CWD, &target).at("moving a layer's tree to", target)
+        // An empty directory would be replaced by the rename itself.
+        let mut renamed = rustix::fs::rename(path, &target);
+        if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) = renamed {
+            temp.stage_deletion(&target)?;
+            renamed = rustix::fs::rename(path, &target);
+        }
+        renamed.at("moving a layer's tree to", target)
     }
 }
 
 impl Driver for Vfs {
     fn name(&self) -> &'static str {
-        "vfs"
+        NAME
     }
 
     fn home(&self) -> &Path {
@@ -141,6 +143,9 @@ impl Driver for Vfs {
 
     fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, _mount_label: &str) -> Result<()> {
         let path = self.find(id)?;
+        if !self.writable().any(|home| path.starts_with(home)) {
+            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing owners in layer {id:?}")));
+        }
         let dir = at::open_dir(&path).at("opening", &path)?;
         chown::change_owners(dir.as_fd(), from, to).context(|| format!("mapping owners in layer {id:?}"))?;
         self.own(&dir, &path, to)
@@ -156,19 +161,21 @@ impl Driver for Vfs {
 
     fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged> {
         let (temp, path, dir) = self.prepare(parent, options)?;
-        Ok(Staged { content: self.content_of(dir), path, temp })
+        Ok(Staged { content: self.content_of(dir), path, temp, link: String::new(), lower: String::new() })
     }
 
-    fn commit_staged(&self, id: &str, _parent: Option<&str>, options: &CreateOptions, staged: Staged) -> Result<()> {
+    fn commit_staged(&self, id: &str, parent: Option<&str>, options: &CreateOptions, staged: Staged) -> Result<()> {
+        // The tree is complete without it, but the layer would be one whose parent nobody knows.
+        parent.map(|parent| self.find(parent)).transpose()?;
         let Staged { path, mut temp, .. } = staged;
         self.place(id, options, &mut temp, &path)
     }
 
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
         check_id(id)?;
-        for home in [&self.home].into_iter().chain(&self.image_store) {
+        for home in self.writable() {
             let path = home.join("dir").join(id);
-            if rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            if rustix::fs::lstat(&path).is_ok() {
                 let mut temp = TempDir::create(&home.join("tempdirs"))?;
                 temp.stage_deletion(&path)?;
                 return Ok(Some(temp));
@@ -194,7 +201,7 @@ impl Driver for Vfs {
     }
 
     fn temp_dir_roots(&self) -> Vec<PathBuf> {
-        [&self.home].into_iter().chain(&self.image_store).map(|home| home.join("tempdirs")).collect()
+        self.writable().map(|home| home.join("tempdirs")).collect()
     }
 
     fn get(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
@@ -239,11 +246,11 @@ impl Driver for Vfs {
     }
 
     fn additional_image_stores(&self) -> &[PathBuf] {
-        &self.additional
+        &self.options.image_stores
     }
 
     fn sync_filesystem(&self) -> bool {
-        self.sync_filesystem
+        self.options.sync_filesystem
     }
 }
 
@@ -253,9 +260,9 @@ impl Vfs {
             dir,
             form: Form::Executed,
             root_entry: true,
-            ignore_chown_errors: self.ignore_chown_errors || !rustix::process::geteuid().is_root(),
+            ignore_chown_errors: self.options.ignore_chown_errors || !privilege::is_root(),
             force_mask: None,
-            in_user_namespace: !rustix::process::geteuid().is_root(),
+            in_user_namespace: privilege::is_rootless(),
         }
     }
 }

@@ -93,6 +93,14 @@ impl IdMappings {
         Ok(Owner { uid, gid })
     }
 
+    /// The host's owner for a container's owner, with an ID of `overflow` for each that is in no range.
+    pub(crate) fn to_host_or(&self, owner: Owner, overflow: Owner) -> Owner {
+        Owner {
+            uid: map(&self.uids, owner.uid, true).unwrap_or(overflow.uid),
+            gid: map(&self.gids, owner.gid, true).unwrap_or(overflow.gid),
+        }
+    }
+
     /// The container's owner for a host's owner.
     ///
     /// # Errors

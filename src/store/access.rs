@@ -306,8 +306,7 @@ impl Store {
             .driver
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .token
-            .clone();
+            .token;
         if current == known {
             return Ok(GraphGuard { _held: held });
         }

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::archive::changes::{self, Change};
 use crate::archive::compression::{self, Compression};
+use crate::archive::sink::Sink;
 use crate::archive::{export, replay};
 use crate::bridge;
 use crate::driver::{Driver, TreeMount, Upper, mount_tree};
@@ -86,7 +87,7 @@ struct Tree {
 }
 
 impl Source {
-    fn write(&self, out: &mut dyn io::Write) -> Result<()> {
+    fn write(&self, out: &mut dyn Sink) -> Result<()> {
         match self {
             Self::Replay { tape, trees } => {
                 replay::replay(io::BufReader::with_capacity(64 * 1024, tape), trees, out).map(drop)

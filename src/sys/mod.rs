@@ -4,7 +4,9 @@ pub(crate) mod at;
 pub(crate) mod atomic;
 pub(crate) mod mount;
 pub(crate) mod ofd;
+pub(crate) mod privilege;
 pub(crate) mod tree;
+pub(crate) mod userns;
 pub(crate) mod xattr;
 
 /// Makes a directory and its parents, 0700.

@@ -1,75 +1,159 @@
-//! Mounting, unmounting, and telling what is mounted where.
+//! Mounting: covers over the mount system calls that are shared by drivers, and the mount table.
 
+#![expect(unsafe_code, reason = "mount_setattr and unshare have no safe wrapper")]
+
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
+use rustix::io::{Errno, Result};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change, move_mount,
+    open_tree,
+};
 
-/// How often a busy mount is tried again, and how long each pause is.
-const BUSY_TRIES: usize = 50;
+use crate::sys::tree::mount_id;
+
+/// How often, and how far apart, a busy mount is tried again.
+const MAX_BUSY: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Detaches the mount at `path` now; the kernel drops it when its last user goes. Nothing mounted there is fine.
-pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
-    for _ in 0..BUSY_TRIES {
-        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(Errno::BUSY) => std::thread::sleep(BUSY_PAUSE),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(Errno::BUSY.into())
-}
-
-/// Whether something is mounted exactly at `path`.
+/// Whether the directory at `path` (links followed) is where something is mounted.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(true) };
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let parent = rustix::fs::openat(CWD, parent, flags | OFlags::DIRECTORY, Mode::empty())?;
-    match rustix::fs::openat2(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty(), ResolveFlags::NO_XDEV) {
-        Ok(_) => Ok(false),
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+    // The way up crosses from the mount to the one below exactly at a mount point.
+    match rustix::fs::openat2(&dir, c"..", flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+        Ok(_parent) => Ok(false),
         Err(Errno::XDEV) => Ok(true),
-        Err(Errno::NOSYS | Errno::PERM) => Ok(mounts_below(path)?.iter().any(|mount| mount == path)),
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let parent = rustix::fs::openat(&dir, c"..", flags, Mode::empty())?;
+            Ok(mount_id(dir.as_fd())? != mount_id(parent.as_fd())?)
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Every mount point at or below `path`, deepest first.
+/// Makes `path` a mount point of its own, onto itself, where it is none yet, and keeps mounts below it out of other
+/// mount namespaces.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    if !is_mount_point(path)? {
+        mount_bind(path, path)?;
+    }
+    Ok(mount_change(path, MountPropagationFlags::PRIVATE)?)
+}
+
+/// Detaches the topmost mount at `path`; nothing mounted there, or no such path, is fine.
+pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
+    let mut busy = 0;
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Err(Errno::BUSY) if busy < MAX_BUSY => {
+                busy += 1;
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Everything mounted at `path` or below it in this mount namespace, the deepest first and, where several are on top
+/// of each other, once for each. `path` must be absolute and free of links.
 pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(parse_mount_table(&std::fs::read("/proc/self/mountinfo")?, path))
+}
+
+fn parse_mount_table(table: &[u8], below: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
         .map(unescape)
-        .filter(|mount| mount.starts_with(path))
+        .filter(|point| point.starts_with(below))
         .collect();
-    found.sort_by_key(|mount| std::cmp::Reverse(mount.components().count()));
-    Ok(found)
+    found.sort_by_key(|point| std::cmp::Reverse(point.as_os_str().len()));
+    found
 }
 
-/// Undoes the `\ooo` escapes of the kernel's mount table.
+/// Reads the table's octal escapes (`\040` is a space). Anything else stays as it is.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
-        let code = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match code {
-            Some(code) => {
-                plain.push(code);
-                rest = &tail[3..];
-            }
-            None => {
-                plain.push(*first);
-                rest = tail;
-            }
+    while let [first, tail @ ..] = rest {
+        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) = (*first, tail) {
+            plain.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+            rest = tail;
+        } else {
+            plain.push(*first);
+            rest = tail;
         }
     }
     PathBuf::from(std::ffi::OsString::from_vec(plain))
+}
+
+/// A copy of the mount that `path` is on, from `path` down and without what is mounted below, in which owners appear
+/// as `namespace` maps them. It is attached nowhere yet.
+pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, path, flags)?;
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).or(Err(Errno::BADF))?;
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd,
+    };
+    // SAFETY: both descriptors are open during the call, the path is a constant string with a zero byte at its end,
+    // and the kernel reads exactly the given size from `attr`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(tree) } else { Err(last_errno()) }
+}
+
+/// Attaches a mount that is nowhere yet.
+pub(crate) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
+    move_mount(mount, OsStr::new(""), CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// Runs `work` on a thread of its own whose current directory is `dir`; that of the process does not change.
+pub(crate) fn in_directory<T: Send>(dir: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let thread = || -> io::Result<T> {
+        // SAFETY: the call takes no pointers. It separates this new thread's current directory and umask from the
+        // other threads', and nobody else's state changes.
+        if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        rustix::process::fchdir(dir)?;
+        Ok(work())
+    };
+    std::thread::scope(|scope| match scope.spawn(thread).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// The longest path that a mount parameter may be.
+pub(crate) const MAX_PARAMETER: usize = 255;
+
+/// Whether `path` can stand in a comma-separated list of mount data as it is.
+pub(crate) fn is_plain(path: &Path) -> bool {
+    !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b',' | b':' | b'\\' | b'"'))
 }
 
 #[cfg(test)]
@@ -77,10 +161,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mount_table_is_read_as_it_is_written() {
-        assert_eq!(unescape(b"/a\\040b\\134c\\0"), Path::new("/a b\\c\\0"));
+    fn the_mount_table_is_read_by_components_and_unescaped() {
+        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            30 22 254:0 /x /a/b rw,relatime shared:1 - ext4 /dev/vda rw\n\
+            31 30 0:40 / /a/b/c\\040d\\134e rw - overlay overlay rw\n\
+            32 22 0:41 / /a/bc rw - tmpfs tmpfs rw\n\
+            33 30 0:42 / /a/b rw - tmpfs tmpfs rw\nshort line\n";
+        let found = parse_mount_table(table, Path::new("/a/b"));
+        assert_eq!(found, ["/a/b/c d\\e", "/a/b", "/a/b"].map(PathBuf::from));
+        assert_eq!(parse_mount_table(table, Path::new("/")).len(), 5);
+        assert_eq!(unescape(b"\\04x\\400\\"), PathBuf::from("\\04x\\400\\"));
+    }
+
+    #[test]
+    fn the_directory_of_a_thread_is_its_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        let before = std::env::current_dir().unwrap();
+        let dir = crate::sys::at::open_dir(tmp.path()).unwrap();
+        let inside = in_directory(dir.as_fd(), || std::env::current_dir().unwrap()).unwrap();
+        assert_eq!(inside, tmp.path());
+        assert_eq!(std::env::current_dir().unwrap(), before);
+    }
+
+    #[test]
+    fn mount_points_are_told_from_directories() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert!(!is_mount_point(tmp.path()).unwrap());
         assert!(is_mount_point(Path::new("/proc")).unwrap());
-        assert!(!is_mount_point(Path::new("/proc/self")).unwrap());
-        assert!(mounts_below(Path::new("/proc")).unwrap().contains(&PathBuf::from("/proc")));
+        let link = tmp.path().join("link");
+        std::os::unix::fs::symlink("/proc", &link).unwrap();
+        assert!(is_mount_point(&link).unwrap(), "links are followed");
+        assert_eq!(is_mount_point(&tmp.path().join("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        unmount_lazily(tmp.path()).unwrap();
+        unmount_lazily(&tmp.path().join("missing")).unwrap();
     }
 }

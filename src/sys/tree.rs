@@ -46,7 +46,8 @@ const MAX_SHOWN: usize = 4096;
 /// Mounts on top of each other that are detached from one place.
 const MAX_STACKED_MOUNTS: u32 = 100;
 
-const DIR_FLAGS: OFlags = OFlags::RDONLY
+/// How a directory of a tree is opened: never through a link.
+pub(crate) const DIR_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC)
@@ -204,7 +205,7 @@ fn measure(
 
 /// The way from the top of a walk down to the current directory. Only the last [`MAX_OPEN`] directories are open; one
 /// further up is opened again as `..` of the one below, and must then be the one that it was.
-struct DirStack {
+pub(crate) struct DirStack {
     levels: Vec<Level>,
 }
 
@@ -215,13 +216,15 @@ enum Level {
 }
 
 impl DirStack {
-    fn new(top: OwnedFd) -> Self {
+    /// A walk that starts in `top`.
+    pub(crate) fn new(top: OwnedFd) -> Self {
         Self {
             levels: vec![Level::Open(top)],
         }
     }
 
-    fn current(&self) -> Result<BorrowedFd<'_>> {
+    /// The directory that the walk is in.
+    pub(crate) fn current(&self) -> Result<BorrowedFd<'_>> {
         match self.levels.last() {
             Some(Level::Open(dir)) => Ok(dir.as_fd()),
             // The last level is always open.
@@ -229,7 +232,8 @@ impl DirStack {
         }
     }
 
-    fn enter(&mut self, dir: OwnedFd) -> Result<()> {
+    /// Goes down into `dir`, a subdirectory of the current one.
+    pub(crate) fn enter(&mut self, dir: OwnedFd) -> Result<()> {
         self.levels.push(Level::Open(dir));
         // The top stays open: `..` of the one below it may be unreachable, or not be it.
         if let Some(far) = self.levels.len().checked_sub(MAX_OPEN).filter(|far| *far > 0)
@@ -242,9 +246,14 @@ impl DirStack {
     }
 
     /// Goes one level up; at the top nothing happens.
-    fn leave(&mut self) -> Result<()> {
+    pub(crate) fn leave(&mut self) -> Result<()> {
+        self.leave_open().map(drop)
+    }
+
+    /// Goes one level up and hands over the directory that was left; at the top nothing happens.
+    pub(crate) fn leave_open(&mut self) -> Result<Option<OwnedFd>> {
         let [.., above, Level::Open(current)] = self.levels.as_mut_slice() else {
-            return Ok(());
+            return Ok(None);
         };
         if let Level::Closed(expected) = above {
             let dir = rustix::fs::openat(&*current, c"..", DIR_FLAGS, Mode::empty())?;
@@ -254,9 +263,28 @@ impl DirStack {
             }
             *above = Level::Open(dir);
         }
-        drop(self.levels.pop());
-        Ok(())
+        match self.levels.pop() {
+            Some(Level::Open(left)) => Ok(Some(left)),
+            Some(Level::Closed(_)) | None => Ok(None),
+        }
     }
+}
+
+/// Opens the directory at `path` below `root`; `path` may be longer than one call takes, and must have been met on a
+/// walk: it has no links in it.
+pub(crate) fn open_dir_below(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
+    let mut dir = rustix::fs::openat(root, c".", DIR_FLAGS, Mode::empty())?;
+    let mut rest = path;
+    while !rest.is_empty() {
+        let end = match rest.get(..MAX_SHOWN / 2) {
+            None => rest.len(),
+            Some(head) => head.iter().rposition(|byte| *byte == b'/').ok_or(Errno::NAMETOOLONG)?,
+        };
+        let (head, tail) = rest.split_at(end);
+        dir = crate::sys::at::open_in_root(dir.as_fd(), head, DIR_FLAGS, Mode::empty())?;
+        rest = tail.strip_prefix(b"/").unwrap_or(tail);
+    }
+    Ok(dir)
 }
 
 /// A removal under way.
@@ -453,7 +481,8 @@ fn remove_name(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags, ours: bool) -> 
             }
             Err(Errno::ACCESS) if ours && !granted => {
                 granted = true;
-                rustix::fs::fchmod(dir, Mode::RWXU)?;
+                // Where that is not allowed the next try fails as this one did.
+                rustix::fs::fchmod(dir, Mode::RWXU).ok();
             }
             Err(Errno::PERM) if !cleared => {
                 cleared = true;
@@ -488,9 +517,9 @@ fn open_to_empty(dir: BorrowedFd<'_>, name: &CStr, ours: bool) -> Result<Option<
             Err(Errno::ACCESS) if !granted => {
                 granted = true;
                 if ours {
-                    rustix::fs::fchmod(dir, Mode::RWXU)?;
+                    rustix::fs::fchmod(dir, Mode::RWXU).ok();
                 }
-                grant(dir, name)?;
+                grant(dir, name).ok();
             }
             Err(error) => return Err(error),
         }
@@ -507,6 +536,11 @@ fn open_on_same_mount(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
             result => return result,
         }
     }
+    open_and_compare(dir, name)
+}
+
+/// [`open_on_same_mount`] without `openat2`.
+fn open_and_compare(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let next = rustix::fs::openat(dir, name, DIR_FLAGS, Mode::empty())?;
     if mount_id(dir)? == mount_id(next.as_fd())? {
         Ok(next)
@@ -516,7 +550,7 @@ fn open_on_same_mount(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 }
 
 /// The mount that an open file is on, as `/proc` tells it.
-fn mount_id(file: BorrowedFd<'_>) -> Result<u64> {
+pub(crate) fn mount_id(file: BorrowedFd<'_>) -> Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
@@ -569,19 +603,36 @@ fn clear_flags_of(dir: BorrowedFd<'_>, name: &CStr) {
     }
 }
 
-fn listing_buffer() -> Vec<MaybeUninit<u8>> {
+/// Room for one `getdents` call.
+pub(crate) fn listing_buffer() -> Vec<MaybeUninit<u8>> {
     vec![MaybeUninit::uninit(); LISTING]
 }
 
-fn is_dot(name: &CStr) -> bool {
+/// The names in `dir`, each with a zero byte at its end, for walks that change what they list.
+pub(crate) fn list_names(dir: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> Result<Vec<u8>> {
+    let mut names = Vec::new();
+    let mut entries = RawDir::new(dir, buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !is_dot(entry.file_name()) {
+            names.extend_from_slice(entry.file_name().to_bytes_with_nul());
+        }
+    }
+    Ok(names)
+}
+
+/// Whether `name` is `.` or `..`.
+pub(crate) fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
-fn is_directory(stat: &Stat) -> bool {
+/// Whether `stat` tells of a directory.
+pub(crate) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-fn identity(stat: &Stat) -> (u64, u64) {
+/// What no two files have in common: device and inode.
+pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
@@ -595,10 +646,15 @@ fn last_start(names: &[u8]) -> Option<usize> {
     )
 }
 
-fn last_name(names: &[u8]) -> Option<&CStr> {
+/// The last name of a zero-terminated list.
+pub(crate) fn last_name(names: &[u8]) -> Option<&CStr> {
     CStr::from_bytes_with_nul(names.get(last_start(names)?..)?).ok()
 }
 
-fn pop_name(names: &mut Vec<u8>) {
+/// Takes the last name off a zero-terminated list.
+pub(crate) fn pop_name(names: &mut Vec<u8>) {
     names.truncate(last_start(names).unwrap_or(0));
 }
+
+#[cfg(test)]
+mod tests;

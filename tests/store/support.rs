@@ -147,7 +147,6 @@ pub fn kind<T>(result: Result<T>) -> graphroot::ErrorKind {
 macro_rules! each_driver {
     ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
         mod cases {
-            #[allow(unused_imports)]
             use super::*;
             $($(#[$doc])* pub async fn $name($store: crate::support::TestStore) $body)*
         }

@@ -1,6 +1,7 @@
 //! Applying whole archives: what comes out on disk, and whether the tape gives the stream back.
 
 mod hostile;
+mod measure;
 mod real_tools;
 mod stream;
 mod tape;
@@ -22,6 +23,15 @@ use crate::whiteout::{Form, Namespace};
 
 /// Kernel overlayfs as root.
 const OVERLAY: Form = Form::Overlay(Namespace::Trusted);
+
+/// One runtime for all tests of this module, since many apply hundreds of archives; of the kind with a single thread,
+/// where a blocking call in the async half would hang.
+static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLock::new(|| {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+});
 
 /// Whether tests that need root can run; says so if not.
 fn root_or_skip() -> bool {
@@ -101,9 +111,7 @@ impl Layer {
             ..ApplyOptions::default()
         };
         let source = Box::pin(std::io::Cursor::new(tar.to_vec()));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let result = runtime.block_on(apply(source, self.target(), options, ()));
-        drop(runtime);
+        let result = RUNTIME.block_on(apply(source, self.target(), options, ()));
         self.check_outside();
         let (applied, ()) = result?;
         assert!(self.replay() == tar, "the replayed stream differs");

@@ -116,7 +116,9 @@ fn the_umask_does_not_matter() {
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let layer = Layer::new(Form::Executed);
-    let tar = TarBuilder::new().add(Item::file("implied/f", "").mode(0o666)).add(Item::dir("d").mode(0o777));
+    let tar = TarBuilder::new()
+        .add(Item::file("implied/f", "").mode(0o666))
+        .add(Item::dir("d").mode(0o777));
     layer.apply(&tar.end()).unwrap();
     for (path, mode) in [("implied", 0o755), ("implied/f", 0o666), ("d", 0o777)] {
         assert_eq!(meta(&layer, path).mode() & 0o7777, mode, "{path}");

@@ -1,0 +1,220 @@
+//! Mounting a layer and undoing it.
+
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::io::Errno;
+
+use crate::driver::MountOptions;
+use crate::driver::overlay::Overlay;
+use crate::driver::overlay::flags;
+use crate::driver::overlay::mapped::MappedLowers;
+use crate::driver::overlay::mount::{Plan, mount_overlay};
+use crate::driver::overlay::stores::{self, Located, Lower, exists, generations};
+use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::idmap::Owner;
+use crate::sys::mount::{make_private, unmount_lazily};
+use crate::sys::{privilege, tree};
+use crate::whiteout::Namespace;
+
+/// Mode of a layer's directory that has to be made again and no lower tells it.
+const LOST_MODE: u32 = 0o555;
+
+impl Overlay {
+    /// Where a layer is mounted: beside its content if that is the driver's own, else below the run root.
+    pub(super) fn merged(&self, id: &str, place: &Located) -> PathBuf {
+        let dir = if place.own { place.dir.clone() } else { self.run_home.join(id) };
+        dir.join("merged")
+    }
+
+    /// Mounts a layer, or counts one more use.
+    pub(super) fn get_layer(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+        let place = self.stores.require(id)?;
+        self.mount_at(id, &place, options, place.own)
+    }
+
+    /// Mounts a layer for changing its owners: read-write also in the separate image store, whose layers are otherwise
+    /// only read.
+    pub(super) fn mount_layer_for_owners(&self, id: &str, place: &Located, options: &MountOptions) -> Result<PathBuf> {
+        self.mount_at(id, place, options, true)
+    }
+
+    fn mount_at(&self, id: &str, place: &Located, options: &MountOptions, writable: bool) -> Result<PathBuf> {
+        let merged = self.merged(id, place);
+        let mut mounts = self.shared.mounts();
+        let count = mounts.count(&merged)?;
+        if count == 0 {
+            self.mount_new(id, place, &merged, options, writable).context(|| format!("mounting layer {id:?}"))?;
+        }
+        mounts.set(merged.clone(), count + 1);
+        Ok(merged)
+    }
+
+    /// The options of a mount: the caller's, else the driver's; and what the driver's have to add.
+    fn mount_options<'a>(&'a self, options: &'a MountOptions) -> Vec<&'a str> {
+        let own = || self.options.mount_options.split(',').filter(|option| !option.is_empty());
+        let mut list: Vec<&str> = options.options.iter().map(String::as_str).collect();
+        if list.is_empty() {
+            list.extend(own());
+        } else if own().any(|option| option == "metacopy=on") {
+            // Files that were copied up without content are unreadable without it.
+            list.push("metacopy=on");
+        }
+        if !self.metacopy {
+            list.retain(|option| *option != "metacopy=on");
+        }
+        list
+    }
+
+    fn mount_new(
+        &self,
+        id: &str,
+        place: &Located,
+        merged: &Path,
+        options: &MountOptions,
+        writable: bool,
+    ) -> Result<()> {
+        let dir = &place.dir;
+        if exists(&dir.join("composefs-data"))? {
+            return Err(stores::composefs(id));
+        }
+        let list = self.mount_options(options);
+        // Read-only is the lack of an upper directory, whatever else the flags say.
+        let mut sorted = flags::sort(list)?;
+        let read_write = writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
+        let shifting = !options.disable_shifting
+            && !options.mappings.uids.is_empty()
+            && !options.mappings.gids.is_empty()
+            && self.can_map_lowers();
+        if self.namespace == Namespace::User {
+            sorted.data.push("userxattr".into());
+        }
+        if options.volatile && read_write && self.probe().volatile() {
+            sorted.data.push("volatile".into());
+        }
+
+        let (home, name) = match (dir.parent(), dir.file_name().and_then(|name| name.to_str())) {
+            (Some(home), Some(name)) => (home, name),
+            _ => return Err(stores::unknown(id)),
+        };
+        let mut lowers = generations(home, name)?;
+        lowers.extend(self.stores.lowers(id, dir)?);
+        let diff = dir.join("diff");
+        self.prepare_diff(&diff, options, place.own, lowers.first())?;
+        if lowers.is_empty() {
+            let path = format!("{name}/empty");
+            ensure_dir(&home.join(&path), privilege::effective_owner())?;
+            lowers.push(Lower { home: home.to_owned(), path });
+        }
+
+        self.prepare_target(merged, place.own)?;
+        if !self.options.skip_mount_home {
+            make_private(&self.stores.home).at("making a private mount of", &self.stores.home)?;
+        }
+        // Detached again when the mount is made: it has references of its own.
+        let mapped = match shifting {
+            true => Some(MappedLowers::make(&self.mapping_dir(id, place), &lowers, self.user_namespace(options)?.as_ref())?),
+            false => None,
+        };
+        let mut paths = match &mapped {
+            Some(mapped) => mapped.paths.clone(),
+            None => lowers.iter().map(Lower::full).collect(),
+        };
+        let upper = if read_write {
+            let work = dir.join("work");
+            // Left by a mount that skipped syncs; with it the kernel refuses to mount again.
+            let mark = work.join("work/incompat/volatile");
+            tree::remove_tree(&mark).at("removing", mark)?;
+            Some((diff, work))
+        } else {
+            paths.insert(0, diff);
+            None
+        };
+        mount_overlay(&Plan { lowers: paths, upper, options: sorted, label: &options.mount_label, target: merged })
+    }
+
+    /// Where ID-mapped views of lowers go while a mount is made. Never into another store.
+    fn mapping_dir(&self, id: &str, place: &Located) -> PathBuf {
+        if place.own { place.dir.join("mapped") } else { self.run_home.join(id).join("mapped") }
+    }
+
+    /// Makes sure of the layer's own directory. With mappings it belongs to their root: a layer whose files are mapped
+    /// at mount time takes the owner of its parent's root directory when it is made.
+    fn prepare_diff(&self, diff: &Path, options: &MountOptions, own: bool, below: Option<&Lower>) -> Result<()> {
+        let stat = match rustix::fs::stat(diff) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) if own => {
+                let mode = below.and_then(|below| rustix::fs::stat(below.full()).ok());
+                let mode = mode.map_or(LOST_MODE, |stat| stat.st_mode & 0o777);
+                std::fs::DirBuilder::new().mode(mode).create(diff).at("creating", diff)?;
+                rustix::fs::stat(diff).at("looking at", diff)?
+            }
+            Err(error) => return Err(error).at("looking at", diff),
+        };
+        let mappings = &options.mappings;
+        if !own || mappings.is_identity() {
+            return Ok(());
+        }
+        let root = mappings.root()?;
+        if (stat.st_uid, stat.st_gid) == (root.uid, root.gid) {
+            return Ok(());
+        }
+        rustix::fs::chown(diff, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
+            .at("changing the owner of", diff)
+    }
+
+    fn prepare_target(&self, merged: &Path, own: bool) -> Result<()> {
+        if own {
+            return ensure_dir(merged, privilege::effective_owner());
+        }
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(merged).at("creating mount point", merged)
+    }
+
+    /// Undoes one use; the last one unmounts.
+    pub(super) fn put_layer(&self, id: &str) -> Result<()> {
+        let place = self.stores.require(id)?;
+        let merged = self.merged(id, &place);
+        let mut mounts = self.shared.mounts();
+        let count = mounts.count(&merged)?;
+        if count > 1 {
+            mounts.set(merged, count - 1);
+            return Ok(());
+        }
+        mounts.set(merged.clone(), 0);
+        self.unmount(id, &place, &merged).context(|| format!("unmounting layer {id:?}"))
+    }
+
+    fn unmount(&self, id: &str, place: &Located, merged: &Path) -> Result<()> {
+        MappedLowers::sweep(&self.mapping_dir(id, place));
+        unmount_lazily(merged).at("unmounting", merged)?;
+        if !place.own {
+            let run = self.run_home.join(id);
+            for dir in [merged, &run.join("mapped"), &run] {
+                match rustix::fs::rmdir(dir) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    // Somebody else's, or not empty.
+                    Err(error) => tracing::debug!(dir = %dir.display(), %error, "mount point stays"),
+                }
+            }
+            return Ok(());
+        }
+        // A new directory takes the place of the mount point: other mount namespaces may still have the mount on the
+        // old one, which would keep the layer from being removed.
+        let Ok(stat) = merged.symlink_metadata() else { return Ok(()) };
+        let fresh = place.dir.join("merged.1");
+        ensure_dir(&fresh, Owner { uid: stat.uid(), gid: stat.gid() })?;
+        rustix::fs::renameat(CWD, &fresh, CWD, merged).at("replacing mount point", merged)
+    }
+}
+
+/// Makes a directory, 0700, if it is not there.
+fn ensure_dir(path: &Path, owner: Owner) -> Result<()> {
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) if owner == privilege::effective_owner() => Ok(()),
+        Ok(()) => rustix::fs::chown(path, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))
+            .at("changing the owner of", path),
+        Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).at("creating", path),
+    }
+}

@@ -1,0 +1,405 @@
+//! The overlay driver: a layer is a directory of changes, put on top of those below by the kernel's overlayfs.
+//!
+//! [`layout`] shows what lies on disk, [`layer`] how it comes there, [`get`] how it is mounted. Whiteouts are in the
+//! kernel's form. A store that was written through a mount program (fuse-overlayfs) has another, and is refused.
+//!
+//! Locks: as [`crate::driver`] says. Besides, a mutex of this process is held while a layer is mounted or unmounted,
+//! because uses are counted per process.
+
+mod flags;
+mod get;
+mod layer;
+mod layout;
+mod mapped;
+mod mount;
+mod probe;
+mod repair;
+mod shared;
+mod stores;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
+
+use crate::driver::backing::Backing;
+use crate::driver::choice::DriverConfig;
+use crate::driver::options::OverlayOptions;
+use crate::driver::overlay::layout::{LINKS, MOUNT_PROGRAM_FLAG, STAGING, TEMP_DIRS};
+use crate::driver::overlay::mapped::Namespaces;
+use crate::driver::overlay::probe::Probe;
+use crate::driver::overlay::shared::Shared;
+use crate::driver::overlay::stores::{Stores, exists, generations, open_tree};
+use crate::driver::{Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper};
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
+use crate::lock::staging_lock::StagingLock;
+use crate::lock::temp_dir::TempDir;
+use crate::sys::mount::unmount_lazily;
+use crate::sys::{atomic, make_private_dir, privilege, tree};
+use crate::whiteout::{Form, Namespace};
+
+/// The driver's name.
+pub(super) const NAME: &str = "overlay";
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    stores: Stores,
+    /// `<run root>/overlay`.
+    run_home: PathBuf,
+    options: OverlayOptions,
+    /// Name of the file system below.
+    backing: &'static str,
+    /// Which attributes hold overlay's marks.
+    namespace: Namespace,
+    /// Changes of owners and modes copy no content.
+    metacopy: bool,
+    shared: Arc<Shared>,
+    /// User namespaces of recent mounts.
+    namespaces: Namespaces,
+}
+
+impl Overlay {
+    /// Starts the driver, creating its home. [`ErrorKind::NotSupported`] if overlay does not work here; a home that
+    /// did not exist does not exist then either.
+    pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
+        let options = OverlayOptions::parse(&config.options)?;
+        let (home, run_home) = (config.root.join(NAME), config.run_root.join(NAME));
+        make_private_dir(&config.root)?;
+        let backing = Backing::of(&config.root)?;
+        let rootless = privilege::is_rootless();
+        check_backing(backing, rootless, &options)?;
+        let fresh = !exists(&home)?;
+        make_home(&home)?;
+        make_private_dir(&run_home)?;
+        let image_store = config.image_store.as_ref().map(|root| root.join(NAME));
+        if let Some(store) = &image_store {
+            make_home(store)?;
+        }
+        let mut driver = Self {
+            stores: Stores {
+                home,
+                image_store,
+                additional: options.image_stores.iter().map(|root| root.join(NAME)).collect(),
+            },
+            shared: Shared::of(&config.root.join(NAME), &run_home),
+            run_home,
+            options,
+            backing: backing.name(),
+            namespace: if rootless { Namespace::User } else { Namespace::Trusted },
+            metacopy: false,
+            namespaces: Namespaces::default(),
+        };
+        match driver.probe_kernel(fresh) {
+            Ok(()) => Ok(driver),
+            Err(error) => {
+                if fresh {
+                    driver.remove_fresh_home();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn probe_kernel(&mut self, fresh: bool) -> Result<()> {
+        let flag = self.stores.home.join(MOUNT_PROGRAM_FLAG);
+        let written = if fresh { None } else { std::fs::read_to_string(&flag).ok() };
+        let known = match written.as_deref().map(str::trim) {
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            _ => None,
+        };
+        let uses_program = match known {
+            Some(known) => known,
+            None if fresh => false,
+            None => probe::has_mount_program_traces(&self.stores.home)?,
+        };
+        if uses_program {
+            let what = format!("overlay store {}, which needs a mount program", self.stores.home.display());
+            return Err(ErrorKind::NotSupported.err(what));
+        }
+        self.probe().overlay()?;
+        self.metacopy = self.probe().metacopy()?;
+        if known.is_none() {
+            // Compat: without it the Go library looks through every file of the store when it opens it.
+            atomic::write_file(&flag, b"false", 0o600, false)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`Overlay::open`] has created: a home is taken for a sign that overlay works here.
+    fn remove_fresh_home(&self) {
+        for dir in [LINKS, TEMP_DIRS, ""] {
+            if let Err(error) = rustix::fs::rmdir(self.stores.home.join(dir))
+                && error != Errno::NOENT
+            {
+                tracing::debug!(%error, dir, "part of a new overlay home stays");
+            }
+        }
+    }
+
+    fn probe(&self) -> Probe<'_> {
+        Probe {
+            home: &self.stores.home,
+            run_home: &self.run_home,
+            mount_options: &self.options.mount_options,
+            namespace: self.namespace,
+            shared: &self.shared,
+        }
+    }
+
+    fn content_of(&self, dir: OwnedFd) -> Content {
+        Content {
+            dir,
+            form: Form::Overlay(self.namespace),
+            root_entry: false,
+            ignore_chown_errors: self.options.ignore_chown_errors,
+            force_mask: None,
+            in_user_namespace: self.namespace == Namespace::User,
+        }
+    }
+
+    /// Removes staging directories of partial pulls that were given up. Says whether some are still in use.
+    fn prune_staging(&self) -> Result<bool> {
+        let root = self.stores.home.join(STAGING);
+        let entries = match std::fs::read_dir(&root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).at("listing", root),
+        };
+        let mut in_use = false;
+        for entry in entries {
+            let dir = entry.at("listing", &root)?.path();
+            let lock = match StagingLock::try_acquire(&dir.join("staging.lock")) {
+                Ok(lock) => lock,
+                Err(error) => {
+                    tracing::warn!("{}", error.chain());
+                    continue;
+                }
+            };
+            match lock {
+                None => in_use = true,
+                Some(_lock) => {
+                    if let Err(error) = tree::remove_tree(&dir) {
+                        tracing::warn!(dir = %dir.display(), %error, "cannot remove a staging directory");
+                    }
+                }
+            }
+        }
+        Ok(in_use)
+    }
+
+    /// Whether the home is mounted on itself, as opposed to being a file system that somebody else mounted.
+    fn home_is_bound(&self) -> Result<bool> {
+        let home = &self.stores.home;
+        let parent = home.parent().unwrap_or(home);
+        let device = |path: &Path| rustix::fs::stat(path).at("looking at", path).map(|stat| stat.st_dev);
+        Ok(device(home)? == device(parent)?)
+    }
+}
+
+/// Refuses file systems that overlay cannot work on, and quotas that cannot be kept.
+fn check_backing(backing: Backing, rootless: bool, options: &OverlayOptions) -> Result<()> {
+    if !privilege::is_root() {
+        return Err(ErrorKind::NotSupported.err("overlay without being root, at least in a user namespace"));
+    }
+    let refused = backing.refuses_overlay() || (rootless && backing.is_network());
+    if refused {
+        return Err(ErrorKind::NotSupported.err(format!("overlay over {} without a mount program", backing.name())));
+    }
+    if options.size > 0 || options.inodes > 0 {
+        let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
+        return Err(match backing.name() {
+            "xfs" => ErrorKind::NotSupported.err(format!("{what} (project quotas)")),
+            name => ErrorKind::InvalidInput.err(format!("{what} need an xfs file system, not {name}")),
+        });
+    }
+    Ok(())
+}
+
+/// Makes an overlay directory and its directory of short names, 0755 whatever the umask.
+fn make_home(home: &Path) -> Result<()> {
+    if let Some(root) = home.parent() {
+        make_private_dir(root)?;
+    }
+    for dir in [home, &home.join(LINKS)] {
+        let mode = Mode::from_raw_mode(0o755);
+        match rustix::fs::mkdir(dir, mode) {
+            Ok(()) => rustix::fs::chmodat(CWD, dir, mode, rustix::fs::AtFlags::empty())
+                .at("changing the mode of", dir)?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).at("creating", dir),
+        }
+    }
+    Ok(())
+}
+
+impl Driver for Overlay {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn home(&self) -> &Path {
+        &self.stores.home
+    }
+
+    fn create(&self, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        self.create_layer(id, parent, options)
+    }
+
+    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, mount_label: &str) -> Result<()> {
+        self.map_owners(id, from, to, mount_label)
+    }
+
+    fn supports_shifting(&self, _mappings: &IdMappings) -> bool {
+        self.can_map_lowers()
+    }
+
+    fn stages_apart(&self) -> bool {
+        true
+    }
+
+    fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged> {
+        self.stage_layer(parent, options)
+    }
+
+    fn commit_staged(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        staged: Staged,
+    ) -> Result<()> {
+        self.commit_layer(id, parent, options, staged)
+    }
+
+    fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
+        self.remove_layer(id)
+    }
+
+    fn exists(&self, id: &str) -> bool {
+        self.stores.require(id).is_ok()
+    }
+
+    fn list_layers(&self) -> Result<Vec<String>> {
+        let home = &self.stores.home;
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(home).at("listing", home)? {
+            let entry = entry.at("listing", home)?;
+            if entry.file_type().at("listing", home)?.is_dir() {
+                ids.extend(entry.file_name().into_string().ok().filter(|name| layout::is_layer(name)));
+            }
+        }
+        Ok(ids)
+    }
+
+    fn temp_dir_roots(&self) -> Vec<PathBuf> {
+        self.stores.writable().map(|home| home.join(TEMP_DIRS)).collect()
+    }
+
+    fn get(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+        self.get_layer(id, options)
+    }
+
+    fn put(&self, id: &str) -> Result<()> {
+        self.put_layer(id)
+    }
+
+    fn content(&self, id: &str) -> Result<Content> {
+        let place = self.stores.require(id)?;
+        Ok(self.content_of(open_tree(&place.dir.join("diff"))?))
+    }
+
+    fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
+        let dir = self.stores.require(id)?.dir;
+        let mut trees = vec![open_tree(&dir.join("diff"))?];
+        if let (Some(home), Some(name)) = (dir.parent(), dir.file_name().and_then(|name| name.to_str())) {
+            for older in generations(home, name)? {
+                trees.push(open_tree(&older.full())?);
+            }
+        }
+        for lower in self.stores.lowers(id, &dir)? {
+            trees.push(open_tree(&lower.full())?);
+        }
+        Ok(trees)
+    }
+
+    fn upper(&self, id: &str, parent: Option<&str>) -> Result<Option<Upper>> {
+        let dir = self.stores.require(id)?.dir;
+        if exists(&dir.join("composefs-data"))? || !self.probe().native_diff() {
+            return Ok(None);
+        }
+        let below = self.stores.lower_trees(id, &dir)?;
+        let direct = match (parent, below.first()) {
+            (None, None) => true,
+            (Some(parent), Some(first)) => {
+                let place = self.stores.require(parent)?;
+                first.parent() == Some(&*place.dir)
+            }
+            _ => false,
+        };
+        if !direct {
+            return Ok(None);
+        }
+        Ok(Some(Upper {
+            dir: open_tree(&dir.join("diff"))?,
+            lowers: below.iter().map(|tree| open_tree(tree)).collect::<Result<_>>()?,
+            namespace: self.namespace,
+        }))
+    }
+
+    fn status(&self) -> Vec<(String, String)> {
+        let probe = self.probe();
+        let flags = [
+            ("Supports d_type", true),
+            ("Native Overlay Diff", probe.native_diff()),
+            ("Using metacopy", self.metacopy),
+            ("Supports shifting", self.can_map_lowers()),
+            ("Supports volatile", probe.volatile()),
+        ];
+        let mut rows = vec![("Backing Filesystem".to_owned(), self.backing.to_owned())];
+        rows.extend(flags.map(|(name, value)| (name.to_owned(), value.to_string())));
+        rows
+    }
+
+    fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>> {
+        let place = self.stores.require(id)?;
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut rows = BTreeMap::from([
+            ("WorkDir".to_owned(), text(&place.dir.join("work"))),
+            ("MergedDir".to_owned(), text(&self.merged(id, &place))),
+            ("UpperDir".to_owned(), text(&place.dir.join("diff"))),
+        ]);
+        let lowers = self.stores.lower_trees(id, &place.dir)?;
+        if !lowers.is_empty() {
+            let lowers: Vec<String> = lowers.iter().map(|tree| text(tree)).collect();
+            rows.insert("LowerDir".to_owned(), lowers.join(":"));
+        }
+        Ok(rows)
+    }
+
+    fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
+        let content = self.content(id)?;
+        let usage = tree::usage(content.dir.as_fd()).during(format!("measuring layer {id:?}"))?;
+        Ok(DiskUsage { size: usage.size, inodes: usage.inodes })
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        if self.prune_staging()? || self.options.skip_mount_home || !self.home_is_bound()? {
+            return Ok(());
+        }
+        unmount_lazily(&self.stores.home).at("unmounting", &self.stores.home)
+    }
+
+    fn additional_image_stores(&self) -> &[PathBuf] {
+        &self.options.image_stores
+    }
+
+    fn sync_filesystem(&self) -> bool {
+        self.options.sync_filesystem
+    }
+}

@@ -1,0 +1,351 @@
+//! The overlay mount itself, by the cheapest of three ways that can carry it.
+//!
+//! 1. `mount(2)`: one call. The data may have no more than a page, about 59 layers under `/var/lib/containers`, and a
+//!    path in it no comma or colon.
+//! 2. `fsopen`, and one parameter for each layer: no limit but the kernel's 500 layers, any path. Linux 6.8.
+//! 3. `mount(2)` with open directories for paths: on a thread whose current directory is `/proc/self/fd` a layer is
+//!    its descriptor's number.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_change,
+};
+
+use crate::driver::overlay::flags::{self, Sorted};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::sys::mount::{MAX_PARAMETER, attach, in_directory, is_plain};
+
+/// A mount to be made.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    /// Read-only layers, topmost first.
+    pub(super) lowers: Vec<PathBuf>,
+    /// Where changes go, and the scratch space beside it; `None` makes it read-only.
+    pub(super) upper: Option<(PathBuf, PathBuf)>,
+    /// Flags and what else the file system reads.
+    pub(super) options: Sorted,
+    /// SELinux label, or empty.
+    pub(super) label: &'a str,
+    /// Where it goes.
+    pub(super) target: &'a Path,
+}
+
+/// The ways to mount, for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Data,
+    Parameters,
+    Descriptors,
+}
+
+/// Makes the mount.
+pub(super) fn mount_overlay(plan: &Plan<'_>) -> Result<()> {
+    let way = if plan.data().is_some() { Way::Data } else { Way::Parameters };
+    match plan.mount(way) {
+        // The kernel does not know the interface, or a seccomp filter does not let it through, or it is older than
+        // the parameters.
+        Err(Failure { errno: Errno::NOSYS | Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP, early: true, .. }) => {
+            plan.mount(Way::Descriptors)
+        }
+        result => result,
+    }
+    .map_err(|failure| failure.explain(plan.target))?;
+    match plan.options.propagation {
+        None => Ok(()),
+        Some(propagation) => mount_change(plan.target, propagation).at("changing propagation of", plan.target),
+    }
+}
+
+/// A failed mount.
+#[derive(Debug)]
+struct Failure {
+    errno: Errno,
+    doing: &'static str,
+    /// What the kernel says about it.
+    log: String,
+    /// The interface itself was refused.
+    early: bool,
+}
+
+impl Failure {
+    fn new(doing: &'static str, errno: Errno) -> Self {
+        Self { errno, doing, log: String::new(), early: false }
+    }
+
+    fn explain(self, target: &Path) -> Error {
+        let what = if self.log.is_empty() {
+            self.doing.into()
+        } else {
+            format!("{} (kernel: {})", self.doing, self.log)
+        };
+        Error::io_at(what, target, self.errno)
+    }
+}
+
+/// Longest mount data: a page less the zero byte at the end.
+fn max_data() -> usize {
+    rustix::param::page_size() - 1
+}
+
+/// Mount data, made up of parts.
+#[derive(Default)]
+struct Data(Vec<u8>);
+
+impl Data {
+    fn push(&mut self, key: &str, values: &[&OsStr]) {
+        if !self.0.is_empty() {
+            self.0.push(b',');
+        }
+        self.0.extend_from_slice(key.as_bytes());
+        for (index, value) in values.iter().enumerate() {
+            self.0.push(if index == 0 { b'=' } else { b':' });
+            self.0.extend_from_slice(value.as_bytes());
+        }
+    }
+}
+
+impl Plan<'_> {
+    fn mount(&self, way: Way) -> std::result::Result<(), Failure> {
+        match way {
+            Way::Data => {
+                let data = self.data().ok_or(Failure::new("mounting overlay at", Errno::TOOBIG))?;
+                mount(OsStr::new("overlay"), self.target, OsStr::new("overlay"), self.options.flags, &*data)
+                    .map_err(|errno| Failure::new("mounting overlay at", errno))
+            }
+            Way::Parameters => self.mount_parameters(),
+            Way::Descriptors => self.mount_descriptors(),
+        }
+    }
+
+    fn data_of(&self, lowers: &[&OsStr], upper: Option<(&OsStr, &OsStr)>) -> Vec<u8> {
+        let mut data = Data::default();
+        data.push("lowerdir", lowers);
+        if let Some((upper, work)) = upper {
+            data.push("upperdir", &[upper]);
+            data.push("workdir", &[work]);
+        }
+        for option in &self.options.data {
+            data.push(option, &[]);
+        }
+        if !self.label.is_empty() {
+            data.push(&format!("context=\"{}\"", self.label), &[]);
+        }
+        data.0
+    }
+
+    /// The whole of it for `mount(2)`, if it fits and can be written so.
+    fn data(&self) -> Option<CString> {
+        let upper = self.upper.iter().flat_map(|(upper, work)| [upper, work]);
+        if !self.lowers.iter().chain(upper).all(|path| is_plain(path)) {
+            return None;
+        }
+        let lowers: Vec<&OsStr> = self.lowers.iter().map(|path| path.as_os_str()).collect();
+        let upper = self.upper.as_ref().map(|(upper, work)| (upper.as_os_str(), work.as_os_str()));
+        let data = self.data_of(&lowers, upper);
+        if data.len() > max_data() {
+            return None;
+        }
+        CString::new(data).ok()
+    }
+
+    fn mount_parameters(&self) -> std::result::Result<(), Failure> {
+        let early = |errno| Failure { early: true, ..Failure::new("opening an overlay configuration for", errno) };
+        let context = fsopen(OsStr::new("overlay"), FsOpenFlags::FSOPEN_CLOEXEC).map_err(early)?;
+        let logged = |mut failure: Failure| {
+            failure.log = kernel_log(&context);
+            failure
+        };
+        // What stands for a path that is too long or would be read differently; open until the mount is made.
+        let mut open = Vec::new();
+        for (index, lower) in self.lowers.iter().enumerate() {
+            let value = parameter(lower, &mut open)?;
+            fsconfig_set_string(&context, OsStr::new("lowerdir+"), &*value).map_err(|errno| {
+                logged(Failure { early: index == 0, ..Failure::new("adding a lower layer to the mount at", errno) })
+            })?;
+        }
+        let dirs = self.upper.iter().flat_map(|(upper, work)| [("upperdir", upper), ("workdir", work)]);
+        for (key, path) in dirs {
+            let value = parameter(path, &mut open)?;
+            fsconfig_set_string(&context, OsStr::new(key), &*value)
+                .map_err(|errno| logged(Failure::new("adding the upper layer to the mount at", errno)))?;
+        }
+        let refused = |errno| logged(Failure::new("setting an option of the overlay mount at", errno));
+        for option in &self.options.data {
+            match option.split_once('=') {
+                Some((key, value)) => fsconfig_set_string(&context, OsStr::new(key), OsStr::new(value)),
+                None => fsconfig_set_flag(&context, OsStr::new(option)),
+            }
+            .map_err(refused)?;
+        }
+        for flag in flags::super_flags(self.options.flags) {
+            fsconfig_set_flag(&context, OsStr::new(flag)).map_err(refused)?;
+        }
+        if !self.label.is_empty() {
+            fsconfig_set_string(&context, OsStr::new("context"), OsStr::new(self.label)).map_err(refused)?;
+        }
+        let failed = |errno| logged(Failure::new("mounting overlay at", errno));
+        fsconfig_create(&context).map_err(failed)?;
+        let attributes = flags::attributes(self.options.flags);
+        let made = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
+        attach(made.as_fd(), self.target).map_err(|errno| Failure::new("attaching the overlay mount at", errno))
+    }
+
+    fn mount_descriptors(&self) -> std::result::Result<(), Failure> {
+        let mut lowers = Vec::with_capacity(self.lowers.len());
+        for path in &self.lowers {
+            lowers.push(open_for_mount(path)?);
+        }
+        let upper = match &self.upper {
+            Some((upper, work)) => Some((open_for_mount(upper)?, open_for_mount(work)?)),
+            None => None,
+        };
+        let target = open_for_mount(self.target)?;
+        let number = |dir: &OwnedFd| dir.as_raw_fd().to_string();
+        let names: Vec<String> = lowers.iter().map(number).collect();
+        let upper_names = upper.as_ref().map(|(upper, work)| (number(upper), number(work)));
+        let data = self.data_of(
+            &names.iter().map(OsStr::new).collect::<Vec<_>>(),
+            upper_names.as_ref().map(|(upper, work)| (OsStr::new(upper), OsStr::new(work))),
+        );
+        let too_long = Failure::new("writing mount data for", Errno::TOOBIG);
+        let data = if data.len() > max_data() { None } else { CString::new(data).ok() }.ok_or(too_long)?;
+        let failed = |errno| Failure::new("mounting overlay at", errno);
+        let numbers = open_for_mount(Path::new("/proc/self/fd"))?;
+        let target_name = number(&target);
+        in_directory(numbers.as_fd(), || {
+            mount(OsStr::new("overlay"), &*target_name, OsStr::new("overlay"), self.options.flags, &*data)
+        })
+        .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?
+        .map_err(failed)
+    }
+}
+
+fn open_for_mount(path: &Path) -> std::result::Result<OwnedFd, Failure> {
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        let mut failure = Failure::new("opening a directory of the mount at", errno);
+        failure.log = path.display().to_string();
+        failure
+    })
+}
+
+/// How a path is written as a parameter.
+fn parameter(path: &Path, open: &mut Vec<OwnedFd>) -> std::result::Result<PathBuf, Failure> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() <= MAX_PARAMETER && !bytes.contains(&b'\\') {
+        return Ok(path.to_owned());
+    }
+    let dir = open_for_mount(path)?;
+    let name = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    open.push(dir);
+    Ok(PathBuf::from(name))
+}
+
+/// What the kernel has to say about a configuration.
+fn kernel_log(context: &OwnedFd) -> String {
+    let mut lines = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(count) = rustix::io::read(context, &mut buffer[..]) {
+        let line = buffer.get(..count).unwrap_or_default();
+        if line.is_empty() || lines.len() >= 16 {
+            break;
+        }
+        // Each message starts with its level: "e overlay: …".
+        let text = String::from_utf8_lossy(line);
+        lines.push(text.get(2..).unwrap_or_default().trim().to_owned());
+    }
+    lines.join("; ")
+}
+
+/// Whether the kernel refused a mount because it does not know an option.
+pub(super) fn is_invalid(error: &Error) -> bool {
+    error.io_kind() == Some(std::io::ErrorKind::InvalidInput) || error.kind() == ErrorKind::InvalidInput
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::conformance::{MountGuard, need_overlay};
+
+    /// Mounts `count` lowers under `home` one way and checks what is seen.
+    fn check(way: Way, home: &Path, count: usize, read_write: bool) -> Result<()> {
+        let _guard = MountGuard::new(home);
+        let mut lowers = Vec::new();
+        for index in 0..count {
+            let dir = home.join(format!("lower{index}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(format!("file{index}")), "").unwrap();
+            std::fs::write(dir.join("top"), index.to_string()).unwrap();
+            lowers.push(dir);
+        }
+        let (target, upper, work) = (home.join("merged"), home.join("upper"), home.join("work"));
+        for dir in [&target, &upper, &work] {
+            std::fs::create_dir_all(dir).unwrap();
+        }
+        let upper = read_write.then_some((upper, work));
+        let options = flags::sort(["nodev", "noatime"]).unwrap();
+        let plan = Plan { lowers, upper, options, label: "", target: &target };
+        plan.mount(way).map_err(|failure| failure.explain(&target))?;
+        assert_eq!(std::fs::read_to_string(target.join("top")).unwrap(), "0");
+        assert_eq!(std::fs::read_dir(&target).unwrap().count(), count + 1);
+        assert_eq!(std::fs::write(target.join("new"), "").is_ok(), read_write);
+        assert_eq!(home.join("upper/new").exists(), read_write);
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table.lines().find(|line| line.contains(target.file_name().unwrap().to_str().unwrap())).unwrap();
+        assert!(line.contains("nodev") && line.contains("noatime"), "{line}");
+        Ok(())
+    }
+
+    #[test]
+    fn every_way_makes_the_same_mount() {
+        if !need_overlay() {
+            return;
+        }
+        for way in [Way::Data, Way::Parameters, Way::Descriptors] {
+            for read_write in [false, true] {
+                let tmp = tempfile::tempdir().unwrap();
+                check(way, tmp.path(), 5, read_write).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn many_layers_and_odd_paths_need_another_way() {
+        if !need_overlay() {
+            return;
+        }
+        for way in [Way::Parameters, Way::Descriptors] {
+            let tmp = tempfile::tempdir().unwrap();
+            check(way, tmp.path(), 300, true).unwrap();
+            let odd = tmp.path().join("a,b:c\\d\\,e").join("x".repeat(250));
+            std::fs::create_dir_all(&odd).unwrap();
+            check(way, &odd, 3, true).unwrap();
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        assert!(check(Way::Data, tmp.path(), 300, true).is_err());
+    }
+
+    #[test]
+    fn a_refused_mount_says_what_the_kernel_says() {
+        if !need_overlay() {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            lowers: vec![tmp.path().join("missing"), tmp.path().join(",")],
+            upper: None,
+            options: Sorted::default(),
+            label: "",
+            target: tmp.path(),
+        };
+        let error = mount_overlay(&plan).unwrap_err();
+        assert!(error.chain().contains("mount"), "{}", error.chain());
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound), "{}", error.chain());
+    }
+}

@@ -1,0 +1,319 @@
+//! What the kernel can do with overlay on the home's file system, found out by trying.
+//!
+//! Results are kept in files `<run root>/overlay/<feature>-true` and `-false`, in the Go library's names, and read
+//! back by both; the run root is emptied at boot. The content of a file is the reason for a `-false`, if any. Probes
+//! work in a locked temporary directory of the home: one that is killed leaves litter that the next open removes,
+//! mounts included.
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir};
+use rustix::io::Errno;
+
+use crate::driver::overlay::flags::{self, Sorted};
+use crate::driver::overlay::layout::TEMP_DIRS;
+use crate::driver::overlay::mount::{Plan, is_invalid, mount_overlay};
+use crate::driver::overlay::shared::Shared;
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::{IdMap, IdMappings};
+use crate::lock::temp_dir::TempDir;
+use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
+use crate::sys::{at, tree, userns, xattr};
+use crate::whiteout::{Namespace, OPAQUE_VALUE};
+
+/// Prefix of the reason why overlay does not work, as the Go library writes it.
+const NO_OVERLAY: &str = "kernel does not support overlay fs: ";
+/// Prefix of the reason why changes have to be found by comparing trees, as the Go library writes it.
+const NO_NATIVE_DIFF: &str =
+    "Not using native diff for overlay, this may cause degraded performance for building images: ";
+
+/// What the probes of one home need to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Probe<'a> {
+    pub(super) home: &'a Path,
+    pub(super) run_home: &'a Path,
+    /// The driver's mount options: results are kept for each set of them.
+    pub(super) mount_options: &'a str,
+    pub(super) namespace: Namespace,
+    pub(super) shared: &'a Shared,
+}
+
+/// A probe's directory with one mount in it.
+struct Trial {
+    dir: PathBuf,
+    /// Removed after [`Trial::drop`] has unmounted.
+    _temp: TempDir,
+}
+
+impl Trial {
+    fn new(home: &Path, dirs: &[&str]) -> Result<Self> {
+        let mut temp = TempDir::create(&home.join(TEMP_DIRS))?;
+        let dir = temp.addition();
+        std::fs::create_dir(&dir).at("creating", &dir)?;
+        for name in dirs.iter().chain(&["upper", "work", "merged"]) {
+            let path = dir.join(name);
+            std::fs::create_dir_all(&path).at("creating", path)?;
+        }
+        Ok(Self { dir, _temp: temp })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        std::fs::write(self.path(name), content).at("writing", self.path(name))
+    }
+
+    fn mount(&self, lowers: &[&str], namespace: Namespace, options: Sorted) -> Result<()> {
+        let mut options = options;
+        if namespace == Namespace::User {
+            options.data.push("userxattr".into());
+        }
+        mount_overlay(&Plan {
+            lowers: lowers.iter().map(|name| self.path(name)).collect(),
+            upper: Some((self.path("upper"), self.path("work"))),
+            options,
+            label: "",
+            target: &self.path("merged"),
+        })
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        for mounted in ["merged", "mapped"] {
+            if let Err(error) = unmount_lazily(&self.path(mounted)) {
+                tracing::warn!(%error, "cannot unmount a trial mount of the overlay driver");
+            }
+        }
+    }
+}
+
+impl Probe<'_> {
+    fn cache_file(&self, feature: &str, works: bool) -> PathBuf {
+        self.run_home.join(format!("{feature}-{works}"))
+    }
+
+    /// A result found before, by this process or any other, with its text.
+    fn cached(&self, feature: &str) -> Option<(bool, String)> {
+        for works in [true, false] {
+            if let Ok(text) = std::fs::read_to_string(self.cache_file(feature, works)) {
+                return Some((works, text));
+            }
+        }
+        None
+    }
+
+    /// Remembers a result. A file that cannot be written costs another probe some time.
+    fn record(&self, feature: &str, works: bool, text: &str) {
+        let path = self.cache_file(feature, works);
+        if let Err(error) = std::fs::write(&path, text) {
+            tracing::debug!(path = %path.display(), %error, "cannot keep the result of a probe");
+        }
+    }
+
+    /// A yes or no from memory, a file, or `probe`; a failed probe is no and is not kept.
+    fn decide(&self, feature: &str, probe: impl FnOnce() -> Result<(bool, String)>) -> Result<bool> {
+        if let Some(works) = self.shared.feature(feature) {
+            return Ok(works);
+        }
+        let works = match self.cached(feature) {
+            Some((works, _text)) => works,
+            None => {
+                let (works, text) = probe()?;
+                tracing::debug!(feature, works, text, "probed overlay");
+                self.record(feature, works, &text);
+                works
+            }
+        };
+        self.shared.set_feature(feature, works);
+        Ok(works)
+    }
+
+    /// Fails with [`ErrorKind::NotSupported`] and the reason if overlay does not work on the home's file system.
+    pub(super) fn overlay(&self) -> Result<()> {
+        if self.shared.feature("overlay") == Some(true) {
+            return Ok(());
+        }
+        match self.cached("overlay") {
+            Some((true, _text)) => {}
+            Some((false, text)) => return Err(ErrorKind::NotSupported.err(text)),
+            None => {
+                if let Err(error) = self.try_overlay() {
+                    if error.io_kind() == Some(std::io::ErrorKind::StorageFull) {
+                        return Err(error);
+                    }
+                    let reason = format!("{NO_OVERLAY}{}", error.chain());
+                    self.record("overlay", false, &reason);
+                    return Err(ErrorKind::NotSupported.err(reason).with_source(error));
+                }
+                self.record("overlay", true, "");
+            }
+        }
+        self.shared.set_feature("overlay", true);
+        Ok(())
+    }
+
+    fn try_overlay(&self) -> Result<()> {
+        let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
+        trial.write("lower2/subdir/file", b"")?;
+        if !has_file_types(&trial.dir)? {
+            return Err(ErrorKind::NotSupported.err(
+                "file system without d_type support, which leads to incorrect behavior (xfs: reformat with ftype=1)",
+            ));
+        }
+        rustix::fs::mknodat(CWD, trial.path("upper/whiteout"), FileType::CharacterDevice, Mode::RUSR, 0)
+            .during("unable to create kernel-style whiteout")?;
+        trial.mount(&["lower1", "lower2"], self.namespace, Sorted::default())?;
+        let subdir = trial.path("merged/subdir");
+        tree::remove_tree(&subdir).at("deleting an item in the merged directory", subdir)
+    }
+
+    /// Whether changes of owners and modes copy no content with the driver's mount options.
+    pub(super) fn metacopy(&self) -> Result<bool> {
+        self.decide(&format!("metacopy({})", self.mount_options), || Ok((self.try_metacopy()?, String::new())))
+    }
+
+    fn try_metacopy(&self) -> Result<bool> {
+        let trial = Trial::new(self.home, &["lower"])?;
+        trial.write("lower/f", &[0xff])?;
+        let options = flags::sort([self.mount_options])?;
+        match trial.mount(&["lower"], self.namespace, options) {
+            Err(error) if is_invalid(&error) => return Ok(false),
+            result => result.context(|| format!("trying overlay with mount options {:?}", self.mount_options))?,
+        }
+        let file = trial.path("merged/f");
+        rustix::fs::chmodat(CWD, &file, Mode::RUSR | Mode::WUSR, AtFlags::empty()).at("changing the mode of", file)?;
+        let upper = at::open_dir(&trial.path("upper")).at("opening", trial.path("upper"))?;
+        let attribute = format!("{}metacopy", self.prefix());
+        Ok(xattr::get_at(upper.as_fd(), b"f", &attribute).during("reading an overlay attribute")?.is_some())
+    }
+
+    fn prefix(&self) -> &'static str {
+        match self.namespace {
+            Namespace::Trusted => "trusted.overlay.",
+            Namespace::User => "user.overlay.",
+        }
+    }
+
+    /// Whether a layer's own directory tells its changes: not where directories may be redirected.
+    pub(super) fn native_diff(&self) -> bool {
+        let probe = || match self.try_native_diff() {
+            Ok(()) => Ok((true, String::new())),
+            Err(error) => Ok((false, format!("{NO_NATIVE_DIFF}{}", error.chain()))),
+        };
+        self.decide(&format!("native-diff({})", self.mount_options), probe).unwrap_or(false)
+    }
+
+    fn try_native_diff(&self) -> Result<()> {
+        let trial = Trial::new(self.home, &["l1/d", "l1/d1", "l2/d"])?;
+        let middle = at::open_dir(&trial.path("l2")).at("opening", trial.path("l2"))?;
+        let opaque = self.namespace.opaque();
+        xattr::set_at(middle.as_fd(), b"d", opaque.as_bytes(), OPAQUE_VALUE)
+            .during("failed to set opaque flag on middle layer")?;
+        trial.mount(&["l2", "l1"], self.namespace, flags::sort([self.mount_options])?)?;
+        trial.write("merged/d/f", b"")?;
+        let upper = at::open_dir(&trial.path("upper")).at("opening", trial.path("upper"))?;
+        let copied = xattr::get_at(upper.as_fd(), b"d", opaque).during("failed to read opaque flag on upper layer")?;
+        if copied.as_deref() == Some(OPAQUE_VALUE) {
+            return Err(ErrorKind::NotSupported.err("opaque flag erroneously copied up"));
+        }
+        match rustix::fs::rename(trial.path("merged/d1"), trial.path("merged/d2")) {
+            Err(Errno::XDEV) => return Ok(()),
+            result => result.during("failed to rename dir in merged directory")?,
+        }
+        let attribute = format!("{}redirect", self.prefix());
+        let redirect =
+            xattr::get_at(upper.as_fd(), b"d2", &attribute).during("failed to read redirect flag on upper layer")?;
+        match redirect.as_deref() {
+            Some(b"d1") => Err(ErrorKind::NotSupported.err("kernel has CONFIG_OVERLAY_FS_REDIRECT_DIR enabled")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether mounts can skip syncing.
+    pub(super) fn volatile(&self) -> bool {
+        let probe = || {
+            let trial = Trial::new(self.home, &["lower"])?;
+            trial.mount(&["lower"], self.namespace, flags::sort(["volatile"])?)?;
+            Ok((true, String::new()))
+        };
+        self.decide("volatile", probe).unwrap_or_else(|error| {
+            tracing::debug!(reason = %error.chain(), "no volatile overlay mounts");
+            self.shared.set_feature("volatile", false);
+            false
+        })
+    }
+
+    /// Whether lowers can be mounted with other owners.
+    pub(super) fn id_mapped_lowers(&self) -> bool {
+        self.decide("idmapped-lower-dir", || Ok((self.try_id_mapped_lowers(), String::new()))).unwrap_or(false)
+    }
+
+    fn try_id_mapped_lowers(&self) -> bool {
+        let attempt = || -> Result<()> {
+            let trial = Trial::new(self.home, &["lower", "mapped"])?;
+            let root = vec![IdMap::new(0, 0, 1)];
+            let namespace = userns::create(&IdMappings { uids: root.clone(), gids: root })
+                .during("making a user namespace")?;
+            let mapped = clone_id_mapped(&trial.path("lower"), namespace.as_fd()).during("mapping owners of a mount")?;
+            attach(mapped.as_fd(), &trial.path("mapped")).during("attaching a mount")?;
+            trial.mount(&["mapped"], self.namespace, Sorted::default())
+        };
+        attempt().map_err(|error| tracing::debug!(reason = %error.chain(), "no ID-mapped lowers")).is_ok()
+    }
+}
+
+/// Whether listings of a directory (which has entries) tell what the entries are.
+fn has_file_types(dir: &Path) -> Result<bool> {
+    let open = at::open_dir(dir).at("opening", dir)?;
+    let mut buffer = tree::listing_buffer();
+    let mut entries = RawDir::new(open, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if entry.at("listing", dir)?.file_type() == FileType::Unknown {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether anything in a home was written through a mount program: its whiteouts are files, and its attributes differ.
+pub(super) fn has_mount_program_traces(home: &Path) -> Result<bool> {
+    let scan = || -> rustix::io::Result<bool> {
+        let mut buffer = tree::listing_buffer();
+        let mut stack = tree::DirStack::new(at::open_dir(home)?);
+        let mut names = tree::list_names(stack.current()?, &mut buffer)?;
+        let mut pending = Vec::new();
+        loop {
+            let Some(name) = tree::last_name(&names) else {
+                let Some(above) = pending.pop() else { return Ok(false) };
+                stack.leave()?;
+                names = above;
+                continue;
+            };
+            if name.to_bytes().starts_with(b".wh.") {
+                return Ok(true);
+            }
+            let opened = rustix::fs::openat(stack.current()?, name, tree::DIR_FLAGS, Mode::empty());
+            tree::pop_name(&mut names);
+            let next = match opened {
+                Ok(next) => next,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                Err(error) => return Err(error),
+            };
+            let attributes = xattr::flist_raw(next.as_fd())?;
+            let foreign = |name: &[u8]| {
+                name.starts_with(b"user.fuseoverlayfs.") || name.starts_with(b"user.containers.")
+            };
+            if attributes.split(|byte| *byte == 0).any(foreign) {
+                return Ok(true);
+            }
+            stack.enter(next)?;
+            let inner = tree::list_names(stack.current()?, &mut buffer)?;
+            pending.push(std::mem::replace(&mut names, inner));
+        }
+    };
+    scan().at("looking for traces of a mount program in", home)
+}

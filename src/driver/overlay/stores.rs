@@ -1,0 +1,219 @@
+//! Where layers are: the driver's home, a separate image store, additional read-only stores.
+//!
+//! A `lower` file names short links without saying in which store; each is looked for in the home, then the image
+//! store, then the additional stores. Only the home holds layers that can be written to through a mount: the others
+//! have no lock that would keep two mounts apart.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::driver::overlay::layout::{self, LINKS, MAX_LOWER_FILE};
+use crate::driver::overlay::repair;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::at;
+
+/// The overlay directories of all stores.
+#[derive(Debug)]
+pub(super) struct Stores {
+    /// The driver's home.
+    pub(super) home: PathBuf,
+    /// The overlay directory of the separate image store.
+    pub(super) image_store: Option<PathBuf>,
+    /// The overlay directories of the additional stores.
+    pub(super) additional: Vec<PathBuf>,
+}
+
+/// A layer's directory.
+#[derive(Debug)]
+pub(super) struct Located {
+    /// The layer's directory.
+    pub(super) dir: PathBuf,
+    /// In the driver's home, not in another store.
+    pub(super) own: bool,
+}
+
+/// A short link: `<home>/l/<name>` and, if the layer has older generations, their paths.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lower {
+    /// The overlay directory that it is in.
+    pub(super) home: PathBuf,
+    /// The path in there.
+    pub(super) path: String,
+}
+
+impl Lower {
+    /// The whole path.
+    pub(super) fn full(&self) -> PathBuf {
+        self.home.join(&self.path)
+    }
+}
+
+impl Stores {
+    /// Every overlay directory, in the order of searches.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Path> {
+        let first = std::iter::once(&self.home).chain(&self.image_store);
+        first.chain(&self.additional).map(PathBuf::as_path)
+    }
+
+    /// Those that this driver makes layers in.
+    pub(super) fn writable(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.home).chain(&self.image_store).map(PathBuf::as_path)
+    }
+
+    /// Where a new layer goes: images' layers to the separate image store.
+    pub(super) fn base(&self, read_write: bool) -> &Path {
+        self.image_store.as_deref().filter(|_| !read_write).unwrap_or(&self.home)
+    }
+
+    /// Finds a layer; the caller has checked the ID.
+    pub(super) fn locate(&self, id: &str) -> Result<Option<Located>> {
+        for (index, home) in self.all().enumerate() {
+            let dir = home.join(id);
+            if exists(&dir)? {
+                return Ok(Some(Located { dir, own: index == 0 }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds a layer that must be there.
+    pub(super) fn require(&self, id: &str) -> Result<Located> {
+        crate::driver::check_id(id)?;
+        self.locate(id)?.ok_or_else(|| unknown(id))
+    }
+
+    /// The overlay directory that has the layer of short name `name`.
+    fn home_of_link(&self, name: &str) -> Result<Option<&Path>> {
+        for home in self.all() {
+            if exists(&home.join(LINKS).join(name))? {
+                return Ok(Some(home));
+            }
+        }
+        Ok(None)
+    }
+
+    /// [`Stores::home_of_link`] that puts lost links back first where it has to.
+    fn require_link(&self, name: &str, id: &str) -> Result<&Path> {
+        if let Some(home) = self.home_of_link(name)? {
+            return Ok(home);
+        }
+        for home in self.writable() {
+            repair::repair(home)?;
+        }
+        let found = self.home_of_link(name)?;
+        found.ok_or_else(|| ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {name:?}, is lost")))
+    }
+
+    /// The short names of the layers below the layer in `dir`, topmost first.
+    pub(super) fn lower_names(dir: &Path) -> Result<Vec<String>> {
+        let content = read_lower(dir)?;
+        Ok(layout::parse_lower(&content)?.into_iter().map(str::to_owned).collect())
+    }
+
+    /// What a mount of the layer in `dir` has below, topmost first: each layer followed by its older generations.
+    pub(super) fn lowers(&self, id: &str, dir: &Path) -> Result<Vec<Lower>> {
+        let names = Self::lower_names(dir)?;
+        let mut lowers = Vec::with_capacity(names.len());
+        for name in names {
+            let home = self.require_link(&name, id)?;
+            if exists(&home.join(format!("{LINKS}/{name}/../composefs-data")))? {
+                return Err(composefs(id));
+            }
+            let path = format!("{LINKS}/{name}");
+            let older = generations(home, &format!("{path}/.."))?;
+            lowers.push(Lower { home: home.to_owned(), path });
+            lowers.extend(older);
+        }
+        Ok(lowers)
+    }
+
+    /// The own trees of the layers below the layer in `dir`, topmost first, without older generations.
+    pub(super) fn lower_trees(&self, id: &str, dir: &Path) -> Result<Vec<PathBuf>> {
+        let mut trees = Vec::new();
+        for name in Self::lower_names(dir)? {
+            let links = self.require_link(&name, id)?.join(LINKS);
+            let links_dir = at::open_dir(&links).at("opening", &links)?;
+            use std::os::fd::AsFd as _;
+            let target = at::read_link_at(links_dir.as_fd(), name.as_bytes()).at("reading link in", &links)?;
+            let below = layout::parse_link_target(&target).ok_or_else(|| {
+                let target = String::from_utf8_lossy(&target).into_owned();
+                ErrorKind::CorruptMetadata.err(format!("short name {name:?} leads to {target:?}")).at(&links)
+            })?;
+            let home = links.parent().unwrap_or(&self.home);
+            trees.push(home.join(below).join("diff"));
+        }
+        Ok(trees)
+    }
+}
+
+/// The error for a layer that is nowhere.
+pub(super) fn unknown(id: &str) -> crate::error::Error {
+    ErrorKind::LayerUnknown.err(format!("locating layer {id:?} in the overlay driver"))
+}
+
+/// The error for a layer whose content is a composefs image.
+pub(super) fn composefs(id: &str) -> crate::error::Error {
+    ErrorKind::NotSupported.err(format!("mounting layer {id:?}, which is or stands on a composefs image"))
+}
+
+/// Older generations of the layer whose directory is `dir` in `home`, the youngest first.
+pub(super) fn generations(home: &Path, dir: &str) -> Result<Vec<Lower>> {
+    let mut found = Vec::new();
+    loop {
+        let path = format!("{dir}/diff{}", found.len() + 1);
+        if !exists(&home.join(&path))? {
+            return Ok(found);
+        }
+        found.push(Lower { home: home.to_owned(), path });
+    }
+}
+
+/// Whether something is at `path`, links followed.
+pub(super) fn exists(path: &Path) -> Result<bool> {
+    match rustix::fs::access(path, Access::EXISTS) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error).at("looking for", path),
+    }
+}
+
+/// The `lower` file of the layer in `dir`; empty where there is none.
+pub(super) fn read_lower(dir: &Path) -> Result<String> {
+    Ok(read_small(&dir.join("lower"))?.unwrap_or_default())
+}
+
+/// The short name of the layer in `dir`; `None` if it has none that can be read.
+pub(super) fn read_link_name(dir: &Path) -> Result<Option<String>> {
+    let content = read_small(&dir.join("link"))?;
+    Ok(content.and_then(|content| layout::parse_link(content.as_bytes()).map(str::to_owned)))
+}
+
+/// A small text file, `None` if it does not exist.
+fn read_small(path: &Path) -> Result<Option<String>> {
+    let file = match rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).at("opening", path),
+    };
+    let mut text = String::new();
+    let mut limited = std::fs::File::from(file).take(MAX_LOWER_FILE + 1);
+    if let Err(error) = limited.read_to_string(&mut text) {
+        if error.kind() == std::io::ErrorKind::InvalidData {
+            return Err(ErrorKind::CorruptMetadata.err("not text:").at(path));
+        }
+        return Err(error).at("reading", path);
+    }
+    if limited.limit() == 0 {
+        return Err(ErrorKind::CorruptMetadata.err("far too long:").at(path));
+    }
+    Ok(Some(text))
+}
+
+/// Opens a layer's own tree.
+pub(super) fn open_tree(path: &Path) -> Result<OwnedFd> {
+    at::open_dir(path).at("opening layer content", path)
+}

@@ -1,0 +1,39 @@
+//! What this process may do.
+
+use std::sync::OnceLock;
+
+use rustix::thread::CapabilitySet;
+
+use crate::idmap::Owner;
+
+/// Whether this process lacks the powers of the initial user namespace's root: it is no root, has no
+/// `CAP_SYS_ADMIN`, or is root of a user namespace. Looked up once.
+pub(crate) fn is_rootless() -> bool {
+    static ROOTLESS: OnceLock<bool> = OnceLock::new();
+    *ROOTLESS.get_or_init(|| {
+        // Compat: the variable tells programs of the Go library that they run in a namespace set up for them.
+        !is_root()
+            || std::env::var_os("_CONTAINERS_USERNS_CONFIGURED").is_some_and(|value| !value.is_empty())
+            || !has_admin_capability()
+            || !maps_everything()
+    })
+}
+
+/// Whether the effective user is 0, of whatever namespace.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whom new files belong to.
+pub(crate) fn effective_owner() -> Owner {
+    Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+}
+
+fn has_admin_capability() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// The initial namespace is the only one that maps every ID in one range.
+fn maps_everything() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.contains("4294967295"))
+}
