@@ -43,7 +43,14 @@ impl TestRoot {
         names_in(&self.graph().join(self.driver()).join("l"))
     }
 
-    /// Staging directories, their locks and other temporary files, relative to the graph root.
+    /// Records that were being written when their writer was killed; garbage collection removes them.
+    pub(crate) fn half_written_records(&self) -> Vec<String> {
+        let kinds = ["layers", "images", "containers"];
+        let names = kinds.iter().flat_map(|what| names_in(&self.metadata_dir(what)));
+        names.filter(|name| name.starts_with(".tmp-")).collect()
+    }
+
+    /// Staging directories and their locks, relative to the graph root.
     pub(crate) fn temporary_files(&self) -> Vec<String> {
         let mut found = Vec::new();
         let driver = self.driver();
@@ -55,15 +62,6 @@ impl TestRoot {
             found.extend(
                 names_in(&self.graph().join(&dir))
                     .iter()
-                    .map(|name| format!("{dir}/{name}")),
-            );
-        }
-        for dir in ["layers", "images", "containers"].map(|what| format!("{driver}-{what}")) {
-            let names = names_in(&self.graph().join(&dir));
-            found.extend(
-                names
-                    .iter()
-                    .filter(|name| name.starts_with(".tmp-"))
                     .map(|name| format!("{dir}/{name}")),
             );
         }
