@@ -114,7 +114,8 @@ impl OverlayOptions {
                 "mountopt" => option.value.clone_into(&mut parsed.mount_options),
                 "size" => parsed.size = ram_in_bytes(option.value).ok_or_else(|| option.invalid("not a size"))?,
                 "inodes" => {
-                    parsed.inodes = option.value.parse().or(Err(()).map_err(|()| option.invalid("not a number")))?;
+                    let not_a_number = |error: std::num::ParseIntError| option.invalid("not a number").with_source(error);
+                    parsed.inodes = option.value.parse().map_err(not_a_number)?;
                 }
                 "imagestore" | "additionalimagestore" => parsed.image_stores.extend(option.directories(true)?),
                 "skip_mount_home" => parsed.skip_mount_home = option.boolean()?,
@@ -184,7 +185,7 @@ pub(super) fn ram_in_bytes(text: &str) -> Option<u64> {
     }
     let scale = 1_u64.checked_shl(10 * u32::try_from(power).ok()?)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() {
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
         return None;
     }
     let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };

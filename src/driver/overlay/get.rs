@@ -114,7 +114,7 @@ impl Overlay {
         }
         // Detached again when the mount is made: it has references of its own.
         let mapped = match shifting {
-            true => Some(MappedLowers::make(&self.mapping_dir(id, place), &lowers, self.user_namespace(options)?.as_ref())?),
+            true => Some(MappedLowers::make(&self.mapping_dir(id, place), &lowers, &*self.user_namespace(options)?)?),
             false => None,
         };
         let mut paths = match &mapped {
