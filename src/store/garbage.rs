@@ -67,6 +67,7 @@ impl Store {
         let layers = self
             .write_to_layer_store(|layers| {
                 let dirs = layers.inner.dirs.clone();
+                layers.remove_litter()?;
                 crate::lock::temp_dir::recover(&dirs.layers_tmp())?;
                 for root in layers.driver.temp_dir_roots() {
                     crate::lock::temp_dir::recover(&root)?;

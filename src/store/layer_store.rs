@@ -160,6 +160,11 @@ impl LayerStore {
         self.guard.table_mut()
     }
 
+    /// Removes what killed writers of the records left.
+    pub(crate) fn remove_litter(&self) -> Result<()> {
+        self.guard.remove_litter().map(drop)
+    }
+
     /// Saves the records.
     pub(crate) fn save(&mut self) -> Result<()> {
         self.guard.save()

@@ -94,9 +94,21 @@ fn leftovers(store: &crate::support::TestStore) -> Vec<String> {
     let name = store.graph_driver_name();
     let home = store.path().join("graph").join(name);
     let dir = if name == "vfs" { home.join("dir") } else { home };
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut left: Vec<String> =
-        entries.filter(|name| !["l", "tempdirs", "staging", ".has-mount-program", "backingFsBlockDev"].contains(&name.as_str())).collect();
+    let entries = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut left: Vec<String> = entries
+        .filter(|name| {
+            ![
+                "l",
+                "tempdirs",
+                "staging",
+                ".has-mount-program",
+                "backingFsBlockDev",
+            ]
+            .contains(&name.as_str())
+        })
+        .collect();
     if name == "overlay" {
         let links = std::fs::read_dir(store.path().join("graph/overlay/l")).unwrap();
         left.extend(links.map(|entry| format!("l/{}", entry.unwrap().file_name().display())));

@@ -1,4 +1,6 @@
-use graphroot::{ChangeKind, Compression, ContainerOptions, DiffOptions, Digest, ErrorKind, ImageOptions, LayerOptions};
+use graphroot::{
+    ChangeKind, Compression, ContainerOptions, DiffOptions, Digest, ErrorKind, ImageOptions, LayerOptions,
+};
 
 use crate::support::{kind, read_all, tar};
 

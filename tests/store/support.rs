@@ -23,19 +23,30 @@ impl TestStore {
     /// `None`, with a line that says why, where the driver cannot work.
     pub async fn open(driver: &str) -> Option<Self> {
         if driver == "overlay" && !rustix::process::geteuid().is_root() {
-            assert!(std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"), "overlay needs root");
+            assert!(
+                std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
+                "overlay needs root"
+            );
             eprintln!("SKIPPED: overlay needs root");
             return None;
         }
-        let root = tempfile::Builder::new().prefix("graphroot-test-").tempdir().unwrap();
+        let root = tempfile::Builder::new()
+            .prefix("graphroot-test-")
+            .tempdir()
+            .unwrap();
         let options = options(root.path(), driver);
-        Some(Self { store: Store::open(options).await.unwrap(), root })
+        Some(Self {
+            store: Store::open(options).await.unwrap(),
+            root,
+        })
     }
 
     /// A second, independent opening of the same directories, as another process would have it.
     pub async fn reopen(&self) -> Store {
         self.store.free();
-        Store::open(options(self.root.path(), self.store.graph_driver_name())).await.unwrap()
+        Store::open(options(self.root.path(), self.store.graph_driver_name()))
+            .await
+            .unwrap()
     }
 
     pub fn path(&self) -> &Path {
@@ -44,19 +55,27 @@ impl TestStore {
 
     /// The directory of records of one kind.
     pub fn records(&self, kind: &str) -> PathBuf {
-        self.root.path().join("graph").join(format!("{}-{kind}", self.store.graph_driver_name()))
+        self.root
+            .path()
+            .join("graph")
+            .join(format!("{}-{kind}", self.store.graph_driver_name()))
     }
 
     /// Puts a layer of these files.
     pub async fn put(&self, parent: Option<&str>, name: &str, files: &[(&str, &str)]) -> Layer {
         let tar = tar(files);
         let options = LayerOptions::default().name(name);
-        self.put_layer(parent, options, std::io::Cursor::new(tar)).await.unwrap().layer
+        self.put_layer(parent, options, std::io::Cursor::new(tar))
+            .await
+            .unwrap()
+            .layer
     }
 }
 
 fn options(root: &Path, driver: &str) -> StoreOptions {
-    StoreOptions::new(root.join("graph"), root.join("run")).driver(driver).durability(Durability::None)
+    StoreOptions::new(root.join("graph"), root.join("run"))
+        .driver(driver)
+        .durability(Durability::None)
 }
 
 impl Drop for TestStore {
@@ -64,7 +83,10 @@ impl Drop for TestStore {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut mounts: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
         mounts.sort_by_key(|mount| std::cmp::Reverse(mount.len()));
-        for mount in mounts.into_iter().filter(|mount| Path::new(mount).starts_with(self.root.path())) {
+        for mount in mounts
+            .into_iter()
+            .filter(|mount| Path::new(mount).starts_with(self.root.path()))
+        {
             rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH).ok();
         }
     }
@@ -83,7 +105,10 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
                 header.set_entry_type(tokio_tar::EntryType::Directory);
                 header.set_mode(0o755);
                 header.set_size(0);
-                builder.append_data(&mut header, name, std::io::Cursor::new(b"")).await.unwrap();
+                builder
+                    .append_data(&mut header, name, std::io::Cursor::new(b""))
+                    .await
+                    .unwrap();
             } else if let Some(target) = content.strip_prefix("-> ") {
                 header.set_entry_type(tokio_tar::EntryType::Symlink);
                 header.set_mode(0o777);
@@ -93,7 +118,10 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
             } else {
                 header.set_mode(0o644);
                 header.set_size(content.len() as u64);
-                builder.append_data(&mut header, name, std::io::Cursor::new(content.as_bytes())).await.unwrap();
+                builder
+                    .append_data(&mut header, name, std::io::Cursor::new(content.as_bytes()))
+                    .await
+                    .unwrap();
             }
         }
         builder.into_inner().await.unwrap()

@@ -1,0 +1,209 @@
+//! A process that is killed while it puts a layer leaves the store in the old state or the new one.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use graphroot::{LayerOptions, Store};
+
+use crate::support::debian::{self, Form};
+use crate::support::manifest::{Manifest, assert_same, manifest};
+use crate::support::needs;
+use crate::support::peers::Run as _;
+use crate::support::root::TestRoot;
+use crate::support::store::{layer_ids, put_bytes, put_file};
+use crate::support::tar::Tar;
+use crate::support::worker::Worker;
+
+/// How many moments.
+const MOMENTS: u32 = 50;
+/// The layer that is being put.
+const VICTIM: &str = "victim";
+
+/// The next open succeeds; the layer is complete or absent, and nothing else is there. Returns whether it is there.
+async fn check(root: &TestRoot, expected: &Manifest, moment: &str) -> bool {
+    // In a process of its own, as the next opener would be.
+    Worker::start("open", root, &[]).finish();
+    let store = root.open().await;
+    let mut ids = layer_ids(&store).await;
+    let complete = ids.remove(VICTIM);
+    assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["before"], "{moment}");
+    let layer_count = 1 + usize::from(complete);
+    assert_eq!(
+        root.layer_directories().len(),
+        layer_count,
+        "{moment}: layer directories"
+    );
+    assert_eq!(root.short_links().len(), layer_count, "{moment}: short links");
+    assert_eq!(root.temporary_files(), Vec::<String>::new(), "{moment}");
+    if complete {
+        assert_complete(&store, expected, moment).await;
+    } else {
+        let tape = root.metadata_dir("layers").join(format!("{VICTIM}.tar-split.gz"));
+        assert!(!tape.exists(), "{moment}: tar-split without a layer");
+    }
+    complete
+}
+
+/// What a layer has; the time of its root is that of its making.
+fn files(mounted: &Path) -> Manifest {
+    let mut files = manifest(mounted);
+    files.get_mut(Path::new("")).unwrap().mtime = (0, 0);
+    files
+}
+
+async fn assert_complete(store: &Store, expected: &Manifest, moment: &str) {
+    let mounted = store.mount(VICTIM, "").await.unwrap();
+    assert_same(moment, &files(&mounted), "the whole layer", expected);
+    assert!(!store.unmount(VICTIM, false).await.unwrap());
+    let layer = store.layer(VICTIM).await.unwrap();
+    assert!(layer.diff_digest().is_some(), "{moment}");
+}
+
+/// The layer can be put (again), and is then as it should be.
+async fn put_again(root: &TestRoot, file: &Path, expected: &Manifest, moment: &str) {
+    let store = root.open().await;
+    store.garbage_collect().await.unwrap();
+    assert_eq!(root.half_written_records(), Vec::<String>::new(), "{moment}");
+    if store.exists(VICTIM).await.unwrap() {
+        store.delete_layer(VICTIM).await.unwrap();
+    }
+    put_file(&store, None, LayerOptions::default().id(VICTIM), file)
+        .await
+        .unwrap();
+    assert_complete(&store, expected, moment).await;
+    store.delete_layer(VICTIM).await.unwrap();
+    assert_eq!(root.temporary_files(), Vec::<String>::new(), "{moment}");
+}
+
+/// A store with one layer, and what the victim is when it is whole.
+async fn prepare(root: &TestRoot, file: &Path) -> Manifest {
+    let store = root.open().await;
+    let tar = Tar::new().file("file", "content").finish();
+    put_bytes(&store, None, LayerOptions::default().id("before"), tar)
+        .await
+        .unwrap();
+    put_file(&store, None, LayerOptions::default().id(VICTIM), file)
+        .await
+        .unwrap();
+    let files = files(&store.mount(VICTIM, "").await.unwrap());
+    store.unmount(VICTIM, false).await.unwrap();
+    store.delete_layer(VICTIM).await.unwrap();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_fifty_moments_of_put_layer() {
+    needs!("mmdebstrap");
+    let Some(layer) = debian::layer(Form::Zstd) else {
+        return;
+    };
+    let root = TestRoot::in_memory();
+    let expected = prepare(&root, &layer).await;
+    let arguments = [layer.to_str().unwrap(), VICTIM, "default"];
+
+    // How long it takes when nobody interferes.
+    let mut worker = Worker::start("put", &root, &arguments);
+    worker.expect_line("begin");
+    let started = Instant::now();
+    worker.expect_line("done");
+    let whole = started.elapsed();
+    worker.finish();
+    root.open().await.delete_layer(VICTIM).await.unwrap();
+
+    let (mut complete, mut killed) = (0, 0);
+    for number in 0..MOMENTS {
+        // The last moments lie around the end, where the layer becomes visible.
+        let delay = if number < 40 {
+            whole * number / 40
+        } else {
+            whole * (90 + 3 * (number - 40)) / 100
+        };
+        let moment = format!("killed after {delay:?} of {whole:?}");
+        let mut worker = Worker::start("put", &root, &arguments);
+        worker.expect_line("begin");
+        std::thread::sleep(delay);
+        killed += u32::from(worker.kill());
+        if check(&root, &expected, &moment).await {
+            complete += 1;
+            root.open().await.delete_layer(VICTIM).await.unwrap();
+        }
+        if number % 5 == 0 {
+            put_again(&root, &layer, &expected, &moment).await;
+        }
+    }
+    eprintln!(
+        "{killed} of {MOMENTS} killed; {complete} times the layer was complete, a whole put takes {whole:?}"
+    );
+    assert!(
+        killed >= MOMENTS * 3 / 4,
+        "only {killed} of {MOMENTS} were killed before their end"
+    );
+    put_again(&root, &layer, &expected, "in the end").await;
+}
+
+/// Kills the worker when one of its threads makes the `count`-th of some system calls; `false` if none does.
+fn killed_at(root: &TestRoot, arguments: &[&str], call: &str, count: u32) -> bool {
+    let mut tracer = root.program("strace");
+    tracer
+        .args([
+            "--follow-forks",
+            "--seccomp-bpf",
+            "--quiet=all",
+            "--signal=none",
+            "--output=/dev/null",
+        ])
+        .arg(format!("--trace={call}"))
+        .arg(format!("--inject={call}:signal=KILL:when={count}"));
+    let mut worker = Worker::spawn(Worker::command_under(tracer, "put", root, arguments));
+    let mut last = None;
+    while let Some(line) = worker.next_line() {
+        last = Some(line);
+    }
+    while !worker.has_ended() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    last.as_deref() != Some("done")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_system_calls_of_put_layer() {
+    needs!("strace");
+    let root = TestRoot::in_memory();
+    // Where tracing is forbidden every count would look like the last.
+    root.program("strace").with(["--output=/dev/null", "true"]).run();
+    let file = root.path().join("layer.tar");
+    let archive = Tar::new()
+        .dir("etc/")
+        .file("etc/hosts", "localhost")
+        .symlink("link", "etc")
+        .finish();
+    std::fs::write(&file, archive).unwrap();
+    let expected = prepare(&root, &file).await;
+    let arguments = [file.to_str().unwrap(), VICTIM, "default"];
+
+    let mut report = Vec::new();
+    for call in [
+        "rename,renameat,renameat2",
+        "unlinkat,unlink,rmdir",
+        "symlinkat,symlink",
+        "mkdirat,mkdir",
+        "pwrite64",
+        "fcntl",
+        "fsync,fdatasync,syncfs",
+    ] {
+        let (mut count, mut complete) = (1, 0);
+        while killed_at(&root, &arguments, call, count) {
+            let moment = format!("killed at call {count} of {call}");
+            if check(&root, &expected, &moment).await {
+                complete += 1;
+            }
+            put_again(&root, &file, &expected, &moment).await;
+            count += 1;
+            assert!(count < 500, "{call} is called too often for this test");
+        }
+        let store = root.open().await;
+        store.delete_layer(VICTIM).await.unwrap();
+        report.push(format!("{call}: {} ({complete} complete)", count - 1));
+    }
+    eprintln!("killed at {}", report.join("; "));
+}

@@ -1,0 +1,41 @@
+//! Behaviour of the library on real stores, against the real programs that share them.
+//!
+//! One file per behaviour, one binary. Programs that are missing make their tests print `SKIPPED`; with
+//! `GRAPHROOT_TEST_REQUIRE=all` in the environment they fail instead, as in CI.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stderr,
+    reason = "what was skipped and measured belongs to the output"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod concurrency;
+mod crash;
+mod hostile;
+mod json_interop;
+mod locking;
+mod memory;
+mod podman_reads_ours;
+mod we_read_podman;
+mod worker;
+
+/// A file that nobody lists would never run.
+#[test]
+fn every_file_is_listed() {
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");
+    let listed = include_str!("main.rs");
+    let mut missing = Vec::new();
+    for entry in std::fs::read_dir(here).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let module = name
+            .strip_suffix(".rs")
+            .unwrap_or_else(|| panic!("{name} is no Rust file"));
+        if module != "main" && !listed.lines().any(|line| line == format!("mod {module};")) {
+            missing.push(name);
+        }
+    }
+    assert!(missing.is_empty(), "tests/it/main.rs does not list {missing:?}");
+}

@@ -1,0 +1,158 @@
+//! A store in a temporary directory, with configuration of its own for every program that opens it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A graph root and a run root that vanish with everything mounted below them.
+#[derive(Debug)]
+pub(crate) struct TestRoot {
+    dir: tempfile::TempDir,
+    driver: &'static str,
+}
+
+impl TestRoot {
+    /// A store of the overlay driver below `$TMPDIR`.
+    pub(crate) fn new() -> Self {
+        Self::in_dir(&std::env::temp_dir(), "overlay")
+    }
+
+    /// A store of the overlay driver in memory.
+    pub(crate) fn in_memory() -> Self {
+        Self::in_dir(Path::new("/dev/shm"), "overlay")
+    }
+
+    /// A store of `driver` below `parent`.
+    pub(crate) fn in_dir(parent: &Path, driver: &'static str) -> Self {
+        let parent = parent.to_path_buf();
+        let dir = tempfile::Builder::new()
+            .prefix("graphroot-test-")
+            .tempdir_in(parent)
+            .unwrap();
+        let root = Self { dir, driver };
+        for sub in ["etc/cni", "home/.config/containers", "tmp"] {
+            fs::create_dir_all(root.path().join(sub)).unwrap();
+        }
+        root.configure();
+        root
+    }
+
+    /// The directory that holds everything.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The graph root.
+    pub(crate) fn graph(&self) -> PathBuf {
+        self.path().join("graph")
+    }
+
+    /// The run root.
+    pub(crate) fn run(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    /// The driver's name.
+    pub(crate) fn driver(&self) -> &'static str {
+        self.driver
+    }
+
+    /// A directory of the store, such as `layers`, `images` or `containers`, without the driver's prefix.
+    pub(crate) fn metadata_dir(&self, what: &str) -> PathBuf {
+        self.graph().join(format!("{}-{what}", self.driver))
+    }
+
+    /// The lock file of the layer store.
+    pub(crate) fn layers_lock(&self) -> PathBuf {
+        self.metadata_dir("layers").join("layers.lock")
+    }
+
+    /// A new directory for the test's own files, below [`TestRoot::path`].
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        let dir = self.path().join("scratch").join(name);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// How image programs name an image in this store: `containers-storage:[DRIVER@GRAPH+RUN]NAME`.
+    pub(crate) fn image_reference(&self, name: &str) -> String {
+        let (graph, run) = (self.graph(), self.run());
+        format!(
+            "containers-storage:[{}@{}+{}]{name}",
+            self.driver,
+            graph.display(),
+            run.display()
+        )
+    }
+
+    /// The environment in which other programs run: nothing of the host's configuration reaches them.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let at = |name: &str| self.path().join(name).into_os_string();
+        vec![
+            ("PATH", std::env::var_os("PATH").unwrap_or_default()),
+            ("LC_ALL", "C.UTF-8".into()),
+            ("HOME", at("home")),
+            ("TMPDIR", at("tmp")),
+            ("CONTAINERS_CONF", at("etc/containers.conf")),
+            ("CONTAINERS_STORAGE_CONF", at("etc/storage.conf")),
+            ("CONTAINERS_REGISTRIES_CONF", at("etc/registries.conf")),
+        ]
+    }
+
+    fn configure(&self) {
+        let (dir, graph, run) = (self.path().display(), self.graph(), self.run());
+        let (graph, run, driver) = (graph.display(), run.display(), self.driver);
+        // No systemd, no event log, no network: only the store matters here.
+        let containers = format!(
+            "[containers]\ncgroups = \"disabled\"\n\n\
+             [engine]\nevents_logger = \"none\"\ncgroup_manager = \"cgroupfs\"\n\
+             tmp_dir = \"{run}/libpod\"\nstatic_dir = \"{graph}/libpod\"\nvolume_path = \"{graph}/volumes\"\n\n\
+             [network]\nnetwork_config_dir = \"{dir}/etc/cni\"\n"
+        );
+        let storage =
+            format!("[storage]\ndriver = \"{driver}\"\ngraphroot = \"{graph}\"\nrunroot = \"{run}\"\n");
+        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        for (file, text) in [
+            ("etc/containers.conf", containers.as_str()),
+            ("etc/storage.conf", storage.as_str()),
+            ("etc/registries.conf", "unqualified-search-registries = []\n"),
+            ("home/.config/containers/policy.json", policy),
+        ] {
+            fs::write(self.path().join(file), text).unwrap();
+        }
+    }
+}
+
+impl Drop for TestRoot {
+    fn drop(&mut self) {
+        unmount_below(self.path());
+        // `rm` copes with any depth of directories, which a recursive function does not.
+        let removed = Command::new("rm")
+            .args(["-rf", "--one-file-system"])
+            .arg(self.path())
+            .status();
+        if !removed.is_ok_and(|status| status.success()) {
+            eprintln!("cannot remove {}", self.path().display());
+        }
+    }
+}
+
+/// The directories mounted below `dir`, topmost mount last.
+pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|escaped| PathBuf::from(escaped.replace("\\040", " ")))
+        .filter(|mounted| mounted.starts_with(dir))
+        .collect()
+}
+
+fn unmount_below(dir: &Path) {
+    for mounted in mounts_below(dir).iter().rev() {
+        if let Err(error) = rustix::mount::unmount(mounted, rustix::mount::UnmountFlags::DETACH) {
+            eprintln!("cannot unmount {}: {error}", mounted.display());
+        }
+    }
+}
