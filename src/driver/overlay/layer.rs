@@ -116,19 +116,20 @@ impl Overlay {
         rustix::fs::mkdir(dir, Mode::RWXU).at("creating layer directory", dir)?;
         let make = || -> rustix::io::Result<OwnedFd> {
             let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
-            if root != privilege::effective_owner() {
+            let me = privilege::effective_owner();
+            if root != me {
                 rustix::fs::fchown(
                     &layer,
                     Some(Uid::from_raw(root.uid)),
                     Some(Gid::from_raw(root.gid)),
                 )?;
             }
-            let diff = make_dir(&layer, "diff", mode, owner)?;
+            let diff = make_dir(&layer, "diff", mode, owner, me)?;
             for name in ["work", "merged"]
                 .into_iter()
                 .chain(parent.is_none().then_some("empty"))
             {
-                make_plain_dir(&layer, name, owner)?;
+                make_plain_dir(&layer, name, owner, me)?;
             }
             write_new(&layer, "link", &link)?;
             if parent.is_some() {
@@ -336,18 +337,19 @@ fn rotate(dir: &Path, owner: Owner) -> Result<()> {
     tree::remove_tree(&work).at("removing", work)?;
     let make = || -> rustix::io::Result<()> {
         let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
-        make_plain_dir(&layer, "work", owner)?;
-        drop(make_dir(&layer, "diff", mode & 0o7777, owner)?);
+        let me = privilege::effective_owner();
+        make_plain_dir(&layer, "work", owner, me)?;
+        drop(make_dir(&layer, "diff", mode & 0o7777, owner, me)?);
         Ok(())
     };
     make().at("starting a new generation of a layer in", dir)
 }
 
-/// Makes a directory with exactly this mode and owner, and opens it.
-fn make_dir(parent: &OwnedFd, name: &str, mode: u32, owner: Owner) -> rustix::io::Result<OwnedFd> {
+/// Makes a directory with exactly this mode and owner, and opens it. `me` is whom it belongs to at first.
+fn make_dir(parent: &OwnedFd, name: &str, mode: u32, owner: Owner, me: Owner) -> rustix::io::Result<OwnedFd> {
     rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
     let dir = rustix::fs::openat(parent, name, tree::DIR_FLAGS, Mode::empty())?;
-    if owner != privilege::effective_owner() {
+    if owner != me {
         rustix::fs::fchown(
             &dir,
             Some(Uid::from_raw(owner.uid)),
@@ -359,9 +361,9 @@ fn make_dir(parent: &OwnedFd, name: &str, mode: u32, owner: Owner) -> rustix::io
 }
 
 /// Makes a directory for the kernel or for mounts, 0700.
-fn make_plain_dir(parent: &OwnedFd, name: &str, owner: Owner) -> rustix::io::Result<()> {
+fn make_plain_dir(parent: &OwnedFd, name: &str, owner: Owner, me: Owner) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
-    if owner == privilege::effective_owner() {
+    if owner == me {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));

@@ -141,7 +141,10 @@ impl Probe<'_> {
             Some((true, _text)) => {}
             Some((false, text)) => return Err(ErrorKind::NotSupported.err(text)),
             None => {
-                if let Err(error) = self.try_overlay() {
+                // A trial that cannot be prepared says nothing about overlay.
+                let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
+                trial.write("lower2/subdir/file", b"")?;
+                if let Err(error) = self.try_overlay(&trial) {
                     if error.io_kind() == Some(std::io::ErrorKind::StorageFull) {
                         return Err(error);
                     }
@@ -156,9 +159,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    fn try_overlay(&self) -> Result<()> {
-        let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
-        trial.write("lower2/subdir/file", b"")?;
+    fn try_overlay(&self, trial: &Trial) -> Result<()> {
         if !has_file_types(&trial.dir)? {
             return Err(ErrorKind::NotSupported.err(
                 "file system without d_type support, which leads to incorrect behavior (xfs: reformat with ftype=1)",
