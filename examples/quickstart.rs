@@ -210,6 +210,9 @@ impl AsyncRead for Counted {
     }
 }
 
+/// Enough to see rates, few enough for a slow disk.
+const FILES_PER_LAYER: u64 = 1500;
+
 /// Packs real files of this machine into three gzip layer blobs.
 async fn pack_machine(home: &Path) -> Res<Vec<PathBuf>> {
     let candidates = [
@@ -240,7 +243,8 @@ async fn pack_machine(home: &Path) -> Res<Vec<PathBuf>> {
         let mut builder = tokio_tar::Builder::new(GzipEncoder::new(tokio::fs::File::create(&blob).await?));
         builder.follow_symlinks(false);
         let mut todo = vec![PathBuf::from(source)];
-        while let Some(directory) = todo.pop() {
+        let enough = files + FILES_PER_LAYER;
+        while let Some(directory) = todo.pop().filter(|_| files < enough) {
             let mut entries: Vec<_> = std::fs::read_dir(&directory)?
                 .flatten()
                 .map(|entry| entry.path())
@@ -371,7 +375,7 @@ fn short(id: &str) -> &str {
 }
 
 fn size(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+    if bytes < 1_000_000 { format!("{:.1} kB", bytes as f64 / 1e3) } else { format!("{:.1} MB", bytes as f64 / 1e6) }
 }
 
 fn time(duration: Duration) -> String {

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 
@@ -177,7 +177,7 @@ pub(crate) fn chunks_out() -> (ChunkWriter, ChunkStream) {
     let (sender, receiver) = mpsc::channel(DEPTH);
     let writer = ChunkWriter {
         sender,
-        buffer: BytesMut::new(),
+        buffer: Vec::new(),
     };
     (
         writer,
@@ -192,18 +192,42 @@ pub(crate) fn chunks_out() -> (ChunkWriter, ChunkStream) {
 /// The blocking end of [`chunks_out`]. Dropped without [`ChunkWriter::finish`] it makes the reader fail.
 pub(crate) struct ChunkWriter {
     sender: mpsc::Sender<Message>,
-    buffer: BytesMut,
+    /// Room for [`CHUNK`] bytes once it is used; a full one goes out when more arrives.
+    buffer: Vec<u8>,
 }
 
 impl ChunkWriter {
     fn push(&mut self) -> io::Result<()> {
-        let chunk = self.buffer.split().freeze();
-        if chunk.is_empty() {
+        if self.buffer.is_empty() {
             return Ok(());
         }
+        let chunk = Bytes::from(std::mem::take(&mut self.buffer));
         self.sender
             .blocking_send(Message::Chunk(chunk))
             .map_err(|_gone| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+
+    /// Makes room for at least one byte.
+    fn make_room(&mut self) -> io::Result<()> {
+        if self.buffer.len() >= CHUNK {
+            self.push()?;
+        }
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(CHUNK);
+        }
+        Ok(())
+    }
+
+    /// Lets `fill` append to the spare room of the buffer (never none, and never to be grown), and returns what it
+    /// appended: saves the copy of a `write`.
+    pub(crate) fn fill_with(
+        &mut self,
+        fill: impl FnOnce(&mut Vec<u8>) -> io::Result<usize>,
+    ) -> io::Result<&[u8]> {
+        self.make_room()?;
+        let start = self.buffer.len();
+        fill(&mut self.buffer)?;
+        Ok(self.buffer.get(start..).unwrap_or_default())
     }
 
     /// Marks the end: clean for `Ok`, else the reader fails with this error after the bytes written so far.
@@ -219,14 +243,13 @@ impl ChunkWriter {
 
 impl Write for ChunkWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.buffer.capacity() == 0 {
-            self.buffer.reserve(CHUNK);
+        if data.is_empty() {
+            return Ok(0);
         }
+        self.make_room()?;
         let count = data.len().min(CHUNK - self.buffer.len());
-        self.buffer.extend_from_slice(&data[..count]);
-        if self.buffer.len() >= CHUNK {
-            self.push()?;
-        }
+        self.buffer
+            .extend_from_slice(data.get(..count).unwrap_or_default());
         Ok(count)
     }
 

@@ -43,6 +43,52 @@ impl Digest {
     }
 }
 
+/// A digest in the making, in any algorithm that a [`Digest`] can have.
+#[derive(Clone)]
+pub(crate) enum Hasher {
+    /// sha256.
+    Sha256(sha2::Sha256),
+    /// sha384.
+    Sha384(sha2::Sha384),
+    /// sha512.
+    Sha512(sha2::Sha512),
+}
+
+impl Hasher {
+    /// The usual one.
+    pub(crate) fn sha256() -> Self {
+        Self::Sha256(sha2::Sha256::new())
+    }
+
+    /// One with the algorithm of `digest`.
+    pub(crate) fn like(digest: &Digest) -> Self {
+        match digest.algorithm() {
+            "sha384" => Self::Sha384(sha2::Sha384::new()),
+            "sha512" => Self::Sha512(sha2::Sha512::new()),
+            _ => Self::sha256(),
+        }
+    }
+
+    /// Adds bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha384(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The digest of everything added.
+    pub(crate) fn finish(self) -> Digest {
+        let text = match self {
+            Self::Sha256(hasher) => format!("sha256:{}", hex(&hasher.finalize())),
+            Self::Sha384(hasher) => format!("sha384:{}", hex(&hasher.finalize())),
+            Self::Sha512(hasher) => format!("sha512:{}", hex(&hasher.finalize())),
+        };
+        Digest(text.into())
+    }
+}
+
 /// Lower-case hexadecimal digits of `bytes`.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -114,6 +160,21 @@ impl fmt::Debug for Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hasher_makes_the_digest_it_is_like() {
+        for (algorithm, length) in [("sha256", 64), ("sha384", 96), ("sha512", 128)] {
+            let example: Digest = format!("{algorithm}:{}", "0".repeat(length)).parse().unwrap();
+            let mut hasher = Hasher::like(&example);
+            hasher.update(b"abc");
+            let digest = hasher.finish();
+            assert_eq!(digest.algorithm(), algorithm);
+            assert_eq!(digest.as_str().parse::<Digest>().unwrap(), digest);
+        }
+        let mut hasher = Hasher::sha256();
+        hasher.update(b"abc");
+        assert_eq!(hasher.finish(), Digest::sha256(b"abc"));
+    }
 
     #[test]
     fn only_whole_lower_case_digests_are_accepted() {

@@ -1,1 +1,48 @@
-//! Stub.
+//! Tar streams in and out.
+//!
+//! # The way in ([`apply`])
+//!
+//! ```text
+//! AsyncRead ─ count, hash ─ detect ─ decode ([`compression`]) ─ hash ─┐ bounded channel
+//!                                                                     │
+//!          frame ([`framing`], [`header`], [`pax`], [`sparse`]) ──────┘ one blocking step from here on
+//!            ├─ tape (`tape`, [`tar_split`]): everything that is no file content, and checksums of what is
+//!            └─ unpack (`extract`, `parents`, `metadata`, `deletions`, `aufs`) below an open directory
+//! ```
+//!
+//! # The way out
+//!
+//! A layer that has a tar-split tape is put together again from it and the layer's files ([`replay`]): the same bytes.
+//! Others are told from their trees ([`changes`]) and written afresh ([`export`], `tar_writer`).
+//!
+//! Nothing here knows records or drivers: directories come in open, with word on the form that deletions take there.
+
+pub(crate) mod apply;
+mod aufs;
+pub(crate) mod changes;
+pub(crate) mod compression;
+mod deletions;
+mod durable;
+pub(crate) mod export;
+mod extract;
+pub(crate) mod framing;
+pub(crate) mod header;
+mod lookup;
+mod lowers;
+mod metadata;
+mod parents;
+mod path;
+pub(crate) mod pax;
+mod prune;
+pub(crate) mod replay;
+mod seen;
+pub(crate) mod sink;
+pub(crate) mod sparse;
+mod tape;
+pub(crate) mod tar_split;
+mod tar_writer;
+#[cfg(test)]
+pub(crate) mod test_tar;
+#[cfg(test)]
+mod tests;
+mod walk;

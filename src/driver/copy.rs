@@ -239,7 +239,7 @@ impl Copier<'_> {
         if let Some((uid, gid)) = self.owner(stat) {
             self.allow(rustix::fs::fchown(to, Some(uid), Some(gid)))?;
         }
-        let names = xattr::flist(from)?;
+        let names = xattr::flist_raw(from)?;
         for name in names.split(|byte| *byte == 0).filter(|name| is_copied(name)) {
             let Ok(text) = std::str::from_utf8(name) else {
                 continue;

@@ -103,11 +103,11 @@ pub(crate) struct Upper {
 
 /// Space used by a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskUsage {
+pub(crate) struct DiskUsage {
     /// Bytes in files, hard links counted once.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Distinct inodes.
-    pub inodes: u64,
+    pub(crate) inodes: u64,
 }
 
 /// What a storage driver does. See the module's head for the locks that the caller holds.

@@ -17,7 +17,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -40,8 +40,10 @@ use crate::sys::ofd::{self, Kind};
 const NOTICE: Duration = Duration::from_secs(1);
 
 /// Every lock file that is in use in this process.
-static REGISTRY: LazyLock<Mutex<HashMap<(PathBuf, LockMode), Weak<LockFile>>>> =
-    LazyLock::new(Mutex::default);
+static REGISTRY: LazyLock<Mutex<HashMap<Key, Weak<LockFile>>>> = LazyLock::new(Mutex::default);
+
+/// Absolute path and mode.
+type Key = (PathBuf, LockMode);
 
 /// What a lock file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -270,10 +272,7 @@ impl LockFile {
         if let Ok(result) = tokio::time::timeout(quiet, acquire.as_mut()).await {
             return result;
         }
-        let rest = match timeout {
-            Some(timeout) => Some(timeout.saturating_sub(started.elapsed())),
-            None => None,
-        };
+        let rest = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         match rest {
             Some(Duration::ZERO) => Err(self.timed_out(kind, started.elapsed())),
             Some(rest) => {
@@ -467,7 +466,7 @@ fn describe(kind: Kind) -> &'static str {
     }
 }
 
-fn registered(key: &(PathBuf, LockMode)) -> Option<Arc<LockFile>> {
+fn registered(key: &Key) -> Option<Arc<LockFile>> {
     locked(&REGISTRY).get(key)?.upgrade()
 }
 

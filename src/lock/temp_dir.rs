@@ -200,3 +200,161 @@ fn random_suffix() -> Result<String> {
     })?;
     Ok(number.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::peer::Peer;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn names(dir: &Path) -> BTreeSet<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn layout_and_life() {
+        fn assert_shareable<T: Send + Sync + 'static>(_: &T) {}
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("overlay/tempdirs");
+        let mut temp = TempDir::create(&root).unwrap();
+        assert_shareable(&temp);
+        let suffix = temp
+            .path()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .strip_prefix("temp-dir-")
+            .unwrap()
+            .to_owned();
+        assert!(suffix.parse::<u32>().is_ok(), "{suffix}");
+        assert_eq!(
+            names(&root),
+            [format!("lock-{suffix}"), format!("temp-dir-{suffix}")].into()
+        );
+        assert_eq!((mode(&root), mode(temp.path())), (0o700, 0o700));
+        assert_eq!(mode(&root.join(format!("lock-{suffix}"))), 0o600);
+
+        let layer = tmp.path().join("layer");
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join("file"), "").unwrap();
+        assert!(temp.stage_deletion(&layer).unwrap());
+        assert!(!temp.stage_deletion(&layer).unwrap(), "it is gone");
+        assert!(!temp.stage_deletion(&tmp.path().join("no/parent")).unwrap());
+        assert_eq!(
+            temp.stage_deletion(Path::new("..")).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
+        let addition = temp.addition();
+        assert_eq!(addition, temp.path().join("3-addition"));
+        fs::write(&addition, "").unwrap();
+        assert_eq!(
+            names(temp.path()),
+            ["0-layer".to_owned(), "3-addition".to_owned()].into()
+        );
+        fs::rename(&addition, tmp.path().join("committed")).unwrap();
+
+        temp.remove().unwrap();
+        assert!(names(&root).is_empty());
+        drop(TempDir::create(&root).unwrap());
+        assert!(names(&root).is_empty());
+    }
+
+    #[test]
+    fn recovery_takes_what_nobody_holds_and_nothing_else() {
+        let Some(mut peer) = Peer::start() else { return };
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("tmp");
+        recover(&root).unwrap();
+        assert!(!root.exists());
+
+        let ours = TempDir::create(&root).unwrap();
+        fs::write(ours.path().join("0-addition"), "").unwrap();
+        let make = |n: u32| {
+            fs::create_dir(root.join(format!("temp-dir-{n}"))).unwrap();
+            fs::write(root.join(format!("temp-dir-{n}/0-layer")), "").unwrap();
+        };
+        // Another process is at work in 1; 2 was left by a killed one; 3 and 4 are halves; the rest is not ours.
+        make(1);
+        assert!(peer.try_exclusive(&root.join("lock-1")));
+        make(2);
+        fs::write(root.join("lock-2"), "").unwrap();
+        make(3);
+        fs::write(root.join("lock-4"), "").unwrap();
+        fs::write(root.join("other"), "").unwrap();
+        recover(&root).unwrap();
+
+        let our_name = ours.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let our_lock = our_name.replace("temp-dir-", "lock-");
+        let left = [
+            our_name,
+            our_lock,
+            "lock-1".into(),
+            "temp-dir-1".into(),
+            "other".into(),
+        ];
+        assert_eq!(names(&root), left.into());
+        assert!(ours.path().join("0-addition").exists());
+        assert!(root.join("temp-dir-1/0-layer").exists());
+
+        drop(peer);
+        ours.remove().unwrap();
+        recover(&root).unwrap();
+        assert_eq!(names(&root), ["other".to_owned()].into());
+    }
+
+    #[test]
+    fn one_that_cannot_be_recovered_does_not_stop_the_others() {
+        let tmp = tempfile::tempdir().unwrap();
+        // No lock file can be opened in place of a directory.
+        fs::create_dir(tmp.path().join("lock-1")).unwrap();
+        fs::create_dir(tmp.path().join("temp-dir-1")).unwrap();
+        fs::create_dir(tmp.path().join("temp-dir-2")).unwrap();
+        let error = recover(tmp.path()).unwrap_err();
+        assert_eq!(error.path(), Some(&*tmp.path().join("lock-1")));
+        assert_eq!(
+            names(tmp.path()),
+            ["lock-1".to_owned(), "temp-dir-1".to_owned()].into()
+        );
+    }
+
+    /// Creators and recoverers side by side: no directory may vanish under its owner, and nothing may be left.
+    #[test]
+    fn recovery_never_takes_a_directory_from_its_owner() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path();
+        let at_work = AtomicUsize::new(3);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let mut temp = TempDir::create(root).unwrap();
+                        let file = temp.addition();
+                        fs::write(&file, "x").unwrap();
+                        assert!(temp.stage_deletion(&file).unwrap());
+                        temp.remove().unwrap();
+                    }
+                    at_work.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while at_work.load(Ordering::SeqCst) > 0 {
+                        recover(root).unwrap();
+                    }
+                });
+            }
+        });
+        recover(root).unwrap();
+        assert!(names(root).is_empty());
+    }
+}

@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 use crate::bridge;
 use crate::driver::choice::open_driver;
 use crate::error::{ErrorKind, Result};
-use crate::lock::Exclusive;
+use crate::lock::record_lock::Exclusive;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
@@ -306,8 +306,7 @@ impl Store {
             .driver
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .token
-            .clone();
+            .token;
         if current == known {
             return Ok(GraphGuard { _held: held });
         }

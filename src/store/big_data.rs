@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
 use crate::bridge;
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data;
 use crate::record::image::ImageRow;
 use crate::store::access::{Home, hit};
@@ -127,11 +127,8 @@ impl Store {
         let spool = bridge::run(move || {
             let mut temp = crate::lock::temp_dir::TempDir::create(&dir)?;
             let path = temp.addition();
-            let name = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            let written = big_data::write_stream(temp.path(), &name, &mut reader, false)?;
+            let mut file = std::fs::File::create_new(&path).at("creating", &path)?;
+            let written = io::copy(&mut reader, &mut file).at("receiving a big data item into", &path)?;
             Ok((temp, path, written))
         });
         let (_fed, spooled) = tokio::join!(feed, spool);

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::archive::changes::{self, Change};
 use crate::archive::compression::{self, Compression};
+use crate::archive::sink::Sink;
 use crate::archive::{export, replay};
 use crate::bridge;
 use crate::driver::{Driver, TreeMount, Upper, mount_tree};
@@ -86,7 +87,7 @@ struct Tree {
 }
 
 impl Source {
-    fn write(&self, out: &mut dyn io::Write) -> Result<()> {
+    fn write(&self, out: &mut dyn Sink) -> Result<()> {
         match self {
             Self::Replay { tape, trees } => {
                 replay::replay(io::BufReader::with_capacity(64 * 1024, tape), trees, out).map(drop)
@@ -250,10 +251,8 @@ impl Store {
     /// ```
     pub async fn diff(&self, from: Option<&str>, to: &str, options: DiffOptions) -> Result<DiffStream> {
         let pair = self.pair(from, to).await?;
-        let compression = options
-            .compression
-            .unwrap_or_else(|| Compression::from_code(pair.to.compression));
-        compression.check_writable()?;
+        let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
+        let compression = options.compression.unwrap_or_else(recorded);
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -264,6 +263,7 @@ impl Store {
             None => Source::Fresh(self.comparison(&pair).await?),
         };
         let (mut writer, stream) = bridge::chunks_out();
+        let reader = compression::compress(stream, compression, None)?;
         let id = pair.to.id.clone();
         bridge::detach(move || {
             let result = source.write(&mut writer);
@@ -275,10 +275,7 @@ impl Store {
                     .into_io()
             }));
         });
-        Ok(DiffStream {
-            reader: compression::compress(stream, compression)?,
-            compression,
-        })
+        Ok(DiffStream { reader, compression })
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.

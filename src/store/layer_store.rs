@@ -97,7 +97,7 @@ pub(crate) fn record_applied(row: &mut LayerRow, applied: &Applied) {
     row.compressed_size = i64::try_from(applied.compressed_size).unwrap_or(-1);
     row.diff_digest = applied.diff_digest.clone().into();
     row.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
-    row.compression = applied.compression.code();
+    row.compression = applied.compression.as_i64();
     row.uids.clone_from(&applied.uids);
     row.gids.clone_from(&applied.gids);
 }

@@ -41,7 +41,7 @@ use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idmap::IdMap;
 use crate::lock::last_write::Token;
-use crate::lock::{LockFile, LockMode};
+use crate::lock::record_lock::{LockFile, LockMode};
 use crate::options::{Durability, StoreOptions};
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;

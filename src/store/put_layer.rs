@@ -290,7 +290,7 @@ impl Store {
                 let path = layers.inner.dirs.tar_split(&row.id);
                 std::fs::rename(&tape.path, &path).at("moving tar-split to", &path)?;
                 layers.table_mut().update(&row.id, |row| {
-                    crate::store::layer_store::record_applied(row, &applied)
+                    crate::store::layer_store::record_applied(row, &applied);
                 })?;
                 layers.save_content()?;
                 drop(tape);

@@ -7,7 +7,7 @@ use crate::bridge;
 use crate::driver::Driver;
 use crate::driver::choice::{DriverConfig, open_driver};
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::{LockFile, LockMode};
+use crate::lock::record_lock::{LockFile, LockMode};
 use crate::options::StoreOptions;
 use crate::store::{Inner, Store};
 use crate::sys::make_private_dir;

@@ -119,7 +119,7 @@ impl Layer {
 
     /// Compression of the blob that it was made from.
     pub fn compression(&self) -> Compression {
-        Compression::from_code(self.row.compression)
+        Compression::from_i64(self.row.compression).unwrap_or_default()
     }
 
     /// User IDs that own something in the diff, sorted, inside the container.

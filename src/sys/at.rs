@@ -83,6 +83,42 @@ pub(crate) fn open_dir_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<Owne
     open_in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
 }
 
+/// As [`open_dir_in_root`] where no symbolic link is on the way. `None` if one is, or if the kernel cannot tell:
+/// then only [`open_dir_in_root`] knows.
+pub(crate) fn open_dir_without_links(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>> {
+    if NO_OPENAT2.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::LOOP | Errno::XDEV | Errno::AGAIN | Errno::NOSYS | Errno::PERM) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the open directory `dir` lies below `root`, without a slash in front; empty for the root itself. `None` if
+/// it is not below, or `/proc` is not there.
+pub(crate) fn path_below(root: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
+    let path = |fd: BorrowedFd<'_>| {
+        use std::os::fd::AsRawFd as _;
+        rustix::fs::readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
+            .map(std::ffi::CString::into_bytes)
+    };
+    let (root, dir) = (path(root)?, path(dir)?);
+    let Some(rest) = dir.strip_prefix(root.as_slice()) else {
+        return Ok(None);
+    };
+    Ok(match rest.strip_prefix(b"/") {
+        Some(rest) => Some(rest.to_vec()),
+        None if rest.is_empty() => Some(Vec::new()),
+        // The process's root directory is the only one whose path ends in a slash.
+        None if root == b"/" => Some(rest.to_vec()),
+        None => None,
+    })
+}
+
 /// Status of `path` inside `root`: links in its parents are followed inside the root, the last component is not.
 /// `None` if it, or a parent, does not exist or is no directory.
 pub(crate) fn lstat_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Stat>> {
@@ -198,6 +234,20 @@ mod tests {
             assert_eq!(read(&fd, "loop", walk).unwrap_err(), Errno::LOOP);
             assert_eq!(read(&fd, "missing/x", walk).unwrap_err(), Errno::NOENT);
         }
+        let dir = open_dir_in_root(fd.as_fd(), b"absolute").unwrap();
+        assert_eq!(path_below(fd.as_fd(), dir.as_fd()).unwrap().unwrap(), b"a/b");
+        assert_eq!(path_below(fd.as_fd(), fd.as_fd()).unwrap().unwrap(), b"");
+        assert_eq!(path_below(dir.as_fd(), fd.as_fd()).unwrap(), None);
+        assert!(open_dir_without_links(fd.as_fd(), b"absolute").unwrap().is_none());
+        assert!(open_dir_without_links(fd.as_fd(), b"a/b").unwrap().is_some());
+        assert_eq!(
+            open_dir_without_links(fd.as_fd(), b"a/c").unwrap_err(),
+            Errno::NOENT
+        );
+        assert_eq!(
+            open_dir_without_links(fd.as_fd(), b"secret").unwrap_err(),
+            Errno::NOTDIR
+        );
         assert!(lstat_in_root(fd.as_fd(), b"a/b/file/x").unwrap().is_none());
         assert!(lstat_in_root(fd.as_fd(), b"up").unwrap().is_some());
     }

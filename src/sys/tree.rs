@@ -484,7 +484,8 @@ fn remove_name(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags, ours: bool) -> 
             }
             Err(Errno::ACCESS) if ours && !granted => {
                 granted = true;
-                rustix::fs::fchmod(dir, Mode::RWXU)?;
+                // Where that is not allowed the next try fails as this one did.
+                rustix::fs::fchmod(dir, Mode::RWXU).ok();
             }
             Err(Errno::PERM) if !cleared => {
                 cleared = true;
@@ -519,9 +520,9 @@ fn open_to_empty(dir: BorrowedFd<'_>, name: &CStr, ours: bool) -> Result<Option<
             Err(Errno::ACCESS) if !granted => {
                 granted = true;
                 if ours {
-                    rustix::fs::fchmod(dir, Mode::RWXU)?;
+                    rustix::fs::fchmod(dir, Mode::RWXU).ok();
                 }
-                grant(dir, name)?;
+                grant(dir, name).ok();
             }
             Err(error) => return Err(error),
         }
@@ -538,6 +539,11 @@ fn open_on_same_mount(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
             result => return result,
         }
     }
+    open_and_compare(dir, name)
+}
+
+/// [`open_on_same_mount`] without `openat2`.
+fn open_and_compare(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     let next = rustix::fs::openat(dir, name, DIR_FLAGS, Mode::empty())?;
     if mount_id(dir)? == mount_id(next.as_fd())? {
         Ok(next)
@@ -652,3 +658,6 @@ pub(crate) fn last_name(names: &[u8]) -> Option<&CStr> {
 pub(crate) fn pop_name(names: &mut Vec<u8>) {
     names.truncate(last_start(names).unwrap_or(0));
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,7 @@ pub(crate) fn fset(file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()
 }
 
 /// The attribute names of an open (not `O_PATH`) file, each with a zero byte at its end; empty where there are none.
-pub(crate) fn flist(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
+pub(crate) fn flist_raw(file: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut probe: [u8; 0] = [];
     let listed = optional(grow(
         |buffer| rustix::fs::flistxattr(file, buffer),
@@ -93,12 +93,24 @@ pub(crate) fn set_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8], value: 
 pub(crate) fn list_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<String>> {
     let path = proc_path(dir, name);
     let mut probe: [u8; 0] = [];
-    let listed = optional(grow(
+    names(grow(
         |buffer| rustix::fs::llistxattr(&path, buffer),
         || rustix::fs::llistxattr(&path, &mut probe),
-    ))?;
-    let names = listed.unwrap_or_default();
-    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    ))
+}
+
+/// The attribute names of an open (not `O_PATH`) file, unordered; empty where the file system has none.
+pub(crate) fn flist(file: BorrowedFd<'_>) -> Result<Vec<String>> {
+    let mut probe: [u8; 0] = [];
+    names(grow(
+        |buffer| rustix::fs::flistxattr(file, buffer),
+        || rustix::fs::flistxattr(file, &mut probe),
+    ))
+}
+
+fn names(list: Result<Vec<u8>>) -> Result<Vec<String>> {
+    let list = optional(list)?.unwrap_or_default();
+    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names
         .map(|name| std::ffi::OsStr::from_bytes(name).to_string_lossy().into_owned())
         .collect())

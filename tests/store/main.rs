@@ -1,5 +1,7 @@
 //! What the store does, by family of verbs, through the public API and over every driver.
 
+#![expect(clippy::unwrap_used, clippy::print_stderr, unreachable_pub, reason = "these are tests")]
+
 #[macro_use]
 mod support;
 
@@ -8,6 +10,7 @@ mod containers;
 mod delete;
 mod diff;
 mod errors;
+mod futures;
 mod images;
 mod layers;
 mod mount;

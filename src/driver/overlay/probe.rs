@@ -332,7 +332,7 @@ pub(super) fn has_mount_program_traces(home: &Path) -> Result<bool> {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
                 Err(error) => return Err(error),
             };
-            let attributes = xattr::flist(next.as_fd())?;
+            let attributes = xattr::flist_raw(next.as_fd())?;
             let foreign = |name: &[u8]| {
                 name.starts_with(b"user.fuseoverlayfs.") || name.starts_with(b"user.containers.")
             };

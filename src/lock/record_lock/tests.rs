@@ -1,7 +1,6 @@
 use super::*;
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::task::Poll;
 
 use crate::lock::peer::Peer;
 

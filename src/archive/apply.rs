@@ -1,0 +1,385 @@
+//! Applying a layer: from the stream as it is sent to files below a directory, in one pass.
+//!
+//! Two halves run at the same time. The async half, in the caller's task, reads, counts and hashes the stream as sent
+//! and decodes it; chunks go through a bounded channel to the blocking half, which hashes the decoded stream, frames
+//! it, unpacks the entries and tapes the tar-split data. Decoding is about as dear as all the rest together, so two
+//! cores are busy, and memory stays at a few MiB whatever the layer's size.
+//!
+//! If the blocking half fails, its error is the result and nothing more is read. If the source fails, the blocking
+//! half sees that error and fails with it. If the future is dropped, the blocking half sees an error, stops, and drops
+//! the guard that it was given: never is a layer that was cut off taken for a whole one.
+//!
+//! The stream is read to its very end, also after the end of the archive: digests and tar-split data cover that too.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::{Pin, pin};
+
+use bytes::Bytes;
+use futures::future::Either;
+use tokio::io::AsyncRead;
+use tokio::sync::oneshot;
+
+use super::compression::{self, Compression, Sent, Sink};
+use super::extract::{Extractor, Setup};
+use super::framing::{Entry, Framer, Source};
+use super::metadata::{self, Rules};
+use super::path::{clean, split};
+use super::tape::Tape;
+use crate::bridge::{self, CHUNK, ChunkReader, ChunkSender};
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
+use crate::whiteout::{self, Form};
+
+/// Where a layer goes, and how.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// The directory, open for reading before anything was written below it.
+    pub(crate) dir: OwnedFd,
+    /// What deletions become.
+    pub(crate) form: Form,
+    /// Whether the entry `./` changes the directory itself.
+    pub(crate) root_entry: bool,
+    /// Owners.
+    pub(crate) mappings: IdMappings,
+    /// Go on when an owner cannot be set.
+    pub(crate) ignore_chown_errors: bool,
+    /// Mode for everything, the real one goes into an attribute. Not supported yet.
+    pub(crate) force_mask: Option<u32>,
+    /// Devices cannot be made and are left out.
+    pub(crate) in_user_namespace: bool,
+}
+
+/// What else is wanted, and what is known already.
+#[derive(Debug, Default)]
+pub(crate) struct ApplyOptions {
+    /// An empty file, open for writing, for the tar-split data.
+    pub(crate) tar_split: Option<File>,
+    /// Digest of the stream as sent (or of the blob that it comes from); believed unless `verify`.
+    pub(crate) original_digest: Option<Digest>,
+    /// Size of that blob; counts only together with `original_digest`.
+    pub(crate) original_size: Option<u64>,
+    /// Digest of the decoded stream; believed unless `verify`.
+    pub(crate) uncompressed_digest: Option<Digest>,
+    /// Whether given digests are checked.
+    pub(crate) verify: bool,
+    /// Whether everything is on disk before [`apply`] returns.
+    pub(crate) sync: bool,
+}
+
+/// What a layer's record says after it was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// How the stream was compressed.
+    pub(crate) compression: Compression,
+    /// Digest of the stream as sent, or the one given for it.
+    pub(crate) compressed_digest: Digest,
+    /// Its size, or the one given for it.
+    pub(crate) compressed_size: u64,
+    /// Digest of the decoded stream, or the one given for it.
+    pub(crate) diff_digest: Digest,
+    /// Size of the decoded stream.
+    pub(crate) diff_size: u64,
+    /// User IDs in the headers (inside the container), sorted.
+    pub(crate) uids: Vec<u32>,
+    /// Group IDs in the headers, sorted.
+    pub(crate) gids: Vec<u32>,
+    /// Bytes in files: for a complete tree what all headers declare, else what lies in files and symbolic links.
+    pub(crate) content_size: u64,
+    /// How many entries the archive had.
+    pub(crate) entries: u64,
+}
+
+/// What the async half found out.
+struct Received {
+    compression: Compression,
+    size: u64,
+    /// Empty for an uncompressed stream: those hashes are made of the decoded stream, which is the same.
+    hashers: Vec<Hasher>,
+}
+
+/// Which digests have to be computed where one was given or not: always one in sha256, which records need.
+fn hashers(given: Option<&Digest>, verify: bool) -> Vec<Hasher> {
+    match given {
+        Some(digest) if digest.algorithm() == "sha256" => verify.then(Hasher::sha256).into_iter().collect(),
+        Some(digest) if verify => vec![Hasher::sha256(), Hasher::like(digest)],
+        _ => vec![Hasher::sha256()],
+    }
+}
+
+/// The digest for the record, out of the given one and the computed ones.
+fn settle(given: Option<&Digest>, computed: &[Digest], verify: bool, what: &str) -> Result<Digest> {
+    let with = |algorithm: &str| computed.iter().find(|digest| digest.algorithm() == algorithm);
+    if let Some(given) = given {
+        if verify {
+            match with(given.algorithm()) {
+                Some(digest) if digest == given => {}
+                Some(digest) => {
+                    return Err(ErrorKind::DigestMismatch
+                        .err(format!("{what} has digest {digest}, expected {given}")));
+                }
+                None => {
+                    return Err(
+                        ErrorKind::DigestMismatch.err(format!("{what} was not checked against {given}"))
+                    );
+                }
+            }
+        }
+        if given.algorithm() == "sha256" {
+            return Ok(given.clone());
+        }
+    }
+    with("sha256")
+        .cloned()
+        .ok_or_else(|| ErrorKind::DigestUnknown.err(what.to_owned()))
+}
+
+/// Unpacks the layer in `source` below `target`, and hands `guard` back when all is done.
+///
+/// Until the blocking half has ended, also when this future was dropped, it owns `guard`.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArchive`] for a stream that cannot be decoded or unpacked, [`ErrorKind::DigestMismatch`] if
+/// asked to check; the target is partly filled then.
+pub(crate) async fn apply<G: Send + 'static>(
+    source: Pin<Box<dyn AsyncRead + Send>>,
+    target: Target,
+    options: ApplyOptions,
+    guard: G,
+) -> Result<(Applied, G)> {
+    if target.force_mask.is_some() {
+        return Err(ErrorKind::NotSupported.err("unpacking with a forced mode (force_mask)"));
+    }
+    let (sender, reader) = bridge::chunks_in();
+    let (report, received) = oneshot::channel();
+    let sent_hashers = hashers(options.original_digest.as_ref(), options.verify);
+    let work = bridge::run(move || {
+        let result = unpack(reader, target, options, received);
+        match result {
+            Ok(applied) => Ok((applied, guard)),
+            Err(error) => {
+                // Here and not in the async half: it may remove a whole tree.
+                drop(guard);
+                Err(error)
+            }
+        }
+    });
+    let work = pin!(work);
+    let feed = pin!(feed(source, sent_hashers, sender, report));
+    match futures::future::select(feed, work).await {
+        Either::Left(((), work)) => work.await,
+        Either::Right((result, _feed)) => result,
+    }
+}
+
+/// Chunks for the blocking half.
+struct Feeder {
+    sender: ChunkSender,
+    gone: bool,
+}
+
+impl Sink for Feeder {
+    async fn take(&mut self, chunk: Bytes) -> bool {
+        self.gone = !self.sender.send(chunk).await;
+        !self.gone
+    }
+}
+
+/// The async half. Failures reach the caller through the blocking half.
+async fn feed(
+    source: Pin<Box<dyn AsyncRead + Send>>,
+    hashers: Vec<Hasher>,
+    sender: ChunkSender,
+    report: oneshot::Sender<Received>,
+) {
+    let mut stream = Sent::new(source);
+    let mut feeder = Feeder { sender, gone: false };
+    let result = decode(&mut stream, hashers, &mut feeder).await;
+    if feeder.gone {
+        return;
+    }
+    match result {
+        Ok(compression) => {
+            let size = stream.count();
+            let sent = report.send(Received {
+                compression,
+                size,
+                hashers: stream.into_hashers(),
+            });
+            // Nobody is there to be told if the blocking half has gone.
+            drop(sent);
+            feeder.sender.finish().await;
+        }
+        Err(error) => {
+            feeder.sender.fail(error.into_io()).await;
+        }
+    }
+}
+
+async fn decode(
+    stream: &mut Sent<Pin<Box<dyn AsyncRead + Send>>>,
+    hashers: Vec<Hasher>,
+    feeder: &mut Feeder,
+) -> Result<Compression> {
+    let compression = stream
+        .detect()
+        .await
+        .map_err(|error| Error::io("unpacking", error))?;
+    if compression != Compression::None {
+        stream.hash(hashers);
+    }
+    compression::decode(stream, compression, CHUNK, feeder).await?;
+    Ok(compression)
+}
+
+/// The decoded stream in the blocking half: counted and hashed as it comes in.
+struct Decoded {
+    reader: ChunkReader,
+    size: u64,
+    hashers: Vec<Hasher>,
+}
+
+impl Source for Decoded {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        let chunk = self
+            .reader
+            .next_chunk()
+            .map_err(|error: io::Error| Error::io("receiving the layer", error))?;
+        if let Some(chunk) = &chunk {
+            self.size += chunk.len() as u64;
+            for hasher in &mut self.hashers {
+                hasher.update(chunk);
+            }
+        }
+        Ok(chunk)
+    }
+}
+
+/// User and group IDs of an archive. Most entries have the IDs of the one before.
+#[derive(Default)]
+struct Ids {
+    last: Option<(i64, i64)>,
+    uids: BTreeSet<u32>,
+    gids: BTreeSet<u32>,
+}
+
+impl Ids {
+    fn add(&mut self, entry: &Entry, scratch: &mut Vec<u8>) -> Result<()> {
+        if self.last == Some((entry.uid, entry.gid)) {
+            return Ok(());
+        }
+        clean(&entry.name, scratch);
+        if split(scratch).1.starts_with(whiteout::PREFIX) {
+            return Ok(());
+        }
+        self.last = Some((entry.uid, entry.gid));
+        self.uids.insert(metadata::id(entry.uid)?);
+        self.gids.insert(metadata::id(entry.gid)?);
+        Ok(())
+    }
+}
+
+/// The blocking half.
+fn unpack(
+    reader: ChunkReader,
+    target: Target,
+    options: ApplyOptions,
+    mut received: oneshot::Receiver<Received>,
+) -> Result<Applied> {
+    let ApplyOptions {
+        tar_split,
+        original_digest,
+        original_size,
+        uncompressed_digest,
+        verify,
+        sync,
+    } = options;
+    let mut decoded = hashers(uncompressed_digest.as_ref(), verify);
+    // An uncompressed stream is hashed here for both; which it is, is not known yet. Both are sha256 all but always.
+    let missing: Vec<Hasher> = hashers(original_digest.as_ref(), verify)
+        .into_iter()
+        .filter(|wanted| {
+            !decoded
+                .iter()
+                .any(|have| std::mem::discriminant(have) == std::mem::discriminant(wanted))
+        })
+        .collect();
+    decoded.extend(missing);
+    let mut tape = Tape::new(tar_split);
+    // The extractor owns the directory; the tape needs it to the end.
+    let dir = target
+        .dir
+        .try_clone()
+        .during("keeping the layer's directory open")?;
+    let plain = target.form == Form::Executed;
+    let rules = Rules {
+        mappings: target.mappings,
+        ignore_chown_errors: target.ignore_chown_errors,
+        in_user_namespace: target.in_user_namespace,
+    };
+    let setup = Setup {
+        form: target.form,
+        root_entry: target.root_entry,
+        rules,
+        sync,
+    };
+    let mut extractor = Extractor::new(target.dir, setup);
+    let mut framer = Framer::new(Decoded {
+        reader,
+        size: 0,
+        hashers: decoded,
+    });
+    let mut entry = Entry::default();
+    let mut ids = Ids::default();
+    let mut scratch = Vec::new();
+    let (mut entries, mut declared) = (0, 0u64);
+    while framer.next(&mut entry, &mut |raw| tape.raw(raw))? {
+        entries += 1;
+        declared = declared.saturating_add(u64::try_from(entry.declared_size).unwrap_or(0));
+        ids.add(&entry, &mut scratch)?;
+        extractor.place(&entry, &mut framer, &mut tape)?;
+    }
+    framer.drain(&mut |raw| tape.raw(raw))?;
+    let Decoded {
+        size: diff_size,
+        hashers,
+        ..
+    } = framer.into_source();
+    let Ok(received) = received.try_recv() else {
+        return Err(ErrorKind::Cancelled.err("the layer stream was dropped before its end"));
+    };
+    let decoded: Vec<Digest> = hashers.into_iter().map(Hasher::finish).collect();
+    let sent: Vec<Digest> = match received.compression {
+        Compression::None => decoded.clone(),
+        _ => received.hashers.into_iter().map(Hasher::finish).collect(),
+    };
+    let compressed_digest = settle(original_digest.as_ref(), &sent, verify, "the layer as sent")?;
+    let diff_digest = settle(
+        uncompressed_digest.as_ref(),
+        &decoded,
+        verify,
+        "the uncompressed layer",
+    )?;
+    let ledger = extractor.finish()?;
+    if let Some(file) = tape.finish(dir.as_fd())?
+        && sync
+    {
+        file.sync_all().during("syncing tar-split data")?;
+    }
+    Ok(Applied {
+        compression: received.compression,
+        compressed_digest,
+        compressed_size: original_size
+            .filter(|_| original_digest.is_some())
+            .unwrap_or(received.size),
+        diff_digest,
+        diff_size,
+        uids: ids.uids.into_iter().collect(),
+        gids: ids.gids.into_iter().collect(),
+        content_size: if plain { declared } else { ledger.size },
+        entries,
+    })
+}

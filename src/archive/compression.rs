@@ -1,0 +1,589 @@
+//! Compression of layer streams: detected by magic numbers, undone and applied by `async-compression`.
+//!
+//! Everything is decoded in process. gzip runs on flate2's `zlib-rs`: this crate asks for that back end, and feature
+//! unification gives it to `async-compression` as well.
+//!
+//! All members or frames of a stream are decoded, skippable zstd frames are skipped. After the end only zero bytes
+//! may follow (tools pad to whole records; for zstd not even these, as its own tools refuse them). Anything else is
+//! an error, where a lenient reader would unpack half of a damaged blob.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use async_compression::tokio::bufread::{
+    BzDecoder, GzipDecoder, GzipEncoder, XzDecoder, ZstdDecoder, ZstdEncoder,
+};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, BufReader, ReadBuf};
+
+use crate::digest::Hasher;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How many bytes are looked at to tell the compression.
+const PEEK: usize = 10;
+
+/// Size of the buffer before the decoder.
+const BUFFER: usize = 64 * 1024;
+
+/// How a layer stream is compressed.
+///
+/// Layer records keep the number ([`Compression::as_i64`]), as the Go library does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all, or in a way that nobody recognises.
+    #[default]
+    None = 0,
+    /// bzip2; can be read, not written.
+    Bzip2 = 1,
+    /// gzip.
+    Gzip = 2,
+    /// xz; can be read, not written.
+    Xz = 3,
+    /// Zstandard.
+    Zstd = 4,
+}
+
+impl Compression {
+    /// The number that stands for it in layer records.
+    pub const fn as_i64(self) -> i64 {
+        match self {
+            Self::None => 0,
+            Self::Bzip2 => 1,
+            Self::Gzip => 2,
+            Self::Xz => 3,
+            Self::Zstd => 4,
+        }
+    }
+
+    /// The compression that a layer record's number stands for.
+    pub const fn from_i64(number: i64) -> Option<Self> {
+        match number {
+            0 => Some(Self::None),
+            1 => Some(Self::Bzip2),
+            2 => Some(Self::Gzip),
+            3 => Some(Self::Xz),
+            4 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// The usual extension of a file with such a tar stream, without the first dot.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::None => "tar",
+            Self::Bzip2 => "tar.bz2",
+            Self::Gzip => "tar.gz",
+            Self::Xz => "tar.xz",
+            Self::Zstd => "tar.zst",
+        }
+    }
+
+    /// Tells by the first bytes of a stream. There is no "unknown": what has no magic number is not compressed.
+    pub fn detect(start: &[u8]) -> Self {
+        let magic: [(&[u8], Self); 4] = [
+            (b"BZh", Self::Bzip2),
+            (b"\x1f\x8b\x08", Self::Gzip),
+            (b"\xfd7zXZ\0", Self::Xz),
+            (b"\x28\xb5\x2f\xfd", Self::Zstd),
+        ];
+        magic
+            .iter()
+            .find(|(magic, _)| start.starts_with(magic))
+            .map_or(Self::None, |(_, compression)| *compression)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bzip2 => "bzip2",
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A layer stream as it is sent: buffered, counted, and hashed on demand.
+pub(crate) struct Sent<R> {
+    inner: R,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    count: u64,
+    hashers: Vec<Hasher>,
+}
+
+impl<R: AsyncRead + Unpin> Sent<R> {
+    /// A stream at its start.
+    pub(crate) fn new(inner: R) -> Self {
+        Self {
+            inner,
+            buffer: vec![0; BUFFER].into(),
+            start: 0,
+            end: 0,
+            count: 0,
+            hashers: Vec::new(),
+        }
+    }
+
+    /// Looks at the first bytes, as many as are needed, however slowly they come. Nothing may have been read before.
+    pub(crate) async fn detect(&mut self) -> io::Result<Compression> {
+        while self.end < PEEK {
+            let room = self.buffer.get_mut(self.end..).unwrap_or_default();
+            let count = self.inner.read(room).await.map_err(source_failed)?;
+            if count == 0 {
+                break;
+            }
+            self.end += count;
+            self.count += count as u64;
+        }
+        Ok(Compression::detect(self.buffered()))
+    }
+
+    /// Hashes everything from the start on; to be called before anything is consumed.
+    pub(crate) fn hash(&mut self, mut hashers: Vec<Hasher>) {
+        for hasher in &mut hashers {
+            hasher.update(self.buffered());
+        }
+        self.hashers = hashers;
+    }
+
+    /// Bytes received.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The hashes of everything received that were asked for.
+    pub(crate) fn into_hashers(self) -> Vec<Hasher> {
+        self.hashers
+    }
+
+    fn buffered(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+}
+
+/// Marks a failure of the caller's reader, so that it isn't taken for damaged data.
+fn source_failed(error: io::Error) -> io::Error {
+    Error::io("reading the layer stream", error).into_io()
+}
+
+impl<R: AsyncRead + Unpin> AsyncBufRead for Sent<R> {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        if this.start >= this.end {
+            let mut room = ReadBuf::new(&mut this.buffer);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut room)).map_err(source_failed)?;
+            (this.start, this.end) = (0, room.filled().len());
+            this.count += this.end as u64;
+            for hasher in &mut this.hashers {
+                hasher.update(this.buffer.get(..this.end).unwrap_or_default());
+            }
+        }
+        Poll::Ready(Ok(this.buffered()))
+    }
+
+    fn consume(self: Pin<&mut Self>, count: usize) {
+        let this = self.get_mut();
+        this.start = this.end.min(this.start + count);
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Sent<R> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.start >= this.end && out.remaining() >= BUFFER {
+            // Nothing is buffered: straight into the caller's memory.
+            let before = out.filled().len();
+            ready!(Pin::new(&mut this.inner).poll_read(cx, out)).map_err(source_failed)?;
+            let received = out.filled().get(before..).unwrap_or_default();
+            this.count += received.len() as u64;
+            for hasher in &mut this.hashers {
+                hasher.update(received);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let buffered = ready!(Pin::new(&mut *this).poll_fill_buf(cx))?;
+        let count = buffered.len().min(out.remaining());
+        out.put_slice(buffered.get(..count).unwrap_or_default());
+        Pin::new(this).consume(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A decoder of one member (of all frames for zstd).
+enum Decoder<'a, R: AsyncRead + Unpin> {
+    None(&'a mut Sent<R>),
+    Bzip2(BzDecoder<&'a mut Sent<R>>),
+    Gzip(GzipDecoder<&'a mut Sent<R>>),
+    Xz(XzDecoder<&'a mut Sent<R>>),
+    Zstd(ZstdDecoder<&'a mut Sent<R>>),
+}
+
+impl<'a, R: AsyncRead + Unpin> Decoder<'a, R> {
+    fn new(stream: &'a mut Sent<R>, compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::None(stream),
+            Compression::Bzip2 => Self::Bzip2(BzDecoder::new(stream)),
+            Compression::Gzip => Self::Gzip(GzipDecoder::new(stream)),
+            Compression::Xz => Self::Xz(XzDecoder::new(stream)),
+            Compression::Zstd => {
+                // One context for all frames: chunked layers have one frame per file.
+                let mut decoder = ZstdDecoder::new(stream);
+                decoder.multiple_members(true);
+                Self::Zstd(decoder)
+            }
+        }
+    }
+
+    async fn read(&mut self, out: &mut bytes::BytesMut) -> io::Result<usize> {
+        match self {
+            Self::None(stream) => stream.read_buf(out).await,
+            Self::Bzip2(decoder) => decoder.read_buf(out).await,
+            Self::Gzip(decoder) => decoder.read_buf(out).await,
+            Self::Xz(decoder) => decoder.read_buf(out).await,
+            Self::Zstd(decoder) => decoder.read_buf(out).await,
+        }
+    }
+}
+
+/// Where decoded bytes go, a chunk at a time.
+pub(crate) trait Sink {
+    /// Takes one chunk; `false` stops the decoding.
+    fn take(&mut self, chunk: bytes::Bytes) -> impl Future<Output = bool> + Send;
+}
+
+/// Decodes the whole stream into chunks of `size` bytes (the last one shorter). Returns early, and without error, if
+/// the sink wants no more.
+pub(crate) async fn decode<R, S>(
+    stream: &mut Sent<R>,
+    compression: Compression,
+    size: usize,
+    sink: &mut S,
+) -> Result<()>
+where
+    R: AsyncRead + Send + Unpin,
+    S: Sink + Send,
+{
+    let failed = |error: io::Error| {
+        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+            return Error::io("unpacking", error);
+        }
+        ErrorKind::InvalidArchive
+            .err(format!("decompressing {compression} data"))
+            .with_source(error)
+    };
+    let mut chunk = bytes::BytesMut::with_capacity(size);
+    loop {
+        let mut decoder = Decoder::new(stream, compression);
+        while decoder.read(&mut chunk).await.map_err(failed)? > 0 {
+            if chunk.len() == chunk.capacity() {
+                if !sink.take(chunk.split().freeze()).await {
+                    return Ok(());
+                }
+                chunk.reserve(size);
+            }
+        }
+        drop(decoder);
+        if matches!(compression, Compression::None | Compression::Zstd)
+            || !another_member(stream, compression).await?
+        {
+            break;
+        }
+    }
+    if !chunk.is_empty() {
+        sink.take(chunk.freeze()).await;
+    }
+    Ok(())
+}
+
+/// After the end of a member: whether another one begins. Zeros up to the end of the stream are read over.
+async fn another_member<R: AsyncRead + Unpin>(
+    stream: &mut Sent<R>,
+    compression: Compression,
+) -> Result<bool> {
+    use tokio::io::AsyncBufReadExt as _;
+    let failed = |error| Error::io("unpacking", error);
+    let mut zeros = false;
+    loop {
+        let bytes = stream.fill_buf().await.map_err(failed)?;
+        let Some(first) = bytes.first() else {
+            return Ok(false);
+        };
+        let padding = bytes.iter().take_while(|byte| **byte == 0).count();
+        if padding > 0 {
+            zeros = true;
+            stream.consume(padding);
+        } else if !zeros && *first == magic_start(compression) {
+            return Ok(true);
+        } else {
+            return Err(
+                ErrorKind::InvalidArchive.err(format!("data after the end of the {compression} stream"))
+            );
+        }
+    }
+}
+
+/// The first byte of a member; its decoder checks the rest.
+const fn magic_start(compression: Compression) -> u8 {
+    match compression {
+        Compression::None => 0,
+        Compression::Bzip2 => b'B',
+        Compression::Gzip => 0x1f,
+        Compression::Xz => 0xfd,
+        Compression::Zstd => 0x28,
+    }
+}
+
+/// Compresses a stream on the fly, at the given level or the usual one.
+///
+/// # Errors
+/// [`ErrorKind::NotSupported`] for bzip2 and xz, which are only read.
+pub(crate) fn compress<R>(
+    stream: R,
+    compression: Compression,
+    level: Option<i32>,
+) -> Result<Pin<Box<dyn AsyncRead + Send>>>
+where
+    R: AsyncRead + Send + 'static,
+{
+    let level = level.map_or(
+        async_compression::Level::Default,
+        async_compression::Level::Precise,
+    );
+    match compression {
+        Compression::None => Ok(Box::pin(stream)),
+        Compression::Gzip => Ok(Box::pin(GzipEncoder::with_quality(
+            BufReader::with_capacity(BUFFER, stream),
+            level,
+        ))),
+        Compression::Zstd => Ok(Box::pin(ZstdEncoder::with_quality(
+            BufReader::with_capacity(BUFFER, stream),
+            level,
+        ))),
+        Compression::Bzip2 | Compression::Xz => {
+            let extension = compression.extension();
+            Err(ErrorKind::NotSupported.err(format!("compression format {extension} for writing")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_compression::tokio::bufread::{BzEncoder, XzEncoder};
+    use proptest::prelude::*;
+
+    const ALL: [Compression; 5] = [
+        Compression::None,
+        Compression::Bzip2,
+        Compression::Gzip,
+        Compression::Xz,
+        Compression::Zstd,
+    ];
+
+    #[derive(Default)]
+    struct Collect {
+        bytes: Vec<u8>,
+        chunks: usize,
+    }
+
+    impl Sink for Collect {
+        async fn take(&mut self, chunk: bytes::Bytes) -> bool {
+            self.bytes.extend_from_slice(&chunk);
+            self.chunks += 1;
+            true
+        }
+    }
+
+    /// Gives its bytes one at a time.
+    struct Slow(Vec<u8>, usize);
+
+    impl AsyncRead for Slow {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.1 += 1;
+            if self.1.is_multiple_of(2) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Some(byte) = self.0.get(self.1 / 2) {
+                buffer.put_slice(&[*byte]);
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    async fn encoded(data: &[u8], compression: Compression) -> Vec<u8> {
+        let mut out = Vec::new();
+        let data = data.to_vec();
+        match compression {
+            Compression::Bzip2 => BzEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
+            Compression::Xz => XzEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
+            other => compress(io::Cursor::new(data), other, None)
+                .unwrap()
+                .read_to_end(&mut out)
+                .await
+                .unwrap(),
+        };
+        out
+    }
+
+    async fn decoded<R: AsyncRead + Send + Unpin>(reader: R) -> Result<(Compression, Vec<u8>, u64)> {
+        let mut stream = Sent::new(reader);
+        let compression = stream
+            .detect()
+            .await
+            .map_err(|error| Error::io("detecting", error))?;
+        let mut sink = Collect::default();
+        decode(&mut stream, compression, 1000, &mut sink).await?;
+        Ok((compression, sink.bytes, stream.count()))
+    }
+
+    #[test]
+    fn numbers_stay_as_they_are_on_disk() {
+        for (number, compression) in (0..).zip(ALL) {
+            assert_eq!(compression.as_i64(), number);
+            assert_eq!(Compression::from_i64(number), Some(compression));
+        }
+        assert_eq!(Compression::from_i64(5), None);
+        assert_eq!(Compression::from_i64(-1), None);
+    }
+
+    #[tokio::test]
+    async fn every_format_is_detected_and_decoded_however_slowly_it_comes() {
+        let data: Vec<u8> = (0..5000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        for compression in ALL {
+            let bytes = encoded(&data, compression).await;
+            let length = bytes.len() as u64;
+            let expected = (compression, data.clone(), length);
+            assert_eq!(decoded(&bytes[..]).await.unwrap(), expected);
+            assert_eq!(decoded(Slow(bytes, 0)).await.unwrap(), expected);
+        }
+        assert_eq!(
+            decoded(&b""[..]).await.unwrap(),
+            (Compression::None, Vec::new(), 0)
+        );
+        assert_eq!(
+            decoded(&b"BZ"[..]).await.unwrap(),
+            (Compression::None, b"BZ".to_vec(), 2)
+        );
+    }
+
+    #[tokio::test]
+    async fn members_follow_each_other_and_only_zeros_the_last() {
+        for compression in ALL.into_iter().skip(1) {
+            let mut bytes = encoded(b"one", compression).await;
+            bytes.extend(encoded(b"", compression).await);
+            bytes.extend(encoded(b"two", compression).await);
+            assert_eq!(decoded(&bytes[..]).await.unwrap().1, b"onetwo", "{compression}");
+            assert_eq!(
+                decoded(Slow(bytes.clone(), 0)).await.unwrap().1,
+                b"onetwo",
+                "{compression}"
+            );
+            if compression != Compression::Zstd {
+                let padded = [&bytes[..], &[0; 700]].concat();
+                let (_, data, count) = decoded(&padded[..]).await.unwrap();
+                assert_eq!((data.as_slice(), count), (&b"onetwo"[..], padded.len() as u64));
+                let hidden = [&padded[..], &encoded(b"three", compression).await].concat();
+                assert_eq!(
+                    decoded(&hidden[..]).await.unwrap_err().kind(),
+                    ErrorKind::InvalidArchive
+                );
+            }
+            for junk in [
+                &b"junk"[..],
+                b"\x1f",
+                b"BZ",
+                b"(\xb5/",
+                b"\xfd7",
+                b"a much longer piece of junk",
+            ] {
+                let bad = [&bytes[..], junk].concat();
+                let error = decoded(&bad[..]).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{compression} {junk:?}");
+            }
+            for cut in 4..bytes.len() {
+                // Where a member ends, so may the stream.
+                match decoded(&bytes[..cut]).await {
+                    Ok((kind, data, _)) => {
+                        assert!(kind == Compression::None || data == b"one", "{compression}");
+                    }
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidArchive),
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn skippable_frames_are_skipped() {
+        let skippable = b"\x50\x2a\x4d\x18\x05\0\0\0xxxxx";
+        let one = encoded(b"one", Compression::Zstd).await;
+        let bytes = [&one[..], skippable, &one, skippable, skippable].concat();
+        assert_eq!(decoded(&bytes[..]).await.unwrap().1, b"oneone");
+        assert_eq!(decoded(Slow(bytes.clone(), 0)).await.unwrap().1, b"oneone");
+        assert!(decoded(&bytes[..bytes.len() - 1]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn only_gzip_and_zstd_are_written() {
+        for compression in [Compression::Bzip2, Compression::Xz] {
+            let error = compress(tokio::io::empty(), compression, None).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::NotSupported);
+        }
+        let fast = compress(tokio::io::empty(), Compression::Zstd, Some(1));
+        assert!(fast.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_failing_source_is_not_taken_for_bad_data() {
+        let whole = encoded(&[7; 100_000], Compression::Gzip).await;
+        let failing = tokio_test_reader(&whole[..20]);
+        let error = decoded(failing).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(
+            error.chain().contains("reading the layer stream: lost"),
+            "{}",
+            error.chain()
+        );
+    }
+
+    /// Some bytes, then an error.
+    fn tokio_test_reader(bytes: &[u8]) -> impl AsyncRead + Send + Unpin {
+        struct Failing;
+        impl AsyncRead for Failing {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+                _: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                Poll::Ready(Err(io::Error::other("lost")))
+            }
+        }
+        io::Cursor::new(bytes.to_vec()).chain(Failing)
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_streams_never_panic(index in any::<prop::sample::Index>(), bit in 0..8, kind in 1usize..5) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut bytes = encoded(b"some data, some data, some data", ALL[kind]).await;
+                let at = index.index(bytes.len());
+                bytes[at] ^= 1u8 << bit;
+                drop(decoded(&bytes[..]).await);
+            });
+        }
+    }
+}

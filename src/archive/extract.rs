@@ -1,0 +1,678 @@
+//! Unpacks entries below an open directory. Nothing outside of it can be reached, whatever the names say.
+//!
+//! Names are cleaned lexically first (`..` stops at the root), parents are resolved inside the root, and the last
+//! component is never followed: what is there is removed, then made anew with `O_EXCL`. Modes are set explicitly, so
+//! the process's umask, which is shared by all threads, neither matters nor is touched. Missing parents are made with
+//! mode 0755 and the owner that container root maps to.
+//!
+//! Each entry is one step; a crash leaves a partly unpacked tree, which its caller keeps in a staging directory.
+//!
+//! Files to which the tape refers are watched ([`super::seen`]): before one is replaced its content is kept.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timestamps};
+use rustix::io::Errno;
+
+use super::aufs::Aufs;
+use super::durable::Durable;
+use super::framing::{Entry, Framer, Source};
+use super::metadata::{self, Rules};
+use super::parents::{Found, Parent, Parents};
+use super::path::{MAX_PATH, clean, show, split};
+use super::prune::{self, Removal};
+use super::seen::Seen;
+use super::tape::Tape;
+use super::tar_split::Crc;
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::sys::{at, xattr};
+use crate::whiteout::{self, Form, Mark, Namespace};
+
+/// What an entry's placing came to, for the tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placed {
+    /// A line refers to its payload.
+    Taped,
+    /// Its payload, if it has any, is on the tape itself, or was not read yet (and will be put there).
+    Untaped,
+}
+
+/// What the tape relies on, and what is counted.
+pub(crate) struct Ledger {
+    pub(crate) seen: Seen,
+    /// Lines whose names lead through symbolic links, with the names.
+    via_links: Vec<(u64, Vec<u8>)>,
+    /// Bytes in files and links of this archive.
+    pub(crate) size: u64,
+}
+
+/// A removal in progress: keeps for the tape what it relies on.
+pub(crate) struct Removing<'a> {
+    pub(crate) ledger: &'a mut Ledger,
+    pub(crate) tape: &'a mut Tape,
+    pub(crate) root: BorrowedFd<'a>,
+    /// Whether what belongs to this archive stays.
+    pub(crate) spare_new: bool,
+}
+
+impl Removal for Removing<'_> {
+    fn keep(&self, path: &[u8]) -> bool {
+        self.spare_new && self.ledger.seen.touched(path)
+    }
+
+    fn leaving(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], kind: FileType) -> Result<()> {
+        if self.ledger.seen.touched(path) {
+            let size = at::lstat_at(dir, name)
+                .during("reading the status")?
+                .map_or(0, |stat| stat.st_size);
+            self.ledger.size = self.ledger.size.saturating_sub(u64::try_from(size).unwrap_or(0));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let doing = "opening a file that is being replaced";
+        match kind {
+            FileType::RegularFile => {
+                if let Some(line) = self.ledger.seen.take_line(path) {
+                    let file = rustix::fs::openat(dir, name, flags, Mode::empty()).during(doing)?;
+                    self.tape.spill(line, &mut file.into(), self.root)?;
+                }
+            }
+            FileType::Symlink => {
+                // Names that lead through it are about to mean something else.
+                for (line, name) in self.ledger.via_links.drain(..) {
+                    let mut path = Vec::new();
+                    clean(&name, &mut path);
+                    match at::open_in_root(self.root, &path, flags, Mode::empty()) {
+                        Ok(file) => self.tape.spill(line, &mut file.into(), self.root)?,
+                        // It was replaced itself, and kept then.
+                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                        Err(error) => return Err(Error::io(doing, error)),
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Times of directories, which are set at the very end. One allocation for all names.
+#[derive(Default)]
+struct DirTimes {
+    names: Vec<u8>,
+    list: Vec<(usize, Timestamps)>,
+}
+
+impl DirTimes {
+    fn push(&mut self, path: &[u8], times: Timestamps) {
+        self.names.extend_from_slice(path);
+        self.list.push((self.names.len(), times));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &Timestamps)> {
+        let mut start = 0;
+        self.list.iter().map(move |(end, times)| {
+            let name = self.names.get(start..*end).unwrap_or_default();
+            start = *end;
+            (name, times)
+        })
+    }
+}
+
+/// How to unpack.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    /// What deletions become.
+    pub(crate) form: Form,
+    /// Whether the entry `./` changes the root directory.
+    pub(crate) root_entry: bool,
+    /// Owners and attributes.
+    pub(crate) rules: Rules,
+    /// Whether [`Extractor::finish`] makes everything durable.
+    pub(crate) sync: bool,
+}
+
+/// Unpacks one archive. See the module's head.
+pub(crate) struct Extractor {
+    pub(crate) parents: Parents,
+    pub(crate) ledger: Ledger,
+    pub(crate) form: Form,
+    root_entry: bool,
+    pub(crate) rules: Rules,
+    dir_times: DirTimes,
+    /// A directory was removed: names in `dir_times` may mean something else by now.
+    dirs_gone: bool,
+    durable: Durable,
+    aufs: Aufs,
+    crc: Crc,
+    /// Scratch: the clean path of the current entry, and the one without links.
+    path: Vec<u8>,
+    real: Vec<u8>,
+}
+
+impl Extractor {
+    /// Unpacks below `root`, which must be open for reading.
+    pub(crate) fn new(root: OwnedFd, setup: Setup) -> Self {
+        Self {
+            parents: Parents::new(root),
+            ledger: Ledger {
+                seen: Seen::default(),
+                via_links: Vec::new(),
+                size: 0,
+            },
+            form: setup.form,
+            root_entry: setup.root_entry,
+            rules: setup.rules,
+            dir_times: DirTimes::default(),
+            dirs_gone: false,
+            durable: Durable::new(setup.sync),
+            aufs: Aufs::default(),
+            crc: Crc::new(),
+            path: Vec::new(),
+            real: Vec::new(),
+        }
+    }
+
+    /// Unpacks one entry, reads its payload as far as it is needed, and tapes it.
+    pub(crate) fn place<S: Source>(
+        &mut self,
+        entry: &Entry,
+        framer: &mut Framer<S>,
+        tape: &mut Tape,
+    ) -> Result<()> {
+        let mut path = std::mem::take(&mut self.path);
+        let cleaned = clean(&entry.name, &mut path);
+        let first = self.ledger.seen.name(&path);
+        // A name that leads above the root is read elsewhere by other programs, so they get no line for it.
+        let tapeable = tape.is_on() && first && !cleaned.clamped;
+        let placed = self.dispatch(entry, &path, cleaned.dot, tapeable, framer, tape);
+        self.path = path;
+        let placed = placed.context(|| format!("unpacking {}", show(&entry.name)))?;
+        if placed == Placed::Untaped && first && entry.size == 0 {
+            tape.file(&entry.name, 0, [0; 8])?;
+        }
+        Ok(())
+    }
+
+    /// Sets the times of directories, syncs if that was asked for.
+    pub(crate) fn finish(mut self) -> Result<Ledger> {
+        for (path, times) in self.dir_times.iter() {
+            let doing = "setting the times of a directory";
+            if path.is_empty() {
+                rustix::fs::futimens(self.parents.root().fd(), times).during(doing)?;
+                continue;
+            }
+            let (parent, name) = split(path);
+            let Found::Directory(parent) = self.parents.find(parent)? else {
+                continue;
+            };
+            if self.dirs_gone {
+                let stat = at::lstat_at(parent.fd(), name).during(doing)?;
+                if stat.is_none_or(|stat| kind(&stat) != FileType::Directory) {
+                    continue;
+                }
+            }
+            match rustix::fs::utimensat(parent.fd(), name, times, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::io(format!("{doing} {}", show(path)), error)),
+            }
+        }
+        self.durable.commit(self.parents.root().fd())?;
+        Ok(self.ledger)
+    }
+
+    fn dispatch<S: Source>(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        dot: bool,
+        tapeable: bool,
+        framer: &mut Framer<S>,
+        tape: &mut Tape,
+    ) -> Result<Placed> {
+        if path.contains(&0) {
+            return Err(ErrorKind::InvalidArchive.err("name with a NUL byte"));
+        }
+        if path.len() > MAX_PATH {
+            return Err(Error::io("resolving the name", Errno::NAMETOOLONG));
+        }
+        if entry.kind == b'g' {
+            return Ok(Placed::Untaped);
+        }
+        if path.is_empty() {
+            if !dot || self.root_entry {
+                self.root(entry)?;
+            }
+            return Ok(Placed::Untaped);
+        }
+        let (parent, base) = split(path);
+        if self.form == Form::Executed && self.aufs.is_private(path) {
+            self.aufs
+                .place(entry, path, &self.rules, self.parents.root().fd(), framer, tape)?;
+            return Ok(Placed::Untaped);
+        }
+        if self.form != Form::Literal {
+            match whiteout::parse(base) {
+                Mark::None => {}
+                Mark::Invalid => return Err(ErrorKind::UnsafePath.err("whiteout of no name")),
+                Mark::Opaque => return self.opaque(parent, tape).map(|()| Placed::Untaped),
+                Mark::Deleted(name) => {
+                    return self.deleted(parent, name, entry, tape).map(|()| Placed::Untaped);
+                }
+            }
+        }
+        let is_device = matches!(entry.kind, b'3' | b'4');
+        if is_device && self.rules.in_user_namespace {
+            if let Found::Directory(parent) = self.parents.find(parent)? {
+                self.displace(&parent, base, tape)?;
+            }
+            return Ok(Placed::Untaped);
+        }
+        if !matches!(entry.kind, b'0'..=b'7' | b'S') {
+            let kind = char::from(entry.kind);
+            return Err(ErrorKind::InvalidArchive.err(format!("entry type {kind:?} cannot be unpacked")));
+        }
+        let parent = self.ensure(parent, tape)?;
+        if parent.via_link() {
+            parent.child(base, &mut self.real);
+            self.ledger.seen.touch(&self.real);
+        }
+        self.durable.dir(parent.real());
+        match entry.kind {
+            b'5' => self.directory(entry, path, &parent, base, tape)?,
+            b'2' => self.symlink(entry, &parent, base, tape)?,
+            b'1' => self.hard_link(entry, &parent, base, tape)?,
+            b'3' | b'4' | b'6' => self.node(entry, &parent, base, tape)?,
+            _ => return self.regular(entry, &parent, base, tapeable, framer, tape),
+        }
+        Ok(Placed::Untaped)
+    }
+
+    /// The entry for the root itself.
+    fn root(&mut self, entry: &Entry) -> Result<()> {
+        if entry.kind != b'5' {
+            return Err(ErrorKind::InvalidArchive.err("the root of a layer is a directory"));
+        }
+        let owner = self.rules.owner(entry)?;
+        self.rules
+            .open_file(self.parents.root().fd(), entry, owner, false)?;
+        self.dir_times
+            .push(b"", metadata::times(entry.mtime, entry.atime));
+        self.durable.dir(b"");
+        Ok(())
+    }
+
+    fn directory(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        parent: &Rc<Parent>,
+        base: &[u8],
+        tape: &mut Tape,
+    ) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        let mut opaque = None;
+        match rustix::fs::mkdirat(parent.fd(), base, mode) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let there = at::lstat_at(parent.fd(), base).during("reading the status")?;
+                if there.is_none_or(|stat| kind(&stat) != FileType::Directory) {
+                    opaque = there.and_then(|stat| self.whiteout_of(&stat));
+                    self.displace(parent, base, tape)?;
+                    rustix::fs::mkdirat(parent.fd(), base, mode).during("making a directory")?;
+                }
+            }
+            Err(error) => return Err(Error::io("making a directory", error)),
+        }
+        let dir = at::open_dir_at(parent.fd(), base).during("opening a directory")?;
+        self.rules.open_file(dir.as_fd(), entry, owner, false)?;
+        if let Some(namespace) = opaque {
+            mark_opaque(dir.as_fd(), namespace)?;
+        }
+        self.dir_times
+            .push(path, metadata::times(entry.mtime, entry.atime));
+        self.keep_open(path, parent, base, dir);
+        Ok(())
+    }
+
+    fn symlink(&mut self, entry: &Entry, parent: &Rc<Parent>, base: &[u8], tape: &mut Tape) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let make = || rustix::fs::symlinkat(entry.link.as_slice(), parent.fd(), base);
+        self.make(parent, base, tape, make)
+            .during("making a symbolic link")?;
+        self.ledger.size += entry.link.len() as u64;
+        self.rules.node(parent.fd(), base, entry, owner)
+    }
+
+    fn node(&mut self, entry: &Entry, parent: &Rc<Parent>, base: &[u8], tape: &mut Tape) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let kind = match entry.kind {
+            b'3' => FileType::CharacterDevice,
+            b'4' => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        // The kernel's own split: 12 bits of major number, 20 of minor.
+        let part = |number: i64, mask: i64| u32::try_from(number & mask).unwrap_or(0);
+        let device = match kind {
+            FileType::Fifo => 0,
+            _ => rustix::fs::makedev(part(entry.dev_major, 0xfff), part(entry.dev_minor, 0xf_ffff)),
+        };
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        let make = || rustix::fs::mknodat(parent.fd(), base, kind, mode, device);
+        self.make(parent, base, tape, make)
+            .during("making a device or FIFO")?;
+        self.rules.node(parent.fd(), base, entry, owner)
+    }
+
+    /// The metadata of a hard link's header is applied to the file that it shares.
+    fn hard_link(&mut self, entry: &Entry, parent: &Rc<Parent>, base: &[u8], tape: &mut Tape) -> Result<()> {
+        let mut target = Vec::new();
+        clean(&entry.link, &mut target);
+        if self.form == Form::Executed
+            && let Some(file) = self.aufs.target(&target)?
+        {
+            let make = || file.link(parent.fd(), base);
+            return self
+                .make(parent, base, tape, make)
+                .during("linking an AUFS pseudo-link");
+        }
+        let missing = || {
+            let text = format!(
+                "hard link to {}, which does not exist in this layer",
+                show(&entry.link)
+            );
+            ErrorKind::InvalidArchive.err(text)
+        };
+        let owner = self.rules.owner(entry)?;
+        let (target_parent, target_base) = split(&target);
+        if target.contains(&0) || target_base.is_empty() {
+            return Err(missing());
+        }
+        let Found::Directory(target_parent) = self.parents.find(target_parent)? else {
+            return Err(missing());
+        };
+        let status = |dir: &Parent, name: &[u8]| at::lstat_at(dir.fd(), name).during("reading the status");
+        let there = status(&target_parent, target_base)?.ok_or_else(missing)?;
+        if kind(&there) == FileType::Directory {
+            return Err(
+                ErrorKind::InvalidArchive.err(format!("hard link to directory {}", show(&entry.link)))
+            );
+        }
+        let same =
+            status(parent, base)?.is_some_and(|now| (now.st_dev, now.st_ino) == (there.st_dev, there.st_ino));
+        if !same {
+            let link = || {
+                rustix::fs::linkat(
+                    target_parent.fd(),
+                    target_base,
+                    parent.fd(),
+                    base,
+                    AtFlags::empty(),
+                )
+            };
+            match self.make(parent, base, tape, link) {
+                // What was in the way held the target.
+                Err(MakeError::Make(Errno::NOENT)) => return Err(missing()),
+                result => result.during("making a hard link")?,
+            }
+        }
+        self.rules.node(parent.fd(), base, entry, owner)
+    }
+
+    fn regular<S: Source>(
+        &mut self,
+        entry: &Entry,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        tapeable: bool,
+        framer: &mut Framer<S>,
+        tape: &mut Tape,
+    ) -> Result<Placed> {
+        let owner = self.rules.owner(entry)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        let make = || rustix::fs::openat(parent.fd(), base, flags, mode);
+        let file = File::from(self.make(parent, base, tape, make).during("making a file")?);
+        let tapeable = tapeable && entry.sparse.is_none();
+        let crc = &mut self.crc;
+        write_payload(entry, &file, framer, |piece| {
+            if tapeable {
+                crc.update(piece);
+                Ok(())
+            } else {
+                tape.raw(piece)
+            }
+        })?;
+        self.rules.open_file(file.as_fd(), entry, owner, true)?;
+        self.ledger.size += entry.size;
+        self.durable.file(file.into());
+        let sum = self.crc.take();
+        if !tapeable {
+            return Ok(Placed::Untaped);
+        }
+        let line = tape.file(&entry.name, entry.size, sum)?;
+        if entry.size > 0 {
+            parent.child(base, &mut self.real);
+            self.ledger.seen.set_line(&self.real, line);
+            if parent.via_link() {
+                self.ledger.via_links.push((line, entry.name.clone()));
+            }
+        }
+        Ok(Placed::Taped)
+    }
+
+    /// Makes something, removing what is in its place.
+    fn make<T>(
+        &mut self,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        tape: &mut Tape,
+        make: impl Fn() -> rustix::io::Result<T>,
+    ) -> Result<T, MakeError> {
+        match make() {
+            Err(Errno::EXIST) => {}
+            result => return result.map_err(MakeError::Make),
+        }
+        self.displace(parent, base, tape).map_err(MakeError::Displace)?;
+        make().map_err(MakeError::Make)
+    }
+
+    /// Removes what is at `base`, whatever it is; nothing is fine.
+    pub(crate) fn displace(&mut self, parent: &Parent, base: &[u8], tape: &mut Tape) -> Result<()> {
+        let Some(stat) = at::lstat_at(parent.fd(), base).during("reading the status")? else {
+            return Ok(());
+        };
+        let kind = kind(&stat);
+        let mut real = Vec::new();
+        parent.child(base, &mut real);
+        let root = Rc::clone(self.parents.root());
+        let mut removing = Removing {
+            ledger: &mut self.ledger,
+            tape,
+            root: root.fd(),
+            spare_new: false,
+        };
+        prune::remove(parent.fd(), base, &real, kind, &mut removing)?;
+        if matches!(kind, FileType::Directory | FileType::Symlink) {
+            self.directories_went();
+        }
+        Ok(())
+    }
+
+    /// The directory that an entry goes into, made where it is missing.
+    pub(crate) fn ensure(&mut self, path: &[u8], tape: &mut Tape) -> Result<Rc<Parent>> {
+        let parent = match self.parents.find(path)? {
+            Found::Directory(parent) => parent,
+            Found::Missing | Found::Blocked => self.make_all(path, tape)?,
+        };
+        self.touch(&parent);
+        Ok(parent)
+    }
+
+    /// Notes that a directory belongs to this archive.
+    pub(crate) fn touch(&mut self, dir: &Parent) {
+        if !dir.touched.replace(true) {
+            self.ledger.seen.touch_all(dir.real());
+        }
+    }
+
+    fn make_all(&mut self, path: &[u8], tape: &mut Tape) -> Result<Rc<Parent>> {
+        // The deepest directory that exists, then down again.
+        let mut ends: Vec<usize> = vec![path.len()];
+        ends.extend(
+            path.iter()
+                .enumerate()
+                .rev()
+                .filter(|(_, byte)| **byte == b'/')
+                .map(|(index, _)| index),
+        );
+        let prefix = |end: usize| path.get(..end).unwrap_or_default();
+        let mut missing = 0;
+        let mut parent = loop {
+            missing += 1;
+            let above = ends.get(missing).map_or(&[][..], |end| prefix(*end));
+            if let Found::Directory(parent) = self.parents.find(above)? {
+                break parent;
+            }
+        };
+        for end in ends.iter().take(missing).rev() {
+            parent = self.make_implied(prefix(*end), &parent, tape)?;
+        }
+        Ok(parent)
+    }
+
+    fn make_implied(&mut self, path: &[u8], parent: &Rc<Parent>, tape: &mut Tape) -> Result<Rc<Parent>> {
+        let (_, base) = split(path);
+        let doing = || format!("making the directory {}", show(path));
+        let mut opaque = None;
+        let mode = Mode::from_raw_mode(0o755);
+        match rustix::fs::mkdirat(parent.fd(), base, mode) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                // A whiteout hides what the layers below have here; the new directory must hide it too.
+                let there = at::lstat_at(parent.fd(), base).during(doing())?;
+                opaque = there.and_then(|stat| self.whiteout_of(&stat));
+                if opaque.is_none() {
+                    let link = there.is_some_and(|stat| kind(&stat) == FileType::Symlink);
+                    return Err(Error::io(
+                        doing(),
+                        if link { Errno::NOENT } else { Errno::NOTDIR },
+                    ));
+                }
+                self.displace(parent, base, tape)?;
+                rustix::fs::mkdirat(parent.fd(), base, mode).during(doing())?;
+            }
+            Err(error) => return Err(Error::io(doing(), error)),
+        }
+        let dir = at::open_dir_at(parent.fd(), base).during(doing())?;
+        let stat = rustix::fs::fstat(&dir).during(doing())?;
+        self.rules
+            .permissions(dir.as_fd(), &stat, self.rules.mappings.root()?, 0o755)?;
+        if let Some(namespace) = opaque {
+            mark_opaque(dir.as_fd(), namespace)?;
+        }
+        self.durable.dir(parent.real());
+        Ok(self.keep_open(path, parent, base, dir))
+    }
+
+    fn keep_open(&mut self, path: &[u8], parent: &Rc<Parent>, base: &[u8], dir: OwnedFd) -> Rc<Parent> {
+        let real = parent.via_link().then(|| {
+            let mut real = Vec::new();
+            parent.child(base, &mut real);
+            real
+        });
+        self.parents.insert(path.to_vec(), real, dir)
+    }
+
+    /// Directories were removed: their times must not be set on what took their place.
+    pub(crate) fn directories_went(&mut self) {
+        self.parents.clear();
+        self.dirs_gone = true;
+    }
+
+    /// If this is a whiteout of overlayfs: where its attributes are.
+    pub(crate) fn whiteout_of(&self, stat: &Stat) -> Option<Namespace> {
+        match self.form {
+            Form::Overlay(namespace) if kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0 => {
+                Some(namespace)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why something could not be made.
+enum MakeError {
+    Make(Errno),
+    Displace(Error),
+}
+
+/// As [`crate::error::IoContext`]: only the failed call needs to be told what was being done.
+trait During<T> {
+    fn during(self, action: &'static str) -> Result<T>;
+}
+
+impl<T> During<T> for Result<T, MakeError> {
+    fn during(self, action: &'static str) -> Result<T> {
+        self.map_err(|error| match error {
+            MakeError::Make(error) => Error::io(action, error),
+            MakeError::Displace(error) => error,
+        })
+    }
+}
+
+/// The type of what a status describes.
+pub(crate) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// Makes overlayfs hide what the layers below have in this directory.
+pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
+    // Through a path, since the descriptor may be one that cannot be read.
+    xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
+        .during("marking a directory opaque")
+}
+
+/// Writes a payload to a new file, with holes where a sparse file has them.
+pub(crate) fn write_payload<S: Source>(
+    entry: &Entry,
+    mut file: &File,
+    framer: &mut Framer<S>,
+    mut tape: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let doing = "writing a file";
+    let Some(map) = &entry.sparse else {
+        while let Some(piece) = framer.payload()? {
+            file.write_all(&piece).during(doing)?;
+            tape(&piece)?;
+        }
+        return Ok(());
+    };
+    file.set_len(entry.size).during("making a sparse file")?;
+    let mut fragments = map.iter().copied();
+    let mut fragment = super::sparse::Fragment { offset: 0, length: 0 };
+    while let Some(piece) = framer.payload()? {
+        tape(&piece)?;
+        let mut rest: &[u8] = &piece;
+        while !rest.is_empty() {
+            if fragment.length == 0 {
+                let Some(next) = fragments.next() else { break };
+                fragment = next;
+                continue;
+            }
+            let count = rest
+                .len()
+                .min(usize::try_from(fragment.length).unwrap_or(usize::MAX));
+            let (now, later) = rest.split_at(count);
+            file.write_all_at(now, fragment.offset).during(doing)?;
+            fragment.offset += count as u64;
+            fragment.length -= count as u64;
+            rest = later;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! Archives that mean harm, and archives that are damaged.
+
+use super::super::test_tar::{Item, TarBuilder};
+use super::*;
+use crate::error::ErrorKind;
+use proptest::prelude::*;
+
+#[test]
+fn names_stay_inside() {
+    let layer = Layer::new(OVERLAY);
+    let tar = TarBuilder::new()
+        .add(Item::file("../evil", "1"))
+        .add(Item::file("a/../../../evil2", "2"))
+        .add(Item::file("/abs", "3"))
+        .add(Item::file("//tmp/./x/../y", "4"))
+        .add(Item::symlink("esc", ".."))
+        .add(Item::file("esc/sentinel", "inside"))
+        .add(Item::symlink("abs-link", "/"))
+        .add(Item::file("abs-link/z", "5"))
+        .add(Item::symlink("chain", "esc/../esc/.."))
+        .add(Item::file("chain/w", "6"))
+        .add(Item::symlink("final", "../sentinel"))
+        .add(Item::file("final", "replaced, not followed"))
+        .end();
+    layer.apply(&tar).unwrap();
+    assert_eq!(
+        layer.names(),
+        [
+            "abs", "abs-link", "chain", "esc", "evil", "evil2", "final", "sentinel", "tmp", "tmp/y", "w", "z"
+        ]
+    );
+    assert_eq!(layer.read("sentinel"), "inside");
+}
+
+#[test]
+fn links_lead_nowhere_outside() {
+    for target in ["../sentinel", "/../sentinel", "../../sentinel", "esc/sentinel"] {
+        let layer = Layer::new(OVERLAY);
+        let tar = TarBuilder::new()
+            .add(Item::symlink("esc", ".."))
+            .add(Item::hard_link("h", target))
+            .end();
+        let error = layer.apply(&tar).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{target}");
+        assert!(error.chain().contains("does not exist"), "{}", error.chain());
+    }
+    // A hard link to a link that leads outside is the link, and metadata goes to the link.
+    let layer = Layer::new(OVERLAY);
+    let before = std::fs::metadata(layer.tmp.path().join("sentinel")).unwrap();
+    let tar = TarBuilder::new()
+        .add(Item::symlink("out", "../sentinel"))
+        .add(Item::hard_link("h", "out").mode(0o777).mtime(5))
+        .end();
+    layer.apply(&tar).unwrap();
+    let after = std::fs::metadata(layer.tmp.path().join("sentinel")).unwrap();
+    assert_eq!(
+        (before.mode(), before.mtime(), before.nlink()),
+        (after.mode(), after.mtime(), after.nlink())
+    );
+    assert!(std::fs::symlink_metadata(layer.at("h")).unwrap().is_symlink());
+    // A dangling parent is an error, not a way out.
+    let tar = TarBuilder::new()
+        .add(Item::symlink("x", "/no/where"))
+        .add(Item::file("x/f", ""))
+        .end();
+    let error = Layer::new(OVERLAY).apply(&tar).unwrap_err();
+    assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound));
+    let tar = TarBuilder::new()
+        .add(Item::symlink("x", "x"))
+        .add(Item::file("x/f", ""))
+        .end();
+    let error = Layer::new(OVERLAY).apply(&tar).unwrap_err();
+    assert!(error.chain().contains("x/f"), "{}", error.chain());
+}
+
+#[test]
+fn a_link_put_in_a_cached_directorys_place_is_not_gone_through() {
+    let layer = Layer::new(Form::Executed);
+    let tar = TarBuilder::new()
+        .add(Item::dir("d"))
+        .add(Item::file("d/1", "x"))
+        .add(Item::symlink("d", "../"))
+        .add(Item::file("d/2", "x"))
+        .add(Item::dir("d"))
+        .add(Item::file("d/3", "x"))
+        .end();
+    layer.apply(&tar).unwrap();
+    assert_eq!(layer.names(), ["2", "d", "d/3"]);
+}
+
+#[test]
+fn odd_bytes_in_names() {
+    let layer = Layer::new(Form::Executed);
+    let tar = TarBuilder::new()
+        .add(Item::file("new\nline", "a"))
+        .add(Item::file(b"\xff\xfe/\x80", "b"))
+        .add(Item::file("tab\t\"quote\" \\", "c"))
+        .add(Item::file("cut\0here", "d"))
+        .end();
+    layer.apply(&tar).unwrap();
+    assert_eq!(layer.read("new\nline"), "a");
+    assert_eq!(layer.read("cut"), "d");
+    let sparse = Item::file("x", "abc")
+        .pax("GNU.sparse.name", "a\0b")
+        .pax("GNU.sparse.size", "3")
+        .pax("GNU.sparse.numblocks", "1")
+        .pax("GNU.sparse.map", "0,3");
+    let error = layer.apply(&TarBuilder::new().add(sparse).end()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArchive);
+}
+
+#[test]
+fn too_long_and_too_deep_names_are_named_shortly() {
+    for name in ["d/".repeat(10_000) + "f", "x".repeat(256), "y/".repeat(2049)] {
+        let error = Layer::new(Form::Executed)
+            .apply(&TarBuilder::new().add(Item::file(&name, "")).end())
+            .unwrap_err();
+        assert_eq!(
+            error.io_kind(),
+            Some(std::io::ErrorKind::InvalidFilename),
+            "{}",
+            error.chain()
+        );
+        assert!(
+            error.chain().len() < 400 && error.chain().contains("unpacking"),
+            "{}",
+            error.chain()
+        );
+    }
+    // What a path can just name works, and so does replacing it.
+    let deep = "d/".repeat(2000) + "f";
+    let tar = TarBuilder::new()
+        .add(Item::file(&deep, "deep"))
+        .add(Item::file("d", "flat"))
+        .end();
+    let layer = Layer::new(Form::Executed);
+    layer.apply(&tar).unwrap();
+    assert_eq!(layer.read("d"), "flat");
+}
+
+#[test]
+fn wide_numbers_are_errors_and_not_other_owners() {
+    for (uid, gid) in [(1 << 32, 0), (0, 1 << 40)] {
+        let error = Layer::new(Form::Executed)
+            .apply(&TarBuilder::new().add(Item::file("f", "").owner(uid, gid)).end())
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArchive);
+    }
+    let error = Layer::new(Form::Executed).apply(
+        &TarBuilder::new()
+            .add(Item::file("f", "").pax("mtime", "9223372036854775807"))
+            .end(),
+    );
+    drop(error);
+}
+
+/// A small archive with some of everything.
+fn sample() -> Vec<u8> {
+    TarBuilder::new()
+        .add(Item::dir("d").mode(0o700))
+        .add(
+            Item::file("d/f", "content")
+                .xattr("user.x", "y")
+                .pax("mtime", "1.5"),
+        )
+        .add(Item::symlink("l", "d"))
+        .add(Item::file("l/g", "through a link"))
+        .add(Item::hard_link("h", "d/f"))
+        .add(Item::file("x".repeat(120), "long name"))
+        .add(Item::file("d/.wh.gone", ""))
+        .add(Item::file("d/f", "again"))
+        .end()
+}
+
+#[test]
+fn truncation_anywhere_is_an_error_or_a_clean_end() {
+    let whole = sample();
+    let full = Layer::new(Form::Executed);
+    full.apply(&whole).unwrap();
+    for cut in 0..whole.len() {
+        // Every byte in the first headers, then every block border and its neighbours.
+        if cut > 3000 && !matches!(cut % 512, 0 | 1 | 511) {
+            continue;
+        }
+        let layer = Layer::new(Form::Executed);
+        match layer.apply(&whole[..cut]) {
+            Ok(applied) => assert_eq!(applied.diff_size, cut as u64),
+            Err(error) => assert_eq!(
+                error.kind(),
+                ErrorKind::InvalidArchive,
+                "{cut}: {}",
+                error.chain()
+            ),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// Bytes changed anywhere, checksums made good again so that the changes get further.
+    #[test]
+    fn mutations_never_panic_and_never_leave_the_root(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        fix in any::<bool>(),
+        overlay in any::<bool>(),
+    ) {
+        let mut tar = sample();
+        for (index, value) in changes {
+            let at = index.index(tar.len());
+            tar[at] = value;
+            if fix {
+                let block = at / 512 * 512;
+                if let Some(header) = tar.get_mut(block..block + 512)
+                    && &header[257..262] == b"ustar"
+                {
+                    header[148..156].fill(b' ');
+                    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+                    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+        }
+        let layer = Layer::new(if overlay { OVERLAY } else { Form::Executed });
+        // The helper checks the replay and what lies outside.
+        drop(layer.apply(&tar));
+    }
+
+    /// Sequences of entries over few names, so that they collide in every way.
+    #[test]
+    fn colliding_entries_replay_exactly(
+        steps in proptest::collection::vec((0usize..8, 0usize..9, 0usize..9), 1..25),
+        form in 0usize..3,
+    ) {
+        let names = ["a", "b", "a/b", "b/a", "a/b/c", "../a", "l", "l/a", "a/"];
+        let mut builder = TarBuilder::new();
+        for (index, (kind, name, other)) in steps.into_iter().enumerate() {
+            let (name, other) = (names[name], names[other]);
+            builder = builder.add(match kind {
+                0 | 1 => Item::file(name, format!("content {index}")),
+                2 => Item::dir(name),
+                3 => Item::symlink(name, other),
+                4 => Item::hard_link(name, other),
+                5 => {
+                    let (parent, base) = name.rsplit_once('/').unwrap_or(("", name));
+                    Item::file(format!("{parent}/.wh.{base}x"), "whiteout")
+                }
+                6 => {
+                    let trimmed = name.trim_end_matches('/');
+                    let (parent, base) = trimmed.rsplit_once('/').unwrap_or(("", trimmed));
+                    Item::file(format!("{parent}/.wh.{base}"), "whiteout")
+                }
+                _ => Item::file(format!("{name}/.wh..wh..opq"), "marker"),
+            });
+        }
+        let tar = builder.end();
+        let layer = Layer::new([OVERLAY, Form::Executed, Form::Literal][form]);
+        drop(layer.apply(&tar));
+    }
+}

@@ -1,0 +1,277 @@
+//! Applying whole archives: what comes out on disk, and whether the tape gives the stream back.
+
+mod hostile;
+mod measure;
+mod real_tools;
+mod stream;
+mod tape;
+mod tree;
+mod whiteouts;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use super::apply::{Applied, ApplyOptions, Target, apply};
+use super::path::clean;
+use super::tar_split::{Crc, Entry, TarSplitReader};
+use crate::error::Result;
+use crate::idmap::IdMappings;
+use crate::whiteout::{Form, Namespace};
+
+/// Kernel overlayfs as root.
+const OVERLAY: Form = Form::Overlay(Namespace::Trusted);
+
+/// One runtime for all tests of this module, since many apply hundreds of archives; of the kind with a single thread,
+/// where a blocking call in the async half would hang.
+static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLock::new(|| {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+});
+
+/// Whether tests that need root can run; says so if not.
+fn root_or_skip() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_none_or(|value| value != "all"),
+        "root is needed"
+    );
+    eprintln!("SKIPPED: root is needed");
+    false
+}
+
+/// A directory to apply layers to, with a sentinel beside it that nobody may touch.
+struct Layer {
+    tmp: tempfile::TempDir,
+    form: Form,
+    root_entry: bool,
+    mappings: IdMappings,
+    in_user_namespace: bool,
+    ignore_chown_errors: bool,
+    sync: bool,
+}
+
+impl Layer {
+    fn new(form: Form) -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(tmp.path().join("root")).unwrap();
+        std::fs::write(tmp.path().join("sentinel"), "outside").unwrap();
+        Self {
+            tmp,
+            form,
+            root_entry: form == Form::Executed,
+            mappings: IdMappings::default(),
+            in_user_namespace: false,
+            ignore_chown_errors: false,
+            sync: false,
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.tmp.path().join("root")
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root().join(path)
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            dir: crate::sys::at::open_dir(&self.root()).unwrap(),
+            form: self.form,
+            root_entry: self.root_entry,
+            mappings: self.mappings.clone(),
+            ignore_chown_errors: self.ignore_chown_errors,
+            force_mask: None,
+            in_user_namespace: self.in_user_namespace,
+        }
+    }
+
+    fn split_path(&self) -> PathBuf {
+        self.tmp.path().join("split")
+    }
+
+    /// Applies an archive; if that works, the tape must give it back bit for bit.
+    fn apply(&self, tar: &[u8]) -> Result<Applied> {
+        let split = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(self.split_path())
+            .unwrap();
+        let options = ApplyOptions {
+            tar_split: Some(split),
+            sync: self.sync,
+            ..ApplyOptions::default()
+        };
+        let source = Box::pin(std::io::Cursor::new(tar.to_vec()));
+        let result = RUNTIME.block_on(apply(source, self.target(), options, ()));
+        self.check_outside();
+        let (applied, ()) = result?;
+        assert!(self.replay() == tar, "the replayed stream differs");
+        assert_eq!(applied.diff_size, tar.len() as u64);
+        assert_eq!(applied.diff_digest, crate::digest::Digest::sha256(tar));
+        Ok(applied)
+    }
+
+    fn check_outside(&self) {
+        let mut names: Vec<_> = std::fs::read_dir(self.tmp.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.retain(|name| name != "split");
+        names.sort();
+        assert_eq!(
+            names,
+            ["root", "sentinel"],
+            "something was made outside of the root"
+        );
+        assert_eq!(
+            std::fs::read(self.tmp.path().join("sentinel")).unwrap(),
+            b"outside"
+        );
+    }
+
+    fn lines(&self) -> Vec<Entry> {
+        let mut reader = TarSplitReader::new(std::fs::File::open(self.split_path()).unwrap());
+        std::iter::from_fn(|| reader.next().unwrap()).collect()
+    }
+
+    /// Names and sizes of the lines that refer to files.
+    fn file_lines(&self) -> Vec<(String, u64)> {
+        let files = self.lines().into_iter().filter_map(|line| match line {
+            Entry::File { name, size, .. } => Some((String::from_utf8_lossy(&name).into_owned(), size)),
+            Entry::Segment(_) => None,
+        });
+        files.collect()
+    }
+
+    /// What a reader makes of tape and tree; also checks what other readers insist on.
+    fn replay(&self) -> Vec<u8> {
+        use rustix::fs::{Mode, OFlags};
+        let root = crate::sys::at::open_dir(&self.root()).unwrap();
+        let root = std::os::fd::AsFd::as_fd(&root);
+        let mut names = std::collections::HashSet::new();
+        let mut stream = Vec::new();
+        for line in self.lines() {
+            match line {
+                Entry::Segment(data) => stream.extend(data),
+                Entry::File { name, size, crc } => {
+                    let mut path = Vec::new();
+                    clean(&name, &mut path);
+                    assert!(
+                        names.insert(path.clone()),
+                        "two lines for {:?}",
+                        String::from_utf8_lossy(&name)
+                    );
+                    if size == 0 {
+                        continue;
+                    }
+                    let file =
+                        crate::sys::at::open_in_root(root, &path, OFlags::RDONLY, Mode::empty()).unwrap();
+                    let mut content = Vec::new();
+                    std::fs::File::from(file).read_to_end(&mut content).unwrap();
+                    let mut sum = Crc::new();
+                    sum.update(&content);
+                    assert_eq!(
+                        (content.len() as u64, sum.take()),
+                        (size, crc),
+                        "{:?}",
+                        String::from_utf8_lossy(&name)
+                    );
+                    stream.extend(content);
+                }
+            }
+        }
+        stream
+    }
+
+    fn listing(&self) -> BTreeMap<String, String> {
+        listing(&self.root())
+    }
+
+    /// The paths alone.
+    fn names(&self) -> Vec<String> {
+        self.listing().into_keys().collect()
+    }
+
+    fn read(&self, path: &str) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.at(path)).unwrap()).into_owned()
+    }
+
+    /// `true` if it is a whiteout of overlayfs.
+    fn is_whiteout(&self, path: &str) -> bool {
+        let meta = std::fs::symlink_metadata(self.at(path)).unwrap();
+        meta.file_type().is_char_device() && meta.rdev() == 0
+    }
+
+    fn xattr(&self, path: &str, name: &str) -> Option<Vec<u8>> {
+        let path = if path.is_empty() { "." } else { path };
+        let (parent, base) = path.rsplit_once('/').unwrap_or((".", path));
+        let dir = crate::sys::at::open_dir(&self.at(parent)).unwrap();
+        crate::sys::xattr::get_at(std::os::fd::AsFd::as_fd(&dir), base.as_bytes(), name).unwrap()
+    }
+
+    fn is_opaque(&self, path: &str) -> bool {
+        self.xattr(path, "trusted.overlay.opaque").as_deref() == Some(b"y")
+    }
+}
+
+/// Everything below `root`, with all that a layer can set; hard links show the first of their names.
+fn listing(root: &Path) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let mut inodes = BTreeMap::new();
+    let mut todo = vec![root.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        let mut entries: Vec<_> = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        entries.sort();
+        for path in entries {
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            let name =
+                String::from_utf8_lossy(path.strip_prefix(root).unwrap().as_os_str().as_bytes()).into_owned();
+            let mut text = format!(
+                "{:o} {}:{} {}.{:09}",
+                meta.mode(),
+                meta.uid(),
+                meta.gid(),
+                meta.mtime(),
+                meta.mtime_nsec()
+            );
+            if meta.is_symlink() {
+                text += &format!(" -> {:?}", std::fs::read_link(&path).unwrap());
+            } else if meta.is_file() {
+                text += &format!(
+                    " {}",
+                    crate::digest::Digest::sha256(std::fs::read(&path).unwrap())
+                );
+            } else if meta.is_dir() {
+                todo.push(path.clone());
+            } else {
+                text += &format!(" rdev {}", meta.rdev());
+            }
+            let dir = crate::sys::at::open_dir(path.parent().unwrap()).unwrap();
+            let dir = std::os::fd::AsFd::as_fd(&dir);
+            let base = path.file_name().unwrap().as_bytes();
+            let mut attributes = crate::sys::xattr::list_at(dir, base).unwrap();
+            attributes.sort();
+            for attribute in attributes {
+                let value = crate::sys::xattr::get_at(dir, base, &attribute).unwrap();
+                text += &format!(" {attribute}={value:?}");
+            }
+            if !meta.is_dir() && meta.nlink() > 1 {
+                text += &format!(" linked to {}", inodes.entry(meta.ino()).or_insert(name.clone()));
+            }
+            all.insert(name, text);
+        }
+    }
+    all
+}

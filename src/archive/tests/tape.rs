@@ -1,0 +1,159 @@
+//! What the tape holds, above all where the tree cannot give a payload back. (Every test that applies an archive
+//! checks the replay; these are the cases made for it.)
+
+use super::super::test_tar::{Item, TarBuilder};
+use super::*;
+
+#[test]
+fn an_ordinary_archive_is_taped_by_reference() {
+    let layer = Layer::new(Form::Executed);
+    let tar = TarBuilder::new()
+        .add(Item::dir("d/"))
+        .add(Item::file("./d//hello", "hello\n"))
+        .add(Item::file(b"caf\xe9", "x"))
+        .add(Item::dir("e").size_field("00000010000"))
+        .add(Item::typed(b'g', "global").content("8 a=bcd\n"))
+        .add(Item::symlink("l", "x"))
+        .end();
+    layer.apply(&tar).unwrap();
+    let lines = layer.lines();
+    assert!(matches!(&lines[0], Entry::Segment(data) if data.len() == 512));
+    assert_eq!(
+        lines[1],
+        Entry::File {
+            name: b"d/".into(),
+            size: 0,
+            crc: [0; 8]
+        }
+    );
+    let crc = 0x614c_3eee_e2d8_1000_u64.to_be_bytes();
+    assert_eq!(
+        lines[3],
+        Entry::File {
+            name: b"./d//hello".into(),
+            size: 6,
+            crc
+        }
+    );
+    assert!(matches!(&lines[5], Entry::File { name, size: 1, .. } if name == b"caf\xe9"));
+    let names: Vec<_> = layer.file_lines().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["d/", "./d//hello", "caf\u{fffd}", "e", "global", "l"]);
+    // Padding and end blocks are the last segment.
+    assert!(matches!(lines.last(), Some(Entry::Segment(data)) if data.len() == 1024));
+}
+
+#[test]
+fn repeated_names_come_back_in_full() {
+    let big = "big content ".repeat(100_000);
+    let layer = Layer::new(Form::Executed);
+    let tar = TarBuilder::new()
+        .add(Item::file("a", "first"))
+        .add(Item::file("keep", "kept"))
+        .add(Item::file("./a", &big))
+        .add(Item::file("a/", "third"))
+        .add(Item::dir("d"))
+        .add(Item::dir("d/"))
+        .add(Item::file("tree/x/f", "in a tree"))
+        .add(Item::hard_link("tree/x/h", "tree/x/f"))
+        .add(Item::symlink("tree", "elsewhere"))
+        .add(Item::typed(b'g', "global").content("8 a=bcd\n"))
+        .add(Item::typed(b'g', "global").content("8 a=xyz\n"))
+        .end();
+    layer.apply(&tar).unwrap();
+    assert_eq!(layer.read("a"), "third");
+    assert_eq!(
+        layer
+            .file_lines()
+            .into_iter()
+            .filter(|(_, size)| *size > 0)
+            .collect::<Vec<_>>(),
+        [("keep".into(), 4)]
+    );
+}
+
+#[test]
+fn two_names_for_one_place_come_back_too() {
+    let layer = Layer::new(Form::Executed);
+    let tar = TarBuilder::new()
+        .add(Item::dir("real"))
+        .add(Item::symlink("link", "/real"))
+        .add(Item::file("real/f", "first"))
+        .add(Item::file("link/f", "second"))
+        .add(Item::file("link/g", "third"))
+        .add(Item::file("real/g", "fourth"))
+        .add(Item::file("link/h", "fifth"))
+        // Names through the link mean nothing after this.
+        .add(Item::dir("link"))
+        .add(Item::file("link/h", "sixth"))
+        .end();
+    layer.apply(&tar).unwrap();
+    assert_eq!(layer.read("real/f"), "second");
+    assert_eq!(layer.read("real/g"), "fourth");
+    assert_eq!(layer.read("real/h"), "fifth");
+    assert_eq!(layer.read("link/h"), "sixth");
+    let layer = Layer::new(Form::Executed);
+    std::fs::create_dir_all(layer.at("usr/lib")).unwrap();
+    std::os::unix::fs::symlink("usr/lib", layer.at("lib")).unwrap();
+    let tar = TarBuilder::new()
+        .add(Item::file("lib/f", "via a link below"))
+        .add(Item::file(".wh.lib", ""))
+        .end();
+    layer.apply(&tar).unwrap();
+    assert_eq!(layer.names(), ["usr", "usr/lib", "usr/lib/f"]);
+}
+
+#[test]
+fn payloads_that_are_not_on_disk_are_on_the_tape() {
+    if !root_or_skip() {
+        return;
+    }
+    let mut layer = Layer::new(OVERLAY);
+    layer.in_user_namespace = true;
+    let tar = TarBuilder::new()
+        .add(Item::file(".wh.a", "whiteout with content"))
+        .add(Item::file("d/.wh..wh..opq", "marker with content"))
+        .add(Item::file("../clamped", "outside for others"))
+        .add(Item::file("./", "the root as a file"))
+        .add(
+            Item::typed(b'S', "gnu-sparse")
+                .gnu()
+                .content("abc")
+                .patch(386, "00000000000\x0000000000003")
+                .patch(483, "00000000003"),
+        )
+        .end();
+    layer.in_user_namespace = false;
+    layer.apply(&tar).unwrap();
+    assert!(
+        layer.file_lines().iter().all(|(_, size)| *size == 0),
+        "{:?}",
+        layer.file_lines()
+    );
+}
+
+#[test]
+fn odd_endings_come_back() {
+    let whole = TarBuilder::new().add(Item::file("a", "12345")).unfinished();
+    let endings = [
+        Vec::new(),
+        vec![0; 512],
+        vec![0; 10240],
+        [vec![0; 1024], b"junk after the end".to_vec()].concat(),
+        [vec![0; 1024], whole.clone(), vec![7; 700_000]].concat(),
+    ];
+    for ending in endings {
+        Layer::new(Form::Executed)
+            .apply(&[&whole[..], &ending].concat())
+            .unwrap();
+    }
+    for cut in 0..507 {
+        Layer::new(Form::Executed)
+            .apply(&whole[..whole.len() - cut])
+            .unwrap();
+    }
+    for zeros in [0, 512, 1024, 10240] {
+        let layer = Layer::new(Form::Executed);
+        layer.apply(&vec![0; zeros]).unwrap();
+        assert_eq!(layer.lines().is_empty(), zeros == 0);
+    }
+}
