@@ -66,7 +66,10 @@ impl Backing {
 
     /// Its name in reports.
     pub(super) fn name(self) -> &'static str {
-        NAMES.iter().find(|(magic, _name)| *magic == self.0).map_or("<unknown>", |(_magic, name)| name)
+        NAMES
+            .iter()
+            .find(|(magic, _name)| *magic == self.0)
+            .map_or("<unknown>", |(_magic, name)| name)
     }
 
     /// Whether overlay cannot work on it at all.
@@ -90,6 +93,9 @@ mod tests {
         assert_eq!(Backing(1).name(), "<unknown>");
         assert!(Backing(0x794c_7630).refuses_overlay() && !Backing(0x5846_5342).refuses_overlay());
         assert!(Backing(0xfe53_4d42).is_network() && !Backing(0xef53).is_network());
-        assert_ne!(Backing::of(Path::new("/proc")).unwrap(), Backing::of(Path::new("/dev")).unwrap());
+        assert_ne!(
+            Backing::of(Path::new("/proc")).unwrap(),
+            Backing::of(Path::new("/dev")).unwrap()
+        );
     }
 }

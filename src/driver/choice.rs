@@ -34,17 +34,28 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     if let Some(name) = config.name.as_deref().filter(|name| !name.is_empty()) {
         return start(name, config);
     }
-    let used: Vec<&str> = DRIVER_NAMES.iter().copied().filter(|name| is_used(&config.root.join(name))).collect();
+    let used: Vec<&str> = DRIVER_NAMES
+        .iter()
+        .copied()
+        .filter(|name| is_used(&config.root.join(name)))
+        .collect();
     match used[..] {
         [] => {}
         // Its name for itself is overlay, and so are those of its records; only its directory is not.
         ["overlay2"] => {
-            let what = format!("{} holds layers of the old name of the overlay driver: rename overlay2 to overlay", config.root.display());
+            let what = format!(
+                "{} holds layers of the old name of the overlay driver: rename overlay2 to overlay",
+                config.root.display()
+            );
             return Err(ErrorKind::InvalidInput.err(what));
         }
         [only] => return start(only, config),
         _ => {
-            let what = format!("{} holds layers of several drivers ({}): name one", config.root.display(), used.join(", "));
+            let what = format!(
+                "{} holds layers of several drivers ({}): name one",
+                config.root.display(),
+                used.join(", ")
+            );
             return Err(ErrorKind::InvalidInput.err(what));
         }
     }
@@ -81,7 +92,11 @@ mod tests {
     use crate::driver::conformance::need_overlay;
 
     fn config(root: &std::path::Path) -> DriverConfig {
-        DriverConfig { root: root.join("graph"), run_root: root.join("run"), ..DriverConfig::default() }
+        DriverConfig {
+            root: root.join("graph"),
+            run_root: root.join("run"),
+            ..DriverConfig::default()
+        }
     }
 
     #[test]
@@ -92,7 +107,11 @@ mod tests {
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
         assert!(!config.root.join("overlay").exists(), "nothing is made beside it");
         std::fs::create_dir_all(config.root.join("btrfs")).unwrap();
-        assert_eq!(open_driver(&config).unwrap().name(), "vfs", "an empty directory tells nothing");
+        assert_eq!(
+            open_driver(&config).unwrap().name(),
+            "vfs",
+            "an empty directory tells nothing"
+        );
         std::fs::create_dir_all(config.root.join("btrfs/subvolumes")).unwrap();
         let error = open_driver(&config).unwrap_err();
         assert!(error.chain().contains("btrfs, vfs"), "{error:?}");
@@ -139,9 +158,15 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let config = config(tmp.path());
         assert_eq!(open_driver(&config).unwrap().name(), "overlay");
-        let named = DriverConfig { name: Some("overlay2".into()), ..config.clone() };
+        let named = DriverConfig {
+            name: Some("overlay2".into()),
+            ..config.clone()
+        };
         let driver = open_driver(&named).unwrap();
-        assert_eq!((driver.name(), driver.home()), ("overlay", &*config.root.join("overlay")));
+        assert_eq!(
+            (driver.name(), driver.home()),
+            ("overlay", &*config.root.join("overlay"))
+        );
         assert!(!config.root.join("overlay2").exists());
 
         // What a probe has found is believed: here, that overlay does not work.
@@ -150,9 +175,20 @@ mod tests {
         std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
         std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
-        assert!(!config.root.join("overlay").exists(), "it would be taken for the store's driver next time");
+        assert!(
+            !config.root.join("overlay").exists(),
+            "it would be taken for the store's driver next time"
+        );
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
-        let named = DriverConfig { name: Some("overlay".into()), ..config };
-        assert!(open_driver(&named).unwrap_err().chain().contains("no overlay here"));
+        let named = DriverConfig {
+            name: Some("overlay".into()),
+            ..config
+        };
+        assert!(
+            open_driver(&named)
+                .unwrap_err()
+                .chain()
+                .contains("no overlay here")
+        );
     }
 }

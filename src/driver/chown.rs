@@ -21,8 +21,16 @@ use crate::sys::xattr;
 fn overflow() -> Owner {
     static OVERFLOW: OnceLock<Owner> = OnceLock::new();
     *OVERFLOW.get_or_init(|| {
-        let read = |file| std::fs::read_to_string(file).ok().and_then(|id| id.trim().parse().ok()).unwrap_or(65534);
-        Owner { uid: read("/proc/sys/kernel/overflowuid"), gid: read("/proc/sys/kernel/overflowgid") }
+        let read = |file| {
+            std::fs::read_to_string(file)
+                .ok()
+                .and_then(|id| id.trim().parse().ok())
+                .unwrap_or(65534)
+        };
+        Owner {
+            uid: read("/proc/sys/kernel/overflowuid"),
+            gid: read("/proc/sys/kernel/overflowgid"),
+        }
     })
 }
 
@@ -33,7 +41,13 @@ fn overflow() -> Owner {
 /// An inode with several names is changed once; where changing it gave one of its names an inode of its own (overlay
 /// copies up a name at a time) the other names are linked to it again.
 pub(crate) fn change_owners(root: BorrowedFd<'_>, from: &IdMappings, to: &IdMappings) -> Result<()> {
-    let mut walk = Walk { root, path: Vec::new(), changed: HashMap::new(), from, to };
+    let mut walk = Walk {
+        root,
+        path: Vec::new(),
+        changed: HashMap::new(),
+        from,
+        to,
+    };
     walk.run().map_err(|error| {
         let path = String::from_utf8_lossy(&walk.path).into_owned();
         error.context(format!("changing the owner of \"/{path}\""))
@@ -105,14 +119,18 @@ impl Walk<'_> {
             return Ok(());
         }
         if let Some(new) = self.change(dir, name, stat)? {
-            self.changed.insert(tree::identity(stat), (new, self.path.clone()));
+            self.changed
+                .insert(tree::identity(stat), (new, self.path.clone()));
         }
         Ok(())
     }
 
     /// Changes one owner; `None` if there was nothing to change.
     fn change(&self, dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<Option<Owner>> {
-        let old = Owner { uid: stat.st_uid, gid: stat.st_gid };
+        let old = Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        };
         let inside = match self.from.to_container(old) {
             Err(_unmapped) if old == Owner::default() => old,
             inside => inside.context(|| "finding the owner inside the container".into())?,
@@ -138,7 +156,12 @@ impl Walk<'_> {
         let (uid, gid) = (Uid::from_raw(new.uid), Gid::from_raw(new.gid));
         rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         if stat.st_mode & 0o6000 != 0 && kind != FileType::Symlink {
-            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())?;
+            rustix::fs::chmodat(
+                dir,
+                name,
+                Mode::from_raw_mode(stat.st_mode & 0o7777),
+                AtFlags::empty(),
+            )?;
         }
         match capability {
             Some(value) => xattr::set_at(dir, name.to_bytes(), b"security.capability", &value),
@@ -157,7 +180,10 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     fn maps(uid: u32, gid: u32, size: u32) -> IdMappings {
-        IdMappings { uids: vec![IdMap::new(0, uid, size)], gids: vec![IdMap::new(0, gid, size)] }
+        IdMappings {
+            uids: vec![IdMap::new(0, uid, size)],
+            gids: vec![IdMap::new(0, gid, size)],
+        }
     }
 
     #[test]
@@ -208,6 +234,10 @@ mod tests {
         std::os::unix::fs::chown(tmp.path().join("dir/file"), Some(7), Some(7)).unwrap();
         let root = at::open_dir(tmp.path()).unwrap();
         let error = change_owners(root.as_fd(), &maps(1000, 1000, 10), &IdMappings::default()).unwrap_err();
-        assert!(error.chain().contains("/dir/file") && error.chain().contains("user ID 7"), "{}", error.chain());
+        assert!(
+            error.chain().contains("/dir/file") && error.chain().contains("user ID 7"),
+            "{}",
+            error.chain()
+        );
     }
 }

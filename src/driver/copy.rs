@@ -101,7 +101,10 @@ impl Copier<'_> {
                 target.enter(copy)?;
                 tree::pop_name(&mut names);
                 let inner = tree::list_names(source.current()?, &mut buffer)?;
-                above.push((std::mem::replace(&mut names, inner), std::mem::replace(&mut stat, found)));
+                above.push((
+                    std::mem::replace(&mut names, inner),
+                    std::mem::replace(&mut stat, found),
+                ));
             } else {
                 self.entry(source.current()?, target.current()?, name, &found)?;
                 self.path.truncate(parent_length(&self.path));
@@ -111,11 +114,17 @@ impl Copier<'_> {
     }
 
     /// Copies anything but a directory.
-    fn entry(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&tree::identity(stat)) {
-                return link_again(self.root, first, target, name);
-            }
+    fn entry(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &Stat,
+    ) -> io::Result<()> {
+        if stat.st_nlink > 1
+            && let Some(first) = self.links.get(&tree::identity(stat))
+        {
+            return link_again(self.root, first, target, name);
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         match kind {
@@ -137,9 +146,20 @@ impl Copier<'_> {
         Ok(())
     }
 
-    fn file(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn file(
+        &mut self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &Stat,
+    ) -> io::Result<()> {
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let from = rustix::fs::openat(source, name, flags | OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+        let from = rustix::fs::openat(
+            source,
+            name,
+            flags | OFlags::RDONLY | OFlags::NONBLOCK,
+            Mode::empty(),
+        )?;
         let create = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let to = rustix::fs::openat(target, name, create, Mode::RUSR | Mode::WUSR)?;
         if stat.st_size > 0 {
@@ -170,7 +190,9 @@ impl Copier<'_> {
                 Err(Errno::INVAL | Errno::OPNOTSUPP) => offset,
                 Err(error) => return Err(error.into()),
             };
-            let end = rustix::fs::seek(from, SeekFrom::Hole(start)).unwrap_or(size).min(size);
+            let end = rustix::fs::seek(from, SeekFrom::Hole(start))
+                .unwrap_or(size)
+                .min(size);
             self.range(from, to, start, end)?;
             offset = end.max(start + 1);
         }
@@ -219,7 +241,9 @@ impl Copier<'_> {
         }
         let names = xattr::flist_raw(from)?;
         for name in names.split(|byte| *byte == 0).filter(|name| is_copied(name)) {
-            let Ok(text) = std::str::from_utf8(name) else { continue };
+            let Ok(text) = std::str::from_utf8(name) else {
+                continue;
+            };
             if let Some(value) = xattr::fget(from, text)? {
                 self.allow(xattr::fset(to, name, &value))?;
             }
@@ -229,9 +253,21 @@ impl Copier<'_> {
     }
 
     /// The same for what cannot be opened.
-    fn special(&self, source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
+    fn special(
+        &self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &Stat,
+    ) -> io::Result<()> {
         if let Some((uid, gid)) = self.owner(stat) {
-            self.allow(rustix::fs::chownat(target, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW))?;
+            self.allow(rustix::fs::chownat(
+                target,
+                name,
+                Some(uid),
+                Some(gid),
+                AtFlags::SYMLINK_NOFOLLOW,
+            ))?;
         }
         // A link has none of the attributes that are copied, and no mode.
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
@@ -240,18 +276,31 @@ impl Copier<'_> {
                     continue;
                 }
                 if let Some(value) = xattr::get_at(source, name.to_bytes(), &attribute)? {
-                    self.allow(xattr::set_at(target, name.to_bytes(), attribute.as_bytes(), &value))?;
+                    self.allow(xattr::set_at(
+                        target,
+                        name.to_bytes(),
+                        attribute.as_bytes(),
+                        &value,
+                    ))?;
                 }
             }
             let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
             rustix::fs::chmodat(target, name, mode, AtFlags::empty())?;
         }
-        Ok(rustix::fs::utimensat(target, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(rustix::fs::utimensat(
+            target,
+            name,
+            &times(stat),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
     }
 
     /// The owner to set, if it is not the caller, whom new files belong to anyway.
     fn owner(&self, stat: &Stat) -> Option<(Uid, Gid)> {
-        let owner = Owner { uid: stat.st_uid, gid: stat.st_gid };
+        let owner = Owner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        };
         (owner != self.me).then(|| (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid)))
     }
 
@@ -265,7 +314,12 @@ impl Copier<'_> {
 }
 
 /// Gives the file that was first met at `first` below `root` another name.
-pub(super) fn link_again(root: BorrowedFd<'_>, first: &[u8], dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+pub(super) fn link_again(
+    root: BorrowedFd<'_>,
+    first: &[u8],
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+) -> io::Result<()> {
     let length = parent_length(first);
     let (above, base) = first.split_at(length);
     let base = OsStr::from_bytes(base.strip_prefix(b"/").unwrap_or(base));
@@ -279,7 +333,10 @@ pub(super) fn parent_length(path: &[u8]) -> usize {
 }
 
 fn times(stat: &Stat) -> Timestamps {
-    let time = |tv_sec, nanoseconds| Timespec { tv_sec, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
+    let time = |tv_sec, nanoseconds| Timespec {
+        tv_sec,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
     Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
@@ -294,7 +351,11 @@ mod tests {
     use std::path::Path;
 
     fn copy(from: &Path, to: &Path) {
-        copy_tree(at::open_dir(from).unwrap().as_fd(), at::open_dir(to).unwrap().as_fd()).unwrap();
+        copy_tree(
+            at::open_dir(from).unwrap().as_fd(),
+            at::open_dir(to).unwrap().as_fd(),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -313,14 +374,21 @@ mod tests {
         rustix::fs::mknodat(&dir, c"socket", FileType::Socket, Mode::RUSR, 0).unwrap();
         let user = xattr::set_at(dir.as_fd(), b"link", b"user.test", b"value").is_ok();
         // u::rw-, u:1234:r--, g::r--, m::r--, o::---
-        let acl = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xd2\x04\0\0\x04\0\x04\0\xff\xff\xff\xff\
+        let acl =
+            b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xd2\x04\0\0\x04\0\x04\0\xff\xff\xff\xff\
             \x10\0\x04\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
         let acls = xattr::set_at(dir.as_fd(), b"d", b"system.posix_acl_access", acl).is_ok();
         fs::set_permissions(from.join("d/e"), fs::Permissions::from_mode(0o2500)).unwrap();
         fs::set_permissions(&from, fs::Permissions::from_mode(0o7751)).unwrap();
         let old = Timestamps {
-            last_access: Timespec { tv_sec: 5, tv_nsec: 6 },
-            last_modification: Timespec { tv_sec: 7, tv_nsec: 8 },
+            last_access: Timespec {
+                tv_sec: 5,
+                tv_nsec: 6,
+            },
+            last_modification: Timespec {
+                tv_sec: 7,
+                tv_nsec: 8,
+            },
         };
         for path in [c"d/e", c"d", c"symlink", c"fifo", c"link", c"."] {
             rustix::fs::utimensat(&dir, path, &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
@@ -369,14 +437,21 @@ mod tests {
                 me: privilege::effective_owner(),
             };
             let stat = rustix::fs::stat(&from).unwrap();
-            copier.entry(dir.as_fd(), dir.as_fd(), c"from", &stat).unwrap_err();
+            copier
+                .entry(dir.as_fd(), dir.as_fd(), c"from", &stat)
+                .unwrap_err();
             let below = tmp.path().join("below");
             fs::create_dir(&below).unwrap();
-            copier.entry(dir.as_fd(), at::open_dir(&below).unwrap().as_fd(), c"from", &stat).unwrap();
+            copier
+                .entry(dir.as_fd(), at::open_dir(&below).unwrap().as_fd(), c"from", &stat)
+                .unwrap();
             fs::rename(below.join("from"), &to).unwrap();
             fs::remove_dir(&below).unwrap();
             assert!(fs::read(&to).unwrap() == content, "{reflink} {in_kernel}");
-            assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20, "{reflink} {in_kernel}");
+            assert!(
+                fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20,
+                "{reflink} {in_kernel}"
+            );
         }
     }
 

@@ -13,6 +13,8 @@ mod chown;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod copy;
+#[cfg(test)]
+mod go_tests;
 mod options;
 mod overlay;
 mod vfs;

@@ -31,7 +31,12 @@ impl<'a> OptionString<'a> {
         if !driver.is_empty() && !DRIVER_NAMES.contains(&driver.as_str()) {
             return Err(ErrorKind::InvalidInput.err(format!("unknown driver {driver:?} in option {whole:?}")));
         }
-        Ok(Self { driver, key, value: value.trim(), whole })
+        Ok(Self {
+            driver,
+            key,
+            value: value.trim(),
+            whole,
+        })
     }
 
     fn invalid(&self, reason: &str) -> crate::error::Error {
@@ -73,7 +78,11 @@ impl<'a> OptionString<'a> {
         if !path.is_absolute() {
             return Err(self.invalid("path is not absolute"));
         }
-        if check && !std::fs::metadata(path).at("looking for additional image store", path)?.is_dir() {
+        if check
+            && !std::fs::metadata(path)
+                .at("looking for additional image store", path)?
+                .is_dir()
+        {
             return Err(self.invalid("not a directory"));
         }
         // Rebuilt from its components: without doubled or trailing slashes and `.`.
@@ -112,12 +121,17 @@ impl OverlayOptions {
             match option.key.as_str() {
                 "override_kernel_check" => tracing::debug!("driver option {:?} has no effect", option.whole),
                 "mountopt" => option.value.clone_into(&mut parsed.mount_options),
-                "size" => parsed.size = ram_in_bytes(option.value).ok_or_else(|| option.invalid("not a size"))?,
+                "size" => {
+                    parsed.size = ram_in_bytes(option.value).ok_or_else(|| option.invalid("not a size"))?;
+                }
                 "inodes" => {
-                    let not_a_number = |error: std::num::ParseIntError| option.invalid("not a number").with_source(error);
+                    let not_a_number =
+                        |error: std::num::ParseIntError| option.invalid("not a number").with_source(error);
                     parsed.inodes = option.value.parse().map_err(not_a_number)?;
                 }
-                "imagestore" | "additionalimagestore" => parsed.image_stores.extend(option.directories(true)?),
+                "imagestore" | "additionalimagestore" => {
+                    parsed.image_stores.extend(option.directories(true)?);
+                }
                 "skip_mount_home" => parsed.skip_mount_home = option.boolean()?,
                 "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
                 "sync" => parsed.sync_filesystem = option.sync()?,
@@ -154,7 +168,9 @@ impl VfsOptions {
                 continue;
             }
             match option.key.as_str() {
-                "imagestore" | "additionalimagestore" => parsed.image_stores.extend(option.directories(false)?),
+                "imagestore" | "additionalimagestore" => {
+                    parsed.image_stores.extend(option.directories(false)?);
+                }
                 "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
                 // Compat: the Go library reads this option only with its prefix twice, `vfs.vfs.sync` or `vfs..sync`.
                 "sync" | ".sync" | "vfs.sync" => parsed.sync_filesystem = option.sync()?,
@@ -188,7 +204,11 @@ pub(super) fn ram_in_bytes(text: &str) -> Option<u64> {
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
         return None;
     }
-    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? };
+    let whole = if whole.is_empty() {
+        0
+    } else {
+        whole.parse::<u64>().ok()?
+    };
     let part = fraction_of(scale, fraction);
     let total = whole.checked_mul(scale)?.checked_add(part)?;
     // The Go library's sizes are signed.
@@ -220,14 +240,24 @@ mod tests {
 
     #[test]
     fn options_reach_the_driver_that_they_are_for() {
-        let parsed = overlay(&["mountopt = nodev,metacopy=on ", "OVERLAY.SYNC=FileSystem", "overlay2.skip_mount_home=T"]);
+        let parsed = overlay(&[
+            "mountopt = nodev,metacopy=on ",
+            "OVERLAY.SYNC=FileSystem",
+            "overlay2.skip_mount_home=T",
+        ]);
         let parsed = parsed.unwrap();
         assert_eq!(parsed.mount_options, "nodev,metacopy=on");
         assert!(parsed.sync_filesystem && parsed.skip_mount_home && !parsed.ignore_chown_errors);
-        assert_eq!(overlay(&["vfs.nonsense=1", "btrfs.min_space=1"]).unwrap(), OverlayOptions::default());
+        assert_eq!(
+            overlay(&["vfs.nonsense=1", "btrfs.min_space=1"]).unwrap(),
+            OverlayOptions::default()
+        );
         assert!(overlay(&[".ignore_chown_errors=1"]).unwrap().ignore_chown_errors);
         for spelling in ["vfs.sync", "sync", "vfs..sync", "vfs.vfs.sync"] {
-            assert!(vfs(&[&format!("{spelling}=filesystem")]).unwrap().sync_filesystem, "{spelling}");
+            assert!(
+                vfs(&[&format!("{spelling}=filesystem")]).unwrap().sync_filesystem,
+                "{spelling}"
+            );
         }
     }
 
@@ -245,7 +275,10 @@ mod tests {
             ("overlay.imagestore=relative", ErrorKind::InvalidInput),
             ("overlay.imagestore=/proc/version", ErrorKind::InvalidInput),
             ("overlay.imagestore=/does/not/exist", ErrorKind::Io),
-            ("overlay.mount_program=/usr/bin/fuse-overlayfs", ErrorKind::NotSupported),
+            (
+                "overlay.mount_program=/usr/bin/fuse-overlayfs",
+                ErrorKind::NotSupported,
+            ),
             ("overlay.force_mask=shared", ErrorKind::NotSupported),
             ("overlay.use_composefs=true", ErrorKind::NotSupported),
             ("overlay.additionallayerstore=/x", ErrorKind::NotSupported),
@@ -254,16 +287,30 @@ mod tests {
             let error = overlay(&[option]).unwrap_err();
             assert_eq!(error.kind(), kind, "{option}");
             let named = option.split('=').next().unwrap().trim_start_matches("overlay.");
-            assert!(error.chain().contains(named) || kind == ErrorKind::Io, "{}", error.chain());
+            assert!(
+                error.chain().contains(named) || kind == ErrorKind::Io,
+                "{}",
+                error.chain()
+            );
         }
         assert!(overlay(&["mount_program=", "use_composefs=false", "force_mask="]).is_ok());
-        assert!(vfs(&["mountopt=nodev"]).unwrap_err().chain().contains("mount options"));
+        assert!(
+            vfs(&["mountopt=nodev"])
+                .unwrap_err()
+                .chain()
+                .contains("mount options")
+        );
         assert_eq!(vfs(&["size=1g"]).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     #[test]
     fn image_stores_add_up_in_normal_form() {
-        let parsed = overlay(&["imagestore=/usr//,/etc/.", "overlay.imagestore=", "additionalimagestore=/var"]).unwrap();
+        let parsed = overlay(&[
+            "imagestore=/usr//,/etc/.",
+            "overlay.imagestore=",
+            "additionalimagestore=/var",
+        ])
+        .unwrap();
         assert_eq!(parsed.image_stores, ["/usr", "/etc", "/var"].map(PathBuf::from));
     }
 

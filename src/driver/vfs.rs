@@ -18,7 +18,9 @@ use rustix::io::Errno;
 
 use crate::driver::choice::DriverConfig;
 use crate::driver::options::VfsOptions;
-use crate::driver::{Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy};
+use crate::driver::{
+    Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy,
+};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
@@ -53,12 +55,17 @@ impl Vfs {
 
     /// The homes that this driver makes layers in.
     fn writable(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(&self.home).chain(&self.image_store).map(PathBuf::as_path)
+        std::iter::once(&self.home)
+            .chain(&self.image_store)
+            .map(PathBuf::as_path)
     }
 
     /// Where layers of this kind are created.
     fn base(&self, read_write: bool) -> &Path {
-        self.image_store.as_deref().filter(|_| !read_write).unwrap_or(&self.home)
+        self.image_store
+            .as_deref()
+            .filter(|_| !read_write)
+            .unwrap_or(&self.home)
     }
 
     /// The tree of a layer, wherever it is.
@@ -66,7 +73,10 @@ impl Vfs {
         check_id(id)?;
         let own = std::iter::once(self.home.clone());
         let additional = self.options.image_stores.iter().map(|root| root.join(NAME));
-        let mut trees = own.chain(additional).chain(self.image_store.clone()).map(|home| home.join("dir").join(id));
+        let mut trees = own
+            .chain(additional)
+            .chain(self.image_store.clone())
+            .map(|home| home.join("dir").join(id));
         trees
             .find(|tree| tree.is_dir())
             .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
@@ -161,10 +171,22 @@ impl Driver for Vfs {
 
     fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged> {
         let (temp, path, dir) = self.prepare(parent, options)?;
-        Ok(Staged { content: self.content_of(dir), path, temp, link: String::new(), lower: String::new() })
+        Ok(Staged {
+            content: self.content_of(dir),
+            path,
+            temp,
+            link: String::new(),
+            lower: String::new(),
+        })
     }
 
-    fn commit_staged(&self, id: &str, parent: Option<&str>, options: &CreateOptions, staged: Staged) -> Result<()> {
+    fn commit_staged(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        staged: Staged,
+    ) -> Result<()> {
         // The tree is complete without it, but the layer would be one whose parent nobody knows.
         parent.map(|parent| self.find(parent)).transpose()?;
         let Staged { path, mut temp, .. } = staged;
@@ -238,7 +260,10 @@ impl Driver for Vfs {
     fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
         let dir = self.open_tree(id)?;
         let usage = tree::usage(dir.as_fd()).during(format!("measuring layer {id:?}"))?;
-        Ok(DiskUsage { size: usage.size, inodes: usage.inodes })
+        Ok(DiskUsage {
+            size: usage.size,
+            inodes: usage.inodes,
+        })
     }
 
     fn cleanup(&self) -> Result<()> {

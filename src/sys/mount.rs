@@ -124,7 +124,13 @@ pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<
 
 /// Attaches a mount that is nowhere yet.
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
-    move_mount(mount, OsStr::new(""), CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    move_mount(
+        mount,
+        OsStr::new(""),
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
 }
 
 /// Runs `work` on a thread of its own whose current directory is `dir`; that of the process does not change.
@@ -153,7 +159,11 @@ pub(crate) const MAX_PARAMETER: usize = 255;
 
 /// Whether `path` can stand in a comma-separated list of mount data as it is.
 pub(crate) fn is_plain(path: &Path) -> bool {
-    !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b',' | b':' | b'\\' | b'"'))
+    !path
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .any(|byte| matches!(byte, b',' | b':' | b'\\' | b'"'))
 }
 
 #[cfg(test)]
@@ -191,7 +201,10 @@ mod tests {
         let link = tmp.path().join("link");
         std::os::unix::fs::symlink("/proc", &link).unwrap();
         assert!(is_mount_point(&link).unwrap(), "links are followed");
-        assert_eq!(is_mount_point(&tmp.path().join("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            is_mount_point(&tmp.path().join("missing")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
         unmount_lazily(tmp.path()).unwrap();
         unmount_lazily(&tmp.path().join("missing")).unwrap();
     }

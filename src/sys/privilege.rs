@@ -26,7 +26,10 @@ pub(crate) fn is_root() -> bool {
 
 /// Whom new files belong to.
 pub(crate) fn effective_owner() -> Owner {
-    Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    }
 }
 
 fn has_admin_capability() -> bool {

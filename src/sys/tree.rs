@@ -278,7 +278,10 @@ pub(crate) fn open_dir_below(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedF
     while !rest.is_empty() {
         let end = match rest.get(..MAX_SHOWN / 2) {
             None => rest.len(),
-            Some(head) => head.iter().rposition(|byte| *byte == b'/').ok_or(Errno::NAMETOOLONG)?,
+            Some(head) => head
+                .iter()
+                .rposition(|byte| *byte == b'/')
+                .ok_or(Errno::NAMETOOLONG)?,
         };
         let (head, tail) = rest.split_at(end);
         dir = crate::sys::at::open_in_root(dir.as_fd(), head, DIR_FLAGS, Mode::empty())?;

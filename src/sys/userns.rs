@@ -5,7 +5,10 @@
 //! that a program which handles `SIGCHLD` or waits for its own children sees nothing of it. An open file descriptor
 //! keeps the namespace after the child is gone.
 
-#![expect(unsafe_code, reason = "clone, and what the child may call, have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "clone, and what the child may call, have no safe wrapper"
+)]
 
 use std::fmt::Write as _;
 use std::io;
@@ -36,13 +39,18 @@ impl Child {
     fn write_map(&self, file: &str, ranges: &[IdMap]) -> io::Result<()> {
         let mut text = String::new();
         for range in ranges {
-            writeln!(text, "{} {} {}", range.container_id, range.host_id, range.size).map_err(io::Error::other)?;
+            writeln!(text, "{} {} {}", range.container_id, range.host_id, range.size)
+                .map_err(io::Error::other)?;
         }
         // The kernel takes the whole map in one write, and no second one.
         let path = format!("/proc/{}/{file}", self.0);
         let map = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         let written = rustix::io::write(map, text.as_bytes())?;
-        if written == text.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if written == text.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 }
 
@@ -82,7 +90,12 @@ pub(crate) fn create(mappings: &IdMappings) -> io::Result<OwnedFd> {
     child.write_map("uid_map", &mappings.uids)?;
     child.write_map("gid_map", &mappings.gids)?;
     let path = format!("/proc/{}/ns/user", child.0);
-    Ok(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 #[cfg(test)]
@@ -96,13 +109,22 @@ mod tests {
             return;
         }
         let ranges = vec![IdMap::new(0, 100_000, 10)];
-        let namespace = create(&IdMappings { uids: ranges.clone(), gids: ranges.clone() }).unwrap();
+        let namespace = create(&IdMappings {
+            uids: ranges.clone(),
+            gids: ranges.clone(),
+        })
+        .unwrap();
         assert!(rustix::fs::fstat(&namespace).unwrap().st_ino > 0);
         let twice = vec![IdMap::new(0, 5, 10), IdMap::new(0, 500, 10)];
-        let error = create(&IdMappings { uids: twice, gids: ranges }).unwrap_err();
+        let error = create(&IdMappings {
+            uids: twice,
+            gids: ranges,
+        })
+        .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
         let mine = std::process::id().to_string();
-        let children = std::fs::read_to_string(format!("/proc/self/task/{mine}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/self/task/{mine}/children")).unwrap_or_default();
         for child in children.split_whitespace() {
             let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
             assert!(!status.contains("State:\tZ"), "child {child} was not reaped");

@@ -17,7 +17,11 @@ pub(super) struct Sorted {
 
 impl Default for Sorted {
     fn default() -> Self {
-        Self { flags: MountFlags::empty(), propagation: None, data: Vec::new() }
+        Self {
+            flags: MountFlags::empty(),
+            propagation: None,
+            data: Vec::new(),
+        }
     }
 }
 
@@ -61,13 +65,21 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
         "unbindable" => MountPropagationFlags::UNBINDABLE,
         _ => return None,
     };
-    Some(if recursive { flags | MountPropagationFlags::REC } else { flags })
+    Some(if recursive {
+        flags | MountPropagationFlags::REC
+    } else {
+        flags
+    })
 }
 
 /// Sorts options; of contradicting ones the last counts. An option may hold several, joined by commas.
 pub(super) fn sort<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Sorted> {
     let mut sorted = Sorted::default();
-    for option in options.into_iter().flat_map(|option| option.split(',')).filter(|option| !option.is_empty()) {
+    for option in options
+        .into_iter()
+        .flat_map(|option| option.split(','))
+        .filter(|option| !option.is_empty())
+    {
         if let Some((_name, set, flag)) = FLAGS.iter().find(|(name, ..)| *name == option) {
             sorted.flags.set(*flag, *set);
         } else if let Some(flags) = propagation(option) {
@@ -118,7 +130,10 @@ pub(super) fn super_flags(flags: MountFlags) -> impl Iterator<Item = &'static st
         (MountFlags::DIRSYNC, "dirsync"),
         (MountFlags::PERMIT_MANDATORY_FILE_LOCKING, "mand"),
     ];
-    names.into_iter().filter(move |(flag, _name)| flags.contains(*flag)).map(|(_flag, name)| name)
+    names
+        .into_iter()
+        .filter(move |(flag, _name)| flags.contains(*flag))
+        .map(|(_flag, name)| name)
 }
 
 #[cfg(test)]
@@ -127,15 +142,31 @@ mod tests {
 
     #[test]
     fn options_are_flags_or_data_and_the_last_counts() {
-        let sorted = sort(["nodev", "ro,metacopy=on", "dev", "volatile", "", "rslave", "defaults"]).unwrap();
+        let sorted = sort([
+            "nodev",
+            "ro,metacopy=on",
+            "dev",
+            "volatile",
+            "",
+            "rslave",
+            "defaults",
+        ])
+        .unwrap();
         assert_eq!(sorted.flags, MountFlags::RDONLY);
         assert_eq!(sorted.data, ["metacopy=on", "volatile"]);
-        assert_eq!(sorted.propagation, Some(MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC));
+        assert_eq!(
+            sorted.propagation,
+            Some(MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        );
         assert_eq!(sort(["rw", "ro"]).unwrap().flags, MountFlags::RDONLY);
         assert_eq!(sort(["ro", "rw"]).unwrap(), Sorted::default());
         for (name, set, flag) in FLAGS {
             let start = if set { MountFlags::empty() } else { flag };
-            let names: Vec<&str> = FLAGS.iter().filter(|(_, s, f)| !set && *s && *f == flag).map(|(n, ..)| *n).collect();
+            let names: Vec<&str> = FLAGS
+                .iter()
+                .filter(|(_, s, f)| !set && *s && *f == flag)
+                .map(|(n, ..)| *n)
+                .collect();
             let sorted = sort(names.into_iter().chain([name])).unwrap();
             assert_eq!(sorted.flags, if set { flag } else { start - flag }, "{name}");
         }
@@ -143,7 +174,15 @@ mod tests {
 
     #[test]
     fn options_cannot_replace_the_layers() {
-        for bad in ["bind", "remount", "lowerdir=/", "lowerdir+=/", "upperdir=/x", "ro,workdir=/", "datadir+=/etc"] {
+        for bad in [
+            "bind",
+            "remount",
+            "lowerdir=/",
+            "lowerdir+=/",
+            "upperdir=/x",
+            "ro,workdir=/",
+            "datadir+=/etc",
+        ] {
             assert_eq!(sort([bad]).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
         }
     }

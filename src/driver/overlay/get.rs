@@ -24,7 +24,11 @@ const LOST_MODE: u32 = 0o555;
 impl Overlay {
     /// Where a layer is mounted: beside its content if that is the driver's own, else below the run root.
     pub(super) fn merged(&self, id: &str, place: &Located) -> PathBuf {
-        let dir = if place.own { place.dir.clone() } else { self.run_home.join(id) };
+        let dir = if place.own {
+            place.dir.clone()
+        } else {
+            self.run_home.join(id)
+        };
         dir.join("merged")
     }
 
@@ -36,7 +40,12 @@ impl Overlay {
 
     /// Mounts a layer for changing its owners: read-write also in the separate image store, whose layers are otherwise
     /// only read.
-    pub(super) fn mount_layer_for_owners(&self, id: &str, place: &Located, options: &MountOptions) -> Result<PathBuf> {
+    pub(super) fn mount_layer_for_owners(
+        &self,
+        id: &str,
+        place: &Located,
+        options: &MountOptions,
+    ) -> Result<PathBuf> {
         self.mount_at(id, place, options, true)
     }
 
@@ -45,15 +54,21 @@ impl Overlay {
         let mut mounts = self.shared.mounts();
         let count = mounts.count(&merged)?;
         if count == 0 {
-            self.mount_new(id, place, &merged, options, writable).context(|| format!("mounting layer {id:?}"))?;
+            self.mount_new(id, place, &merged, options, writable)
+                .context(|| format!("mounting layer {id:?}"))?;
         }
         mounts.set(merged.clone(), count + 1);
         Ok(merged)
     }
 
     /// The options of a mount: the caller's, else the driver's; and what the driver's have to add.
-    fn mount_options<'a>(&'a self, options: &'a MountOptions) -> Vec<&'a str> {
-        let own = || self.options.mount_options.split(',').filter(|option| !option.is_empty());
+    pub(super) fn mount_options<'a>(&'a self, options: &'a MountOptions) -> Vec<&'a str> {
+        let own = || {
+            self.options
+                .mount_options
+                .split(',')
+                .filter(|option| !option.is_empty())
+        };
         let mut list: Vec<&str> = options.options.iter().map(String::as_str).collect();
         if list.is_empty() {
             list.extend(own());
@@ -94,18 +109,20 @@ impl Overlay {
             sorted.data.push("volatile".into());
         }
 
-        let (home, name) = match (dir.parent(), dir.file_name().and_then(|name| name.to_str())) {
-            (Some(home), Some(name)) => (home, name),
-            _ => return Err(stores::unknown(id)),
+        let Some(home) = dir.parent() else {
+            return Err(stores::unknown(id));
         };
-        let mut lowers = generations(home, name)?;
+        let mut lowers = generations(home, id)?;
         lowers.extend(self.stores.lowers(id, dir)?);
         let diff = dir.join("diff");
         self.prepare_diff(&diff, options, place.own, lowers.first())?;
         if lowers.is_empty() {
-            let path = format!("{name}/empty");
+            let path = format!("{id}/empty");
             ensure_dir(&home.join(&path), privilege::effective_owner())?;
-            lowers.push(Lower { home: home.to_owned(), path });
+            lowers.push(Lower {
+                home: home.to_owned(),
+                path,
+            });
         }
 
         self.prepare_target(merged, place.own)?;
@@ -114,7 +131,11 @@ impl Overlay {
         }
         // Detached again when the mount is made: it has references of its own.
         let mapped = match shifting {
-            true => Some(MappedLowers::make(&self.mapping_dir(id, place), &lowers, &*self.user_namespace(options)?)?),
+            true => Some(MappedLowers::make(
+                &self.mapping_dir(id, place),
+                &lowers,
+                &*self.user_namespace(options)?,
+            )?),
             false => None,
         };
         let mut paths = match &mapped {
@@ -131,23 +152,42 @@ impl Overlay {
             paths.insert(0, diff);
             None
         };
-        mount_overlay(&Plan { lowers: paths, upper, options: sorted, label: &options.mount_label, target: merged })
+        mount_overlay(&Plan {
+            lowers: paths,
+            upper,
+            options: sorted,
+            label: &options.mount_label,
+            target: merged,
+        })
     }
 
     /// Where ID-mapped views of lowers go while a mount is made. Never into another store.
     fn mapping_dir(&self, id: &str, place: &Located) -> PathBuf {
-        if place.own { place.dir.join("mapped") } else { self.run_home.join(id).join("mapped") }
+        if place.own {
+            place.dir.join("mapped")
+        } else {
+            self.run_home.join(id).join("mapped")
+        }
     }
 
     /// Makes sure of the layer's own directory. With mappings it belongs to their root: a layer whose files are mapped
     /// at mount time takes the owner of its parent's root directory when it is made.
-    fn prepare_diff(&self, diff: &Path, options: &MountOptions, own: bool, below: Option<&Lower>) -> Result<()> {
+    fn prepare_diff(
+        &self,
+        diff: &Path,
+        options: &MountOptions,
+        own: bool,
+        below: Option<&Lower>,
+    ) -> Result<()> {
         let stat = match rustix::fs::stat(diff) {
             Ok(stat) => stat,
             Err(Errno::NOENT) if own => {
                 let mode = below.and_then(|below| rustix::fs::stat(below.full()).ok());
                 let mode = mode.map_or(LOST_MODE, |stat| stat.st_mode & 0o777);
-                std::fs::DirBuilder::new().mode(mode).create(diff).at("creating", diff)?;
+                std::fs::DirBuilder::new()
+                    .mode(mode)
+                    .create(diff)
+                    .at("creating", diff)?;
                 rustix::fs::stat(diff).at("looking at", diff)?
             }
             Err(error) => return Err(error).at("looking at", diff),
@@ -168,7 +208,11 @@ impl Overlay {
         if own {
             return ensure_dir(merged, privilege::effective_owner());
         }
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(merged).at("creating mount point", merged)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(merged)
+            .at("creating mount point", merged)
     }
 
     /// Undoes one use; the last one unmounts.
@@ -182,7 +226,8 @@ impl Overlay {
             return Ok(());
         }
         mounts.set(merged.clone(), 0);
-        self.unmount(id, &place, &merged).context(|| format!("unmounting layer {id:?}"))
+        self.unmount(id, &place, &merged)
+            .context(|| format!("unmounting layer {id:?}"))
     }
 
     fn unmount(&self, id: &str, place: &Located, merged: &Path) -> Result<()> {
@@ -201,9 +246,17 @@ impl Overlay {
         }
         // A new directory takes the place of the mount point: other mount namespaces may still have the mount on the
         // old one, which would keep the layer from being removed.
-        let Ok(stat) = merged.symlink_metadata() else { return Ok(()) };
+        let Ok(stat) = merged.symlink_metadata() else {
+            return Ok(());
+        };
         let fresh = place.dir.join("merged.1");
-        ensure_dir(&fresh, Owner { uid: stat.uid(), gid: stat.gid() })?;
+        ensure_dir(
+            &fresh,
+            Owner {
+                uid: stat.uid(),
+                gid: stat.gid(),
+            },
+        )?;
         rustix::fs::renameat(CWD, &fresh, CWD, merged).at("replacing mount point", merged)
     }
 }
@@ -212,8 +265,12 @@ impl Overlay {
 fn ensure_dir(path: &Path, owner: Owner) -> Result<()> {
     match rustix::fs::mkdir(path, Mode::RWXU) {
         Ok(()) if owner == privilege::effective_owner() => Ok(()),
-        Ok(()) => rustix::fs::chown(path, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))
-            .at("changing the owner of", path),
+        Ok(()) => rustix::fs::chown(
+            path,
+            Some(Uid::from_raw(owner.uid)),
+            Some(Gid::from_raw(owner.gid)),
+        )
+        .at("changing the owner of", path),
         Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).at("creating", path),
     }

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 
 use crate::driver::overlay::Overlay;
 use crate::driver::overlay::layout::{self, LINKS, TEMP_DIRS};
-use crate::driver::overlay::stores::{self, exists, read_link_name, read_lower};
 use crate::driver::overlay::repair;
+use crate::driver::overlay::stores::{self, exists, read_link_name, read_lower};
 use crate::driver::{CreateOptions, MountOptions, Staged, check_id, chown};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
@@ -78,17 +78,26 @@ impl Overlay {
                 Err(_absent) => None,
             };
             let (uid, gid, mode) = kept.unwrap_or((stat.st_uid, stat.st_gid, stat.st_mode));
-            Ok(Parent { lower, mode: mode & 0o777, owner: Owner { uid, gid } })
+            Ok(Parent {
+                lower,
+                mode: mode & 0o777,
+                owner: Owner { uid, gid },
+            })
         };
-        read().map_err(|error| self.gone_or(id, error)).context(|| format!("reading parent layer {id:?}"))
+        read()
+            .map_err(|error| self.gone_or(id, error))
+            .context(|| format!("reading parent layer {id:?}"))
     }
 
     fn check_storage_options(options: &CreateOptions) -> Result<()> {
         match options.storage_opt.keys().next() {
             None => Ok(()),
-            Some(key) if !options.read_write => Err(ErrorKind::InvalidInput
-                .err(format!("storage option {key:?} of a layer that is not a container's"))),
-            Some(key) => Err(ErrorKind::NotSupported.err(format!("storage option {key:?} without project quotas"))),
+            Some(key) if !options.read_write => Err(ErrorKind::InvalidInput.err(format!(
+                "storage option {key:?} of a layer that is not a container's"
+            ))),
+            Some(key) => {
+                Err(ErrorKind::NotSupported.err(format!("storage option {key:?} without project quotas")))
+            }
         }
     }
 
@@ -107,12 +116,20 @@ impl Overlay {
         rustix::fs::mkdir(dir, Mode::RWXU).at("creating layer directory", dir)?;
         let make = || -> rustix::io::Result<OwnedFd> {
             let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
-            if root != privilege::effective_owner() {
-                rustix::fs::fchown(&layer, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))?;
+            let me = privilege::effective_owner();
+            if root != me {
+                rustix::fs::fchown(
+                    &layer,
+                    Some(Uid::from_raw(root.uid)),
+                    Some(Gid::from_raw(root.gid)),
+                )?;
             }
-            let diff = make_dir(&layer, "diff", mode, owner)?;
-            for name in ["work", "merged"].into_iter().chain(parent.is_none().then_some("empty")) {
-                make_plain_dir(&layer, name, owner)?;
+            let diff = make_dir(&layer, "diff", mode, owner, me)?;
+            for name in ["work", "merged"]
+                .into_iter()
+                .chain(parent.is_none().then_some("empty"))
+            {
+                make_plain_dir(&layer, name, owner, me)?;
             }
             write_new(&layer, "link", &link)?;
             if parent.is_some() {
@@ -133,7 +150,10 @@ impl Overlay {
         if let Err(error) = &built
             && error.io_kind() == Some(io::ErrorKind::AlreadyExists)
         {
-            tracing::warn!(layer = id, "replacing what a creation that was never recorded has left");
+            tracing::warn!(
+                layer = id,
+                "replacing what a creation that was never recorded has left"
+            );
             self.clear_place(home, id)?.remove()?;
             built = self.build(&dir, parent, options);
         }
@@ -182,7 +202,10 @@ impl Overlay {
         let target = home.join(id);
         let mut renamed = rustix::fs::rename(&source, &target);
         if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR | Errno::BUSY) = renamed {
-            tracing::warn!(layer = id, "replacing what a creation that was never recorded has left");
+            tracing::warn!(
+                layer = id,
+                "replacing what a creation that was never recorded has left"
+            );
             move_away(home, id, &mut staged.temp)?;
             renamed = rustix::fs::rename(&source, &target);
         }
@@ -195,24 +218,40 @@ impl Overlay {
     }
 
     /// Makes a staged layer a child of `parent`, if it is not yet.
-    fn put_on(&self, parent: Option<&str>, options: &CreateOptions, dir: &Path, staged: &Staged) -> Result<()> {
+    fn put_on(
+        &self,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        dir: &Path,
+        staged: &Staged,
+    ) -> Result<()> {
         let Some(parent) = parent else {
             if staged.lower.is_empty() {
                 return Ok(());
             }
-            return Err(ErrorKind::InvalidInput.err("committing a layer without the parent that it was staged on"));
+            return Err(
+                ErrorKind::InvalidInput.err("committing a layer without the parent that it was staged on")
+            );
         };
         // The same ID can by now be another layer: the short name tells.
         let place = self.stores.require(parent)?;
-        let link = self.link_name(parent, &place.dir).map_err(|error| self.gone_or(parent, error))?;
-        let rest = staged.lower.strip_prefix(LINKS).and_then(|rest| rest.strip_prefix('/')?.strip_prefix(&*link));
+        let link = self
+            .link_name(parent, &place.dir)
+            .map_err(|error| self.gone_or(parent, error))?;
+        let rest = staged
+            .lower
+            .strip_prefix(LINKS)
+            .and_then(|rest| rest.strip_prefix('/')?.strip_prefix(&*link));
         if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':')) {
             return Ok(());
         }
         let new = self.parent(parent)?;
         let write = || -> rustix::io::Result<()> {
             let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
-            for (name, flags) in [("lower", rustix::fs::AtFlags::empty()), ("empty", rustix::fs::AtFlags::REMOVEDIR)] {
+            for (name, flags) in [
+                ("lower", rustix::fs::AtFlags::empty()),
+                ("empty", rustix::fs::AtFlags::REMOVEDIR),
+            ] {
                 match rustix::fs::unlinkat(&layer, name, flags) {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(error) => return Err(error),
@@ -224,7 +263,13 @@ impl Overlay {
             if (stat.st_uid, stat.st_gid) != (new.owner.uid, new.owner.gid) {
                 rustix::fs::fchown(&staged.content.dir, Some(uid), Some(gid))?;
                 for name in ["work", "merged"] {
-                    rustix::fs::chownat(&layer, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+                    rustix::fs::chownat(
+                        &layer,
+                        name,
+                        Some(uid),
+                        Some(gid),
+                        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+                    )?;
                 }
             }
             rustix::fs::fchmod(&staged.content.dir, Mode::from_raw_mode(new.mode))
@@ -248,11 +293,18 @@ impl Overlay {
     /// becomes an older generation, so that it is no part of the layer's own changes.
     pub(super) fn map_owners(&self, id: &str, from: &IdMappings, to: &IdMappings, label: &str) -> Result<()> {
         let place = self.stores.require(id)?;
-        let home = place.dir.parent().filter(|home| self.stores.writable().any(|writable| writable == *home));
+        let home = place
+            .dir
+            .parent()
+            .filter(|home| self.stores.writable().any(|writable| writable == *home));
         if home.is_none() {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing owners in layer {id:?}")));
         }
-        let options = MountOptions { mount_label: label.to_owned(), disable_shifting: true, ..MountOptions::default() };
+        let options = MountOptions {
+            mount_label: label.to_owned(),
+            disable_shifting: true,
+            ..MountOptions::default()
+        };
         let merged = self.mount_layer_for_owners(id, &place, &options)?;
         let changed = at::open_dir(&merged)
             .at("opening mounted layer", &merged)
@@ -271,7 +323,10 @@ fn rotate(dir: &Path, owner: Owner) -> Result<()> {
         count += 1;
     }
     for number in (1..count).rev() {
-        let (old, new) = (dir.join(format!("diff{number}")), dir.join(format!("diff{}", number + 1)));
+        let (old, new) = (
+            dir.join(format!("diff{number}")),
+            dir.join(format!("diff{}", number + 1)),
+        );
         rustix::fs::rename(&old, new).at("renaming", old)?;
     }
     let diff = dir.join("diff");
@@ -282,32 +337,43 @@ fn rotate(dir: &Path, owner: Owner) -> Result<()> {
     tree::remove_tree(&work).at("removing", work)?;
     let make = || -> rustix::io::Result<()> {
         let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
-        make_plain_dir(&layer, "work", owner)?;
-        drop(make_dir(&layer, "diff", mode & 0o7777, owner)?);
+        let me = privilege::effective_owner();
+        make_plain_dir(&layer, "work", owner, me)?;
+        drop(make_dir(&layer, "diff", mode & 0o7777, owner, me)?);
         Ok(())
     };
     make().at("starting a new generation of a layer in", dir)
 }
 
-/// Makes a directory with exactly this mode and owner, and opens it.
-fn make_dir(parent: &OwnedFd, name: &str, mode: u32, owner: Owner) -> rustix::io::Result<OwnedFd> {
+/// Makes a directory with exactly this mode and owner, and opens it. `me` is whom it belongs to at first.
+fn make_dir(parent: &OwnedFd, name: &str, mode: u32, owner: Owner, me: Owner) -> rustix::io::Result<OwnedFd> {
     rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
     let dir = rustix::fs::openat(parent, name, tree::DIR_FLAGS, Mode::empty())?;
-    if owner != privilege::effective_owner() {
-        rustix::fs::fchown(&dir, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+    if owner != me {
+        rustix::fs::fchown(
+            &dir,
+            Some(Uid::from_raw(owner.uid)),
+            Some(Gid::from_raw(owner.gid)),
+        )?;
     }
     rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
     Ok(dir)
 }
 
 /// Makes a directory for the kernel or for mounts, 0700.
-fn make_plain_dir(parent: &OwnedFd, name: &str, owner: Owner) -> rustix::io::Result<()> {
+fn make_plain_dir(parent: &OwnedFd, name: &str, owner: Owner, me: Owner) -> rustix::io::Result<()> {
     rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
-    if owner == privilege::effective_owner() {
+    if owner == me {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    rustix::fs::chownat(parent, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::chownat(
+        parent,
+        name,
+        Some(uid),
+        Some(gid),
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )
 }
 
 /// Writes a new small file, 0644.

@@ -45,21 +45,35 @@ pub(super) const MAX_LOWER_FILE: u64 = 256 * 1024;
 /// A new short name.
 pub(super) fn new_link() -> Result<String> {
     let mut random = [0; 17];
-    getrandom::fill(&mut random).map_err(|error| ErrorKind::Io.err("getting random bytes").with_source(error))?;
+    getrandom::fill(&mut random)
+        .map_err(|error| ErrorKind::Io.err("getting random bytes").with_source(error))?;
     Ok(encode_link(random))
 }
 
 /// Base 32 (RFC 4648) of the bytes, cut to the length of a short name.
 fn encode_link(bytes: [u8; 17]) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let bit = |index: usize| bytes.get(index / 8).is_some_and(|byte| byte & (0x80 >> (index % 8)) != 0);
-    let digit = |place: usize| (0..5).fold(0_usize, |digit, index| digit * 2 + usize::from(bit(place * 5 + index)));
-    (0..LINK_LENGTH).filter_map(|place| ALPHABET.get(digit(place))).map(|byte| char::from(*byte)).collect()
+    let bit = |index: usize| {
+        bytes
+            .get(index / 8)
+            .is_some_and(|byte| byte & (0x80 >> (index % 8)) != 0)
+    };
+    let digit = |place: usize| {
+        (0..5).fold(0_usize, |digit, index| {
+            digit * 2 + usize::from(bit(place * 5 + index))
+        })
+    };
+    (0..LINK_LENGTH)
+        .filter_map(|place| ALPHABET.get(digit(place)))
+        .map(|byte| char::from(*byte))
+        .collect()
 }
 
 /// Whether a name read from disk is a single component.
 fn is_component(name: &str) -> bool {
-    !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.bytes().any(|b| matches!(b, b'/' | b':' | 0))
+    !matches!(name, "" | "." | "..")
+        && name.len() <= 255
+        && !name.bytes().any(|b| matches!(b, b'/' | b':' | 0))
 }
 
 /// Reads a `link` file. A newline at the end, which somebody's editor may have left, is dropped.
@@ -141,7 +155,17 @@ mod tests {
     #[test]
     fn link_files_hold_one_name() {
         assert_eq!(parse_link(b"ABC\n"), Some("ABC"));
-        for bad in [&b""[..], b"\n", b".", b"..", b"a/b", b"a:b", b"a\0", b"\xff", &[b'a'; 256]] {
+        for bad in [
+            &b""[..],
+            b"\n",
+            b".",
+            b"..",
+            b"a/b",
+            b"a:b",
+            b"a\0",
+            b"\xff",
+            &[b'a'; 256],
+        ] {
             assert_eq!(parse_link(bad), None, "{bad:?}");
         }
     }
@@ -150,8 +174,21 @@ mod tests {
     fn lower_files_list_short_names() {
         assert_eq!(parse_lower("").unwrap(), [""; 0]);
         assert_eq!(parse_lower("l/A:l/B").unwrap(), ["A", "B"]);
-        for bad in ["A", "l/", "l/..", "l/A:", ":l/A", "l/A/../../x", "l/A\n:l/B/", "/l/A"] {
-            assert_eq!(parse_lower(bad).unwrap_err().kind(), ErrorKind::CorruptMetadata, "{bad:?}");
+        for bad in [
+            "A",
+            "l/",
+            "l/..",
+            "l/A:",
+            ":l/A",
+            "l/A/../../x",
+            "l/A\n:l/B/",
+            "/l/A",
+        ] {
+            assert_eq!(
+                parse_lower(bad).unwrap_err().kind(),
+                ErrorKind::CorruptMetadata,
+                "{bad:?}"
+            );
         }
     }
 
@@ -163,14 +200,25 @@ mod tests {
             lower = format_lower("X", &lower).unwrap();
         }
         assert_eq!(parse_lower(&lower).unwrap().len(), MAX_LOWERS);
-        assert_eq!(format_lower("X", &lower).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            format_lower("X", &lower).unwrap_err().kind(),
+            ErrorKind::InvalidInput
+        );
         assert!(parse_lower(&format!("{lower}:l/Y")).is_err());
     }
 
     #[test]
     fn link_targets_name_a_layer_of_the_same_home() {
         assert_eq!(parse_link_target(link_target("abc").as_bytes()), Some("abc"));
-        for bad in ["abc/diff", "../../abc/diff", "../abc", "/abc/diff", "../abc/diff/", "..//diff", "../a/b/diff"] {
+        for bad in [
+            "abc/diff",
+            "../../abc/diff",
+            "../abc",
+            "/abc/diff",
+            "../abc/diff/",
+            "..//diff",
+            "../a/b/diff",
+        ] {
             assert_eq!(parse_link_target(bad.as_bytes()), None, "{bad}");
         }
         assert_eq!(parse_link_target(b"../../diff"), None);

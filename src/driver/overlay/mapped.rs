@@ -36,7 +36,8 @@ impl Overlay {
         if let Some((_, namespace)) = kept.iter().find(|(mappings, _)| *mappings == options.mappings) {
             return Ok(Arc::clone(namespace));
         }
-        let namespace = Arc::new(userns::create(&options.mappings).during("making a user namespace with ID mappings")?);
+        let namespace =
+            Arc::new(userns::create(&options.mappings).during("making a user namespace with ID mappings")?);
         if kept.len() >= MAX_KEPT {
             kept.remove(0);
         }
@@ -56,15 +57,23 @@ pub(super) struct MappedLowers {
 impl MappedLowers {
     /// Makes views of `lowers` at numbered directories in `dir`.
     pub(super) fn make(dir: &Path, lowers: &[Lower], namespace: &OwnedFd) -> Result<Self> {
-        let mut made = Self { dir: dir.to_owned(), paths: Vec::with_capacity(lowers.len()) };
+        let mut made = Self {
+            dir: dir.to_owned(),
+            paths: Vec::with_capacity(lowers.len()),
+        };
         let mut homes: Vec<&Path> = Vec::new();
         for lower in lowers {
             let known = homes.iter().position(|home| *home == lower.home);
             let number = known.unwrap_or(homes.len());
             let view = dir.join(number.to_string());
             if known.is_none() {
-                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&view).at("creating", &view)?;
-                let tree = clone_id_mapped(&lower.home, namespace.as_fd()).at("mapping owners below", &lower.home)?;
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&view)
+                    .at("creating", &view)?;
+                let tree = clone_id_mapped(&lower.home, namespace.as_fd())
+                    .at("mapping owners below", &lower.home)?;
                 attach(tree.as_fd(), &view).at("attaching a mount with mapped owners at", &view)?;
                 homes.push(&lower.home);
             }
@@ -75,7 +84,9 @@ impl MappedLowers {
 
     /// Unmounts and removes views that a killed process left.
     pub(super) fn sweep(dir: &Path) {
-        let Ok(entries) = std::fs::read_dir(dir) else { return };
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return;
+        };
         for entry in entries.flatten() {
             let view = entry.path();
             let gone = unmount_lazily(&view).and_then(|()| Ok(rustix::fs::rmdir(&view)?));

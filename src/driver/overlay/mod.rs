@@ -16,6 +16,8 @@ mod probe;
 mod repair;
 mod shared;
 mod stores;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -90,7 +92,11 @@ impl Overlay {
             run_home,
             options,
             backing: backing.name(),
-            namespace: if rootless { Namespace::User } else { Namespace::Trusted },
+            namespace: if rootless {
+                Namespace::User
+            } else {
+                Namespace::Trusted
+            },
             metacopy: false,
             namespaces: Namespaces::default(),
         };
@@ -107,7 +113,11 @@ impl Overlay {
 
     fn probe_kernel(&mut self, fresh: bool) -> Result<()> {
         let flag = self.stores.home.join(MOUNT_PROGRAM_FLAG);
-        let written = if fresh { None } else { std::fs::read_to_string(&flag).ok() };
+        let written = if fresh {
+            None
+        } else {
+            std::fs::read_to_string(&flag).ok()
+        };
         let known = match written.as_deref().map(str::trim) {
             Some("true") => Some(true),
             Some("false") => Some(false),
@@ -119,7 +129,10 @@ impl Overlay {
             None => probe::has_mount_program_traces(&self.stores.home)?,
         };
         if uses_program {
-            let what = format!("overlay store {}, which needs a mount program", self.stores.home.display());
+            let what = format!(
+                "overlay store {}, which needs a mount program",
+                self.stores.home.display()
+            );
             return Err(ErrorKind::NotSupported.err(what));
         }
         self.probe().overlay()?;
@@ -197,7 +210,11 @@ impl Overlay {
     fn home_is_bound(&self) -> Result<bool> {
         let home = &self.stores.home;
         let parent = home.parent().unwrap_or(home);
-        let device = |path: &Path| rustix::fs::stat(path).at("looking at", path).map(|stat| stat.st_dev);
+        let device = |path: &Path| {
+            rustix::fs::stat(path)
+                .at("looking at", path)
+                .map(|stat| stat.st_dev)
+        };
         Ok(device(home)? == device(parent)?)
     }
 }
@@ -209,7 +226,9 @@ fn check_backing(backing: Backing, rootless: bool, options: &OverlayOptions) -> 
     }
     let refused = backing.refuses_overlay() || (rootless && backing.is_network());
     if refused {
-        return Err(ErrorKind::NotSupported.err(format!("overlay over {} without a mount program", backing.name())));
+        return Err(
+            ErrorKind::NotSupported.err(format!("overlay over {} without a mount program", backing.name()))
+        );
     }
     if options.size > 0 || options.inodes > 0 {
         let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
@@ -291,7 +310,13 @@ impl Driver for Overlay {
         for entry in std::fs::read_dir(home).at("listing", home)? {
             let entry = entry.at("listing", home)?;
             if entry.file_type().at("listing", home)?.is_dir() {
-                ids.extend(entry.file_name().into_string().ok().filter(|name| layout::is_layer(name)));
+                ids.extend(
+                    entry
+                        .file_name()
+                        .into_string()
+                        .ok()
+                        .filter(|name| layout::is_layer(name)),
+                );
             }
         }
         Ok(ids)
@@ -317,10 +342,8 @@ impl Driver for Overlay {
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
         let dir = self.stores.require(id)?.dir;
         let mut trees = vec![open_tree(&dir.join("diff"))?];
-        if let (Some(home), Some(name)) = (dir.parent(), dir.file_name().and_then(|name| name.to_str())) {
-            for older in generations(home, name)? {
-                trees.push(open_tree(&older.full())?);
-            }
+        for older in generations(dir.parent().unwrap_or(&dir), id)? {
+            trees.push(open_tree(&older.full())?);
         }
         for lower in self.stores.lowers(id, &dir)? {
             trees.push(open_tree(&lower.full())?);
@@ -385,7 +408,10 @@ impl Driver for Overlay {
     fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
         let content = self.content(id)?;
         let usage = tree::usage(content.dir.as_fd()).during(format!("measuring layer {id:?}"))?;
-        Ok(DiskUsage { size: usage.size, inodes: usage.inodes })
+        Ok(DiskUsage {
+            size: usage.size,
+            inodes: usage.inodes,
+        })
     }
 
     fn cleanup(&self) -> Result<()> {

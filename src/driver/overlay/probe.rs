@@ -141,7 +141,10 @@ impl Probe<'_> {
             Some((true, _text)) => {}
             Some((false, text)) => return Err(ErrorKind::NotSupported.err(text)),
             None => {
-                if let Err(error) = self.try_overlay() {
+                // A trial that cannot be prepared says nothing about overlay.
+                let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
+                trial.write("lower2/subdir/file", b"")?;
+                if let Err(error) = self.try_overlay(&trial) {
                     if error.io_kind() == Some(std::io::ErrorKind::StorageFull) {
                         return Err(error);
                     }
@@ -156,16 +159,20 @@ impl Probe<'_> {
         Ok(())
     }
 
-    fn try_overlay(&self) -> Result<()> {
-        let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
-        trial.write("lower2/subdir/file", b"")?;
+    fn try_overlay(&self, trial: &Trial) -> Result<()> {
         if !has_file_types(&trial.dir)? {
             return Err(ErrorKind::NotSupported.err(
                 "file system without d_type support, which leads to incorrect behavior (xfs: reformat with ftype=1)",
             ));
         }
-        rustix::fs::mknodat(CWD, trial.path("upper/whiteout"), FileType::CharacterDevice, Mode::RUSR, 0)
-            .during("unable to create kernel-style whiteout")?;
+        rustix::fs::mknodat(
+            CWD,
+            trial.path("upper/whiteout"),
+            FileType::CharacterDevice,
+            Mode::RUSR,
+            0,
+        )
+        .during("unable to create kernel-style whiteout")?;
         trial.mount(&["lower1", "lower2"], self.namespace, Sorted::default())?;
         let subdir = trial.path("merged/subdir");
         tree::remove_tree(&subdir).at("deleting an item in the merged directory", subdir)
@@ -173,7 +180,9 @@ impl Probe<'_> {
 
     /// Whether changes of owners and modes copy no content with the driver's mount options.
     pub(super) fn metacopy(&self) -> Result<bool> {
-        self.decide(&format!("metacopy({})", self.mount_options), || Ok((self.try_metacopy()?, String::new())))
+        self.decide(&format!("metacopy({})", self.mount_options), || {
+            Ok((self.try_metacopy()?, String::new()))
+        })
     }
 
     fn try_metacopy(&self) -> Result<bool> {
@@ -182,13 +191,18 @@ impl Probe<'_> {
         let options = flags::sort([self.mount_options])?;
         match trial.mount(&["lower"], self.namespace, options) {
             Err(error) if is_invalid(&error) => return Ok(false),
-            result => result.context(|| format!("trying overlay with mount options {:?}", self.mount_options))?,
+            result => {
+                result.context(|| format!("trying overlay with mount options {:?}", self.mount_options))?;
+            }
         }
         let file = trial.path("merged/f");
-        rustix::fs::chmodat(CWD, &file, Mode::RUSR | Mode::WUSR, AtFlags::empty()).at("changing the mode of", file)?;
+        rustix::fs::chmodat(CWD, &file, Mode::RUSR | Mode::WUSR, AtFlags::empty())
+            .at("changing the mode of", file)?;
         let upper = at::open_dir(&trial.path("upper")).at("opening", trial.path("upper"))?;
         let attribute = format!("{}metacopy", self.prefix());
-        Ok(xattr::get_at(upper.as_fd(), b"f", &attribute).during("reading an overlay attribute")?.is_some())
+        Ok(xattr::get_at(upper.as_fd(), b"f", &attribute)
+            .during("reading an overlay attribute")?
+            .is_some())
     }
 
     fn prefix(&self) -> &'static str {
@@ -204,7 +218,8 @@ impl Probe<'_> {
             Ok(()) => Ok((true, String::new())),
             Err(error) => Ok((false, format!("{NO_NATIVE_DIFF}{}", error.chain()))),
         };
-        self.decide(&format!("native-diff({})", self.mount_options), probe).unwrap_or(false)
+        self.decide(&format!("native-diff({})", self.mount_options), probe)
+            .unwrap_or(false)
     }
 
     fn try_native_diff(&self) -> Result<()> {
@@ -216,7 +231,8 @@ impl Probe<'_> {
         trial.mount(&["l2", "l1"], self.namespace, flags::sort([self.mount_options])?)?;
         trial.write("merged/d/f", b"")?;
         let upper = at::open_dir(&trial.path("upper")).at("opening", trial.path("upper"))?;
-        let copied = xattr::get_at(upper.as_fd(), b"d", opaque).during("failed to read opaque flag on upper layer")?;
+        let copied =
+            xattr::get_at(upper.as_fd(), b"d", opaque).during("failed to read opaque flag on upper layer")?;
         if copied.as_deref() == Some(OPAQUE_VALUE) {
             return Err(ErrorKind::NotSupported.err("opaque flag erroneously copied up"));
         }
@@ -225,10 +241,12 @@ impl Probe<'_> {
             result => result.during("failed to rename dir in merged directory")?,
         }
         let attribute = format!("{}redirect", self.prefix());
-        let redirect =
-            xattr::get_at(upper.as_fd(), b"d2", &attribute).during("failed to read redirect flag on upper layer")?;
+        let redirect = xattr::get_at(upper.as_fd(), b"d2", &attribute)
+            .during("failed to read redirect flag on upper layer")?;
         match redirect.as_deref() {
-            Some(b"d1") => Err(ErrorKind::NotSupported.err("kernel has CONFIG_OVERLAY_FS_REDIRECT_DIR enabled")),
+            Some(b"d1") => {
+                Err(ErrorKind::NotSupported.err("kernel has CONFIG_OVERLAY_FS_REDIRECT_DIR enabled"))
+            }
             _ => Ok(()),
         }
     }
@@ -249,20 +267,29 @@ impl Probe<'_> {
 
     /// Whether lowers can be mounted with other owners.
     pub(super) fn id_mapped_lowers(&self) -> bool {
-        self.decide("idmapped-lower-dir", || Ok((self.try_id_mapped_lowers(), String::new()))).unwrap_or(false)
+        self.decide("idmapped-lower-dir", || {
+            Ok((self.try_id_mapped_lowers(), String::new()))
+        })
+        .unwrap_or(false)
     }
 
     fn try_id_mapped_lowers(&self) -> bool {
         let attempt = || -> Result<()> {
             let trial = Trial::new(self.home, &["lower", "mapped"])?;
             let root = vec![IdMap::new(0, 0, 1)];
-            let namespace = userns::create(&IdMappings { uids: root.clone(), gids: root })
-                .during("making a user namespace")?;
-            let mapped = clone_id_mapped(&trial.path("lower"), namespace.as_fd()).during("mapping owners of a mount")?;
+            let namespace = userns::create(&IdMappings {
+                uids: root.clone(),
+                gids: root,
+            })
+            .during("making a user namespace")?;
+            let mapped = clone_id_mapped(&trial.path("lower"), namespace.as_fd())
+                .during("mapping owners of a mount")?;
             attach(mapped.as_fd(), &trial.path("mapped")).during("attaching a mount")?;
             trial.mount(&["mapped"], self.namespace, Sorted::default())
         };
-        attempt().map_err(|error| tracing::debug!(reason = %error.chain(), "no ID-mapped lowers")).is_ok()
+        attempt()
+            .map_err(|error| tracing::debug!(reason = %error.chain(), "no ID-mapped lowers"))
+            .is_ok()
     }
 }
 
@@ -288,7 +315,9 @@ pub(super) fn has_mount_program_traces(home: &Path) -> Result<bool> {
         let mut pending = Vec::new();
         loop {
             let Some(name) = tree::last_name(&names) else {
-                let Some(above) = pending.pop() else { return Ok(false) };
+                let Some(above) = pending.pop() else {
+                    return Ok(false);
+                };
                 stack.leave()?;
                 names = above;
                 continue;

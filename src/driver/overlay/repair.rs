@@ -30,7 +30,9 @@ pub(super) fn repair(home: &Path) -> Result<()> {
     let mut named = BTreeSet::new();
     for entry in std::fs::read_dir(home).at("listing", home)? {
         let entry = entry.at("listing", home)?;
-        let Ok(id) = entry.file_name().into_string() else { continue };
+        let Ok(id) = entry.file_name().into_string() else {
+            continue;
+        };
         if !layout::is_layer(&id) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }

@@ -17,15 +17,20 @@ pub(super) struct Shared {
     features: Mutex<HashMap<String, bool>>,
 }
 
-/// The shared parts by home and run root; they live as long as a driver object does.
-static SHARED: Mutex<Vec<(PathBuf, PathBuf, Weak<Shared>)>> = Mutex::new(Vec::new());
+/// Home, run root, and what belongs to them while a driver object does.
+type Entry = (PathBuf, PathBuf, Weak<Shared>);
+
+/// Every shared part in use.
+static SHARED: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 impl Shared {
     /// The one for a home and a run root.
     pub(super) fn of(home: &Path, run_home: &Path) -> Arc<Self> {
         let mut known = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(_home, _run_home, shared)| shared.strong_count() > 0);
-        let found = known.iter().find(|(other, run, _)| other == home && run == run_home);
+        let found = known
+            .iter()
+            .find(|(other, run, _)| other == home && run == run_home);
         if let Some(shared) = found.and_then(|(_home, _run_home, shared)| shared.upgrade()) {
             return shared;
         }
@@ -41,12 +46,19 @@ impl Shared {
 
     /// A probe's result that this process knows.
     pub(super) fn feature(&self, name: &str) -> Option<bool> {
-        self.features.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+        self.features
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .copied()
     }
 
     /// Remembers a probe's result.
     pub(super) fn set_feature(&self, name: &str, works: bool) {
-        self.features.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), works);
+        self.features
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), works);
     }
 }
 

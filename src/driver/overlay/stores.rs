@@ -61,12 +61,17 @@ impl Stores {
 
     /// Those that this driver makes layers in.
     pub(super) fn writable(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(&self.home).chain(&self.image_store).map(PathBuf::as_path)
+        std::iter::once(&self.home)
+            .chain(&self.image_store)
+            .map(PathBuf::as_path)
     }
 
     /// Where a new layer goes: images' layers to the separate image store.
     pub(super) fn base(&self, read_write: bool) -> &Path {
-        self.image_store.as_deref().filter(|_| !read_write).unwrap_or(&self.home)
+        self.image_store
+            .as_deref()
+            .filter(|_| !read_write)
+            .unwrap_or(&self.home)
     }
 
     /// Finds a layer; the caller has checked the ID.
@@ -105,13 +110,18 @@ impl Stores {
             repair::repair(home)?;
         }
         let found = self.home_of_link(name)?;
-        found.ok_or_else(|| ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {name:?}, is lost")))
+        found.ok_or_else(|| {
+            ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {name:?}, is lost"))
+        })
     }
 
     /// The short names of the layers below the layer in `dir`, topmost first.
     pub(super) fn lower_names(dir: &Path) -> Result<Vec<String>> {
         let content = read_lower(dir)?;
-        Ok(layout::parse_lower(&content)?.into_iter().map(str::to_owned).collect())
+        Ok(layout::parse_lower(&content)?
+            .into_iter()
+            .map(str::to_owned)
+            .collect())
     }
 
     /// What a mount of the layer in `dir` has below, topmost first: each layer followed by its older generations.
@@ -125,7 +135,10 @@ impl Stores {
             }
             let path = format!("{LINKS}/{name}");
             let older = generations(home, &format!("{path}/.."))?;
-            lowers.push(Lower { home: home.to_owned(), path });
+            lowers.push(Lower {
+                home: home.to_owned(),
+                path,
+            });
             lowers.extend(older);
         }
         Ok(lowers)
@@ -138,10 +151,13 @@ impl Stores {
             let links = self.require_link(&name, id)?.join(LINKS);
             let links_dir = at::open_dir(&links).at("opening", &links)?;
             use std::os::fd::AsFd as _;
-            let target = at::read_link_at(links_dir.as_fd(), name.as_bytes()).at("reading link in", &links)?;
+            let target =
+                at::read_link_at(links_dir.as_fd(), name.as_bytes()).at("reading link in", &links)?;
             let below = layout::parse_link_target(&target).ok_or_else(|| {
                 let target = String::from_utf8_lossy(&target).into_owned();
-                ErrorKind::CorruptMetadata.err(format!("short name {name:?} leads to {target:?}")).at(&links)
+                ErrorKind::CorruptMetadata
+                    .err(format!("short name {name:?} leads to {target:?}"))
+                    .at(&links)
             })?;
             let home = links.parent().unwrap_or(&self.home);
             trees.push(home.join(below).join("diff"));
@@ -157,7 +173,9 @@ pub(super) fn unknown(id: &str) -> crate::error::Error {
 
 /// The error for a layer whose content is a composefs image.
 pub(super) fn composefs(id: &str) -> crate::error::Error {
-    ErrorKind::NotSupported.err(format!("mounting layer {id:?}, which is or stands on a composefs image"))
+    ErrorKind::NotSupported.err(format!(
+        "mounting layer {id:?}, which is or stands on a composefs image"
+    ))
 }
 
 /// Older generations of the layer whose directory is `dir` in `home`, the youngest first.
@@ -168,7 +186,10 @@ pub(super) fn generations(home: &Path, dir: &str) -> Result<Vec<Lower>> {
         if !exists(&home.join(&path))? {
             return Ok(found);
         }
-        found.push(Lower { home: home.to_owned(), path });
+        found.push(Lower {
+            home: home.to_owned(),
+            path,
+        });
     }
 }
 
@@ -194,7 +215,12 @@ pub(super) fn read_link_name(dir: &Path) -> Result<Option<String>> {
 
 /// A small text file, `None` if it does not exist.
 fn read_small(path: &Path) -> Result<Option<String>> {
-    let file = match rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
+    let file = match rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+    ) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error).at("opening", path),

@@ -1,0 +1,218 @@
+//! Mounting, counting uses, unmounting.
+
+use super::*;
+
+pub(super) fn read_only_mount(bench: &Bench) {
+    bench.layer("a", None, |tree| write(tree, "file", "content"));
+    let root = bench.mount("a", &["ro"]);
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "content");
+    if bench.is_overlay() {
+        let error = fs::write(root.join("file"), "x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    }
+    bench.driver.put("a").unwrap();
+}
+
+pub(super) fn writes_land_in_the_layer_only(bench: &Bench) {
+    bench.layer("base", None, |tree| {
+        write(tree, "file", "base");
+        write(tree, "doomed", "base");
+    });
+    bench.create("child", Some("base"));
+    let root = bench.mount("child", &[]);
+    write(&root, "file", "child");
+    write(&root, "new", "child");
+    fs::remove_file(root.join("doomed")).unwrap();
+    bench.driver.put("child").unwrap();
+    assert_eq!(bench.seen("child"), pairs(&[("file", "child"), ("new", "child")]));
+    assert_eq!(bench.seen("base"), pairs(&[("doomed", "base"), ("file", "base")]));
+    let content = bench.driver.content("child").unwrap();
+    assert!(at::lstat_at(content.dir.as_fd(), b"new").unwrap().is_some());
+}
+
+pub(super) fn mounts_are_counted(bench: &Bench) {
+    bench.create("a", None);
+    let path = bench.mount("a", &[]);
+    assert_eq!(
+        bench.mount("a", &["ro"]),
+        path,
+        "the second use gets the same mount"
+    );
+    let other = bench.second_driver();
+    assert_eq!(other.get("a", &MountOptions::default()).unwrap(), path);
+    for remaining in [2, 1, 0] {
+        assert_eq!(
+            is_mount_point(&path).unwrap(),
+            bench.is_overlay(),
+            "{remaining} uses and this one"
+        );
+        bench.driver.put("a").unwrap();
+    }
+    assert!(!is_mount_point(&path).unwrap());
+    bench.driver.put("a").unwrap();
+    assert!(!is_mount_point(&path).unwrap());
+}
+
+pub(super) fn a_mount_of_another_process_counts_once(bench: &Bench) {
+    if !bench.is_overlay() {
+        return;
+    }
+    bench.create("a", None);
+    // Mounted by somebody else, as far as this process knows.
+    let merged = bench.dir("a").join("merged");
+    rustix::mount::mount(
+        c"none",
+        &merged,
+        c"tmpfs",
+        rustix::mount::MountFlags::empty(),
+        c"",
+    )
+    .unwrap();
+    write(&merged, "foreign", "");
+    assert_eq!(bench.mount("a", &[]), merged);
+    assert!(merged.join("foreign").exists(), "nothing was mounted over it");
+    bench.driver.put("a").unwrap();
+    assert!(
+        is_mount_point(&merged).unwrap(),
+        "a use that only looks does not end it"
+    );
+    bench.driver.put("a").unwrap();
+    assert!(!is_mount_point(&merged).unwrap());
+    assert_eq!(mode(&merged), 0o700);
+}
+
+pub(super) fn a_mount_ended_by_another_process_is_made_again(bench: &Bench) {
+    if !bench.is_overlay() {
+        return;
+    }
+    bench.create("a", None);
+    let path = bench.mount("a", &[]);
+    unmount_lazily(&path).unwrap();
+    assert_eq!(bench.mount("a", &[]), path);
+    assert!(is_mount_point(&path).unwrap());
+    bench.driver.put("a").unwrap();
+    assert!(!is_mount_point(&path).unwrap());
+}
+
+pub(super) fn a_mounted_layer_can_be_removed(bench: &Bench) {
+    bench.layer("a", None, |tree| write(tree, "file", ""));
+    let root = bench.mount("a", &[]);
+    write(&root, "more", "");
+    drop(bench.driver.defer_remove("a").unwrap().unwrap());
+    bench.nothing_temporary();
+    let mounts = mounts_below(bench.driver.home()).unwrap();
+    assert!(
+        mounts.iter().all(|mounted| mounted == bench.driver.home()),
+        "{mounts:?}"
+    );
+}
+
+pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
+    let to = maps(100_000, 200_000);
+    if !bench.driver.supports_shifting(&to) {
+        if bench.is_overlay() {
+            skip("no ID-mapped lowers on this kernel and file system");
+        }
+        return;
+    }
+    bench.layer("base", None, |tree| write(tree, "base", ""));
+    bench.layer("middle", Some("base"), |tree| {
+        write(tree, "middle", "");
+        std::os::unix::fs::chown(tree.join("middle"), Some(7), Some(8)).unwrap();
+    });
+    let create = CreateOptions {
+        mappings: to.clone(),
+        read_write: true,
+        ..CreateOptions::default()
+    };
+    bench.driver.create("top", Some("middle"), &create).unwrap();
+    let options = MountOptions {
+        mappings: to.clone(),
+        ..MountOptions::default()
+    };
+    for round in 0..2 {
+        let root = bench.driver.get("top", &options).unwrap();
+        assert_eq!(owner(&root), (100_000, 200_000));
+        assert_eq!(owner(&root.join("base")), (100_000, 200_000));
+        assert_eq!(owner(&root.join("middle")), (100_007, 200_008));
+        write(&root, "new", "");
+        assert_eq!(
+            owner(&root.join("new")),
+            (0, 0),
+            "what is written has the host's owner"
+        );
+        let inside = mounts_below(&bench.dir("top")).unwrap();
+        assert_eq!(
+            inside,
+            std::slice::from_ref(&root),
+            "views are gone, round {round}"
+        );
+        assert!(!bench.dir("top").join("mapped").exists());
+        bench.driver.put("top").unwrap();
+    }
+    let plain = MountOptions {
+        disable_shifting: true,
+        ..options
+    };
+    let root = bench.driver.get("top", &plain).unwrap();
+    assert_eq!(owner(&root.join("middle")), (7, 8));
+    bench.driver.put("top").unwrap();
+}
+
+pub(super) fn a_tree_mount_ends_with_its_guard(bench: &Bench) {
+    bench.layer("a", None, |tree| write(tree, "file", ""));
+    let mount = mount_tree(&bench.driver, "a").unwrap();
+    assert!(at::lstat_at(mount.dir.as_fd(), b"file").unwrap().is_some());
+    drop(mount);
+    let mounts = mounts_below(bench.driver.home()).unwrap();
+    assert!(
+        mounts.iter().all(|mounted| mounted == bench.driver.home()),
+        "{mounts:?}"
+    );
+}
+
+pub(super) fn shutdown_leaves_no_mount(bench: &Bench) {
+    bench.create("a", None);
+    let _path = bench.mount("a", &[]);
+    bench.driver.put("a").unwrap();
+    assert_eq!(
+        is_mount_point(bench.driver.home()).unwrap(),
+        bench.is_overlay(),
+        "private while in use"
+    );
+    bench.driver.cleanup().unwrap();
+    assert!(mounts_below(&bench.config.root).unwrap().is_empty());
+    bench.driver.cleanup().unwrap();
+    assert_eq!(bench.seen("a"), [], "works again afterwards");
+}
+
+pub(super) fn unknown_mount_options_are_refused(bench: &Bench) {
+    bench.create("a", None);
+    let options = MountOptions {
+        options: vec!["nonsense=1".into()],
+        ..MountOptions::default()
+    };
+    bench.driver.get("a", &options).unwrap_err();
+    assert!(!bench.is_overlay() || !is_mount_point(&bench.dir("a").join("merged")).unwrap());
+    assert_eq!(bench.seen("a"), [], "a failed mount does not count");
+    let storage = CreateOptions {
+        storage_opt: [("size".into(), "1g".into())].into(),
+        ..CreateOptions::default()
+    };
+    bench.driver.create("b", None, &storage).unwrap_err();
+    assert!(!bench.driver.exists("b"));
+}
+
+pub(super) fn volatile_mounts_can_be_repeated(bench: &Bench) {
+    bench.create("a", None);
+    for _ in 0..3 {
+        let options = MountOptions {
+            volatile: true,
+            ..MountOptions::default()
+        };
+        let root = bench.driver.get("a", &options).unwrap();
+        write(&root, "file", "");
+        bench.driver.put("a").unwrap();
+    }
+    assert_eq!(bench.seen("a").len(), 1);
+}

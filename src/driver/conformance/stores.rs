@@ -1,0 +1,128 @@
+//! Stores that consist of several roots; these cases make their own benches.
+
+use super::*;
+
+pub(super) fn additional_stores_are_read(name: &str) {
+    let mut other = None;
+    let bench = Bench::new(name, |config, tmp| {
+        let root = tmp.join("additional");
+        let first = DriverConfig {
+            root: root.clone(),
+            ..config.clone()
+        };
+        let driver = open_driver(&first).unwrap();
+        for (id, parent) in [("base", None), ("image", Some("base"))] {
+            let staged = driver.stage(parent, &CreateOptions::default()).unwrap();
+            write(&staged.path, id, "");
+            driver
+                .commit_staged(id, parent, &CreateOptions::default(), staged)
+                .unwrap();
+        }
+        config
+            .options
+            .push(format!("{}.imagestore={}", driver.name(), root.display()));
+        other = Some(root);
+    });
+    let (Some(bench), Some(other)) = (bench, other) else {
+        return;
+    };
+    assert_eq!(
+        bench.driver.additional_image_stores(),
+        std::slice::from_ref(&other)
+    );
+    assert!(bench.driver.exists("image"));
+    assert_eq!(bench.driver.list_layers().unwrap(), [""; 0]);
+    bench.create("container", Some("image"));
+    let root = bench.mount("container", &[]);
+    write(&root, "new", "");
+    assert_eq!(listing(&root).len(), 3);
+    bench.driver.put("container").unwrap();
+    let root = bench.mount("image", &[]);
+    assert_eq!(listing(&root).len(), 2);
+    if bench.is_overlay() {
+        assert!(root.starts_with(&bench.config.run_root), "{}", root.display());
+        assert!(
+            fs::write(root.join("x"), "").is_err(),
+            "there is no lock for writing there"
+        );
+        assert!(
+            bench.driver.metadata("container").unwrap()["LowerDir"]
+                .contains("/additional/overlay/image/diff:")
+        );
+        bench.driver.put("image").unwrap();
+        assert!(!bench.config.run_root.join("overlay/image").exists());
+    }
+    // A layer of the same ID is made in the own home, whatever the other store has.
+    bench.layer("image", None, |tree| write(tree, "own", ""));
+    assert_eq!(bench.seen("image"), pairs(&[("own", "")]));
+    drop(bench.driver.defer_remove("image").unwrap().unwrap());
+    assert_eq!(bench.seen("image").len(), 2);
+    assert!(
+        bench.driver.defer_remove("image").unwrap().is_none(),
+        "not ours to remove"
+    );
+    assert!(bench.driver.exists("image"));
+    let error = bench
+        .driver
+        .update_id_map("image", &IdMappings::default(), &maps(1, 1), "")
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreIsReadOnly);
+}
+
+pub(super) fn images_can_lie_in_a_store_of_their_own(name: &str) {
+    let bench = Bench::new(name, |config, tmp| config.image_store = Some(tmp.join("images")));
+    let Some(bench) = bench else { return };
+    let images = bench.config.image_store.clone().unwrap().join(name);
+    let read_write = CreateOptions {
+        read_write: true,
+        ..CreateOptions::default()
+    };
+    bench.layer("image", None, |tree| {
+        assert!(tree.starts_with(&images), "{}", tree.display());
+        write(tree, "image", "");
+    });
+    bench
+        .driver
+        .create("container", Some("image"), &read_write)
+        .unwrap();
+    let staged = bench.driver.stage(Some("image"), &read_write).unwrap();
+    assert!(
+        staged.path.starts_with(bench.driver.home()),
+        "{}",
+        staged.path.display()
+    );
+    bench
+        .driver
+        .commit_staged("staged", Some("image"), &read_write, staged)
+        .unwrap();
+    let in_images = |id: &str| {
+        images
+            .join(if bench.is_overlay() { "" } else { "dir" })
+            .join(id)
+            .exists()
+    };
+    assert!(in_images("image") && !in_images("container") && !in_images("staged"));
+    assert_eq!(bench.seen("container"), pairs(&[("image", "")]));
+    assert_eq!(bench.seen("image"), pairs(&[("image", "")]));
+    bench.create("mapped", Some("image"));
+    if privilege::is_root() {
+        bench
+            .driver
+            .update_id_map("mapped", &IdMappings::default(), &maps(100, 100), "")
+            .unwrap();
+        let root = bench.mount("mapped", &["ro"]);
+        assert_eq!(owner(&root.join("image")), (100, 100));
+        bench.driver.put("mapped").unwrap();
+    }
+    drop(bench.driver.defer_remove("image").unwrap().unwrap());
+    assert!(!bench.driver.exists("image"));
+    if bench.is_overlay() {
+        assert_eq!(
+            fs::read_dir(images.join("l")).unwrap().count(),
+            1,
+            "the short name went too"
+        );
+    }
+    assert_eq!(bench.driver.temp_dir_roots().len(), 2);
+    bench.nothing_temporary();
+}

@@ -1,0 +1,311 @@
+//! What only the overlay driver does: opening, probing, repairing.
+
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use super::*;
+use crate::driver::conformance::{MountGuard, need_overlay};
+use crate::sys::mount::is_mount_point;
+use crate::sys::{at, xattr};
+
+struct Place {
+    config: DriverConfig,
+    // In this order: the directory can only go when nothing is mounted in it.
+    _guard: MountGuard,
+    _tmp: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(options: &[&str]) -> Option<Self> {
+        if !need_overlay() {
+            return None;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let config = DriverConfig {
+            root: tmp.path().join("graph"),
+            run_root: tmp.path().join("run"),
+            options: options.iter().map(ToString::to_string).collect(),
+            ..DriverConfig::default()
+        };
+        Some(Self {
+            config,
+            _guard: MountGuard::new(tmp.path()),
+            _tmp: tmp,
+        })
+    }
+
+    fn open(&self) -> Result<Overlay> {
+        Overlay::open(&self.config)
+    }
+
+    fn home(&self) -> PathBuf {
+        self.config.root.join("overlay")
+    }
+}
+
+/// Three layers on top of each other, each with a file of its name.
+fn chain(driver: &Overlay) {
+    let mut parent = None;
+    for id in ["one", "two", "three"] {
+        let staged = driver.stage(parent, &CreateOptions::default()).unwrap();
+        fs::write(staged.path.join(id), "").unwrap();
+        driver
+            .commit_staged(id, parent, &CreateOptions::default(), staged)
+            .unwrap();
+        parent = Some(id);
+    }
+}
+
+fn count_seen(driver: &Overlay, id: &str) -> Result<usize> {
+    let merged = driver.get(id, &MountOptions::default())?;
+    let count = fs::read_dir(merged).unwrap().count();
+    driver.put(id).unwrap();
+    Ok(count)
+}
+
+fn link_of(home: &Path, id: &str) -> String {
+    fs::read_to_string(home.join(id).join("link")).unwrap()
+}
+
+#[test]
+fn lost_links_are_put_back() {
+    let Some(place) = Place::new(&[]) else { return };
+    let (driver, home) = (place.open().unwrap(), place.home());
+    chain(&driver);
+    fs::create_dir(home.join("stray")).unwrap();
+    let link = home.join("l").join(link_of(&home, "one"));
+    fs::remove_file(&link).unwrap();
+    assert_eq!(count_seen(&driver, "three").unwrap(), 3);
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("../one/diff"));
+    // The name of a parent.
+    fs::remove_file(home.join("three/link")).unwrap();
+    driver
+        .create("four", Some("three"), &CreateOptions::default())
+        .unwrap();
+    assert_eq!(count_seen(&driver, "four").unwrap(), 3);
+    // The whole directory, and entries that are nothing.
+    fs::remove_dir_all(home.join("l")).unwrap();
+    assert_eq!(count_seen(&driver, "four").unwrap(), 3);
+    symlink("/etc", home.join("l/ABC")).unwrap();
+    fs::write(home.join("l/file"), "").unwrap();
+    fs::remove_file(&link).unwrap();
+    assert_eq!(count_seen(&driver, "four").unwrap(), 3);
+    assert!(!home.join("l/ABC").is_symlink());
+    // Two names for one layer: both stay, and the layer's own does not change.
+    let name = link_of(&home, "two");
+    symlink("../two/diff", home.join("l/SECOND")).unwrap();
+    fs::remove_file(&link).unwrap();
+    assert_eq!(count_seen(&driver, "four").unwrap(), 3);
+    assert_eq!(link_of(&home, "two"), name);
+}
+
+#[test]
+fn what_cannot_be_put_back_is_named() {
+    let Some(place) = Place::new(&[]) else { return };
+    let (driver, home) = (place.open().unwrap(), place.home());
+    chain(&driver);
+    let name = link_of(&home, "one");
+    fs::remove_file(home.join("l").join(&name)).unwrap();
+    fs::remove_file(home.join("one/link")).unwrap();
+    let error = count_seen(&driver, "three").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CorruptMetadata);
+    assert!(
+        error.chain().contains(&name) && error.chain().contains("three"),
+        "{}",
+        error.chain()
+    );
+    let error = driver
+        .create("child", Some("one"), &CreateOptions::default())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{}", error.chain());
+    for lower in ["l/../../x", "nonsense", &"l/A:".repeat(600)] {
+        fs::write(home.join("three/lower"), lower).unwrap();
+        let error = count_seen(&driver, "three").unwrap_err();
+        assert!(error.chain().contains("three"), "{}", error.chain());
+    }
+    fs::write(home.join("three/lower"), vec![b'x'; 300 * 1024]).unwrap();
+    assert_eq!(
+        count_seen(&driver, "three").unwrap_err().kind(),
+        ErrorKind::CorruptMetadata
+    );
+    fs::write(home.join("three/lower"), b"l/\xff").unwrap();
+    assert_eq!(
+        count_seen(&driver, "three").unwrap_err().kind(),
+        ErrorKind::CorruptMetadata
+    );
+    drop(driver.defer_remove("three").unwrap().unwrap());
+}
+
+#[test]
+fn a_store_of_a_mount_program_is_refused() {
+    let Some(place) = Place::new(&[]) else { return };
+    chain(&place.open().unwrap());
+    let flag = place.home().join(MOUNT_PROGRAM_FLAG);
+    assert_eq!(fs::read_to_string(&flag).unwrap(), "false");
+    assert_eq!(flag.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    fs::write(&flag, "true\n").unwrap();
+    let error = place.open().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
+    assert!(error.chain().contains("mount program"), "{}", error.chain());
+    // Without the flag the store is looked through.
+    fs::remove_file(&flag).unwrap();
+    place.open().unwrap();
+    assert_eq!(fs::read_to_string(&flag).unwrap(), "false");
+    let diff = place.home().join("two/diff");
+    fs::create_dir_all(diff.join("a/b")).unwrap();
+    fs::write(diff.join("a/b/.wh.x"), "").unwrap();
+    fs::remove_file(&flag).unwrap();
+    assert_eq!(place.open().unwrap_err().kind(), ErrorKind::NotSupported);
+    fs::remove_file(diff.join("a/b/.wh.x")).unwrap();
+    let dir = at::open_dir(&diff).unwrap();
+    if xattr::set_at(dir.as_fd(), b"a", b"user.containers.override_stat", b"0:0:0755").is_ok() {
+        assert_eq!(place.open().unwrap_err().kind(), ErrorKind::NotSupported);
+    }
+    assert!(place.home().join("two/diff").exists());
+}
+
+#[test]
+fn probes_run_once() {
+    let Some(place) = Place::new(&["overlay.mountopt=nodev"]) else {
+        return;
+    };
+    let first = place.open().unwrap();
+    assert!(first.probe().native_diff());
+    let files = || {
+        fs::read_dir(place.config.run_root.join("overlay"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(files(), 3);
+    assert!(
+        place
+            .config
+            .run_root
+            .join("overlay/native-diff(nodev)-true")
+            .exists()
+    );
+    // This process remembers; another one reads.
+    let dir = place.config.run_root.join("overlay");
+    fs::rename(
+        dir.join("native-diff(nodev)-true"),
+        dir.join("native-diff(nodev)-false"),
+    )
+    .unwrap();
+    assert!(place.open().unwrap().probe().native_diff());
+    drop(first);
+    let second = place.open().unwrap();
+    assert!(!second.probe().native_diff());
+    chain(&second);
+    assert!(
+        second.upper("two", Some("one")).unwrap().is_none(),
+        "trees have to be compared"
+    );
+    let rows = second.status();
+    assert!(
+        rows.contains(&("Native Overlay Diff".into(), "false".into())),
+        "{rows:?}"
+    );
+    assert_eq!(fs::read_dir(place.home().join(TEMP_DIRS)).unwrap().count(), 0);
+    assert_eq!(rows[0].0, "Backing Filesystem");
+}
+
+#[test]
+fn metacopy_is_found_and_kept_at_every_mount() {
+    let Some(place) = Place::new(&["overlay.mountopt=nodev,metacopy=on"]) else {
+        return;
+    };
+    let driver = place.open().unwrap();
+    let rows = driver.status();
+    assert!(rows.contains(&("Using metacopy".into(), driver.metacopy.to_string())));
+    if !driver.metacopy {
+        return;
+    }
+    assert!(
+        rows.contains(&("Native Overlay Diff".into(), "false".into())),
+        "directories may be redirected"
+    );
+    let options = MountOptions {
+        options: vec!["noexec".into()],
+        ..MountOptions::default()
+    };
+    assert_eq!(driver.mount_options(&options), ["noexec", "metacopy=on"]);
+    assert_eq!(
+        driver.mount_options(&MountOptions::default()),
+        ["nodev", "metacopy=on"]
+    );
+    chain(&driver);
+    driver
+        .create("top", Some("three"), &CreateOptions::default())
+        .unwrap();
+    let merged = driver.get("top", &options).unwrap();
+    fs::set_permissions(merged.join("one"), fs::Permissions::from_mode(0o600)).unwrap();
+    driver.put("top").unwrap();
+    let upper = at::open_dir(&place.home().join("top/diff")).unwrap();
+    assert!(
+        xattr::get_at(upper.as_fd(), b"one", "trusted.overlay.metacopy")
+            .unwrap()
+            .is_some()
+    );
+}
+
+#[test]
+fn quotas_that_cannot_be_kept_are_refused() {
+    let Some(place) = Place::new(&["overlay.size=1g"]) else {
+        return;
+    };
+    let error = place.open().unwrap_err();
+    assert!(error.chain().contains("overlay.size"), "{}", error.chain());
+    assert!(!place.home().exists());
+}
+
+#[test]
+fn the_home_can_stay_as_it_is() {
+    let Some(place) = Place::new(&["overlay.skip_mount_home=true"]) else {
+        return;
+    };
+    let driver = place.open().unwrap();
+    chain(&driver);
+    let merged = driver.get("three", &MountOptions::default()).unwrap();
+    assert!(!is_mount_point(&place.home()).unwrap() && is_mount_point(&merged).unwrap());
+    driver.put("three").unwrap();
+}
+
+#[test]
+fn abandoned_staging_directories_go_at_shutdown() {
+    let Some(place) = Place::new(&[]) else { return };
+    let driver = place.open().unwrap();
+    chain(&driver);
+    assert_eq!(count_seen(&driver, "three").unwrap(), 3);
+    for name in ["1", "2"] {
+        fs::create_dir_all(place.home().join(STAGING).join(name).join("dir")).unwrap();
+        fs::write(place.home().join(STAGING).join(name).join("staging.lock"), "").unwrap();
+    }
+    let held = StagingLock::try_acquire(&place.home().join("staging/1/staging.lock"))
+        .unwrap()
+        .unwrap();
+    driver.cleanup().unwrap();
+    assert!(place.home().join("staging/1/dir").exists() && !place.home().join("staging/2").exists());
+    assert!(
+        is_mount_point(&place.home()).unwrap(),
+        "somebody is at work in it"
+    );
+    drop(held);
+    driver.cleanup().unwrap();
+    assert!(!place.home().join("staging/1").exists() && !is_mount_point(&place.home()).unwrap());
+}
+
+#[test]
+fn a_layer_of_composefs_is_refused_and_can_be_removed() {
+    let Some(place) = Place::new(&[]) else { return };
+    let driver = place.open().unwrap();
+    chain(&driver);
+    fs::create_dir(place.home().join("two/composefs-data")).unwrap();
+    for id in ["two", "three"] {
+        let error = count_seen(&driver, id).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotSupported, "{}", error.chain());
+    }
+    assert_eq!(count_seen(&driver, "one").unwrap(), 1);
+    assert!(driver.upper("two", Some("one")).unwrap().is_none());
+    drop(driver.defer_remove("two").unwrap().unwrap());
+}
