@@ -224,11 +224,6 @@ impl<S: Source> Framer<S> {
         Ok(())
     }
 
-    /// The source, which is at its end after [`Framer::drain`].
-    pub(crate) fn into_source(self) -> S {
-        self.source
-    }
-
     /// Everything after the headers of a real entry: names, size, sparse map.
     fn complete(
         &mut self,

@@ -12,12 +12,20 @@ fn unpack_speed() {
         return;
     };
     let sync = std::env::var_os("GRAPHROOT_MEASURE_SYNC").is_some();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     for _ in 0..5 {
         let mut layer = Layer::new(OVERLAY);
         layer.sync = sync;
         let split = std::fs::File::create(layer.split_path()).unwrap();
-        let options = ApplyOptions { tar_split: Some(split), sync, ..ApplyOptions::default() };
+        let options = ApplyOptions {
+            tar_split: Some(split),
+            sync,
+            ..ApplyOptions::default()
+        };
         let start = std::time::Instant::now();
         let (applied, ()) = runtime.block_on(async {
             let source = Box::pin(tokio::fs::File::open(&path).await.unwrap());
@@ -31,5 +39,8 @@ fn unpack_speed() {
         );
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    eprintln!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap());
+    eprintln!(
+        "{}",
+        status.lines().find(|line| line.starts_with("VmHWM")).unwrap()
+    );
 }

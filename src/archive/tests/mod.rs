@@ -1,8 +1,13 @@
-//! Applying whole archives: what comes out on disk, and whether the tape gives the stream back.
+//! Applying whole archives (what comes out on disk, and whether the tape gives the stream back) and producing them.
 
+mod changes;
+mod export;
 mod hostile;
 mod measure;
+mod out_support;
+mod overlay;
 mod real_tools;
+mod replay;
 mod stream;
 mod tape;
 mod tree;
