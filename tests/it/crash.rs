@@ -1,7 +1,8 @@
 //! A process that is killed while it puts a layer leaves the store in the old state or the new one.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use graphroot::{LayerOptions, Store};
 
@@ -141,36 +142,79 @@ async fn killed_at_fifty_moments_of_put_layer() {
     put_again(&root, &layer, &expected, "in the end").await;
 }
 
-/// Kills the worker when one of its threads makes the `count`-th of some system calls; `false` if none does.
-fn killed_at(root: &TestRoot, arguments: &[&str], call: &str, count: u32) -> bool {
-    let mut tracer = root.program("strace");
-    tracer
-        .args([
-            "--follow-forks",
-            "--seccomp-bpf",
-            "--quiet=all",
-            "--signal=none",
-            "--output=/dev/null",
-        ])
-        .arg(format!("--trace={call}"))
-        .arg(format!("--inject={call}:signal=KILL:when={count}"));
-    let mut worker = Worker::spawn(Worker::command_under(tracer, "put", root, arguments));
-    let mut last = None;
-    while let Some(line) = worker.next_line() {
-        last = Some(line);
-    }
-    while !worker.has_ended() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    last.as_deref() != Some("done")
+/// System calls that change the disk, or say that something is on it.
+const CALLS: [&str; 6] = [
+    "rename,renameat,renameat2",
+    "unlinkat,unlink,rmdir",
+    "symlinkat,symlink",
+    "mkdirat,mkdir",
+    "pwrite64",
+    "fsync,fdatasync,syncfs",
+];
+
+/// Does `work` and kills it when one of its threads makes the `count`-th of some system calls; `false` if none does.
+fn killed_at(root: &TestRoot, work: &str, arguments: &[&str], call: &str, count: u32) -> bool {
+    // Without `--seccomp-bpf`, with which strace 6.1 counts only to one.
+    let tracer = root
+        .program("strace")
+        .words("--follow-forks --quiet=all --signal=none --output=/dev/null")
+        .with([
+            format!("--trace={call}"),
+            format!("--inject={call}:signal=KILL:when={count}"),
+        ]);
+    let mut worker = Worker::spawn(Worker::command_under(tracer, work, root, arguments));
+    let last = std::iter::from_fn(|| worker.next_line()).last();
+    let status = worker.wait();
+    let killed = status.signal() == Some(9);
+    assert!(
+        killed || status.success() && last.as_deref() == Some("done"),
+        "{status}, {last:?}"
+    );
+    killed
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_at_system_calls_of_put_layer() {
-    needs!("strace");
-    let root = TestRoot::in_memory();
+/// Kills `work` at one call after the other, until there are no more. Returns how often.
+async fn kill_at_every_call(root: &TestRoot, file: &Path, expected: &Manifest, work: &str) -> u32 {
     // Where tracing is forbidden every count would look like the last.
-    root.program("strace").with(["--output=/dev/null", "true"]).run();
+    root.program("strace").words("--output=/dev/null true").run();
+    let arguments = [file.to_str().unwrap(), VICTIM, "default"];
+    let arguments = if work == "delete" {
+        &arguments[1..2]
+    } else {
+        &arguments
+    };
+    let (mut total, mut report) = (0, Vec::new());
+    for call in CALLS {
+        let (mut count, mut complete) = (0, 0);
+        loop {
+            if work == "delete" {
+                let store = root.open().await;
+                put_file(&store, None, LayerOptions::default().id(VICTIM), file)
+                    .await
+                    .unwrap();
+            }
+            if !killed_at(root, work, arguments, call, count + 1) {
+                break;
+            }
+            count += 1;
+            let moment = format!("{work} killed at call {count} of {call}");
+            complete += u32::from(check(root, expected, &moment).await);
+            put_again(root, file, expected, &moment).await;
+        }
+        let there = check(root, expected, "not killed").await;
+        assert_eq!(there, work == "put");
+        if there {
+            root.open().await.delete_layer(VICTIM).await.unwrap();
+        }
+        report.push(format!("{call}: {count} ({complete} complete)"));
+        total += count;
+    }
+    eprintln!("{work} killed at {}", report.join("; "));
+    total
+}
+
+async fn killed_at_system_calls(work: &str) {
+    let root = TestRoot::in_memory();
     let file = root.path().join("layer.tar");
     let archive = Tar::new()
         .dir("etc/")
@@ -179,31 +223,18 @@ async fn killed_at_system_calls_of_put_layer() {
         .finish();
     std::fs::write(&file, archive).unwrap();
     let expected = prepare(&root, &file).await;
-    let arguments = [file.to_str().unwrap(), VICTIM, "default"];
+    let total = kill_at_every_call(&root, &file, &expected, work).await;
+    assert!(total >= 10, "only {total} moments");
+}
 
-    let mut report = Vec::new();
-    for call in [
-        "rename,renameat,renameat2",
-        "unlinkat,unlink,rmdir",
-        "symlinkat,symlink",
-        "mkdirat,mkdir",
-        "pwrite64",
-        "fcntl",
-        "fsync,fdatasync,syncfs",
-    ] {
-        let (mut count, mut complete) = (1, 0);
-        while killed_at(&root, &arguments, call, count) {
-            let moment = format!("killed at call {count} of {call}");
-            if check(&root, &expected, &moment).await {
-                complete += 1;
-            }
-            put_again(&root, &file, &expected, &moment).await;
-            count += 1;
-            assert!(count < 500, "{call} is called too often for this test");
-        }
-        let store = root.open().await;
-        store.delete_layer(VICTIM).await.unwrap();
-        report.push(format!("{call}: {} ({complete} complete)", count - 1));
-    }
-    eprintln!("killed at {}", report.join("; "));
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_system_calls_of_put_layer() {
+    needs!("strace");
+    killed_at_system_calls("put").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_system_calls_of_delete_layer() {
+    needs!("strace");
+    killed_at_system_calls("delete").await;
 }

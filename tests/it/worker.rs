@@ -25,6 +25,7 @@ async fn entry() {
     match (work.as_str(), &arguments[..]) {
         ("open", []) => drop(open().await),
         ("put", [file, id, durability]) => put(Path::new(file), id, durability).await,
+        ("delete", [id]) => delete(id).await,
         ("create-and-delete", [prefix, count]) => create_and_delete(prefix, count.parse().unwrap()).await,
         ("memory", [source, size]) => memory(source, size.parse().unwrap()).await,
         _ => panic!("no such work: {work} {arguments:?}"),
@@ -54,6 +55,12 @@ async fn put(file: &Path, id: &str, durability: &str) {
     put_file(&store, None, LayerOptions::default().id(id), file)
         .await
         .unwrap();
+    tell("done");
+}
+
+/// Deletes a layer; tells when it is done.
+async fn delete(id: &str) {
+    open().await.delete_layer(id).await.unwrap();
     tell("done");
 }
 

@@ -5,7 +5,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 use super::root::TestRoot;
 
@@ -119,9 +119,10 @@ impl Worker {
         lines
     }
 
-    /// Whether the worker has ended.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
+    /// Waits for the worker's end, however it ends.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        drop(self.input.take());
+        self.child.wait().unwrap()
     }
 
     /// Kills the worker with SIGKILL and waits for its end. Returns whether that is what ended it.
