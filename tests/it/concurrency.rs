@@ -118,7 +118,7 @@ async fn sixteen_tasks_put_64_layers_while_32_others_are_cancelled() {
     let mut cancelled = tokio::task::JoinSet::new();
     for number in 0..32 {
         let store = store.clone();
-        let polls = random.below(if number % 4 == 0 { 4 } else { 400 });
+        let polls = random.below(if number % 4 == 0 { 3 } else { 80 });
         cancelled.spawn(async move {
             let options = LayerOptions::default().id(format!("cancelled-{number}"));
             let future = Box::pin(async move {

@@ -1,6 +1,11 @@
 //! What the store does, by family of verbs, through the public API and over every driver.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, unreachable_pub, reason = "these are tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "these are tests"
+)]
 
 #[macro_use]
 mod support;

@@ -114,7 +114,10 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
                 header.set_mode(0o777);
                 header.set_size(0);
                 header.set_link_name(target).unwrap();
-                builder.append_data(&mut header, name, std::io::Cursor::new(b"")).await.unwrap();
+                builder
+                    .append_data(&mut header, name, std::io::Cursor::new(b""))
+                    .await
+                    .unwrap();
             } else {
                 header.set_mode(0o644);
                 header.set_size(content.len() as u64);
