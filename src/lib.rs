@@ -80,6 +80,7 @@ pub use options::{
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, StoreOptions,
 };
 pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::graph_driver::{DiskUsage, GraphDriver};
 pub use store::views::{Container, Image, Layer};
 pub use store::{DiffStream, PutLayer, Store};
 

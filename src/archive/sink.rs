@@ -54,12 +54,14 @@ impl Sink for Vec<u8> {
     }
 }
 
+#[cfg(test)]
 /// Makes a [`Sink`] of any writer, with a buffer for what is read from files.
 pub(crate) struct Plain<W> {
     inner: W,
     buffer: Vec<u8>,
 }
 
+#[cfg(test)]
 impl<W: Write> Plain<W> {
     /// A sink that hands everything on to `inner`.
     pub(crate) fn new(inner: W) -> Self {
@@ -75,6 +77,7 @@ impl<W: Write> Plain<W> {
     }
 }
 
+#[cfg(test)]
 impl<W: Write> Write for Plain<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.inner.write(data)
@@ -85,6 +88,7 @@ impl<W: Write> Write for Plain<W> {
     }
 }
 
+#[cfg(test)]
 impl<W: Write> Sink for Plain<W> {
     fn fill(&mut self, file: BorrowedFd<'_>, limit: usize) -> io::Result<&[u8]> {
         self.buffer.clear();

@@ -103,11 +103,11 @@ pub(crate) struct Upper {
 
 /// Space used by a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct DiskUsage {
+pub struct DiskUsage {
     /// Bytes in files, hard links counted once.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Distinct inodes.
-    pub(crate) inodes: u64,
+    pub inodes: u64,
 }
 
 /// What a storage driver does. See the module's head for the locks that the caller holds.

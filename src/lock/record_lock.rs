@@ -117,6 +117,7 @@ impl LockFile {
     }
 
     /// The absolute path of the file.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -401,6 +402,7 @@ impl Shared {
     }
 
     /// The lock file.
+    #[cfg(test)]
     pub(crate) fn file(&self) -> &Arc<LockFile> {
         &self.lock
     }
@@ -445,11 +447,6 @@ impl Exclusive {
         });
         complete.at("noting a write in", &self.lock.path)?;
         Ok(token)
-    }
-
-    /// The lock file.
-    pub(crate) fn file(&self) -> &Arc<LockFile> {
-        &self.lock
     }
 }
 

@@ -21,7 +21,7 @@ const MAX_RACES: usize = 1000;
 #[must_use = "the lock ends when this is dropped"]
 pub(crate) struct StagingLock {
     path: PathBuf,
-    file: OwnedFd,
+    _file: OwnedFd,
 }
 
 impl StagingLock {
@@ -62,7 +62,7 @@ impl StagingLock {
             Ok(there) if there.st_dev == ours.st_dev && there.st_ino == ours.st_ino => {
                 Ok(Attempt::Locked(Self {
                     path: path.to_path_buf(),
-                    file,
+                    _file: file,
                 }))
             }
             Ok(_) | Err(Errno::NOENT) => Ok(Attempt::Gone),
@@ -71,6 +71,7 @@ impl StagingLock {
     }
 
     /// The lock file.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -84,6 +84,7 @@ impl TempDir {
     }
 
     /// The directory.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

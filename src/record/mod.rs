@@ -171,6 +171,7 @@ impl<R: Record> Records<R> {
     }
 
     /// As [`Records::read`], for use in a blocking task.
+    #[cfg(test)]
     pub(crate) fn read_blocking(&self) -> Result<ReadGuard<R>> {
         self.0.read_blocking()
     }
@@ -251,11 +252,6 @@ impl<R: Record> ReadOnlyRecords<R> {
     pub(crate) async fn read(&self) -> Result<ReadGuard<R>> {
         self.0.read().await
     }
-
-    /// As [`ReadOnlyRecords::read`], for use in a blocking task.
-    pub(crate) fn read_blocking(&self) -> Result<ReadGuard<R>> {
-        self.0.read_blocking()
-    }
 }
 
 impl<R: Record> Core<R> {
@@ -297,6 +293,7 @@ impl<R: Record> Core<R> {
         .await
     }
 
+    #[cfg(test)]
     fn read_blocking(self: &Arc<Self>) -> Result<ReadGuard<R>> {
         let deadline = Deadline::new(self.lock_timeout);
         let mut held = Held::<Shared>::new();

@@ -55,6 +55,7 @@ impl MountTable {
     }
 
     /// All mounts, in no order.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &MountPointRow> {
         self.0.values()
     }

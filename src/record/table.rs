@@ -170,6 +170,7 @@ impl<R: Record> Table<R> {
     }
 
     /// An empty table with this number of locations.
+    #[cfg(test)]
     pub(crate) fn empty(locations: usize) -> Self {
         Self {
             dirty: vec![false; locations],
@@ -183,6 +184,7 @@ impl<R: Record> Table<R> {
     }
 
     /// Whether there are no rows.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
@@ -227,6 +229,7 @@ impl<R: Record> Table<R> {
     }
 
     /// As [`Table::find`], or the error that there is no such row.
+    #[cfg(test)]
     pub(crate) fn expect(&self, key: &str) -> Result<&Arc<R>> {
         self.find(key).ok_or_else(|| unknown::<R>(key))
     }
@@ -236,6 +239,7 @@ impl<R: Record> Table<R> {
     }
 
     /// The location of the row with this ID.
+    #[cfg(test)]
     pub(crate) fn location(&self, id: &str) -> Option<usize> {
         Some(self.slots.get(self.index.ids.get(id)?)?.location)
     }
@@ -358,6 +362,7 @@ impl<R: Record> Table<R> {
     }
 
     /// Makes the next save write this location even if no row of it changes.
+    #[cfg(test)]
     pub(crate) fn mark_dirty(&mut self, location: usize) {
         self.mark(location);
     }

@@ -66,6 +66,11 @@ impl Store {
     pub(crate) async fn read_layers(&self) -> Result<ReadGuard<LayerRow>> {
         for _ in 0..MAX_CLEANUPS {
             let guard = self.inner.layers.read().await?;
+            if guard.reloaded() {
+                // Another process has been here; it may have been killed.
+                let inner = Arc::clone(&self.inner);
+                bridge::run(move || inner.recover()).await?;
+            }
             if !needs_repair(&guard) {
                 return Ok(guard);
             }
@@ -333,6 +338,15 @@ pub(crate) struct LayersAndImages {
 }
 
 impl Inner {
+    /// Removes temporary directories of processes that were killed; their locks tell.
+    pub(crate) fn recover(&self) -> Result<()> {
+        crate::lock::temp_dir::recover(&self.dirs.layers_tmp())?;
+        self.driver()
+            .temp_dir_roots()
+            .iter()
+            .try_for_each(|root| crate::lock::temp_dir::recover(root))
+    }
+
     fn restart_driver(&self, token: crate::lock::last_write::Token) -> Result<()> {
         let mut config = registry::driver_config(&self.options);
         config.name = Some(self.dirs.driver_name.to_owned());

@@ -68,10 +68,7 @@ impl Store {
             .write_to_layer_store(|layers| {
                 let dirs = layers.inner.dirs.clone();
                 layers.remove_litter()?;
-                crate::lock::temp_dir::recover(&dirs.layers_tmp())?;
-                for root in layers.driver.temp_dir_roots() {
-                    crate::lock::temp_dir::recover(&root)?;
-                }
+                layers.inner.recover()?;
                 let mut strays: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
                 strays.extend(ids_in(&dirs.layers(), "")?);
                 strays.extend(ids_in(&dirs.layers(), ".tar-split.gz")?);

@@ -121,6 +121,9 @@ impl LayerStore {
             driver,
             trash: Vec::new(),
         };
+        if store.guard.reloaded() {
+            store.inner.recover()?;
+        }
         if needs_repair(&store.guard) {
             let incomplete = store.guard.incomplete();
             for id in &incomplete {

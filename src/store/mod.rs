@@ -22,6 +22,7 @@ mod delete;
 mod diff;
 mod directories;
 mod garbage;
+pub(crate) mod graph_driver;
 mod images;
 pub(crate) mod layer_store;
 mod layers;
@@ -398,13 +399,8 @@ impl Inner {
             })?;
             additional_images.push(Additional { records, dir });
         }
-        // What killed processes left behind; their locks tell that they are dead.
-        crate::lock::temp_dir::recover(&dirs.layers_tmp())?;
-        for root in driver.temp_dir_roots() {
-            crate::lock::temp_dir::recover(&root)?;
-        }
         let userns_lock = LockFile::open(&options.graph_root.join("userns.lock"), LockMode::ReadWrite)?;
-        Ok(Self {
+        let inner = Self {
             dirs,
             graph_lock,
             userns_lock,
@@ -417,7 +413,9 @@ impl Inner {
             containers,
             unpackers: Arc::new(tokio::sync::Semaphore::new(MAX_UNPACKERS)),
             options,
-        })
+        };
+        inner.recover()?;
+        Ok(inner)
     }
 }
 

@@ -162,7 +162,7 @@ impl Store {
         }
     }
 
-    /// Undoes one [`Store::mount`] of a layer or container (an ID, name or ID prefix); `force` undoes all. Returns
+    /// Undoes one [`Store::mount`] of a layer or container (an ID, name, ID prefix or mount path); `force` undoes all. Returns
     /// whether it is still mounted. A layer that is not mounted is no error.
     ///
     /// # Errors
@@ -185,14 +185,18 @@ impl Store {
         Ok(self.layer(&layer).await?.mount_count())
     }
 
-    /// The layer of a container, or the key itself.
-    async fn layer_of(&self, id: &str) -> Result<String> {
-        self.read_container_store(|table| {
-            Ok(table
-                .find(id)
-                .map_or_else(|| id.to_owned(), |row| row.layer.clone()))
-        })
-        .await
+    /// The layer of a container, the layer that is mounted on this path, or the key itself.
+    async fn layer_of(&self, key: &str) -> Result<String> {
+        let container = self
+            .read_container_store(|table| Ok(table.find(key).map(|row| row.layer.clone())))
+            .await?;
+        if let Some(layer) = container {
+            return Ok(layer);
+        }
+        let mounts = self.mounts().await?;
+        Ok(mounts
+            .by_path(key)
+            .map_or_else(|| key.to_owned(), |mount| mount.id.clone()))
     }
 
     /// Mounts the top layer of an image (an ID, name or ID prefix) read-only and returns the directory.

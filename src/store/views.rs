@@ -166,10 +166,6 @@ impl Layer {
     pub fn read_only(&self) -> bool {
         self.read_only
     }
-
-    pub(crate) fn row(&self) -> &Arc<LayerRow> {
-        &self.row
-    }
 }
 
 /// An image as it was when it was asked for. Cheap to clone.

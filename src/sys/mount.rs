@@ -5,8 +5,8 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -64,12 +64,14 @@ pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
 
 /// Everything mounted at `path` or below it in this mount namespace, the deepest first and, where several are on top
 /// of each other, once for each. `path` must be absolute and free of links.
-pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+#[cfg(test)]
+pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     Ok(parse_mount_table(&std::fs::read("/proc/self/mountinfo")?, path))
 }
 
-fn parse_mount_table(table: &[u8], below: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = table
+#[cfg(test)]
+fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<std::path::PathBuf> = table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
         .map(unescape)
@@ -80,7 +82,8 @@ fn parse_mount_table(table: &[u8], below: &Path) -> Vec<PathBuf> {
 }
 
 /// Reads the table's octal escapes (`\040` is a space). Anything else stays as it is.
-fn unescape(field: &[u8]) -> PathBuf {
+#[cfg(test)]
+fn unescape(field: &[u8]) -> std::path::PathBuf {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {
@@ -92,7 +95,7 @@ fn unescape(field: &[u8]) -> PathBuf {
             rest = tail;
         }
     }
-    PathBuf::from(std::ffi::OsString::from_vec(plain))
+    <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(plain).into()
 }
 
 /// A copy of the mount that `path` is on, from `path` down and without what is mounted below, in which owners appear
@@ -178,9 +181,9 @@ mod tests {
             32 22 0:41 / /a/bc rw - tmpfs tmpfs rw\n\
             33 30 0:42 / /a/b rw - tmpfs tmpfs rw\nshort line\n";
         let found = parse_mount_table(table, Path::new("/a/b"));
-        assert_eq!(found, ["/a/b/c d\\e", "/a/b", "/a/b"].map(PathBuf::from));
+        assert_eq!(found, ["/a/b/c d\\e", "/a/b", "/a/b"].map(std::path::PathBuf::from));
         assert_eq!(parse_mount_table(table, Path::new("/")).len(), 5);
-        assert_eq!(unescape(b"\\04x\\400\\"), PathBuf::from("\\04x\\400\\"));
+        assert_eq!(unescape(b"\\04x\\400\\"), std::path::PathBuf::from("\\04x\\400\\"));
     }
 
     #[test]

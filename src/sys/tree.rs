@@ -113,6 +113,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
 }
 
 /// Removes everything inside `dir`, which may be open as `O_PATH`, and keeps `dir` itself.
+#[cfg(test)]
 pub(crate) fn remove_contents(dir: BorrowedFd<'_>) -> io::Result<()> {
     let mut buffer = listing_buffer();
     for _ in 0..=MAX_REFILLS {
