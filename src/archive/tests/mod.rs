@@ -1,5 +1,6 @@
 //! Applying whole archives: what comes out on disk, and whether the tape gives the stream back.
 
+mod framing;
 mod hostile;
 mod measure;
 mod real_tools;
