@@ -22,11 +22,12 @@ use futures::future::Either;
 use tokio::io::AsyncRead;
 use tokio::sync::oneshot;
 
-use super::compression::{self, Compression, Sent, Sink};
+use super::compression::{self, Compression, Sink};
 use super::extract::{Extractor, Setup};
 use super::framing::{Entry, Framer, Source};
 use super::metadata::{self, Rules};
 use super::path::{clean, show, split};
+use super::sent::Sent;
 use super::tape::Tape;
 use crate::bridge::{self, CHUNK, ChunkReader, ChunkSender};
 use crate::digest::{Digest, Hasher};
