@@ -1,7 +1,8 @@
 //! Builds a tar stream, byte for byte by fixed rules, so that an unchanged layer always gives the same stream.
 //!
 //! A header is USTAR where everything fits, else pax, and never GNU; the choices within are those of the Go library,
-//! so that streams of either are equal. The block's layout and the pax records come from `tar-core`.
+//! so that streams of either are equal. The block's layout and the pax records come from `tar-core`; the builder of
+//! `tokio-tar` is async and has its own mind about long names and numbers.
 //!
 //! Content is written dense. A file has as many bytes in the stream as its header says, whatever happens to it
 //! meanwhile: more are cut off, missing ones are zeros.

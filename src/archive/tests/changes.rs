@@ -270,22 +270,26 @@ fn a_deep_tree_is_compared_and_written() {
 }
 
 /// One object of a random tree: where, what, and a number that all the rest is made of.
-type Object = (Vec<u8>, u8, u8);
+pub(super) type Object = (Vec<u8>, u8, u8);
 
-fn objects() -> impl Strategy<Value = Vec<Object>> {
+pub(super) fn objects() -> impl Strategy<Value = Vec<Object>> {
     let path = proptest::collection::vec(0..4u8, 1..4);
     proptest::collection::vec((path, 0..7u8, 0..5u8), 0..14)
 }
 
-fn build(objects: &[Object]) -> Tree {
+/// The path of an object, and of the directory that it is in.
+pub(super) fn names_of(path: &[u8]) -> (String, String) {
+    let parts: Vec<&str> = path
+        .iter()
+        .map(|part| ["a", "a-b", "a.b", "\u{e4}"][usize::from(*part)])
+        .collect();
+    (parts.join("/"), parts[..parts.len() - 1].join("/"))
+}
+
+pub(super) fn build(objects: &[Object]) -> Tree {
     let tree = Tree::new();
     for (path, kind, seed) in objects {
-        let parts: Vec<&str> = path
-            .iter()
-            .map(|part| ["a", "a-b", "a.b", "\u{e4}"][usize::from(*part)])
-            .collect();
-        let path = parts.join("/");
-        let parent = parts[..parts.len() - 1].join("/");
+        let (path, parent) = names_of(path);
         // What is in the way stays: the tree is what could be made of the list.
         if std::fs::create_dir_all(tree.at(&parent)).is_err() || tree.at(&path).symlink_metadata().is_ok() {
             continue;

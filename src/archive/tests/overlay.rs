@@ -3,11 +3,13 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 
+use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, XattrFlags};
 
+use super::changes::{Object, build, names_of, objects};
 use super::out_support::*;
 use super::*;
-use crate::archive::changes::{Change, changes_size, upper_changes};
+use crate::archive::changes::{Change, ChangeKind, changes_size, upper_changes};
 use crate::archive::export::write_upper;
 use crate::idmap::IdMap;
 
@@ -666,4 +668,71 @@ fn as_newer_releases(mut tar: Vec<u8>) -> Vec<u8> {
         at += 512 + size.next_multiple_of(512);
     }
     tar
+}
+
+/// Does something to each path: removes, renames, changes, makes.
+fn work_in(root: &Tree, objects: &[Object]) {
+    for (path, kind, seed) in objects {
+        let (path, parent) = names_of(path);
+        let there = root.at(&path).symlink_metadata().ok();
+        let is_dir = there.as_ref().is_some_and(std::fs::Metadata::is_dir);
+        match (kind, there.is_some()) {
+            (0, true) => drop(std::fs::rename(root.at(&path), root.at("moved"))),
+            (1, true) if !is_dir => root.owner(&path, u32::from(*seed), 5).done(),
+            (2, true) if is_dir => root.mode(&path, 0o750).done(),
+            (3..=5, true) if is_dir => std::fs::remove_dir_all(root.at(&path)).unwrap(),
+            (3..=5, true) => std::fs::remove_file(root.at(&path)).unwrap(),
+            _ => {}
+        }
+        let free = root.at(&path).symlink_metadata().is_err();
+        if matches!(kind, 4..=6) && free && std::fs::create_dir_all(root.at(&parent)).is_ok() {
+            match seed {
+                0 | 1 => root.dir(&path).dir(&format!("{path}/a")).done(),
+                2 => root.symlink(&path, "target").done(),
+                _ => root.file(&path, "made anew").done(),
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn a_layer_on_two_others_gives_the_merged_tree(base in objects(), middle in objects(), top in objects()) {
+        if root_or_skip() {
+            let base = build(&base);
+            let (middle_dir, upper, work, merged) = (Tree::new(), Tree::new(), Tree::new(), Tree::new());
+            {
+                let _mount = Mount::new(&[base.path()], Some((middle_dir.path(), work.path())), merged.path());
+                work_in(&merged, &middle);
+            }
+            let work = Tree::new();
+            let below = [middle_dir.path(), base.path()];
+            let mount = Mount::new(&below, Some((upper.path(), work.path())), merged.path());
+            let layer = layer_with(merged.path());
+            work_in(&merged, &top);
+            let alone = |listing: BTreeMap<String, String>| -> BTreeMap<String, String> {
+                let cut = |text: String| text.split(" linked to ").next().unwrap_or_default().to_owned();
+                to_the_second(listing).into_iter().map(|(name, text)| (name, cut(text))).collect()
+            };
+            let expected = alone(listing(merged.path()));
+            let listed_before = listing(&layer.root());
+            drop(mount);
+            let below = [middle_dir.open(), base.open()];
+            let tar = tar_of(&upper, &below, &IdMappings::default());
+            layer.apply(&tar).unwrap();
+            prop_assert_eq!(alone(layer.listing()), expected, "{:?}", entries(&tar));
+            // The list of changes agrees with what there was; what is in a directory made anew counts as added.
+            let changes = changes_of(&upper, &below);
+            let anew: Vec<&Path> =
+                changes.iter().filter(|change| change.kind == ChangeKind::Delete).map(|change| &*change.path).collect();
+            for change in &changes {
+                let path = change.path.strip_prefix("/").unwrap().to_str().unwrap();
+                let replaced = anew.iter().any(|anew| *anew != change.path && change.path.starts_with(anew));
+                let existed = listed_before.contains_key(path) && !replaced;
+                prop_assert_eq!(existed, change.kind != ChangeKind::Add, "{}", change);
+            }
+        }
+    }
 }
