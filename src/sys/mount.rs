@@ -181,9 +181,15 @@ mod tests {
             32 22 0:41 / /a/bc rw - tmpfs tmpfs rw\n\
             33 30 0:42 / /a/b rw - tmpfs tmpfs rw\nshort line\n";
         let found = parse_mount_table(table, Path::new("/a/b"));
-        assert_eq!(found, ["/a/b/c d\\e", "/a/b", "/a/b"].map(std::path::PathBuf::from));
+        assert_eq!(
+            found,
+            ["/a/b/c d\\e", "/a/b", "/a/b"].map(std::path::PathBuf::from)
+        );
         assert_eq!(parse_mount_table(table, Path::new("/")).len(), 5);
-        assert_eq!(unescape(b"\\04x\\400\\"), std::path::PathBuf::from("\\04x\\400\\"));
+        assert_eq!(
+            unescape(b"\\04x\\400\\"),
+            std::path::PathBuf::from("\\04x\\400\\")
+        );
     }
 
     #[test]
