@@ -16,7 +16,9 @@ use crate::support::tar::Tar;
 use crate::support::worker::Worker;
 
 /// How many moments.
-const MOMENTS: u32 = 50;
+const MOMENTS: usize = 50;
+/// How many of them before the end of the stream.
+const IN_STREAM: usize = 40;
 /// The layer that is being put.
 const VICTIM: &str = "victim";
 
@@ -92,52 +94,60 @@ async fn prepare(root: &TestRoot, file: &Path) -> Manifest {
     files
 }
 
+/// The moments lie in the stream, as many bytes as the victim was given, and after its end, where the layer becomes
+/// visible.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_fifty_moments_of_put_layer() {
     needs!("mmdebstrap");
     let Some(layer) = debian::layer(Form::Zstd) else {
         return;
     };
+    let stream = std::fs::read(&layer).unwrap();
     let root = TestRoot::in_memory();
     let expected = prepare(&root, &layer).await;
-    let arguments = [layer.to_str().unwrap(), VICTIM, "default"];
+    let start = || {
+        let mut worker = Worker::start("put", &root, &["/dev/stdin", VICTIM]);
+        worker.expect_line("begin");
+        worker
+    };
 
-    // How long it takes when nobody interferes.
-    let mut worker = Worker::start("put", &root, &arguments);
-    worker.expect_line("begin");
-    let started = Instant::now();
+    // How long the end takes when nobody interferes.
+    let mut worker = start();
+    worker.feed(&stream);
+    worker.end_input();
+    let ended = Instant::now();
     worker.expect_line("done");
-    let whole = started.elapsed();
+    let tail = ended.elapsed();
     worker.finish();
     root.open().await.delete_layer(VICTIM).await.unwrap();
 
     let (mut complete, mut killed) = (0, 0);
     for number in 0..MOMENTS {
-        // The last moments lie around the end, where the layer becomes visible.
-        let delay = if number < 40 {
-            whole * number / 40
+        let mut worker = start();
+        let moment = if number < IN_STREAM {
+            let bytes = stream.len() * number / IN_STREAM;
+            worker.feed(&stream[..bytes]);
+            format!("killed after {bytes} of {} bytes", stream.len())
         } else {
-            whole * (90 + 3 * (number - 40)) / 100
+            let delay = tail.mul_f32(0.2) * u32::try_from(number - IN_STREAM).unwrap();
+            worker.feed(&stream);
+            worker.end_input();
+            std::thread::sleep(delay);
+            format!("killed {delay:?} after the end of the stream")
         };
-        let moment = format!("killed after {delay:?} of {whole:?}");
-        let mut worker = Worker::start("put", &root, &arguments);
-        worker.expect_line("begin");
-        std::thread::sleep(delay);
-        killed += u32::from(worker.kill());
+        let was_killed = worker.kill();
+        assert!(was_killed || number >= IN_STREAM, "{moment}: it had ended");
+        killed += u32::from(was_killed);
         if check(&root, &expected, &moment).await {
+            assert!(number >= IN_STREAM, "{moment}: a layer from a part of its stream");
             complete += 1;
-            root.open().await.delete_layer(VICTIM).await.unwrap();
         }
-        if number % 5 == 0 {
+        if number % 5 == 0 || number > IN_STREAM {
             put_again(&root, &layer, &expected, &moment).await;
         }
     }
     eprintln!(
-        "{killed} of {MOMENTS} killed; {complete} times the layer was complete, a whole put takes {whole:?}"
-    );
-    assert!(
-        killed >= MOMENTS * 3 / 4,
-        "only {killed} of {MOMENTS} were killed before their end"
+        "{killed} of {MOMENTS} killed; {complete} times the layer was complete; its end takes {tail:?}"
     );
     put_again(&root, &layer, &expected, "in the end").await;
 }
@@ -177,9 +187,9 @@ fn killed_at(root: &TestRoot, work: &str, arguments: &[&str], call: &str, count:
 async fn kill_at_every_call(root: &TestRoot, file: &Path, expected: &Manifest, work: &str) -> u32 {
     // Where tracing is forbidden every count would look like the last.
     root.program("strace").words("--output=/dev/null true").run();
-    let arguments = [file.to_str().unwrap(), VICTIM, "default"];
+    let arguments = [file.to_str().unwrap(), VICTIM];
     let arguments = if work == "delete" {
-        &arguments[1..2]
+        &arguments[1..]
     } else {
         &arguments
     };

@@ -24,7 +24,7 @@ async fn entry() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match (work.as_str(), &arguments[..]) {
         ("open", []) => drop(open().await),
-        ("put", [file, id, durability]) => put(Path::new(file), id, durability).await,
+        ("put", [source, id]) => put(Path::new(source), id).await,
         ("delete", [id]) => delete(id).await,
         ("create-and-delete", [prefix, count]) => create_and_delete(prefix, count.parse().unwrap()).await,
         ("memory", [source, size]) => memory(source, size.parse().unwrap()).await,
@@ -44,15 +44,10 @@ async fn open() -> Store {
 }
 
 /// Puts a layer; tells when it begins and when it is done.
-async fn put(file: &Path, id: &str, durability: &str) {
-    let durability = match durability {
-        "none" => graphroot::Durability::None,
-        "default" => graphroot::Durability::Default,
-        other => panic!("{other}"),
-    };
-    let store = Store::open(options().durability(durability)).await.unwrap();
+async fn put(source: &Path, id: &str) {
+    let store = open().await;
     tell("begin");
-    put_file(&store, None, LayerOptions::default().id(id), file)
+    put_file(&store, None, LayerOptions::default().id(id), source)
         .await
         .unwrap();
     tell("done");

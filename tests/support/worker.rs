@@ -106,13 +106,23 @@ impl Worker {
 
     /// Lets a worker that waits go on.
     pub(crate) fn go_on(&mut self) {
-        self.input.as_mut().unwrap().write_all(b"\n").unwrap();
+        self.feed(b"\n");
+    }
+
+    /// Gives the worker something to read.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        self.input.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// Ends what the worker reads.
+    pub(crate) fn end_input(&mut self) {
+        drop(self.input.take());
     }
 
     /// Waits for the worker's success and returns its remaining lines.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Vec<String> {
-        drop(self.input.take());
+        self.end_input();
         let lines = std::iter::from_fn(|| self.next_line()).collect();
         let status = self.child.wait().unwrap();
         assert!(status.success(), "the worker failed ({status}): {lines:?}");
@@ -121,7 +131,7 @@ impl Worker {
 
     /// Waits for the worker's end, however it ends.
     pub(crate) fn wait(mut self) -> ExitStatus {
-        drop(self.input.take());
+        self.end_input();
         self.child.wait().unwrap()
     }
 
