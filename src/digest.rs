@@ -69,6 +69,11 @@ impl Hasher {
         }
     }
 
+    /// Whether both compute digests of one algorithm.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
     /// Adds bytes.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {

@@ -1,9 +1,9 @@
 //! Applying a layer: from the stream as it is sent to files below a directory, in one pass.
 //!
-//! Two halves run at the same time. The async half, in the caller's task, reads, counts and hashes the stream as sent
-//! and decodes it; chunks go through a bounded channel to the blocking half, which hashes the decoded stream, frames
-//! it, unpacks the entries and tapes the tar-split data. Decoding is about as dear as all the rest together, so two
-//! cores are busy, and memory stays at a few MiB whatever the layer's size.
+//! Two halves run at the same time. The async half, in the caller's task, reads and decodes the stream and hashes it
+//! both as sent and decoded; chunks go through a bounded channel to the blocking half, which frames them, unpacks the
+//! entries and tapes the tar-split data. One is about as dear as the other, so two cores are busy, and memory stays at
+//! a few MiB whatever the layer's size.
 //!
 //! If the blocking half fails, its error is the result and nothing more is read. If the source fails, the blocking
 //! half sees that error and fails with it. If the future is dropped, the blocking half sees an error, stops, and drops
@@ -22,15 +22,16 @@ use futures::future::Either;
 use tokio::io::AsyncRead;
 use tokio::sync::oneshot;
 
-use super::compression::{self, Compression, Sent, Sink};
+use super::compression::{self, Compression, Sink};
 use super::extract::{Extractor, Setup};
 use super::framing::{Entry, Framer, Source};
 use super::metadata::{self, Rules};
-use super::path::{clean, split};
+use super::path::{clean, show, split};
+use super::sent::Sent;
 use super::tape::Tape;
 use crate::bridge::{self, CHUNK, ChunkReader, ChunkSender};
 use crate::digest::{Digest, Hasher};
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::whiteout::{self, Form};
 
@@ -96,9 +97,12 @@ pub(crate) struct Applied {
 /// What the async half found out.
 struct Received {
     compression: Compression,
+    /// Bytes received, and their digests.
     size: u64,
-    /// Empty for an uncompressed stream: those hashes are made of the decoded stream, which is the same.
-    hashers: Vec<Hasher>,
+    digests: Vec<Digest>,
+    /// Bytes decoded, and their digests.
+    diff_size: u64,
+    diff_digests: Vec<Digest>,
 }
 
 /// Which digests have to be computed where one was given or not: always one in sha256, which records need.
@@ -155,7 +159,10 @@ pub(crate) async fn apply<G: Send + 'static>(
     }
     let (sender, reader) = bridge::chunks_in();
     let (report, received) = oneshot::channel();
-    let sent_hashers = hashers(options.original_digest.as_ref(), options.verify);
+    let wanted = Wanted {
+        sent: hashers(options.original_digest.as_ref(), options.verify),
+        decoded: hashers(options.uncompressed_digest.as_ref(), options.verify),
+    };
     let work = bridge::run(move || {
         let result = unpack(reader, target, options, received);
         match result {
@@ -168,21 +175,33 @@ pub(crate) async fn apply<G: Send + 'static>(
         }
     });
     let work = pin!(work);
-    let feed = pin!(feed(source, sent_hashers, sender, report));
+    let feed = pin!(feed(source, wanted, sender, report));
     match futures::future::select(feed, work).await {
         Either::Left(((), work)) => work.await,
         Either::Right((result, _feed)) => result,
     }
 }
 
-/// Chunks for the blocking half.
+/// Hashers for the stream as sent and decoded.
+struct Wanted {
+    sent: Vec<Hasher>,
+    decoded: Vec<Hasher>,
+}
+
+/// Decoded chunks on their way to the blocking half, counted and hashed.
 struct Feeder {
     sender: ChunkSender,
     gone: bool,
+    size: u64,
+    hashers: Vec<Hasher>,
 }
 
 impl Sink for Feeder {
     async fn take(&mut self, chunk: Bytes) -> bool {
+        self.size += chunk.len() as u64;
+        for hasher in &mut self.hashers {
+            hasher.update(&chunk);
+        }
         self.gone = !self.sender.send(chunk).await;
         !self.gone
     }
@@ -191,26 +210,39 @@ impl Sink for Feeder {
 /// The async half. Failures reach the caller through the blocking half.
 async fn feed(
     source: Pin<Box<dyn AsyncRead + Send>>,
-    hashers: Vec<Hasher>,
+    wanted: Wanted,
     sender: ChunkSender,
     report: oneshot::Sender<Received>,
 ) {
     let mut stream = Sent::new(source);
-    let mut feeder = Feeder { sender, gone: false };
-    let result = decode(&mut stream, hashers, &mut feeder).await;
+    let mut feeder = Feeder {
+        sender,
+        gone: false,
+        size: 0,
+        hashers: Vec::new(),
+    };
+    let result = decode(&mut stream, wanted, &mut feeder).await;
     if feeder.gone {
         return;
     }
     match result {
         Ok(compression) => {
+            let finish = |hashers: Vec<Hasher>| hashers.into_iter().map(Hasher::finish).collect::<Vec<_>>();
+            let diff_digests = finish(feeder.hashers);
             let size = stream.count();
-            let sent = report.send(Received {
+            let digests = match compression {
+                Compression::None => diff_digests.clone(),
+                _ => finish(stream.into_hashers()),
+            };
+            let received = Received {
                 compression,
                 size,
-                hashers: stream.into_hashers(),
-            });
+                digests,
+                diff_size: feeder.size,
+                diff_digests,
+            };
             // Nobody is there to be told if the blocking half has gone.
-            drop(sent);
+            drop(report.send(received));
             feeder.sender.finish().await;
         }
         Err(error) => {
@@ -221,40 +253,32 @@ async fn feed(
 
 async fn decode(
     stream: &mut Sent<Pin<Box<dyn AsyncRead + Send>>>,
-    hashers: Vec<Hasher>,
+    wanted: Wanted,
     feeder: &mut Feeder,
 ) -> Result<Compression> {
     let compression = stream
         .detect()
         .await
         .map_err(|error| Error::io("unpacking", error))?;
-    if compression != Compression::None {
-        stream.hash(hashers);
+    let Wanted { sent, mut decoded } = wanted;
+    if compression == Compression::None {
+        // Both streams are the same: each algorithm once.
+        let missing = sent
+            .into_iter()
+            .filter(|wanted| !decoded.iter().any(|have| have.is_like(wanted)));
+        let missing: Vec<_> = missing.collect();
+        decoded.extend(missing);
+    } else {
+        stream.hash(sent);
     }
+    feeder.hashers = decoded;
     compression::decode(stream, compression, CHUNK, feeder).await?;
     Ok(compression)
 }
 
-/// The decoded stream in the blocking half: counted and hashed as it comes in.
-struct Decoded {
-    reader: ChunkReader,
-    size: u64,
-    hashers: Vec<Hasher>,
-}
-
-impl Source for Decoded {
+impl Source for ChunkReader {
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
-        let chunk = self
-            .reader
-            .next_chunk()
-            .map_err(|error: io::Error| Error::io("receiving the layer", error))?;
-        if let Some(chunk) = &chunk {
-            self.size += chunk.len() as u64;
-            for hasher in &mut self.hashers {
-                hasher.update(chunk);
-            }
-        }
-        Ok(chunk)
+        Self::next_chunk(self).map_err(|error: io::Error| Error::io("receiving the layer", error))
     }
 }
 
@@ -297,17 +321,6 @@ fn unpack(
         verify,
         sync,
     } = options;
-    let mut decoded = hashers(uncompressed_digest.as_ref(), verify);
-    // An uncompressed stream is hashed here for both; which it is, is not known yet. Both are sha256 all but always.
-    let missing: Vec<Hasher> = hashers(original_digest.as_ref(), verify)
-        .into_iter()
-        .filter(|wanted| {
-            !decoded
-                .iter()
-                .any(|have| std::mem::discriminant(have) == std::mem::discriminant(wanted))
-        })
-        .collect();
-    decoded.extend(missing);
     let mut tape = Tape::new(tar_split);
     // The extractor owns the directory; the tape needs it to the end.
     let dir = target
@@ -327,11 +340,7 @@ fn unpack(
         sync,
     };
     let mut extractor = Extractor::new(target.dir, setup);
-    let mut framer = Framer::new(Decoded {
-        reader,
-        size: 0,
-        hashers: decoded,
-    });
+    let mut framer = Framer::new(reader);
     let mut entry = Entry::default();
     let mut ids = Ids::default();
     let mut scratch = Vec::new();
@@ -339,27 +348,23 @@ fn unpack(
     while framer.next(&mut entry, &mut |raw| tape.raw(raw))? {
         entries += 1;
         declared = declared.saturating_add(u64::try_from(entry.declared_size).unwrap_or(0));
-        ids.add(&entry, &mut scratch)?;
+        ids.add(&entry, &mut scratch)
+            .context(|| format!("unpacking {}", show(&entry.name)))?;
         extractor.place(&entry, &mut framer, &mut tape)?;
     }
     framer.drain(&mut |raw| tape.raw(raw))?;
-    let Decoded {
-        size: diff_size,
-        hashers,
-        ..
-    } = framer.into_source();
     let Ok(received) = received.try_recv() else {
         return Err(ErrorKind::Cancelled.err("the layer stream was dropped before its end"));
     };
-    let decoded: Vec<Digest> = hashers.into_iter().map(Hasher::finish).collect();
-    let sent: Vec<Digest> = match received.compression {
-        Compression::None => decoded.clone(),
-        _ => received.hashers.into_iter().map(Hasher::finish).collect(),
-    };
-    let compressed_digest = settle(original_digest.as_ref(), &sent, verify, "the layer as sent")?;
+    let compressed_digest = settle(
+        original_digest.as_ref(),
+        &received.digests,
+        verify,
+        "the layer as sent",
+    )?;
     let diff_digest = settle(
         uncompressed_digest.as_ref(),
-        &decoded,
+        &received.diff_digests,
         verify,
         "the uncompressed layer",
     )?;
@@ -376,7 +381,7 @@ fn unpack(
             .filter(|_| original_digest.is_some())
             .unwrap_or(received.size),
         diff_digest,
-        diff_size,
+        diff_size: received.diff_size,
         uids: ids.uids.into_iter().collect(),
         gids: ids.gids.into_iter().collect(),
         content_size: if plain { declared } else { ledger.size },

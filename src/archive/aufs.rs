@@ -11,10 +11,10 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, CWD};
 
-use super::extract::write_payload;
 use super::framing::{Entry, Framer, Source};
 use super::metadata::Rules;
 use super::path::show;
+use super::payload::write_payload;
 use super::tape::{Tape, temporary};
 use crate::error::{ErrorKind, Result};
 use crate::whiteout::OPAQUE;

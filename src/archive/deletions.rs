@@ -13,8 +13,9 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use super::extract::{Extractor, Removing, kind, mark_opaque};
+use super::extract::{Extractor, kind, mark_opaque};
 use super::framing::Entry;
+use super::ledger::Removing;
 use super::parents::{Found, Parent};
 use super::prune;
 use super::tape::Tape;

@@ -10,22 +10,21 @@
 //! Files to which the tape refers are watched ([`super::seen`]): before one is replaced its content is kept.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::aufs::Aufs;
 use super::durable::Durable;
 use super::framing::{Entry, Framer, Source};
+use super::ledger::{DirTimes, Ledger, Removing};
 use super::metadata::{self, Rules};
 use super::parents::{Found, Parent, Parents};
 use super::path::{MAX_PATH, clean, show, split};
-use super::prune::{self, Removal};
-use super::seen::Seen;
+use super::payload::write_payload;
+use super::prune;
 use super::tape::Tape;
 use super::tar_split::Crc;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
@@ -39,87 +38,6 @@ enum Placed {
     Taped,
     /// Its payload, if it has any, is on the tape itself, or was not read yet (and will be put there).
     Untaped,
-}
-
-/// What the tape relies on, and what is counted.
-pub(crate) struct Ledger {
-    pub(crate) seen: Seen,
-    /// Lines whose names lead through symbolic links, with the names.
-    via_links: Vec<(u64, Vec<u8>)>,
-    /// Bytes in files and links of this archive.
-    pub(crate) size: u64,
-}
-
-/// A removal in progress: keeps for the tape what it relies on.
-pub(crate) struct Removing<'a> {
-    pub(crate) ledger: &'a mut Ledger,
-    pub(crate) tape: &'a mut Tape,
-    pub(crate) root: BorrowedFd<'a>,
-    /// Whether what belongs to this archive stays.
-    pub(crate) spare_new: bool,
-}
-
-impl Removal for Removing<'_> {
-    fn keep(&self, path: &[u8]) -> bool {
-        self.spare_new && self.ledger.seen.touched(path)
-    }
-
-    fn leaving(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], kind: FileType) -> Result<()> {
-        if self.ledger.seen.touched(path) {
-            let size = at::lstat_at(dir, name)
-                .during("reading the status")?
-                .map_or(0, |stat| stat.st_size);
-            self.ledger.size = self.ledger.size.saturating_sub(u64::try_from(size).unwrap_or(0));
-        }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let doing = "opening a file that is being replaced";
-        match kind {
-            FileType::RegularFile => {
-                if let Some(line) = self.ledger.seen.take_line(path) {
-                    let file = rustix::fs::openat(dir, name, flags, Mode::empty()).during(doing)?;
-                    self.tape.spill(line, &mut file.into(), self.root)?;
-                }
-            }
-            FileType::Symlink => {
-                // Names that lead through it are about to mean something else.
-                for (line, name) in self.ledger.via_links.drain(..) {
-                    let mut path = Vec::new();
-                    clean(&name, &mut path);
-                    match at::open_in_root(self.root, &path, flags, Mode::empty()) {
-                        Ok(file) => self.tape.spill(line, &mut file.into(), self.root)?,
-                        // It was replaced itself, and kept then.
-                        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                        Err(error) => return Err(Error::io(doing, error)),
-                    }
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// Times of directories, which are set at the very end. One allocation for all names.
-#[derive(Default)]
-struct DirTimes {
-    names: Vec<u8>,
-    list: Vec<(usize, Timestamps)>,
-}
-
-impl DirTimes {
-    fn push(&mut self, path: &[u8], times: Timestamps) {
-        self.names.extend_from_slice(path);
-        self.list.push((self.names.len(), times));
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&[u8], &Timestamps)> {
-        let mut start = 0;
-        self.list.iter().map(move |(end, times)| {
-            let name = self.names.get(start..*end).unwrap_or_default();
-            start = *end;
-            (name, times)
-        })
-    }
 }
 
 /// How to unpack.
@@ -158,11 +76,7 @@ impl Extractor {
     pub(crate) fn new(root: OwnedFd, setup: Setup) -> Self {
         Self {
             parents: Parents::new(root),
-            ledger: Ledger {
-                seen: Seen::default(),
-                via_links: Vec::new(),
-                size: 0,
-            },
+            ledger: Ledger::default(),
             form: setup.form,
             root_entry: setup.root_entry,
             rules: setup.rules,
@@ -635,44 +549,4 @@ pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<(
     // Through a path, since the descriptor may be one that cannot be read.
     xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
         .during("marking a directory opaque")
-}
-
-/// Writes a payload to a new file, with holes where a sparse file has them.
-pub(crate) fn write_payload<S: Source>(
-    entry: &Entry,
-    mut file: &File,
-    framer: &mut Framer<S>,
-    mut tape: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let doing = "writing a file";
-    let Some(map) = &entry.sparse else {
-        while let Some(piece) = framer.payload()? {
-            file.write_all(&piece).during(doing)?;
-            tape(&piece)?;
-        }
-        return Ok(());
-    };
-    file.set_len(entry.size).during("making a sparse file")?;
-    let mut fragments = map.iter().copied();
-    let mut fragment = super::sparse::Fragment { offset: 0, length: 0 };
-    while let Some(piece) = framer.payload()? {
-        tape(&piece)?;
-        let mut rest: &[u8] = &piece;
-        while !rest.is_empty() {
-            if fragment.length == 0 {
-                let Some(next) = fragments.next() else { break };
-                fragment = next;
-                continue;
-            }
-            let count = rest
-                .len()
-                .min(usize::try_from(fragment.length).unwrap_or(usize::MAX));
-            let (now, later) = rest.split_at(count);
-            file.write_all_at(now, fragment.offset).during(doing)?;
-            fragment.offset += count as u64;
-            fragment.length -= count as u64;
-            rest = later;
-        }
-    }
-    Ok(())
 }

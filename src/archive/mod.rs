@@ -5,11 +5,12 @@
 //! directories and what form deletions have in them.
 //!
 //! # The way in
-//! [`compression`] tells what a stream is packed with and unpacks it. [`framing`] cuts the tar stream into entries
-//! (with [`header`], `pax` and `sparse`); [`apply`] turns each into objects below the layer's directory (`extract`,
-//! `metadata`) and into deletions (`deletions`, `aufs`, `prune`), while `tape` keeps the bytes between file contents
-//! for the layer's [`tar_split`] file. `path` cleans names, `parents` keeps directories open, `seen` remembers what
-//! the archive has named, `durable` gets everything to disk.
+//! `sent` counts and hashes the stream as it is sent, [`compression`] tells what it is packed with and unpacks it.
+//! [`framing`] cuts the tar stream into entries (with [`header`], `pax` and `sparse`); [`apply`] turns each into
+//! objects below the layer's directory (`extract`, `payload`, `metadata`) and into deletions (`deletions`, `aufs`,
+//! `prune`), while `tape` keeps the bytes between file contents for the layer's [`tar_split`] file. `path` cleans
+//! names, `parents` keeps directories open, `seen` and `ledger` remember what the archive has named and what is left
+//! to do, `durable` gets everything to disk.
 //!
 //! # The way out
 //! ```text
@@ -37,15 +38,18 @@ pub(crate) mod export;
 mod extract;
 pub(crate) mod framing;
 pub(crate) mod header;
+mod ledger;
 mod lookup;
 mod lowers;
 mod metadata;
 mod parents;
 mod path;
 mod pax;
+mod payload;
 mod prune;
 pub(crate) mod replay;
 mod seen;
+mod sent;
 pub(crate) mod sink;
 mod sparse;
 mod tape;

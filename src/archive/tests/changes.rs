@@ -94,7 +94,7 @@ fn every_difference_counts_and_nothing_else_does() {
                     "security.capability",
                     &[1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
                 )
-                .done()
+                .done();
             },
             true,
         ),

@@ -2,6 +2,7 @@
 
 mod changes;
 mod export;
+mod framing;
 mod hostile;
 mod measure;
 mod out_support;

@@ -183,3 +183,105 @@ fn what_bsdtar_writes() {
         compare(tmp.path(), &format!("{format}.tar"));
     }
 }
+
+/// A store of the Go library.
+struct GoStore(tempfile::TempDir);
+
+impl GoStore {
+    const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn import(tar: &[u8]) -> Self {
+        let store = Self(tempfile::tempdir().unwrap());
+        std::fs::write(store.0.path().join("layer.tar"), tar).unwrap();
+        store.run(&format!("import-layer -r -i {} -f layer.tar", Self::ID));
+        store
+    }
+
+    fn run(&self, command: &str) {
+        let (verb, rest) = command.split_once(' ').unwrap();
+        // The host's configuration may hold options of another driver.
+        let conf = "[storage]\ndriver = \"vfs\"\nrunroot = \"/nowhere\"\ngraphroot = \"/nowhere\"\n";
+        std::fs::write(self.0.path().join("storage.conf"), conf).unwrap();
+        let environment = "STORAGE_OPTS= CONTAINERS_STORAGE_CONF=$PWD/storage.conf";
+        let program =
+            format!("env {environment} containers-storage {verb} -g $PWD/g -R $PWD/r -s vfs {rest}");
+        sh(self.0.path(), &program);
+    }
+
+    fn tape(&self) -> PathBuf {
+        self.0
+            .path()
+            .join(format!("g/vfs-layers/{}.tar-split.gz", Self::ID))
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.0.path().join("g/vfs/dir").join(Self::ID)
+    }
+
+    fn diff(&self) -> Vec<u8> {
+        self.run(&format!("diff -u -f out.tar {}", Self::ID));
+        std::fs::read(self.0.path().join("out.tar")).unwrap()
+    }
+}
+
+/// Adjacent segments joined: where they are cut means nothing.
+fn joined(lines: Vec<Entry>) -> Vec<Entry> {
+    let mut joined: Vec<Entry> = Vec::new();
+    for line in lines {
+        match (joined.last_mut(), line) {
+            (Some(Entry::Segment(last)), Entry::Segment(more)) => last.extend(more),
+            (_, line) => joined.push(line),
+        }
+    }
+    joined
+}
+
+#[test]
+fn the_go_library_writes_the_same_tape_and_reads_ours() {
+    use super::super::test_tar::{Item, TarBuilder};
+    if !root_or_skip() || !have("containers-storage") {
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    make_tree(tmp.path());
+    for format in [
+        "--format=gnu",
+        "--format=pax --xattrs",
+        "--format=ustar --exclude=tree/rest",
+    ] {
+        sh(tmp.path(), &format!("tar -c {format} -f layer.tar tree"));
+        let mut tar = std::fs::read(tmp.path().join("layer.tar")).unwrap();
+        tar.extend(b"after the end");
+        let go = GoStore::import(&tar);
+        let layer = Layer::new(Form::Executed);
+        layer.apply(&tar).unwrap();
+        let mut reader = TarSplitReader::new(std::fs::File::open(go.tape()).unwrap());
+        let theirs: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).collect();
+        assert!(joined(theirs) == joined(layer.lines()), "{format}");
+        assert_eq!(listing(&go.tree()), layer.listing(), "{format}");
+    }
+    // What Go cannot import itself it can still read back.
+    let odd = TarBuilder::new()
+        .add(Item::file("a", "first"))
+        .add(Item::dir("d"))
+        .add(Item::dir("./d/"))
+        .add(Item::file("../up", "clamped"))
+        .add(Item::symlink("l", "d"))
+        .add(Item::file("l/f", "through a link"))
+        .add(Item::file("a", "second"))
+        .add(Item::dir("sized").size_field("00000010000"))
+        .add(Item::file(".wh.x", "a whiteout with content"))
+        .add(Item::file(b"caf\xe9 <&>", "not text"))
+        .raw([0; 1024])
+        .raw("junk")
+        .unfinished();
+    let go = GoStore::import(&[]);
+    let layer = Layer::new(Form::Executed);
+    layer.apply(&odd).unwrap();
+    std::fs::copy(layer.split_path(), go.tape()).unwrap();
+    sh(
+        go.0.path(),
+        &format!("cp -a {}/. {}", layer.root().display(), go.tree().display()),
+    );
+    assert!(go.diff() == odd);
+}

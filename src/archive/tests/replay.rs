@@ -78,20 +78,20 @@ fn what_is_not_as_recorded_is_named() {
     type Damage = fn(&Tree);
     let cases: [(&str, Damage); 8] = [
         ("it is missing", |tree| {
-            std::fs::remove_file(tree.at("d/f")).unwrap()
+            std::fs::remove_file(tree.at("d/f")).unwrap();
         }),
         ("it is missing", |tree| {
-            std::fs::remove_dir_all(tree.at("d")).unwrap()
+            std::fs::remove_dir_all(tree.at("d")).unwrap();
         }),
         ("it is missing", |tree| {
             std::fs::remove_dir_all(tree.at("d")).unwrap();
             tree.file("d", "a file");
         }),
         ("it has 3 bytes, 300000 were recorded", |tree| {
-            tree.file("d/f", "ccc").done()
+            tree.file("d/f", "ccc").done();
         }),
         ("it has 300001 bytes, 300000 were recorded", |tree| {
-            tree.file("d/f", &"c".repeat(300_001)).done()
+            tree.file("d/f", &"c".repeat(300_001)).done();
         }),
         ("its checksum is not the recorded one", |tree| {
             tree.file("d/f", &("c".repeat(299_999) + "d")).done();
