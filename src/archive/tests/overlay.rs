@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{CWD, FileType, XattrFlags};
+use rustix::fs::{FileType, XattrFlags};
 
 use super::out_support::*;
 use super::*;
