@@ -75,12 +75,16 @@ pub use archive::compression::Compression;
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use idmap::{IdMap, IdMappings, Owner};
+pub use lock::owners::LockOwner;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, StoreOptions,
 };
 pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, GraphDriver};
+pub use store::multi_list::{MultiListOptions, MultiListResult};
+pub use store::sizes::ParentOwners;
 pub use store::views::{Container, Image, Layer};
 pub use store::{DiffStream, PutLayer, Store};
 

@@ -23,7 +23,8 @@ pub enum Durability {
     /// Layer content is on disk before its record is: a recorded layer is a whole layer, also after a power cut.
     #[default]
     Default,
-    /// As `Default`, and the directories of renamed metadata files are synced as well.
+    /// As `Default`, and the directories in which a new layer and its record get their names are synced as well, so
+    /// that a layer survives a power cut right after success, on every file system.
     Full,
 }
 

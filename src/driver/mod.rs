@@ -41,6 +41,8 @@ pub(crate) struct CreateOptions {
     pub(crate) mount_label: String,
     /// `--storage-opt` of a container, such as `size`.
     pub(crate) storage_opt: BTreeMap<String, String>,
+    /// What the driver writes about the layer is on disk before the layer can be seen.
+    pub(crate) durable: bool,
 }
 
 /// How to mount a layer.

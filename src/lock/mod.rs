@@ -8,6 +8,7 @@
 //! them when the process dies, so a crash never leaves a lock behind, only files.
 
 pub(crate) mod last_write;
+pub(crate) mod owners;
 pub(crate) mod record_lock;
 pub(crate) mod staging_lock;
 pub(crate) mod temp_dir;

@@ -28,6 +28,7 @@ use crate::record::mount_point::MountTable;
 use crate::record::table::{Record, Table};
 use crate::record::{ReadGuard, WriteGuard};
 use crate::store::layer_store::LayerStore;
+use crate::store::multi_list::MultiListOptions;
 use crate::store::{DriverState, Inner, Store, registry};
 
 /// How often a reader has what a crash left behind cleaned up before it gives up.
@@ -287,6 +288,29 @@ impl Store {
         .await
     }
 
+    /// Snapshots of the kinds asked for, all locks held together.
+    pub(crate) async fn read_everything(&self, kinds: MultiListOptions) -> Result<Everything> {
+        let (mut layers, mut images, mut containers) = (Vec::new(), Vec::new(), None);
+        if kinds.layers {
+            layers.push(self.read_layers().await?);
+            layers.extend(self.read_additional_layers().await?);
+        }
+        if kinds.images {
+            images.push(self.read_images().await?);
+            for additional in &self.inner.additional_images {
+                images.push(additional.records.read().await?);
+            }
+        }
+        if kinds.containers {
+            containers = Some(self.read_containers().await?);
+        }
+        Ok(Everything {
+            containers,
+            images,
+            layers,
+        })
+    }
+
     /// Where layers are mounted and how often, as of now.
     pub(crate) async fn mounts(&self) -> Result<Arc<MountTable>> {
         match self.inner.mounts.try_read()? {
@@ -326,6 +350,35 @@ impl Store {
     /// Marks the store as shut down for every process, this one included. Call with the graph lock held.
     pub(crate) fn mark_shut_down(graph: &GraphGuard) -> Result<()> {
         graph._held.write_token().map(drop)
+    }
+}
+
+/// What [`Store::read_everything`] holds; in the order in which it is let go.
+pub(crate) struct Everything {
+    pub(crate) containers: Option<ReadGuard<ContainerRow>>,
+    images: Vec<ReadGuard<ImageRow>>,
+    layers: Vec<ReadGuard<LayerRow>>,
+}
+
+fn homes<R>(tables: &[ReadGuard<R>]) -> impl Iterator<Item = (Home, &Table<R>)> {
+    tables
+        .iter()
+        .enumerate()
+        .map(|(index, table)| match index.checked_sub(1) {
+            None => (Home::Primary, &**table),
+            Some(additional) => (Home::Additional(additional), &**table),
+        })
+}
+
+impl Everything {
+    /// The layer stores that were asked for.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = (Home, &Table<LayerRow>)> {
+        homes(&self.layers)
+    }
+
+    /// The image stores that were asked for.
+    pub(crate) fn images(&self) -> impl Iterator<Item = (Home, &Table<ImageRow>)> {
+        homes(&self.images)
     }
 }
 

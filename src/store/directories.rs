@@ -1,11 +1,13 @@
 //! Directories and files that callers keep with images and containers.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
 
 use crate::bridge;
-use crate::error::Result;
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::store::Store;
-use crate::sys::make_private_dir;
+use crate::sys::{atomic, make_private_dir};
 
 impl Store {
     async fn user_data(&self, dir: PathBuf, id: &str) -> Result<PathBuf> {
@@ -21,7 +23,7 @@ impl Store {
     /// with the image.
     ///
     /// # Errors
-    /// [`ErrorKind::ImageUnknown`](crate::ErrorKind::ImageUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::Io`].
     pub async fn image_directory(&self, id: &str) -> Result<PathBuf> {
         let image = self.image(id).await?;
         self.user_data(self.inner.dirs.graph_images(), image.id()).await
@@ -30,7 +32,7 @@ impl Store {
     /// As [`Store::image_directory`], for data that shall not survive a reboot.
     ///
     /// # Errors
-    /// [`ErrorKind::ImageUnknown`](crate::ErrorKind::ImageUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::Io`].
     pub async fn image_run_directory(&self, id: &str) -> Result<PathBuf> {
         let image = self.image(id).await?;
         self.user_data(self.inner.dirs.run_images(), image.id()).await
@@ -40,8 +42,8 @@ impl Store {
     /// deleted with the container.
     ///
     /// # Errors
-    /// [`ErrorKind::ContainerUnknown`](crate::ErrorKind::ContainerUnknown),
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::ContainerUnknown`],
+    /// [`ErrorKind::Io`].
     pub async fn container_directory(&self, id: &str) -> Result<PathBuf> {
         let container = self.container(id).await?;
         self.user_data(self.inner.dirs.containers(), container.id()).await
@@ -50,11 +52,82 @@ impl Store {
     /// As [`Store::container_directory`], for data that shall not survive a reboot.
     ///
     /// # Errors
-    /// [`ErrorKind::ContainerUnknown`](crate::ErrorKind::ContainerUnknown),
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::ContainerUnknown`],
+    /// [`ErrorKind::Io`].
     pub async fn container_run_directory(&self, id: &str) -> Result<PathBuf> {
         let container = self.container(id).await?;
         self.user_data(self.inner.dirs.run_containers(), container.id())
             .await
     }
+
+    /// Stores a file in a container's directory (an ID, name or ID prefix), replacing an old one as a whole. `file` is
+    /// a relative path; directories on the way are made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`] for a path that leaves the directory,
+    /// [`ErrorKind::Io`].
+    pub async fn set_container_directory_file(
+        &self,
+        id: &str,
+        file: &str,
+        data: impl Into<Bytes>,
+    ) -> Result<()> {
+        write_below(self.container_directory(id).await?, file, data.into()).await
+    }
+
+    /// Reads a file of a container's directory (an ID, name or ID prefix).
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`], [`ErrorKind::Io`] (also for a missing file, see
+    /// [`Error::io_kind`](crate::Error::io_kind)).
+    pub async fn from_container_directory(&self, id: &str, file: &str) -> Result<Vec<u8>> {
+        read_below(self.container_directory(id).await?, file).await
+    }
+
+    /// As [`Store::set_container_directory_file`], for data that shall not survive a reboot.
+    ///
+    /// # Errors
+    /// As [`Store::set_container_directory_file`].
+    pub async fn set_container_run_directory_file(
+        &self,
+        id: &str,
+        file: &str,
+        data: impl Into<Bytes>,
+    ) -> Result<()> {
+        write_below(self.container_run_directory(id).await?, file, data.into()).await
+    }
+
+    /// As [`Store::from_container_directory`], for data that shall not survive a reboot.
+    ///
+    /// # Errors
+    /// As [`Store::from_container_directory`].
+    pub async fn from_container_run_directory(&self, id: &str, file: &str) -> Result<Vec<u8>> {
+        read_below(self.container_run_directory(id).await?, file).await
+    }
+}
+
+/// A caller's path below one of the directories: relative, and without `..`.
+fn below(dir: &Path, file: &str) -> Result<PathBuf> {
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    let path = Path::new(file);
+    if path.file_name().is_none() || !path.components().all(plain) {
+        return Err(ErrorKind::UnsafePath.err(format!("file {file:?} of a container's directory")));
+    }
+    Ok(dir.join(path))
+}
+
+async fn write_below(dir: PathBuf, file: &str, data: Bytes) -> Result<()> {
+    let path = below(&dir, file)?;
+    bridge::run(move || {
+        if let Some(parent) = path.parent() {
+            make_private_dir(parent)?;
+        }
+        atomic::write_file(&path, &data, 0o600, true).map(drop)
+    })
+    .await
+}
+
+async fn read_below(dir: PathBuf, file: &str) -> Result<Vec<u8>> {
+    let path = below(&dir, file)?;
+    bridge::run(move || std::fs::read(&path).at("reading", path)).await
 }

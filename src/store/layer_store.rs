@@ -15,7 +15,7 @@ use crate::driver::{CreateOptions, Driver, Staged};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
-use crate::options::{Flag, LayerBigData};
+use crate::options::{Durability, Flag, LayerBigData};
 use crate::record::WriteGuard;
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
@@ -174,8 +174,16 @@ impl LayerStore {
     }
 
     /// Saves the records after content has changed; with the driver option `sync=filesystem` the file system of the
-    /// records is synced before.
+    /// records is synced before. With [`Durability::Full`] directories in which names have changed are synced too.
     pub(crate) fn save_content(&mut self) -> Result<()> {
+        let full = self.inner.options.durability == Durability::Full;
+        let records = self.inner.dirs.layers();
+        if full {
+            let home = self.driver.home();
+            for dir in [home, &home.join("l"), &records] {
+                sync_dir(dir)?;
+            }
+        }
         let sync = self.driver.sync_filesystem();
         self.guard.save_with(|path| {
             let Some(dir) = path.parent().filter(|_| sync) else {
@@ -183,7 +191,8 @@ impl LayerStore {
             };
             let opened = crate::sys::at::open_dir(dir).at("opening", dir)?;
             rustix::fs::syncfs(&opened).at("syncing the file system of", dir)
-        })
+        })?;
+        if full { sync_dir(&records) } else { Ok(()) }
     }
 
     /// Finds a layer by ID, name or ID prefix.
@@ -290,6 +299,7 @@ impl LayerStore {
             mappings: new.mappings,
             mount_label: new.mount_label,
             storage_opt: new.storage_opt,
+            durable: self.inner.sync_content() && !new.volatile,
         };
         let parent = new.parent.as_deref();
         match new.start {
@@ -377,6 +387,14 @@ impl LayerStore {
             self.trash.push(temp);
         }
         Ok(())
+    }
+}
+
+/// Waits until the names in a directory are on disk; one that does not exist has none.
+fn sync_dir(dir: &std::path::Path) -> Result<()> {
+    match crate::sys::at::open_dir(dir) {
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        opened => rustix::fs::fsync(opened.at("opening", dir)?).at("syncing", dir),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::store::access::{Home, hit};
 use crate::store::views::{Layer, MountState};
 
 /// Joins a record with its mount count.
-fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: Home) -> Layer {
+pub(crate) fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: Home) -> Layer {
     let mount = match home {
         Home::Primary => mounts.get(&row.id),
         Home::Additional(_) => None,

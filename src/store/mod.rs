@@ -20,17 +20,20 @@ pub(crate) mod big_data;
 mod containers;
 mod delete;
 mod diff;
+pub(crate) mod digest_lock;
 mod directories;
 mod garbage;
 pub(crate) mod graph_driver;
 mod images;
 pub(crate) mod layer_store;
-mod layers;
+pub(crate) mod layers;
 mod metadata;
 mod mount;
+pub(crate) mod multi_list;
 mod names;
 mod put_layer;
 pub(crate) mod registry;
+pub(crate) mod sizes;
 pub(crate) mod views;
 
 use std::collections::BTreeMap;
@@ -211,6 +214,28 @@ impl Inner {
         Arc::clone(&state.driver)
     }
 
+    /// Every lock file that the store's records are protected by.
+    pub(crate) fn lock_files(&self) -> Vec<PathBuf> {
+        let options = &self.options;
+        let containers = if options.transient {
+            self.dirs.run_containers()
+        } else {
+            self.dirs.containers()
+        };
+        let mut files = vec![
+            options.graph_root.join("storage.lock"),
+            options.graph_root.join("userns.lock"),
+            self.dirs.layers().join("layers.lock"),
+            self.dirs.run_layers().join("mountpoints.lock"),
+            self.dirs.images().join("images.lock"),
+            containers.join("containers.lock"),
+        ];
+        if let Some(image_store) = &options.image_store {
+            files.push(self.dirs.sub(image_store, "layers").join("layers.lock"));
+        }
+        files
+    }
+
     /// Whether layer content has to be on disk before its record is.
     pub(crate) fn sync_content(&self) -> bool {
         self.options.durability != Durability::None
@@ -233,6 +258,9 @@ impl Store {
     ///
     /// # Cancellation
     /// Directories may have been created; nothing else remains.
+    ///
+    /// # Panics
+    /// Like all methods, outside a tokio runtime, and in one without timers (`enable_time`) when a lock is waited for.
     pub async fn open(options: StoreOptions) -> Result<Self> {
         registry::open(options).await
     }

@@ -137,6 +137,7 @@ impl Store {
             mappings: mappings.clone(),
             mount_label: options.mount_label.clone(),
             storage_opt: options.storage_opt.clone(),
+            durable: self.inner.sync_content() && !options.volatile,
         };
         let inner = Arc::clone(&self.inner);
         let owners = mappings.clone();

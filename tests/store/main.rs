@@ -20,6 +20,7 @@ mod images;
 mod layers;
 mod mount;
 mod names;
+mod sizes;
 
 /// A file that nobody lists here would never run.
 #[test]

@@ -7,6 +7,7 @@ mod hostile;
 mod measure;
 mod out_support;
 mod overlay;
+mod overlay_peers;
 mod real_tools;
 mod replay;
 mod stream;

@@ -179,7 +179,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
+        // Lazily: a program that another test starts at this moment may hold our descriptors until it runs.
+        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
         // A second panic would end the whole test run.
         assert!(
             std::thread::panicking() || unmounted.unwrap().success(),

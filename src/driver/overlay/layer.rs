@@ -131,9 +131,9 @@ impl Overlay {
             {
                 make_plain_dir(&layer, name, owner, me)?;
             }
-            write_new(&layer, "link", &link)?;
+            write_new(&layer, "link", &link, options.durable)?;
             if parent.is_some() {
-                write_new(&layer, "lower", &lower)?;
+                write_new(&layer, "lower", &lower, options.durable)?;
             }
             Ok(diff)
         };
@@ -257,7 +257,7 @@ impl Overlay {
                     Err(error) => return Err(error),
                 }
             }
-            write_new(&layer, "lower", &new.lower)?;
+            write_new(&layer, "lower", &new.lower, options.durable)?;
             let (uid, gid) = (Uid::from_raw(new.owner.uid), Gid::from_raw(new.owner.gid));
             let stat = rustix::fs::fstat(&staged.content.dir)?;
             if (stat.st_uid, stat.st_gid) != (new.owner.uid, new.owner.gid) {
@@ -376,8 +376,8 @@ fn make_plain_dir(parent: &OwnedFd, name: &str, owner: Owner, me: Owner) -> rust
     )
 }
 
-/// Writes a new small file, 0644.
-fn write_new(parent: &OwnedFd, name: &str, content: &str) -> rustix::io::Result<()> {
+/// Writes a new small file, 0644; `durable` waits until its content is on disk.
+fn write_new(parent: &OwnedFd, name: &str, content: &str, durable: bool) -> rustix::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o644);
     let file = rustix::fs::openat(parent, name, flags, mode)?;
@@ -386,7 +386,13 @@ fn write_new(parent: &OwnedFd, name: &str, content: &str) -> rustix::io::Result<
         let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
         rest = rest.get(count..).unwrap_or_default();
     }
-    rustix::fs::fchmod(&file, mode)
+    rustix::fs::fchmod(&file, mode)?;
+    // Names of other layers that a power cut empties would be layers that are lost.
+    if durable {
+        rustix::fs::fdatasync(&file)
+    } else {
+        Ok(())
+    }
 }
 
 /// Makes the short name of a layer.

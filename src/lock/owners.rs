@@ -1,0 +1,147 @@
+//! Who holds which lock file, told from `/proc`.
+//!
+//! The kernel lists the locks of every open file in `/proc/PID/fdinfo/N` (`lock:` lines), also those that belong to
+//! no process (open-file-description locks, as this library takes them). A process sees its own; those of other
+//! users' processes need privileges.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::{IoContext as _, Result};
+
+/// A process that holds a lock file.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockOwner {
+    /// The lock file.
+    pub path: PathBuf,
+    /// Process ID of the holder.
+    pub pid: u32,
+    /// Name of its command, empty if it is gone already.
+    pub command: String,
+    /// Whether nobody else can hold it at the same time.
+    pub exclusive: bool,
+}
+
+/// The device and inode numbers of a `lock:` line, as in `1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 0 EOF`, and whether
+/// it is a write lock.
+fn parse(line: &str) -> Option<((u32, u32, u64), bool)> {
+    let mut fields = line.strip_prefix("lock:")?.split_whitespace();
+    let exclusive = fields.find(|field| matches!(*field, "READ" | "WRITE"))? == "WRITE";
+    let file = fields.nth(1)?;
+    let mut parts = file.split(':');
+    let major = u32::from_str_radix(parts.next()?, 16).ok()?;
+    let minor = u32::from_str_radix(parts.next()?, 16).ok()?;
+    Some(((major, minor, parts.next()?.parse().ok()?), exclusive))
+}
+
+/// The holders of these lock files, as far as this process may see. Files that do not exist are held by nobody.
+pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
+    let mut wanted: HashMap<(u32, u32, u64), &Path> = HashMap::new();
+    for path in paths {
+        match std::fs::metadata(path) {
+            Ok(meta) => {
+                let device = (
+                    rustix::fs::major(meta.dev()),
+                    rustix::fs::minor(meta.dev()),
+                    meta.ino(),
+                );
+                wanted.insert(device, path);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).at("looking at", path),
+        }
+    }
+    let mut found: Vec<LockOwner> = Vec::new();
+    for entry in std::fs::read_dir("/proc").at("listing", "/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        // Processes end, and other users' may not be looked into: both say nothing.
+        let Ok(files) = std::fs::read_dir(entry.path().join("fdinfo")) else {
+            continue;
+        };
+        for file in files.flatten() {
+            let Ok(info) = std::fs::read_to_string(file.path()) else {
+                continue;
+            };
+            for (key, exclusive) in info.lines().filter_map(parse) {
+                let Some(path) = wanted.get(&key) else { continue };
+                let known = found
+                    .iter_mut()
+                    .find(|owner| owner.pid == pid && owner.path == **path);
+                match known {
+                    Some(owner) => owner.exclusive |= exclusive,
+                    None => found.push(LockOwner {
+                        path: path.to_path_buf(),
+                        pid,
+                        command: std::fs::read_to_string(entry.path().join("comm"))
+                            .unwrap_or_default()
+                            .trim_end()
+                            .into(),
+                        exclusive,
+                    }),
+                }
+            }
+        }
+    }
+    found.sort_by(|a, b| (&a.path, a.pid).cmp(&(&b.path, b.pid)));
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::record_lock::{LockFile, LockMode};
+
+    #[test]
+    fn lines_of_the_kernel_are_read() {
+        let line = "lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:0a:1234 0 EOF";
+        assert_eq!(parse(line), Some(((0xfe, 0x0a, 1234), true)));
+        assert_eq!(
+            parse("lock:\t1: POSIX  ADVISORY  READ 77 00:1b:9 0 EOF"),
+            Some(((0, 0x1b, 9), false))
+        );
+        for other in [
+            "pos:\t0",
+            "lock:\t1: LEASE  ACTIVE",
+            "lock:\t1: POSIX  ADVISORY  READ",
+            "",
+        ] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn this_process_and_another_one_are_named() {
+        let tmp = tempfile::tempdir().unwrap();
+        let paths = [
+            tmp.path().join("a.lock"),
+            tmp.path().join("b.lock"),
+            tmp.path().join("missing.lock"),
+        ];
+        let lock = LockFile::open(&paths[0], LockMode::ReadWrite).unwrap();
+        assert_eq!(owners(&paths).unwrap(), []);
+        let held = lock.exclusive(None).await.unwrap();
+        let me = owners(&paths).unwrap();
+        assert_eq!(me.len(), 1, "{me:?}");
+        assert_eq!(
+            (me[0].path.as_path(), me[0].pid, me[0].exclusive),
+            (paths[0].as_path(), std::process::id(), true)
+        );
+        drop(held);
+        let Some(mut peer) = crate::lock::peer::Peer::start() else {
+            return;
+        };
+        assert!(peer.try_shared(&paths[1]));
+        let other = owners(&paths).unwrap();
+        assert_eq!(other.len(), 1, "{other:?}");
+        assert_eq!((other[0].pid, other[0].exclusive), (peer.pid(), false));
+        assert!(other[0].command.starts_with("python3"), "{other:?}");
+    }
+}

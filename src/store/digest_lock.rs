@@ -1,0 +1,113 @@
+//! Locks by content digest, for callers who want to do something about one blob once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bridge;
+use crate::digest::Digest;
+use crate::error::Result;
+use crate::lock::owners::{self, LockOwner};
+use crate::lock::record_lock::{Exclusive, LockFile, LockMode, Shared};
+use crate::store::Store;
+
+/// A lock that belongs to one digest, shared with every process that uses the store, Go's included. Made by
+/// [`Store::get_digest_lock`]; not held yet.
+#[derive(Clone, Debug)]
+pub struct DigestLock {
+    file: Arc<LockFile>,
+    timeout: Option<Duration>,
+}
+
+/// A held [`DigestLock`]; given back when dropped.
+#[must_use = "the lock is given back when this is dropped"]
+pub struct DigestLockGuard {
+    _held: Held,
+}
+
+enum Held {
+    Exclusive { _guard: Exclusive },
+    Shared { _guard: Shared },
+}
+
+impl fmt::Debug for DigestLockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self._held {
+            Held::Exclusive { .. } => "exclusive",
+            Held::Shared { .. } => "shared",
+        };
+        f.debug_tuple("DigestLockGuard").field(&kind).finish()
+    }
+}
+
+impl DigestLock {
+    /// Takes the lock alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after the store's time-out,
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// Nothing is held.
+    pub async fn lock(&self) -> Result<DigestLockGuard> {
+        Ok(DigestLockGuard {
+            _held: Held::Exclusive {
+                _guard: self.file.exclusive(self.timeout).await?,
+            },
+        })
+    }
+
+    /// Takes the lock together with others who only read.
+    ///
+    /// # Errors
+    /// As [`DigestLock::lock`].
+    ///
+    /// # Cancellation
+    /// Nothing is held.
+    pub async fn read_lock(&self) -> Result<DigestLockGuard> {
+        Ok(DigestLockGuard {
+            _held: Held::Shared {
+                _guard: self.file.shared(self.timeout).await?,
+            },
+        })
+    }
+
+    /// Takes the lock alone if nobody is in the way.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    pub fn try_lock(&self) -> Result<Option<DigestLockGuard>> {
+        let guard = self.file.try_exclusive()?;
+        Ok(guard.map(|guard| DigestLockGuard {
+            _held: Held::Exclusive { _guard: guard },
+        }))
+    }
+}
+
+impl Store {
+    /// Who holds the store's lock files at this moment, as far as this process may see (its own always; those of
+    /// other users' processes need privileges). For people and logs: it may be out of date when it arrives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    pub async fn lock_owners(&self) -> Result<Vec<LockOwner>> {
+        let paths = self.inner.lock_files();
+        bridge::run(move || owners::owners(&paths)).await
+    }
+
+    /// The lock for one digest. What it protects is the caller's business.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    pub async fn get_digest_lock(&self, digest: &Digest) -> Result<DigestLock> {
+        let path = self.inner.dirs.locks().join(digest.as_str());
+        let timeout = self.inner.options.lock_timeout;
+        bridge::run(move || {
+            Ok(DigestLock {
+                file: LockFile::open(&path, LockMode::ReadWrite)?,
+                timeout,
+            })
+        })
+        .await
+    }
+}

@@ -1,0 +1,65 @@
+//! Listing several kinds as they are at one moment.
+
+use crate::error::Result;
+use crate::store::Store;
+
+/// Which kinds [`Store::multi_list`] lists.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MultiListOptions {
+    /// Images.
+    pub images: bool,
+    /// Layers.
+    pub layers: bool,
+    /// Containers.
+    pub containers: bool,
+}
+
+impl MultiListOptions {
+    /// All three kinds.
+    pub const ALL: Self = Self {
+        images: true,
+        layers: true,
+        containers: true,
+    };
+}
+
+/// What [`Store::multi_list`] found, all of one moment.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default)]
+pub struct MultiListResult {
+    /// Layers, those of additional stores last.
+    pub layers: Vec<crate::Layer>,
+    /// Images, those of additional stores last.
+    pub images: Vec<crate::Image>,
+    /// Containers.
+    pub containers: Vec<crate::Container>,
+}
+
+impl Store {
+    /// Lists several kinds as they are at one moment: the shared locks of all of them are held together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    pub async fn multi_list(&self, options: MultiListOptions) -> Result<MultiListResult> {
+        let mounts = self.mounts().await?;
+        let mut result = MultiListResult::default();
+        let held = self.read_everything(options).await?;
+        for (home, table) in held.layers() {
+            result.layers.extend(
+                table
+                    .rows()
+                    .map(|row| crate::store::layers::view(row, &mounts, home)),
+            );
+        }
+        for (home, table) in held.images() {
+            result
+                .images
+                .extend(table.rows().map(|row| crate::Image::new(row, home.read_only())));
+        }
+        if let Some(table) = &held.containers {
+            result.containers.extend(table.rows().map(crate::Container::new));
+        }
+        Ok(result)
+    }
+}

@@ -1,0 +1,180 @@
+//! How much space layers, images and containers take, and who owns the way to a mount.
+
+use std::collections::{BTreeSet, HashSet};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::bridge;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMap;
+use crate::record::layer::LayerRow;
+use crate::store::access::hit;
+use crate::store::{Store, images};
+use crate::sys::{at, tree};
+
+/// Owners of the directories above a mount that the mount's own mapping does not know.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParentOwners {
+    /// User IDs on the host, sorted.
+    pub uids: Vec<u32>,
+    /// Group IDs on the host, sorted.
+    pub gids: Vec<u32>,
+}
+
+/// The recorded size of a layer's uncompressed stream.
+fn recorded_size(row: &LayerRow) -> Option<u64> {
+    if row.diff_digest.is_empty() && row.toc_digest.is_empty() {
+        return None;
+    }
+    u64::try_from(row.diff_size).ok()
+}
+
+fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
+    ranges
+        .iter()
+        .any(|range| (range.host_id..range.host_id.saturating_add(range.size)).contains(&i64::from(id)))
+}
+
+impl Store {
+    /// The recorded size in bytes of a layer's uncompressed stream (an ID, name or ID prefix); `None` if the layer
+    /// did not come in as one. Nothing is computed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`].
+    pub async fn layer_size(&self, id: &str) -> Result<Option<u64>> {
+        let found = self
+            .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| recorded_size(row)))))
+            .await?;
+        found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")))
+    }
+
+    /// Bytes that an image (an ID, name or ID prefix) takes: its layers, each once, by their recorded or else
+    /// measured sizes, and its big data.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ImageUnknown`], [`ErrorKind::LayerUnknown`] if one of its layers is missing, [`ErrorKind::Io`].
+    pub async fn image_size(&self, id: &str) -> Result<u64> {
+        let found = self
+            .read_all_image_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
+            .await?;
+        let (image, home) = found.ok_or_else(|| images::unknown(id))?;
+        let mut layers: Vec<Arc<LayerRow>> = Vec::new();
+        let mut seen: HashSet<String> = HashSet::new();
+        let mut todo: Vec<String> = std::iter::once(&image.layer)
+            .chain(&image.mapped_layers)
+            .filter(|id| !id.is_empty())
+            .cloned()
+            .collect();
+        while let Some(next) = todo.pop() {
+            if !seen.insert(next.clone()) {
+                continue;
+            }
+            let row = self
+                .read_all_layer_stores(|_, table| Ok(hit(table.get(&next).map(Arc::clone))))
+                .await?;
+            let missing =
+                || ErrorKind::LayerUnknown.err(format!("locating layer {next:?} of image {:?}", image.id));
+            let row = row.ok_or_else(missing)?;
+            if !row.parent.is_empty() {
+                todo.push(row.parent.clone());
+            }
+            layers.push(row);
+        }
+        let mut size = 0;
+        for row in layers {
+            size += match recorded_size(&row) {
+                Some(size) => size,
+                None => self.diff_size(None, &row.id).await?,
+            };
+        }
+        for key in &image.big_data_names {
+            let recorded = image
+                .big_data_sizes
+                .get(key)
+                .and_then(|size| u64::try_from(*size).ok());
+            size += match recorded {
+                Some(size) => size,
+                None => self.read_image_item(&image, home, key).await?.len() as u64,
+            };
+        }
+        Ok(size)
+    }
+
+    /// Bytes that a container (an ID, name or ID prefix) takes: what its layer changes, its big data, and what lies
+    /// in its two directories. Walks all of that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    pub async fn container_size(&self, id: &str) -> Result<u64> {
+        let container = self.container(id).await?;
+        let mut size = self.diff_size(None, container.layer_id()).await?;
+        for key in container.big_data_names() {
+            size += self.container_big_data_size(container.id(), key).await?;
+        }
+        let dirs: [PathBuf; 2] = [
+            self.inner.dirs.containers().join(container.id()).join("userdata"),
+            self.inner
+                .dirs
+                .run_containers()
+                .join(container.id())
+                .join("userdata"),
+        ];
+        let files =
+            bridge::run(move || dirs.iter().map(|dir| directory_size(dir)).sum::<Result<u64>>()).await?;
+        Ok(size + files)
+    }
+
+    /// Owners of the directories above a mounted layer (an ID, name or ID prefix) that its ID mapping does not have;
+    /// none for a layer without a mapping.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`], [`ErrorKind::Io`].
+    pub async fn layer_parent_owners(&self, id: &str) -> Result<ParentOwners> {
+        let layer = self.layer(id).await?;
+        if layer.uid_map().is_empty() && layer.gid_map().is_empty() {
+            return Ok(ParentOwners::default());
+        }
+        let Some(path) = layer.mount_point().map(Path::to_owned) else {
+            return Err(ErrorKind::LayerNotMounted.err(format!("looking for the owners above layer {id:?}")));
+        };
+        let (uid_map, gid_map) = (layer.uid_map().to_vec(), layer.gid_map().to_vec());
+        bridge::run(move || {
+            let (mut uids, mut gids) = (BTreeSet::new(), BTreeSet::new());
+            for above in path.ancestors().skip(1) {
+                let meta = above.symlink_metadata().at("looking at", above)?;
+                uids.insert(meta.uid());
+                gids.insert(meta.gid());
+            }
+            uids.retain(|id| !is_mapped(&uid_map, *id));
+            gids.retain(|id| !is_mapped(&gid_map, *id));
+            Ok(ParentOwners {
+                uids: uids.into_iter().collect(),
+                gids: gids.into_iter().collect(),
+            })
+        })
+        .await
+    }
+
+    /// As [`Store::layer_parent_owners`], for the layer of a container (an ID, name or ID prefix).
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`],
+    /// [`ErrorKind::Io`].
+    pub async fn container_parent_owners(&self, id: &str) -> Result<ParentOwners> {
+        let container = self.container(id).await?;
+        self.layer_parent_owners(container.layer_id()).await
+    }
+}
+
+/// Bytes in a directory's files; a missing one has none.
+fn directory_size(dir: &Path) -> Result<u64> {
+    match at::open_dir(dir) {
+        Err(rustix::io::Errno::NOENT) => Ok(0),
+        opened => Ok(tree::usage(opened.at("opening", dir)?.as_fd())
+            .at("measuring", dir)?
+            .size),
+    }
+}
