@@ -52,10 +52,13 @@
 //!
 //! # Coming from Go
 //!
-//! Every method of the Go library's `Store` has its name in snake case on [`Store`]. What were positional arguments
-//! with empty values are option structs here; streams are [`tokio::io::AsyncRead`]; `GetStore` is [`Store::open`].
+//! Every method of the Go library's `Store` has its name in snake case on [`Store`]; the page [`coming_from_go`] has
+//! the whole table.
 //!
 //! [tokio]: https://tokio.rs
+
+#[doc = include_str!("coming_from_go.md")]
+pub mod coming_from_go {}
 
 mod archive;
 mod bridge;

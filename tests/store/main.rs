@@ -11,6 +11,7 @@
 mod support;
 
 mod big_data;
+mod coming_from_go;
 mod containers;
 mod delete;
 mod diff;
