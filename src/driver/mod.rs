@@ -239,7 +239,7 @@ impl Drop for TreeMount {
 pub(crate) fn check_id(id: &str) -> Result<()> {
     let reserved = matches!(id, "" | "." | ".." | "l" | "staging" | "tempdirs" | "tmp");
     if reserved || id.len() > 200 || id.bytes().any(|b| b == b'/' || b == 0) {
-        return Err(ErrorKind::UnsafePath.err(format!("layer ID {id:?}")));
+        return Err(ErrorKind::UnsafePath.err(format!("ID {id:?}")));
     }
     Ok(())
 }

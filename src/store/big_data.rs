@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data;
 use crate::record::image::ImageRow;
 use crate::store::access::{Home, hit};
-use crate::store::{Store, containers, images};
+use crate::store::{Store, containers, images, item_dir};
 use crate::sys::make_private_dir;
 
 /// Tells the digest of a manifest, which for some old formats is not that of all its bytes. The default for
@@ -79,8 +79,8 @@ impl Store {
             return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
         };
         let dir = match home {
-            Home::Primary => self.inner.dirs.layer_data(&id),
-            Home::Additional(index) => self.inner.additional_layers[index].dir.join(&id),
+            Home::Primary => self.inner.dirs.layer_data(&id)?,
+            Home::Additional(index) => item_dir(self.inner.additional_layers[index].dir.clone(), &id)?,
         };
         let key = key.to_owned();
         let mut file =
@@ -136,7 +136,7 @@ impl Store {
         let (layer, key) = (id.to_owned(), key.to_owned());
         self.write_to_layer_store(move |layers| {
             let row = layers.find(&layer)?;
-            let dir = layers.inner.dirs.layer_data(&row.id);
+            let dir = layers.inner.dirs.layer_data(&row.id)?;
             make_private_dir(&dir)?;
             let mut file =
                 std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
@@ -198,7 +198,11 @@ impl Store {
     }
 
     pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
-        let (dir, id, key) = (self.image_dir(home).join(&row.id), row.id.clone(), key.to_owned());
+        let (dir, id, key) = (
+            item_dir(self.image_dir(home), &row.id)?,
+            row.id.clone(),
+            key.to_owned(),
+        );
         bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "image", &id))).await
     }
 
@@ -273,7 +277,7 @@ impl Store {
                 })?,
                 None => Digest::sha256(&data),
             };
-            images::write_items(&dirs.join(&row.id), std::iter::once((&*key, &*data)))?;
+            images::write_items(&item_dir(dirs, &row.id)?, std::iter::once((&*key, &*data)))?;
             let same = row.big_data_names.contains(&key)
                 && row
                     .big_data_sizes
@@ -319,7 +323,7 @@ impl Store {
     pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
         refuse_empty(key)?;
         let id = self.container(id).await?.id().to_owned();
-        let (dir, key) = (self.inner.dirs.containers().join(&id), key.to_owned());
+        let (dir, key) = (item_dir(self.inner.dirs.containers(), &id)?, key.to_owned());
         bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "container", &id)))
             .await
     }
@@ -380,7 +384,7 @@ impl Store {
                 .find(&container)
                 .map(Arc::clone)
                 .ok_or_else(|| containers::unknown(&container))?;
-            images::write_items(&dirs.join(&row.id), std::iter::once((&*key, &*data)))?;
+            images::write_items(&item_dir(dirs, &row.id)?, std::iter::once((&*key, &*data)))?;
             let digest = Digest::sha256(&data);
             store.table_mut().update(&row.id, |row| {
                 images::record_item(

@@ -13,7 +13,7 @@ use crate::record::time::Time;
 use crate::store::access::LayersAndImages;
 use crate::store::layer_store::{NewLayer, Start, flags_json};
 use crate::store::views::Container;
-use crate::store::{Store, container_location, images, random_id};
+use crate::store::{Store, container_location, images, item_dir, random_id};
 
 impl Store {
     /// Creates a container from an image (an ID, name or ID prefix), or from nothing, with a layer of its own.
@@ -140,11 +140,12 @@ impl Store {
             container_location::STABLE
         };
         let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-        let recorded = images::write_items(&self.inner.dirs.containers().join(&id), items).and_then(|()| {
-            drop(containers.table_mut().insert(row, location)?);
-            containers.save()?;
-            containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
-        });
+        let recorded =
+            images::write_items(&item_dir(self.inner.dirs.containers(), &id)?, items).and_then(|()| {
+                drop(containers.table_mut().insert(row, location)?);
+                containers.save()?;
+                containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+            });
         if recorded.is_err()
             && let Err(error) = held.layers.delete_all(std::slice::from_ref(&layer.id))
         {

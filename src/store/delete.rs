@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::store::access::AllStores;
-use crate::store::{Dirs, Store};
+use crate::store::{Dirs, Store, item_dir};
 
 /// Removes directories that belong to one record; missing ones are fine.
 fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
@@ -26,8 +26,8 @@ impl AllStores {
             self.layers.delete_all(std::slice::from_ref(&row.layer))?;
         }
         remove_dirs(&[
-            dirs.containers().join(&row.id),
-            dirs.run_containers().join(&row.id),
+            item_dir(dirs.containers(), &row.id)?,
+            item_dir(dirs.run_containers(), &row.id)?,
         ])?;
         drop(self.containers.table_mut().remove(&row.id));
         self.containers
@@ -40,9 +40,9 @@ impl AllStores {
         drop(self.images.table_mut().remove(id));
         self.images.save().context(|| format!("deleting image {id:?}"))?;
         remove_dirs(&[
-            dirs.images().join(id),
-            dirs.graph_images().join(id),
-            dirs.run_images().join(id),
+            item_dir(dirs.images(), id)?,
+            item_dir(dirs.graph_images(), id)?,
+            item_dir(dirs.run_images(), id)?,
         ])
     }
 
@@ -227,7 +227,10 @@ impl Store {
         self.write_to_all_stores(move |all| {
             let containers: Vec<String> = all.containers.rows().map(|row| row.id.clone()).collect();
             for id in &containers {
-                remove_dirs(&[dirs.containers().join(id), dirs.run_containers().join(id)])?;
+                remove_dirs(&[
+                    item_dir(dirs.containers(), id)?,
+                    item_dir(dirs.run_containers(), id)?,
+                ])?;
                 drop(all.containers.table_mut().remove(id));
             }
             if !containers.is_empty() {
@@ -242,9 +245,9 @@ impl Store {
             }
             for id in &images {
                 remove_dirs(&[
-                    dirs.images().join(id),
-                    dirs.graph_images().join(id),
-                    dirs.run_images().join(id),
+                    item_dir(dirs.images(), id)?,
+                    item_dir(dirs.graph_images(), id)?,
+                    item_dir(dirs.run_images(), id)?,
                 ])?;
             }
             // Later layers stand on earlier ones.

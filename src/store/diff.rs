@@ -286,7 +286,7 @@ impl Store {
         };
         let file_name = format!("{}.tar-split.gz", pair.to.id);
         let path: PathBuf = match pair.home {
-            Home::Primary => self.inner.dirs.tar_split(&pair.to.id),
+            Home::Primary => self.inner.dirs.tar_split(&pair.to.id)?,
             Home::Additional(index) => self.inner.additional_layers[index].dir.join(file_name),
         };
         let (driver, id) = (self.inner.driver(), pair.to.id.clone());

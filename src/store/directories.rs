@@ -6,12 +6,12 @@ use bytes::Bytes;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::store::Store;
+use crate::store::{Store, item_dir};
 use crate::sys::{atomic, make_private_dir};
 
 impl Store {
     async fn user_data(&self, dir: PathBuf, id: &str) -> Result<PathBuf> {
-        let path = dir.join(id).join("userdata");
+        let path = item_dir(dir, id)?.join("userdata");
         bridge::run(move || {
             make_private_dir(&path)?;
             Ok(path)

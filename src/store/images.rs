@@ -15,7 +15,7 @@ use crate::record::time::Time;
 use crate::store::access::hit;
 use crate::store::layer_store::flags_json;
 use crate::store::views::Image;
-use crate::store::{Store, random_id};
+use crate::store::{Store, item_dir, random_id};
 use crate::sys::make_private_dir;
 
 /// The error for an image that is not there.
@@ -83,7 +83,7 @@ impl Store {
                 let row = new_row(&mut options, top)?;
                 drop(table.insert(row, 0)?);
                 write_items(
-                    &dir.join(&id),
+                    &item_dir(dir, &id)?,
                     options.big_data.iter().map(|item| (&*item.key, &*item.data)),
                 )?;
                 if !names_after.is_empty() {

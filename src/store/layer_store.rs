@@ -288,7 +288,7 @@ impl LayerStore {
     fn make(&mut self, id: &str, new: NewLayer) -> Result<()> {
         let dirs = &self.inner.dirs;
         if !new.big_data.is_empty() {
-            let dir = dirs.layer_data(id);
+            let dir = dirs.layer_data(id)?;
             crate::sys::make_private_dir(&dir)?;
             for item in &new.big_data {
                 big_data::write_bytes(&dir, &item.key, &item.data, true)?;
@@ -311,7 +311,7 @@ impl LayerStore {
             Start::Template(template) => {
                 self.driver.create(id, Some(&template.id), &options)?;
                 self.map_owners(id, Some(&template), &options)?;
-                let (from, to) = (dirs.tar_split(&template.id), dirs.tar_split(id));
+                let (from, to) = (dirs.tar_split(&template.id)?, dirs.tar_split(id)?);
                 match std::fs::copy(&from, &to) {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
                     result => result.map(drop).at("copying tar-split", from),
@@ -323,7 +323,7 @@ impl LayerStore {
                     tape,
                     applied: _,
                 } = *unpacked;
-                let target = dirs.tar_split(id);
+                let target = dirs.tar_split(id)?;
                 std::fs::rename(&tape.path, &target).at("moving tar-split to", &target)?;
                 self.trash.push(tape.temp);
                 self.driver
@@ -350,6 +350,8 @@ impl LayerStore {
         let mut doomed = Vec::with_capacity(ids.len());
         for id in ids {
             let row = self.find(id)?;
+            // Before it is marked: what cannot be deleted would be marked for ever.
+            crate::driver::check_id(&row.id)?;
             self.unmount_all(&row.id)?;
             if !row.is_incomplete() {
                 self.guard
@@ -379,7 +381,7 @@ impl LayerStore {
             self.trash.push(temp);
         }
         let dirs = &self.inner.dirs;
-        let (tape, data) = (dirs.tar_split(id), dirs.layer_data(id));
+        let (tape, data) = (dirs.tar_split(id)?, dirs.layer_data(id)?);
         if exists(&tape)? || exists(&data)? {
             let mut temp = TempDir::create(&dirs.layers_tmp())?;
             temp.stage_deletion(&tape)?;

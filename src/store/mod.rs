@@ -157,12 +157,13 @@ impl Dirs {
         self.sub(&self.run_root, "locks")
     }
 
-    pub(crate) fn tar_split(&self, id: &str) -> PathBuf {
-        self.layers().join(format!("{id}.tar-split.gz"))
+    pub(crate) fn tar_split(&self, id: &str) -> Result<PathBuf> {
+        crate::driver::check_id(id)?;
+        Ok(self.layers().join(format!("{id}.tar-split.gz")))
     }
 
-    pub(crate) fn layer_data(&self, id: &str) -> PathBuf {
-        self.layers().join(id)
+    pub(crate) fn layer_data(&self, id: &str) -> Result<PathBuf> {
+        item_dir(self.layers(), id)
     }
 
     pub(crate) fn layers_tmp(&self) -> PathBuf {
@@ -449,6 +450,13 @@ impl Inner {
 
 fn volatile_or<'a>(stable: &'a Path, volatile: &'a Path, transient: bool) -> &'a Path {
     if transient { volatile } else { stable }
+}
+
+/// The directory of one item of a store. An ID that is no single file name (records may be damaged, or come from
+/// elsewhere) would lead out of it.
+pub(crate) fn item_dir(dir: PathBuf, id: &str) -> Result<PathBuf> {
+    crate::driver::check_id(id)?;
+    Ok(dir.join(id))
 }
 
 /// An ID for a new layer, image or container: 64 hexadecimal digits of which the first twelve are not all decimal

@@ -288,7 +288,7 @@ impl Store {
         let (applied, (layers, tape)) = apply::apply(Box::pin(diff), target, options, (layers, tape)).await?;
         bridge::run(move || {
             layers.leave(|layers| {
-                let path = layers.inner.dirs.tar_split(&row.id);
+                let path = layers.inner.dirs.tar_split(&row.id)?;
                 std::fs::rename(&tape.path, &path).at("moving tar-split to", &path)?;
                 layers.table_mut().update(&row.id, |row| {
                     crate::store::layer_store::record_applied(row, &applied);

@@ -11,7 +11,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMap;
 use crate::record::layer::LayerRow;
 use crate::store::access::hit;
-use crate::store::{Store, images};
+use crate::store::{Store, images, item_dir};
 use crate::sys::{at, tree};
 
 /// Owners of the directories above a mount that the mount's own mapping does not know.
@@ -115,12 +115,8 @@ impl Store {
             size += self.container_big_data_size(container.id(), key).await?;
         }
         let dirs: [PathBuf; 2] = [
-            self.inner.dirs.containers().join(container.id()).join("userdata"),
-            self.inner
-                .dirs
-                .run_containers()
-                .join(container.id())
-                .join("userdata"),
+            item_dir(self.inner.dirs.containers(), container.id())?.join("userdata"),
+            item_dir(self.inner.dirs.run_containers(), container.id())?.join("userdata"),
         ];
         let files =
             bridge::run(move || dirs.iter().map(|dir| directory_size(dir)).sum::<Result<u64>>()).await?;

@@ -60,3 +60,41 @@ async fn corrupt_records_are_an_error_that_names_the_file_and_change_nothing() {
     std::fs::write(&path, &before).unwrap();
     assert_eq!(store.layers().await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn records_with_hostile_ids_lead_nowhere() {
+    let root = tempfile::tempdir().unwrap();
+    let options = StoreOptions::new(root.path().join("graph"), root.path().join("run")).driver("vfs");
+    let store = Store::open(options).await.unwrap();
+    let victim = root.path().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("manifest"), "secret").unwrap();
+    let record = r#"[{"id":"../../victim","names":["evil"],"image":"","layer":"","big-data-names":["manifest"],"created":"2024-01-01T00:00:00Z"}]"#;
+    for kind in ["layers", "images", "containers"] {
+        std::fs::write(root.path().join(format!("graph/vfs-{kind}/{kind}.json")), record).unwrap();
+    }
+    assert_eq!(store.image("evil").await.unwrap().id(), "../../victim");
+    assert_eq!(
+        kind(store.image_big_data("evil", "manifest").await),
+        ErrorKind::UnsafePath
+    );
+    assert_eq!(
+        kind(store.container_big_data("evil", "manifest").await),
+        ErrorKind::UnsafePath
+    );
+    assert_eq!(
+        kind(store.layer_big_data("evil", "manifest").await),
+        ErrorKind::UnsafePath
+    );
+    assert_eq!(
+        kind(store.delete_image("evil", true).await),
+        ErrorKind::UnsafePath
+    );
+    assert_eq!(kind(store.delete_layer("evil").await), ErrorKind::UnsafePath);
+    assert_eq!(kind(store.delete_container("evil").await), ErrorKind::UnsafePath);
+    assert_eq!(kind(store.mount("../../victim", "").await), ErrorKind::UnsafePath);
+    assert_eq!(std::fs::read(victim.join("manifest")).unwrap(), b"secret");
+    // The store works all the same.
+    store.create_layer(None, Default::default()).await.unwrap();
+    assert_eq!(store.layers().await.unwrap().len(), 2);
+}
