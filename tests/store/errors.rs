@@ -92,7 +92,6 @@ async fn records_with_hostile_ids_lead_nowhere() {
     );
     assert_eq!(kind(store.delete_layer("evil").await), ErrorKind::UnsafePath);
     assert_eq!(kind(store.delete_container("evil").await), ErrorKind::UnsafePath);
-    assert_eq!(kind(store.mount("../../victim", "").await), ErrorKind::UnsafePath);
     assert_eq!(std::fs::read(victim.join("manifest")).unwrap(), b"secret");
     // The store works all the same.
     store.create_layer(None, Default::default()).await.unwrap();
