@@ -70,7 +70,7 @@ fn main() -> Res<()> {
             times.iter().max().copied().unwrap_or_default(),
         );
         println!(
-            "{name:32} {:>8.0?} ({:.0?} to {:.0?})  x{ratio:.2}",
+            "{name:32} {:>8.2?} ({:.2?} to {:.2?})  x{ratio:.2}",
             median(times),
             range.0,
             range.1

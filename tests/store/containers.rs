@@ -1,6 +1,6 @@
 use graphroot::{ContainerOptions, ErrorKind, Flag, ImageOptions};
 
-use crate::support::kind;
+use crate::support::{Layout, kind};
 
 each_driver! {
     async fn a_container_has_a_layer_of_its_own(store) {
@@ -31,7 +31,7 @@ each_driver! {
 
     async fn a_refused_container_leaves_no_layer(store) {
         store.create_container(None, ContainerOptions::default().id("c").name("box")).await.unwrap();
-        let before = store.layers().await.unwrap().len();
+        let before = store.own_layers().await.len();
         let create = |options| store.create_container(None, options);
         assert_eq!(kind(create(ContainerOptions::default().id("c")).await), ErrorKind::DuplicateId);
         assert_eq!(kind(create(ContainerOptions::default().name("box")).await), ErrorKind::DuplicateName);
@@ -43,7 +43,7 @@ each_driver! {
         assert_eq!(kind(create(bad).await), ErrorKind::InvalidMappings);
         let image = store.create_container(Some("nobody"), ContainerOptions::default()).await;
         assert_eq!(kind(image), ErrorKind::ImageUnknown);
-        assert_eq!(store.layers().await.unwrap().len(), before);
+        assert_eq!(store.own_layers().await.len(), before);
         assert_eq!(store.containers().await.unwrap().len(), 1);
     }
 
@@ -53,9 +53,15 @@ each_driver! {
         let container = store.create_container(None, options).await.unwrap();
         assert!(container.volatile());
         let stable = store.records("containers").join("containers.json");
-        let volatile = std::fs::read_to_string(store.records("containers").join("volatile-containers.json")).unwrap();
+        let read = |kind: &str| {
+            let dir = match store.layout() {
+                Layout::Transient => store.path().join(format!("run/{}-{kind}", store.graph_driver_name())),
+                _ => store.records(kind),
+            };
+            std::fs::read_to_string(dir.join(format!("volatile-{kind}.json"))).unwrap()
+        };
+        let (volatile, layers) = (read("containers"), read("layers"));
         assert!(volatile.contains(container.id()) && !stable.exists());
-        let layers = std::fs::read_to_string(store.records("layers").join("volatile-layers.json")).unwrap();
         assert!(layers.contains(container.layer_id()));
         assert_eq!(store.reopen().await.container("fleeting").await.unwrap().id(), container.id());
     }

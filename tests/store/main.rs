@@ -10,6 +10,7 @@
 #[macro_use]
 mod support;
 
+mod additional;
 mod big_data;
 mod coming_from_go;
 mod containers;

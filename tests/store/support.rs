@@ -8,7 +8,21 @@ use tokio::io::AsyncReadExt as _;
 /// A store that is unmounted and removed when the test ends, however it ends.
 pub struct TestStore {
     pub store: Store,
+    layout: Layout,
     root: tempfile::TempDir,
+}
+
+/// How a store is spread over directories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Everything below the graph root.
+    Plain,
+    /// Images and their layers in a directory of their own.
+    Split,
+    /// Container records in the run root.
+    Transient,
+    /// Beside a read-only store that has layers and images of its own.
+    Additional,
 }
 
 impl std::ops::Deref for TestStore {
@@ -21,7 +35,7 @@ impl std::ops::Deref for TestStore {
 
 impl TestStore {
     /// `None`, with a line that says why, where the driver cannot work.
-    pub async fn open(driver: &str) -> Option<Self> {
+    pub async fn open(driver: &str, layout: Layout) -> Option<Self> {
         if driver == "overlay" && !rustix::process::geteuid().is_root() {
             assert!(
                 std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
@@ -34,9 +48,13 @@ impl TestStore {
             .prefix("graphroot-test-")
             .tempdir()
             .unwrap();
-        let options = options(root.path(), driver);
+        if layout == Layout::Additional {
+            fill_additional(&root.path().join("additional"), driver).await;
+        }
+        let options = options(root.path(), driver, layout);
         Some(Self {
             store: Store::open(options).await.unwrap(),
+            layout,
             root,
         })
     }
@@ -44,21 +62,45 @@ impl TestStore {
     /// A second, independent opening of the same directories, as another process would have it.
     pub async fn reopen(&self) -> Store {
         self.store.free();
-        Store::open(options(self.root.path(), self.store.graph_driver_name()))
-            .await
-            .unwrap()
+        Store::open(options(
+            self.root.path(),
+            self.store.graph_driver_name(),
+            self.layout,
+        ))
+        .await
+        .unwrap()
     }
 
     pub fn path(&self) -> &Path {
         self.root.path()
     }
 
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The directory of records of one kind.
     pub fn records(&self, kind: &str) -> PathBuf {
-        self.root
-            .path()
-            .join("graph")
-            .join(format!("{}-{kind}", self.store.graph_driver_name()))
+        let root = match (self.layout, kind) {
+            (Layout::Split, "images") => "images",
+            _ => "graph",
+        };
+        let name = format!("{}-{kind}", self.store.graph_driver_name());
+        self.root.path().join(root).join(name)
+    }
+
+    /// Layers of this store, without those that the additional store brings.
+    pub async fn own_layers(&self) -> Vec<Layer> {
+        let mut layers = self.layers().await.unwrap();
+        layers.retain(|layer| !layer.read_only());
+        layers
+    }
+
+    /// Images of this store, without those that the additional store brings.
+    pub async fn own_images(&self) -> Vec<graphroot::Image> {
+        let mut images = self.images().await.unwrap();
+        images.retain(|image| !image.read_only());
+        images
     }
 
     /// Puts a layer of these files.
@@ -72,10 +114,46 @@ impl TestStore {
     }
 }
 
-fn options(root: &Path, driver: &str) -> StoreOptions {
-    StoreOptions::new(root.join("graph"), root.join("run"))
+fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
+    let mut options = StoreOptions::new(root.join("graph"), root.join("run"))
         .driver(driver)
-        .durability(Durability::None)
+        .durability(Durability::None);
+    match layout {
+        Layout::Plain => {}
+        Layout::Split => options.image_store = Some(root.join("images")),
+        Layout::Transient => options.transient = true,
+        Layout::Additional => {
+            options = options.driver_option(format!(
+                "{driver}.imagestore={}",
+                root.join("additional").display()
+            ));
+        }
+    }
+    options
+}
+
+/// Makes a store that others will only read.
+async fn fill_additional(root: &Path, driver: &str) {
+    let options = StoreOptions::new(root, root.join("run"))
+        .driver(driver)
+        .durability(Durability::None);
+    let store = Store::open(options).await.unwrap();
+    let layer = LayerOptions::default().name("additional-layer");
+    let layer = store
+        .put_layer(None, layer, std::io::Cursor::new(tar(&[("from-below", "1")])))
+        .await
+        .unwrap()
+        .layer;
+    store
+        .set_layer_big_data(layer.id(), "item", std::io::Cursor::new(b"data".to_vec()))
+        .await
+        .unwrap();
+    let image = graphroot::ImageOptions::default()
+        .name("additional-image")
+        .big_data("manifest", "{\"a\":1}");
+    store.create_image(Some(layer.id()), image).await.unwrap();
+    store.shutdown(true).await.unwrap();
+    store.free();
 }
 
 impl Drop for TestStore {
@@ -153,19 +231,22 @@ macro_rules! each_driver {
             use super::*;
             $($(#[$doc])* pub async fn $name($store: crate::support::TestStore) $body)*
         }
-        mod overlay {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        each_driver!(@layout overlay, "overlay", Plain, "multi_thread", $($name)*);
+        each_driver!(@layout overlay_split, "overlay", Split, "multi_thread", $($name)*);
+        each_driver!(@layout overlay_transient, "overlay", Transient, "multi_thread", $($name)*);
+        each_driver!(@layout overlay_additional, "overlay", Additional, "multi_thread", $($name)*);
+        // The current-thread runtime: nothing may depend on a second worker.
+        each_driver!(@layout vfs, "vfs", Plain, "current_thread", $($name)*);
+        each_driver!(@layout vfs_split, "vfs", Split, "current_thread", $($name)*);
+        each_driver!(@layout vfs_transient, "vfs", Transient, "current_thread", $($name)*);
+        each_driver!(@layout vfs_additional, "vfs", Additional, "current_thread", $($name)*);
+    };
+    (@layout $module:ident, $driver:literal, $layout:ident, $flavor:literal, $($name:ident)*) => {
+        mod $module {
+            $(#[tokio::test(flavor = $flavor)]
             async fn $name() {
-                if let Some(store) = crate::support::TestStore::open("overlay").await {
-                    super::cases::$name(store).await;
-                }
-            })*
-        }
-        mod vfs {
-            // The current-thread runtime: nothing may depend on a second worker.
-            $(#[tokio::test]
-            async fn $name() {
-                if let Some(store) = crate::support::TestStore::open("vfs").await {
+                let layout = crate::support::Layout::$layout;
+                if let Some(store) = crate::support::TestStore::open($driver, layout).await {
                     super::cases::$name(store).await;
                 }
             })*

@@ -1,0 +1,150 @@
+//! Stores that are only read: found, used, and never changed.
+
+use graphroot::{ContainerOptions, DiffOptions, Digest, ErrorKind, LayerOptions};
+
+use crate::support::{Layout, TestStore, kind, read_all, tar};
+
+async fn with_additional(driver: &str) -> Option<TestStore> {
+    TestStore::open(driver, Layout::Additional).await
+}
+
+/// Everything below a directory with its time of change.
+fn listing(dir: &std::path::Path) -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
+    let mut all = Vec::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = path.symlink_metadata().unwrap();
+            // A child's mount makes an access, not a change.
+            all.push((path.clone(), meta.modified().unwrap()));
+            if meta.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+async fn used_but_not_changed(driver: &str) {
+    let Some(store) = with_additional(driver).await else {
+        return;
+    };
+    let before = listing(&store.path().join("additional"));
+    let layer = store.layer("additional-layer").await.unwrap();
+    assert!(layer.read_only());
+    let image = store.image("additional-image").await.unwrap();
+    assert!(image.read_only());
+    assert_eq!(
+        store
+            .images_by_digest(&Digest::sha256("{\"a\":1}"))
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert_eq!(
+        store
+            .image_big_data("additional-image", "manifest")
+            .await
+            .unwrap(),
+        b"{\"a\":1}"
+    );
+    assert_eq!(
+        read_all(store.layer_big_data(layer.id(), "item").await.unwrap()).await,
+        b"data"
+    );
+    assert_eq!(store.lookup("additional-image").await.unwrap(), image.id());
+    let diff = store
+        .diff(None, layer.id(), DiffOptions::uncompressed())
+        .await
+        .unwrap();
+    assert_eq!(Some(Digest::sha256(read_all(diff).await)), layer.diff_digest());
+    // A container and a layer on top of it live here.
+    let container = store
+        .create_container(Some("additional-image"), ContainerOptions::default())
+        .await
+        .unwrap();
+    let path = store.mount(container.id(), "").await.unwrap();
+    assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
+    std::fs::write(path.join("from-below"), "changed").unwrap();
+    store.unmount(container.id(), false).await.unwrap();
+    let options = LayerOptions::default().name("on-top");
+    let put = store
+        .put_layer(
+            Some("additional-layer"),
+            options,
+            std::io::Cursor::new(tar(&[("top", "2")])),
+        )
+        .await;
+    assert_eq!(put.unwrap().layer.parent(), Some(layer.id()));
+    let path = store.mount("on-top", "").await.unwrap();
+    assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
+    store.unmount("on-top", false).await.unwrap();
+    // Nothing can be changed there.
+    assert_eq!(
+        kind(store.mount("additional-layer", "").await),
+        ErrorKind::StoreIsReadOnly
+    );
+    assert_eq!(
+        kind(store.delete_layer("additional-layer").await),
+        ErrorKind::NotALayer
+    );
+    assert_eq!(
+        kind(store.delete_image("additional-image", true).await),
+        ErrorKind::NotAnImage
+    );
+    assert_eq!(
+        kind(store.set_metadata(image.id(), "x").await),
+        ErrorKind::NotAnId
+    );
+    assert_eq!(
+        kind(store.set_image_big_data("additional-image", "k", "v", None).await),
+        ErrorKind::ImageUnknown
+    );
+    assert_eq!(listing(&store.path().join("additional")), before);
+}
+
+async fn renamed_after_a_copy_of_the_record(driver: &str) {
+    let Some(store) = with_additional(driver).await else {
+        return;
+    };
+    let original = store.image("additional-image").await.unwrap();
+    store.add_names("additional-image", &["here"]).await.unwrap();
+    let here = store.image("here").await.unwrap();
+    assert!(!here.read_only() && here.id() == original.id());
+    assert_eq!(here.names(), ["here", "additional-image"]);
+    assert_eq!(
+        store.image_big_data("here", "manifest").await.unwrap(),
+        b"{\"a\":1}"
+    );
+    store.remove_names("here", &["additional-image"]).await.unwrap();
+    assert_eq!(
+        kind(store.image("additional-image").await),
+        ErrorKind::ImageUnknown
+    );
+    // Deleting the copy leaves the layers, which are not ours.
+    assert!(store.delete_image("here", true).await.unwrap().is_empty());
+    assert_eq!(store.image("additional-image").await.unwrap().id(), original.id());
+}
+
+#[tokio::test]
+async fn overlay_uses_it_and_changes_nothing() {
+    used_but_not_changed("overlay").await;
+}
+
+#[tokio::test]
+async fn vfs_uses_it_and_changes_nothing() {
+    used_but_not_changed("vfs").await;
+}
+
+#[tokio::test]
+async fn overlay_renames_a_copy() {
+    renamed_after_a_copy_of_the_record("overlay").await;
+}
+
+#[tokio::test]
+async fn vfs_renames_a_copy() {
+    renamed_after_a_copy_of_the_record("vfs").await;
+}
