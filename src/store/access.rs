@@ -29,7 +29,7 @@ use crate::record::table::{Record, Table};
 use crate::record::{ReadGuard, WriteGuard};
 use crate::store::layer_store::LayerStore;
 use crate::store::multi_list::MultiListOptions;
-use crate::store::{DriverState, Inner, Store, registry};
+use crate::store::{Additional, DriverState, Inner, Store, registry};
 
 /// How often a reader has what a crash left behind cleaned up before it gives up.
 const MAX_CLEANUPS: usize = 3;
@@ -91,23 +91,9 @@ impl Store {
     /// The locks of stores already visited stay held to the end, so the answer is of one moment.
     pub(crate) async fn read_all_layer_stores<T: Send>(
         &self,
-        mut visit: impl FnMut(Home, &Table<LayerRow>) -> Result<ControlFlow<T>> + Send,
+        visit: impl FnMut(Home, &Table<LayerRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
-        let primary = self.read_layers().await?;
-        if let ControlFlow::Break(found) = visit(Home::Primary, &primary)? {
-            return Ok(Some(found));
-        }
-        let mut held = Vec::with_capacity(self.inner.additional_layers.len());
-        for (index, additional) in self.inner.additional_layers.iter().enumerate() {
-            let guard = additional.records.read().await?;
-            if let ControlFlow::Break(found) = visit(Home::Additional(index), &guard)? {
-                return Ok(Some(found));
-            }
-            held.push(guard);
-        }
-        drop(held);
-        drop(primary);
-        Ok(None)
+        visit_all(self.read_layers().await?, &self.inner.additional_layers, visit).await
     }
 
     /// Runs `change` in a blocking step that holds the primary layer store exclusively.
@@ -154,23 +140,9 @@ impl Store {
     /// Visits the primary image store and then the additional ones, as [`Store::read_all_layer_stores`].
     pub(crate) async fn read_all_image_stores<T: Send>(
         &self,
-        mut visit: impl FnMut(Home, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
+        visit: impl FnMut(Home, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
-        let primary = self.read_images().await?;
-        if let ControlFlow::Break(found) = visit(Home::Primary, &primary)? {
-            return Ok(Some(found));
-        }
-        let mut held = Vec::with_capacity(self.inner.additional_images.len());
-        for (index, additional) in self.inner.additional_images.iter().enumerate() {
-            let guard = additional.records.read().await?;
-            if let ControlFlow::Break(found) = visit(Home::Additional(index), &guard)? {
-                return Ok(Some(found));
-            }
-            held.push(guard);
-        }
-        drop(held);
-        drop(primary);
-        Ok(None)
+        visit_all(self.read_images().await?, &self.inner.additional_images, visit).await
     }
 
     /// Runs `change` in a blocking step that holds the primary image store exclusively.
@@ -408,6 +380,28 @@ impl Inner {
         *state = DriverState { driver, token };
         Ok(())
     }
+}
+
+/// Visits a primary store and then the additional ones, each under its shared lock, until `visit` breaks.
+async fn visit_all<R: Record, T: Send>(
+    primary: ReadGuard<R>,
+    additional: &[Additional<R>],
+    mut visit: impl FnMut(Home, &Table<R>) -> Result<ControlFlow<T>> + Send,
+) -> Result<Option<T>> {
+    if let ControlFlow::Break(found) = visit(Home::Primary, &primary)? {
+        return Ok(Some(found));
+    }
+    let mut held = Vec::with_capacity(additional.len());
+    for (index, store) in additional.iter().enumerate() {
+        let guard = store.records.read().await?;
+        if let ControlFlow::Break(found) = visit(Home::Additional(index), &guard)? {
+            return Ok(Some(found));
+        }
+        held.push(guard);
+    }
+    // Held to here, so that the answer is of one moment.
+    drop((held, primary));
+    Ok(None)
 }
 
 /// Writes back what loading had to sort out (one name given to two records).
