@@ -97,3 +97,69 @@ async fn records_with_hostile_ids_lead_nowhere() {
     store.create_layer(None, Default::default()).await.unwrap();
     assert_eq!(store.layers().await.unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn names_given_twice_in_a_store_that_is_only_read_are_errors() {
+    let root = tempfile::tempdir().unwrap();
+    let additional = root.path().join("additional");
+    let options = || {
+        let options = StoreOptions::new(root.path().join("graph"), root.path().join("run")).driver("vfs");
+        options.driver_option(format!("vfs.imagestore={}", additional.display()))
+    };
+    let rows = r#"[{"id":"a","names":["n"],"created":"2024-01-01T00:00:00Z"},{"id":"b","names":["n"],"created":"2024-01-01T00:00:00Z"}]"#;
+    for kind in ["layers", "images"] {
+        std::fs::create_dir_all(additional.join(format!("vfs-{kind}"))).unwrap();
+    }
+    let store = Store::open(options()).await.unwrap();
+    std::fs::write(additional.join("vfs-layers/layers.json"), rows).unwrap();
+    assert_eq!(kind(store.layers().await), ErrorKind::DuplicateLayerNames);
+    std::fs::remove_file(additional.join("vfs-layers/layers.json")).unwrap();
+    std::fs::write(additional.join("vfs-images/images.json"), rows).unwrap();
+    store.free();
+    let store = Store::open(options()).await.unwrap();
+    assert_eq!(kind(store.images().await), ErrorKind::DuplicateImageNames);
+    assert!(store.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_wait_that_is_limited_ends_with_the_name_of_the_lock() {
+    let root = tempfile::tempdir().unwrap();
+    let options = StoreOptions::new(root.path().join("graph"), root.path().join("run")).driver("vfs");
+    let options = options.lock_timeout(Some(std::time::Duration::from_millis(20)));
+    let store = Store::open(options).await.unwrap();
+    let lock = store
+        .get_digest_lock(&graphroot::Digest::sha256("x"))
+        .await
+        .unwrap();
+    let held = lock.lock().await.unwrap();
+    let error = lock.lock().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LockTimeout);
+    assert!(error.chain().contains("vfs-locks/sha256:"), "{error:?}");
+    drop(held);
+    drop(lock.lock().await.unwrap());
+}
+
+#[tokio::test]
+async fn owners_above_a_mount_need_a_mount() {
+    let root = tempfile::tempdir().unwrap();
+    let options = StoreOptions::new(root.path().join("graph"), root.path().join("run")).driver("vfs");
+    let store = Store::open(options).await.unwrap();
+    let mut options = graphroot::LayerOptions::default();
+    let identity = vec![graphroot::IdMap::new(0, rustix::process::geteuid().as_raw(), 1)];
+    options.id_mappings = graphroot::IdMappingOptions::mapped(identity.clone(), identity);
+    let layer = store.create_layer(None, options).await.unwrap();
+    assert_eq!(
+        kind(store.layer_parent_owners(layer.id()).await),
+        ErrorKind::LayerNotMounted
+    );
+    store.mount(layer.id(), "").await.unwrap();
+    store.layer_parent_owners(layer.id()).await.unwrap();
+    store.unmount(layer.id(), false).await.unwrap();
+}
+
+#[test]
+fn every_kind_has_a_text_of_its_own() {
+    let texts: std::collections::HashSet<&str> = ErrorKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    assert_eq!(texts.len(), ErrorKind::ALL.len());
+    assert_eq!(ErrorKind::LayerUnknown.to_string(), "layer not known");
+}
