@@ -112,18 +112,10 @@ impl Store {
         change: impl FnOnce(&mut LayerStore, &[ReadGuard<LayerRow>]) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let guard = self.inner.layers.write().await?;
-        let additional = self.read_additional_layers().await?;
+        let additional = read_additional(&self.inner.additional_layers).await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || LayerStore::enter(inner, guard)?.leave(|layers| change(layers, &additional)))
             .await
-    }
-
-    async fn read_additional_layers(&self) -> Result<Vec<ReadGuard<LayerRow>>> {
-        let mut held = Vec::with_capacity(self.inner.additional_layers.len());
-        for additional in &self.inner.additional_layers {
-            held.push(additional.records.read().await?);
-        }
-        Ok(held)
     }
 
     /// A fresh snapshot of the primary image store; names given twice are sorted out first.
@@ -229,12 +221,9 @@ impl Store {
         change: impl FnOnce(&mut LayersAndImages) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let layers = self.inner.layers.write().await?;
-        let additional_layers = self.read_additional_layers().await?;
+        let additional_layers = read_additional(&self.inner.additional_layers).await?;
         let mut images = self.inner.images.write().await?;
-        let mut additional_images = Vec::with_capacity(self.inner.additional_images.len());
-        for additional in &self.inner.additional_images {
-            additional_images.push(additional.records.read().await?);
-        }
+        let additional_images = read_additional(&self.inner.additional_images).await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || {
             save_resolved(&mut images)?;
@@ -260,18 +249,41 @@ impl Store {
         .await
     }
 
+    /// What the layer, image or container with this ID, name or ID prefix says, looked for in this order. Each kind is
+    /// asked under its own locks, one after the other.
+    pub(crate) async fn find_any<T: Send>(
+        &self,
+        key: &str,
+        layer: fn(&LayerRow) -> T,
+        image: fn(&ImageRow) -> T,
+        container: fn(&ContainerRow) -> T,
+    ) -> Result<Option<T>> {
+        let found = self
+            .read_all_layer_stores(|_, table| Ok(hit(table.find(key).map(|row| layer(row)))))
+            .await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        let found = self
+            .read_all_image_stores(|_, table| Ok(hit(table.find(key).map(|row| image(row)))))
+            .await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        self.read_container_store(|table| Ok(table.find(key).map(|row| container(row))))
+            .await
+    }
+
     /// Snapshots of the kinds asked for, all locks held together.
     pub(crate) async fn read_everything(&self, kinds: MultiListOptions) -> Result<Everything> {
         let (mut layers, mut images, mut containers) = (Vec::new(), Vec::new(), None);
         if kinds.layers {
             layers.push(self.read_layers().await?);
-            layers.extend(self.read_additional_layers().await?);
+            layers.extend(read_additional(&self.inner.additional_layers).await?);
         }
         if kinds.images {
             images.push(self.read_images().await?);
-            for additional in &self.inner.additional_images {
-                images.push(additional.records.read().await?);
-            }
+            images.extend(read_additional(&self.inner.additional_images).await?);
         }
         if kinds.containers {
             containers = Some(self.read_containers().await?);
@@ -380,6 +392,15 @@ impl Inner {
         *state = DriverState { driver, token };
         Ok(())
     }
+}
+
+/// Snapshots of additional stores, under their shared locks.
+async fn read_additional<R: Record>(additional: &[Additional<R>]) -> Result<Vec<ReadGuard<R>>> {
+    let mut held = Vec::with_capacity(additional.len());
+    for store in additional {
+        held.push(store.records.read().await?);
+    }
+    Ok(held)
 }
 
 /// Visits a primary store and then the additional ones, each under its shared lock, until `visit` breaks.

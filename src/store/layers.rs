@@ -121,22 +121,15 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
     pub async fn lookup(&self, name: &str) -> Result<String> {
-        let layer = self
-            .read_all_layer_stores(|_, table| Ok(hit(table.find(name).map(|row| row.id.clone()))))
+        let found = self
+            .find_any(
+                name,
+                |row| row.id.clone(),
+                |row| row.id.clone(),
+                |row| row.id.clone(),
+            )
             .await?;
-        if let Some(id) = layer {
-            return Ok(id);
-        }
-        let image = self
-            .read_all_image_stores(|_, table| Ok(hit(table.find(name).map(|row| row.id.clone()))))
-            .await?;
-        if let Some(id) = image {
-            return Ok(id);
-        }
-        let container = self
-            .read_container_store(|table| Ok(table.find(name).map(|row| row.id.clone())))
-            .await?;
-        container.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking up {name:?}")))
+        found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking up {name:?}")))
     }
 
     /// Whether there is a layer, image or container with this ID, name or ID prefix.

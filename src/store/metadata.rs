@@ -2,7 +2,6 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::access::hit;
 
 impl Store {
     /// The metadata of the layer, image or container with this ID, name or ID prefix, looked for in this order.
@@ -10,22 +9,15 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotAnId`] if there is none.
     pub async fn metadata(&self, id: &str) -> Result<String> {
-        let layer = self
-            .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| row.metadata.clone()))))
+        let found = self
+            .find_any(
+                id,
+                |row| row.metadata.clone(),
+                |row| row.metadata.clone(),
+                |row| row.metadata.clone(),
+            )
             .await?;
-        if let Some(metadata) = layer {
-            return Ok(metadata);
-        }
-        let image = self
-            .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(|row| row.metadata.clone()))))
-            .await?;
-        if let Some(metadata) = image {
-            return Ok(metadata);
-        }
-        let container = self
-            .read_container_store(|table| Ok(table.find(id).map(|row| row.metadata.clone())))
-            .await?;
-        container.ok_or_else(|| ErrorKind::NotAnId.err(format!("looking for the metadata of {id:?}")))
+        found.ok_or_else(|| ErrorKind::NotAnId.err(format!("looking for the metadata of {id:?}")))
     }
 
     /// Replaces the metadata of a layer, image or container of the primary stores.

@@ -1,7 +1,5 @@
 //! Names of layers, images and containers.
 
-use std::ops::ControlFlow;
-
 use crate::error::{ErrorKind, Result};
 use crate::options::ImageOptions;
 use crate::record::table::NameOperation;
@@ -14,22 +12,15 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
     pub async fn names(&self, id: &str) -> Result<Vec<String>> {
-        let layer = self
-            .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| row.names.clone()))))
+        let found = self
+            .find_any(
+                id,
+                |row| row.names.clone(),
+                |row| row.names.clone(),
+                |row| row.names.clone(),
+            )
             .await?;
-        if let Some(names) = layer {
-            return Ok(names);
-        }
-        let image = self
-            .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(|row| row.names.clone()))))
-            .await?;
-        if let Some(names) = image {
-            return Ok(names);
-        }
-        let container = self
-            .read_container_store(|table| Ok(table.find(id).map(|row| row.names.clone())))
-            .await?;
-        container.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking for the names of {id:?}")))
+        found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking for the names of {id:?}")))
     }
 
     /// Replaces the names of a layer, image or container. Names that another one of the same kind has are taken from
@@ -91,9 +82,7 @@ impl Store {
             let original: Option<String> = self
                 .read_all_image_stores(|home, table| {
                     let row = table.find(&key).filter(|_| home.read_only());
-                    Ok(row.map_or(ControlFlow::Continue(()), |row| {
-                        ControlFlow::Break(row.id.clone())
-                    }))
+                    Ok(hit(row.map(|row| row.id.clone())))
                 })
                 .await?;
             if let Some(original) = original {
