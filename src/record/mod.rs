@@ -170,6 +170,11 @@ impl<R: Record> Records<R> {
         self.0.read().await
     }
 
+    /// A handle for those who only read.
+    pub(crate) fn reader(&self) -> ReadOnlyRecords<R> {
+        ReadOnlyRecords(Arc::clone(&self.0))
+    }
+
     /// As [`Records::read`], for use in a blocking task.
     #[cfg(test)]
     pub(crate) fn read_blocking(&self) -> Result<ReadGuard<R>> {
@@ -219,7 +224,7 @@ impl<R: Record> Records<R> {
     }
 }
 
-/// The records of an additional store, which is never written. A cheap handle.
+/// Records that are only read, those of an additional store for instance. A cheap handle.
 #[derive(Debug)]
 pub(crate) struct ReadOnlyRecords<R>(Arc<Core<R>>);
 

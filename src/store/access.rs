@@ -15,6 +15,7 @@
 //! caller that is dropped while waiting takes nothing with it, one that is dropped later lets the step end.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use crate::bridge;
@@ -37,24 +38,41 @@ const MAX_CLEANUPS: usize = 3;
 /// Which of several stores of one kind is being visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Home {
-    /// The one that can be written.
+    /// The one that new items go to.
     Primary,
-    /// The read-only one with this index.
-    Additional(usize),
+    /// One that is searched after it.
+    Additional {
+        /// Its place in the list of those.
+        index: usize,
+        /// Whether it can only be read. Images in the graph root beside a separate image store can also be deleted.
+        read_only: bool,
+    },
 }
 
 impl Home {
     /// Whether it can only be read.
     pub(crate) fn read_only(self) -> bool {
-        self != Self::Primary
+        matches!(self, Self::Additional { read_only: true, .. })
+    }
+
+    /// Whether new items go here.
+    pub(crate) fn is_primary(self) -> bool {
+        self == Self::Primary
     }
 }
 
 /// All stores that can be written, locked exclusively.
 pub(crate) struct AllStores {
     pub(crate) containers: WriteGuard<ContainerRow>,
-    pub(crate) images: WriteGuard<ImageRow>,
+    /// The primary image store, then that of the graph root if images lie apart.
+    pub(crate) images: Vec<ImagesHeld>,
     pub(crate) layers: LayerStore,
+}
+
+/// One of the image stores that can be written, and the directory of its images' data.
+pub(crate) struct ImagesHeld {
+    pub(crate) dir: PathBuf,
+    pub(crate) records: WriteGuard<ImageRow>,
 }
 
 /// The graph lock, held; the driver is current while it is.
@@ -183,17 +201,29 @@ impl Store {
         .await
     }
 
-    /// Runs `change` in a blocking step that holds layers, images and containers exclusively.
+    /// Runs `change` in a blocking step that holds layers, images (also those of the graph root beside a separate
+    /// image store) and containers exclusively.
     pub(crate) async fn write_to_all_stores<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut AllStores) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let layers = self.inner.layers.write().await?;
-        let mut images = self.inner.images.write().await?;
+        let mut images = vec![ImagesHeld {
+            dir: self.inner.dirs.images(),
+            records: self.inner.images.write().await?,
+        }];
+        if let Some(graph_images) = &self.inner.graph_images {
+            images.push(ImagesHeld {
+                dir: self.inner.dirs.graph_images(),
+                records: graph_images.write().await?,
+            });
+        }
         let mut containers = self.inner.containers.write().await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || {
-            save_resolved(&mut images)?;
+            for store in &mut images {
+                save_resolved(&mut store.records)?;
+            }
             save_resolved(&mut containers)?;
             let layers = LayerStore::enter(inner, layers)?;
             let mut all = AllStores {
@@ -278,12 +308,12 @@ impl Store {
     pub(crate) async fn read_everything(&self, kinds: MultiListOptions) -> Result<Everything> {
         let (mut layers, mut images, mut containers) = (Vec::new(), Vec::new(), None);
         if kinds.layers {
-            layers.push(self.read_layers().await?);
-            layers.extend(read_additional(&self.inner.additional_layers).await?);
+            layers.push((Home::Primary, self.read_layers().await?));
+            layers.extend(read_homes(&self.inner.additional_layers).await?);
         }
         if kinds.images {
-            images.push(self.read_images().await?);
-            images.extend(read_additional(&self.inner.additional_images).await?);
+            images.push((Home::Primary, self.read_images().await?));
+            images.extend(read_homes(&self.inner.additional_images).await?);
         }
         if kinds.containers {
             containers = Some(self.read_containers().await?);
@@ -340,29 +370,23 @@ impl Store {
 /// What [`Store::read_everything`] holds; in the order in which it is let go.
 pub(crate) struct Everything {
     pub(crate) containers: Option<ReadGuard<ContainerRow>>,
-    images: Vec<ReadGuard<ImageRow>>,
-    layers: Vec<ReadGuard<LayerRow>>,
+    images: Vec<(Home, ReadGuard<ImageRow>)>,
+    layers: Vec<(Home, ReadGuard<LayerRow>)>,
 }
 
-fn homes<R>(tables: &[ReadGuard<R>]) -> impl Iterator<Item = (Home, &Table<R>)> {
-    tables
-        .iter()
-        .enumerate()
-        .map(|(index, table)| match index.checked_sub(1) {
-            None => (Home::Primary, &**table),
-            Some(additional) => (Home::Additional(additional), &**table),
-        })
+fn tables<R>(held: &[(Home, ReadGuard<R>)]) -> impl Iterator<Item = (Home, &Table<R>)> {
+    held.iter().map(|(home, table)| (*home, &**table))
 }
 
 impl Everything {
     /// The layer stores that were asked for.
     pub(crate) fn layers(&self) -> impl Iterator<Item = (Home, &Table<LayerRow>)> {
-        homes(&self.layers)
+        tables(&self.layers)
     }
 
     /// The image stores that were asked for.
     pub(crate) fn images(&self) -> impl Iterator<Item = (Home, &Table<ImageRow>)> {
-        homes(&self.images)
+        tables(&self.images)
     }
 }
 
@@ -403,6 +427,16 @@ async fn read_additional<R: Record>(additional: &[Additional<R>]) -> Result<Vec<
     Ok(held)
 }
 
+/// As [`read_additional`], each with what it is.
+async fn read_homes<R: Record>(additional: &[Additional<R>]) -> Result<Vec<(Home, ReadGuard<R>)>> {
+    let held = read_additional(additional).await?;
+    let homes = additional
+        .iter()
+        .enumerate()
+        .map(|(index, store)| store.home(index));
+    Ok(homes.zip(held).collect())
+}
+
 /// Visits a primary store and then the additional ones, each under its shared lock, until `visit` breaks.
 async fn visit_all<R: Record, T: Send>(
     primary: ReadGuard<R>,
@@ -415,7 +449,7 @@ async fn visit_all<R: Record, T: Send>(
     let mut held = Vec::with_capacity(additional.len());
     for (index, store) in additional.iter().enumerate() {
         let guard = store.records.read().await?;
-        if let ControlFlow::Break(found) = visit(Home::Additional(index), &guard)? {
+        if let ControlFlow::Break(found) = visit(store.home(index), &guard)? {
             return Ok(Some(found));
         }
         held.push(guard);

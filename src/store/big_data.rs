@@ -80,7 +80,7 @@ impl Store {
         };
         let dir = match home {
             Home::Primary => self.inner.dirs.layer_data(&id)?,
-            Home::Additional(index) => item_dir(self.inner.additional_layers[index].dir.clone(), &id)?,
+            Home::Additional { index, .. } => item_dir(self.inner.additional_layers[index].dir.clone(), &id)?,
         };
         let key = key.to_owned();
         let mut file =
@@ -193,7 +193,7 @@ impl Store {
     fn image_dir(&self, home: Home) -> PathBuf {
         match home {
             Home::Primary => self.inner.dirs.images(),
-            Home::Additional(index) => self.inner.additional_images[index].dir.clone(),
+            Home::Additional { index, .. } => self.inner.additional_images[index].dir.clone(),
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
+use crate::record::image::ImageRow;
 use crate::store::access::AllStores;
 use crate::store::{Dirs, Store, item_dir};
 
@@ -35,12 +37,32 @@ impl AllStores {
             .context(|| format!("deleting container {:?}", row.id))
     }
 
-    /// Deletes an image's record, then its data. Its layers stay.
+    /// The ID of the image with this ID, name or ID prefix in the first store that has it.
+    fn find_image(&self, key: &str) -> Option<String> {
+        let mut found = self.images.iter().filter_map(|store| store.records.find(key));
+        found.next().map(|row| row.id.clone())
+    }
+
+    /// Every image of the stores that can be written.
+    fn images(&self) -> impl Iterator<Item = &Arc<ImageRow>> {
+        self.images.iter().flat_map(|store| store.records.rows())
+    }
+
+    /// Deletes an image's records, then its data. Its layers stay. The last record to go is that of the first store:
+    /// as long as anything is left, the image can be found and deleted again.
     fn delete_image_record(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
-        drop(self.images.table_mut().remove(id));
-        self.images.save().context(|| format!("deleting image {id:?}"))?;
+        for store in self.images.iter_mut().rev() {
+            if store.records.get(id).is_none() {
+                continue;
+            }
+            drop(store.records.table_mut().remove(id));
+            store
+                .records
+                .save()
+                .context(|| format!("deleting image {id:?}"))?;
+            remove_dirs(&[item_dir(store.dir.clone(), id)?])?;
+        }
         remove_dirs(&[
-            item_dir(dirs.images(), id)?,
             item_dir(dirs.graph_images(), id)?,
             item_dir(dirs.run_images(), id)?,
         ])
@@ -50,39 +72,36 @@ impl AllStores {
     /// nobody else needs them.
     fn layers_to_delete(&self, image: &str) -> Vec<String> {
         let table = self.layers.table();
-        let Some(row) = self.images.get(image) else {
-            return Vec::new();
-        };
         let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
         for layer in table.rows().filter(|layer| !layer.parent.is_empty()) {
             children.entry(&layer.parent).or_default().push(&layer.id);
         }
         let others: HashSet<&str> = self
-            .images
-            .rows()
-            .filter(|other| other.id != row.id)
+            .images()
+            .filter(|other| other.id != image)
             .flat_map(|other| std::iter::once(&other.layer).chain(&other.mapped_layers))
             .map(String::as_str)
             .collect();
-        // A layer that this store does not have (it lies in an additional store) is not ours to delete.
-        let mut doomed: Vec<String> = row
-            .mapped_layers
-            .iter()
-            .filter(|id| table.get(id).is_some())
-            .cloned()
-            .collect();
-        let mut next = row.layer.as_str();
-        while let Some(layer) = table.get(next) {
-            let needed_elsewhere = others.contains(next)
-                || self.containers.by_layer(next).is_some()
-                || children
-                    .get(next)
-                    .is_some_and(|ids| ids.iter().any(|id| !doomed.iter().any(|gone| gone == id)));
-            if needed_elsewhere {
-                break;
+        let mut doomed: Vec<String> = Vec::new();
+        // The record of one image may stand in two stores, on different layers.
+        for row in self.images().filter(|row| row.id == image) {
+            // A layer that this store does not have (it lies in an additional store) is not ours to delete.
+            let copies = row.mapped_layers.iter().filter(|id| table.get(id).is_some());
+            let new: Vec<String> = copies.filter(|id| !doomed.contains(id)).cloned().collect();
+            doomed.extend(new);
+            let mut next = row.layer.as_str();
+            while let Some(layer) = table.get(next) {
+                let needed_elsewhere = others.contains(next)
+                    || self.containers.by_layer(next).is_some()
+                    || children
+                        .get(next)
+                        .is_some_and(|ids| ids.iter().any(|id| !doomed.iter().any(|gone| gone == id)));
+                if needed_elsewhere || doomed.contains(&layer.id) {
+                    break;
+                }
+                doomed.push(layer.id.clone());
+                next = &layer.parent;
             }
-            doomed.push(layer.id.clone());
-            next = &layer.parent;
         }
         doomed
     }
@@ -111,28 +130,29 @@ impl Store {
             if let Some(child) = all.layers.table().rows().find(|row| row.parent == id) {
                 return used(ErrorKind::LayerHasChildren, &child.id);
             }
-            if let Some(image) = all.images.rows().find(|row| row.layer == id) {
+            if let Some(image) = all.images().find(|row| row.layer == id) {
                 return used(ErrorKind::LayerUsedByImage, &image.id);
             }
             if let Some(container) = all.containers.by_layer(&id) {
                 return used(ErrorKind::LayerUsedByContainer, &container.id);
             }
             all.layers.delete_all(std::slice::from_ref(&id))?;
-            let mapped: Vec<String> = all
-                .images
-                .rows()
-                .filter(|row| row.mapped_layers.contains(&id))
-                .map(|row| row.id.clone())
-                .collect();
-            if mapped.is_empty() {
-                return Ok(());
+            for images in all.images.iter_mut().map(|store| &mut store.records) {
+                let mapped: Vec<String> = images
+                    .rows()
+                    .filter(|row| row.mapped_layers.contains(&id))
+                    .map(|row| row.id.clone())
+                    .collect();
+                for image in &mapped {
+                    images
+                        .table_mut()
+                        .update(image, |row| row.mapped_layers.retain(|layer| *layer != id))?;
+                }
+                if !mapped.is_empty() {
+                    images.save()?;
+                }
             }
-            for image in mapped {
-                all.images
-                    .table_mut()
-                    .update(&image, |row| row.mapped_layers.retain(|layer| *layer != id))?;
-            }
-            all.images.save()
+            Ok(())
         })
         .await
     }
@@ -150,7 +170,7 @@ impl Store {
         let key = id.to_owned();
         let dirs = self.inner.dirs.clone();
         self.write_to_all_stores(move |all| {
-            let Some(id) = all.images.find(&key).map(|row| row.id.clone()) else {
+            let Some(id) = all.find_image(&key) else {
                 return Err(ErrorKind::NotAnImage.err(format!("deleting image {key:?}")));
             };
             if let Some(user) = all.containers.rows().find(|row| row.image == id) {
@@ -204,7 +224,7 @@ impl Store {
                 }
                 return all.delete_container(&dirs, &row.id);
             }
-            if let Some(id) = all.images.find(&key).map(|row| row.id.clone()) {
+            if let Some(id) = all.find_image(&key) {
                 return all.delete_image_record(&dirs, &id);
             }
             match all.layers.table().find(&key).map(|row| row.id.clone()) {
@@ -236,19 +256,21 @@ impl Store {
             if !containers.is_empty() {
                 all.containers.save()?;
             }
-            let images: Vec<String> = all.images.rows().map(|row| row.id.clone()).collect();
-            for id in &images {
-                drop(all.images.table_mut().remove(id));
-            }
-            if !images.is_empty() {
-                all.images.save()?;
-            }
-            for id in &images {
-                remove_dirs(&[
-                    item_dir(dirs.images(), id)?,
-                    item_dir(dirs.graph_images(), id)?,
-                    item_dir(dirs.run_images(), id)?,
-                ])?;
+            for store in &mut all.images {
+                let images: Vec<String> = store.records.rows().map(|row| row.id.clone()).collect();
+                for id in &images {
+                    drop(store.records.table_mut().remove(id));
+                }
+                if !images.is_empty() {
+                    store.records.save()?;
+                }
+                for id in &images {
+                    remove_dirs(&[
+                        item_dir(store.dir.clone(), id)?,
+                        item_dir(dirs.graph_images(), id)?,
+                        item_dir(dirs.run_images(), id)?,
+                    ])?;
+                }
             }
             // Later layers stand on earlier ones.
             let layers: Vec<String> = all

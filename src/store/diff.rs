@@ -282,12 +282,12 @@ impl Store {
     async fn open_replay(&self, pair: &Pair) -> Result<Option<Source>> {
         let guard = match pair.home {
             Home::Primary => self.read_layers().await?,
-            Home::Additional(index) => self.inner.additional_layers[index].records.read().await?,
+            Home::Additional { index, .. } => self.inner.additional_layers[index].records.read().await?,
         };
         let file_name = format!("{}.tar-split.gz", pair.to.id);
         let path: PathBuf = match pair.home {
             Home::Primary => self.inner.dirs.tar_split(&pair.to.id)?,
-            Home::Additional(index) => self.inner.additional_layers[index].dir.join(file_name),
+            Home::Additional { index, .. } => self.inner.additional_layers[index].dir.join(file_name),
         };
         let (driver, id) = (self.inner.driver(), pair.to.id.clone());
         bridge::run(move || {

@@ -100,7 +100,7 @@ impl Store {
     async fn additional_image(&self, id: &str) -> Result<Option<(Arc<ImageRow>, Vec<ImageBigData>)>> {
         let found = self
             .read_all_image_stores(|home, table| {
-                let hit = table.find(id).filter(|_| home.read_only());
+                let hit = table.find(id).filter(|_| !home.is_primary());
                 Ok(hit.map_or(ControlFlow::Continue(()), |row| {
                     ControlFlow::Break((Arc::clone(row), home))
                 }))
@@ -130,12 +130,14 @@ impl Store {
     pub async fn image(&self, id: &str) -> Result<Image> {
         let found = self
             .read_all_image_stores(|home, table| {
-                Ok(hit(table.find(id).map(|row| Image::new(row, home.read_only()))))
+                Ok(hit(table
+                    .find(id)
+                    .map(|row| (home, Image::new(row, home.read_only())))))
             })
-            .await?
-            .ok_or_else(|| unknown(id))?;
+            .await?;
+        let (home, found) = found.ok_or_else(|| unknown(id))?;
         // A name that was taken from the pulled-up copy of an image must not be found in the original again.
-        if found.read_only() && self.read_images().await?.get(found.id()).is_some() {
+        if !home.is_primary() && self.read_images().await?.get(found.id()).is_some() {
             return Err(unknown(id));
         }
         Ok(found)

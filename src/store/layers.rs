@@ -16,7 +16,7 @@ use crate::store::views::{Layer, MountState};
 pub(crate) fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: Home) -> Layer {
     let mount = match home {
         Home::Primary => mounts.get(&row.id),
-        Home::Additional(_) => None,
+        Home::Additional { .. } => None,
     };
     let mount = mount.map(|row| {
         Arc::new(MountState {

@@ -36,11 +36,11 @@ impl Store {
                     .update(&id, |row| row.metadata = metadata)?;
                 return all.layers.save();
             }
-            if let Some(id) = all.images.find(&key).map(|row| row.id.clone()) {
-                all.images
-                    .table_mut()
-                    .update(&id, |row| row.metadata = metadata)?;
-                return all.images.save();
+            for images in all.images.iter_mut().map(|store| &mut store.records) {
+                if let Some(id) = images.find(&key).map(|row| row.id.clone()) {
+                    images.table_mut().update(&id, |row| row.metadata = metadata)?;
+                    return images.save();
+                }
             }
             if let Some(id) = all.containers.find(&key).map(|row| row.id.clone()) {
                 all.containers

@@ -182,10 +182,20 @@ struct DriverState {
     token: Token,
 }
 
-/// A read-only store beside the primary one: its records and the directory of their files.
+/// A store that is searched after the primary one: its records and the directory of their files.
 pub(crate) struct Additional<R> {
     pub(crate) records: ReadOnlyRecords<R>,
     pub(crate) dir: PathBuf,
+    read_only: bool,
+}
+
+impl<R> Additional<R> {
+    fn home(&self, index: usize) -> access::Home {
+        access::Home::Additional {
+            index,
+            read_only: self.read_only,
+        }
+    }
 }
 
 pub(crate) struct Inner {
@@ -199,6 +209,8 @@ pub(crate) struct Inner {
     pub(crate) mounts: MountPoints,
     pub(crate) additional_layers: Vec<Additional<LayerRow>>,
     pub(crate) images: Records<ImageRow>,
+    /// The image store of the graph root, if images lie apart. It is read as the first of the additional ones.
+    pub(crate) graph_images: Option<Records<ImageRow>>,
     pub(crate) additional_images: Vec<Additional<ImageRow>>,
     pub(crate) containers: Records<ContainerRow>,
     /// Bounds the layers that are unpacked at the same time.
@@ -233,6 +245,7 @@ impl Inner {
         ];
         if let Some(image_store) = &options.image_store {
             files.push(self.dirs.sub(image_store, "layers").join("layers.lock"));
+            files.push(self.dirs.graph_images().join("images.lock"));
         }
         files
     }
@@ -407,6 +420,22 @@ impl Inner {
         })?;
         let mounts = MountPoints::open(&dirs.run_layers(), lock_timeout)?;
         let (mut additional_layers, mut additional_images) = (Vec::new(), Vec::new());
+        let mut graph_images = None;
+        if options.image_store.is_some() {
+            let dir = dirs.graph_images();
+            let images = Records::open(RecordsConfig {
+                lock_files: vec![dir.join("images.lock")],
+                locations: vec![location(dir.join("images.json"), true)],
+                check_mtimes: false,
+                lock_timeout,
+            })?;
+            additional_images.push(Additional {
+                records: images.reader(),
+                dir,
+                read_only: false,
+            });
+            graph_images = Some(images);
+        }
         for root in driver.additional_image_stores() {
             let dir = dirs.sub(root, "layers");
             let records = ReadOnlyRecords::open(RecordsConfig {
@@ -418,7 +447,11 @@ impl Inner {
                 check_mtimes: true,
                 lock_timeout,
             })?;
-            additional_layers.push(Additional { records, dir });
+            additional_layers.push(Additional {
+                records,
+                dir,
+                read_only: true,
+            });
             let dir = dirs.sub(root, "images");
             let records = ReadOnlyRecords::open(RecordsConfig {
                 lock_files: vec![dir.join("images.lock")],
@@ -426,7 +459,11 @@ impl Inner {
                 check_mtimes: false,
                 lock_timeout,
             })?;
-            additional_images.push(Additional { records, dir });
+            additional_images.push(Additional {
+                records,
+                dir,
+                read_only: true,
+            });
         }
         let userns_lock = LockFile::open(&options.graph_root.join("userns.lock"), LockMode::ReadWrite)?;
         let inner = Self {
@@ -438,6 +475,7 @@ impl Inner {
             mounts,
             additional_layers,
             images,
+            graph_images,
             additional_images,
             containers,
             unpackers: Arc::new(tokio::sync::Semaphore::new(MAX_UNPACKERS)),

@@ -81,7 +81,7 @@ impl Store {
         if !in_primary {
             let original: Option<String> = self
                 .read_all_image_stores(|home, table| {
-                    let row = table.find(&key).filter(|_| home.read_only());
+                    let row = table.find(&key).filter(|_| !home.is_primary());
                     Ok(hit(row.map(|row| row.id.clone())))
                 })
                 .await?;

@@ -23,6 +23,7 @@ mod layers;
 mod mount;
 mod names;
 mod sizes;
+mod split;
 
 /// A file that nobody lists here would never run.
 #[test]
