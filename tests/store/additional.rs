@@ -148,3 +148,95 @@ async fn overlay_renames_a_copy() {
 async fn vfs_renames_a_copy() {
     renamed_after_a_copy_of_the_record("vfs").await;
 }
+
+/// A store that is filled in one place and mounted read-only in another, with or without its lock files.
+async fn read_only_mount(at: &std::path::Path, driver: &str, name: &str, locks: bool) {
+    use rustix::mount::{MountFlags, mount_bind, mount_remount};
+    let source = at.with_extension("source");
+    let options = graphroot::StoreOptions::new(&source, source.join("run")).driver(driver);
+    let store = graphroot::Store::open(options).await.unwrap();
+    let layer = LayerOptions::default().name(format!("{name}-layer"));
+    let put = store
+        .put_layer(None, layer, std::io::Cursor::new(tar(&[("who", name)])))
+        .await
+        .unwrap();
+    let image = graphroot::ImageOptions::default().name(format!("{name}-image"));
+    store.create_image(Some(put.layer.id()), image).await.unwrap();
+    store.shutdown(true).await.unwrap();
+    store.free();
+    if !locks {
+        for lock in ["layers/layers.lock", "images/images.lock"] {
+            std::fs::remove_file(source.join(format!("{driver}-{lock}"))).unwrap();
+        }
+    }
+    std::fs::create_dir_all(at).unwrap();
+    mount_bind(&source, at).unwrap();
+    mount_remount(at, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    let refused = std::fs::write(at.join("x"), "").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+}
+
+/// Two additional stores, both on file systems that nobody can write; one of them without lock files, as a store
+/// that was copied by hand may be.
+async fn several_on_read_only_file_systems(driver: &str) {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"));
+        eprintln!("SKIPPED: mounting needs root");
+        return;
+    }
+    let Some(mut store) = TestStore::open(driver, Layout::Plain).await else {
+        return;
+    };
+    let (first, second) = (store.path().join("first"), store.path().join("second"));
+    read_only_mount(&first, driver, "first", true).await;
+    read_only_mount(&second, driver, "second", false).await;
+    store.free();
+    let options = graphroot::StoreOptions::new(store.path().join("graph"), store.path().join("run"))
+        .driver(driver)
+        .driver_option(format!(
+            "{driver}.imagestore={},{}",
+            first.display(),
+            second.display()
+        ));
+    store.store = graphroot::Store::open(options).await.unwrap();
+    let names: Vec<_> = store
+        .images()
+        .await
+        .unwrap()
+        .iter()
+        .map(|image| (image.names()[0].clone(), image.read_only()))
+        .collect();
+    assert_eq!(
+        names,
+        [("first-image".into(), true), ("second-image".into(), true)]
+    );
+    for name in ["first", "second"] {
+        let image = format!("{name}-image");
+        let container = store
+            .create_container(Some(&image), ContainerOptions::default())
+            .await
+            .unwrap();
+        let path = store.mount(container.id(), "").await.unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("who")).unwrap(), name);
+        std::fs::write(path.join("new"), "x").unwrap();
+        store.unmount(container.id(), true).await.unwrap();
+        let exported = store
+            .diff(None, &format!("{name}-layer"), DiffOptions::uncompressed())
+            .await
+            .unwrap();
+        assert_eq!(read_all(exported).await, tar(&[("who", name)]));
+        store.add_names(&image, &["mine"]).await.unwrap();
+        assert!(!store.image("mine").await.unwrap().read_only());
+        store.delete_container(container.id()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn overlay_uses_several_on_read_only_file_systems() {
+    several_on_read_only_file_systems("overlay").await;
+}
+
+#[tokio::test]
+async fn vfs_uses_several_on_read_only_file_systems() {
+    several_on_read_only_file_systems("vfs").await;
+}

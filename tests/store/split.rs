@@ -49,11 +49,14 @@ async fn found_and_deleted(driver: &str) {
     assert_eq!(store.delete_image("older", false).await.unwrap(), [layer.clone()]);
     assert_eq!(store.delete_image("older", true).await.unwrap(), [layer]);
     assert_eq!(kind(store.image("older").await), ErrorKind::ImageUnknown);
-    let records = store
-        .path()
-        .join(format!("graph/{driver}-images/images.json"));
+    let records = store.path().join(format!("graph/{driver}-images/images.json"));
     assert_eq!(std::fs::read_to_string(records).unwrap().trim(), "[]");
-    assert!(!store.path().join(format!("graph/{driver}-images/{older}")).exists());
+    assert!(
+        !store
+            .path()
+            .join(format!("graph/{driver}-images/{older}"))
+            .exists()
+    );
 }
 
 async fn renamed_and_deleted_from_both(driver: &str) {
@@ -61,9 +64,7 @@ async fn renamed_and_deleted_from_both(driver: &str) {
         return;
     };
     store.add_names("older", &["newer"]).await.unwrap();
-    let apart = store
-        .path()
-        .join(format!("images/{driver}-images/images.json"));
+    let apart = store.path().join(format!("images/{driver}-images/images.json"));
     assert!(std::fs::read_to_string(&apart).unwrap().contains(&older));
     assert_eq!(store.image("newer").await.unwrap().id(), older);
     let layer = store.layer("older-layer").await.unwrap().id().to_owned();
