@@ -16,6 +16,7 @@ mod concurrency;
 mod crash;
 mod hostile;
 mod json_interop;
+mod layouts;
 mod locking;
 mod memory;
 mod podman_reads_ours;

@@ -1,0 +1,336 @@
+//! Stores that are spread over several directories are the same store for the Go library's command, both ways.
+//!
+//! Debian's `containers-storage` knows additional stores. Split and transient stores and volatile containers need a
+//! newer one, which the ignored tests take from `GRAPHROOT_TEST_CONTAINERS_STORAGE`:
+//! `GRAPHROOT_TEST_CONTAINERS_STORAGE=/path/to/containers-storage cargo test --test it layouts -- --ignored`
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use graphroot::{ContainerOptions, ImageOptions, LayerOptions, Store, StoreOptions};
+
+use crate::support::peers::Run as _;
+use crate::support::root::TestRoot;
+use crate::support::store::{exported, names_in, put_bytes};
+use crate::support::tar::Tar;
+use crate::support::{json, needs};
+
+/// A store and how the command is told where it is.
+struct Shared {
+    root: TestRoot,
+    options: StoreOptions,
+    program: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Shared {
+    /// A store that Debian's command understands.
+    fn with_debian(driver: &'static str) -> Self {
+        let root = TestRoot::in_dir(&std::env::temp_dir(), driver);
+        Self {
+            options: root.options(),
+            root,
+            program: "containers-storage".into(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// A store for the newer command.
+    fn with_newer(driver: &'static str) -> Self {
+        let program = std::env::var_os("GRAPHROOT_TEST_CONTAINERS_STORAGE")
+            .unwrap_or_else(|| panic!("GRAPHROOT_TEST_CONTAINERS_STORAGE names no containers-storage"));
+        Self {
+            program: program.into(),
+            ..Self::with_debian(driver)
+        }
+    }
+
+    fn images_dir(&self) -> PathBuf {
+        self.root.path().join("images")
+    }
+
+    fn split(mut self) -> Self {
+        let dir = self.images_dir();
+        self.arguments
+            .extend(["--image-store".into(), dir.display().to_string()]);
+        self.options.image_store = Some(dir);
+        self
+    }
+
+    fn transient(mut self) -> Self {
+        self.arguments.push("--transient-store".into());
+        self.options.transient = true;
+        self
+    }
+
+    fn go(&self, line: &str) -> Command {
+        let mut command = self.root.go();
+        if self.program.is_absolute() {
+            let mut named = self.root.program("env");
+            named.arg(&self.program).args(command.get_args());
+            command = named;
+        }
+        command.args(&self.arguments);
+        command.words(line)
+    }
+
+    async fn open(&self) -> Store {
+        Store::open(self.options.clone())
+            .await
+            .unwrap_or_else(|error| panic!("opening: {error:?}"))
+    }
+
+    fn driver(&self) -> &'static str {
+        self.root.driver()
+    }
+}
+
+fn archive(name: &str) -> Vec<u8> {
+    Tar::new().dir("dir/").file(format!("dir/{name}"), name).finish()
+}
+
+/// Layer, image and container by the command, with `container` as further flags of the container. The layer is one of
+/// an image: into a split store the command cannot import others.
+fn made_by_go(shared: &Shared, container: &str) {
+    let tar = shared.root.path().join("go.tar");
+    std::fs::write(&tar, archive("go")).unwrap();
+    shared.go("import-layer --readonly --id go-layer --file").with([&tar]).run();
+    shared
+        .go("create-image --id go-image --name go/image go-layer")
+        .run();
+    let line = format!("create-container --id go-container --name go-name {container} go-image");
+    shared.go(&line).run();
+    let data = shared.root.path().join("data");
+    std::fs::write(&data, "some data").unwrap();
+    for kind in ["image", "container"] {
+        shared
+            .go(&format!("set-{kind}-data --file"))
+            .with([data.as_os_str(), format!("go-{kind}").as_ref(), "item".as_ref()])
+            .run();
+    }
+}
+
+/// Everything that the command made is found and used here.
+async fn read_here(shared: &Shared) {
+    let store = shared.open().await;
+    let layer = store.layer("go-layer").await.unwrap();
+    let (digest, _) = exported(&store, "go-layer").await;
+    assert_eq!(Some(digest), layer.diff_digest());
+    assert_eq!(store.image("go/image").await.unwrap().id(), "go-image");
+    assert_eq!(
+        store.image_big_data("go-image", "item").await.unwrap(),
+        b"some data"
+    );
+    let container = store.container("go-name").await.unwrap();
+    assert_eq!(container.image_id(), Some("go-image"));
+    assert_eq!(
+        store.container_big_data("go-container", "item").await.unwrap(),
+        b"some data"
+    );
+    let path = store.mount("go-container", "").await.unwrap();
+    assert_eq!(std::fs::read_to_string(path.join("dir/go")).unwrap(), "go");
+    std::fs::write(path.join("dir/ours"), "ours").unwrap();
+    store.unmount("go-container", true).await.unwrap();
+    let changes = shared.go("changes").with([container.layer_id()]).run();
+    assert!(changes.contains("/dir/ours"), "{changes}");
+    store.delete_container("go-container").await.unwrap();
+    store.delete_image("go-image", true).await.unwrap();
+    for list in ["layers", "images", "containers"] {
+        let listed = shared.go(list).run();
+        assert!(!listed.contains("go-"), "{list}: {listed}");
+    }
+}
+
+/// Everything made here is found and used by the command.
+async fn read_by_go(shared: &Shared, options: ContainerOptions) {
+    let store = shared.open().await;
+    let layer = LayerOptions::default().id("our-layer");
+    put_bytes(&store, None, layer, archive("ours")).await.unwrap();
+    let image = ImageOptions::default()
+        .id("our-image")
+        .name("our/image")
+        .big_data("item", "some data");
+    store.create_image(Some("our-layer"), image).await.unwrap();
+    let container = store
+        .create_container(Some("our-image"), options.id("our-container").name("our-name"))
+        .await
+        .unwrap();
+    store
+        .set_container_big_data("our-container", "item", "some data")
+        .await
+        .unwrap();
+    assert_eq!(shared.go("get-image-data our/image item").run(), "some data");
+    assert_eq!(shared.go("get-container-data our-name item").run(), "some data");
+    let mounted = PathBuf::from(shared.go("mount our-container").run());
+    assert_eq!(std::fs::read_to_string(mounted.join("dir/ours")).unwrap(), "ours");
+    std::fs::write(mounted.join("dir/go"), "go").unwrap();
+    shared.go("unmount our-container").run();
+    let changes = store.changes(None, container.layer_id()).await.unwrap();
+    assert!(
+        changes.iter().any(|change| change.to_string() == "A /dir/go"),
+        "{changes:?}"
+    );
+    let tar = shared.root.path().join("out.tar");
+    shared
+        .go("diff --uncompressed --file")
+        .with([&tar])
+        .words("our-layer")
+        .run();
+    assert_eq!(std::fs::read(&tar).unwrap(), archive("ours"));
+    shared.go("delete-container our-container").run();
+    shared.go("delete-image our-image").run();
+    assert!(store.containers().await.unwrap().is_empty());
+    assert!(store.images().await.unwrap().is_empty());
+    assert!(store.layers().await.unwrap().is_empty());
+}
+
+/// What is left of a store once everything in it has been deleted: nothing that belongs to an item.
+fn assert_clean(shared: &Shared) {
+    assert!(shared.root.layer_directories().is_empty());
+    assert!(shared.root.temporary_files().is_empty());
+    for root in [shared.root.graph(), shared.images_dir()] {
+        for what in ["layers", "images", "containers"] {
+            let dir = root.join(format!("{}-{what}", shared.driver()));
+            for name in names_in(&dir) {
+                assert!(
+                    name.ends_with(".lock") || name.ends_with(".json") || name == "tmp",
+                    "{} is left in {}",
+                    name,
+                    dir.display()
+                );
+            }
+        }
+    }
+}
+
+async fn both_ways(shared: &Shared, flags: &str, options: ContainerOptions) {
+    made_by_go(shared, flags);
+    read_here(shared).await;
+    read_by_go(shared, options).await;
+    assert_clean(shared);
+}
+
+/// One side makes a store, the other one uses it read-only.
+async fn additional(driver: &'static str) {
+    let (base, mut shared) = (Shared::with_debian(driver), Shared::with_debian(driver));
+    let option = format!("{driver}.imagestore={}", base.root.graph().display());
+    shared.options = shared.options.clone().driver_option(&option);
+    shared.arguments = vec!["--storage-opt".into(), option];
+    // One item of each side in the store that is only read.
+    made_by_go(&base, "");
+    base.go("delete-container go-container").run();
+    let store = base.open().await;
+    let layer = LayerOptions::default().id("our-layer");
+    put_bytes(&store, Some("go-layer"), layer, archive("ours"))
+        .await
+        .unwrap();
+    let image = ImageOptions::default().id("our-image").name("our/image");
+    store.create_image(Some("our-layer"), image).await.unwrap();
+    store.shutdown(true).await.unwrap();
+    let records = std::fs::read(base.root.metadata_dir("layers").join("layers.json")).unwrap();
+
+    // A container of either side on it, in a store that both use.
+    let store = shared.open().await;
+    let container = store
+        .create_container(Some("our/image"), ContainerOptions::default().id("our-container"))
+        .await
+        .unwrap();
+    shared.go("create-container --id go-container our/image").run();
+    assert!(store.image("our/image").await.unwrap().read_only());
+    let path = store.mount("go-container", "").await.unwrap();
+    assert_eq!(std::fs::read_to_string(path.join("dir/ours")).unwrap(), "ours");
+    std::fs::write(path.join("new"), "").unwrap();
+    store.unmount("go-container", true).await.unwrap();
+    let mounted = PathBuf::from(shared.go("mount our-container").run());
+    assert_eq!(std::fs::read_to_string(mounted.join("dir/go")).unwrap(), "go");
+    shared.go("unmount our-container").run();
+    let changes = shared.go("changes").with([container.layer_id()]).run();
+    assert_eq!(changes, "");
+    // Names are given to a copy of the record, on either side.
+    store.add_names("our-image", &["mine"]).await.unwrap();
+    assert!(shared.go("images").run().contains("mine"));
+    shared.go("add-names --name yours go-image").run();
+    assert_eq!(store.image("yours").await.unwrap().id(), "go-image");
+    shared.go("delete-container our-container").run();
+    store.delete_container("go-container").await.unwrap();
+    assert_eq!(
+        std::fs::read(base.root.metadata_dir("layers").join("layers.json")).unwrap(),
+        records
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_additional_store_over_overlay() {
+    needs!("containers-storage");
+    additional("overlay").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_additional_store_over_vfs() {
+    needs!("containers-storage");
+    additional("vfs").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a newer containers-storage, named by GRAPHROOT_TEST_CONTAINERS_STORAGE"]
+async fn a_split_store() {
+    for driver in ["overlay", "vfs"] {
+        let shared = Shared::with_newer(driver).split();
+        both_ways(&shared, "", ContainerOptions::default()).await;
+        let records = shared.images_dir().join(format!("{driver}-layers/layers.json"));
+        assert!(json::rows(&records).is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a newer containers-storage, named by GRAPHROOT_TEST_CONTAINERS_STORAGE"]
+async fn a_transient_store() {
+    for driver in ["overlay", "vfs"] {
+        let shared = Shared::with_newer(driver).transient();
+        both_ways(&shared, "", ContainerOptions::default()).await;
+        assert!(
+            !shared
+                .root
+                .metadata_dir("containers")
+                .join("containers.lock")
+                .exists()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a newer containers-storage, named by GRAPHROOT_TEST_CONTAINERS_STORAGE"]
+async fn volatile_containers() {
+    for driver in ["overlay", "vfs"] {
+        let shared = Shared::with_newer(driver);
+        let mut options = ContainerOptions::default();
+        options.volatile = true;
+        both_ways(&shared, "--volatile", options).await;
+        let records = shared
+            .root
+            .metadata_dir("containers")
+            .join("volatile-containers.json");
+        assert!(json::rows(&records).is_empty());
+        assert!(
+            !shared
+                .root
+                .metadata_dir("containers")
+                .join("containers.json")
+                .exists()
+        );
+    }
+}
+
+/// A store that was plain and is split from then on: images of before stay where they are.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a newer containers-storage, named by GRAPHROOT_TEST_CONTAINERS_STORAGE"]
+async fn a_store_that_becomes_split() {
+    for driver in ["overlay", "vfs"] {
+        let shared = Shared::with_newer(driver);
+        made_by_go(&shared, "");
+        let shared = shared.split();
+        assert!(shared.go("images").run().contains("go-image"));
+        read_here(&shared).await;
+        assert_clean(&shared);
+    }
+}
