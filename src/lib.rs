@@ -76,6 +76,7 @@ mod whiteout;
 pub use archive::changes::{Change, ChangeKind};
 pub use archive::compression::Compression;
 pub use digest::Digest;
+pub use driver::options::mount_options;
 pub use error::{Error, ErrorKind, Result};
 pub use idmap::{IdMap, IdMappings, Owner};
 pub use lock::owners::LockOwner;

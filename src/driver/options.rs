@@ -90,6 +90,27 @@ impl<'a> OptionString<'a> {
     }
 }
 
+/// The mount options that driver option strings set for a driver: the value of the first `mountopt` that is for this
+/// driver or for any, split at its commas.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a string that is no driver option.
+///
+/// ```
+/// let options = ["vfs.mountopt=ro".to_owned(), "overlay.mountopt=nodev,metacopy=on".to_owned()];
+/// assert_eq!(graphroot::mount_options("overlay", &options)?, ["nodev", "metacopy=on"]);
+/// # Ok::<(), graphroot::Error>(())
+/// ```
+pub fn mount_options(driver: &str, driver_options: &[String]) -> Result<Vec<String>> {
+    for option in driver_options {
+        let option = OptionString::parse(option)?;
+        if option.key == "mountopt" && (option.driver.is_empty() || option.driver == driver) {
+            return Ok(option.value.split(',').map(str::to_owned).collect());
+        }
+    }
+    Ok(Vec::new())
+}
+
 /// What the overlay driver can be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OverlayOptions {

@@ -94,7 +94,10 @@ fn archive(name: &str) -> Vec<u8> {
 fn made_by_go(shared: &Shared, container: &str) {
     let tar = shared.root.path().join("go.tar");
     std::fs::write(&tar, archive("go")).unwrap();
-    shared.go("import-layer --readonly --id go-layer --file").with([&tar]).run();
+    shared
+        .go("import-layer --readonly --id go-layer --file")
+        .with([&tar])
+        .run();
     shared
         .go("create-image --id go-image --name go/image go-layer")
         .run();

@@ -201,6 +201,14 @@ async fn unpacking_holds_no_lock() {
         .create_layer(Some("theirs"), LayerOptions::default().id("third"))
         .await
         .unwrap();
+    // Nor has one who opens the store and looks around.
+    store.free();
+    let fresh = root.open().await;
+    assert_eq!(fresh.layers().await.unwrap().len(), 2);
+    assert!(fresh.images().await.unwrap().is_empty());
+    assert!(fresh.multi_list(graphroot::MultiListOptions::ALL).await.is_ok());
+    let listed = root.go().arg("layers").output().unwrap();
+    assert!(listed.status.success());
     assert!(!writer.is_finished());
     feed.write_all(&tar[600..]).await.unwrap();
     feed.shutdown().await.unwrap();

@@ -46,8 +46,8 @@ async fn found_and_deleted(driver: &str) {
     store.set_metadata("older", "changed").await.unwrap();
     assert_eq!(store.metadata("older").await.unwrap(), "changed");
     let layer = store.layer("older-layer").await.unwrap().id().to_owned();
-    assert_eq!(store.delete_image("older", false).await.unwrap(), [layer.clone()]);
-    assert_eq!(store.delete_image("older", true).await.unwrap(), [layer]);
+    assert_eq!(store.delete_image("older", false).await.unwrap(), [&*layer]);
+    assert_eq!(store.delete_image("older", true).await.unwrap(), [&*layer]);
     assert_eq!(kind(store.image("older").await), ErrorKind::ImageUnknown);
     let records = store.path().join(format!("graph/{driver}-images/images.json"));
     assert_eq!(std::fs::read_to_string(records).unwrap().trim(), "[]");
@@ -68,7 +68,7 @@ async fn renamed_and_deleted_from_both(driver: &str) {
     assert!(std::fs::read_to_string(&apart).unwrap().contains(&older));
     assert_eq!(store.image("newer").await.unwrap().id(), older);
     let layer = store.layer("older-layer").await.unwrap().id().to_owned();
-    assert_eq!(store.delete_image("newer", true).await.unwrap(), [layer.clone()]);
+    assert_eq!(store.delete_image("newer", true).await.unwrap(), [&*layer]);
     assert!(store.images().await.unwrap().is_empty());
     assert_eq!(kind(store.layer(&layer).await), ErrorKind::LayerUnknown);
 }
