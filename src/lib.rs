@@ -62,6 +62,7 @@ pub mod coming_from_go {}
 
 mod archive;
 mod bridge;
+pub mod config;
 mod digest;
 mod driver;
 mod error;
@@ -81,7 +82,7 @@ pub use idmap::{IdMap, IdMappings, Owner};
 pub use lock::owners::LockOwner;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
-    ImageBigData, ImageOptions, LayerBigData, LayerOptions, StoreOptions,
+    ImageBigData, ImageOptions, LayerBigData, LayerOptions, Remap, StoreOptions,
 };
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::digest_lock::{DigestLock, DigestLockGuard};

@@ -15,7 +15,7 @@ pub(crate) mod conformance;
 mod copy;
 #[cfg(test)]
 mod go_tests;
-mod options;
+pub(crate) mod options;
 mod overlay;
 mod vfs;
 
