@@ -135,7 +135,7 @@ fn expand_variables<'a>(text: &[u8], lookup: impl Fn(&str) -> &'a OsStr) -> Vec<
 }
 
 /// The path without links. Fails if it does not exist.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
+pub(super) fn resolve(path: &Path) -> io::Result<PathBuf> {
     #[expect(
         clippy::disallowed_methods,
         reason = "the configuration names paths of the host, and programs compare them as text"

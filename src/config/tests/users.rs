@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::{ETC, Machine, graph, value_of};
 use crate::config::Loader;
+use crate::config::paths::resolve;
 
 /// The user who runs the tests, under another number: directories that the test makes are this user's own.
 fn user(machine: &Machine) -> Loader {
@@ -64,7 +65,7 @@ fn the_run_root_is_the_first_directory_that_is_the_users_own() {
     private(&machine, "runtime", 0o700);
     symlink(machine.path("runtime"), machine.path("link")).unwrap();
     let linked = loader.clone().variable("XDG_RUNTIME_DIR", machine.path("link"));
-    let resolved = fs::canonicalize(machine.path("runtime")).unwrap();
+    let resolved = resolve(&machine.path("runtime")).unwrap();
     assert_eq!(roots(&linked).1, resolved.join("containers").to_str().unwrap());
     let missing = loader.clone().variable("XDG_RUNTIME_DIR", "/does/not/exist");
     let error = missing.fails().chain();
@@ -198,7 +199,7 @@ fn variables_and_links_in_paths() {
     let machine = Machine::new();
     private(&machine, "real/graph", 0o700);
     symlink(machine.path("real"), machine.path("link")).unwrap();
-    let real = fs::canonicalize(machine.path("real")).unwrap();
+    let real = resolve(&machine.path("real")).unwrap();
     let link = machine.path("link");
     let (real, link) = (real.to_str().unwrap(), link.to_str().unwrap());
     // As configured, and what becomes of it for user 1000 whose home is /home/u and whose ROOM is `attic`.
