@@ -370,3 +370,21 @@ fn the_exact_spelling_of_a_key_counts_most() {
         assert_eq!(effective.options.driver.as_deref(), Some("vfs"));
     }
 }
+
+proptest::proptest! {
+    /// Whatever a file holds, loading it ends in options or in an error that names it.
+    #[test]
+    fn nothing_in_a_file_does_harm(cuts in proptest::collection::vec((0..2000_usize, 0..2000_usize, ".{0,6}"), 0..8)) {
+        let mut text: Vec<char> = super::EVERYTHING.chars().collect();
+        for (from, to, insert) in cuts {
+            let (from, to) = (from.min(to).min(text.len()), to.max(from).min(text.len()));
+            text.splice(from..to.min(from + 20), insert.chars());
+        }
+        let text: String = text.into_iter().collect();
+        let machine = Machine::with(&text);
+        match machine.loader().load_now() {
+            Ok(effective) => proptest::prop_assert!(effective.to_json().is_ok()),
+            Err(error) => proptest::prop_assert_eq!(error.path(), Some(&*machine.path(ETC))),
+        }
+    }
+}
