@@ -62,6 +62,7 @@ pub mod coming_from_go {}
 
 mod archive;
 mod bridge;
+pub mod config;
 mod digest;
 mod driver;
 mod error;
@@ -75,6 +76,7 @@ mod whiteout;
 
 pub use archive::changes::{Change, ChangeKind};
 pub use archive::compression::Compression;
+pub use config::default_mount_options;
 pub use digest::Digest;
 pub use driver::options::mount_options;
 pub use error::{Error, ErrorKind, Result};
@@ -82,7 +84,7 @@ pub use idmap::{IdMap, IdMappings, Owner};
 pub use lock::owners::LockOwner;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
-    ImageBigData, ImageOptions, LayerBigData, LayerOptions, StoreOptions,
+    ImageBigData, ImageOptions, LayerBigData, LayerOptions, Remap, StoreOptions,
 };
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::digest_lock::{DigestLock, DigestLockGuard};

@@ -28,7 +28,7 @@ pub enum Durability {
     Full,
 }
 
-/// Where a store lies and how it behaves. Start with [`StoreOptions::new`].
+/// Where a store lies and how it behaves. Start with [`StoreOptions::default_for_user`] or [`StoreOptions::new`].
 #[non_exhaustive]
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
@@ -51,10 +51,38 @@ pub struct StoreOptions {
     pub pull_options: BTreeMap<String, String>,
     /// Keep container records in the run root only.
     pub transient: bool,
+    /// Never mount a container's layer without syncing, not even if the container may be lost
+    /// ([`ContainerOptions::volatile`]).
+    pub disable_volatile: bool,
+    /// Whose ranges of `/etc/subuid` and `/etc/subgid` root's automatic user namespaces use; `None`: `containers`.
+    pub root_auto_userns_user: Option<String>,
+    /// Smallest size of an automatic user namespace; 0: 1024.
+    pub auto_userns_min_size: u32,
+    /// Largest size of an automatic user namespace that is not asked for by size; 0: 65536.
+    pub auto_userns_max_size: u32,
+    /// What the removed keys of `storage.conf` ask for, carried for the caller.
+    pub remap: Remap,
     /// What is synced when.
     pub durability: Durability,
     /// How long a call may wait for another process's lock; `None` waits for ever, as the Go library does.
     pub lock_timeout: Option<Duration>,
+}
+
+/// What the keys `remap-uids`, `remap-gids`, `remap-user` and `remap-group` of old `storage.conf` files say.
+///
+/// The Go library has removed them, so that opening a store does not apply them either. A caller who wants them can
+/// set [`StoreOptions::id_mappings`].
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remap {
+    /// User ID ranges.
+    pub uids: Vec<IdMap>,
+    /// Group ID ranges.
+    pub gids: Vec<IdMap>,
+    /// Whose ranges of `/etc/subuid` to use.
+    pub user: Option<String>,
+    /// Whose ranges of `/etc/subgid` to use.
+    pub group: Option<String>,
 }
 
 impl StoreOptions {

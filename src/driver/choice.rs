@@ -59,9 +59,14 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
             return Err(ErrorKind::InvalidInput.err(what));
         }
     }
-    let asked: Vec<&str> = config.priority.iter().map(String::as_str).collect();
+    // What was asked for comes first; after that anything is better than nothing.
+    let asked = config.priority.iter().map(String::as_str);
+    let others = PRIORITY
+        .iter()
+        .copied()
+        .filter(|name| !config.priority.iter().any(|asked| asked == name));
     let mut refused = Vec::new();
-    for name in if asked.is_empty() { PRIORITY } else { &asked[..] } {
+    for name in asked.chain(others) {
         match start(name, config) {
             Err(error) if error.kind() == ErrorKind::NotSupported => {
                 tracing::debug!(driver = name, reason = %error.chain(), "driver does not work here");
@@ -144,10 +149,35 @@ mod tests {
         let mut config = config(tmp.path());
         config.priority = vec!["zfs".into(), "vfs".into()];
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
+        assert!(!config.root.join("overlay").exists());
+
+        // It is no more than an order: what is on disk counts more, and the others come after it.
+        config.priority = vec!["overlay".into()];
+        assert_eq!(open_driver(&config).unwrap().name(), "vfs");
         let other = tempfile::tempdir().unwrap();
-        config.root = other.path().join("graph");
-        config.priority = vec!["zfs".into()];
-        assert_eq!(open_driver(&config).unwrap_err().kind(), ErrorKind::NotSupported);
+        let mut config = self::config(other.path());
+        config.priority = vec!["zfs".into(), "nonsense".into()];
+        std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
+        std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
+        assert_eq!(open_driver(&config).unwrap().name(), "vfs");
+    }
+
+    #[test]
+    fn layers_of_overlay_are_found_without_a_name() {
+        if !need_overlay() {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let mut config = config(tmp.path());
+        config.name = Some("overlay".into());
+        drop(open_driver(&config).unwrap());
+        config.name = None;
+        config.priority = vec!["vfs".into()];
+        assert_eq!(open_driver(&config).unwrap().name(), "overlay");
+        assert!(!config.root.join("vfs").exists());
+        std::fs::create_dir_all(config.root.join("vfs/dir")).unwrap();
+        let error = open_driver(&config).unwrap_err();
+        assert!(error.chain().contains("(overlay, vfs)"), "{error:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{ErrorKind, IoContext as _, Result};
 
 /// Every driver name that may stand before the dot. Not all of them can be opened.
-pub(super) const DRIVER_NAMES: [&str; 5] = ["overlay", "overlay2", "btrfs", "zfs", "vfs"];
+pub(crate) const DRIVER_NAMES: [&str; 5] = ["overlay", "overlay2", "btrfs", "zfs", "vfs"];
 
 /// One option string, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,11 +53,7 @@ impl<'a> OptionString<'a> {
     }
 
     fn boolean(&self) -> Result<bool> {
-        match self.value {
-            "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-            "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-            _ => Err(self.invalid("neither true nor false")),
-        }
+        parse_bool(self.value).ok_or_else(|| self.invalid("neither true nor false"))
     }
 
     fn sync(&self) -> Result<bool> {
@@ -203,9 +199,18 @@ impl VfsOptions {
     }
 }
 
+/// Reads a truth value, in the spellings that the Go library accepts.
+pub(crate) fn parse_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 /// Reads a size: a number, perhaps with a fraction, one optional space, and an optional suffix `b`, or one of `kmgtp`
 /// with an optional `b` or `ib`; all are powers of 1024.
-pub(super) fn ram_in_bytes(text: &str) -> Option<u64> {
+pub(crate) fn ram_in_bytes(text: &str) -> Option<u64> {
     let digits = text.rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')?;
     let (number, suffix) = text.split_at(digits + 1);
     let number = number.strip_suffix(' ').unwrap_or(number);

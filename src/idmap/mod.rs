@@ -2,6 +2,8 @@
 //!
 //! Everything here is arithmetic; nothing touches the system.
 
+pub(crate) mod text;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, Result};

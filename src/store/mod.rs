@@ -259,6 +259,11 @@ impl Inner {
 impl Store {
     /// Opens the store in `options.graph_root` and `options.run_root`, creating what is missing.
     ///
+    /// If neither root, nor a driver, nor driver options are given, everything but
+    /// [`StoreOptions::durability`] and [`StoreOptions::lock_timeout`] is taken from
+    /// [`StoreOptions::default_for_user`], and if one root is missing, that root. Otherwise the machine's
+    /// configuration is not looked at.
+    ///
     /// A store with the same two roots (and the same driver, if one is named) that this process has open already is
     /// returned as it is, whatever the other options say, as the Go library's `GetStore` does. [`Store::free`] ends
     /// that.
@@ -267,7 +272,7 @@ impl Store {
     /// cleaned up here and at the first use of the records.
     ///
     /// # Errors
-    /// [`ErrorKind::IncompleteOptions`] if a root is not given, [`ErrorKind::NotSupported`] if no driver works here,
+    /// [`ErrorKind::IncompleteOptions`] if no root is given but a driver is, [`ErrorKind::NotSupported`] if no driver works here,
     /// [`ErrorKind::InvalidInput`] for a driver option that is not known, [`ErrorKind::Io`].
     ///
     /// # Cancellation

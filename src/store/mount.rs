@@ -157,7 +157,7 @@ impl Store {
             mount_label: String::new(),
             mappings,
             options: container.mount_opts(),
-            volatile: container.volatile(),
+            volatile: container.volatile() && !self.inner.options.disable_volatile,
             disable_shifting: !shifting,
         }
     }

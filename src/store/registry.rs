@@ -1,9 +1,10 @@
 //! The process-wide list of open stores, and how one is opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::bridge;
+use crate::config::{Loader, load};
 use crate::driver::Driver;
 use crate::driver::choice::{DriverConfig, open_driver};
 use crate::error::{ErrorKind, IoContext as _, Result};
@@ -63,7 +64,35 @@ pub(crate) fn driver_config(options: &StoreOptions) -> DriverConfig {
     }
 }
 
-pub(crate) async fn open(mut options: StoreOptions) -> Result<Store> {
+/// Fills in what the caller left to the configuration: everything, or one of the two roots. Files are read only if
+/// something is missing, so that a broken one does no harm to those who do not need it.
+async fn complete(mut options: StoreOptions, loader: Loader) -> Result<StoreOptions> {
+    let is_missing = |path: &Path| path.as_os_str().is_empty();
+    match (is_missing(&options.graph_root), is_missing(&options.run_root)) {
+        (false, false) => return Ok(options),
+        (true, true) if options.driver.is_some() || !options.driver_options.is_empty() => {
+            return Err(ErrorKind::IncompleteOptions.err("no storage graph root or run root specified"));
+        }
+        _ => {}
+    }
+    let configured = load(loader).await?;
+    if is_missing(&options.graph_root) && is_missing(&options.run_root) {
+        return Ok(StoreOptions {
+            durability: options.durability,
+            lock_timeout: options.lock_timeout,
+            ..configured
+        });
+    }
+    if is_missing(&options.graph_root) {
+        options.graph_root = configured.graph_root;
+    } else {
+        options.run_root = configured.run_root;
+    }
+    Ok(options)
+}
+
+pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
+    let mut options = complete(options, Loader::for_process()).await?;
     options.graph_root = absolute(options.graph_root, "graph root")?;
     options.run_root = absolute(options.run_root, "run root")?;
     options.image_store = options
@@ -104,4 +133,54 @@ pub(crate) async fn open(mut options: StoreOptions) -> Result<Store> {
     }
     stores.push(Arc::downgrade(&inner));
     Ok(Store { inner })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_said_comes_from_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("storage.conf");
+        let text = "[storage]\ndriver = \"vfs\"\ngraphroot = \"/the/graph\"\nrunroot = \"/the/run\"\n";
+        std::fs::write(&file, text).unwrap();
+        let loader = || Loader::new().variable("CONTAINERS_STORAGE_CONF", &file);
+
+        let timeout = Some(std::time::Duration::from_secs(1));
+        let nothing = StoreOptions::default().lock_timeout(timeout);
+        let all = complete(nothing, loader()).await.unwrap();
+        assert_eq!(
+            (&*all.graph_root, &*all.run_root),
+            (Path::new("/the/graph"), Path::new("/the/run"))
+        );
+        assert_eq!((all.driver.as_deref(), all.lock_timeout), (Some("vfs"), timeout));
+
+        // One root: of the configuration only the other one.
+        for (graph, run) in [("/my", ""), ("", "/my")] {
+            let one = complete(StoreOptions::new(graph, run), loader()).await.unwrap();
+            let expected = if graph.is_empty() {
+                ("/the/graph", "/my")
+            } else {
+                ("/my", "/the/run")
+            };
+            assert_eq!(
+                (&*one.graph_root, &*one.run_root),
+                (Path::new(expected.0), Path::new(expected.1))
+            );
+            assert_eq!(one.driver, None);
+        }
+        for half in [
+            StoreOptions::default().driver("vfs"),
+            StoreOptions::default().driver_option("vfs.ignore_chown_errors=true"),
+        ] {
+            let error = complete(half, loader()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::IncompleteOptions);
+        }
+
+        // Whoever says everything does not depend on the files.
+        std::fs::write(&file, "broken").unwrap();
+        assert!(complete(StoreOptions::new("/my", "/own"), loader()).await.is_ok());
+        assert!(complete(StoreOptions::new("/my", ""), loader()).await.is_err());
+    }
 }

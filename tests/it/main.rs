@@ -13,6 +13,7 @@
 mod support;
 
 mod concurrency;
+mod config;
 mod crash;
 mod hostile;
 mod json_interop;

@@ -52,3 +52,24 @@ fn every_method_of_the_interface_is_on_the_page_as_it_is_in_the_source() {
         );
     }
 }
+
+#[test]
+fn every_package_function_is_on_the_page() {
+    let page = include_str!("../../src/coming_from_go.md");
+    let functions = page.split("# Package functions").nth(1).unwrap();
+    for name in [
+        "GetStore",
+        "SetDefaultConfigFilePath",
+        "DefaultConfigFile",
+        "ReloadConfigurationFile",
+        "GetDefaultMountOptions",
+        "GetMountOptions",
+        "DefaultStoreOptions",
+    ] {
+        let row = functions
+            .lines()
+            .find(|line| line.contains(&format!("| `{name}(")));
+        let row = row.unwrap_or_else(|| panic!("{name} is missing"));
+        assert!(row.contains("crate::"), "{row}");
+    }
+}

@@ -53,3 +53,33 @@ each_driver! {
         assert!(store.shutdown(false).await.unwrap().is_empty());
     }
 }
+
+/// What one mounted directory of this process's namespace is mounted with.
+fn mounted_with(path: &std::path::Path) -> String {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.split(' ').nth(4) == path.to_str());
+    line.unwrap_or_else(|| panic!("{} is not mounted", path.display()))
+        .to_owned()
+}
+
+#[tokio::test]
+async fn volatile_mounts_can_be_forbidden() {
+    let Some(test) = crate::support::TestStore::open("overlay", crate::support::Layout::Plain).await else {
+        return;
+    };
+    let store = test.store.clone();
+    let mut volatile = ContainerOptions::default().name("box");
+    volatile.volatile = true;
+    store.create_container(None, volatile).await.unwrap();
+    let path = store.mount("box", "").await.unwrap();
+    assert!(mounted_with(&path).contains("volatile"));
+    store.shutdown(true).await.unwrap();
+    store.free();
+
+    let mut options = graphroot::StoreOptions::new(store.graph_root(), store.run_root()).driver("overlay");
+    options.disable_volatile = true;
+    let store = graphroot::Store::open(options).await.unwrap();
+    let path = store.mount("box", "").await.unwrap();
+    assert!(!mounted_with(&path).contains("volatile"));
+    store.unmount("box", true).await.unwrap();
+}
