@@ -50,8 +50,19 @@ fn missing_item(key: &str, kind: &str, id: &str) -> Error {
     ErrorKind::NotFound.err(format!("locating item named {key:?} for {kind} with ID {id:?}"))
 }
 
-fn refuse_empty(key: &str) -> Result<()> {
+/// Refuses a key under which nothing can be stored.
+fn check_new(key: &str) -> Result<()> {
     big_data::file_name(key).map(drop)
+}
+
+/// The item `key` of a record with these keys. A file that no record names is none: a writer that was killed leaves
+/// one, and so does the Go library.
+fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) -> Result<&'a str> {
+    if key.is_empty() {
+        return Err(ErrorKind::InvalidBigDataName.err("big data key \"\" (empty)"));
+    }
+    let found = names.iter().find(|name| *name == key);
+    found.map(String::as_str).ok_or_else(|| missing_item(key, kind, id))
 }
 
 impl Store {
@@ -69,20 +80,20 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
-    /// [`ErrorKind::InvalidBigDataName`].
+    /// [`ErrorKind::InvalidBigDataName`] for an empty key.
     pub async fn layer_big_data(&self, id: &str, key: &str) -> Result<BigDataReader> {
-        refuse_empty(key)?;
         let found = self
-            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (row.id.clone(), home)))))
+            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
             .await?;
-        let Some((id, home)) = found else {
+        let Some((row, home)) = found else {
             return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
         };
+        let id = row.id.clone();
+        let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
         let dir = match home {
             Home::Primary => self.inner.dirs.layer_data(&id)?,
             Home::Additional { index, .. } => item_dir(self.inner.additional_layers[index].dir.clone(), &id)?,
         };
-        let key = key.to_owned();
         let mut file =
             bridge::run(move || big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id)))
                 .await?;
@@ -109,7 +120,7 @@ impl Store {
         key: &str,
         data: impl AsyncRead + Send + 'static,
     ) -> Result<()> {
-        refuse_empty(key)?;
+        check_new(key)?;
         let (sender, mut reader) = bridge::chunks_in();
         let feed = async move {
             let mut data = Box::pin(data);
@@ -170,9 +181,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotFound`] for an item that does not exist (removing the image may
-    /// resolve that).
+    /// resolve that), [`ErrorKind::InvalidBigDataName`] for an empty key.
     pub async fn image_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
-        refuse_empty(key)?;
         let mut rows = Vec::new();
         let _none: Option<()> = self
             .read_all_image_stores(|home, table| {
@@ -198,11 +208,8 @@ impl Store {
     }
 
     pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
-        let (dir, id, key) = (
-            item_dir(self.image_dir(home), &row.id)?,
-            row.id.clone(),
-            key.to_owned(),
-        );
+        let key = named(&row.big_data_names, key, "image", &row.id)?.to_owned();
+        let (dir, id) = (item_dir(self.image_dir(home), &row.id)?, row.id.clone());
         bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "image", &id))).await
     }
 
@@ -261,7 +268,7 @@ impl Store {
         data: impl Into<Bytes>,
         manifest_digest: Option<ManifestDigest>,
     ) -> Result<()> {
-        refuse_empty(key)?;
+        check_new(key)?;
         let (image, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.images();
         self.write_to_image_store(move |store| {
@@ -319,11 +326,12 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
-    /// [`ErrorKind::InvalidBigDataName`].
+    /// [`ErrorKind::InvalidBigDataName`] for an empty key.
     pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
-        refuse_empty(key)?;
-        let id = self.container(id).await?.id().to_owned();
-        let (dir, key) = (item_dir(self.inner.dirs.containers(), &id)?, key.to_owned());
+        let container = self.container(id).await?;
+        let id = container.id().to_owned();
+        let key = named(container.big_data_names(), key, "container", &id)?.to_owned();
+        let dir = item_dir(self.inner.dirs.containers(), &id)?;
         bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "container", &id)))
             .await
     }
@@ -376,7 +384,7 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn set_container_big_data(&self, id: &str, key: &str, data: impl Into<Bytes>) -> Result<()> {
-        refuse_empty(key)?;
+        check_new(key)?;
         let (container, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.containers();
         self.write_to_container_store(move |store| {
