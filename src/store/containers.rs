@@ -6,11 +6,13 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
+use crate::record::big_data;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::time::Time;
 use crate::store::access::LayersAndImages;
+use crate::store::delete::remove_dirs;
 use crate::store::layer_store::{NewLayer, Start, flags_json};
 use crate::store::views::Container;
 use crate::store::{Store, container_location, images, item_dir, random_id};
@@ -97,6 +99,15 @@ impl Store {
             true => random_id(|id| containers.get(id).is_some())?,
             false => options.id.clone(),
         };
+        for item in &options.big_data {
+            drop(big_data::file_name(&item.key)?);
+        }
+        let dirs = [
+            item_dir(self.inner.dirs.containers(), &id)?,
+            item_dir(self.inner.dirs.run_containers(), &id)?,
+        ];
+        // What a killed process has left under this ID is no part of the new container.
+        remove_dirs(&dirs)?;
         let volatile = options.volatile || self.inner.options.transient;
         let layer = held.layers.create(NewLayer {
             id: options.layer_id.clone(),
@@ -140,16 +151,16 @@ impl Store {
             container_location::STABLE
         };
         let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-        let recorded =
-            images::write_items(&item_dir(self.inner.dirs.containers(), &id)?, items).and_then(|()| {
-                drop(containers.table_mut().insert(row, location)?);
-                containers.save()?;
-                containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
-            });
-        if recorded.is_err()
-            && let Err(error) = held.layers.delete_all(std::slice::from_ref(&layer.id))
-        {
-            tracing::warn!(layer = layer.id, error = %error.chain(), "cannot delete the layer of a failed container");
+        let recorded = images::write_items(&dirs[0], items).and_then(|()| {
+            drop(containers.table_mut().insert(row, location)?);
+            containers.save()?;
+            containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+        });
+        if recorded.is_err() {
+            let deleted = held.layers.delete_all(std::slice::from_ref(&layer.id));
+            if let Err(error) = deleted.and_then(|()| remove_dirs(&dirs)) {
+                tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
+            }
         }
         recorded.context(|| format!("creating container {id:?}"))
     }

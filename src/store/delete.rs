@@ -10,7 +10,7 @@ use crate::store::access::AllStores;
 use crate::store::{Dirs, Store, item_dir};
 
 /// Removes directories that belong to one record; missing ones are fine.
-fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
+pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     for dir in dirs {
         crate::sys::tree::remove_tree(dir).map_err(|error| Error::io_at("removing", dir, error))?;
     }
