@@ -354,13 +354,15 @@ impl Store {
             let mut sound = true;
             if kinds.layers {
                 held.layers.push((Home::Primary, self.read_layers().await?));
-                held.layers.extend(read_homes(&self.inner.additional_layers).await?);
+                held.layers
+                    .extend(read_homes(&self.inner.additional_layers).await?);
             }
             if kinds.images {
                 let images = self.inner.images.read().await?;
                 sound = !needs_repair(&images);
                 held.images.push((Home::Primary, images));
-                held.images.extend(read_homes(&self.inner.additional_images).await?);
+                held.images
+                    .extend(read_homes(&self.inner.additional_images).await?);
             }
             if kinds.containers {
                 let containers = self.inner.containers.read().await?;

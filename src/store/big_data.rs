@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::record::big_data;
+use crate::record::big_data::{self, Recorded};
 use crate::record::image::ImageRow;
 use crate::store::access::{Home, hit};
 use crate::store::{Store, containers, images, item_dir};
@@ -62,7 +62,48 @@ fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) -> Result<&'a
         return Err(ErrorKind::InvalidBigDataName.err("big data key \"\" (empty)"));
     }
     let found = names.iter().find(|name| *name == key);
-    found.map(String::as_str).ok_or_else(|| missing_item(key, kind, id))
+    found
+        .map(String::as_str)
+        .ok_or_else(|| missing_item(key, kind, id))
+}
+
+/// A big data item of an image or container that is being set.
+struct NewItem {
+    dir: PathBuf,
+    key: String,
+    data: Bytes,
+    digest: Digest,
+    /// Whether the record names it already.
+    exists: bool,
+    /// What the record says about it so far.
+    old: Option<Recorded>,
+}
+
+impl NewItem {
+    /// Writes the content, and has it recorded where the record does not say the same already.
+    fn set(&self, record: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let new = Recorded {
+            size: i64::try_from(self.data.len()).unwrap_or(i64::MAX),
+            digest: self.digest.to_string(),
+        };
+        let same = self.exists && self.old.as_ref() == Some(&new);
+        if same || !self.exists {
+            if same {
+                // Left waiting by a killed writer, it would be found before what is written now.
+                big_data::settle(&self.dir, &self.key, &new)?;
+            }
+            images::write_items(&self.dir, std::iter::once((&*self.key, &*self.data)))?;
+            return if same { Ok(()) } else { record(self) };
+        }
+        make_private_dir(&self.dir)?;
+        big_data::write_waiting(&self.dir, &self.key, &self.data, &new, true)?;
+        record(self)?;
+        if let Err(error) = big_data::settle(&self.dir, &self.key, &new) {
+            // It is set, and found where it is.
+            tracing::warn!(key = self.key, error = %error.chain(), "cannot move a big data item to its place yet");
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -209,8 +250,12 @@ impl Store {
 
     pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
         let key = named(&row.big_data_names, key, "image", &row.id)?.to_owned();
+        let recorded = Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests);
         let (dir, id) = (item_dir(self.image_dir(home), &row.id)?, row.id.clone());
-        bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "image", &id))).await
+        bridge::run(move || {
+            big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "image", &id))
+        })
+        .await
     }
 
     /// Size in bytes of a big data item of an image, from the record or else from the file.
@@ -284,30 +329,27 @@ impl Store {
                 })?,
                 None => Digest::sha256(&data),
             };
-            images::write_items(&item_dir(dirs, &row.id)?, std::iter::once((&*key, &*data)))?;
-            let same = row.big_data_names.contains(&key)
-                && row
-                    .big_data_sizes
-                    .get(&key)
-                    .is_some_and(|size| usize::try_from(*size) == Ok(data.len()))
-                && row
-                    .big_data_digests
-                    .get(&key)
-                    .is_some_and(|known| known.as_str() == digest.as_str());
-            if same {
-                return Ok(());
-            }
-            store.table_mut().update(&row.id, |row| {
-                images::record_item(
-                    &mut row.big_data_names,
-                    &mut row.big_data_sizes,
-                    &mut row.big_data_digests,
-                    &key,
-                    data.len(),
-                    digest,
-                );
-            })?;
-            store.save()
+            let item = NewItem {
+                dir: item_dir(dirs, &row.id)?,
+                exists: row.big_data_names.contains(&key),
+                old: Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests),
+                key,
+                data,
+                digest,
+            };
+            item.set(|item| {
+                store.table_mut().update(&row.id, |row| {
+                    images::record_item(
+                        &mut row.big_data_names,
+                        &mut row.big_data_sizes,
+                        &mut row.big_data_digests,
+                        &item.key,
+                        item.data.len(),
+                        item.digest.clone(),
+                    );
+                })?;
+                store.save()
+            })
         })
         .await
     }
@@ -332,8 +374,11 @@ impl Store {
         let id = container.id().to_owned();
         let key = named(container.big_data_names(), key, "container", &id)?.to_owned();
         let dir = item_dir(self.inner.dirs.containers(), &id)?;
-        bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "container", &id)))
-            .await
+        let recorded = container.recorded_big_data(&key);
+        bridge::run(move || {
+            big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "container", &id))
+        })
+        .await
     }
 
     /// Size in bytes of a big data item of a container. If it is not recorded yet, the item is read and recorded.
@@ -392,19 +437,27 @@ impl Store {
                 .find(&container)
                 .map(Arc::clone)
                 .ok_or_else(|| containers::unknown(&container))?;
-            images::write_items(&item_dir(dirs, &row.id)?, std::iter::once((&*key, &*data)))?;
-            let digest = Digest::sha256(&data);
-            store.table_mut().update(&row.id, |row| {
-                images::record_item(
-                    &mut row.big_data_names,
-                    &mut row.big_data_sizes,
-                    &mut row.big_data_digests,
-                    &key,
-                    data.len(),
-                    digest,
-                );
-            })?;
-            store.save()
+            let item = NewItem {
+                dir: item_dir(dirs, &row.id)?,
+                exists: row.big_data_names.contains(&key),
+                old: Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests),
+                digest: Digest::sha256(&data),
+                key,
+                data,
+            };
+            item.set(|item| {
+                store.table_mut().update(&row.id, |row| {
+                    images::record_item(
+                        &mut row.big_data_names,
+                        &mut row.big_data_sizes,
+                        &mut row.big_data_digests,
+                        &item.key,
+                        item.data.len(),
+                        item.digest.clone(),
+                    );
+                })?;
+                store.save()
+            })
         })
         .await
     }

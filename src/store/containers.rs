@@ -189,13 +189,7 @@ impl Store {
 }
 
 /// The record of a new container, marked: its layer is not complete yet.
-fn new_row(
-    options: &ContainerOptions,
-    id: &str,
-    image: String,
-    layer: &str,
-    volatile: bool,
-) -> ContainerRow {
+fn new_row(options: &ContainerOptions, id: &str, image: String, layer: &str, volatile: bool) -> ContainerRow {
     let mut row = ContainerRow {
         id: id.to_owned(),
         names: options.names.clone(),

@@ -116,7 +116,10 @@ impl AllStores {
     fn delete_image(&mut self, dirs: &Dirs, id: &str) -> Result<Vec<String>> {
         let layers = self.layers_to_delete(id);
         if !layers.is_empty()
-            && let Some(index) = self.images.iter().position(|store| store.records.get(id).is_some())
+            && let Some(index) = self
+                .images
+                .iter()
+                .position(|store| store.records.get(id).is_some())
         {
             mark(&mut self.images[index].records, id, pending::DELETE)?;
             if let Err(error) = self.layers.delete_all(&layers) {
