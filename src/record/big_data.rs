@@ -10,11 +10,16 @@
 //! The caller holds the store's lock: exclusively for writing, shared for opening. Files are replaced by rename, so
 //! an open one can be read on after the lock is gone. A crash leaves at most a `.tmp-` file.
 //!
-//! The file comes first, the record that names it later.
+//! A new item's file comes first, the record that names it later. Where the record says an item's size and digest, new
+//! content of an old item waits in a file `.new-…` beside the old file, under a name that follows from that size and
+//! digest; then the record is saved; then the file takes its place. Whoever reads the item looks for a waiting file
+//! first, so content and record change at once, whenever the writer is killed.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
@@ -22,8 +27,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::bridge::CHUNK;
+use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::sys::atomic::AtomicFile;
+use crate::record::digest_text::DigestText;
+use crate::sys::atomic::{self, AtomicFile};
+
+/// What the name of a file begins with that waits for the place of an item's.
+const WAITING: &str = ".new-";
 
 /// The longest name of a file on Linux.
 const NAME_MAX: usize = 255;
@@ -81,8 +91,92 @@ pub(crate) fn open(dir: &Path, key: &str) -> Result<Option<File>> {
     }
 }
 
-/// Reads the whole item `key`; `None` if there is none.
-pub(crate) fn read(dir: &Path, key: &str) -> Result<Option<Vec<u8>>> {
+/// What a record says about an item's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// Bytes.
+    pub(crate) size: i64,
+    /// Digest, as the record has it.
+    pub(crate) digest: String,
+}
+
+impl Recorded {
+    /// What these tables of a record say of `key`, if they do.
+    pub(crate) fn of(
+        key: &str,
+        sizes: &BTreeMap<String, i64>,
+        digests: &BTreeMap<String, DigestText>,
+    ) -> Option<Self> {
+        Some(Self {
+            size: *sizes.get(key)?,
+            digest: digests.get(key)?.as_str().to_owned(),
+        })
+    }
+
+    /// The name under which content that this describes waits for its place.
+    fn waiting_name(&self, key: &str) -> String {
+        let what = format!("{} {} {key}", self.size, self.digest);
+        format!("{WAITING}{}", Digest::sha256(what).encoded())
+    }
+}
+
+/// Writes new content of the item `key` where it waits until the record says so.
+pub(crate) fn write_waiting(dir: &Path, key: &str, content: &[u8], new: &Recorded, sync: bool) -> Result<()> {
+    atomic::write_file(&dir.join(new.waiting_name(key)), content, 0o600, sync).map(drop)
+}
+
+/// Gives waiting content its place. The record says so already.
+pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
+    let (from, to) = (dir.join(recorded.waiting_name(key)), dir.join(&*file_name(key)?));
+    match std::fs::rename(from, &to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        renamed => renamed.at("replacing", to),
+    }
+}
+
+/// Settles what waits for items of a record, and removes what killed writers have left beside them. The caller holds
+/// the store exclusively.
+pub(crate) fn remove_litter<'a>(
+    dir: &Path,
+    items: impl Iterator<Item = (&'a String, Option<Recorded>)>,
+) -> Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.at("listing", dir)?,
+    };
+    let mut litter = Vec::new();
+    for entry in entries {
+        let name = entry.at("listing", dir)?.file_name();
+        if name.as_bytes().starts_with(WAITING.as_bytes()) || atomic::is_temporary(&name) {
+            litter.push(dir.join(name));
+        }
+    }
+    if litter.is_empty() {
+        return Ok(());
+    }
+    for (key, recorded) in items {
+        if let Some(recorded) = recorded {
+            settle(dir, key, &recorded)?;
+        }
+    }
+    for path in litter {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("removing", path),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Reads the whole item `key`; `None` if there is none. `recorded` is what the record says about it.
+pub(crate) fn read(dir: &Path, key: &str, recorded: Option<&Recorded>) -> Result<Option<Vec<u8>>> {
+    if let Some(recorded) = recorded {
+        let path = dir.join(recorded.waiting_name(key));
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            content => return content.at("reading big data item", path).map(Some),
+        }
+    }
     let Some(mut file) = open(dir, key)? else {
         return Ok(None);
     };
@@ -194,7 +288,7 @@ mod tests {
             ("empty", ""),
         ] {
             write_bytes(&dir, key, content.as_bytes(), true).unwrap();
-            assert_eq!(read(&dir, key).unwrap().unwrap(), content.as_bytes());
+            assert_eq!(read(&dir, key, None).unwrap().unwrap(), content.as_bytes());
         }
         let mut names: Vec<_> = std::fs::read_dir(&dir)
             .unwrap()
@@ -204,13 +298,13 @@ mod tests {
         assert_eq!(names, ["=c2hhMjU2OmFi", "empty", "manifest"]);
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode(&dir), mode(&dir.join("manifest"))), (0o700, 0o600));
-        assert!(read(&dir, "missing").unwrap().is_none() && read(&dir, "..").unwrap().is_none());
+        assert!(read(&dir, "missing", None).unwrap().is_none() && read(&dir, "..", None).unwrap().is_none());
         assert_eq!(open(&dir, "").unwrap_err().kind(), ErrorKind::InvalidBigDataName);
         // Where Go puts `???`, whose base64 form ends in a slash.
         std::fs::write(dir.join("=Pz8"), "odd").unwrap();
-        assert_eq!(read(&dir, "??").unwrap(), None);
+        assert_eq!(read(&dir, "??", None).unwrap(), None);
         assert_eq!(go_name("???"), "=Pz8/");
-        assert_eq!(read(&dir, "???").unwrap().unwrap(), b"odd");
+        assert_eq!(read(&dir, "???", None).unwrap().unwrap(), b"odd");
     }
 
     #[test]
@@ -245,6 +339,44 @@ mod tests {
             (written, std::fs::metadata(tmp.path().join("item")).unwrap().len()),
             (size, size)
         );
+    }
+
+    #[test]
+    fn content_changes_with_the_record_and_litter_goes() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path();
+        let recorded = |content: &str| Recorded {
+            size: i64::try_from(content.len()).unwrap(),
+            digest: Digest::sha256(content).to_string(),
+        };
+        let (old, new, never) = (recorded("old"), recorded("new!"), recorded("never"));
+        let read =
+            |recorded: &Recorded| String::from_utf8(read(dir, "Item", Some(recorded)).unwrap().unwrap());
+        write_bytes(dir, "Item", b"old", true).unwrap();
+        write_waiting(dir, "Item", b"new!", &new, true).unwrap();
+        assert_eq!(
+            (read(&old).unwrap(), read(&new).unwrap()),
+            ("old".into(), "new!".into())
+        );
+        settle(dir, "Item", &new).unwrap();
+        settle(dir, "Item", &new).unwrap();
+        assert_eq!(read(&new).unwrap(), "new!");
+        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 1);
+
+        write_waiting(dir, "Item", b"old", &old, true).unwrap();
+        write_waiting(dir, "Item", b"never", &never, true).unwrap();
+        std::fs::write(dir.join(".tmp-a123"), "").unwrap();
+        std::fs::create_dir(dir.join("userdata")).unwrap();
+        let key = "Item".to_owned();
+        remove_litter(dir, [(&key, Some(old.clone()))].into_iter()).unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["=SXRlbQ==", "userdata"]);
+        assert_eq!(read(&old).unwrap(), "old");
+        remove_litter(&dir.join("missing"), std::iter::empty()).unwrap();
     }
 
     proptest! {

@@ -38,6 +38,8 @@ row! {
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// The creator's flags and those of the library (`ProcessLabel`, `MountLabel`, `MountOpts`, `Volatile`).
         flags: BTreeMap<String, Value> = "flags" omit,
+        /// What is under way with it, see [`crate::record::pending`].
+        pending: String = "graphroot-pending" omit,
     }
 }
 
@@ -60,5 +62,9 @@ impl Record for ContainerRow {
 
     fn layer(&self) -> Option<&str> {
         Some(&self.layer)
+    }
+
+    fn is_incomplete(&self) -> bool {
+        !self.pending.is_empty()
     }
 }

@@ -41,6 +41,8 @@ row! {
         created: Time = "created" always,
         /// The creator's flags.
         flags: BTreeMap<String, Value> = "flags" omit,
+        /// What is under way with it, see [`crate::record::pending`].
+        pending: String = "graphroot-pending" omit,
     }
 }
 
@@ -99,6 +101,10 @@ impl Record for ImageRow {
         }
         self.digest = self.digests().into_iter().next().into();
         !self.digest.is_empty()
+    }
+
+    fn is_incomplete(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {

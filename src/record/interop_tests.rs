@@ -269,7 +269,7 @@ fn changes_are_seen_on_both_sides_at_once() {
         assert_eq!(go.run(&["exists", "--image", &name]), format!("{name}: true"));
     }
     let name = "sha256:<x>";
-    let item = big_data::read(&go.dir("images").join("image-0"), name)
+    let item = big_data::read(&go.dir("images").join("image-0"), name, None)
         .unwrap()
         .unwrap();
     assert_eq!(item, fs::read(go.tmp.path().join("metadata")).unwrap());

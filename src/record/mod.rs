@@ -25,6 +25,7 @@ mod index;
 pub(crate) mod json;
 pub(crate) mod layer;
 pub(crate) mod mount_point;
+pub(crate) mod pending;
 pub(crate) mod table;
 pub(crate) mod time;
 

@@ -209,6 +209,13 @@ impl MountGuard {
     }
 }
 
+impl MountGuard {
+    /// Removes temporary files of killed writers; the lock says that they are nobody's.
+    pub(crate) fn remove_litter(&self) -> Result<()> {
+        atomic::remove_litter(&self.core.path).map(drop)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

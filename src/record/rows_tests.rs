@@ -103,11 +103,11 @@ prop_compose! {
         (digest, mapped_layers, metadata) in (digest(), texts(), any::<String>()),
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
-        (created, flags, extra) in (time(), flags(), extra()),
+        (created, flags, pending, extra) in (time(), flags(), any::<String>(), extra()),
     ) -> ImageRow {
         ImageRow {
             id, digest, names, names_history, layer, mapped_layers, metadata, big_data_names, big_data_sizes,
-            big_data_digests, created, flags, extra,
+            big_data_digests, created, flags, pending, extra,
         }
     }
 }
@@ -117,11 +117,12 @@ prop_compose! {
         (id, names, image, layer, metadata) in any::<(String, Vec<String>, String, String, String)>(),
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
-        (created, uid_map, gid_map, flags, extra) in (time(), maps(), maps(), flags(), extra()),
+        (created, uid_map, gid_map, flags) in (time(), maps(), maps(), flags()),
+        (pending, extra) in (any::<String>(), extra()),
     ) -> ContainerRow {
         ContainerRow {
             id, names, image, layer, metadata, big_data_names, big_data_sizes, big_data_digests, created, uid_map,
-            gid_map, flags, extra,
+            gid_map, flags, pending, extra,
         }
     }
 }

@@ -50,7 +50,7 @@ pub(crate) trait Record:
         false
     }
 
-    /// Whether the row describes something that was never completed.
+    /// Whether the row describes something that was never completed, or whose deletion was not.
     fn is_incomplete(&self) -> bool {
         false
     }

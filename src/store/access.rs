@@ -136,15 +136,29 @@ impl Store {
             .await
     }
 
-    /// A fresh snapshot of the primary image store; names given twice are sorted out first.
+    /// A fresh snapshot of the primary image store. What a killed process has begun is finished first, and names given
+    /// twice are sorted out.
     pub(crate) async fn read_images(&self) -> Result<ReadGuard<ImageRow>> {
-        let guard = self.inner.images.read().await?;
-        if !needs_repair(&guard) {
-            return Ok(guard);
+        let mut attempts = 0;
+        loop {
+            let guard = self.inner.images.read().await?;
+            if !needs_repair(&guard) {
+                return Ok(guard);
+            }
+            drop(guard);
+            self.finish_interrupted(&mut attempts).await?;
         }
-        drop(guard);
-        self.write_to_image_store(|_saved_on_entry| Ok(())).await?;
-        self.inner.images.read().await
+    }
+
+    /// Finishes what killed processes have begun and saves what loading had to sort out, under all locks: the caller
+    /// must hold none. `attempts` counts how often that did not help.
+    async fn finish_interrupted(&self, attempts: &mut usize) -> Result<()> {
+        *attempts += 1;
+        if *attempts > MAX_CLEANUPS {
+            let what = format!("finishing what was interrupted ({MAX_CLEANUPS} attempts)");
+            return Err(ErrorKind::LoadError.err(what));
+        }
+        self.write_to_all_stores(|_finished_on_entry| Ok(())).await
     }
 
     /// Visits the primary image store and then the additional ones, as [`Store::read_all_layer_stores`].
@@ -160,7 +174,15 @@ impl Store {
         &self,
         change: impl FnOnce(&mut WriteGuard<ImageRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut guard = self.inner.images.write().await?;
+        let mut attempts = 0;
+        let mut guard = loop {
+            let guard = self.inner.images.write().await?;
+            if !guard.has_incomplete() {
+                break guard;
+            }
+            drop(guard);
+            self.finish_interrupted(&mut attempts).await?;
+        };
         bridge::run(move || {
             save_resolved(&mut guard)?;
             change(&mut guard)
@@ -168,15 +190,17 @@ impl Store {
         .await
     }
 
-    /// A fresh snapshot of the container store; names given twice are sorted out first.
+    /// A fresh snapshot of the container store, as [`Store::read_images`].
     pub(crate) async fn read_containers(&self) -> Result<ReadGuard<ContainerRow>> {
-        let guard = self.inner.containers.read().await?;
-        if !needs_repair(&guard) {
-            return Ok(guard);
+        let mut attempts = 0;
+        loop {
+            let guard = self.inner.containers.read().await?;
+            if !needs_repair(&guard) {
+                return Ok(guard);
+            }
+            drop(guard);
+            self.finish_interrupted(&mut attempts).await?;
         }
-        drop(guard);
-        self.write_to_container_store(|_saved_on_entry| Ok(())).await?;
-        self.inner.containers.read().await
     }
 
     /// Looks something up in the container store under its shared lock.
@@ -193,7 +217,15 @@ impl Store {
         &self,
         change: impl FnOnce(&mut WriteGuard<ContainerRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut guard = self.inner.containers.write().await?;
+        let mut attempts = 0;
+        let mut guard = loop {
+            let guard = self.inner.containers.write().await?;
+            if !guard.has_incomplete() {
+                break guard;
+            }
+            drop(guard);
+            self.finish_interrupted(&mut attempts).await?;
+        };
         bridge::run(move || {
             save_resolved(&mut guard)?;
             change(&mut guard)
@@ -225,13 +257,14 @@ impl Store {
                 save_resolved(&mut store.records)?;
             }
             save_resolved(&mut containers)?;
+            let dirs = inner.dirs.clone();
             let layers = LayerStore::enter(inner, layers)?;
             let mut all = AllStores {
                 containers,
                 images,
                 layers,
             };
-            let result = change(&mut all);
+            let result = all.finish_interrupted(&dirs).and_then(|()| change(&mut all));
             let AllStores {
                 containers,
                 images,
@@ -250,9 +283,17 @@ impl Store {
         &self,
         change: impl FnOnce(&mut LayersAndImages) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let layers = self.inner.layers.write().await?;
-        let additional_layers = read_additional(&self.inner.additional_layers).await?;
-        let mut images = self.inner.images.write().await?;
+        let mut attempts = 0;
+        let (layers, additional_layers, mut images) = loop {
+            let layers = self.inner.layers.write().await?;
+            let additional_layers = read_additional(&self.inner.additional_layers).await?;
+            let images = self.inner.images.write().await?;
+            if !images.has_incomplete() {
+                break (layers, additional_layers, images);
+            }
+            drop((images, additional_layers, layers));
+            self.finish_interrupted(&mut attempts).await?;
+        };
         let additional_images = read_additional(&self.inner.additional_images).await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || {
@@ -306,23 +347,34 @@ impl Store {
 
     /// Snapshots of the kinds asked for, all locks held together.
     pub(crate) async fn read_everything(&self, kinds: MultiListOptions) -> Result<Everything> {
-        let (mut layers, mut images, mut containers) = (Vec::new(), Vec::new(), None);
-        if kinds.layers {
-            layers.push((Home::Primary, self.read_layers().await?));
-            layers.extend(read_homes(&self.inner.additional_layers).await?);
+        let mut attempts = 0;
+        loop {
+            let mut held = Everything::default();
+            // What needs a repair is not repaired here, where locks are held already.
+            let mut sound = true;
+            if kinds.layers {
+                held.layers.push((Home::Primary, self.read_layers().await?));
+                held.layers
+                    .extend(read_homes(&self.inner.additional_layers).await?);
+            }
+            if kinds.images {
+                let images = self.inner.images.read().await?;
+                sound = !needs_repair(&images);
+                held.images.push((Home::Primary, images));
+                held.images
+                    .extend(read_homes(&self.inner.additional_images).await?);
+            }
+            if kinds.containers {
+                let containers = self.inner.containers.read().await?;
+                sound = sound && !needs_repair(&containers);
+                held.containers = Some(containers);
+            }
+            if sound {
+                return Ok(held);
+            }
+            drop(held);
+            self.finish_interrupted(&mut attempts).await?;
         }
-        if kinds.images {
-            images.push((Home::Primary, self.read_images().await?));
-            images.extend(read_homes(&self.inner.additional_images).await?);
-        }
-        if kinds.containers {
-            containers = Some(self.read_containers().await?);
-        }
-        Ok(Everything {
-            containers,
-            images,
-            layers,
-        })
     }
 
     /// Where layers are mounted and how often, as of now.
@@ -368,6 +420,7 @@ impl Store {
 }
 
 /// What [`Store::read_everything`] holds; in the order in which it is let go.
+#[derive(Default)]
 pub(crate) struct Everything {
     pub(crate) containers: Option<ReadGuard<ContainerRow>>,
     images: Vec<(Home, ReadGuard<ImageRow>)>,
@@ -464,7 +517,7 @@ fn save_resolved<R: Record>(guard: &mut WriteGuard<R>) -> Result<()> {
     if needs_repair(guard) { guard.save() } else { Ok(()) }
 }
 
-/// Whether a writer has something to put right: incomplete rows, or names that were given twice.
+/// Whether a writer has something to put right: what is not finished, or names that were given twice.
 pub(crate) fn needs_repair<R: Record>(table: &Table<R>) -> bool {
     table.needs_save() || table.has_incomplete()
 }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::record::big_data;
+use crate::record::big_data::{self, Recorded};
 use crate::record::image::ImageRow;
 use crate::store::access::{Home, hit};
 use crate::store::{Store, containers, images, item_dir};
@@ -50,8 +50,60 @@ fn missing_item(key: &str, kind: &str, id: &str) -> Error {
     ErrorKind::NotFound.err(format!("locating item named {key:?} for {kind} with ID {id:?}"))
 }
 
-fn refuse_empty(key: &str) -> Result<()> {
+/// Refuses a key under which nothing can be stored.
+fn check_new(key: &str) -> Result<()> {
     big_data::file_name(key).map(drop)
+}
+
+/// The item `key` of a record with these keys. A file that no record names is none: a writer that was killed leaves
+/// one, and so does the Go library.
+fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) -> Result<&'a str> {
+    if key.is_empty() {
+        return Err(ErrorKind::InvalidBigDataName.err("big data key \"\" (empty)"));
+    }
+    let found = names.iter().find(|name| *name == key);
+    found
+        .map(String::as_str)
+        .ok_or_else(|| missing_item(key, kind, id))
+}
+
+/// A big data item of an image or container that is being set.
+struct NewItem {
+    dir: PathBuf,
+    key: String,
+    data: Bytes,
+    digest: Digest,
+    /// Whether the record names it already.
+    exists: bool,
+    /// What the record says about it so far.
+    old: Option<Recorded>,
+}
+
+impl NewItem {
+    /// Writes the content, and has it recorded where the record does not say the same already.
+    fn set(&self, record: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let new = Recorded {
+            size: i64::try_from(self.data.len()).unwrap_or(i64::MAX),
+            digest: self.digest.to_string(),
+        };
+        let same = self.exists && self.old.as_ref() == Some(&new);
+        if same || !self.exists {
+            if same {
+                // Left waiting by a killed writer, it would be found before what is written now.
+                big_data::settle(&self.dir, &self.key, &new)?;
+            }
+            images::write_items(&self.dir, std::iter::once((&*self.key, &*self.data)))?;
+            return if same { Ok(()) } else { record(self) };
+        }
+        make_private_dir(&self.dir)?;
+        big_data::write_waiting(&self.dir, &self.key, &self.data, &new, true)?;
+        record(self)?;
+        if let Err(error) = big_data::settle(&self.dir, &self.key, &new) {
+            // It is set, and found where it is.
+            tracing::warn!(key = self.key, error = %error.chain(), "cannot move a big data item to its place yet");
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -69,20 +121,20 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
-    /// [`ErrorKind::InvalidBigDataName`].
+    /// [`ErrorKind::InvalidBigDataName`] for an empty key.
     pub async fn layer_big_data(&self, id: &str, key: &str) -> Result<BigDataReader> {
-        refuse_empty(key)?;
         let found = self
-            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (row.id.clone(), home)))))
+            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
             .await?;
-        let Some((id, home)) = found else {
+        let Some((row, home)) = found else {
             return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
         };
+        let id = row.id.clone();
+        let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
         let dir = match home {
             Home::Primary => self.inner.dirs.layer_data(&id)?,
             Home::Additional { index, .. } => item_dir(self.inner.additional_layers[index].dir.clone(), &id)?,
         };
-        let key = key.to_owned();
         let mut file =
             bridge::run(move || big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id)))
                 .await?;
@@ -109,7 +161,7 @@ impl Store {
         key: &str,
         data: impl AsyncRead + Send + 'static,
     ) -> Result<()> {
-        refuse_empty(key)?;
+        check_new(key)?;
         let (sender, mut reader) = bridge::chunks_in();
         let feed = async move {
             let mut data = Box::pin(data);
@@ -170,9 +222,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotFound`] for an item that does not exist (removing the image may
-    /// resolve that).
+    /// resolve that), [`ErrorKind::InvalidBigDataName`] for an empty key.
     pub async fn image_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
-        refuse_empty(key)?;
         let mut rows = Vec::new();
         let _none: Option<()> = self
             .read_all_image_stores(|home, table| {
@@ -198,12 +249,13 @@ impl Store {
     }
 
     pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
-        let (dir, id, key) = (
-            item_dir(self.image_dir(home), &row.id)?,
-            row.id.clone(),
-            key.to_owned(),
-        );
-        bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "image", &id))).await
+        let key = named(&row.big_data_names, key, "image", &row.id)?.to_owned();
+        let recorded = Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests);
+        let (dir, id) = (item_dir(self.image_dir(home), &row.id)?, row.id.clone());
+        bridge::run(move || {
+            big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "image", &id))
+        })
+        .await
     }
 
     /// Size in bytes of a big data item of an image, from the record or else from the file.
@@ -261,7 +313,7 @@ impl Store {
         data: impl Into<Bytes>,
         manifest_digest: Option<ManifestDigest>,
     ) -> Result<()> {
-        refuse_empty(key)?;
+        check_new(key)?;
         let (image, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.images();
         self.write_to_image_store(move |store| {
@@ -277,30 +329,27 @@ impl Store {
                 })?,
                 None => Digest::sha256(&data),
             };
-            images::write_items(&item_dir(dirs, &row.id)?, std::iter::once((&*key, &*data)))?;
-            let same = row.big_data_names.contains(&key)
-                && row
-                    .big_data_sizes
-                    .get(&key)
-                    .is_some_and(|size| usize::try_from(*size) == Ok(data.len()))
-                && row
-                    .big_data_digests
-                    .get(&key)
-                    .is_some_and(|known| known.as_str() == digest.as_str());
-            if same {
-                return Ok(());
-            }
-            store.table_mut().update(&row.id, |row| {
-                images::record_item(
-                    &mut row.big_data_names,
-                    &mut row.big_data_sizes,
-                    &mut row.big_data_digests,
-                    &key,
-                    data.len(),
-                    digest,
-                );
-            })?;
-            store.save()
+            let item = NewItem {
+                dir: item_dir(dirs, &row.id)?,
+                exists: row.big_data_names.contains(&key),
+                old: Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests),
+                key,
+                data,
+                digest,
+            };
+            item.set(|item| {
+                store.table_mut().update(&row.id, |row| {
+                    images::record_item(
+                        &mut row.big_data_names,
+                        &mut row.big_data_sizes,
+                        &mut row.big_data_digests,
+                        &item.key,
+                        item.data.len(),
+                        item.digest.clone(),
+                    );
+                })?;
+                store.save()
+            })
         })
         .await
     }
@@ -319,13 +368,17 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
-    /// [`ErrorKind::InvalidBigDataName`].
+    /// [`ErrorKind::InvalidBigDataName`] for an empty key.
     pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
-        refuse_empty(key)?;
-        let id = self.container(id).await?.id().to_owned();
-        let (dir, key) = (item_dir(self.inner.dirs.containers(), &id)?, key.to_owned());
-        bridge::run(move || big_data::read(&dir, &key)?.ok_or_else(|| missing_item(&key, "container", &id)))
-            .await
+        let container = self.container(id).await?;
+        let id = container.id().to_owned();
+        let key = named(container.big_data_names(), key, "container", &id)?.to_owned();
+        let dir = item_dir(self.inner.dirs.containers(), &id)?;
+        let recorded = container.recorded_big_data(&key);
+        bridge::run(move || {
+            big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "container", &id))
+        })
+        .await
     }
 
     /// Size in bytes of a big data item of a container. If it is not recorded yet, the item is read and recorded.
@@ -376,7 +429,7 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn set_container_big_data(&self, id: &str, key: &str, data: impl Into<Bytes>) -> Result<()> {
-        refuse_empty(key)?;
+        check_new(key)?;
         let (container, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.containers();
         self.write_to_container_store(move |store| {
@@ -384,19 +437,27 @@ impl Store {
                 .find(&container)
                 .map(Arc::clone)
                 .ok_or_else(|| containers::unknown(&container))?;
-            images::write_items(&item_dir(dirs, &row.id)?, std::iter::once((&*key, &*data)))?;
-            let digest = Digest::sha256(&data);
-            store.table_mut().update(&row.id, |row| {
-                images::record_item(
-                    &mut row.big_data_names,
-                    &mut row.big_data_sizes,
-                    &mut row.big_data_digests,
-                    &key,
-                    data.len(),
-                    digest,
-                );
-            })?;
-            store.save()
+            let item = NewItem {
+                dir: item_dir(dirs, &row.id)?,
+                exists: row.big_data_names.contains(&key),
+                old: Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests),
+                digest: Digest::sha256(&data),
+                key,
+                data,
+            };
+            item.set(|item| {
+                store.table_mut().update(&row.id, |row| {
+                    images::record_item(
+                        &mut row.big_data_names,
+                        &mut row.big_data_sizes,
+                        &mut row.big_data_digests,
+                        &item.key,
+                        item.data.len(),
+                        item.digest.clone(),
+                    );
+                })?;
+                store.save()
+            })
         })
         .await
     }

@@ -6,11 +6,14 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
+use crate::record::big_data;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
+use crate::record::pending;
 use crate::record::time::Time;
 use crate::store::access::LayersAndImages;
+use crate::store::delete::{finish_containers, mark, remove_dirs};
 use crate::store::layer_store::{NewLayer, Start, flags_json};
 use crate::store::views::Container;
 use crate::store::{Store, container_location, images, item_dir, random_id};
@@ -81,6 +84,7 @@ impl Store {
         };
         let mappings = self.choose_mappings(&options.id_mappings, top.as_deref())?;
         let mut containers = self.inner.containers.write_blocking()?;
+        finish_containers(&mut containers, &mut held.layers, &self.inner.dirs)?;
         if !options.id.is_empty() && containers.get(&options.id).is_some() {
             return Err(ErrorKind::DuplicateId.err(format!("creating container with ID {:?}", options.id)));
         }
@@ -97,8 +101,22 @@ impl Store {
             true => random_id(|id| containers.get(id).is_some())?,
             false => options.id.clone(),
         };
+        for item in &options.big_data {
+            drop(big_data::file_name(&item.key)?);
+        }
+        let dirs = [
+            item_dir(self.inner.dirs.containers(), &id)?,
+            item_dir(self.inner.dirs.run_containers(), &id)?,
+        ];
+        // What a killed process has left under this ID is no part of the new container.
+        remove_dirs(&dirs)?;
         let volatile = options.volatile || self.inner.options.transient;
-        let layer = held.layers.create(NewLayer {
+        let location = if volatile {
+            container_location::VOLATILE
+        } else {
+            container_location::STABLE
+        };
+        let new = NewLayer {
             id: options.layer_id.clone(),
             names: Vec::new(),
             parent: top,
@@ -111,47 +129,29 @@ impl Store {
             big_data: Vec::new(),
             storage_opt: options.storage_opt.clone(),
             volatile,
-        })?;
-        let mut row = ContainerRow {
-            id: id.clone(),
-            names: options.names.clone(),
-            image: found.map(|(image, _)| image.id.clone()).unwrap_or_default(),
-            layer: layer.id.clone(),
-            metadata: options.metadata.clone(),
-            created: Time::now(),
-            uid_map: options.id_mappings.uid_map.clone(),
-            gid_map: options.id_mappings.gid_map.clone(),
-            flags: flags_json(container_flags(&options, volatile)),
-            ..ContainerRow::default()
         };
-        for item in &options.big_data {
-            images::record_item(
-                &mut row.big_data_names,
-                &mut row.big_data_sizes,
-                &mut row.big_data_digests,
-                &item.key,
-                item.data.len(),
-                Digest::sha256(&item.data),
-            );
+        let image = found.map(|(image, _)| image.id.clone()).unwrap_or_default();
+        let made = held.layers.create_with(new, |layer| {
+            let row = new_row(&options, &id, image, &layer.id, volatile);
+            let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+            images::write_items(&dirs[0], items)?;
+            drop(containers.table_mut().insert(row, location)?);
+            containers.save()
+        });
+        let layer = made.as_ref().ok().map(|layer| layer.id.clone());
+        let recorded = made.and_then(|_layer| mark(&mut containers, &id, ""));
+        if recorded.is_err() {
+            drop(containers.table_mut().remove(&id));
+            let undone = containers
+                .save()
+                .and_then(|()| held.layers.delete_all(layer.as_slice()))
+                .and_then(|()| remove_dirs(&dirs));
+            if let Err(error) = undone {
+                tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
+            }
         }
-        let location = if volatile {
-            container_location::VOLATILE
-        } else {
-            container_location::STABLE
-        };
-        let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-        let recorded =
-            images::write_items(&item_dir(self.inner.dirs.containers(), &id)?, items).and_then(|()| {
-                drop(containers.table_mut().insert(row, location)?);
-                containers.save()?;
-                containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
-            });
-        if recorded.is_err()
-            && let Err(error) = held.layers.delete_all(std::slice::from_ref(&layer.id))
-        {
-            tracing::warn!(layer = layer.id, error = %error.chain(), "cannot delete the layer of a failed container");
-        }
-        recorded.context(|| format!("creating container {id:?}"))
+        recorded.context(|| format!("creating container {id:?}"))?;
+        containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
     }
 
     /// The container with this ID, name or ID prefix, or whose layer has this ID.
@@ -186,6 +186,34 @@ impl Store {
         })
         .await
     }
+}
+
+/// The record of a new container, marked: its layer is not complete yet.
+fn new_row(options: &ContainerOptions, id: &str, image: String, layer: &str, volatile: bool) -> ContainerRow {
+    let mut row = ContainerRow {
+        id: id.to_owned(),
+        names: options.names.clone(),
+        image,
+        layer: layer.to_owned(),
+        metadata: options.metadata.clone(),
+        created: Time::now(),
+        uid_map: options.id_mappings.uid_map.clone(),
+        gid_map: options.id_mappings.gid_map.clone(),
+        flags: flags_json(container_flags(options, volatile)),
+        pending: pending::CREATE.to_owned(),
+        ..ContainerRow::default()
+    };
+    for item in &options.big_data {
+        images::record_item(
+            &mut row.big_data_names,
+            &mut row.big_data_sizes,
+            &mut row.big_data_digests,
+            &item.key,
+            item.data.len(),
+            Digest::sha256(&item.data),
+        );
+    }
+    row
 }
 
 /// The error for a container that is not there.

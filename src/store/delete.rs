@@ -5,36 +5,130 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
+use crate::record::WriteGuard;
+use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
+use crate::record::pending::{self, Pending};
 use crate::store::access::AllStores;
+use crate::store::layer_store::LayerStore;
 use crate::store::{Dirs, Store, item_dir};
 
 /// Removes directories that belong to one record; missing ones are fine.
-fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
+pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     for dir in dirs {
         crate::sys::tree::remove_tree(dir).map_err(|error| Error::io_at("removing", dir, error))?;
     }
     Ok(())
 }
 
+/// Sets or, with an empty text, takes away the mark of a record, see [`pending`].
+pub(crate) fn mark<R: Pending>(records: &mut WriteGuard<R>, id: &str, mark: &str) -> Result<()> {
+    records
+        .table_mut()
+        .update(id, |row| mark.clone_into(row.pending_mut()))?;
+    records.save()
+}
+
+/// Deletes a container's layer and directories and then its record, which is marked.
+fn delete_marked_container(
+    containers: &mut WriteGuard<ContainerRow>,
+    layers: &mut LayerStore,
+    dirs: &Dirs,
+    row: &ContainerRow,
+) -> Result<()> {
+    // A layer that is younger has taken the place of the one that was deleted.
+    let layer = layers.table().get(&row.layer);
+    if layer.is_some_and(|layer| layer.created.system_time() <= row.created.system_time()) {
+        layers.delete_all(std::slice::from_ref(&row.layer))?;
+    }
+    remove_dirs(&[
+        item_dir(dirs.containers(), &row.id)?,
+        item_dir(dirs.run_containers(), &row.id)?,
+    ])?;
+    drop(containers.table_mut().remove(&row.id));
+    containers.save()
+}
+
+/// Finishes what killed processes have begun with containers. Incomplete layers have been deleted before.
+pub(crate) fn finish_containers(
+    containers: &mut WriteGuard<ContainerRow>,
+    layers: &mut LayerStore,
+    dirs: &Dirs,
+) -> Result<()> {
+    for id in containers.incomplete() {
+        let Some(row) = containers.get(&id).map(Arc::clone) else {
+            continue;
+        };
+        tracing::warn!(
+            container = id,
+            pending = row.pending,
+            "finishing what a killed process has begun"
+        );
+        let complete = layers.table().get(&row.layer).is_some();
+        if row.pending == pending::DELETE || row.pending == pending::CREATE && !complete {
+            match delete_marked_container(containers, layers, dirs, &row) {
+                Ok(()) => continue,
+                Err(error) => {
+                    tracing::warn!(container = id, error = %error.chain(), "cannot finish deleting a container");
+                }
+            }
+        }
+        mark(containers, &id, "")?;
+    }
+    Ok(())
+}
+
 impl AllStores {
-    /// Deletes a container, its layer and its directories. The record goes last: whatever failed or crashed before
-    /// can be tried again.
+    /// Finishes what killed processes have begun. What cannot be finished is left as it is and unmarked: the store has
+    /// to go on.
+    pub(crate) fn finish_interrupted(&mut self, dirs: &Dirs) -> Result<()> {
+        finish_containers(&mut self.containers, &mut self.layers, dirs)?;
+        for index in 0..self.images.len() {
+            for id in self.images[index].records.incomplete() {
+                tracing::warn!(image = id, "finishing what a killed process has begun");
+                let used = self.containers.rows().any(|row| row.image == id);
+                if used {
+                    tracing::warn!(image = id, "not deleting an image that has got a user");
+                } else if let Err(error) = self.delete_image(dirs, &id) {
+                    tracing::warn!(image = id, error = %error.chain(), "cannot finish deleting an image");
+                }
+                mark(&mut self.images[index].records, &id, "")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a container, its layer and its directories. The record goes last: whatever failed before can be tried
+    /// again.
     fn delete_container(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
         let Some(row) = self.containers.find(id).cloned() else {
             return Err(ErrorKind::NotAContainer.err(format!("deleting container {id:?}")));
         };
-        if self.layers.table().get(&row.layer).is_some() {
-            self.layers.delete_all(std::slice::from_ref(&row.layer))?;
+        mark(&mut self.containers, &row.id, pending::DELETE)?;
+        let deleted = delete_marked_container(&mut self.containers, &mut self.layers, dirs, &row);
+        if deleted.is_err() {
+            mark(&mut self.containers, &row.id, "")?;
         }
-        remove_dirs(&[
-            item_dir(dirs.containers(), &row.id)?,
-            item_dir(dirs.run_containers(), &row.id)?,
-        ])?;
-        drop(self.containers.table_mut().remove(&row.id));
-        self.containers
-            .save()
-            .context(|| format!("deleting container {:?}", row.id))
+        deleted.context(|| format!("deleting container {:?}", row.id))
+    }
+
+    /// Deletes an image and the layers that go with it, and returns these. The record goes last.
+    fn delete_image(&mut self, dirs: &Dirs, id: &str) -> Result<Vec<String>> {
+        let layers = self.layers_to_delete(id);
+        if !layers.is_empty()
+            && let Some(index) = self
+                .images
+                .iter()
+                .position(|store| store.records.get(id).is_some())
+        {
+            mark(&mut self.images[index].records, id, pending::DELETE)?;
+            if let Err(error) = self.layers.delete_all(&layers) {
+                mark(&mut self.images[index].records, id, "")?;
+                return Err(error.context(format!("deleting image {id:?}")));
+            }
+        }
+        self.delete_image_record(dirs, id)?;
+        Ok(layers)
     }
 
     /// The ID of the image with this ID, name or ID prefix in the first store that has it.
@@ -177,12 +271,11 @@ impl Store {
                 let what = format!("deleting image {id:?}, used by {}", user.id);
                 return Err(ErrorKind::ImageUsedByContainer.err(what));
             }
-            let layers = all.layers_to_delete(&id);
             if commit {
-                all.delete_image_record(&dirs, &id)?;
-                all.layers.delete_all(&layers)?;
+                all.delete_image(&dirs, &id)
+            } else {
+                Ok(all.layers_to_delete(&id))
             }
-            Ok(layers)
         })
         .await
     }

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::error::{Error, IoContext as _, Result};
-use crate::store::Store;
+use crate::record::big_data::{self, Recorded};
+use crate::store::{Store, item_dir};
 
 /// Names in `dir` that look like IDs (64 hexadecimal digits) before `suffix`; a missing directory has none.
 fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
@@ -40,7 +41,8 @@ fn sweep(dir: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
 }
 
 impl Store {
-    /// Removes directories and driver layers that no record names.
+    /// Removes directories and driver layers that no record names, and what killed processes have left of files that
+    /// they were writing.
     ///
     /// Takes the container, image and layer locks exclusively, one after the other.
     ///
@@ -54,6 +56,11 @@ impl Store {
         let containers = self
             .write_to_container_store(move |containers| {
                 containers.remove_litter()?;
+                for row in containers.rows() {
+                    let of = |key: &String| Recorded::of(key, &row.big_data_sizes, &row.big_data_digests);
+                    let items = row.big_data_names.iter().map(|key| (key, of(key)));
+                    big_data::remove_litter(&item_dir(dirs.containers(), &row.id)?, items)?;
+                }
                 sweep(&dirs.containers(), |id| containers.get(id).is_some())
             })
             .await;
@@ -61,6 +68,11 @@ impl Store {
         let images = self
             .write_to_image_store(move |images| {
                 images.remove_litter()?;
+                for row in images.rows() {
+                    let of = |key: &String| Recorded::of(key, &row.big_data_sizes, &row.big_data_digests);
+                    let items = row.big_data_names.iter().map(|key| (key, of(key)));
+                    big_data::remove_litter(&item_dir(dirs.images(), &row.id)?, items)?;
+                }
                 sweep(&dirs.images(), |id| images.get(id).is_some())
             })
             .await;
@@ -68,7 +80,11 @@ impl Store {
             .write_to_layer_store(|layers| {
                 let dirs = layers.inner.dirs.clone();
                 layers.remove_litter()?;
+                layers.inner.mounts.lock_blocking()?.remove_litter()?;
                 layers.inner.recover()?;
+                for row in layers.table().rows() {
+                    big_data::remove_litter(&dirs.layer_data(&row.id)?, std::iter::empty())?;
+                }
                 let mut strays: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
                 strays.extend(ids_in(&dirs.layers(), "")?);
                 strays.extend(ids_in(&dirs.layers(), ".tar-split.gz")?);

@@ -13,6 +13,7 @@ use crate::record::image::ImageRow;
 use crate::record::table::{DigestKind, NameOperation};
 use crate::record::time::Time;
 use crate::store::access::hit;
+use crate::store::delete::remove_dirs;
 use crate::store::layer_store::flags_json;
 use crate::store::views::Image;
 use crate::store::{Store, item_dir, random_id};
@@ -65,7 +66,7 @@ impl Store {
         } else {
             self.additional_image(&options.id).await?
         };
-        let dir = self.inner.dirs.images();
+        let dirs = self.inner.dirs.clone();
         let row = self
             .write_to_image_store(move |images| {
                 let table = images.table_mut();
@@ -82,14 +83,22 @@ impl Store {
                 let id = options.id.clone();
                 let row = new_row(&mut options, top)?;
                 drop(table.insert(row, 0)?);
-                write_items(
-                    &item_dir(dir, &id)?,
-                    options.big_data.iter().map(|item| (&*item.key, &*item.data)),
-                )?;
-                if !names_after.is_empty() {
-                    table.apply_names(&id, NameOperation::Add, &names_after)?;
+                let data = item_dir(dirs.images(), &id)?;
+                // What a killed process has left under this ID is no part of the new image.
+                remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
+                let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+                let recorded = write_items(&data, items)
+                    .and_then(|()| match names_after.is_empty() {
+                        true => Ok(()),
+                        false => table.apply_names(&id, NameOperation::Add, &names_after),
+                    })
+                    .and_then(|()| images.save());
+                if recorded.is_err()
+                    && let Err(error) = remove_dirs(&[data])
+                {
+                    tracing::warn!(image = id, error = %error.chain(), "cannot clean up after a failed creation");
                 }
-                images.save()?;
+                recorded?;
                 images.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
             })
             .await?;

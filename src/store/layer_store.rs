@@ -215,7 +215,17 @@ impl LayerStore {
     }
 
     /// Creates a layer, its record last. On failure nothing of it is left.
-    pub(crate) fn create(&mut self, mut new: NewLayer) -> Result<Arc<LayerRow>> {
+    pub(crate) fn create(&mut self, new: NewLayer) -> Result<Arc<LayerRow>> {
+        self.create_with(new, |_layer| Ok(()))
+    }
+
+    /// As [`LayerStore::create`]; `record` is called when everything is in place but the layer's own record, which
+    /// until then says that a crash shall undo it all.
+    pub(crate) fn create_with(
+        &mut self,
+        mut new: NewLayer,
+        record: impl FnOnce(&LayerRow) -> Result<()>,
+    ) -> Result<Arc<LayerRow>> {
         Self::check_free(&self.guard, &new.id, &new.names)?;
         if new.id.is_empty() {
             new.id = random_id(|id| self.guard.get(id).is_some())?;
@@ -270,6 +280,7 @@ impl LayerStore {
         drop(self.guard.table_mut().insert(row, location)?);
         self.guard.save()?;
         let made = self.make(&id, new).and_then(|()| {
+            record(&*self.find(&id)?)?;
             self.guard
                 .table_mut()
                 .update(&id, |row| row.set_incomplete(false))?;
@@ -343,24 +354,29 @@ impl LayerStore {
             .update_id_map(id, &from, &options.mappings, &options.mount_label)
     }
 
-    /// Deletes layers and their records, without asking who uses them. They are unmounted first.
+    /// Deletes layers and their records, without asking who uses them.
     ///
-    /// The records are marked in one save, then everything is renamed away, then one save drops the records.
+    /// The records are marked in one save: from then on the layers are as good as deleted, whatever happens. Then
+    /// they are unmounted, everything is renamed away, and one save drops the records.
     pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
-        let mut doomed = Vec::with_capacity(ids.len());
+        let (mut doomed, mut marked) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
             let row = self.find(id)?;
             // Before it is marked: what cannot be deleted would be marked for ever.
             crate::driver::check_id(&row.id)?;
-            self.unmount_all(&row.id)?;
             if !row.is_incomplete() {
-                self.guard
-                    .table_mut()
-                    .update(&row.id, |row| row.set_incomplete(true))?;
+                marked.push(row.id.clone());
             }
             doomed.push(row.id.clone());
         }
-        self.guard.save()?;
+        self.mark_incomplete(&marked, true)?;
+        for id in &doomed {
+            if let Err(error) = self.unmount_all(id) {
+                // Nothing is lost yet, and the next one would fail on it too.
+                self.mark_incomplete(&marked, false)?;
+                return Err(error);
+            }
+        }
         let mut result = Ok(());
         for id in &doomed {
             let removed = self.move_away(id).context(|| format!("deleting layer {id:?}"));
@@ -373,6 +389,14 @@ impl LayerStore {
         }
         self.guard.save()?;
         result
+    }
+
+    fn mark_incomplete(&mut self, ids: &[String], incomplete: bool) -> Result<()> {
+        for id in ids {
+            let table = self.guard.table_mut();
+            table.update(id, |row| row.set_incomplete(incomplete))?;
+        }
+        self.guard.save()
     }
 
     /// Renames a layer's content and files into temporary directories that are removed after the lock is released.

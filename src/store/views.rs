@@ -9,6 +9,7 @@ use crate::archive::compression::Compression;
 use crate::digest::Digest;
 use crate::idmap::IdMap;
 use crate::options::Flag;
+use crate::record::big_data::Recorded;
 use crate::record::container::ContainerRow;
 use crate::record::digest_text::DigestText;
 use crate::record::image::ImageRow;
@@ -314,6 +315,11 @@ impl Container {
     /// Recorded digest of a big data item.
     pub fn big_data_digest(&self, key: &str) -> Option<Digest> {
         self.row.big_data_digests.get(key).and_then(digest)
+    }
+
+    /// What the record says about a big data item.
+    pub(crate) fn recorded_big_data(&self, key: &str) -> Option<Recorded> {
+        Recorded::of(key, &self.row.big_data_sizes, &self.row.big_data_digests)
     }
 
     /// User ID ranges asked for.

@@ -163,6 +163,12 @@ pub(crate) fn remove_litter(target: &Path) -> Result<usize> {
     Ok(removed)
 }
 
+/// Whether the name is that of a temporary file of any target.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    bytes.starts_with(PREFIX) && bytes.last().is_some_and(u8::is_ascii_digit)
+}
+
 /// The name's part that comes after the prefix; cut where the whole would be too long for a file name.
 fn stem(base: &OsStr) -> &[u8] {
     let bytes = base.as_bytes();
