@@ -147,7 +147,8 @@ struct Pair {
 }
 
 impl Store {
-    /// Resolves the two ends. An empty or unknown `from` means the layer's parent, as in the Go library.
+    /// Resolves the two ends. An empty or unknown `from` means the layer's parent, as in the Go library; an unknown one
+    /// is an error only where there is no parent to fall back on.
     async fn pair(&self, from: Option<&str>, to: &str) -> Result<Pair> {
         let find = async |key: &str| {
             self.read_all_layer_stores(|home, table| {
@@ -159,7 +160,13 @@ impl Store {
             return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {to:?}")));
         };
         let asked = match from.filter(|from| !from.is_empty()) {
-            Some(from) => find(from).await?.map(|(row, _)| row),
+            Some(from) => {
+                let asked = find(from).await?.map(|(row, _)| row);
+                if asked.is_none() && to.parent.is_empty() {
+                    return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {from:?}")));
+                }
+                asked
+            }
             None => None,
         };
         let direct = asked.as_ref().is_none_or(|row| row.id == to.parent);
@@ -193,7 +200,7 @@ impl Store {
     }
 
     /// What has to be done to layer `from` to make it look like layer `to`, sorted by path. Without `from`, and also
-    /// if `from` is not known, the parent of `to` is meant.
+    /// if `from` is not known and `to` has a parent, the parent of `to` is meant.
     ///
     /// Takes the graph lock and the layer lock exclusively while the trees are opened.
     ///
@@ -223,8 +230,8 @@ impl Store {
         .await
     }
 
-    /// The tar stream that makes layer `from` look like layer `to`; without `from` (or with one that is not known)
-    /// the parent of `to` is meant.
+    /// The tar stream that makes layer `from` look like layer `to`; without `from` (or with one that is not known, if
+    /// `to` has a parent) the parent of `to` is meant.
     ///
     /// Against its parent, a layer that came in as a stream comes out as exactly the same uncompressed bytes: they
     /// have its diff ID. By default the stream is compressed as the blob was that the layer came from; recompressed

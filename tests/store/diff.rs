@@ -26,6 +26,16 @@ each_driver! {
         assert_eq!(kind(store.diff(None, "nobody", DiffOptions::default()).await), ErrorKind::LayerUnknown);
     }
 
+    async fn a_layer_without_a_parent_has_nothing_to_fall_back_on(store) {
+        store.put(None, "base", &[("file", "1")]).await;
+        let unknown = Some("nobody");
+        assert_eq!(kind(store.changes(unknown, "base").await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.diff_size(unknown, "base").await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.diff(unknown, "base", DiffOptions::default()).await), ErrorKind::LayerUnknown);
+        // "Nothing" is still a reference.
+        assert_eq!(store.changes(Some(""), "base").await.unwrap().len(), 1);
+    }
+
     async fn changes_are_told_and_exported(store) {
         store.put(None, "base", &[("keep", "1"), ("change", "1"), ("gone", "1"), ("d/", ""), ("d/inner", "1")]).await;
         store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();

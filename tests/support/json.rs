@@ -20,13 +20,19 @@ pub(crate) fn row(file: &Path, id: &str) -> Value {
 }
 
 /// Panics with one line for each place in which two values differ in meaning.
-///
-/// Go leaves out what is empty, so a missing key is the same as an empty value; times are compared as moments.
 #[track_caller]
 pub(crate) fn assert_same(what: &str, left: &Value, right: &Value) {
+    let found = differences(left, right);
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// One line for each place in which two values differ in meaning.
+///
+/// Go leaves out what is empty, so a missing key is the same as an empty value; times are compared as moments.
+pub(crate) fn differences(left: &Value, right: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare("", left, right, &mut found);
-    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+    found
 }
 
 fn compare(place: &str, left: &Value, right: &Value, found: &mut Vec<String>) {
@@ -77,11 +83,7 @@ fn same_moment(left: &str, right: &str) -> bool {
 #[test]
 fn meaning_is_compared_not_form() {
     use serde_json::json;
-    let differences = |a: Value, b: Value| {
-        let mut found = Vec::new();
-        compare("", &a, &b, &mut found);
-        found
-    };
+    let differences = |a: Value, b: Value| differences(&a, &b);
     let same = [
         (json!({"a": [], "b": 1}), json!({"b": 1, "c": null})),
         (

@@ -1,0 +1,360 @@
+//! Everything in which the two sides may differ, and why. What is not here has to be the same.
+//!
+//! Two kinds of peer are known. An *old* command (libraries before 1.44 or so, as Debian 12 has) lacks some verbs and
+//! keeps some things in other places; newer ones do as this library does.
+
+/// A difference, with the lines by which the comparison tells it (`*` is any text).
+pub(super) struct Accepted {
+    pub(super) key: &'static str,
+    pub(super) why: &'static str,
+    /// Whether it shows with old peers, with newer ones.
+    old: bool,
+    new: bool,
+    /// Whether only the steps that name it may show it, and then have to.
+    by_step: bool,
+    /// With this driver alone.
+    driver: Option<&'static str>,
+    lines: &'static [&'static str],
+}
+
+const ANY: Accepted = Accepted {
+    key: "",
+    why: "",
+    old: true,
+    new: true,
+    by_step: false,
+    driver: None,
+    lines: &[],
+};
+
+const OLD: Accepted = Accepted { new: false, ..ANY };
+
+const NEW: Accepted = Accepted { old: false, ..ANY };
+
+/// The time of an operation, as the comparison shows it.
+macro_rules! now {
+    () => {
+        "9223372036854775807.000000000"
+    };
+}
+
+/// The table.
+pub(super) const ACCEPTED: &[Accepted] = &[
+    // Brought to a common form before comparing; no line ever shows them.
+    Accepted {
+        key: "random-ids",
+        why: "IDs that the store chooses are random; both sides' are replaced by one name where they first appear",
+        ..ANY
+    },
+    Accepted {
+        key: "short-links",
+        why: "the overlay driver's links have random names; they are named after the layer that they lead to",
+        ..ANY
+    },
+    Accepted {
+        key: "roots",
+        why: "the two sides have different directories",
+        ..ANY
+    },
+    Accepted {
+        key: "creation-times",
+        why: "both sides create things a moment apart; a time within the test's run is called \"now\", in records, of \
+              files and in the headers of archives; all other times are compared to the nanosecond",
+        ..ANY
+    },
+    Accepted {
+        key: "lock-records",
+        why: "the token of the last writer is random; lengths are compared",
+        ..ANY
+    },
+    Accepted {
+        key: "tar-split-cuts",
+        why: "a raw segment may be cut into lines anywhere, and gzip has many forms; segments are joined",
+        ..ANY
+    },
+    Accepted {
+        key: "compressed-bytes",
+        why: "compressors differ; what they compress is compared byte by byte, and which compressor it was",
+        ..ANY
+    },
+    Accepted {
+        key: "order-of-changes",
+        why: "the peer lists changes in the order in which it meets them, this library by path",
+        ..ANY
+    },
+    Accepted {
+        key: "names-of-old-versions",
+        why: "old peers have no remove-names, and add-names that puts new names last: with them both are done by \
+              get-names and set-names",
+        ..OLD
+    },
+    Accepted {
+        key: "volatile-files",
+        why: "old peers keep records that may be lost in the same files as others; both files are read as one, \
+              volatile records last",
+        ..OLD
+    },
+    Accepted {
+        key: "private-home",
+        why: "the peer makes a private mount of the driver's home when it starts, this library when it first mounts a \
+              layer",
+        ..ANY
+    },
+    Accepted {
+        key: "kernel-names",
+        why: "overlayfs itself puts random values and numbers into attributes (`origin`, `uuid`) and names (`work/#…`)",
+        ..ANY
+    },
+    // Files and directories of the store.
+    Accepted {
+        key: "mount-counts-file",
+        why: "the peer writes mountpoints.json whenever it saves layers, this library when a count changes; no file \
+              means the same as an empty list",
+        lines: &[
+            "/run/*-layers/mountpoints.json: only in the second (file)",
+            "/run/*-layers/mountpoints.lock: content Some(\"(lock file, 0 bytes)\") / Some(\"(lock file, 64 bytes)\")",
+        ],
+        ..ANY
+    },
+    Accepted {
+        key: "early-directories",
+        why: "directories for temporary files and for layers are made when they are first needed, which is not the \
+              same moment on both sides",
+        lines: &[
+            "/graph/*/tempdirs: only in the first (directory)",
+            "/graph/*-layers/tmp: only in the first (directory)",
+            "/graph/vfs/dir: only in the first (directory)",
+        ],
+        ..ANY
+    },
+    Accepted {
+        key: "old-directories",
+        why: "old peers make two directories that newer ones do not",
+        lines: &[
+            "/graph/tmp: only in the second (directory)",
+            "/graph/mounts: only in the second (directory)",
+        ],
+        ..OLD
+    },
+    Accepted {
+        key: "volatile-files-of-new-versions",
+        why: "old peers do not know them, see volatile-files",
+        lines: &["/graph/*/volatile-*.json: only in the first (file)"],
+        ..OLD
+    },
+    Accepted {
+        key: "mode-of-the-home",
+        why: "old peers close the driver's home to others, newer ones leave that to the graph root",
+        lines: &["/graph/overlay: mode 0755 / 0700"],
+        ..OLD
+    },
+    Accepted {
+        key: "cached-probes",
+        why: "what the kernel can do is tried out, and noted in the run root, when the question first arises",
+        lines: &["/run/overlay/*: only in the * (file)"],
+        ..ANY
+    },
+    Accepted {
+        key: "mount-points-kept",
+        why: "old peers remove a layer's mount point after unmounting, newer ones make a new one",
+        lines: &["/graph/overlay/*/merged: only in the first (directory)"],
+        ..OLD
+    },
+    Accepted {
+        key: "mounts-for-comparison",
+        why: "the peer compares layers that it mounts writable, which leaves the kernel's traces; this library mounts \
+              them read-only",
+        lines: &[
+            "/graph/overlay/*/work/work: only in the second (directory)",
+            "/graph/overlay/*/diff: attributes  / trusted.overlay.uuid=(the kernel\\'s) ",
+        ],
+        ..ANY
+    },
+    Accepted {
+        key: "left-over-mappings",
+        why: "the peer leaves the mount points of ID-mapped views behind; this library removes them",
+        lines: &[
+            "/graph/overlay/*/mapped: only in the second (directory)",
+            "/graph/overlay/*/mapped/*: only in the second (directory)",
+        ],
+        ..ANY
+    },
+    Accepted {
+        key: "owners-of-mapped-roots",
+        why: "old peers give the root directory of a mapped container to the host's root, and a driver's directory \
+              to the first layer's owner",
+        lines: &[
+            "/graph/*/*: owner 300000:400000 / 0:0",
+            "/graph/vfs/dir: owner 0:0 / 100000:200000",
+            "/graph/vfs/dir: owner 0:0 / 300000:400000",
+        ],
+        ..OLD
+    },
+    // What streams become.
+    Accepted {
+        key: "global-headers",
+        why: "the peer makes the parent directory of a global header's made-up name; a header is no file",
+        lines: &["/graph/*/PaxHeaders: only in the second (directory)"],
+        ..ANY
+    },
+    Accepted {
+        key: "deleted-and-made-again",
+        why: "a stream that deletes a name and then makes a directory of it hides what the lower directory of that \
+              name has; the peer forgets the deletion and lets it through",
+        driver: Some("overlay"),
+        lines: &[
+            "/graph/overlay/*/diff/lib: attributes trusted.overlay.opaque=y  / ",
+            "answer [\"/lib deleted\"] / [\"/lib modified\"] *",
+        ],
+        ..ANY
+    },
+    Accepted {
+        key: "time-of-the-root",
+        why: "the peer makes and removes a temporary directory in the layer after unpacking, and so spoils the time \
+              that the stream gives to the layer's root directory",
+        driver: Some("vfs"),
+        lines: &[concat!("/graph/vfs/dir/*: mtime 1700000000.000000000 / ", now!())],
+        ..ANY
+    },
+    // What comes out.
+    Accepted {
+        key: "time-of-deletions",
+        why: "deletions found by comparing trees have no time; the peer takes the current one, this library a fixed \
+              one, so that an unchanged layer gives unchanged bytes",
+        lines: &["diff *.wh.*: mtime 0 / now"],
+        ..ANY
+    },
+    Accepted {
+        key: "modes-in-old-headers",
+        why: "old peers repeat the file type in the mode field of headers",
+        lines: &["diff *: mode 00* / 0*"],
+        ..OLD
+    },
+    Accepted {
+        key: "owner-names-in-old-headers",
+        why: "old peers look up the names of owners, in the host's lists, for headers",
+        lines: &["diff *: uname  / *", "diff *: gname  / *"],
+        ..OLD
+    },
+    Accepted {
+        key: "times-of-directories",
+        why: "old peers do not count a directory as modified whose time alone is another",
+        by_step: true,
+        lines: &[
+            "answer [\"/tmp modified\"] / [] *",
+            "diff *: only in the first (directory)",
+        ],
+        ..OLD
+    },
+    Accepted {
+        key: "times-of-directories-on-vfs",
+        why: "as times-of-directories, where overlay need not compare whole trees",
+        by_step: true,
+        driver: Some("vfs"),
+        lines: &["answer [\"/tmp modified\"] / [] *"],
+        ..OLD
+    },
+    // Steps that one side refuses.
+    Accepted {
+        key: "names-given-twice",
+        why: "a layer created with one name twice loses it at the peer's next load",
+        by_step: true,
+        lines: &[
+            "answer .names: [\"double\"] / [\"double\",\"double\"]",
+            "layers.json [*].names: [\"double\"] / [\"double\",\"double\"]",
+        ],
+        ..NEW
+    },
+    Accepted {
+        key: "file-to-directory",
+        why: "where a layer has a directory with content in the place of a file of the layer below, the peer's \
+              comparison fails",
+        by_step: true,
+        driver: Some("overlay"),
+        lines: &["answer * / failed: *: not a directory"],
+        ..ANY
+    },
+    Accepted {
+        key: "image-mounts-on-old-vfs",
+        why: "the vfs driver of old peers refuses the option `ro`, which mounting an image implies",
+        by_step: true,
+        driver: Some("vfs"),
+        lines: &[
+            "answer * / failed: vfs driver does not support mount options*",
+            "mountpoints.json *",
+        ],
+        ..OLD
+    },
+];
+
+impl Accepted {
+    fn applies(&self, driver: &str, old: bool) -> bool {
+        (if old { self.old } else { self.new }) && self.driver.is_none_or(|own| own == driver)
+    }
+}
+
+/// The difference of which a line tells, if it is accepted in a step that names `differs`.
+pub(super) fn accepting(
+    line: &str,
+    differs: Option<&str>,
+    driver: &str,
+    old: bool,
+) -> Option<&'static Accepted> {
+    ACCEPTED.iter().find(|accepted| {
+        accepted.applies(driver, old)
+            && (!accepted.by_step || differs == Some(accepted.key))
+            && accepted.lines.iter().any(|pattern| matches(pattern, line))
+    })
+}
+
+/// Whether a step that names this difference has to show it.
+pub(super) fn is_due(key: &str, driver: &str, old: bool) -> bool {
+    let found = ACCEPTED.iter().find(|accepted| accepted.key == key);
+    found
+        .unwrap_or_else(|| panic!("{key} is not in the table"))
+        .applies(driver, old)
+}
+
+/// Whether `text` is `pattern`, in which `*` stands for any text.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(rest) = text.strip_prefix(before) else {
+        return false;
+    };
+    let starts = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
+    starts.into_iter().any(|at| matches(after, &rest[at..]))
+}
+
+#[test]
+fn patterns_match_whole_lines() {
+    assert!(matches("a*c*", "abc"));
+    assert!(matches("a*", "a"));
+    assert!(matches("*: only", "/x: y: only"));
+    assert!(!matches("a*c", "abcd"));
+    assert!(!matches("b", "abc"));
+    assert!(!matches("*b", "abc"));
+}
+
+#[test]
+fn every_difference_has_a_name_and_a_reason_of_its_own() {
+    let keys: std::collections::BTreeSet<&str> = ACCEPTED.iter().map(|accepted| accepted.key).collect();
+    assert_eq!(keys.len(), ACCEPTED.len());
+    assert!(
+        ACCEPTED
+            .iter()
+            .all(|accepted| !accepted.key.is_empty() && accepted.why.len() > 20)
+    );
+    assert!(accepting("/graph/mounts: only in the second (directory)", None, "vfs", true).is_some());
+    assert!(
+        accepting(
+            "/graph/mounts: only in the second (directory)",
+            None,
+            "vfs",
+            false
+        )
+        .is_none()
+    );
+    assert!(accepting("answer [] / failed: x: not a directory", None, "overlay", false).is_none());
+}
