@@ -83,6 +83,7 @@ pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, StoreOptions,
 };
+pub use record::json::go_json;
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, GraphDriver};
