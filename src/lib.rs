@@ -75,6 +75,7 @@ mod whiteout;
 
 pub use archive::changes::{Change, ChangeKind};
 pub use archive::compression::Compression;
+pub use archive::copy_content::{CopyEnd, copy_content};
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use idmap::{IdMap, IdMappings, Owner};

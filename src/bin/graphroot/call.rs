@@ -34,7 +34,7 @@ pub(crate) enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Said(error.chain())
+        Self::Said(told(&error))
     }
 }
 
@@ -47,6 +47,30 @@ impl From<String> for Failure {
 impl From<&str> for Failure {
     fn from(text: &str) -> Self {
         Self::Said(text.to_owned())
+    }
+}
+
+/// An error in one line: what was being done to which item, and why. Where the Go library has a fixed text for the kind
+/// of error, the line has it too, for scripts that look for it.
+pub(crate) fn told(error: &Error) -> String {
+    let text = error.chain();
+    let kind = error.kind();
+    let own = matches!(
+        kind,
+        ErrorKind::Io
+            | ErrorKind::InvalidArchive
+            | ErrorKind::DigestMismatch
+            | ErrorKind::CorruptMetadata
+            | ErrorKind::LockTimeout
+            | ErrorKind::UnsafePath
+            | ErrorKind::InvalidInput
+            | ErrorKind::NotFound
+            | ErrorKind::Cancelled
+    );
+    if own || text.contains(kind.as_str()) {
+        text
+    } else {
+        format!("{text}: {kind}")
     }
 }
 
@@ -64,7 +88,7 @@ pub(crate) fn plain_error(error: &Error) -> String {
         | ErrorKind::NotAnImage
         | ErrorKind::NotAContainer
         | ErrorKind::NotAnId) => kind.as_str().to_owned(),
-        _ => error.chain(),
+        _ => told(error),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use graphroot::{ContainerOptions, Digest, IdMap, IdMappingOptions, ImageOptions, Layer, LayerOptions};
 
-use crate::call::{Call, DONE, Failure, Out, Outcome, file_failure};
+use crate::call::{Call, DONE, Failure, Out, Outcome, file_failure, told};
 use crate::input::Input;
 use crate::names::given_metadata;
 use crate::table::{file, new};
@@ -178,7 +178,7 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
     };
     options.digest = given
         .transpose()
-        .map_err(|error| format!("validating digests for new image: {}", error.chain()))?;
+        .map_err(|error| format!("validating digests for new image: {}", told(&error)))?;
     let image = call
         .store()?
         .create_image(top.as_ref().map(Layer::id), options)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use graphroot::ParentOwners;
 use serde::Serialize;
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome};
+use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
 use crate::table::{IS_CONTAINER, IS_IMAGE, IS_LAYER, NO_NAMES};
 use crate::text::numbers;
 
@@ -82,7 +82,7 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
 fn size(out: &mut Out, size: graphroot::Result<u64>) -> Result<(), Failure> {
     match size {
         Ok(size) => out.line(format!("Size: {size}")),
-        Err(error) => out.line(format!("Size unknown: {}", error.chain())),
+        Err(error) => out.line(format!("Size unknown: {}", told(&error))),
     }
 }
 
@@ -178,7 +178,7 @@ pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Out) -> Outcome {
     }
     for layer in &found {
         let above = store.layer_parent_owners(layer.id()).await;
-        let above = above.map_err(|error| format!("LayerParentOwner: {}", error.chain()))?;
+        let above = above.map_err(|error| format!("LayerParentOwner: {}", told(&error)))?;
         owners(call, out, layer.id(), &above, false)?;
     }
     all_found(call, found.len())
@@ -192,7 +192,7 @@ pub(crate) async fn container_parent_owners(call: &Call, out: &mut Out) -> Outco
     }
     for container in &found {
         let above = store.container_parent_owners(container.id()).await;
-        let above = above.map_err(|error| format!("ContainerParentOwner: {}", error.chain()))?;
+        let above = above.map_err(|error| format!("ContainerParentOwner: {}", told(&error)))?;
         owners(call, out, container.id(), &above, true)?;
     }
     all_found(call, found.len())

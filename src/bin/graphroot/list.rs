@@ -113,7 +113,8 @@ fn node(layer: &Layer, users: &Users) -> Node {
 }
 
 pub(crate) async fn storage_layers(call: &Call, out: &mut Out) -> Outcome {
-    let layers = call.store()?.graph_driver().list_layers().await?;
+    let mut layers = call.store()?.graph_driver().list_layers().await?;
+    layers.sort_unstable();
     if call.json() {
         out.json(&layers)?;
         return DONE;

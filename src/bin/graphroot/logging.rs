@@ -1,31 +1,34 @@
 //! What the library reports while it works, on standard error.
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::defaults::Given;
 
-/// Starts the log: errors only, everything with `debug`, or what `RUST_LOG` says.
+/// Starts the log: errors only, or everything with `debug`, or what `RUST_LOG` says (`LEVEL` or `TARGET=LEVEL`, with
+/// commas between).
 pub(crate) fn start(debug: bool) {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let log = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi);
-    // Whoever comes first has started the log; there is nobody else in this program.
-    let _first = if !wanted.is_empty() {
-        let filter = EnvFilter::new(wanted);
-        log.with_env_filter(filter)
-            .with_span_events(FmtSpan::CLOSE)
-            .try_init()
-    } else if debug {
-        log.with_max_level(LevelFilter::DEBUG)
-            .with_span_events(FmtSpan::CLOSE)
-            .try_init()
+    let level = if debug {
+        LevelFilter::DEBUG
     } else {
-        log.with_max_level(LevelFilter::ERROR).without_time().try_init()
+        LevelFilter::ERROR
     };
+    // A filter that cannot be read is as good as none.
+    let filter = Some(wanted)
+        .filter(|wanted| !wanted.is_empty())
+        .and_then(|wanted| wanted.parse::<Targets>().ok())
+        .unwrap_or_else(|| Targets::new().with_default(level));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_span_events(FmtSpan::CLOSE);
+    // Whoever comes first has started the log; there is nobody else in this program.
+    let _first = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
 
 /// Says where the store is.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use graphroot::StoreOptions;
 use serde::Serialize;
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome};
+use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
 use crate::defaults::defaults;
 use crate::input::spinner;
 use crate::table::{FORCE_SHUTDOWN, HASH_METHOD, check as check_flags};
@@ -97,7 +97,7 @@ fn plain(call: &Call, out: &mut Out, result: graphroot::Result<()>) -> Outcome {
         Ok(()) => DONE,
         // An error has no fields that its JSON could show, as ever.
         Err(_) if call.json() => out.line("{}").and(FAILED),
-        Err(error) => Err(format!("{}: {}", call.name, error.chain()).into()),
+        Err(error) => Err(format!("{}: {}", call.name, told(&error)).into()),
     }
 }
 
