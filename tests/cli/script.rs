@@ -154,7 +154,7 @@ pub(crate) const STEPS: &[(Alike, &str)] = &[
     (Fully, "unmount L1"),
     (Fully, "unmount -j L1 nosuch"),
     (Fully, "unmount -f nosuch"),
-    (Fully, "mount -r img"),
+    (Newer, "mount -r img"),
     (Fully, "unmount img"),
     (Fully, "mount --opt=[] -l '' web"),
     (Says, "shutdown"),
