@@ -72,10 +72,7 @@ fn both_programs_copy_the_same() {
             "",
             "everything is unmounted"
         );
-        assert_eq!(
-            root.path().join("host/owned-file").metadata().unwrap().uid(),
-            5
-        );
+        assert_eq!(root.path().join("host/owned-file").metadata().unwrap().uid(), 5);
         let content = ["A", "B"].map(|id| {
             let mut tree = manifest(&root.graph().join("vfs/dir").join(id));
             for entry in tree.values_mut() {
@@ -88,13 +85,8 @@ fn both_programs_copy_the_same() {
         });
         trees.push(content);
     }
-    for layer in 0..2 {
-        manifest::assert_same(
-            "containers-storage",
-            &trees[0][layer],
-            "graphroot",
-            &trees[1][layer],
-        );
+    for (theirs, ours) in trees[0].iter().zip(&trees[1]) {
+        manifest::assert_same("containers-storage", theirs, "graphroot", ours);
     }
 }
 

@@ -34,7 +34,7 @@ use std::process::ExitCode;
 
 use crate::call::{Call, Failure, Out, complain};
 use crate::defaults::Given;
-use crate::mflag::{Flags, Stop};
+use crate::mflag::Flags;
 
 /// What a shell shows for a program that wrote to a closed pipe.
 const SIGPIPE_CODE: u8 = 141;
@@ -96,17 +96,14 @@ fn run(out: &mut Out) -> Result<u8, Failure> {
     let args = match parsed {
         Ok(args) => args,
         Err(stop) => {
-            let said = match stop {
-                Stop::Help => {
-                    help.general(out, &flags, false)?;
-                    "flag: help requested".to_owned()
-                }
-                Stop::Bad(said) => {
-                    out.complain(&said)?;
-                    out.complain(help.hint(help::OWN_NAME))?;
-                    said
-                }
-            };
+            if stop.usage {
+                help.general(out, &flags, false)?;
+            }
+            for said in &stop.said {
+                out.complain(said)?;
+                out.complain(help.hint(help::OWN_NAME))?;
+            }
+            let said = stop.said.last().map_or("flag: help requested", String::as_str);
             out.line(format!("{said} while parsing arguments (1)"))?;
             help.general(out, &flags, false)?;
             return Ok(1);
@@ -140,13 +137,14 @@ fn run(out: &mut Out) -> Result<u8, Failure> {
     }
     let args = match flags.parse(args) {
         Ok(args) => args,
-        Err(Stop::Help) => {
-            help.command(out, name, command, &flags, true)?;
-            return Ok(BAD_FLAGS);
-        }
-        Err(Stop::Bad(said)) => {
-            out.complain(said)?;
-            out.complain(help.hint(name))?;
+        Err(stop) => {
+            if stop.usage {
+                help.command(out, name, command, &flags, true)?;
+            }
+            for said in &stop.said {
+                out.complain(said)?;
+                out.complain(help.hint(name))?;
+            }
             return Ok(BAD_FLAGS);
         }
     };

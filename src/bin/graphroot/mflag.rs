@@ -95,13 +95,29 @@ impl Value {
     }
 }
 
-/// Why parsing ended early.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// The usage was asked for where it is an error to do so.
-    Help,
-    /// What to say; nothing else is known.
-    Bad(String),
+/// Why parsing ended early: what to print, in this order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// The usage.
+    pub(crate) usage: bool,
+    /// Messages, each with a hint where to look.
+    pub(crate) said: Vec<String>,
+}
+
+impl Stop {
+    fn help() -> Self {
+        Self {
+            usage: true,
+            said: Vec::new(),
+        }
+    }
+
+    fn bad(text: String) -> Self {
+        Self {
+            usage: false,
+            said: vec![text],
+        }
+    }
 }
 
 /// The flags of one command, and what was given of them.
@@ -189,7 +205,12 @@ impl Flags {
                         args.push_front(format!("-{letter}"));
                         match self.step(&mut args) {
                             Ok(Step::Flag | Step::End) => {}
-                            Ok(Step::Letters(_)) | Err(_) => return Err(undefined(&word)),
+                            Ok(Step::Letters(_)) => return Err(undefined(&word)),
+                            Err(mut stop) => {
+                                // First what is wrong with the letter, then that the word is no flag.
+                                stop.said.extend(undefined(&word).said);
+                                return Err(stop);
+                            }
                         }
                     }
                 }
@@ -212,7 +233,7 @@ impl Flags {
         let word = word.clone();
         let name = word.strip_prefix('-').unwrap_or_default();
         if name.starts_with('=') {
-            return Err(Stop::Bad(format!("bad flag syntax: {word}")));
+            return Err(Stop::bad(format!("bad flag syntax: {word}")));
         }
         args.pop_front();
         let (name, given) = match name.split_once('=') {
@@ -221,7 +242,7 @@ impl Flags {
         };
         let Some(index) = self.find(name) else {
             return match name {
-                "-help" | "help" | "h" => Err(Stop::Help),
+                "-help" | "help" | "h" => Err(Stop::help()),
                 _ if name.starts_with('-') => Err(undefined(name)),
                 _ => Ok(Step::Letters(name.to_owned())),
             };
@@ -234,7 +255,7 @@ impl Flags {
                 None => *on = true,
                 Some(text) => {
                     *on = truth(text).ok_or_else(|| {
-                        Stop::Bad(format!(
+                        Stop::bad(format!(
                             "invalid boolean value {quoted} for  -{name}: strconv.ParseBool: parsing {quoted}: \
                              invalid syntax",
                             quoted = crate::text::go_quote(text.as_bytes())
@@ -244,7 +265,7 @@ impl Flags {
             },
             value => {
                 let text = given.map(str::to_owned).or_else(|| args.pop_front());
-                let text = text.ok_or_else(|| Stop::Bad(format!("flag needs an argument: -{name}")))?;
+                let text = text.ok_or_else(|| Stop::bad(format!("flag needs an argument: -{name}")))?;
                 match value {
                     Value::List(items) => items.push(text),
                     value => *value = Value::Text(text),
@@ -316,7 +337,7 @@ impl Flags {
 }
 
 fn undefined(name: &str) -> Stop {
-    Stop::Bad(format!("flag provided but not defined: -{name}"))
+    Stop::bad(format!("flag provided but not defined: -{name}"))
 }
 
 /// A truth value in one of the spellings that count.
@@ -396,10 +417,23 @@ mod tests {
                 "invalid boolean value \"maybe\" for  --json: strconv.ParseBool: parsing \"maybe\": invalid syntax",
             ),
         ] {
-            assert_eq!(parse(line).1, Err(Stop::Bad(expected.into())), "{line}");
+            assert_eq!(parse(line).1, Err(Stop::bad(expected.into())), "{line}");
         }
+        let letters = Stop {
+            usage: false,
+            said: vec![
+                "flag needs an argument: -f".into(),
+                "flag provided but not defined: -jf".into(),
+            ],
+        };
+        assert_eq!(parse("-jf").1, Err(letters));
+        assert!(
+            parse("-jh")
+                .1
+                .is_err_and(|stop| stop.usage && stop.said.len() == 1)
+        );
         for line in ["-h", "-help", "--help", "--help=x"] {
-            assert_eq!(parse(line).1, Err(Stop::Help), "{line}");
+            assert_eq!(parse(line).1, Err(Stop::help()), "{line}");
         }
     }
 
