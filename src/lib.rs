@@ -76,6 +76,7 @@ mod whiteout;
 
 pub use archive::changes::{Change, ChangeKind};
 pub use archive::compression::Compression;
+pub use archive::copy_content::{CopyEnd, copy_content};
 pub use config::default_mount_options;
 pub use digest::Digest;
 pub use driver::options::mount_options;
@@ -86,6 +87,7 @@ pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, Remap, StoreOptions,
 };
+pub use record::json::go_json;
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, GraphDriver};

@@ -32,7 +32,7 @@ use super::tape::Tape;
 use crate::bridge::{self, CHUNK, ChunkReader, ChunkSender};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::idmap::IdMappings;
+use crate::idmap::{IdMappings, Owner};
 use crate::whiteout::{self, Form};
 
 /// Where a layer goes, and how.
@@ -46,6 +46,8 @@ pub(crate) struct Target {
     pub(crate) root_entry: bool,
     /// Owners.
     pub(crate) mappings: IdMappings,
+    /// The owner (inside the container) of every entry, whatever the archive says.
+    pub(crate) owner: Option<Owner>,
     /// Go on when an owner cannot be set.
     pub(crate) ignore_chown_errors: bool,
     /// Mode for everything, the real one goes into an attribute. Not supported yet.
@@ -330,6 +332,7 @@ fn unpack(
     let plain = target.form == Form::Executed;
     let rules = Rules {
         mappings: target.mappings,
+        owner: target.owner,
         ignore_chown_errors: target.ignore_chown_errors,
         in_user_namespace: target.in_user_namespace,
     };

@@ -20,6 +20,8 @@ use crate::sys::xattr;
 pub(crate) struct Rules {
     /// Container IDs in the archive, host IDs in the tree.
     pub(crate) mappings: IdMappings,
+    /// The owner (a container's ID) of everything, whatever the archive says.
+    pub(crate) owner: Option<Owner>,
     /// Go on with a warning when an owner cannot be set.
     pub(crate) ignore_chown_errors: bool,
     /// Some attributes cannot be set and are left out.
@@ -57,9 +59,12 @@ fn mode_differs(stat: &Stat, mode: u32, chowned: bool) -> bool {
 impl Rules {
     /// The owner in the tree.
     pub(crate) fn owner(&self, entry: &Entry) -> Result<Owner> {
-        self.mappings.to_host(Owner {
-            uid: id(entry.uid)?,
-            gid: id(entry.gid)?,
+        self.mappings.to_host(match self.owner {
+            Some(owner) => owner,
+            None => Owner {
+                uid: id(entry.uid)?,
+                gid: id(entry.gid)?,
+            },
         })
     }
 

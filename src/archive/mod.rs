@@ -21,6 +21,7 @@ pub(crate) mod apply;
 mod aufs;
 pub(crate) mod changes;
 pub(crate) mod compression;
+pub(crate) mod copy_content;
 mod deletions;
 mod durable;
 pub(crate) mod export;

@@ -14,10 +14,27 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{CharEscape, Formatter};
 
+use crate::error::{Error, ErrorKind};
 use crate::idmap::IdMap;
 
+/// A value as the Go library writes it: compact, with `<`, `>`, `&`, U+2028 and U+2029 escaped. With the store's views
+/// ([`Layer`](crate::Layer), [`Image`](crate::Image), [`Container`](crate::Container), [`Change`](crate::Change)) this
+/// gives what `containers-storage --json` prints, byte for byte.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a value that has no JSON, such as a map whose keys are no texts.
+pub fn go_json<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        ErrorKind::InvalidInput
+            .err("writing a value as JSON")
+            .with_source(error)
+    };
+    let bytes = to_bytes(value).map_err(|error| failed(error.into()))?;
+    String::from_utf8(bytes).map_err(|error| failed(error.into()))
+}
+
 /// A value as Go writes it.
-pub(crate) fn to_bytes<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+pub(crate) fn to_bytes<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(512);
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, GoFormatter))?;
     Ok(out)

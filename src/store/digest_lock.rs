@@ -6,10 +6,18 @@ use std::time::Duration;
 
 use crate::bridge;
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{IoContext as _, Result};
 use crate::lock::owners::{self, LockOwner};
 use crate::lock::record_lock::{Exclusive, LockFile, LockMode, Shared};
+use crate::options::StoreOptions;
 use crate::store::Store;
+
+/// The lock files in the directories of records, by the end of the directory's name.
+const RECORD_LOCKS: [(&str, &[&str]); 3] = [
+    ("-layers", &["layers.lock", "mountpoints.lock"]),
+    ("-images", &["images.lock"]),
+    ("-containers", &["containers.lock"]),
+];
 
 /// A lock that belongs to one digest, shared with every process that uses the store, Go's included. Made by
 /// [`Store::get_digest_lock`]; not held yet.
@@ -93,6 +101,37 @@ impl Store {
     pub async fn lock_owners(&self) -> Result<Vec<LockOwner>> {
         let paths = self.inner.lock_files();
         bridge::run(move || owners::owners(&paths)).await
+    }
+
+    /// As [`Store::lock_owners`], without opening the store, which would wait for whoever holds `storage.lock`. Looks
+    /// into the directories of every driver.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    pub async fn lock_owners_of(options: &StoreOptions) -> Result<Vec<LockOwner>> {
+        let mut roots = vec![options.graph_root.clone(), options.run_root.clone()];
+        roots.extend(options.image_store.clone());
+        bridge::run(move || {
+            let mut paths = Vec::new();
+            for root in roots {
+                paths.extend(["storage.lock", "userns.lock"].map(|name| root.join(name)));
+                let entries = match std::fs::read_dir(&root) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    entries => entries.at("listing", &root)?,
+                };
+                for entry in entries {
+                    let dir = entry.at("listing", &root)?.path();
+                    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                    for (suffix, files) in RECORD_LOCKS {
+                        if name.ends_with(suffix) {
+                            paths.extend(files.iter().map(|file| dir.join(file)));
+                        }
+                    }
+                }
+            }
+            owners::owners(&paths)
+        })
+        .await
     }
 
     /// The lock for one digest. What it protects is the caller's business.

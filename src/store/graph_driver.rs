@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::bridge;
-use crate::driver::Driver;
+use crate::driver::{CreateOptions, Driver};
 use crate::error::Result;
-use crate::store::Store;
+use crate::idmap::IdMappings;
+use crate::options::LayerOptions;
+use crate::store::{Store, random_id};
 
 pub use crate::driver::DiskUsage;
 
@@ -60,6 +62,43 @@ impl GraphDriver {
     pub async fn list_layers(&self) -> Result<Vec<String>> {
         let driver = Arc::clone(&self.driver);
         bridge::run(move || driver.list_layers()).await
+    }
+
+    /// Creates an empty layer in the driver alone, without a record, and returns its ID. Nothing protects it:
+    /// [`Store::garbage_collect`] by anybody removes it again. For tests and repairs; everybody else wants
+    /// [`Store::create_layer`].
+    ///
+    /// `parent` is the ID of a layer of the driver. Of the options the ID, the mount label, the ID mappings,
+    /// [`LayerOptions::writeable`] and the driver's own count.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown) for the parent,
+    /// [`ErrorKind::UnsafePath`](crate::ErrorKind::UnsafePath), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the layer is created in the background.
+    pub async fn create_layer(&self, parent: Option<&str>, options: LayerOptions) -> Result<String> {
+        let (driver, parent) = (Arc::clone(&self.driver), parent.map(str::to_owned));
+        bridge::run(move || {
+            let id = match options.id {
+                id if id.is_empty() => random_id(|id| driver.exists(id))?,
+                id => id,
+            };
+            let create = CreateOptions {
+                read_write: options.writeable,
+                mappings: IdMappings {
+                    uids: options.id_mappings.uid_map,
+                    gids: options.id_mappings.gid_map,
+                },
+                mount_label: options.mount_label,
+                storage_opt: options.storage_opt,
+                durable: false,
+            };
+            create.mappings.validate()?;
+            driver.create(&id, parent.as_deref(), &create)?;
+            Ok(id)
+        })
+        .await
     }
 
     /// Paths of a layer by their well-known names: `UpperDir`, `LowerDir`, `WorkDir`, `MergedDir` with overlay,

@@ -448,6 +448,7 @@ fn target_of(content: &Content, mappings: IdMappings) -> Result<Target> {
         form: content.form,
         root_entry: content.root_entry,
         mappings,
+        owner: None,
         ignore_chown_errors: content.ignore_chown_errors,
         force_mask: content.force_mask,
         in_user_namespace: content.in_user_namespace,

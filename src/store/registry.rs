@@ -1,6 +1,6 @@
 //! The process-wide list of open stores, and how one is opened.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::bridge;
@@ -49,7 +49,16 @@ fn absolute(path: PathBuf, what: &str) -> Result<PathBuf> {
     if path.as_os_str().is_empty() {
         return Err(ErrorKind::IncompleteOptions.err(format!("no storage {what} specified")));
     }
-    std::path::absolute(&path).at("making absolute", &path)
+    let whole = std::path::absolute(&path).at("making absolute", &path)?;
+    // `..` goes without a look at the disk, as in the Go library: both must write the same paths into shared files.
+    let mut clean = PathBuf::new();
+    for part in whole.components() {
+        match part {
+            Component::ParentDir => drop(clean.pop()),
+            part => clean.push(part),
+        }
+    }
+    Ok(clean)
 }
 
 /// The driver configuration that the options describe.

@@ -15,7 +15,20 @@ use crate::record::digest_text::DigestText;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 
-/// A layer as it was when it was asked for. Cheap to clone.
+/// Serialised as the record that the Go library's JSON shows and its files hold.
+macro_rules! serialize_record {
+    ($($view:ty),*) => {$(
+        impl serde::Serialize for $view {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.row.serialize(serializer)
+            }
+        }
+    )*};
+}
+
+serialize_record!(Layer, Image, Container);
+
+/// A layer as it was when it was asked for. Cheap to clone. Serialised as its record.
 #[derive(Clone, Debug)]
 pub struct Layer {
     row: Arc<LayerRow>,
@@ -169,7 +182,7 @@ impl Layer {
     }
 }
 
-/// An image as it was when it was asked for. Cheap to clone.
+/// An image as it was when it was asked for. Cheap to clone. Serialised as its record.
 #[derive(Clone, Debug)]
 pub struct Image {
     row: Arc<ImageRow>,
@@ -258,7 +271,7 @@ impl Image {
     }
 }
 
-/// A container as it was when it was asked for. Cheap to clone.
+/// A container as it was when it was asked for. Cheap to clone. Serialised as its record.
 #[derive(Clone, Debug)]
 pub struct Container {
     row: Arc<ContainerRow>,

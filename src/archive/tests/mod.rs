@@ -94,6 +94,7 @@ impl Layer {
             form: self.form,
             root_entry: self.root_entry,
             mappings: self.mappings.clone(),
+            owner: None,
             ignore_chown_errors: self.ignore_chown_errors,
             force_mask: None,
             in_user_namespace: self.in_user_namespace,

@@ -1,0 +1,197 @@
+//! Every command, in the order in which the usage lists them. Parsing, usage, completions and manual pages all come from
+//! these tables.
+
+use crate::table::{
+    ADD_NAME, BZIP2, CHOWN, Command, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, IS_CONTAINER,
+    IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
+    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
+};
+use crate::{copy, create, data, delete, diff, examine, list, model, mount, names, people, service, unshare};
+
+const ANY: Option<usize> = None;
+
+macro_rules! command {
+    ($names:expr, $arguments:literal, $usage:literal, $min:literal, $max:expr, [$($flag:expr),*], $run:path, [$($example:literal),*]) => {
+        Command {
+            names: &$names,
+            arguments: $arguments,
+            usage: $usage,
+            min_args: $min,
+            max_args: $max,
+            flags: &[$($flag),*],
+            examples: &[$($example),*],
+            opens_store: true,
+            run: |call, out| Box::pin($run(call, out)),
+        }
+    };
+}
+
+/// The command of this name.
+pub(crate) fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS
+        .iter()
+        .chain(&EXTRAS)
+        .find(|command| command.names.contains(&name))
+}
+
+/// The commands of containers-storage.
+#[rustfmt::skip]
+pub(crate) static COMMANDS: [Command; 61] = [
+    command!(["check"], "", "Check storage consistency", 0, Some(0),
+        [JSON, check::MAX, check::REPAIR, check::FORCE, check::QUICK], service::check, ["check --quick"]),
+    command!(["config"], "[configurationFile]", "Print storage library configuration as JSON", 0, Some(1),
+        [], service::config, ["config"]),
+    command!(["container"], "[options [...]] containerNameOrID [...]", "Examine a container", 1, ANY,
+        [JSON], examine::container, ["container --json web"]),
+    command!(["list-container-data", "listcontainerdata"], "[options [...]] containerNameOrID",
+        "List data items that are attached to an container", 1, Some(1), [JSON], data::list_container, []),
+    command!(["get-container-data", "getcontainerdata"], "[options [...]] containerNameOrID dataName",
+        "Get data that is attached to an container", 2, Some(2), [file::WRITE], data::get_container, []),
+    command!(["get-container-data-size", "getcontainerdatasize"], "[options [...]] containerNameOrID dataName",
+        "Get size of data that is attached to an container", 2, Some(2), [], data::container_size, []),
+    command!(["get-container-data-digest", "getcontainerdatadigest"], "[options [...]] containerNameOrID dataName",
+        "Get digest of data that is attached to an container", 2, Some(2), [], data::container_digest, []),
+    command!(["set-container-data", "setcontainerdata"], "[options [...]] containerNameOrID dataName",
+        "Set data that is attached to an container", 2, Some(2), [file::READ], data::set_container, []),
+    command!(["get-container-dir", "getcontainerdir"], "[options [...]] containerNameOrID",
+        "Find the container's associated data directory", 1, Some(1), [], data::container_dir, []),
+    command!(["get-container-run-dir", "getcontainerrundir"], "[options [...]] containerNameOrID",
+        "Find the container's associated runtime directory", 1, Some(1), [], data::container_run_dir, []),
+    command!(["container-parent-owners"], "[options [...]] containerNameOrID [...]",
+        "Compute the set of unmapped parent UIDs and GIDs of the container", 1, ANY,
+        [JSON], examine::container_parent_owners, []),
+    command!(["containers"], "[options [...]]", "List containers", 0, Some(0),
+        [JSON], list::containers, ["containers --json"]),
+    command!(["copy"], "[options [...]] [sourceLayerNameOrID:]/path [...] targetLayerNameOrID:/path",
+        "Copy files or directories into a layer, possibly from another layer", 2, ANY,
+        [CHOWN, JSON], copy::copy, ["copy --chown 1000:1000 ./site web-layer:/srv/www"]),
+    command!(["create-storage-layer"], "[options [...]] [parentLayerNameOrID]",
+        "Create a new layer only in the storage driver", 0, Some(1),
+        [new::LABEL, new::LAYER_ID, new::READ_ONLY, JSON, new::HOST_UIDS, new::HOST_GIDS, new::UIDS, new::GIDS,
+         new::SUB_UIDS, new::SUB_GIDS], create::storage_layer, []),
+    command!(["create-layer", "createlayer"], "[options [...]] [parentLayerNameOrID]", "Create a new layer", 0, Some(1),
+        [new::LABEL, new::LAYER_NAME, new::LAYER_ID, new::READ_ONLY, JSON, new::HOST_UIDS, new::HOST_GIDS, new::UIDS,
+         new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::layer, ["create-layer --name work base"]),
+    command!(["import-layer", "importlayer"], "[options [...]] [parentLayerNameOrID]", "Import a new layer", 0, Some(1),
+        [new::LABEL, new::LAYER_NAME, new::LAYER_ID, new::READ_ONLY, JSON, file::INSTEAD_OF_STDIN, new::HOST_UIDS,
+         new::HOST_GIDS, new::UIDS, new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::import_layer,
+        ["import-layer --name base -f layer.tar.gz", "zstd -dc layer.tar.zst | graphroot import-layer base"]),
+    command!(["create-image", "createimage"], "[options [...]] topLayerNameOrID", "Create a new image using layers",
+        0, Some(1), [new::IMAGE_NAME, new::IMAGE_ID, new::DIGEST, new::METADATA, new::METADATA_FILE, JSON],
+        create::image, ["create-image --name localhost/demo base"]),
+    command!(["create-container", "createcontainer"], "[options [...]] parentImageNameOrID",
+        "Create a new container from an image", 1, Some(1),
+        [new::CONTAINER_NAME, new::VOLATILE, new::CONTAINER_ID, new::METADATA, new::METADATA_FILE, JSON, new::HOST_UIDS,
+         new::HOST_GIDS, new::UIDS, new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::container,
+        ["create-container --name web localhost/demo"]),
+    command!(["dedup"], "", "Dedup all images", 0, Some(0), [JSON, HASH_METHOD], service::dedup, []),
+    command!(["delete"], "[LayerOrImageOrContainerNameOrID [...]]",
+        "Delete a layer or image or container, with no safety checks", 1, ANY, [JSON], delete::anything, []),
+    command!(["delete-layer", "deletelayer"], "[LayerNameOrID [...]]", "Delete a layer, with safety checks", 1, ANY,
+        [JSON], delete::layer, []),
+    command!(["delete-image", "deleteimage"], "[ImageNameOrID [...]]", "Delete an image, with safety checks", 1, ANY,
+        [TEST, JSON], delete::image, ["delete-image --test localhost/demo"]),
+    command!(["delete-container", "deletecontainer"], "[ContainerNameOrID [...]]",
+        "Delete a container, with safety checks", 1, ANY, [JSON], delete::container, []),
+    command!(["changes"], "[options [...]] layerNameOrID [referenceLayerNameOrID]", "Compare two layers", 1, Some(2),
+        [JSON], diff::changes, ["changes web-layer"]),
+    command!(["diffsize", "diff-size"], "[options [...]] layerNameOrID [referenceLayerNameOrID]", "Compare two layers",
+        1, Some(2), [], diff::size, []),
+    command!(["diff"], "[options [...]] layerNameOrID [referenceLayerNameOrID]", "Compare two layers", 1, Some(2),
+        [file::INSTEAD_OF_STDOUT, UNCOMPRESSED, GZIP, BZIP2, XZ], diff::diff, ["diff -u -f base.tar base"]),
+    command!(["applydiff", "apply-diff"], "[options [...]] layerNameOrID [referenceLayerNameOrID]",
+        "Apply a diff to a layer", 1, Some(1), [file::INSTEAD_OF_STDIN], diff::apply, []),
+    command!(["applydiff-using-staging-dir"], "layerNameOrID directory",
+        "Apply a diff to a layer using a staging directory", 2, Some(2), [], diff::apply_staged, []),
+    command!(["exists"], "[LayerOrImageOrContainerNameOrID [...]]",
+        "Check if a layer or image or container exists", 1, ANY,
+        [NO_NAMES, IS_LAYER, IS_IMAGE, IS_CONTAINER, JSON], examine::exists, ["exists --quiet --image localhost/demo"]),
+    command!(["gc"], "", "Perform garbage collection", 0, Some(0), [JSON], service::gc, []),
+    command!(["image"], "[options [...]] imageNameOrID [...]", "Examine an image", 1, ANY,
+        [JSON], examine::image, ["image localhost/demo"]),
+    command!(["list-image-data", "listimagedata"], "[options [...]] imageNameOrID",
+        "List data items that are attached to an image", 1, Some(1), [JSON], data::list_image, []),
+    command!(["get-image-data", "getimagedata"], "[options [...]] imageNameOrID dataName",
+        "Get data that is attached to an image", 2, Some(2), [file::WRITE], data::get_image,
+        ["get-image-data localhost/demo manifest"]),
+    command!(["get-image-data-size", "getimagedatasize"], "[options [...]] imageNameOrID dataName",
+        "Get size of data that is attached to an image", 2, Some(2), [], data::image_size, []),
+    command!(["get-image-data-digest", "getimagedatadigest"], "[options [...]] imageNameOrID dataName",
+        "Get digest of data that is attached to an image", 2, Some(2), [], data::image_digest, []),
+    command!(["set-image-data", "setimagedata"], "[options [...]] imageNameOrID dataName",
+        "Set data that is attached to an image (with sometimes wrong digest)", 2, Some(2),
+        [file::READ], data::set_image, []),
+    command!(["get-image-dir", "getimagedir"], "[options [...]] imageNameOrID",
+        "Find the image's associated data directory", 1, Some(1), [], data::image_dir, []),
+    command!(["get-image-run-dir", "getimagerundir"], "[options [...]] imageNameOrID",
+        "Find the image's associated runtime directory", 1, Some(1), [], data::image_run_dir, []),
+    command!(["images"], "[options [...]]", "List images", 0, Some(0), [JSON, QUIET_IDS], list::images, ["images -q"]),
+    command!(["images-by-digest"], "[options [...]] DIGEST", "List images by digest", 1, Some(1),
+        [JSON, QUIET_IDS], list::images_by_digest, []),
+    command!(["layer"], "[options [...]] layerNameOrID [...]", "Examine a layer", 1, ANY,
+        [JSON], examine::layer, ["layer --json base"]),
+    command!(["layer-parent-owners"], "[options [...]] layerNameOrID [...]",
+        "Compute the set of unmapped parent UIDs and GIDs of the layer", 1, ANY,
+        [JSON], examine::layer_parent_owners, []),
+    command!(["list-layer-data", "listlayerdata"], "[options [...]] layerNameOrID",
+        "List data items that are attached to a layer", 1, Some(1), [JSON], data::list_layer, []),
+    command!(["get-layer-data", "getlayerdata"], "[options [...]] layerID dataName",
+        "Get data that is attached to a layer", 2, Some(2), [file::WRITE], data::get_layer, []),
+    command!(["set-layer-data", "setlayerdata"], "[options [...]] layerID dataName",
+        "Set data that is attached to a layer", 2, Some(2), [file::READ], data::set_layer, []),
+    command!(["layers"], "[options [...]]", "List layers", 0, Some(0),
+        [TREE, QUICK, JSON], list::layers, ["layers --tree", "layers --json"]),
+    command!(["storage-layers"], "[options [...]]", "List storage layers", 0, Some(0),
+        [JSON], list::storage_layers, []),
+    command!(["metadata"], "[LayerOrImageOrContainerNameOrID [...]]",
+        "Retrieve layer, image, or container metadata", 1, ANY, [OMIT_NAMES, JSON], names::metadata, []),
+    command!(["set-metadata", "setmetadata"], "[options [...]] layerOrImageOrContainerNameOrID",
+        "Set layer, image, or container metadata", 1, Some(1),
+        [new::METADATA, new::METADATA_FILE], names::set_metadata, []),
+    command!(["mount"], "[options [...]] LayerOrContainerNameOrID", "Mount a layer or container", 1, ANY,
+        [MOUNT_OPTIONS, new::LABEL, MOUNT_READ_ONLY, JSON], mount::mount, ["cd $(graphroot mount web)"]),
+    command!(["unmount", "umount"], "LayerOrContainerNameOrID", "Unmount an image, layer or container", 1, ANY,
+        [JSON, FORCE_UNMOUNT], mount::unmount, []),
+    command!(["mounted"], "LayerOrContainerNameOrID", "Check if a file system is mounted", 1, ANY,
+        [JSON], mount::mounted, []),
+    command!(["get-names", "getnames"], "[options [...]] imageOrContainerNameOrID",
+        "Get layer, image, or container name or names", 1, Some(1), [JSON], names::get, []),
+    command!(["add-names", "addnames"], "[options [...]] imageOrContainerNameOrID",
+        "Add layer, image, or container name or names", 1, ANY, [ADD_NAME, JSON], names::add,
+        ["add-names --name localhost/demo:v2 localhost/demo"]),
+    command!(["remove-names", "removenames"], "[options [...]] imageOrContainerNameOrID",
+        "Remove layer, image, or container name or names", 1, ANY, [REMOVE_NAME, JSON], names::remove, []),
+    command!(["set-names", "setnames"], "[options [...]] imageOrContainerNameOrID",
+        "Set layer, image, or container name or names", 1, ANY, [NEW_NAME, JSON], names::set, []),
+    command!(["shutdown"], "", "Shut down layer storage", 0, Some(0), [JSON, FORCE_SHUTDOWN], service::shutdown, []),
+    command!(["status"], "", "Check on graph driver status", 0, Some(0), [JSON], service::status, []),
+    command!(["unshare"], "[command [...]]", "Run a command in a user namespace", 0, ANY,
+        [], unshare::run_command, ["unshare id -u"]),
+    command!(["version"], "", "Return containers-storage version information", 0, Some(0),
+        [JSON], service::version, []),
+    command!(["wipe"], "", "Wipe all layers, images, and containers", 0, Some(0), [JSON], service::wipe, []),
+];
+
+/// The commands that containers-storage does not have.
+#[rustfmt::skip]
+pub(crate) static EXTRAS: [Command; 5] = [
+    command!(["tree"], "[options [...]]", "Show images, the layers below them, and containers", 0, Some(0),
+        [JSON], people::tree, ["tree"]),
+    command!(["du"], "[options [...]]", "Show how much space each image takes, alone and shared", 0, Some(0),
+        [JSON], people::du, ["du --json"]),
+    Command {
+        opens_store: false,
+        ..command!(["locks"], "[options [...]]", "Show which processes hold the store's locks", 0, Some(0),
+            [JSON], people::locks, ["locks"])
+    },
+    Command {
+        opens_store: false,
+        ..command!(["completions"], "bash|elvish|fish|powershell|zsh", "Print a completion script for a shell",
+            1, Some(1), [], model::completions, ["completions bash > /etc/bash_completion.d/graphroot"])
+    },
+    Command {
+        opens_store: false,
+        ..command!(["man"], "[command]", "Print the manual page of the program or of one of its commands", 0, Some(1),
+            [], model::man, ["man import-layer | man -l -"])
+    },
+];

@@ -1,0 +1,82 @@
+//! Comparing layers, and their diffs as streams.
+
+use graphroot::{ChangeKind, Compression, DiffOptions};
+use tokio::io::AsyncReadExt as _;
+
+use crate::call::{Call, DONE, Out, Outcome};
+use crate::data::Sink;
+use crate::input::{Input, bar};
+use crate::service::not_there_yet;
+use crate::table::{BZIP2, GZIP, UNCOMPRESSED, XZ, file};
+use crate::text::{go_quote, system_error};
+
+/// Bytes read from a diff at once.
+const CHUNK: usize = 128 * 1024;
+
+pub(crate) async fn changes(call: &Call, out: &mut Out) -> Outcome {
+    use std::os::unix::ffi::OsStrExt as _;
+    let changes = call.store()?.changes(call.optional(1), call.arg(0)).await?;
+    if call.json() {
+        out.json_or_null(&changes)?;
+        return DONE;
+    }
+    for change in changes {
+        let what = match change.kind {
+            ChangeKind::Add => "Add",
+            ChangeKind::Modify => "Modify",
+            ChangeKind::Delete => "Delete",
+        };
+        out.line(format!("{what} {}", go_quote(change.path.as_os_str().as_bytes())))?;
+    }
+    DONE
+}
+
+pub(crate) async fn size(call: &Call, out: &mut Out) -> Outcome {
+    let size = call.store()?.diff_size(call.optional(1), call.arg(0)).await?;
+    out.line(size.to_string())?;
+    DONE
+}
+
+pub(crate) async fn diff(call: &Call, out: &mut Out) -> Outcome {
+    let store = call.store()?;
+    let path = call.flags.text(&file::INSTEAD_OF_STDOUT);
+    let mut sink = Sink::new(path, out)?;
+    let wanted = [
+        (&XZ, Compression::Xz),
+        (&BZIP2, Compression::Bzip2),
+        (&GZIP, Compression::Gzip),
+        (&UNCOMPRESSED, Compression::None),
+    ];
+    let mut options = DiffOptions::default();
+    options.compression = wanted
+        .iter()
+        .find(|(flag, _)| call.flags.is_on(flag))
+        .map(|(_, compression)| *compression);
+    let mut diff = store.diff(call.optional(1), call.arg(0), options).await?;
+    let progress = bar(None, if path.is_empty() { "Reading" } else { "Writing" });
+    let mut chunk = Vec::with_capacity(CHUNK);
+    loop {
+        chunk.clear();
+        let count = diff
+            .read_buf(&mut chunk)
+            .await
+            .map_err(|error| format!("reading the diff of {:?}: {}", call.arg(0), system_error(&error)))?;
+        if count == 0 {
+            break;
+        }
+        progress.inc(count as u64);
+        sink.write(&chunk)?;
+    }
+    progress.finish_and_clear();
+    DONE
+}
+
+pub(crate) async fn apply(call: &Call, _out: &mut Out) -> Outcome {
+    let diff = Input::open(call, &file::INSTEAD_OF_STDIN, "Applying")?;
+    call.store()?.apply_diff(call.arg(0), diff).await?;
+    DONE
+}
+
+pub(crate) async fn apply_staged(call: &Call, _out: &mut Out) -> Outcome {
+    not_there_yet(call)
+}

@@ -1,0 +1,199 @@
+//! Everything about single items: `layer`, `image`, `container`, `exists` and the owners above a mount.
+
+use std::collections::BTreeMap;
+
+use graphroot::ParentOwners;
+use serde::Serialize;
+
+use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
+use crate::table::{IS_CONTAINER, IS_IMAGE, IS_LAYER, NO_NAMES};
+use crate::text::numbers;
+
+/// Success if everything that was asked for is there.
+fn all_found(call: &Call, found: usize) -> Outcome {
+    if found == call.args.len() { DONE } else { FAILED }
+}
+
+pub(crate) async fn layer(call: &Call, out: &mut Out) -> Outcome {
+    let mut found = Vec::new();
+    for arg in &call.args {
+        found.extend(call.store()?.layer(arg).await.ok());
+    }
+    if call.json() {
+        out.json(&found)?;
+        return all_found(call, found.len());
+    }
+    for layer in &found {
+        out.line(format!("ID: {}", layer.id()))?;
+        for (what, ranges) in [("UID", layer.uid_map()), ("GID", layer.gid_map())] {
+            for range in ranges {
+                out.line(format!(
+                    "{what} mapping: (container={}, host={}, size={})",
+                    range.container_id, range.host_id, range.size
+                ))?;
+            }
+        }
+        if let Some(parent) = layer.parent() {
+            out.line(format!("Parent: {parent}"))?;
+        }
+        for name in layer.names() {
+            out.line(format!("Name: {name}"))?;
+        }
+        if layer.read_only() {
+            out.line("Read Only: true")?;
+        }
+    }
+    all_found(call, found.len())
+}
+
+pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
+    let store = call.store()?;
+    let mut found = Vec::new();
+    for arg in &call.args {
+        found.extend(store.image(arg).await.ok());
+    }
+    if call.json() {
+        out.json(&found)?;
+        return all_found(call, found.len());
+    }
+    for image in &found {
+        out.line(format!("ID: {}", image.id()))?;
+        for name in image.names() {
+            out.line(format!("Name: {name}"))?;
+        }
+        out.line(format!("Top Layer: {}", image.top_layer().unwrap_or_default()))?;
+        for layer in image.mapped_top_layers() {
+            out.line(format!("Top Layer: {layer}"))?;
+        }
+        for digest in image.digests() {
+            out.line(format!("Digest: {digest}"))?;
+        }
+        for key in image.big_data_names() {
+            out.line(format!("Data: {key}"))?;
+        }
+        size(out, store.image_size(image.id()).await)?;
+        if image.read_only() {
+            out.line("Read Only: true")?;
+        }
+    }
+    all_found(call, found.len())
+}
+
+fn size(out: &mut Out, size: graphroot::Result<u64>) -> Result<(), Failure> {
+    match size {
+        Ok(size) => out.line(format!("Size: {size}")),
+        Err(error) => out.line(format!("Size unknown: {}", told(&error))),
+    }
+}
+
+pub(crate) async fn container(call: &Call, out: &mut Out) -> Outcome {
+    let store = call.store()?;
+    let images = store.images().await?;
+    let mut found = Vec::new();
+    for arg in &call.args {
+        found.extend(store.container(arg).await.ok());
+    }
+    if call.json() {
+        out.json(&found)?;
+        return all_found(call, found.len());
+    }
+    for container in &found {
+        out.line(format!("ID: {}", container.id()))?;
+        for name in container.names() {
+            out.line(format!("Name: {name}"))?;
+        }
+        let image_id = container.image_id().unwrap_or_default();
+        out.line(format!("Image: {image_id}"))?;
+        let image = images.iter().find(|image| image.id() == image_id);
+        for name in image.map(|image| image.names()).unwrap_or_default() {
+            out.line(format!("Image name: {name}"))?;
+        }
+        size(out, store.container_size(container.id()).await)?;
+        out.line(format!("Layer: {}", container.layer_id()))?;
+        for key in container.big_data_names() {
+            out.line(format!("Data: {key}"))?;
+        }
+    }
+    all_found(call, found.len())
+}
+
+pub(crate) async fn exists(call: &Call, out: &mut Out) -> Outcome {
+    let store = call.store()?;
+    let mut answers: Vec<(&str, bool)> = Vec::new();
+    let mut all = true;
+    for arg in &call.args {
+        let exists = store.exists(arg).await?;
+        if !answers.iter().any(|(known, _)| *known == arg.as_str()) {
+            answers.push((arg, exists));
+        }
+        all &= exists
+            && (!call.flags.is_on(&IS_CONTAINER) || store.container(arg).await.is_ok())
+            && (!call.flags.is_on(&IS_IMAGE) || store.image(arg).await.is_ok())
+            && (!call.flags.is_on(&IS_LAYER) || store.layer(arg).await.is_ok());
+    }
+    if call.json() {
+        out.json(&answers.iter().copied().collect::<BTreeMap<&str, bool>>())?;
+    } else if !call.flags.is_on(&NO_NAMES) {
+        for (arg, exists) in answers {
+            out.line(format!("{arg}: {exists}"))?;
+        }
+    }
+    if all { DONE } else { FAILED }
+}
+
+/// Owners as JSON, `null` where there are none.
+#[derive(Serialize)]
+struct Owners<'a> {
+    #[serde(rename = "ID")]
+    id: &'a str,
+    #[serde(rename = "UIDs")]
+    uids: Option<&'a [u32]>,
+    #[serde(rename = "GIDs")]
+    gids: Option<&'a [u32]>,
+}
+
+fn owners(call: &Call, out: &mut Out, id: &str, owners: &ParentOwners, always: bool) -> Result<(), Failure> {
+    let some = |ids: &'_ [u32]| !ids.is_empty();
+    if call.json() {
+        return out.json(&Owners {
+            id,
+            uids: Some(owners.uids.as_slice()).filter(|ids| some(ids)),
+            gids: Some(owners.gids.as_slice()).filter(|ids| some(ids)),
+        });
+    }
+    out.line(format!("ID: {id}"))?;
+    for (what, ids) in [("UIDs", &owners.uids), ("GIDs", &owners.gids)] {
+        if always || some(ids) {
+            out.line(format!("{what}: {}", numbers(ids)))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Out) -> Outcome {
+    let store = call.store()?;
+    let mut found = Vec::new();
+    for arg in &call.args {
+        found.extend(store.layer(arg).await.ok());
+    }
+    for layer in &found {
+        let above = store.layer_parent_owners(layer.id()).await;
+        let above = above.map_err(|error| format!("LayerParentOwner: {}", told(&error)))?;
+        owners(call, out, layer.id(), &above, false)?;
+    }
+    all_found(call, found.len())
+}
+
+pub(crate) async fn container_parent_owners(call: &Call, out: &mut Out) -> Outcome {
+    let store = call.store()?;
+    let mut found = Vec::new();
+    for arg in &call.args {
+        found.extend(store.container(arg).await.ok());
+    }
+    for container in &found {
+        let above = store.container_parent_owners(container.id()).await;
+        let above = above.map_err(|error| format!("ContainerParentOwner: {}", told(&error)))?;
+        owners(call, out, container.id(), &above, true)?;
+    }
+    all_found(call, found.len())
+}

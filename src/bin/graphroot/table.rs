@@ -1,0 +1,154 @@
+//! What a command is made of, and every flag.
+
+use crate::call::{Call, Out, Work};
+use crate::defaults::Given;
+use crate::mflag::{Flag, Flags, Value};
+use crate::unshare;
+
+/// A command.
+#[derive(Debug)]
+pub(crate) struct Command {
+    /// Its name, then its other names.
+    pub(crate) names: &'static [&'static str],
+    /// What follows its name in the usage.
+    pub(crate) arguments: &'static str,
+    pub(crate) usage: &'static str,
+    pub(crate) min_args: usize,
+    /// `None`: any number.
+    pub(crate) max_args: Option<usize>,
+    pub(crate) flags: &'static [Flag],
+    pub(crate) examples: &'static [&'static str],
+    /// Whether it works on the open store.
+    pub(crate) opens_store: bool,
+    pub(crate) run: for<'a> fn(&'a Call, &'a mut Out) -> Work<'a>,
+}
+
+const GRAPH: Flag = Flag::text(&["-graph", "g"], "Root of the storage tree");
+const RUN: Flag = Flag::text(&["-run", "R"], "Root of the runtime state tree");
+const IMAGE_STORE: Flag = Flag::text(&["-image-store"], "Root of the separate image store");
+const TRANSIENT: Flag = Flag::bool(&["-transient-store"], "Transient store");
+const DRIVER: Flag = Flag::text(
+    &["-storage-driver", "s"],
+    "Storage driver to use ($STORAGE_DRIVER)",
+);
+const DRIVER_OPTION: Flag = Flag::list(&["-storage-opt"], "Set storage driver options ($STORAGE_OPTS)");
+pub(crate) const DEBUG: Flag = Flag::bool(&["-debug", "D"], "Print debugging information");
+pub(crate) const UNSHARE: Flag = Flag::bool(&["-unshare", "U"], "Run in a user namespace (default false)");
+const UNSHARE_ROOTLESS: Flag = Flag::bool(&["-unshare", "U"], "Run in a user namespace (default true)");
+pub(crate) const HELP: Flag = Flag::bool(&["#help", "-help"], "Print usage");
+
+/// Every flag that goes with all commands.
+pub(crate) const GLOBAL: [Flag; 8] = [
+    RUN,
+    GRAPH,
+    IMAGE_STORE,
+    TRANSIENT,
+    DRIVER,
+    DRIVER_OPTION,
+    DEBUG,
+    UNSHARE,
+];
+
+/// Adds the flags that go with all commands; `given` is what they have without being said.
+pub(crate) fn add_global(flags: &mut Flags, given: &Given, debug: bool) {
+    let rootless = unshare::is_rootless();
+    flags.add_with(RUN, Value::Text(given.run.clone()));
+    flags.add_with(GRAPH, Value::Text(given.graph.clone()));
+    flags.add_with(IMAGE_STORE, Value::Text(given.image_store.clone()));
+    flags.add_with(TRANSIENT, Value::Bool(given.transient));
+    flags.add_with(DRIVER, Value::Text(given.driver.clone()));
+    flags.add_with(DRIVER_OPTION, Value::List(given.driver_options.clone()));
+    flags.add_with(DEBUG, Value::Bool(debug));
+    // What was said before the command does not count, as ever.
+    flags.add_with(
+        if rootless { UNSHARE_ROOTLESS } else { UNSHARE },
+        Value::Bool(rootless),
+    );
+}
+
+/// What the flags that go with all commands say.
+pub(crate) fn given(flags: &Flags) -> Given {
+    Given {
+        graph: flags.text(&GRAPH).to_owned(),
+        run: flags.text(&RUN).to_owned(),
+        image_store: flags.text(&IMAGE_STORE).to_owned(),
+        transient: flags.is_on(&TRANSIENT),
+        driver: flags.text(&DRIVER).to_owned(),
+        driver_options: flags.list(&DRIVER_OPTION).to_vec(),
+    }
+}
+
+pub(crate) const JSON: Flag = Flag::bool(&["-json", "j"], "Prefer JSON output");
+pub(crate) const QUIET_IDS: Flag = Flag::bool(&["-quiet", "q"], "Only print IDs");
+pub(crate) const TREE: Flag = Flag::bool(&["-tree", "t"], "Use a tree");
+pub(crate) const QUICK: Flag = Flag::bool(&["-quick", "q"], "Just the IDs");
+
+/// Flags of `check`.
+pub(crate) mod check {
+    use super::Flag;
+    pub(crate) const MAX: Flag =
+        Flag::text(&["-max", "m"], "Maximum allowed age for unreferenced layers").or("24h");
+    pub(crate) const REPAIR: Flag = Flag::bool(&["-repair", "r"], "Remove damaged images and layers");
+    pub(crate) const FORCE: Flag = Flag::bool(&["-force", "f"], "Remove damaged containers");
+    pub(crate) const QUICK: Flag = Flag::bool(&["-quick", "q"], "Perform only quick checks");
+}
+
+/// Flags of commands that create something.
+pub(crate) mod new {
+    use super::Flag;
+    pub(crate) const LABEL: Flag = Flag::text(&["-label", "l"], "Mount Label");
+    pub(crate) const LAYER_NAME: Flag = Flag::list(&["-name", "n"], "Layer name");
+    pub(crate) const IMAGE_NAME: Flag = Flag::list(&["-name", "n"], "Image name");
+    pub(crate) const CONTAINER_NAME: Flag = Flag::list(&["-name", "n"], "Container name");
+    pub(crate) const LAYER_ID: Flag = Flag::text(&["-id", "i"], "Layer ID");
+    pub(crate) const IMAGE_ID: Flag = Flag::text(&["-id", "i"], "Image ID");
+    pub(crate) const CONTAINER_ID: Flag = Flag::text(&["-id", "i"], "Container ID");
+    pub(crate) const READ_ONLY: Flag = Flag::bool(&["-readonly", "r"], "Mark as read-only");
+    pub(crate) const VOLATILE: Flag = Flag::bool(&["-volatile"], "Mark as volatile");
+    pub(crate) const DIGEST: Flag = Flag::text(&["-digest", "d"], "Image Digest");
+    pub(crate) const METADATA: Flag = Flag::text(&["-metadata", "m"], "Metadata");
+    pub(crate) const METADATA_FILE: Flag = Flag::text(&["-metadata-file", "f"], "Metadata File");
+    pub(crate) const HOST_UIDS: Flag = Flag::bool(&["-hostuidmap"], "Force host UID map");
+    pub(crate) const HOST_GIDS: Flag = Flag::bool(&["-hostgidmap"], "Force host GID map");
+    pub(crate) const UIDS: Flag = Flag::text(&["-uidmap"], "UID map");
+    pub(crate) const GIDS: Flag = Flag::text(&["-gidmap"], "GID map");
+    pub(crate) const SUB_UIDS: Flag = Flag::text(&["-subuidmap"], "subuid UID map for a user");
+    pub(crate) const SUB_GIDS: Flag = Flag::text(&["-subgidmap"], "subgid GID map for a group");
+}
+
+/// Files to read from and write to.
+pub(crate) mod file {
+    use super::Flag;
+    pub(crate) const INSTEAD_OF_STDIN: Flag = Flag::text(&["-file", "f"], "Read from file instead of stdin");
+    pub(crate) const INSTEAD_OF_STDOUT: Flag = Flag::text(&["-file", "f"], "Write to file instead of stdout");
+    pub(crate) const READ: Flag = Flag::text(&["-file", "f"], "Read data from file");
+    pub(crate) const WRITE: Flag = Flag::text(&["-file", "f"], "Write data to file");
+}
+
+pub(crate) const CHOWN: Flag = Flag::text(&["-chown", "o"], "Set owner on new copies");
+pub(crate) const HASH_METHOD: Flag = Flag::text(
+    &["-hash-method"],
+    "Specify the hash function to use to detect identical files",
+)
+.or("crc");
+pub(crate) const TEST: Flag = Flag::bool(&["-test", "t"], "Only test removal");
+pub(crate) const UNCOMPRESSED: Flag = Flag::bool(&["-uncompressed", "u"], "Use no compression");
+pub(crate) const GZIP: Flag = Flag::bool(&["-gzip", "c"], "Compress using gzip");
+pub(crate) const BZIP2: Flag = Flag::bool(
+    &["-bzip2", "-bz2", "b"],
+    "Compress using bzip2 (not currently supported)",
+);
+pub(crate) const XZ: Flag = Flag::bool(&["-xz", "x"], "Compress using xz (not currently supported)");
+pub(crate) const NO_NAMES: Flag = Flag::bool(&["-quiet", "q"], "Don't print names");
+pub(crate) const IS_LAYER: Flag = Flag::bool(&["-layer", "l"], "Only succeed if the match is a layer");
+pub(crate) const IS_IMAGE: Flag = Flag::bool(&["-image", "i"], "Only succeed if the match is an image");
+pub(crate) const IS_CONTAINER: Flag =
+    Flag::bool(&["-container", "c"], "Only succeed if the match is a container");
+pub(crate) const OMIT_NAMES: Flag = Flag::bool(&["-quiet", "q"], "Omit names and IDs");
+pub(crate) const MOUNT_OPTIONS: Flag = Flag::text(&["-opt", "o"], "Mount Options");
+pub(crate) const MOUNT_READ_ONLY: Flag = Flag::bool(&["-read-only", "-ro", "r"], "Mount image readonly");
+pub(crate) const FORCE_UNMOUNT: Flag = Flag::bool(&["-force", "f"], "Force the umount");
+pub(crate) const FORCE_SHUTDOWN: Flag = Flag::bool(&["-force", "f"], "Unmount mounted layers first");
+pub(crate) const ADD_NAME: Flag = Flag::list(&["-name", "n"], "Name to add");
+pub(crate) const REMOVE_NAME: Flag = Flag::list(&["-name", "n"], "Name to remove");
+pub(crate) const NEW_NAME: Flag = Flag::list(&["-name", "n"], "New name");

@@ -1,0 +1,116 @@
+//! Text as the Go program prints it.
+
+use std::fmt::Write as _;
+use std::io;
+
+/// A text in double quotes as Go's `%q` writes it.
+pub(crate) fn go_quote(text: &[u8]) -> String {
+    let mut out = String::from("\"");
+    for chunk in text.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\u{7}' => out.push_str("\\a"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{b}' => out.push_str("\\v"),
+                letter if is_printable(letter) => out.push(letter),
+                letter => {
+                    let code = u32::from(letter);
+                    // Writing to a String cannot fail.
+                    let _written = match code {
+                        0..=0x7f => write!(out, "\\x{code:02x}"),
+                        0x80..=0xffff => write!(out, "\\u{code:04x}"),
+                        _ => write!(out, "\\U{code:08x}"),
+                    };
+                }
+            }
+        }
+        for byte in chunk.invalid() {
+            let _written = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Whether Go would show a character as it is. Marks that combine with the letter before them are.
+fn is_printable(letter: char) -> bool {
+    let mut pair = String::from("a");
+    pair.push(letter);
+    pair.escape_debug().count() == 2
+}
+
+/// An error of the system without Rust's number, in the system's own lower-case words.
+pub(crate) fn system_error(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => String::new(),
+    }
+}
+
+/// Numbers in brackets, as Go prints a slice.
+pub(crate) fn numbers(items: &[u32]) -> String {
+    let items: Vec<String> = items.iter().map(u32::to_string).collect();
+    format!("[{}]", items.join(" "))
+}
+
+/// Bytes with a unit, for people.
+pub(crate) fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut whole, mut tenths, mut unit) = (bytes, 0, 0);
+    while whole >= 1024 && unit + 1 < UNITS.len() {
+        tenths = (whole % 1024) * 10 / 1024;
+        whole /= 1024;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 {
+        format!("{whole} {name}")
+    } else {
+        format!("{whole}.{tenths} {name}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_are_those_of_go() {
+        for (text, expected) in [
+            (&b"/plain path"[..], r#""/plain path""#),
+            (b"a\"b\\c\x07\n\x01\x7f", r#""a\"b\\c\a\n\x01\x7f""#),
+            (b"\xff\xc3\xa4", "\"\\xff\u{e4}\""),
+            (
+                "\u{a0}\u{200b}\u{e0001}e\u{301}".as_bytes(),
+                "\"\\u00a0\\u200b\\U000e0001e\u{301}\"",
+            ),
+        ] {
+            assert_eq!(go_quote(text), expected);
+        }
+    }
+
+    #[test]
+    fn errors_and_sizes_read_well() {
+        let missing = io::Error::from_raw_os_error(libc_enoent());
+        assert_eq!(system_error(&missing), "no such file or directory");
+        assert_eq!(human_size(0), "0 B");
+        assert_eq!(human_size(1023), "1023 B");
+        assert_eq!(human_size(1536), "1.5 KiB");
+        assert_eq!(human_size(u64::MAX), "16777215.9 TiB");
+        assert_eq!(numbers(&[]), "[]");
+        assert_eq!(numbers(&[1, 2]), "[1 2]");
+    }
+
+    fn libc_enoent() -> i32 {
+        rustix::io::Errno::NOENT.raw_os_error()
+    }
+}

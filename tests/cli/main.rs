@@ -1,0 +1,41 @@
+//! The command `graphroot` beside the program that it stands in for, and by itself.
+//!
+//! One file per behaviour, one binary, run with `--features cli`. What another program is missing for says `SKIPPED`;
+//! with `GRAPHROOT_TEST_REQUIRE=all` in the environment it fails instead.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    reason = "a test fails by panicking and says what it skips; the support code serves other binaries too"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod copy;
+mod help;
+mod mistakes;
+mod one_store;
+mod people;
+mod program;
+mod recorded;
+mod script;
+mod side_by_side;
+
+/// A file that nobody lists would never run.
+#[test]
+fn every_file_is_listed() {
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli");
+    let listed = include_str!("main.rs");
+    for entry in std::fs::read_dir(here).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(module) = name.strip_suffix(".rs") else {
+            continue;
+        };
+        assert!(
+            module == "main" || listed.lines().any(|line| line == format!("mod {module};")),
+            "{name} is not listed"
+        );
+    }
+}

@@ -1,0 +1,129 @@
+//! Both programs on one store: what one of them made the other one shows in the same bytes.
+
+use std::fs;
+
+use crate::program::{Program, good, ours, with_input};
+use crate::support::needs;
+use crate::support::root::TestRoot;
+
+const QUESTIONS: [&str; 16] = [
+    "layers",
+    "layers -t",
+    "layers --json",
+    "layer L1 L2",
+    "layer -j L1 L2",
+    "images",
+    "images --json",
+    "image I1",
+    "image -j I1",
+    "containers",
+    "containers --json",
+    "container C1",
+    "container -j C1",
+    "metadata -j I1 C1",
+    "changes -j C1-layer",
+    "diff -u L2",
+];
+
+fn fill(root: &TestRoot, program: Program) {
+    fs::write(root.path().join("a.tar"), vec![0; 1024]).unwrap();
+    fs::write(root.path().join("manifest"), "{\"x\": \"<&>\"}").unwrap();
+    let path = |name: &str| root.path().join(name).display().to_string();
+    for line in [
+        format!("import-layer -i L1 -n base -f {}", path("a.tar")),
+        format!("import-layer -i L2 -n '<top>' -f {} L1", path("a.tar")),
+        "create-image -i I1 -n img -m 'text & <more>' L2".to_owned(),
+        format!("set-image-data -f {} I1 manifest", path("manifest")),
+        "create-container -i C1 -n web I1".to_owned(),
+        format!("set-container-data -f {} C1 config", path("manifest")),
+    ] {
+        let answer = program.run(root, &line);
+        assert_eq!(answer.code, 0, "{line}: {answer:?}");
+    }
+}
+
+fn ask(maker: Program) {
+    let root = TestRoot::new();
+    fill(&root, maker);
+    let layer = container_layer(&root);
+    for question in QUESTIONS {
+        let question = question.replace("C1-layer", &layer);
+        let theirs = Program::Theirs.run(&root, &question);
+        assert_eq!(theirs.code, 0, "{question}: {theirs:?}");
+        assert_eq!(ours(&root, &question), theirs, "{question}");
+    }
+}
+
+fn container_layer(root: &TestRoot) -> String {
+    let text = good(root, "container C1");
+    let line = text.lines().find_map(|line| line.strip_prefix("Layer: "));
+    line.unwrap().to_owned()
+}
+
+#[test]
+fn what_theirs_made_ours_shows() {
+    needs!("containers-storage");
+    ask(Program::Theirs);
+}
+
+#[test]
+fn what_ours_made_theirs_shows() {
+    needs!("containers-storage");
+    ask(Program::Ours);
+}
+
+#[test]
+fn a_mount_is_counted_by_both() {
+    needs!("containers-storage");
+    let root = TestRoot::new();
+    fill(&root, Program::Theirs);
+    let place = good(&root, "mount web");
+    let theirs = Program::Theirs.run(&root, "mount web");
+    assert_eq!(theirs.out, place);
+    assert_eq!(good(&root, "unmount web"), "");
+    assert_eq!(Program::Theirs.run(&root, "mounted web").out, "web mounted\n");
+    assert_eq!(
+        Program::Theirs.run(&root, "unmount web").out,
+        "web mountpoint unmounted\n"
+    );
+    assert_eq!(good(&root, "mounted web"), "");
+}
+
+#[test]
+fn standard_input_and_output_carry_layers_and_data() {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let tar = vec![0; 10240];
+    let mut import = Program::Ours.on(&root);
+    import.args(["import-layer", "-i", "L1"]);
+    assert_eq!(with_input(import, &tar).out, "L1\n");
+    let diff = Program::Ours
+        .on(&root)
+        .args(["diff", "--uncompressed", "L1"])
+        .output()
+        .unwrap();
+    assert_eq!(diff.stdout, tar);
+    let data: Vec<u8> = (0..=255).collect();
+    for kind in ["layer", "image", "container"] {
+        let id = match kind {
+            "layer" => "L1",
+            "image" => good(&root, "create-image -i I1 L1").leak().trim(),
+            _ => good(&root, "create-container -i C1 I1").leak().trim(),
+        };
+        let mut set = Program::Ours.on(&root);
+        set.args([&format!("set-{kind}-data"), id, "key"]);
+        assert_eq!(with_input(set, &data).code, 0);
+        let get = Program::Ours
+            .on(&root)
+            .args([&format!("get-{kind}-data"), id, "key"])
+            .output()
+            .unwrap();
+        assert_eq!(get.stdout, data, "{kind}");
+    }
+    // What is no layer leaves nothing.
+    let before = good(&root, "layers -q");
+    let mut broken = Program::Ours.on(&root);
+    broken.args(["import-layer", "-i", "L2"]);
+    let answer = with_input(broken, &[b'x'; 700]);
+    assert_eq!((answer.code, answer.err.lines().count()), (1, 1), "{answer:?}");
+    assert_eq!(good(&root, "layers -q"), before);
+}

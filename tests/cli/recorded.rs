@@ -1,0 +1,135 @@
+//! Commands that the distribution's `containers-storage` lacks or does otherwise: what the newest one prints.
+
+use std::fs;
+
+use crate::program::{Program, good, ours};
+use crate::support::root::TestRoot;
+
+/// Steps on one store: the line, the exit code, standard output and standard error of the newest program.
+type Step = (&'static str, i32, &'static str, &'static str);
+
+const STEPS: &[Step] = &[
+    ("storage-layers", 0, "", ""),
+    ("storage-layers -j", 0, "[]\n", ""),
+    ("create-storage-layer -i S1", 0, "S1\n", ""),
+    ("create-storage-layer -j -i S2 S1", 0, "\"S2\"\n", ""),
+    ("storage-layers", 0, "S1\nS2\n", ""),
+    ("storage-layers -j", 0, "[\"S1\",\"S2\"]\n", ""),
+    ("layers -j", 0, "null\n", ""),
+    ("create-layer -i L1 -n foo", 0, "L1\n\tfoo\n", ""),
+    (
+        "add-names -j -n foo2 -n bar L1",
+        0,
+        "[\"foo2\",\"bar\",\"foo\"]\n",
+        "",
+    ),
+    ("remove-names -n nosuch L1", 0, "", ""),
+    ("remove-names -j -n foo2 foo", 0, "[\"bar\",\"foo\"]\n", ""),
+    ("removenames -j -n foo -n bar L1", 0, "null\n", ""),
+    ("create-image -i I1 L1", 0, "I1\n", ""),
+    ("get-image-dir I1", 0, "ROOT/graph/vfs-images/I1/userdata\n", ""),
+    ("getimagedir I1", 0, "ROOT/graph/vfs-images/I1/userdata\n", ""),
+    ("get-image-run-dir I1", 0, "ROOT/run/vfs-images/I1/userdata\n", ""),
+    ("getimagerundir I1", 0, "ROOT/run/vfs-images/I1/userdata\n", ""),
+    ("gc", 0, "", ""),
+    ("gc -j", 0, "\"\"\n", ""),
+    ("dedup --hash-method md5", 1, "", "invalid hash method: md5\n"),
+    ("check -m 1x", 1, "", "time: invalid duration \"1x\"\n"),
+    (
+        "create-image -d md5:x L1",
+        1,
+        "",
+        "validating digests for new image: digest \"md5:x\" (unsupported algorithm): invalid input\n",
+    ),
+    (
+        "delete-layer L1",
+        1,
+        "",
+        "L1: deleting layer \"L1\", used by I1: layer is in use by an image\n",
+    ),
+    ("delete-image I1", 0, "", "I1: L1\n"),
+    ("images -j", 0, "null\n", ""),
+    ("containers -j", 0, "[]\n", ""),
+    (
+        "status -j",
+        0,
+        "[[\"Root\",\"ROOT/graph\"],[\"Run Root\",\"ROOT/run\"],[\"Driver Name\",\"vfs\"],[\"Driver \
+         Options\",\"[]\"]]\n",
+        "",
+    ),
+    (
+        "status",
+        0,
+        "",
+        "Root: ROOT/graph\nRun Root: ROOT/run\nDriver Name: vfs\nDriver Options: []\n",
+    ),
+    (
+        "status --storage-opt vfs.sync=none --storage-opt=.ignore_chown_errors=false -j",
+        0,
+        "[[\"Root\",\"ROOT/graph\"],[\"Run Root\",\"ROOT/run\"],[\"Driver Name\",\"vfs\"],[\"Driver \
+         Options\",\"[vfs.sync=none .ignore_chown_errors=false]\"]]\n",
+        "",
+    ),
+];
+
+#[test]
+fn the_newest_programs_answers() {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    for (line, code, out, err) in STEPS {
+        let answer = ours(&root, line);
+        let text = |text: &str| text.replace(root.path().to_str().unwrap(), "ROOT");
+        assert_eq!(
+            (
+                answer.code,
+                text(&answer.out).as_str(),
+                text(&answer.err).as_str()
+            ),
+            (*code, *out, *err),
+            "{line}"
+        );
+    }
+}
+
+/// The options that the newest program prints, here of what the environment says.
+#[test]
+fn config_is_one_line_of_json() {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let output = Program::Ours
+        .on(&root)
+        .args(["config", "/no/such/file"])
+        .env("STORAGE_DRIVER", "vfs")
+        .env("STORAGE_OPTS", "vfs.a=b,c=d")
+        .output()
+        .unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(config["driver"], "vfs");
+    assert_eq!(config["driver-options"], serde_json::json!(["vfs.a=b", "c=d"]));
+    assert!(
+        config["root"].is_string() && config["runroot"].is_string(),
+        "{config}"
+    );
+    assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
+}
+
+#[test]
+fn a_tree_of_layers_has_the_newest_programs_lines() {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    fs::write(root.path().join("x"), "").unwrap();
+    for line in [
+        "create-layer -i A -n one -n two",
+        "create-layer -i B A",
+        "create-layer -i D A",
+        "create-layer -i C B",
+        "create-layer -i E",
+        "create-image -i I -n img C",
+        "create-image -i J C",
+    ] {
+        good(&root, line);
+    }
+    let expected = "(base)\n├─A\n│ name: one\n│ name: two\n│ ├─B\n│ │ └─C\n│ │   image: I\n│ │   image name: img\n\
+                    │ │   image: J\n│ └─D\n└─E\n";
+    assert_eq!(good(&root, "layers -t"), expected);
+    good(&root, "delete A");
+    let expected = "(base)\n└─E\nA\n├─B\n│ └─C\n│   image: I\n│   image name: img\n│   image: J\n└─D\n";
+    assert_eq!(good(&root, "layers --tree"), expected);
+}

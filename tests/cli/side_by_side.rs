@@ -1,0 +1,136 @@
+//! Both programs, step by step, each on a store of its own.
+
+use std::fs;
+
+use crate::program::{Answer, Normal, Program, newest};
+use crate::script::{Alike, STEPS};
+use crate::support::needs;
+use crate::support::root::TestRoot;
+
+/// A store, its program, and how its texts are made comparable.
+struct Side {
+    program: Program,
+    root: TestRoot,
+    normal: Normal,
+}
+
+impl Side {
+    fn new(program: Program, driver: &'static str) -> Self {
+        let root = TestRoot::in_dir(&std::env::temp_dir(), driver);
+        small_layer(&root);
+        fs::write(root.path().join("text"), "some text\n").unwrap();
+        Self {
+            program,
+            root,
+            normal: Normal::default(),
+        }
+    }
+
+    fn step(&mut self, line: &str) -> Answer {
+        let at = |name: &str| self.root.path().join(name).display().to_string();
+        let line = line
+            .replace("LAYER", &at("layer.tar"))
+            .replace("TEXT", &at("text"))
+            .replace("OUT", &at("written"));
+        let answer = self.program.run(&self.root, &line);
+        self.normal.answer(&self.root, &answer)
+    }
+}
+
+/// A layer whose bytes are the same in every run.
+fn small_layer(root: &TestRoot) {
+    let dir = root.path().join("content");
+    fs::create_dir_all(dir.join("sub")).unwrap();
+    fs::write(dir.join("file"), "content").unwrap();
+    fs::write(dir.join("sub/\"quoted\" \u{e4}"), "more").unwrap();
+    let made = root
+        .program("tar")
+        .args([
+            "--sort=name",
+            "--mtime=@1000000000",
+            "--owner=3:3",
+            "--group=4:4",
+            "-cf",
+        ])
+        .arg(root.path().join("layer.tar"))
+        .arg("-C")
+        .arg(&dir)
+        .arg(".")
+        .status()
+        .unwrap();
+    assert!(made.success());
+}
+
+/// Why two answers are not alike enough.
+fn objection(alike: Alike, theirs: &Answer, ours: &Answer) -> Option<String> {
+    if theirs.code != ours.code {
+        return Some("the exit codes differ".into());
+    }
+    if matches!(alike, Alike::Code(_)) {
+        return None;
+    }
+    if theirs.out != ours.out {
+        return Some("the outputs differ".into());
+    }
+    let one_line = ours.err.ends_with('\n') && ours.err.lines().count() == 1;
+    match alike {
+        _ if theirs.err == ours.err => None,
+        Alike::Fully | Alike::Newer => Some("the errors differ".into()),
+        Alike::Says if !one_line || !contains(&ours.err, &theirs.err) => {
+            Some("our error does not say what theirs says".into())
+        }
+        Alike::Fails if !one_line || theirs.err.is_empty() => Some("not one line of error each".into()),
+        _ => None,
+    }
+}
+
+/// Whether one line of error has every part of another one, in their order.
+fn contains(line: &str, parts: &str) -> bool {
+    let mut rest = line;
+    parts.trim_end().split(": ").all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+fn compare(driver: &'static str) {
+    let mut theirs = Side::new(Program::Theirs, driver);
+    let mut ours = Side::new(Program::Ours, driver);
+    let mut objections = Vec::new();
+    for (alike, line) in STEPS {
+        let (their, our) = (theirs.step(line), ours.step(line));
+        if *alike == Alike::Newer && !newest() {
+            assert_eq!((our.code, our.err.as_str()), (0, ""), "{line}: {our:?}");
+            continue;
+        }
+        if let Some(why) = objection(*alike, &their, &our) {
+            objections.push(format!(
+                "{line}: {why}\n----- containers-storage: {their:?}\n----- graphroot: {our:?}"
+            ));
+        }
+    }
+    let written = |side: &Side| fs::metadata(side.root.path().join("written")).unwrap().len();
+    assert!(written(&ours) > 0 && written(&theirs) > 0);
+    assert!(
+        objections.is_empty(),
+        "{} of {} steps:\n\n{}",
+        objections.len(),
+        STEPS.len(),
+        objections.join("\n")
+    );
+}
+
+#[test]
+fn every_step_answers_alike_with_overlay() {
+    needs!("containers-storage", "tar");
+    compare("overlay");
+}
+
+#[test]
+fn every_step_answers_alike_with_vfs() {
+    needs!("containers-storage", "tar");
+    compare("vfs");
+}
