@@ -157,7 +157,8 @@ impl Driver for Vfs {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing owners in layer {id:?}")));
         }
         let dir = at::open_dir(&path).at("opening", &path)?;
-        chown::change_owners(dir.as_fd(), from, to).context(|| format!("mapping owners in layer {id:?}"))?;
+        chown::change_owners(dir.as_fd(), from, to, false)
+            .context(|| format!("mapping owners in layer {id:?}"))?;
         self.own(&dir, &path, to)
     }
 

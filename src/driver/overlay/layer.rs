@@ -308,7 +308,7 @@ impl Overlay {
         let merged = self.mount_layer_for_owners(id, &place, &options)?;
         let changed = at::open_dir(&merged)
             .at("opening mounted layer", &merged)
-            .and_then(|tree| chown::change_owners(tree.as_fd(), from, to));
+            .and_then(|tree| chown::change_owners(tree.as_fd(), from, to, self.program.is_some()));
         let unmounted = self.put_layer(id);
         changed.context(|| format!("changing owners in layer {id:?}"))?;
         unmounted?;
