@@ -9,6 +9,10 @@ pub(crate) const PREFIX: &[u8] = b".wh.";
 /// Base name of the marker that makes its directory opaque.
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// The attribute in which owner, mode and type are kept where files cannot have them themselves:
+/// `UID:GID:MODE:TYPE`, the mode in octal (overlay's `force_mask`; fuse-overlayfs reads and writes it too).
+pub(crate) const OVERRIDE_STAT: &str = "user.containers.override_stat";
+
 /// The value of the overlay opaque attribute.
 pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
 

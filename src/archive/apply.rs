@@ -50,7 +50,7 @@ pub(crate) struct Target {
     pub(crate) owner: Option<Owner>,
     /// Go on when an owner cannot be set.
     pub(crate) ignore_chown_errors: bool,
-    /// Mode for everything, the real one goes into an attribute. Not supported yet.
+    /// Mode for everything; owner, mode and type go into an attribute.
     pub(crate) force_mask: Option<u32>,
     /// Devices cannot be made and are left out.
     pub(crate) in_user_namespace: bool,
@@ -156,9 +156,6 @@ pub(crate) async fn apply<G: Send + 'static>(
     options: ApplyOptions,
     guard: G,
 ) -> Result<(Applied, G)> {
-    if target.force_mask.is_some() {
-        return Err(ErrorKind::NotSupported.err("unpacking with a forced mode (force_mask)"));
-    }
     let (sender, reader) = bridge::chunks_in();
     let (report, received) = oneshot::channel();
     let wanted = Wanted {
@@ -335,6 +332,7 @@ fn unpack(
         owner: target.owner,
         ignore_chown_errors: target.ignore_chown_errors,
         in_user_namespace: target.in_user_namespace,
+        force_mask: target.force_mask,
     };
     let setup = Setup {
         form: target.form,
@@ -342,7 +340,7 @@ fn unpack(
         rules,
         sync,
     };
-    let mut extractor = Extractor::new(target.dir, setup);
+    let mut extractor = Extractor::new(target.dir, setup)?;
     let mut framer = Framer::new(reader);
     let mut entry = Entry::default();
     let mut ids = Ids::default();

@@ -39,6 +39,7 @@ impl Extractor {
             },
         };
         let fd = at::open_dir_at(dir.fd(), b".").during("opening a directory")?;
+        self.held.open_up(fd.as_fd(), dir.real())?;
         self.clear_old(fd, dir.real(), tape)
     }
 

@@ -17,6 +17,7 @@ const FEW: usize = 16;
 const DOING: &str = "syncing the unpacked layer";
 
 /// What has to be synced. Empty (and free) if nothing shall be.
+#[derive(Default)]
 pub(crate) struct Durable {
     wanted: bool,
     /// Both lists are given up once there are too many entries.

@@ -17,7 +17,7 @@ use tar_core::EntryType;
 use crate::error::{Error, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{self, Namespace};
+use crate::whiteout::{self, Namespace, OVERRIDE_STAT};
 
 use super::changes::{Change, ChangeKind};
 use super::lookup::Lookup;
@@ -26,9 +26,6 @@ use super::path;
 use super::sink::Sink;
 use super::tar_writer::{Item, TarWriter};
 use super::walk::{Walk, absolute};
-
-/// Where file systems without room for them keep owner and mode; says nothing inside a stream.
-const OVERRIDE: &str = "user.containers.override_stat";
 
 /// Attributes of overlayfs mounted without privileges.
 const OVERLAY: &str = "user.overlay.";
@@ -207,7 +204,7 @@ impl Object {
 /// Whether an attribute is part of a layer: neither what the host's security modules nor what overlayfs keep there.
 fn is_exported(name: &str) -> bool {
     matches!(name, "security.capability" | "security.ima")
-        || (name.starts_with("user.") && !name.starts_with(OVERLAY) && name != OVERRIDE)
+        || (name.starts_with("user.") && !name.starts_with(OVERLAY) && name != OVERRIDE_STAT)
 }
 
 /// A stream being written, and the files in it that have several names.

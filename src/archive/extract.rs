@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use super::aufs::Aufs;
 use super::durable::Durable;
 use super::framing::{Entry, Framer, Source};
+use super::held::Held;
 use super::ledger::{DirTimes, Ledger, Removing};
 use super::metadata::{self, Rules};
 use super::parents::{Found, Parent, Parents};
@@ -28,8 +29,16 @@ use super::prune;
 use super::tape::Tape;
 use super::tar_split::Crc;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::Owner;
 use crate::sys::{at, xattr};
 use crate::whiteout::{self, Form, Mark, Namespace};
+
+/// How a file is made that was not there.
+const NEW_FILE: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// What an entry's placing came to, for the tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +70,9 @@ pub(crate) struct Extractor {
     root_entry: bool,
     pub(crate) rules: Rules,
     dir_times: DirTimes,
+    pub(crate) held: Held,
+    /// Owner and mode by the archive's entry for the root.
+    root_stat: Option<(Owner, u32)>,
     /// A directory was removed: names in `dir_times` may mean something else by now.
     dirs_gone: bool,
     durable: Durable,
@@ -73,21 +85,25 @@ pub(crate) struct Extractor {
 
 impl Extractor {
     /// Unpacks below `root`, which must be open for reading.
-    pub(crate) fn new(root: OwnedFd, setup: Setup) -> Self {
-        Self {
+    pub(crate) fn new(root: OwnedFd, setup: Setup) -> Result<Self> {
+        let mut held = Held::new();
+        held.open_up(root.as_fd(), b"")?;
+        Ok(Self {
             parents: Parents::new(root),
             ledger: Ledger::default(),
             form: setup.form,
             root_entry: setup.root_entry,
             rules: setup.rules,
             dir_times: DirTimes::default(),
+            held,
+            root_stat: None,
             dirs_gone: false,
             durable: Durable::new(setup.sync),
             aufs: Aufs::default(),
             crc: Crc::new(),
             path: Vec::new(),
             real: Vec::new(),
-        }
+        })
     }
 
     /// Unpacks one entry, reads its payload as far as it is needed, and tapes it.
@@ -134,8 +150,35 @@ impl Extractor {
                 Err(error) => return Err(Error::io(format!("{doing} {}", show(path)), error)),
             }
         }
-        self.durable.commit(self.parents.root().fd())?;
+        if self.rules.force_mask.is_some() {
+            // Compat: the Go library says this of a root of which the archive says nothing.
+            let (owner, mode) = self.root_stat.unwrap_or((Owner::default(), 0o755));
+            self.rules
+                .keep_real(self.parents.root().fd(), owner, mode & 0o777, "dir")?;
+        }
+        self.set_held_modes(true)?;
+        std::mem::take(&mut self.durable).commit(self.parents.root().fd())?;
+        self.set_held_modes(false)?;
         Ok(self.ledger)
+    }
+
+    /// Gives directories that were opened up the modes that they shall have.
+    fn set_held_modes(&mut self, readable: bool) -> Result<()> {
+        for (path, mode) in self.held.take(readable) {
+            let doing = || format!("setting the mode of {}", show(&path));
+            let root = Rc::clone(self.parents.root());
+            if path.is_empty() {
+                at::chmod_open(root.fd(), mode).during(doing())?;
+                continue;
+            }
+            // Nothing, or something else, may be there by now.
+            match at::open_in_root(root.fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+                Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(Error::io(doing(), error)),
+            }
+        }
+        Ok(())
     }
 
     fn dispatch<S: Source>(
@@ -157,6 +200,9 @@ impl Extractor {
             return Ok(Placed::Untaped);
         }
         if path.is_empty() {
+            if self.rules.force_mask.is_some() && entry.kind == b'5' {
+                self.root_stat = Some((self.rules.owner(entry)?, entry.mode));
+            }
             if !dot || self.root_entry {
                 self.root(entry)?;
             }
@@ -179,7 +225,8 @@ impl Extractor {
             }
         }
         let is_device = matches!(entry.kind, b'3' | b'4');
-        if is_device && self.rules.in_user_namespace {
+        let masked = self.rules.force_mask.is_some();
+        if is_device && self.rules.in_user_namespace && !masked {
             if let Found::Directory(parent) = self.parents.find(parent)? {
                 self.displace(&parent, base, tape)?;
             }
@@ -199,6 +246,7 @@ impl Extractor {
             b'5' => self.directory(entry, path, &parent, base, tape)?,
             b'2' => self.symlink(entry, &parent, base, tape)?,
             b'1' => self.hard_link(entry, &parent, base, tape)?,
+            b'3' | b'4' | b'6' if masked => self.stand_in(entry, &parent, base, tape)?,
             b'3' | b'4' | b'6' => self.node(entry, &parent, base, tape)?,
             _ => return self.regular(entry, &parent, base, tapeable, framer, tape),
         }
@@ -211,8 +259,9 @@ impl Extractor {
             return Err(ErrorKind::InvalidArchive.err("the root of a layer is a directory"));
         }
         let owner = self.rules.owner(entry)?;
-        self.rules
-            .open_file(self.parents.root().fd(), entry, owner, false)?;
+        let root = Rc::clone(self.parents.root());
+        self.rules.open_file(root.fd(), entry, owner, false)?;
+        self.close_later(root.fd(), b"", entry)?;
         self.dir_times
             .push(b"", metadata::times(entry.mtime, entry.atime));
         self.durable.dir(b"");
@@ -228,7 +277,7 @@ impl Extractor {
         tape: &mut Tape,
     ) -> Result<()> {
         let owner = self.rules.owner(entry)?;
-        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        let mode = Mode::from_raw_mode(self.held.working_mode(entry.mode & 0o777));
         let mut opaque = None;
         match rustix::fs::mkdirat(parent.fd(), base, mode) {
             Ok(()) => {}
@@ -244,12 +293,41 @@ impl Extractor {
         }
         let dir = at::open_dir_at(parent.fd(), base).during("opening a directory")?;
         self.rules.open_file(dir.as_fd(), entry, owner, false)?;
+        let mut real = std::mem::take(&mut self.real);
+        parent.child(base, &mut real);
+        let closed = self.close_later(dir.as_fd(), &real, entry);
+        self.real = real;
+        closed?;
         if let Some(namespace) = opaque {
             mark_opaque(dir.as_fd(), namespace)?;
         }
         self.dir_times
             .push(path, metadata::times(entry.mtime, entry.atime));
         self.keep_open(path, parent, base, dir);
+        Ok(())
+    }
+
+    /// Keeps a directory whose mode was just set open to its owner until the end.
+    fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
+        if !self.held.is_on() {
+            return Ok(());
+        }
+        let mode = self.rules.force_mask.unwrap_or(entry.mode & 0o7777);
+        self.held.set(path, mode);
+        let working = self.held.working_mode(mode);
+        if working == mode {
+            return Ok(());
+        }
+        rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
+    }
+
+    /// An empty file for what cannot be made; an attribute tells what it is.
+    fn stand_in(&mut self, entry: &Entry, parent: &Rc<Parent>, base: &[u8], tape: &mut Tape) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, Mode::RUSR | Mode::WUSR);
+        let file = self.make(parent, base, tape, make).during("making a file")?;
+        self.rules.open_file(file.as_fd(), entry, owner, true)?;
+        self.durable.file(file);
         Ok(())
     }
 
@@ -347,9 +425,8 @@ impl Extractor {
         tape: &mut Tape,
     ) -> Result<Placed> {
         let owner = self.rules.owner(entry)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
-        let make = || rustix::fs::openat(parent.fd(), base, flags, mode);
+        let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, mode);
         let file = File::from(self.make(parent, base, tape, make).during("making a file")?);
         let tapeable = tapeable && entry.sparse.is_none();
         let crc = &mut self.crc;
@@ -404,6 +481,7 @@ impl Extractor {
         let mut real = Vec::new();
         parent.child(base, &mut real);
         let root = Rc::clone(self.parents.root());
+        self.held.open_up(parent.fd(), parent.real())?;
         let mut removing = Removing {
             ledger: &mut self.ledger,
             tape,
@@ -423,15 +501,17 @@ impl Extractor {
             Found::Directory(parent) => parent,
             Found::Missing | Found::Blocked => self.make_all(path, tape)?,
         };
-        self.touch(&parent);
+        self.touch(&parent)?;
         Ok(parent)
     }
 
-    /// Notes that a directory belongs to this archive.
-    pub(crate) fn touch(&mut self, dir: &Parent) {
+    /// Notes that a directory belongs to this archive, which writes to it.
+    pub(crate) fn touch(&mut self, dir: &Parent) -> Result<()> {
         if !dir.touched.replace(true) {
             self.ledger.seen.touch_all(dir.real());
+            self.held.open_up(dir.fd(), dir.real())?;
         }
+        Ok(())
     }
 
     fn make_all(&mut self, path: &[u8], tape: &mut Tape) -> Result<Rc<Parent>> {
@@ -484,8 +564,13 @@ impl Extractor {
         }
         let dir = at::open_dir_at(parent.fd(), base).during(doing())?;
         let stat = rustix::fs::fstat(&dir).during(doing())?;
-        self.rules
-            .permissions(dir.as_fd(), &stat, self.rules.mappings.root()?, 0o755)?;
+        let owner = self.rules.mappings.root()?;
+        self.rules.permissions(dir.as_fd(), &stat, owner, 0o755)?;
+        self.rules.keep_real(dir.as_fd(), owner, 0o755, "dir")?;
+        let mut real = std::mem::take(&mut self.real);
+        parent.child(base, &mut real);
+        self.held.set(&real, 0o755);
+        self.real = real;
         if let Some(namespace) = opaque {
             mark_opaque(dir.as_fd(), namespace)?;
         }

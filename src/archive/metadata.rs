@@ -3,9 +3,9 @@
 //! The order matters: the owner first (changing it clears set-ID bits and drops `security.capability`), then the
 //! mode, the times, the attributes. Each is set only where it differs from what is there.
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::framing::Entry;
@@ -13,7 +13,8 @@ use super::header::Timestamp;
 use super::path::show;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
-use crate::sys::xattr;
+use crate::sys::{at, xattr};
+use crate::whiteout::OVERRIDE_STAT;
 
 /// How an archive's metadata becomes the tree's.
 #[derive(Debug)]
@@ -26,6 +27,24 @@ pub(crate) struct Rules {
     pub(crate) ignore_chown_errors: bool,
     /// Some attributes cannot be set and are left out.
     pub(crate) in_user_namespace: bool,
+    /// Mode of everything but symbolic links. No owner is set; the real ones, and the real type, go into an attribute.
+    pub(crate) force_mask: Option<u32>,
+}
+
+/// What a file stands for where all that can be made of it is a file or a directory.
+pub(crate) fn override_value(owner: Owner, mode: u32, kind: &str) -> String {
+    format!("{}:{}:{:04o}:{kind}", owner.uid, owner.gid, mode & 0o7777)
+}
+
+/// The type of an entry in such a value.
+fn override_kind(entry: &Entry) -> String {
+    match entry.kind {
+        b'5' => "dir".into(),
+        b'3' => format!("char-{}-{}", entry.dev_major, entry.dev_minor),
+        b'4' => format!("block-{}-{}", entry.dev_major, entry.dev_minor),
+        b'6' => "pipe".into(),
+        _ => "file".into(),
+    }
 }
 
 /// An ID from a header. Archives made where `nobody` is -2 have it negative.
@@ -110,6 +129,12 @@ impl Rules {
         owner: Owner,
         mode: u32,
     ) -> Result<()> {
+        if let Some(mask) = self.force_mask {
+            if mode_differs(stat, mask, false) {
+                rustix::fs::fchmod(file, Mode::from_raw_mode(mask)).during("setting the mode")?;
+            }
+            return Ok(());
+        }
         let chowned = self.chown(stat, owner, |uid, gid| rustix::fs::fchown(file, uid, gid))?;
         if mode_differs(stat, mode, chowned) {
             rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).during("setting the mode")?;
@@ -130,18 +155,31 @@ impl Rules {
         if with_times {
             rustix::fs::futimens(file, &times(entry.mtime, entry.atime)).during("setting the times")?;
         }
-        self.attributes(entry, |name, value| xattr::fset(file, name, value))
+        self.attributes(entry, |name, value| xattr::fset(file, name, value))?;
+        self.keep_real(file, owner, entry.mode, &override_kind(entry))
+    }
+
+    /// Keeps in an attribute what a forced mode has hidden.
+    pub(crate) fn keep_real(&self, file: BorrowedFd<'_>, owner: Owner, mode: u32, kind: &str) -> Result<()> {
+        if self.force_mask.is_none() {
+            return Ok(());
+        }
+        let value = override_value(owner, mode, kind);
+        xattr::fset(file, OVERRIDE_STAT.as_bytes(), value.as_bytes())
+            .during("keeping owner and mode in an attribute")
     }
 
     /// Everything of something that cannot or must not be opened.
     pub(crate) fn node(&self, dir: BorrowedFd<'_>, name: &[u8], entry: &Entry, owner: Owner) -> Result<()> {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).during("reading the status")?;
-        let chowned = self.chown(&stat, owner, |uid, gid| {
-            rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-        })?;
+        let chowned = self.force_mask.is_none()
+            && self.chown(&stat, owner, |uid, gid| {
+                rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            })?;
+        let mode = self.force_mask.unwrap_or(entry.mode);
         let is_link = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Symlink;
-        if !is_link && mode_differs(&stat, entry.mode, chowned) {
-            chmod_node(dir, name, entry.mode).during("setting the mode")?;
+        if !is_link && mode_differs(&stat, mode, chowned) {
+            chmod_node(dir, name, mode).during("setting the mode")?;
         }
         let times = times(entry.mtime, entry.atime);
         let same = |secs: i64, nanos: u64, time: Timespec| {
@@ -162,11 +200,12 @@ impl Rules {
     ///
     /// SELinux labels belong to the host. The attributes by which overlayfs marks its layers (`trusted.overlay.*`,
     /// `user.overlay.*`) are left out too: a layer says what it hides by whiteouts, and one that set the marks itself
-    /// could redirect names or steal metadata from the layers below. No real image needs them.
+    /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer say
+    /// its owners and modes twice.
     fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for (name, value) in entry.records.xattrs() {
             let private = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-            if private || name == b"security.selinux" {
+            if private || name == OVERRIDE_STAT.as_bytes() || name == b"security.selinux" {
                 tracing::debug!(
                     attribute = show(name),
                     entry = show(&entry.name),
@@ -197,8 +236,7 @@ fn chmod_node(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> rustix::io::Result
         OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let path = format!("/proc/self/fd/{}", pinned.as_raw_fd());
-    rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())
+    at::chmod_open(pinned.as_fd(), mode)
 }
 
 #[cfg(test)]

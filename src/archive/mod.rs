@@ -28,6 +28,7 @@ pub(crate) mod export;
 mod extract;
 pub(crate) mod framing;
 pub(crate) mod header;
+mod held;
 mod ledger;
 mod lookup;
 mod lowers;

@@ -98,7 +98,7 @@ pub(crate) fn clear(dir: OwnedFd, path: &[u8], removal: &mut impl Removal) -> Re
         }
         current = up;
         if !removal.keep(&path) {
-            match rustix::fs::unlinkat(&current, name.as_slice(), AtFlags::REMOVEDIR) {
+            match unlink(&current, &name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY) if parent.passes < MAX_PASSES => {
                     // Some file systems skip names in a directory that shrinks while it is listed.
                     parent.passes += 1;
@@ -116,6 +116,16 @@ pub(crate) fn clear(dir: OwnedFd, path: &[u8], removal: &mut impl Removal) -> Re
 fn identity(dir: &OwnedFd) -> Result<(u64, u64)> {
     let stat = rustix::fs::fstat(dir).during(DOING)?;
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Removes a name from a directory that goes too; if only the directory's mode is in the way it is changed.
+fn unlink(dir: &OwnedFd, name: &[u8], flags: AtFlags) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, flags) {
+        Err(Errno::ACCESS) if rustix::fs::fchmod(dir, Mode::RWXU).is_ok() => {
+            rustix::fs::unlinkat(dir, name, flags)
+        }
+        result => result,
+    }
 }
 
 /// Removes what is no directory, and lists the directories.
@@ -149,7 +159,7 @@ fn scan(dir: &OwnedFd, path: &mut Vec<u8>, removal: &mut impl Removal) -> Result
         push(path, name);
         if !removal.keep(path) {
             removal.leaving(dir.as_fd(), name, path, kind)?;
-            rustix::fs::unlinkat(dir, name, AtFlags::empty()).during(DOING)?;
+            unlink(dir, name, AtFlags::empty()).during(DOING)?;
         }
         path.truncate(length);
     }

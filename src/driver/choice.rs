@@ -1,5 +1,6 @@
 //! Which driver a store uses: the one asked for, else the one that is on disk, else the first that works.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +25,8 @@ pub(crate) struct DriverConfig {
     pub(crate) priority: Vec<String>,
     /// Option strings.
     pub(crate) options: Vec<String>,
+    /// Where programs are looked for; `None` for `$PATH`.
+    pub(crate) search_path: Option<OsString>,
 }
 
 /// Drivers to try where nothing tells; vfs copies whole trees and comes last.
@@ -204,6 +207,10 @@ mod tests {
         let config = self::config(tmp.path());
         std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
         std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
+        let config = DriverConfig {
+            search_path: Some(OsString::new()),
+            ..config
+        };
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
         assert!(
             !config.root.join("overlay").exists(),

@@ -39,12 +39,19 @@ fn overflow() -> Owner {
 /// has no place for become the overflow ID.
 ///
 /// An inode with several names is changed once; where changing it gave one of its names an inode of its own (overlay
-/// copies up a name at a time) the other names are linked to it again.
-pub(crate) fn change_owners(root: BorrowedFd<'_>, from: &IdMappings, to: &IdMappings) -> Result<()> {
+/// copies up a name at a time) the other names are linked to it again. `always_link` does so without looking: a tree
+/// that a mount program shows goes on showing one inode.
+pub(crate) fn change_owners(
+    root: BorrowedFd<'_>,
+    from: &IdMappings,
+    to: &IdMappings,
+    always_link: bool,
+) -> Result<()> {
     let mut walk = Walk {
         root,
         path: Vec::new(),
         changed: HashMap::new(),
+        always_link,
         from,
         to,
     };
@@ -60,6 +67,7 @@ struct Walk<'a> {
     path: Vec<u8>,
     /// Inodes with several names that got another owner: that, and the first name.
     changed: HashMap<(u64, u64), (Owner, Vec<u8>)>,
+    always_link: bool,
     from: &'a IdMappings,
     to: &'a IdMappings,
 }
@@ -112,7 +120,7 @@ impl Walk<'_> {
         }
         if let Some((new, first)) = self.changed.get(&tree::identity(stat)) {
             // Under its old owner it is no longer the file that was changed.
-            if (stat.st_uid, stat.st_gid) != (new.uid, new.gid) {
+            if self.always_link || (stat.st_uid, stat.st_gid) != (new.uid, new.gid) {
                 rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(failed)?;
                 link_again(self.root, first, dir, name).map_err(failed)?;
             }
@@ -203,7 +211,7 @@ mod tests {
         let root = at::open_dir(tmp.path()).unwrap();
         let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         xattr::set_at(root.as_fd(), b"set", b"security.capability", capability).unwrap();
-        change_owners(root.as_fd(), &IdMappings::default(), &maps(1000, 2000, 10)).unwrap();
+        change_owners(root.as_fd(), &IdMappings::default(), &maps(1000, 2000, 10), false).unwrap();
         let owner = |path: &str| {
             let meta = tmp.path().join(path).symlink_metadata().unwrap();
             (meta.uid(), meta.gid())
@@ -219,8 +227,9 @@ mod tests {
         let kept = xattr::get_at(root.as_fd(), b"set", "security.capability").unwrap();
         assert_eq!(kept.as_deref(), Some(&capability[..]));
         std::fs::remove_file(tmp.path().join("far")).unwrap();
-        change_owners(root.as_fd(), &maps(1000, 2000, 10), &IdMappings::default()).unwrap();
+        change_owners(root.as_fd(), &maps(1000, 2000, 10), &IdMappings::default(), true).unwrap();
         assert_eq!(owner("a/b"), (0, 0));
+        assert_eq!((meta("c").nlink(), meta("c").ino()), (2, meta("a/d").ino()));
     }
 
     #[test]
@@ -233,7 +242,8 @@ mod tests {
         std::fs::write(tmp.path().join("dir/file"), "").unwrap();
         std::os::unix::fs::chown(tmp.path().join("dir/file"), Some(7), Some(7)).unwrap();
         let root = at::open_dir(tmp.path()).unwrap();
-        let error = change_owners(root.as_fd(), &maps(1000, 1000, 10), &IdMappings::default()).unwrap_err();
+        let error =
+            change_owners(root.as_fd(), &maps(1000, 1000, 10), &IdMappings::default(), false).unwrap_err();
         assert!(
             error.chain().contains("/dir/file") && error.chain().contains("user ID 7"),
             "{}",

@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::driver::choice::{DriverConfig, open_driver};
 use crate::driver::{CreateOptions, Driver, MountOptions, Staged, mount_tree};
@@ -40,6 +40,34 @@ pub(crate) fn need_overlay() -> bool {
         skip("overlay mounts need root");
     }
     privilege::is_root()
+}
+
+/// The mount program to test with.
+const MOUNT_PROGRAM: &str = "/usr/bin/fuse-overlayfs";
+
+/// Whether layers can be mounted through a program; says so if not.
+pub(crate) fn need_mount_program() -> bool {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    match device {
+        _ if !need_overlay() => false,
+        _ if !Path::new(MOUNT_PROGRAM).exists() => {
+            skip("fuse-overlayfs is not installed");
+            false
+        }
+        Err(error) => {
+            skip(&format!("/dev/fuse cannot be opened: {error}"));
+            false
+        }
+        Ok(_device) => true,
+    }
+}
+
+/// A driver with options.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    driver: &'static str,
+    /// Through [`MOUNT_PROGRAM`].
+    program: bool,
 }
 
 /// Unmounts everything below a directory when dropped.
@@ -72,17 +100,32 @@ struct Bench {
 
 impl Bench {
     /// `None` if the driver cannot be tested here.
-    fn new(name: &str, adjust: impl FnOnce(&mut DriverConfig, &Path)) -> Option<Self> {
-        if name == "overlay" && !need_overlay() {
+    fn new(variant: Variant, adjust: impl FnOnce(&mut DriverConfig, &Path)) -> Option<Self> {
+        let possible = match variant {
+            Variant { program: true, .. } => need_mount_program(),
+            Variant {
+                driver: "overlay", ..
+            } => need_overlay(),
+            _ => true,
+        };
+        if !possible {
             return None;
         }
         let tmp = tempfile::tempdir().unwrap();
         let mut config = DriverConfig {
-            name: Some(name.into()),
+            name: Some(variant.driver.into()),
             root: tmp.path().join("graph"),
             run_root: tmp.path().join("run"),
             ..DriverConfig::default()
         };
+        if variant.driver == "vfs" && !privilege::is_root() {
+            config.options.push("vfs.ignore_chown_errors=true".into());
+        }
+        if variant.program {
+            config
+                .options
+                .push(format!("overlay.mount_program={MOUNT_PROGRAM}"));
+        }
         adjust(&mut config, tmp.path());
         let guard = MountGuard::new(tmp.path());
         let driver = open_driver(&config).unwrap();
@@ -96,6 +139,18 @@ impl Bench {
 
     fn is_overlay(&self) -> bool {
         self.driver.name() == "overlay"
+    }
+
+    /// Whether a layer's own tree tells its changes.
+    fn tells_changes(&self) -> bool {
+        self.is_overlay() && !self.uses_program()
+    }
+
+    fn uses_program(&self) -> bool {
+        self.config
+            .options
+            .iter()
+            .any(|option| option.contains("mount_program"))
     }
 
     fn create(&self, id: &str, parent: Option<&str>) {
@@ -139,31 +194,38 @@ impl Bench {
     /// Deletes a name of the layers below in a layer's own tree.
     fn hide(&self, tree: &Path, name: &str) {
         let path = tree.join(name);
-        if self.is_overlay() {
-            rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, Mode::RUSR, 0).unwrap();
-        } else if path.is_dir() {
-            fs::remove_dir_all(path).unwrap();
-        } else {
-            fs::remove_file(path).unwrap();
+        match self.form() {
+            Form::Overlay(_) => {
+                rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, Mode::RUSR, 0).unwrap();
+            }
+            Form::Literal => write(tree, &format!(".wh.{name}"), ""),
+            Form::Executed if path.is_dir() => fs::remove_dir_all(path).unwrap(),
+            Form::Executed => fs::remove_file(path).unwrap(),
         }
     }
 
     /// Hides what a directory of a layer's own tree has below.
     fn make_opaque(&self, tree: &Path, name: &str) {
-        if let Form::Overlay(namespace) = self.stage(None).content.form {
-            fs::create_dir(tree.join(name)).unwrap();
-            let dir = at::open_dir(tree).unwrap();
-            xattr::set_at(
-                dir.as_fd(),
-                name.as_bytes(),
-                namespace.opaque().as_bytes(),
-                OPAQUE_VALUE,
-            )
-            .unwrap();
-        } else {
-            fs::remove_dir_all(tree.join(name)).unwrap();
-            fs::create_dir(tree.join(name)).unwrap();
+        match self.form() {
+            Form::Overlay(namespace) => {
+                fs::create_dir(tree.join(name)).unwrap();
+                let dir = at::open_dir(tree).unwrap();
+                let attribute = namespace.opaque().as_bytes();
+                xattr::set_at(dir.as_fd(), name.as_bytes(), attribute, OPAQUE_VALUE).unwrap();
+            }
+            Form::Literal => {
+                fs::create_dir(tree.join(name)).unwrap();
+                write(&tree.join(name), ".wh..wh..opq", "");
+            }
+            Form::Executed => {
+                fs::remove_dir_all(tree.join(name)).unwrap();
+                fs::create_dir(tree.join(name)).unwrap();
+            }
         }
+    }
+
+    fn form(&self) -> Form {
+        self.stage(None).content.form
     }
 
     /// The directory of a layer of this driver's own home.
@@ -244,32 +306,35 @@ fn mode(path: &Path) -> u32 {
 
 /// One test for each case, of one driver.
 macro_rules! suite {
-    ($driver:ident, $($group:ident: $($case:ident)*),*; $($own:ident)*) => {
-        mod $driver {
+    ($module:ident, $driver:literal, $program:literal, $($group:ident: $($case:ident)*),*; $($own:ident)*) => {
+        mod $module {
             $(mod $group {
                 $(#[test]
                 fn $case() {
-                    let name = super::super::$driver::NAME;
-                    if let Some(bench) = super::super::Bench::new(name, |_config, _tmp| {}) {
+                    let variant = super::super::$module::VARIANT;
+                    if let Some(bench) = super::super::Bench::new(variant, |_config, _tmp| {}) {
                         super::super::$group::$case(&bench);
                     }
                 })*
             })*
             $(#[test]
             fn $own() {
-                super::stores::$own(NAME);
+                super::stores::$own(VARIANT);
             })*
 
-            const NAME: &str = stringify!($driver);
+            const VARIANT: super::Variant = super::Variant {
+                driver: $driver,
+                program: $program,
+            };
         }
     };
 }
 
 /// The suite for each driver.
 macro_rules! suites {
-    ($($driver:ident)*) => {
+    ($($module:ident: $driver:literal $program:literal,)*) => {
         $(suite! {
-            $driver,
+            $module, $driver, $program,
             content:
                 empty_layer
                 base_with_content
@@ -306,4 +371,8 @@ macro_rules! suites {
     };
 }
 
-suites! { vfs overlay }
+suites! {
+    vfs: "vfs" false,
+    overlay: "overlay" false,
+    mount_program: "overlay" true,
+}

@@ -30,8 +30,9 @@ const BUFFER: usize = 128 * 1024;
 const MAX_RANGE: u64 = 1 << 30;
 
 /// Copies the tree below `from` into `to`, the root's own mode, owner, times and attributes included. Without
-/// privileges devices are left out and files belong to the caller.
-pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+/// privileges devices are left out; with `ignore_owners` files belong to the caller where they cannot belong to
+/// whom they belonged.
+pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ignore_owners: bool) -> Result<()> {
     let mut copier = Copier {
         root: to,
         path: Vec::new(),
@@ -39,6 +40,7 @@ pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> 
         reflink: true,
         in_kernel: true,
         root_user: privilege::is_root(),
+        ignore_owners,
         devices: !privilege::is_rootless(),
         me: privilege::effective_owner(),
     };
@@ -58,8 +60,10 @@ struct Copier<'a> {
     reflink: bool,
     /// Cleared once the kernel has said no.
     in_kernel: bool,
-    /// A failure to set an owner is one.
+    /// A failure to set an attribute is one.
     root_user: bool,
+    /// A failure to set an owner is none.
+    ignore_owners: bool,
     /// Devices can be made.
     devices: bool,
     me: Owner,
@@ -237,7 +241,7 @@ impl Copier<'_> {
     /// Owner, attributes, mode and times of an open file or directory, in the order in which none undoes another.
     fn finish(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
         if let Some((uid, gid)) = self.owner(stat) {
-            self.allow(rustix::fs::fchown(to, Some(uid), Some(gid)))?;
+            self.owned(rustix::fs::fchown(to, Some(uid), Some(gid)))?;
         }
         let names = xattr::flist_raw(from)?;
         for name in names.split(|byte| *byte == 0).filter(|name| is_copied(name)) {
@@ -261,7 +265,7 @@ impl Copier<'_> {
         stat: &Stat,
     ) -> io::Result<()> {
         if let Some((uid, gid)) = self.owner(stat) {
-            self.allow(rustix::fs::chownat(
+            self.owned(rustix::fs::chownat(
                 target,
                 name,
                 Some(uid),
@@ -302,6 +306,13 @@ impl Copier<'_> {
             gid: stat.st_gid,
         };
         (owner != self.me).then(|| (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid)))
+    }
+
+    fn owned(&self, result: rustix::io::Result<()>) -> io::Result<()> {
+        match result {
+            Err(Errno::PERM | Errno::INVAL) if self.ignore_owners => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// Only root is expected to be allowed everything.
@@ -354,6 +365,7 @@ mod tests {
         copy_tree(
             at::open_dir(from).unwrap().as_fd(),
             at::open_dir(to).unwrap().as_fd(),
+            true,
         )
         .unwrap();
     }
@@ -433,6 +445,7 @@ mod tests {
                 reflink,
                 in_kernel,
                 root_user: false,
+                ignore_owners: false,
                 devices: false,
                 me: privilege::effective_owner(),
             };

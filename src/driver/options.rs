@@ -64,6 +64,45 @@ impl<'a> OptionString<'a> {
         }
     }
 
+    /// The path of a program, which must exist; `None` if empty.
+    fn program(&self) -> Result<Option<PathBuf>> {
+        if self.value.is_empty() {
+            return Ok(None);
+        }
+        let path = Path::new(self.value);
+        // It is started in another directory.
+        if !path.is_absolute() {
+            return Err(self.invalid("path is not absolute"));
+        }
+        if !std::fs::metadata(path)
+            .at("looking for mount program", path)?
+            .is_file()
+        {
+            return Err(self.invalid("not a file"));
+        }
+        Ok(Some(path.to_owned()))
+    }
+
+    /// A mode by name or in octal; `None` if empty.
+    fn mask(&self) -> Result<Option<u32>> {
+        match self.value {
+            "" => Ok(None),
+            "shared" => Ok(Some(0o755)),
+            "private" => Ok(Some(0o700)),
+            octal => u32::from_str_radix(octal, 8)
+                .ok()
+                // Set-ID bits for everything would be dangerous, and without its own permissions nobody could work
+                // with a store.
+                .filter(|mode| mode & !0o777 == 0 && mode & 0o700 == 0o700)
+                .map(Some)
+                .ok_or_else(|| {
+                    self.invalid(
+                        "neither \"shared\", \"private\" nor an octal mode that gives the owner everything",
+                    )
+                }),
+        }
+    }
+
     /// The directories of a comma-separated list, in normal form.
     fn directories(&self, check: bool) -> Result<Vec<PathBuf>> {
         let paths = self.value.split(',').filter(|path| !path.is_empty());
@@ -124,6 +163,10 @@ pub(super) struct OverlayOptions {
     pub(super) ignore_chown_errors: bool,
     /// Sync the whole file system before records are saved.
     pub(super) sync_filesystem: bool,
+    /// Mounts layers in place of the kernel (fuse-overlayfs).
+    pub(super) mount_program: Option<PathBuf>,
+    /// Mode of every file; owners, types and real modes are kept in an attribute.
+    pub(super) force_mask: Option<u32>,
 }
 
 impl OverlayOptions {
@@ -153,10 +196,10 @@ impl OverlayOptions {
                 "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
                 "sync" => parsed.sync_filesystem = option.sync()?,
                 "use_composefs" if !option.boolean()? => {}
-                "mount_program" | "additionallayerstore" | "force_mask" if option.value.is_empty() => {}
-                "use_composefs" | "mount_program" | "additionallayerstore" | "force_mask" => {
-                    return Err(option.unsupported());
-                }
+                "mount_program" => parsed.mount_program = option.program()?,
+                "force_mask" => parsed.force_mask = option.mask()?,
+                "additionallayerstore" if option.value.is_empty() => {}
+                "use_composefs" | "additionallayerstore" => return Err(option.unsupported()),
                 _ => return Err(option.unknown()),
             }
         }
@@ -301,11 +344,12 @@ mod tests {
             ("overlay.imagestore=relative", ErrorKind::InvalidInput),
             ("overlay.imagestore=/proc/version", ErrorKind::InvalidInput),
             ("overlay.imagestore=/does/not/exist", ErrorKind::Io),
-            (
-                "overlay.mount_program=/usr/bin/fuse-overlayfs",
-                ErrorKind::NotSupported,
-            ),
-            ("overlay.force_mask=shared", ErrorKind::NotSupported),
+            ("overlay.mount_program=/does/not/exist", ErrorKind::Io),
+            ("overlay.mount_program=fuse-overlayfs", ErrorKind::InvalidInput),
+            ("overlay.mount_program=/", ErrorKind::InvalidInput),
+            ("overlay.force_mask=rwx", ErrorKind::InvalidInput),
+            ("overlay.force_mask=4755", ErrorKind::InvalidInput),
+            ("overlay.force_mask=0444", ErrorKind::InvalidInput),
             ("overlay.use_composefs=true", ErrorKind::NotSupported),
             ("overlay.additionallayerstore=/x", ErrorKind::NotSupported),
         ];
@@ -327,6 +371,17 @@ mod tests {
                 .contains("mount options")
         );
         assert_eq!(vfs(&["size=1g"]).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_mount_program_is_a_file_and_a_mask_has_names() {
+        let parsed = overlay(&["overlay.mount_program=/proc/version", "overlay.force_mask=shared"]).unwrap();
+        assert_eq!(parsed.mount_program, Some(PathBuf::from("/proc/version")));
+        assert_eq!(parsed.force_mask, Some(0o755));
+        for (text, mask) in [("private", 0o700), ("0711", 0o711), ("750", 0o750)] {
+            let parsed = overlay(&[&format!("force_mask={text}")]).unwrap();
+            assert_eq!(parsed.force_mask, Some(mask), "{text}");
+        }
     }
 
     #[test]

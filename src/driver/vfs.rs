@@ -1,4 +1,7 @@
-//! The vfs driver: every layer is a complete tree. Works anywhere, also without privileges; costs a copy per layer.
+//! The vfs driver: every layer is a complete tree. Works anywhere; costs a copy per layer.
+//!
+//! Who is not root makes layers of his own files only: those of others are an error, or with `ignore_chown_errors`
+//! become his. In a user namespace, where he is root, he has as many owners as it maps.
 //!
 //! ```text
 //! <graph root>/vfs/            0700
@@ -21,8 +24,8 @@ use crate::driver::options::VfsOptions;
 use crate::driver::{
     Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy,
 };
-use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::idmap::IdMappings;
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::{at, make_private_dir, privilege, tree};
 use crate::whiteout::Form;
@@ -99,7 +102,7 @@ impl Vfs {
         match parent {
             Some(parent) => {
                 let below = self.open_tree(parent)?;
-                let copied = copy::copy_tree(below.as_fd(), dir.as_fd());
+                let copied = copy::copy_tree(below.as_fd(), dir.as_fd(), self.options.ignore_chown_errors);
                 // Files that vanish are the parent being removed.
                 copied
                     .map_err(|error| self.find(parent).map_or_else(|gone| gone, |_still_there| error))
@@ -116,11 +119,24 @@ impl Vfs {
     /// Gives a layer's root directory to container root.
     fn own(&self, dir: &OwnedFd, path: &Path, mappings: &IdMappings) -> Result<()> {
         let root = mappings.root()?;
-        if !privilege::is_root() || root == privilege::effective_owner() {
+        if root == privilege::effective_owner() {
             return Ok(());
         }
-        rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
-            .at("changing the owner of", path)
+        match rustix::fs::fchown(dir, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid))) {
+            Err(error) if self.options.ignore_chown_errors => {
+                tracing::warn!(path = %path.display(), %error, "cannot set an owner, going on");
+                Ok(())
+            }
+            Err(Errno::PERM) if !privilege::is_root() => {
+                let Owner { uid, gid } = root;
+                let doing = format!(
+                    "giving a layer to {uid}:{gid} without being root (work in a user namespace, map container root \
+                     to yourself, or use the driver option vfs.ignore_chown_errors):"
+                );
+                Err(Error::io_at(doing, path, Errno::PERM))
+            }
+            result => result.at("changing the owner of", path),
+        }
     }
 
     /// Renames a finished tree to its place; what lies there is from a creation that was never recorded.
@@ -128,10 +144,10 @@ impl Vfs {
         check_id(id)?;
         let target = self.base(options.read_write).join("dir").join(id);
         // An empty directory would be replaced by the rename itself.
-        let mut renamed = rustix::fs::rename(path, &target);
+        let mut renamed = at::rename(path, &target);
         if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) = renamed {
             temp.stage_deletion(&target)?;
-            renamed = rustix::fs::rename(path, &target);
+            renamed = at::rename(path, &target);
         }
         renamed.at("moving a layer's tree to", target)
     }
@@ -157,7 +173,8 @@ impl Driver for Vfs {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing owners in layer {id:?}")));
         }
         let dir = at::open_dir(&path).at("opening", &path)?;
-        chown::change_owners(dir.as_fd(), from, to).context(|| format!("mapping owners in layer {id:?}"))?;
+        chown::change_owners(dir.as_fd(), from, to, false)
+            .context(|| format!("mapping owners in layer {id:?}"))?;
         self.own(&dir, &path, to)
     }
 
@@ -285,7 +302,7 @@ impl Vfs {
             dir,
             form: Form::Executed,
             root_entry: true,
-            ignore_chown_errors: self.options.ignore_chown_errors || !privilege::is_root(),
+            ignore_chown_errors: self.options.ignore_chown_errors,
             force_mask: None,
             in_user_namespace: privilege::is_rootless(),
         }

@@ -27,7 +27,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::staging_lock::StagingLock;
-use crate::sys::tree;
+use crate::sys::{at, tree};
 
 const DIR_PREFIX: &str = "temp-dir-";
 const LOCK_PREFIX: &str = "lock-";
@@ -109,7 +109,7 @@ impl TempDir {
                 .at(path));
         };
         let target = self.next(name);
-        match rustix::fs::rename(path, &target) {
+        match at::rename(path, &target) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error).at("moving to a temporary directory", path),

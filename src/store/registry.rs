@@ -70,6 +70,7 @@ pub(crate) fn driver_config(options: &StoreOptions) -> DriverConfig {
         image_store: options.image_store.clone(),
         priority: options.driver_priority.clone(),
         options: options.driver_options.clone(),
+        search_path: None,
     }
 }
 

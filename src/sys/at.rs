@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -190,6 +190,32 @@ fn walk_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) ->
 pub(crate) fn read_link_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
     Ok(std::ffi::OsString::from_vec(target.into_bytes()).into_vec())
+}
+
+/// Sets the mode of an open file, which may be open as `O_PATH`.
+pub(crate) fn chmod_open(file: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())
+}
+
+/// Renames a file or a directory. A directory that goes elsewhere is written to, since its `..` changes: where its mode
+/// forbids that to its owner it is lifted for this moment.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    match rustix::fs::rename(from, to) {
+        Err(Errno::ACCESS) => {}
+        result => return result,
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::open(from, flags, Mode::empty()) else {
+        return Err(Errno::ACCESS);
+    };
+    let mode = rustix::fs::fstat(&dir)?.st_mode & 0o7777;
+    if mode & 0o200 != 0 || chmod_open(dir.as_fd(), mode | 0o200).is_err() {
+        return Err(Errno::ACCESS);
+    }
+    let renamed = rustix::fs::rename(from, to);
+    let restored = chmod_open(dir.as_fd(), mode);
+    renamed.and(restored)
 }
 
 #[cfg(test)]

@@ -11,8 +11,12 @@ use crate::idmap::Owner;
 pub(crate) fn is_rootless() -> bool {
     static ROOTLESS: OnceLock<bool> = OnceLock::new();
     *ROOTLESS.get_or_init(|| {
-        // Compat: the variable tells programs of the Go library that they run in a namespace set up for them.
+        // Compat: the variables tell programs of the Go library that they run in a namespace set up for them.
+        let user = std::env::var("_CONTAINERS_ROOTLESS_UID").ok();
         !is_root()
+            || user
+                .and_then(|uid| uid.parse::<u32>().ok())
+                .is_some_and(|uid| uid != 0)
             || std::env::var_os("_CONTAINERS_USERNS_CONFIGURED").is_some_and(|value| !value.is_empty())
             || !has_admin_capability()
             || !maps_everything()
@@ -33,7 +37,16 @@ pub(crate) fn effective_owner() -> Owner {
 }
 
 fn has_admin_capability() -> bool {
-    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+    has(CapabilitySet::SYS_ADMIN)
+}
+
+/// Whether permissions of files and directories mean nothing to this process.
+pub(crate) fn overrides_modes() -> bool {
+    has(CapabilitySet::DAC_OVERRIDE)
+}
+
+fn has(capability: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }
 
 /// The initial namespace is the only one that maps every ID in one range.

@@ -23,6 +23,24 @@ pub enum Layout {
     Transient,
     /// Beside a read-only store that has layers and images of its own.
     Additional,
+    /// Everything below the graph root, mounted by a program.
+    Program,
+}
+
+/// The program that mounts where [`Layout::Program`] is asked for.
+const MOUNT_PROGRAM: &str = "/usr/bin/fuse-overlayfs";
+
+/// Why a layout of a driver cannot be tested here.
+fn obstacle(driver: &str, layout: Layout) -> Option<&'static str> {
+    if driver == "overlay" && !rustix::process::geteuid().is_root() {
+        return Some("overlay needs root");
+    }
+    let open_fuse = || std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    match layout {
+        Layout::Program if !Path::new(MOUNT_PROGRAM).exists() => Some("fuse-overlayfs is not installed"),
+        Layout::Program if open_fuse().is_err() => Some("/dev/fuse cannot be opened"),
+        _ => None,
+    }
 }
 
 impl std::ops::Deref for TestStore {
@@ -36,12 +54,12 @@ impl std::ops::Deref for TestStore {
 impl TestStore {
     /// `None`, with a line that says why, where the driver cannot work.
     pub async fn open(driver: &str, layout: Layout) -> Option<Self> {
-        if driver == "overlay" && !rustix::process::geteuid().is_root() {
+        if let Some(why) = obstacle(driver, layout) {
             assert!(
                 std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
-                "overlay needs root"
+                "{why}"
             );
-            eprintln!("SKIPPED: overlay needs root");
+            eprintln!("SKIPPED: {why}");
             return None;
         }
         let root = tempfile::Builder::new()
@@ -118,6 +136,9 @@ fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
     let mut options = StoreOptions::new(root.join("graph"), root.join("run"))
         .driver(driver)
         .durability(Durability::None);
+    if driver == "vfs" && !rustix::process::geteuid().is_root() {
+        options = options.driver_option("vfs.ignore_chown_errors=true");
+    }
     match layout {
         Layout::Plain => {}
         Layout::Split => options.image_store = Some(root.join("images")),
@@ -127,6 +148,9 @@ fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
                 "{driver}.imagestore={}",
                 root.join("additional").display()
             ));
+        }
+        Layout::Program => {
+            options = options.driver_option(format!("{driver}.mount_program={MOUNT_PROGRAM}"));
         }
     }
     options
@@ -235,6 +259,7 @@ macro_rules! each_driver {
         each_driver!(@layout overlay_split, "overlay", Split, "multi_thread", $($name)*);
         each_driver!(@layout overlay_transient, "overlay", Transient, "multi_thread", $($name)*);
         each_driver!(@layout overlay_additional, "overlay", Additional, "multi_thread", $($name)*);
+        each_driver!(@layout overlay_program, "overlay", Program, "multi_thread", $($name)*);
         // The current-thread runtime: nothing may depend on a second worker.
         each_driver!(@layout vfs, "vfs", Plain, "current_thread", $($name)*);
         each_driver!(@layout vfs_split, "vfs", Split, "current_thread", $($name)*);

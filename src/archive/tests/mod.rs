@@ -8,6 +8,7 @@ mod measure;
 mod out_support;
 mod overlay;
 mod overlay_peers;
+mod permissions;
 mod real_tools;
 mod replay;
 mod stream;
@@ -62,6 +63,7 @@ struct Layer {
     in_user_namespace: bool,
     ignore_chown_errors: bool,
     sync: bool,
+    force_mask: Option<u32>,
 }
 
 impl Layer {
@@ -77,6 +79,7 @@ impl Layer {
             in_user_namespace: false,
             ignore_chown_errors: false,
             sync: false,
+            force_mask: None,
         }
     }
 
@@ -96,7 +99,7 @@ impl Layer {
             mappings: self.mappings.clone(),
             owner: None,
             ignore_chown_errors: self.ignore_chown_errors,
-            force_mask: None,
+            force_mask: self.force_mask,
             in_user_namespace: self.in_user_namespace,
         }
     }

@@ -135,18 +135,6 @@ fn given_digests_are_believed_or_checked() {
 }
 
 #[test]
-fn a_forced_mode_is_refused() {
-    let layer = Layer::new(Form::Literal);
-    let mut target = layer.target();
-    target.force_mask = Some(0o755);
-    let source = Box::pin(std::io::Cursor::new(tar()));
-    let error = RUNTIME
-        .block_on(apply(source, target, ApplyOptions::default(), ()))
-        .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotSupported);
-}
-
-#[test]
 fn bad_streams_say_why() {
     let gz = sent(&tar(), Compression::Gzip);
     for (bytes, reason) in [

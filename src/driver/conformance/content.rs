@@ -164,12 +164,14 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
     bench.driver.put("base").unwrap();
     if bench.is_overlay() {
         assert!(bench.dir("back").join("diff2/a").exists() && bench.dir("back").join("diff1/a").exists());
+        assert_eq!(bench.driver.disk_usage("mapped").unwrap().inodes, 1);
+    }
+    if bench.tells_changes() {
         let upper = bench.driver.upper("mapped", Some("base")).unwrap().unwrap();
         assert!(
             is_empty(&upper.dir),
             "new owners are no change of the layer's own"
         );
-        assert_eq!(bench.driver.disk_usage("mapped").unwrap().inodes, 1);
     }
 }
 
@@ -202,7 +204,7 @@ pub(super) fn files_are_found_through_all_trees(bench: &Bench) {
     assert!(holds(&trees[0], b"above"));
     assert!(trees.iter().any(|tree| holds(tree, b"below")));
     let upper = bench.driver.upper("child", Some("base")).unwrap();
-    assert_eq!(upper.is_some(), bench.is_overlay());
+    assert_eq!(upper.is_some(), bench.tells_changes());
     if let Some(upper) = upper {
         assert!(holds(&upper.dir, b"above") && !holds(&upper.dir, b"below"));
         assert!(upper.lowers.len() == 1 && holds(&upper.lowers[0], b"below"));

@@ -2,9 +2,9 @@
 
 use super::*;
 
-pub(super) fn additional_stores_are_read(name: &str) {
+pub(super) fn additional_stores_are_read(variant: Variant) {
     let mut other = None;
-    let bench = Bench::new(name, |config, tmp| {
+    let bench = Bench::new(variant, |config, tmp| {
         let root = tmp.join("additional");
         let first = DriverConfig {
             root: root.clone(),
@@ -69,10 +69,12 @@ pub(super) fn additional_stores_are_read(name: &str) {
     assert_eq!(error.kind(), ErrorKind::StoreIsReadOnly);
 }
 
-pub(super) fn images_can_lie_in_a_store_of_their_own(name: &str) {
-    let bench = Bench::new(name, |config, tmp| config.image_store = Some(tmp.join("images")));
+pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
+    let bench = Bench::new(variant, |config, tmp| {
+        config.image_store = Some(tmp.join("images"))
+    });
     let Some(bench) = bench else { return };
-    let images = bench.config.image_store.clone().unwrap().join(name);
+    let images = bench.config.image_store.clone().unwrap().join(variant.driver);
     let read_write = CreateOptions {
         read_write: true,
         ..CreateOptions::default()

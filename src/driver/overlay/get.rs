@@ -11,9 +11,10 @@ use crate::driver::overlay::Overlay;
 use crate::driver::overlay::flags;
 use crate::driver::overlay::mapped::MappedLowers;
 use crate::driver::overlay::mount::{Plan, mount_overlay};
+use crate::driver::overlay::program::{self, Extras};
 use crate::driver::overlay::stores::{self, Located, Lower, exists, generations};
 use crate::error::{IoContext as _, Result, ResultExt as _};
-use crate::idmap::Owner;
+use crate::idmap::{IdMappings, Owner};
 use crate::sys::mount::{make_private, unmount_lazily};
 use crate::sys::{privilege, tree};
 use crate::whiteout::Namespace;
@@ -101,11 +102,11 @@ impl Overlay {
         let shifting = !options.disable_shifting
             && !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
-            && self.can_map_lowers();
-        if self.namespace == Namespace::User {
+            && self.can_shift(&options.mappings);
+        if self.namespace == Namespace::User && self.program.is_none() {
             sorted.data.push("userxattr".into());
         }
-        if options.volatile && read_write && self.probe().volatile() {
+        if options.volatile && read_write && self.volatile() {
             sorted.data.push("volatile".into());
         }
 
@@ -115,7 +116,10 @@ impl Overlay {
         let mut lowers = generations(home, id)?;
         lowers.extend(self.stores.lowers(id, dir)?);
         let diff = dir.join("diff");
-        self.prepare_diff(&diff, options, place.own, lowers.first())?;
+        // A program maps what is written as well: there the owners on disk are the container's own.
+        let by_program = shifting && self.program.is_some();
+        let owners = if by_program { None } else { Some(&options.mappings) };
+        self.prepare_diff(&diff, owners, place.own, lowers.first())?;
         if lowers.is_empty() {
             let path = format!("{id}/empty");
             ensure_dir(&home.join(&path), privilege::effective_owner())?;
@@ -130,7 +134,7 @@ impl Overlay {
             make_private(&self.stores.home).at("making a private mount of", &self.stores.home)?;
         }
         // Detached again when the mount is made: it has references of its own.
-        let mapped = match shifting {
+        let mapped = match shifting && !by_program {
             true => Some(MappedLowers::make(
                 &self.mapping_dir(id, place),
                 &lowers,
@@ -152,13 +156,23 @@ impl Overlay {
             paths.insert(0, diff);
             None
         };
-        mount_overlay(&Plan {
+        let plan = Plan {
             lowers: paths,
             upper,
             options: sorted,
             label: &options.mount_label,
             target: merged,
-        })
+        };
+        match &self.program {
+            None => mount_overlay(&plan),
+            Some(program) => {
+                let extras = Extras {
+                    mappings: by_program.then_some(&options.mappings),
+                    masked: self.options.force_mask.is_some(),
+                };
+                program::mount(program, &self.stores.home, &plan, &extras)
+            }
+        }
     }
 
     /// Where ID-mapped views of lowers go while a mount is made. Never into another store.
@@ -175,7 +189,7 @@ impl Overlay {
     fn prepare_diff(
         &self,
         diff: &Path,
-        options: &MountOptions,
+        mappings: Option<&IdMappings>,
         own: bool,
         below: Option<&Lower>,
     ) -> Result<()> {
@@ -183,7 +197,8 @@ impl Overlay {
             Ok(stat) => stat,
             Err(Errno::NOENT) if own => {
                 let mode = below.and_then(|below| rustix::fs::stat(below.full()).ok());
-                let mode = mode.map_or(LOST_MODE, |stat| stat.st_mode & 0o777);
+                let lost = self.options.force_mask.unwrap_or(LOST_MODE);
+                let mode = mode.map_or(lost, |stat| stat.st_mode & 0o777);
                 std::fs::DirBuilder::new()
                     .mode(mode)
                     .create(diff)
@@ -192,10 +207,9 @@ impl Overlay {
             }
             Err(error) => return Err(error).at("looking at", diff),
         };
-        let mappings = &options.mappings;
-        if !own || mappings.is_identity() {
+        let Some(mappings) = mappings.filter(|mappings| own && !mappings.is_identity()) else {
             return Ok(());
-        }
+        };
         let root = mappings.root()?;
         if (stat.st_uid, stat.st_gid) == (root.uid, root.gid) {
             return Ok(());
@@ -232,7 +246,10 @@ impl Overlay {
 
     fn unmount(&self, id: &str, place: &Located, merged: &Path) -> Result<()> {
         MappedLowers::sweep(&self.mapping_dir(id, place));
-        unmount_lazily(merged).at("unmounting", merged)?;
+        match self.program {
+            None => unmount_lazily(merged).at("unmounting", merged)?,
+            Some(_) => program::unmount(merged)?,
+        }
         if !place.own {
             let run = self.run_home.join(id);
             for dir in [merged, &run.join("mapped"), &run] {

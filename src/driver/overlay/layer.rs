@@ -21,7 +21,15 @@ use crate::driver::{CreateOptions, MountOptions, Staged, check_id, chown};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::{at, privilege, tree};
+use crate::sys::{at, privilege, tree, xattr};
+use crate::whiteout::OVERRIDE_STAT;
+
+/// What a layer's root directory is, beside what it may look like on disk.
+#[derive(Clone, Copy)]
+struct Root {
+    mode: u32,
+    owner: Owner,
+}
 
 /// Mode of the root directory of a layer that stands on no other.
 const BASE_MODE: u32 = 0o555;
@@ -30,10 +38,8 @@ const BASE_MODE: u32 = 0o555;
 struct Parent {
     /// The child's `lower` file.
     lower: String,
-    /// Mode of the child's root directory.
-    mode: u32,
-    /// Owner of the child's root directory.
-    owner: Owner,
+    /// The child's root directory.
+    root: Root,
 }
 
 /// A layer directory that is complete but for its short name.
@@ -73,23 +79,47 @@ impl Overlay {
             let stat = rustix::fs::stat(&diff).at("looking at", &diff)?;
             // Left by stores that keep the real owner and mode in an attribute.
             let mut value = [0; 128];
-            let kept = match rustix::fs::getxattr(&diff, c"user.containers.override_stat", &mut value[..]) {
+            let kept = match rustix::fs::getxattr(&diff, OVERRIDE_STAT, &mut value[..]) {
                 Ok(length) => value.get(..length).and_then(layout::parse_override_stat),
                 Err(_absent) => None,
             };
             let (uid, gid, mode) = kept.unwrap_or((stat.st_uid, stat.st_gid, stat.st_mode));
-            Ok(Parent {
-                lower,
+            let root = Root {
                 mode: mode & 0o777,
                 owner: Owner { uid, gid },
-            })
+            };
+            Ok(Parent { lower, root })
         };
         read()
             .map_err(|error| self.gone_or(id, error))
             .context(|| format!("reading parent layer {id:?}"))
     }
 
-    fn check_storage_options(options: &CreateOptions) -> Result<()> {
+    /// How a root directory looks on disk.
+    fn on_disk(&self, root: Root, container_root: Owner) -> Root {
+        match self.options.force_mask {
+            Some(mode) => Root {
+                mode,
+                owner: container_root,
+            },
+            None => root,
+        }
+    }
+
+    /// Keeps in an attribute what a forced mode hides.
+    fn keep_real(&self, diff: &OwnedFd, root: Root) -> rustix::io::Result<()> {
+        if self.options.force_mask.is_none() {
+            return Ok(());
+        }
+        let value = layout::format_override_stat(root.owner.uid, root.owner.gid, root.mode);
+        xattr::fset(diff.as_fd(), OVERRIDE_STAT.as_bytes(), value.as_bytes())
+    }
+
+    fn check_options(&self, options: &CreateOptions) -> Result<()> {
+        if self.options.force_mask.is_some() && options.read_write && self.program.is_none() {
+            return Err(ErrorKind::NotSupported
+                .err("layer to be written to with overlay.force_mask and without overlay.mount_program"));
+        }
         match options.storage_opt.keys().next() {
             None => Ok(()),
             Some(key) if !options.read_write => Err(ErrorKind::InvalidInput.err(format!(
@@ -103,28 +133,36 @@ impl Overlay {
 
     /// Makes a layer directory at `dir`, which must not exist.
     fn build(&self, dir: &Path, parent: Option<&str>, options: &CreateOptions) -> Result<Built> {
-        Self::check_storage_options(options)?;
-        let root = options.mappings.root()?;
-        let (lower, mode, owner) = match parent {
+        self.check_options(options)?;
+        let container_root = options.mappings.root()?;
+        let (lower, root) = match parent {
             Some(id) => {
                 let parent = self.parent(id)?;
-                (parent.lower, parent.mode, parent.owner)
+                (parent.lower, parent.root)
             }
-            None => (String::new(), BASE_MODE, root),
+            None => {
+                let root = Root {
+                    mode: BASE_MODE,
+                    owner: container_root,
+                };
+                (String::new(), root)
+            }
         };
+        let Root { mode, owner } = self.on_disk(root, container_root);
         let link = layout::new_link()?;
         rustix::fs::mkdir(dir, Mode::RWXU).at("creating layer directory", dir)?;
         let make = || -> rustix::io::Result<OwnedFd> {
             let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
             let me = privilege::effective_owner();
-            if root != me {
+            if container_root != me {
                 rustix::fs::fchown(
                     &layer,
-                    Some(Uid::from_raw(root.uid)),
-                    Some(Gid::from_raw(root.gid)),
+                    Some(Uid::from_raw(container_root.uid)),
+                    Some(Gid::from_raw(container_root.gid)),
                 )?;
             }
             let diff = make_dir(&layer, "diff", mode, owner, me)?;
+            self.keep_real(&diff, root)?;
             for name in ["work", "merged"]
                 .into_iter()
                 .chain(parent.is_none().then_some("empty"))
@@ -246,6 +284,7 @@ impl Overlay {
             return Ok(());
         }
         let new = self.parent(parent)?;
+        let container_root = options.mappings.root()?;
         let write = || -> rustix::io::Result<()> {
             let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
             for (name, flags) in [
@@ -258,9 +297,10 @@ impl Overlay {
                 }
             }
             write_new(&layer, "lower", &new.lower, options.durable)?;
-            let (uid, gid) = (Uid::from_raw(new.owner.uid), Gid::from_raw(new.owner.gid));
+            let Root { mode, owner } = self.on_disk(new.root, container_root);
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
             let stat = rustix::fs::fstat(&staged.content.dir)?;
-            if (stat.st_uid, stat.st_gid) != (new.owner.uid, new.owner.gid) {
+            if (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid) {
                 rustix::fs::fchown(&staged.content.dir, Some(uid), Some(gid))?;
                 for name in ["work", "merged"] {
                     rustix::fs::chownat(
@@ -272,9 +312,10 @@ impl Overlay {
                     )?;
                 }
             }
-            rustix::fs::fchmod(&staged.content.dir, Mode::from_raw_mode(new.mode))
+            self.keep_real(&staged.content.dir, new.root)?;
+            rustix::fs::fchmod(&staged.content.dir, Mode::from_raw_mode(mode))
         };
-        Self::check_storage_options(options)?;
+        self.check_options(options)?;
         write().at("putting a staged layer on its parent in", dir)
     }
 
@@ -308,7 +349,7 @@ impl Overlay {
         let merged = self.mount_layer_for_owners(id, &place, &options)?;
         let changed = at::open_dir(&merged)
             .at("opening mounted layer", &merged)
-            .and_then(|tree| chown::change_owners(tree.as_fd(), from, to));
+            .and_then(|tree| chown::change_owners(tree.as_fd(), from, to, self.program.is_some()));
         let unmounted = self.put_layer(id);
         changed.context(|| format!("changing owners in layer {id:?}"))?;
         unmounted?;
@@ -330,7 +371,9 @@ fn rotate(dir: &Path, owner: Owner) -> Result<()> {
         rustix::fs::rename(&old, new).at("renaming", old)?;
     }
     let diff = dir.join("diff");
-    let mode = rustix::fs::stat(&diff).at("looking at", &diff)?.st_mode;
+    let old = at::open_dir(&diff).at("opening", &diff)?;
+    let mode = rustix::fs::fstat(&old).at("looking at", &diff)?.st_mode;
+    let real = xattr::fget(old.as_fd(), OVERRIDE_STAT).at("reading attributes of", &diff)?;
     rustix::fs::rename(&diff, dir.join("diff1")).at("renaming", &diff)?;
     // What the kernel keeps in there refers to the old upper directory.
     let work = dir.join("work");
@@ -339,7 +382,11 @@ fn rotate(dir: &Path, owner: Owner) -> Result<()> {
         let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
         let me = privilege::effective_owner();
         make_plain_dir(&layer, "work", owner, me)?;
-        drop(make_dir(&layer, "diff", mode & 0o7777, owner, me)?);
+        let diff = make_dir(&layer, "diff", mode & 0o7777, owner, me)?;
+        if let Some((.., mode)) = real.as_deref().and_then(layout::parse_override_stat) {
+            let value = layout::format_override_stat(owner.uid, owner.gid, mode);
+            xattr::fset(diff.as_fd(), OVERRIDE_STAT.as_bytes(), value.as_bytes())?;
+        }
         Ok(())
     };
     make().at("starting a new generation of a layer in", dir)

@@ -128,6 +128,11 @@ pub(super) fn is_layer(name: &str) -> bool {
     check_id(name).is_ok() && !matches!(name, LINKS | TEMP_DIRS | STAGING)
 }
 
+/// Owner and mode of a directory as `user.containers.override_stat` has them.
+pub(super) fn format_override_stat(uid: u32, gid: u32, mode: u32) -> String {
+    format!("{uid}:{gid}:{:04o}:dir", mode & 0o7777)
+}
+
 /// Owner and mode from `user.containers.override_stat`: `uid:gid:mode` and possibly more parts.
 pub(super) fn parse_override_stat(value: &[u8]) -> Option<(u32, u32, u32)> {
     let mut parts = std::str::from_utf8(value).ok()?.split(':');
@@ -230,6 +235,7 @@ mod tests {
     fn override_stat_is_decimal_and_octal() {
         assert_eq!(parse_override_stat(b"1:2:0755:dir"), Some((1, 2, 0o755)));
         assert_eq!(parse_override_stat(b"1:2:40555"), Some((1, 2, 0o40555)));
+        assert_eq!(format_override_stat(7, 8, 0o40755), "7:8:0755:dir");
         for bad in [&b""[..], b"1:2", b"1:2:9", b"-1:2:7", b"a:b:c"] {
             assert_eq!(parse_override_stat(bad), None);
         }

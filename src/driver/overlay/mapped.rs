@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::driver::MountOptions;
 use crate::driver::overlay::Overlay;
+use crate::driver::overlay::program;
 use crate::driver::overlay::stores::Lower;
 use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
@@ -23,11 +24,16 @@ const MAX_KEPT: usize = 16;
 pub(super) type Namespaces = std::sync::Mutex<Vec<(IdMappings, Arc<OwnedFd>)>>;
 
 impl Overlay {
-    /// Whether lowers can be mapped at all.
-    pub(super) fn can_map_lowers(&self) -> bool {
+    /// Whether a mount can show other owners: by views of the lowers, or because a mount program sees to it.
+    pub(super) fn can_shift(&self, mappings: &IdMappings) -> bool {
         // Compat: the Go library looks for exactly this value.
-        std::env::var_os("_CONTAINERS_OVERLAY_DISABLE_IDMAP").is_none_or(|value| value != "yes")
-            && self.probe().id_mapped_lowers()
+        if std::env::var_os("_CONTAINERS_OVERLAY_DISABLE_IDMAP").is_some_and(|value| value == "yes") {
+            return false;
+        }
+        match self.program {
+            Some(_) => program::can_map(mappings),
+            None => self.probe().id_mapped_lowers(),
+        }
     }
 
     /// A user namespace with the mappings of a mount.

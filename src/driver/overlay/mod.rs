@@ -1,7 +1,11 @@
 //! The overlay driver: a layer is a directory of changes, put on top of those below by the kernel's overlayfs.
 //!
-//! [`layout`] shows what lies on disk, [`layer`] how it comes there, [`get`] how it is mounted. Whiteouts are in the
-//! kernel's form. A store that was written through a mount program (fuse-overlayfs) has another, and is refused.
+//! [`layout`] shows what lies on disk, [`layer`] how it comes there, [`get`] how it is mounted.
+//!
+//! Where the kernel cannot mount layers a program does ([`program`]): if the option names one, if the store has been
+//! used with one before, or if the kernel's overlay does not work here and the program is installed. Whiteouts are in
+//! the kernel's form without a program, and files as in the layer's tar stream with one, for a program may be all that
+//! somebody has who may not make devices.
 //!
 //! Locks: as [`crate::driver`] says. Besides, a mutex of this process is held while a layer is mounted or unmounted,
 //! because uses are counted per process.
@@ -13,6 +17,7 @@ mod layout;
 mod mapped;
 mod mount;
 mod probe;
+mod program;
 mod repair;
 mod shared;
 mod stores;
@@ -60,6 +65,8 @@ pub(crate) struct Overlay {
     namespace: Namespace,
     /// Changes of owners and modes copy no content.
     metacopy: bool,
+    /// Mounts in place of the kernel.
+    program: Option<PathBuf>,
     shared: Arc<Shared>,
     /// User namespaces of recent mounts.
     namespaces: Namespaces,
@@ -71,10 +78,14 @@ impl Overlay {
     pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
         let options = OverlayOptions::parse(&config.options)?;
         let (home, run_home) = (config.root.join(NAME), config.run_root.join(NAME));
+        if !privilege::is_root() {
+            let what = "overlay without being root, at least in a user namespace (podman unshare, unshare --map-auto -rm)";
+            return Err(ErrorKind::NotSupported.err(what));
+        }
         make_private_dir(&config.root)?;
         let backing = Backing::of(&config.root)?;
         let rootless = privilege::is_rootless();
-        check_backing(backing, rootless, &options)?;
+        check_quota(backing, &options)?;
         let fresh = !exists(&home)?;
         make_home(&home)?;
         make_private_dir(&run_home)?;
@@ -90,6 +101,7 @@ impl Overlay {
             },
             shared: Shared::of(&config.root.join(NAME), &run_home),
             run_home,
+            program: options.mount_program.clone(),
             options,
             backing: backing.name(),
             namespace: if rootless {
@@ -100,7 +112,7 @@ impl Overlay {
             metacopy: false,
             namespaces: Namespaces::default(),
         };
-        match driver.probe_kernel(fresh) {
+        match driver.choose_mounter(config, backing, fresh) {
             Ok(()) => Ok(driver),
             Err(error) => {
                 if fresh {
@@ -111,7 +123,8 @@ impl Overlay {
         }
     }
 
-    fn probe_kernel(&mut self, fresh: bool) -> Result<()> {
+    /// Finds out whether the kernel or a program mounts layers, and marks the store accordingly.
+    fn choose_mounter(&mut self, config: &DriverConfig, backing: Backing, fresh: bool) -> Result<()> {
         let flag = self.stores.home.join(MOUNT_PROGRAM_FLAG);
         let written = if fresh {
             None
@@ -123,24 +136,61 @@ impl Overlay {
             Some("false") => Some(false),
             _ => None,
         };
-        let uses_program = match known {
-            Some(known) => known,
-            None if fresh => false,
-            None => probe::has_mount_program_traces(&self.stores.home)?,
-        };
-        if uses_program {
-            let what = format!(
-                "overlay store {}, which needs a mount program",
-                self.stores.home.display()
-            );
-            return Err(ErrorKind::NotSupported.err(what));
+        if self.program.is_none() {
+            let marked = match known {
+                Some(known) => known,
+                None if fresh => false,
+                None => probe::has_mount_program_traces(&self.stores.home)?,
+            };
+            let search = || {
+                let path = config.search_path.clone().or_else(|| std::env::var_os("PATH"));
+                program::find(program::DEFAULT, &path.unwrap_or_default())
+            };
+            if marked {
+                // The kernel would show this store's whiteouts as files.
+                self.program = Some(search().ok_or_else(|| program::missing(&self.stores.home))?);
+            } else {
+                match self.check_kernel(backing) {
+                    // Compat: so does the Go library, which may be the next to open the store.
+                    Err(error) if error.kind() == ErrorKind::NotSupported => match search() {
+                        Some(program) => {
+                            tracing::info!(
+                                program = %program.display(), reason = %error.chain(),
+                                "mounting through a program"
+                            );
+                            self.program = Some(program);
+                        }
+                        None => return Err(error),
+                    },
+                    result => result?,
+                }
+            }
+        }
+        if self.program.is_some()
+            && self.options.force_mask.is_none()
+            && self.namespace == Namespace::User
+            && backing.is_network()
+        {
+            tracing::warn!("owners cannot be set on a network file system: using overlay.force_mask=700");
+            self.options.force_mask = Some(0o700);
+        }
+        let uses_program = self.program.is_some();
+        if known != Some(uses_program) {
+            // Compat: without it the Go library looks through every file of the store when it opens it.
+            let mark: &[u8] = if uses_program { b"true" } else { b"false" };
+            atomic::write_file(&flag, mark, 0o600, false)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel's overlay works here; [`ErrorKind::NotSupported`] if not.
+    fn check_kernel(&mut self, backing: Backing) -> Result<()> {
+        if backing.refuses_overlay() || (self.namespace == Namespace::User && backing.is_network()) {
+            return Err(ErrorKind::NotSupported
+                .err(format!("overlay over {} without a mount program", backing.name())));
         }
         self.probe().overlay()?;
         self.metacopy = self.probe().metacopy()?;
-        if known.is_none() {
-            // Compat: without it the Go library looks through every file of the store when it opens it.
-            atomic::write_file(&flag, b"false", 0o600, false)?;
-        }
         Ok(())
     }
 
@@ -165,13 +215,26 @@ impl Overlay {
         }
     }
 
+    /// Whether a layer's own directory tells its changes. What a program writes is its own affair.
+    fn native_diff(&self) -> bool {
+        self.program.is_none() && self.probe().native_diff()
+    }
+
+    /// Whether mounts can skip syncing.
+    fn volatile(&self) -> bool {
+        self.program.is_some() || self.probe().volatile()
+    }
+
     fn content_of(&self, dir: OwnedFd) -> Content {
         Content {
             dir,
-            form: Form::Overlay(self.namespace),
+            form: match self.program {
+                Some(_) => Form::Literal,
+                None => Form::Overlay(self.namespace),
+            },
             root_entry: false,
             ignore_chown_errors: self.options.ignore_chown_errors,
-            force_mask: None,
+            force_mask: self.options.force_mask,
             in_user_namespace: self.namespace == Namespace::User,
         }
     }
@@ -219,17 +282,8 @@ impl Overlay {
     }
 }
 
-/// Refuses file systems that overlay cannot work on, and quotas that cannot be kept.
-fn check_backing(backing: Backing, rootless: bool, options: &OverlayOptions) -> Result<()> {
-    if !privilege::is_root() {
-        return Err(ErrorKind::NotSupported.err("overlay without being root, at least in a user namespace"));
-    }
-    let refused = backing.refuses_overlay() || (rootless && backing.is_network());
-    if refused {
-        return Err(
-            ErrorKind::NotSupported.err(format!("overlay over {} without a mount program", backing.name()))
-        );
-    }
+/// Refuses quotas that cannot be kept.
+fn check_quota(backing: Backing, options: &OverlayOptions) -> Result<()> {
     if options.size > 0 || options.inodes > 0 {
         let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
         return Err(match backing.name() {
@@ -274,8 +328,8 @@ impl Driver for Overlay {
         self.map_owners(id, from, to, mount_label)
     }
 
-    fn supports_shifting(&self, _mappings: &IdMappings) -> bool {
-        self.can_map_lowers()
+    fn supports_shifting(&self, mappings: &IdMappings) -> bool {
+        self.can_shift(mappings)
     }
 
     fn stages_apart(&self) -> bool {
@@ -353,7 +407,7 @@ impl Driver for Overlay {
 
     fn upper(&self, id: &str, parent: Option<&str>) -> Result<Option<Upper>> {
         let dir = self.stores.require(id)?.dir;
-        if exists(&dir.join("composefs-data"))? || !self.probe().native_diff() {
+        if exists(&dir.join("composefs-data"))? || !self.native_diff() {
             return Ok(None);
         }
         let below = self.stores.lower_trees(id, &dir)?;
@@ -376,13 +430,12 @@ impl Driver for Overlay {
     }
 
     fn status(&self) -> Vec<(String, String)> {
-        let probe = self.probe();
         let flags = [
             ("Supports d_type", true),
-            ("Native Overlay Diff", probe.native_diff()),
+            ("Native Overlay Diff", self.native_diff()),
             ("Using metacopy", self.metacopy),
-            ("Supports shifting", self.can_map_lowers()),
-            ("Supports volatile", probe.volatile()),
+            ("Supports shifting", self.can_shift(&IdMappings::default())),
+            ("Supports volatile", self.volatile()),
         ];
         let mut rows = vec![("Backing Filesystem".to_owned(), self.backing.to_owned())];
         rows.extend(flags.map(|(name, value)| (name.to_owned(), value.to_string())));

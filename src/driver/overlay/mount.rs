@@ -145,7 +145,8 @@ impl Plan<'_> {
         }
     }
 
-    fn data_of(&self, lowers: &[&OsStr], upper: Option<(&OsStr, &OsStr)>) -> Vec<u8> {
+    /// Everything but the flags as one list, whatever its length.
+    pub(super) fn data_of(&self, lowers: &[&OsStr], upper: Option<(&OsStr, &OsStr)>) -> Vec<u8> {
         let mut data = Data::default();
         data.push("lowerdir", lowers);
         if let Some((upper, work)) = upper {

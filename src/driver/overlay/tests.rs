@@ -137,9 +137,20 @@ fn what_cannot_be_put_back_is_named() {
     drop(driver.defer_remove("three").unwrap().unwrap());
 }
 
+/// A directory with something called like the mount program.
+fn program_dir(place: &Place) -> PathBuf {
+    let dir = place.config.root.parent().unwrap().join("bin");
+    fs::create_dir_all(&dir).unwrap();
+    let program = dir.join(program::DEFAULT);
+    fs::write(&program, "#!/bin/sh\necho not today >&2; exit 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
 #[test]
-fn a_store_of_a_mount_program_is_refused() {
-    let Some(place) = Place::new(&[]) else { return };
+fn a_store_of_a_mount_program_needs_one() {
+    let Some(mut place) = Place::new(&[]) else { return };
+    place.config.search_path = Some("/does/not/exist".into());
     chain(&place.open().unwrap());
     let flag = place.home().join(MOUNT_PROGRAM_FLAG);
     assert_eq!(fs::read_to_string(&flag).unwrap(), "false");
@@ -163,6 +174,47 @@ fn a_store_of_a_mount_program_is_refused() {
         assert_eq!(place.open().unwrap_err().kind(), ErrorKind::NotSupported);
     }
     assert!(place.home().join("two/diff").exists());
+    // If it is installed it is used, and the store is marked for those who come later.
+    place.config.search_path = Some(program_dir(&place).into());
+    let driver = place.open().unwrap();
+    assert_eq!(fs::read_to_string(&flag).unwrap(), "true");
+    assert_eq!(driver.content("one").unwrap().form, Form::Literal);
+    let error = count_seen(&driver, "one").unwrap_err();
+    assert!(error.chain().contains("not today"), "{}", error.chain());
+    assert!(!is_mount_point(&place.home().join("one/merged")).unwrap());
+}
+
+#[test]
+fn a_program_steps_in_where_the_kernel_cannot_mount() {
+    let Some(mut place) = Place::new(&[]) else { return };
+    let run_home = place.config.run_root.join("overlay");
+    fs::create_dir_all(&run_home).unwrap();
+    fs::write(run_home.join("overlay-false"), "no overlay here").unwrap();
+    place.config.search_path = Some("/does/not/exist".into());
+    assert!(place.open().unwrap_err().chain().contains("no overlay here"));
+    assert!(
+        !place.home().exists(),
+        "a home would be a sign that overlay works"
+    );
+    place.config.search_path = Some(program_dir(&place).into());
+    let driver = place.open().unwrap();
+    let flag = place.home().join(MOUNT_PROGRAM_FLAG);
+    assert_eq!(fs::read_to_string(&flag).unwrap(), "true");
+    assert!(
+        driver
+            .program
+            .as_deref()
+            .unwrap()
+            .starts_with(place.config.root.parent().unwrap())
+    );
+    let rows = driver.status();
+    for (row, value) in [
+        ("Native Overlay Diff", "false"),
+        ("Supports shifting", "true"),
+        ("Supports volatile", "true"),
+    ] {
+        assert!(rows.contains(&(row.into(), value.into())), "{rows:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,79 @@
+//! Modes of directories that their owner must be able to write to while an archive is unpacked.
+//!
+//! To root permissions mean nothing. To others a directory without write permission would refuse the files that the
+//! archive has for it: it is opened up when it is first used, and gets its mode at the end.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+use crate::error::{IoContext as _, Result};
+use crate::sys::{at, privilege};
+
+/// What an owner needs.
+const NEEDED: u32 = 0o700;
+
+/// What it takes to open a directory, for syncing it.
+const READABLE: u32 = 0o500;
+
+/// The modes to set at the end, by the real path of the directory.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Whether permissions matter at all.
+    on: bool,
+    modes: BTreeMap<Vec<u8>, u32>,
+}
+
+impl Held {
+    /// Starts to keep account where permissions matter to this process.
+    pub(crate) fn new() -> Self {
+        Self {
+            on: !privilege::overrides_modes(),
+            modes: BTreeMap::new(),
+        }
+    }
+
+    /// Whether permissions matter to this process.
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The mode with which a directory is made and kept until the end.
+    pub(crate) fn working_mode(&self, mode: u32) -> u32 {
+        if self.on { mode | NEEDED } else { mode }
+    }
+
+    /// Opens up a directory that exists.
+    pub(crate) fn open_up(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
+        if !self.on {
+            return Ok(());
+        }
+        let mode = rustix::fs::fstat(dir).during("reading the status")?.st_mode & 0o7777;
+        // Somebody else's directory stays as it is, and says itself what it does not allow.
+        if mode & NEEDED != NEEDED && at::chmod_open(dir, mode | NEEDED).is_ok() {
+            self.modes.entry(path.to_vec()).or_insert(mode);
+        }
+        Ok(())
+    }
+
+    /// Notes the mode that a directory shall have at the end.
+    pub(crate) fn set(&mut self, path: &[u8], mode: u32) {
+        if !self.on {
+            return;
+        }
+        if mode & NEEDED == NEEDED {
+            self.modes.remove(path);
+        } else {
+            self.modes.insert(path.to_vec(), mode);
+        }
+    }
+
+    /// Paths and modes, what is inside a directory before the directory: those that can still be read afterwards, or
+    /// the rest.
+    pub(crate) fn take(&mut self, readable: bool) -> impl Iterator<Item = (Vec<u8>, u32)> {
+        let modes = std::mem::take(&mut self.modes).into_iter();
+        let (taken, kept) = modes.partition(|(_path, mode)| (*mode & READABLE == READABLE) == readable);
+        self.modes = kept;
+        let taken: BTreeMap<_, _> = taken;
+        taken.into_iter().rev()
+    }
+}

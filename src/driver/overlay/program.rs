@@ -1,0 +1,339 @@
+//! Mounting through a program, fuse-overlayfs or one that is called like it, where the kernel's overlay cannot be used.
+//!
+//! The program gets `-o DATA TARGET`, daemonises once the mount is there, and ends when it is unmounted. It runs in the
+//! driver's directory, as the Go library has it. Flags of the mount stay with it only as far as FUSE has options for
+//! them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::driver::overlay::mount::Plan;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::idmap::{IdMap, IdMappings};
+use crate::sys::mount::{is_mount_point, is_plain, unmount_lazily};
+
+/// The program that is used where none is named but one is needed.
+pub(super) const DEFAULT: &str = "fuse-overlayfs";
+
+/// Programs that unmount for users who may not.
+const UNMOUNTERS: [&str; 2] = ["fusermount3", "fusermount"];
+
+/// Most bytes of a failed program's messages that are passed on.
+const MAX_MESSAGE: u64 = 4096;
+
+/// The first executable file called `name` in the directories of `path`, which has the form of `$PATH`.
+pub(super) fn find(name: &str, path: &OsStr) -> Option<PathBuf> {
+    std::env::split_paths(path)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(name))
+        .find(|file| {
+            file.metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        })
+}
+
+/// What only a program is told.
+#[derive(Debug, Default)]
+pub(super) struct Extras<'a> {
+    /// Owners that it maps, files that are written through the mount included.
+    pub(super) mappings: Option<&'a IdMappings>,
+    /// Owners and modes are kept in an attribute.
+    pub(super) masked: bool,
+}
+
+/// Has `program` make the mount of `plan`, working in `home`.
+pub(super) fn mount(program: &Path, home: &Path, plan: &Plan<'_>, extras: &Extras<'_>) -> Result<()> {
+    let data = data(plan, extras)?;
+    tracing::debug!(program = %program.display(), data = %data.display(), "mounting through a program");
+    let mut messages = messages_file()?;
+    let status = Command::new(program)
+        .arg("-o")
+        .arg(data)
+        .arg(plan.target)
+        .current_dir(home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(messages.try_clone().during("keeping a file for messages open")?)
+        .status()
+        .at("starting mount program", program)?;
+    if !status.success() {
+        let said = read_messages(&mut messages);
+        let reason = format!("mount program failed ({status}): {said}:");
+        return Err(ErrorKind::Io.err(reason).at(program));
+    }
+    if !is_mount_point(plan.target).at("looking for a mount at", plan.target)? {
+        return Err(ErrorKind::Io
+            .err("mount program claims to have made a mount that is not there:")
+            .at(program));
+    }
+    Ok(())
+}
+
+/// A file for the program's messages. Not a pipe: a daemon may keep its end open for as long as it runs.
+fn messages_file() -> Result<File> {
+    let file = rustix::fs::memfd_create("mount program", MemfdFlags::CLOEXEC);
+    Ok(file
+        .during("making a file for a mount program's messages")?
+        .into())
+}
+
+fn read_messages(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    let read = file
+        .rewind()
+        .and_then(|()| file.take(MAX_MESSAGE).read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    match read {
+        Err(error) => format!("its messages cannot be read ({error})"),
+        Ok(_) if lines.is_empty() => "it says nothing".to_owned(),
+        Ok(_) => lines.join("; "),
+    }
+}
+
+/// The options in one argument.
+fn data(plan: &Plan<'_>, extras: &Extras<'_>) -> Result<OsString> {
+    let dirs = plan.upper.iter().flat_map(|(upper, work)| [upper, work]);
+    if let Some(odd) = plan.lowers.iter().chain(dirs).find(|path| !is_plain(path)) {
+        return Err(ErrorKind::InvalidInput
+            .err("comma, colon, quote or backslash in a path for a mount program:")
+            .at(odd));
+    }
+    let lowers: Vec<&OsStr> = plan.lowers.iter().map(|path| path.as_os_str()).collect();
+    let upper = plan
+        .upper
+        .as_ref()
+        .map(|(upper, work)| (upper.as_os_str(), work.as_os_str()));
+    let mut data = plan.data_of(&lowers, upper);
+    for (flag, name) in [
+        (MountFlags::RDONLY, "ro"),
+        (MountFlags::NOSUID, "nosuid"),
+        (MountFlags::NODEV, "nodev"),
+        (MountFlags::NOEXEC, "noexec"),
+    ] {
+        if plan.options.flags.contains(flag) {
+            data.extend_from_slice(format!(",{name}").as_bytes());
+        }
+    }
+    if let Some(mappings) = extras.mappings {
+        let uids = mapping_option("uidmapping", "squash_to_uid", &mappings.uids);
+        let gids = mapping_option("gidmapping", "squash_to_gid", &mappings.gids);
+        data.extend_from_slice(format!(",{uids},{gids}").as_bytes());
+    }
+    if extras.masked {
+        data.extend_from_slice(b",xattr_permissions=2");
+    }
+    Ok(OsString::from_vec(data))
+}
+
+/// A map of one ID stands for everybody.
+fn mapping_option(mapping: &str, squash: &str, ranges: &[IdMap]) -> String {
+    match ranges {
+        [only] if only.size == 1 => format!("{squash}={}", only.host_id),
+        ranges => {
+            let ranges: Vec<String> = ranges
+                .iter()
+                .map(|range| format!("{}:{}:{}", range.container_id, range.host_id, range.size))
+                .collect();
+            format!("{mapping}={}", ranges.join(":"))
+        }
+    }
+}
+
+/// Whether a program can map by these: host and container IDs must each be without gaps, for it maps whatever is
+/// written too.
+pub(super) fn can_map(mappings: &IdMappings) -> bool {
+    let without_gaps = |ranges: &[IdMap], start: fn(&IdMap) -> i64| {
+        let mut sorted: Vec<&IdMap> = ranges.iter().collect();
+        sorted.sort_by_key(|range| start(range));
+        sorted.windows(2).all(|pair| match pair {
+            [one, next] => start(one).checked_add(one.size) == Some(start(next)),
+            _ => true,
+        })
+    };
+    [&mappings.uids, &mappings.gids].into_iter().all(|ranges| {
+        without_gaps(ranges, |range| range.host_id) && without_gaps(ranges, |range| range.container_id)
+    })
+}
+
+/// Unmounts what a program has mounted; nothing mounted, or no such path, is fine.
+pub(super) fn unmount(target: &Path) -> Result<()> {
+    match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+        Err(Errno::PERM) if UNMOUNTERS.iter().any(|name| ask_to_unmount(name, target)) => return Ok(()),
+        Err(reason) => tracing::debug!(target = %target.display(), %reason, "detaching a mount instead"),
+    }
+    // Detached, it lives on until its last user goes; what was written has to be there now.
+    match rustix::fs::openat(CWD, target, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(dir) => {
+            if let Err(error) = rustix::fs::syncfs(&dir) {
+                tracing::debug!(target = %target.display(), %error, "cannot sync a mount that is being detached");
+            }
+        }
+        // Its program may be dead.
+        Err(error) => tracing::debug!(target = %target.display(), %error, "cannot open a mount to sync it"),
+    }
+    unmount_lazily(target).at("unmounting", target)
+}
+
+/// Whether a program that may do so has unmounted.
+fn ask_to_unmount(name: &str, target: &Path) -> bool {
+    let status = Command::new(name)
+        .arg("-u")
+        .arg("--")
+        .arg(target)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// The error for a store that needs a program where there is none.
+pub(super) fn missing(home: &Path) -> Error {
+    let what = format!(
+        "overlay store {} without its mount program ({DEFAULT} is not in $PATH)",
+        home.display()
+    );
+    ErrorKind::NotSupported.err(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::overlay::flags;
+
+    fn plan(target: &Path) -> Plan<'_> {
+        Plan {
+            lowers: vec![PathBuf::from("/s/l/A"), PathBuf::from("/s/l/B")],
+            upper: Some((PathBuf::from("/s/x/diff"), PathBuf::from("/s/x/work"))),
+            options: flags::sort(["nodev,volatile", "noatime"]).unwrap(),
+            label: "",
+            target,
+        }
+    }
+
+    fn maps(ranges: &[(u32, u32, u32)]) -> IdMappings {
+        let ranges: Vec<IdMap> = ranges
+            .iter()
+            .map(|(container, host, size)| IdMap::new(*container, *host, *size))
+            .collect();
+        IdMappings {
+            uids: ranges.clone(),
+            gids: ranges,
+        }
+    }
+
+    #[test]
+    fn a_program_is_told_everything_in_one_argument() {
+        let plain = data(&plan(Path::new("/m")), &Extras::default()).unwrap();
+        let start = "lowerdir=/s/l/A:/s/l/B,upperdir=/s/x/diff,workdir=/s/x/work,volatile,nodev";
+        assert_eq!(plain, start);
+        let mappings = maps(&[(0, 1000, 1), (1, 1001, 9)]);
+        let extras = Extras {
+            mappings: Some(&mappings),
+            masked: true,
+        };
+        let mapped = data(&plan(Path::new("/m")), &extras).unwrap();
+        let range = "0:1000:1:1:1001:9";
+        assert_eq!(
+            mapped.to_str().unwrap(),
+            format!("{start},uidmapping={range},gidmapping={range},xattr_permissions=2")
+        );
+        let single = maps(&[(0, 1000, 1)]);
+        let extras = Extras {
+            mappings: Some(&single),
+            masked: false,
+        };
+        let squashed = data(&plan(Path::new("/m")), &extras).unwrap();
+        assert_eq!(
+            squashed.to_str().unwrap(),
+            format!("{start},squash_to_uid=1000,squash_to_gid=1000")
+        );
+        let mut odd = plan(Path::new("/m"));
+        odd.lowers.push(PathBuf::from("/s/a,b"));
+        let error = data(&odd, &Extras::default()).unwrap_err();
+        assert!(error.chain().contains("/s/a,b"), "{}", error.chain());
+    }
+
+    #[test]
+    fn only_mappings_without_gaps_can_be_done_by_a_program() {
+        for good in [&[][..], &[(0, 5, 10)], &[(1, 1001, 9), (0, 1000, 1)]] {
+            assert!(can_map(&maps(good)), "{good:?}");
+        }
+        for bad in [
+            &[(0, 1000, 1), (1, 2000, 9)][..],
+            &[(0, 1000, 1), (5, 1001, 9)],
+            &[(0, 1000, 10), (10, 0, 10)],
+            &[(0, u32::MAX, 5), (5, 3, 1)],
+        ] {
+            assert!(!can_map(&maps(bad)), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_failed_program_says_is_in_the_error() {
+        let tmp = tempfile::tempdir().unwrap();
+        let script = |name: &str, text: &str| {
+            let path = tmp.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let run = |program: &Path| {
+            mount(program, tmp.path(), &plan(tmp.path()), &Extras::default())
+                .unwrap_err()
+                .chain()
+        };
+        // The argument is one, whatever is in it, and no shell reads it.
+        let failing = run(&script(
+            "failing",
+            r#"echo "$# $1 $3 in $(pwd)" >&2; echo oh >&2; exit 3"#,
+        ));
+        let place = tmp.path().display();
+        assert!(
+            failing.contains(&format!("3 -o {place} in {place}; oh")),
+            "{failing}"
+        );
+        assert!(failing.contains("exit status: 3"), "{failing}");
+        let silent = run(&script("silent", "exit 1"));
+        assert!(silent.contains("says nothing"), "{silent}");
+        // A daemon that keeps the file for messages open is not waited for.
+        let lying = run(&script("lying", "sleep 600 & echo $! > pid; exit 0"));
+        assert!(lying.contains("not there"), "{lying}");
+        let pid: i32 = std::fs::read_to_string(tmp.path().join("pid"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let missing = run(Path::new("/does/not/exist"));
+        assert!(missing.contains("/does/not/exist"), "{missing}");
+    }
+
+    #[test]
+    fn programs_are_found_in_a_list_of_directories() {
+        assert_eq!(
+            find("sh", OsStr::new("/does/not/exist:/bin")),
+            Some("/bin/sh".into())
+        );
+        assert_eq!(find("sh", OsStr::new("")), None);
+        assert_eq!(find("passwd", OsStr::new("/etc")), None, "not executable");
+        // What lies in the current directory is nobody's business.
+        assert_eq!(find("Cargo.toml", OsStr::new(".")), None);
+    }
+}
