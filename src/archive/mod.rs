@@ -27,6 +27,7 @@ mod durable;
 pub(crate) mod export;
 mod extract;
 pub(crate) mod framing;
+pub(crate) mod gzip;
 pub(crate) mod header;
 mod held;
 mod ledger;

@@ -19,13 +19,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::archive::changes::{self, Change};
 use crate::archive::compression::{self, Compression};
+use crate::archive::gzip::Gzip;
 use crate::archive::sink::Sink;
 use crate::archive::{export, replay};
-use crate::bridge;
+use crate::bridge::{self, ChunkWriter};
 use crate::driver::{Driver, TreeMount, Upper, mount_tree};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
-use crate::options::DiffOptions;
+use crate::options::{BoxReader, DiffOptions};
 use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::{Home, hit};
@@ -103,6 +104,12 @@ impl Source {
                 export::write_changes(new.mount.dir.as_fd(), &new.mappings, &changes, out)
             }
         }
+    }
+
+    fn write_gzip(&self, out: &mut ChunkWriter) -> Result<()> {
+        let mut gzip = Gzip::new(out).during("starting to compress")?;
+        self.write(&mut gzip)?;
+        gzip.finish().during("compressing the layer stream")
     }
 }
 
@@ -270,10 +277,18 @@ impl Store {
             None => Source::Fresh(self.comparison(&pair).await?),
         };
         let (mut writer, stream) = bridge::chunks_out();
-        let reader = compression::compress(stream, compression, None)?;
+        // What writes the stream compresses gzip itself, on several threads.
+        let gzipped = compression == Compression::Gzip;
+        let reader: BoxReader = match gzipped {
+            true => Box::pin(stream),
+            false => compression::compress(stream, compression, None)?,
+        };
         let id = pair.to.id.clone();
         bridge::detach(move || {
-            let result = source.write(&mut writer);
+            let result = match gzipped {
+                true => source.write_gzip(&mut writer),
+                false => source.write(&mut writer),
+            };
             // A temporary mount goes before the reader sees the end.
             drop(source);
             writer.finish(result.map_err(|error| {
