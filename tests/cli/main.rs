@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod config;
 mod copy;
 mod help;
 mod mistakes;

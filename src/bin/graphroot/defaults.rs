@@ -17,20 +17,6 @@ pub(crate) struct Given {
     pub(crate) driver_options: Vec<String>,
 }
 
-/// The options of the user who runs the command, nothing having been said: root's places, and the driver and options of
-/// the environment.
-pub(crate) async fn defaults() -> Result<StoreOptions, Failure> {
-    let mut options = StoreOptions::new("/var/lib/containers/storage", "/run/containers/storage");
-    options.driver = std::env::var("STORAGE_DRIVER")
-        .ok()
-        .filter(|name| !name.is_empty());
-    if let Ok(list) = std::env::var("STORAGE_OPTS") {
-        options.driver_options = list.split(',').map(str::to_owned).collect();
-        options.driver_options.retain(|option| !option.is_empty());
-    }
-    Ok(options)
-}
-
 impl Given {
     /// Whether none of those was said that keep the configuration away. The others do not count, as ever.
     pub(crate) fn says_nothing(&self) -> bool {
@@ -72,7 +58,7 @@ impl Given {
         if options.graph_root.as_os_str().is_empty() || options.run_root.as_os_str().is_empty() {
             let configured = match configured {
                 Some(configured) => configured,
-                None => defaults().await?,
+                None => StoreOptions::default_for_user().await?,
             };
             if options.graph_root.as_os_str().is_empty() {
                 options.graph_root = configured.graph_root;

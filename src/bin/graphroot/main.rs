@@ -116,7 +116,7 @@ fn run(out: &mut Out) -> Result<u8, Failure> {
     let mut given = table::given(&flags);
     let mut configured = None;
     if given.says_nothing() {
-        let options = runtime.block_on(defaults::defaults())?;
+        let options = runtime.block_on(graphroot::StoreOptions::default_for_user())?;
         given = Given::from_options(&options);
         configured = Some(options);
     }

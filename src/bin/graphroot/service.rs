@@ -1,12 +1,10 @@
 //! Commands about the store as a whole.
 
-use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 
-use graphroot::StoreOptions;
-use serde::Serialize;
+use graphroot::config::Loader;
 
 use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
-use crate::defaults::defaults;
 use crate::input::spinner;
 use crate::table::{FORCE_SHUTDOWN, HASH_METHOD, check as check_flags};
 use crate::text::go_quote;
@@ -48,45 +46,18 @@ pub(crate) async fn status(call: &Call, out: &mut Out) -> Outcome {
     pairs(call, out, &status)
 }
 
-/// Store options as the Go program shows them.
-#[derive(Serialize)]
-struct Config<'a> {
-    #[serde(rename = "runroot", skip_serializing_if = "str::is_empty")]
-    run_root: &'a str,
-    #[serde(rename = "root", skip_serializing_if = "str::is_empty")]
-    graph_root: &'a str,
-    #[serde(rename = "imagestore", skip_serializing_if = "str::is_empty")]
-    image_store: &'a str,
-    #[serde(rename = "driver", skip_serializing_if = "str::is_empty")]
-    driver: &'a str,
-    #[serde(rename = "driver-priority", skip_serializing_if = "<[String]>::is_empty")]
-    driver_priority: &'a [String],
-    #[serde(rename = "driver-options", skip_serializing_if = "<[String]>::is_empty")]
-    driver_options: &'a [String],
-    #[serde(rename = "uidmap", skip_serializing_if = "<[graphroot::IdMap]>::is_empty")]
-    uid_map: &'a [graphroot::IdMap],
-    #[serde(rename = "gidmap", skip_serializing_if = "<[graphroot::IdMap]>::is_empty")]
-    gid_map: &'a [graphroot::IdMap],
-    #[serde(rename = "PullOptions")]
-    pull_options: Option<&'a BTreeMap<String, String>>,
-}
-
-pub(crate) async fn config(_call: &Call, out: &mut Out) -> Outcome {
-    let options: StoreOptions = defaults().await?;
-    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
-    let (run_root, graph_root) = (path(&options.run_root), path(&options.graph_root));
-    let image_store = options.image_store.as_deref().map(path).unwrap_or_default();
-    out.json(&Config {
-        run_root: &run_root,
-        graph_root: &graph_root,
-        image_store: &image_store,
-        driver: options.driver.as_deref().unwrap_or_default(),
-        driver_priority: &options.driver_priority,
-        driver_options: &options.driver_options,
-        uid_map: &options.id_mappings.uids,
-        gid_map: &options.id_mappings.gids,
-        pull_options: Some(&options.pull_options).filter(|options| !options.is_empty()),
-    })?;
+/// One line of JSON for scripts; for people every value and where it came from.
+pub(crate) async fn config(call: &Call, out: &mut Out) -> Outcome {
+    let mut loader = Loader::for_process();
+    if let Some(file) = call.args.first() {
+        loader = loader.variable("CONTAINERS_STORAGE_CONF", file);
+    }
+    let effective = loader.load().await?;
+    if std::io::stdout().is_terminal() {
+        out.line(effective.to_string().trim_end())?;
+    } else {
+        out.line(effective.to_json()?)?;
+    }
     DONE
 }
 
