@@ -8,6 +8,7 @@ use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::digest_text::DigestText;
 use crate::record::json::row;
+use crate::record::pending;
 use crate::record::table::Record;
 use crate::record::time::Time;
 
@@ -65,6 +66,14 @@ impl Record for ContainerRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        !self.pending.is_empty()
+        matches!(self.pending.as_str(), pending::CREATE | pending::DELETE)
+    }
+
+    fn pending(&self) -> &str {
+        &self.pending
+    }
+
+    fn pending_mut(&mut self) -> &mut String {
+        &mut self.pending
     }
 }

@@ -110,6 +110,14 @@ impl<R: Record> WriteGuard<R> {
     /// As [`WriteGuard::save`]; `before` is called with the path of each file before it is written, after the token
     /// has been: the place for syncing what the records speak of.
     pub(crate) fn save_with(&mut self, mut before: impl FnMut(&Path) -> Result<()>) -> Result<()> {
+        self.save_dirty(&mut before)?;
+        if self.table.unmark_takers() {
+            self.save_dirty(&mut before)?;
+        }
+        Ok(())
+    }
+
+    fn save_dirty(&mut self, before: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
         let dirty = self.table.dirty_locations();
         if dirty.is_empty() {
             return Ok(());

@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::error::ErrorKind;
 use crate::record::digest_text::DigestText;
 use crate::record::json::row;
+use crate::record::pending;
 use crate::record::table::{DigestKind, Record};
 use crate::record::time::Time;
 
@@ -104,7 +105,15 @@ impl Record for ImageRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        !self.pending.is_empty()
+        matches!(self.pending.as_str(), pending::CREATE | pending::DELETE)
+    }
+
+    fn pending(&self) -> &str {
+        &self.pending
+    }
+
+    fn pending_mut(&mut self) -> &mut String {
+        &mut self.pending
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {

@@ -54,6 +54,8 @@ row! {
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// Keys of the big data items, in the order in which they were first set.
         big_data_names: Vec<String> = "big-data-names" omit,
+        /// What is under way with it, see [`crate::record::pending`].
+        pending: String = "graphroot-pending" omit,
     }
 }
 
@@ -92,6 +94,14 @@ impl Record for LayerRow {
 
     fn is_incomplete(&self) -> bool {
         Self::is_incomplete(self)
+    }
+
+    fn pending(&self) -> &str {
+        &self.pending
+    }
+
+    fn pending_mut(&mut self) -> &mut String {
+        &mut self.pending
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {

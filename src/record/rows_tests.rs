@@ -88,11 +88,13 @@ prop_compose! {
         (created, compressed_digest, diff_digest, toc_digest) in (time(), digest(), digest(), digest()),
         (compressed_size, diff_size, compression) in any::<(i64, i64, i64)>(),
         (uids, gids) in (vec(any::<u32>(), 0..4), vec(any::<u32>(), 0..4)),
-        (flags, uid_map, gid_map, big_data_names, extra) in (flags(), maps(), maps(), texts(), extra()),
+        (flags, uid_map, gid_map, big_data_names) in (flags(), maps(), maps(), texts()),
+        (pending, extra) in (any::<String>(), extra()),
     ) -> LayerRow {
         LayerRow {
             id, names, parent, metadata, mount_label, created, compressed_digest, compressed_size, diff_digest,
-            toc_digest, diff_size, compression, uids, gids, flags, uid_map, gid_map, big_data_names, extra,
+            toc_digest, diff_size, compression, uids, gids, flags, uid_map, gid_map, big_data_names,
+            pending, extra,
         }
     }
 }

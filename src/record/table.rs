@@ -4,7 +4,7 @@
 //! (which of the store's files it is in) and its JSON text, read or computed once, so that saving a large store is a
 //! concatenation. Locations whose file no longer says what the table says are marked as needing a save.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::record::index::{Index, Position};
 use crate::record::json;
+use crate::record::pending;
 
 pub(crate) use crate::record::index::DigestKind;
 
@@ -54,6 +55,12 @@ pub(crate) trait Record:
     fn is_incomplete(&self) -> bool {
         false
     }
+
+    /// What is under way with the row, see [`pending`]; empty for nothing.
+    fn pending(&self) -> &str;
+
+    /// The same, to change.
+    fn pending_mut(&mut self) -> &mut String;
 
     /// The layer that belongs to this row alone, by whose ID it is found too.
     fn layer(&self) -> Option<&str> {
@@ -105,6 +112,8 @@ pub(crate) struct Table<R> {
     index: Index,
     /// Per location, whether its file needs to be written.
     dirty: Vec<bool>,
+    /// Rows that are marked as having taken names from another location. That one's file may still have them.
+    takers: BTreeSet<Position>,
     /// Counts changes, so that a holder can tell whether there were any.
     changes: u64,
 }
@@ -116,6 +125,7 @@ impl<R> Default for Table<R> {
             next: 0,
             index: Index::default(),
             dirty: Vec::new(),
+            takers: BTreeSet::new(),
             changes: 0,
         }
     }
@@ -124,8 +134,8 @@ impl<R> Default for Table<R> {
 impl<R: Record> Table<R> {
     /// Builds the table from the rows of each location, in this order.
     ///
-    /// Where two rows have one name the later one keeps it, and the other one's location needs a save; with
-    /// `read_only` that is an error.
+    /// Where two rows have one name the later one keeps it (unless the earlier one is marked as having taken it), and
+    /// the other one's location needs a save; with `read_only` that is an error.
     pub(crate) fn load(files: Vec<Vec<(R, Bytes)>>, read_only: bool) -> Result<Self> {
         let mut table = Self {
             dirty: vec![false; files.len()],
@@ -142,6 +152,7 @@ impl<R: Record> Table<R> {
                     same_text = false;
                     table.mark(location);
                 }
+                let mut lost: Vec<String> = Vec::new();
                 for name in row.names() {
                     let Some(&loser) = table.index.names.get(name) else {
                         continue;
@@ -151,7 +162,19 @@ impl<R: Record> Table<R> {
                         let what = format!("name {name:?} of {} {:?} and {:?}", R::NOUN, other, row.id());
                         return Err(R::AMBIGUOUS_NAMES.err(what));
                     }
-                    table.take_name(loser, name);
+                    if table.has_taken_names(loser, location) {
+                        lost.push(name.clone());
+                    } else {
+                        table.take_name(loser, name);
+                    }
+                }
+                if !lost.is_empty() {
+                    row.names_mut().retain(|name| !lost.contains(name));
+                    same_text = false;
+                    table.mark(location);
+                }
+                if row.pending() == pending::NAMES {
+                    table.takers.insert(table.next);
                 }
                 let text = if same_text {
                     OnceLock::from(text)
@@ -261,7 +284,7 @@ impl<R: Record> Table<R> {
 
     /// Whether some location's file does not say what the table says.
     pub(crate) fn needs_save(&self) -> bool {
-        self.dirty.contains(&true)
+        self.dirty.contains(&true) || !self.takers.is_empty()
     }
 
     /// Adds a row at the end. Repeated names are dropped; names of other rows are never taken.
@@ -351,9 +374,20 @@ impl<R: Record> Table<R> {
         }
         dedupe(list);
         row.remember_names();
-        for name in row.names() {
-            match self.index.names.get(name) {
-                Some(&loser) if loser != position => self.take_name(loser, name),
+        let location = slot.location;
+        for name in row.names().to_vec() {
+            match self.index.names.get(&name) {
+                Some(&loser) if loser != position => {
+                    if self
+                        .slots
+                        .get(&loser)
+                        .is_some_and(|slot| slot.location != location)
+                    {
+                        pending::NAMES.clone_into(row.pending_mut());
+                        self.takers.insert(position);
+                    }
+                    self.take_name(loser, &name);
+                }
                 _ => {}
             }
         }
@@ -372,14 +406,40 @@ impl<R: Record> Table<R> {
         self.changes
     }
 
-    /// The locations that need a save.
+    /// The locations that need a save, in the order in which they have to be written: a row that has taken names before
+    /// those that have lost them.
     pub(crate) fn dirty_locations(&self) -> Vec<usize> {
-        self.dirty
-            .iter()
-            .enumerate()
+        let dirty = self.dirty.iter().enumerate();
+        let mut locations: Vec<usize> = dirty
             .filter(|(_, dirty)| **dirty)
             .map(|(location, _)| location)
-            .collect()
+            .collect();
+        let has_taker = |location: usize| {
+            let mut takers = self.takers.iter().filter_map(|position| self.slots.get(position));
+            takers.any(|slot| slot.location == location)
+        };
+        locations.sort_by_key(|location| !has_taker(*location));
+        locations
+    }
+
+    /// Takes away the marks of rows that have taken names from other locations: call this when those are saved.
+    /// Returns whether there were any.
+    pub(crate) fn unmark_takers(&mut self) -> bool {
+        let takers = std::mem::take(&mut self.takers);
+        for position in &takers {
+            if let Some(slot) = self.slots.get(position) {
+                let mut row = R::clone(&slot.row);
+                row.pending_mut().clear();
+                self.replace(*position, row);
+            }
+        }
+        !takers.is_empty()
+    }
+
+    /// Whether the row at `position` has taken names from rows in `location`, which may not know yet.
+    fn has_taken_names(&self, position: Position, location: usize) -> bool {
+        let slot = self.slots.get(&position);
+        self.takers.contains(&position) && slot.is_some_and(|slot| slot.location != location)
     }
 
     /// Notes that the location's file says what the table says.
@@ -434,6 +494,7 @@ impl<R: Record> Table<R> {
 
     fn take(&mut self, position: Position) -> Option<Arc<R>> {
         let slot = self.slots.remove(&position)?;
+        self.takers.remove(&position);
         self.index.remove(position, &*slot.row);
         self.mark(slot.location);
         Some(slot.row)

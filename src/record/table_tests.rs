@@ -323,6 +323,36 @@ fn a_name_that_two_rows_have_goes_to_the_later_one() {
     assert!(!load::<LayerRow>(&[stable], true).unwrap().needs_save());
 }
 
+/// Names move between rows of two files, of which only the first one that is to be written is.
+#[test]
+fn names_move_between_files_at_once() {
+    for (taker, loser) in [(0, 1), (1, 0)] {
+        let mut table = Table::empty(2);
+        table.insert(layer("taker", &["old"]), taker).unwrap();
+        table.insert(layer("loser", &["x", "y"]), loser).unwrap();
+        let mut files = [text(&table, 0), text(&table, 1)];
+        (0..2).for_each(|location| table.saved(location));
+        table
+            .apply_names("taker", NameOperation::Set, &strings(&["x", "new"]))
+            .unwrap();
+        assert_eq!(table.dirty_locations(), [taker, loser]);
+        files[taker] = text(&table, taker);
+
+        let mut table: Table<LayerRow> = load(&[&files[0], &files[1]], false).unwrap();
+        assert_eq!(names(&table, "taker"), ["x", "new"]);
+        assert_eq!(names(&table, "loser"), ["y"]);
+        assert!(table.needs_save() && !table.has_incomplete());
+        assert_eq!(table.dirty_locations(), [loser]);
+        table.saved(loser);
+        assert!(table.needs_save() && table.unmark_takers());
+        assert_eq!(table.dirty_locations(), [taker]);
+        assert!(!text(&table, taker).contains("pending"));
+        table.saved(taker);
+        assert!(!table.needs_save() && !table.unmark_takers());
+        assert_eq!(names(&table, "taker"), ["x", "new"]);
+    }
+}
+
 #[test]
 fn a_name_that_a_row_has_twice_stays_once() {
     let file = r#"[{"id":"a","names":["n","x","n"]}]"#;

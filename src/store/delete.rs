@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::record::WriteGuard;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
-use crate::record::pending::{self, Pending};
+use crate::record::pending;
+use crate::record::table::Record;
 use crate::store::access::AllStores;
 use crate::store::layer_store::LayerStore;
 use crate::store::{Dirs, Store, item_dir};
@@ -22,7 +23,7 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
 }
 
 /// Sets or, with an empty text, takes away the mark of a record, see [`pending`].
-pub(crate) fn mark<R: Pending>(records: &mut WriteGuard<R>, id: &str, mark: &str) -> Result<()> {
+pub(crate) fn mark<R: Record>(records: &mut WriteGuard<R>, id: &str, mark: &str) -> Result<()> {
     records
         .table_mut()
         .update(id, |row| mark.clone_into(row.pending_mut()))?;

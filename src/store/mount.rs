@@ -8,14 +8,42 @@ use std::sync::Arc;
 
 use crate::bridge;
 use crate::driver::MountOptions;
-use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::IdMappingOptions;
+use crate::record::layer::LayerRow;
+use crate::record::table::Table;
 use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::containers::mapped_top_layer;
 use crate::store::layer_store::{LayerStore, mappings_of};
 use crate::store::views::Container;
+
+/// What a layer is looked for by.
+enum LayerKey {
+    /// An ID, name or ID prefix.
+    Any(String),
+    /// The ID that a record says: another layer that has it for a name is not meant.
+    Id(String),
+}
+
+impl LayerKey {
+    fn text(&self) -> &str {
+        let (Self::Any(text) | Self::Id(text)) = self;
+        text
+    }
+
+    fn find<'t>(&self, table: &'t Table<LayerRow>) -> Option<&'t Arc<LayerRow>> {
+        match self {
+            Self::Any(key) => table.find(key),
+            Self::Id(id) => table.get(id),
+        }
+    }
+
+    fn unknown(&self) -> Error {
+        ErrorKind::LayerUnknown.err(format!("locating layer with ID {:?}", self.text()))
+    }
+}
 
 impl LayerStore {
     /// Mounts a layer or counts one more use of a mount that is there.
@@ -119,13 +147,13 @@ impl Store {
         let container = self
             .read_container_store(|table| Ok(table.find(id).map(Container::new)))
             .await?;
-        let (layer, mut options) = match &container {
+        let (key, mut options) = match &container {
             Some(container) => (
-                container.layer_id().to_owned(),
+                LayerKey::Id(container.layer_id().to_owned()),
                 self.container_mount_options(container),
             ),
             None => (
-                id.to_owned(),
+                LayerKey::Any(id.to_owned()),
                 MountOptions {
                     disable_shifting: true,
                     ..MountOptions::default()
@@ -136,13 +164,17 @@ impl Store {
         let graph = self.lock_graph().await?;
         self.read_or_write_all_layer_stores(move |layers, additional| {
             let _graph = graph;
-            if layers.table().find(&layer).is_none()
-                && additional.iter().any(|table| table.find(&layer).is_some())
-            {
-                let what = format!("mounting layer {layer:?} of a read-only store is not allowed");
-                return Err(ErrorKind::StoreIsReadOnly.err(what));
+            match key.find(layers.table()).map(|row| row.id.clone()) {
+                Some(id) => layers.mount(&id, options),
+                None if additional.iter().any(|table| key.find(table).is_some()) => {
+                    let what = format!(
+                        "mounting layer {:?} of a read-only store is not allowed",
+                        key.text()
+                    );
+                    Err(ErrorKind::StoreIsReadOnly.err(what))
+                }
+                None => Err(key.unknown()),
             }
-            layers.mount(&layer, options)
         })
         .await
     }
@@ -171,9 +203,12 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn unmount(&self, id: &str, force: bool) -> Result<bool> {
-        let layer = self.layer_of(id).await?;
-        self.write_to_layer_store(move |layers| layers.unmount(&layer, force, false))
-            .await
+        let key = self.layer_of(id).await?;
+        self.write_to_layer_store(move |layers| {
+            let found = key.find(layers.table()).map(|row| row.id.clone());
+            layers.unmount(&found.ok_or_else(|| key.unknown())?, force, false)
+        })
+        .await
     }
 
     /// How often a layer or the layer of a container is mounted, over all processes.
@@ -181,22 +216,27 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
     pub async fn mounted(&self, id: &str) -> Result<i64> {
-        let layer = self.layer_of(id).await?;
-        Ok(self.layer(&layer).await?.mount_count())
+        let key = self.layer_of(id).await?;
+        let found = self
+            .read_all_layer_stores(|_, table| Ok(hit(key.find(table).map(|row| row.id.clone()))))
+            .await?;
+        let id = found.ok_or_else(|| key.unknown())?;
+        Ok(self.mounts().await?.get(&id).map_or(0, |mount| mount.count))
     }
 
-    /// The layer of a container, the layer that is mounted on this path, or the key itself.
-    async fn layer_of(&self, key: &str) -> Result<String> {
+    /// The layer of a container, the layer that is mounted on this path, or what the key means.
+    async fn layer_of(&self, key: &str) -> Result<LayerKey> {
         let container = self
             .read_container_store(|table| Ok(table.find(key).map(|row| row.layer.clone())))
             .await?;
         if let Some(layer) = container {
-            return Ok(layer);
+            return Ok(LayerKey::Id(layer));
         }
         let mounts = self.mounts().await?;
-        Ok(mounts
-            .by_path(key)
-            .map_or_else(|| key.to_owned(), |mount| mount.id.clone()))
+        Ok(match mounts.by_path(key) {
+            Some(mount) => LayerKey::Id(mount.id.clone()),
+            None => LayerKey::Any(key.to_owned()),
+        })
     }
 
     /// Mounts the top layer of an image (an ID, name or ID prefix) read-only and returns the directory.

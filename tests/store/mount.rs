@@ -27,6 +27,18 @@ each_driver! {
         assert_eq!(kind(store.mounted("nobody").await), ErrorKind::LayerUnknown);
     }
 
+    async fn no_other_layer_is_mounted_for_a_containers_own(store) {
+        let container = store.create_container(None, ContainerOptions::default().name("box")).await.unwrap();
+        let layer = container.layer_id();
+        // The layer alone: by its whole ID it would be the container that is deleted.
+        store.delete(&layer[..20]).await.unwrap();
+        store.create_layer(None, graphroot::LayerOptions::default().name(layer)).await.unwrap();
+        assert_eq!(kind(store.mount("box", "").await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.mounted("box").await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.unmount("box", false).await), ErrorKind::LayerUnknown);
+        assert_eq!(store.container("box").await.unwrap().layer_id(), layer);
+    }
+
     async fn an_image_is_mounted_to_look_at(store) {
         store.put(None, "base", &[("file", "1")]).await;
         store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();

@@ -111,7 +111,18 @@ impl Worker {
 
     /// Gives the worker something to read.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
-        self.input.as_mut().unwrap().write_all(bytes).unwrap();
+        assert!(self.try_feed(bytes), "worker {} is dead", self.id());
+    }
+
+    /// As [`Worker::feed`], for a worker that may have been killed; `false` if it was.
+    pub(crate) fn try_feed(&mut self, bytes: &[u8]) -> bool {
+        match self.input.as_mut().unwrap().write_all(bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => false,
+            written => {
+                written.unwrap();
+                true
+            }
+        }
     }
 
     /// Ends what the worker reads.
@@ -133,6 +144,11 @@ impl Worker {
     pub(crate) fn wait(mut self) -> ExitStatus {
         self.end_input();
         self.child.wait().unwrap()
+    }
+
+    /// The process's ID.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills the worker with SIGKILL and waits for its end. Returns whether that is what ended it.

@@ -1,0 +1,513 @@
+//! Sequences as proptest draws them: what to call, on which of the things that will be there by then.
+//!
+//! A plan does not know the state in which it will run; [`Plan::resolve`] makes it a call when its turn comes. So a
+//! shorter sequence, as shrinking tries it, still makes sense.
+
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::model::{Item, Items, Model};
+use crate::operation::{Blob, Data, NameChange, New, Operation, Question, digest};
+
+/// The beginnings of IDs that are given to things of every kind: some share theirs with others, some do not.
+const BEGINNINGS: &[&str] = &[
+    "aaaa", "aaab", "aab0", "ab00", "b000", "c0de", "1234", "1235", "d000", "d001", "f00d", "9999",
+];
+
+/// Odd IDs. Leftovers of these in a crash are nobody's to clean up, so they are not for sequences with kills.
+const ODD_IDS: &[&str] = &["has space", "foo-bar_ID", "UPPER", "a", "..", "l", "a/b"];
+
+/// Names. Some look like the beginning of an ID, one like a whole one.
+const NAMES: &[&str] = &[
+    "n0",
+    "n1",
+    "n2",
+    "n3",
+    "docker.io/library/x:latest",
+    "aa",
+    "b",
+    "has space",
+    "",
+    "aaabeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee",
+];
+
+/// Keys of big data items: with plain and with escaped file names, manifests, and at the end some that are refused.
+const ITEMS: &[&str] = &[
+    "manifest",
+    "manifest-x",
+    "a",
+    "Foo",
+    "sha256:ab",
+    "abc",
+    "abc/",
+    "",
+    "..",
+    "???",
+];
+const GOOD_ITEMS: usize = 6;
+
+const FILES: &[&str] = &["f", "d/f", "../f"];
+
+/// Content of several sizes, of which the last does not fit into one chunk of any pipeline.
+const LENGTHS: &[usize] = &[0, 5, 1000, 300_000];
+
+/// An ID of those that are given.
+fn given_id(number: usize) -> String {
+    format!("{:e<64}", BEGINNINGS[number % BEGINNINGS.len()])
+}
+
+/// How something is named in a call.
+#[derive(Clone, Debug)]
+enum Key {
+    /// One of what is there, by position, and how it is named.
+    There(Kind, u8, Form),
+    /// The beginning, of this length, of one of the IDs that are given.
+    Given(usize, usize),
+    /// One of the names that are given.
+    Name(usize),
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Layer,
+    Image,
+    Container,
+    /// A container's own layer.
+    OwnLayer,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Full,
+    Beginning(usize),
+    Name,
+}
+
+impl Key {
+    /// Whether it is to be one of what is there, and nothing is.
+    fn lacks(&self, model: &Model) -> bool {
+        match self {
+            Self::There(Kind::Layer, ..) => model.layers.0.is_empty(),
+            Self::There(Kind::Image, ..) => model.images.0.is_empty(),
+            Self::There(Kind::Container | Kind::OwnLayer, ..) => model.containers.0.is_empty(),
+            _ => false,
+        }
+    }
+
+    fn resolve(&self, model: &Model) -> String {
+        fn pick<T: Item>(items: &Items<T>, index: u8) -> Option<&T> {
+            let count = items.0.len();
+            items.0.get(usize::from(index).checked_rem(count)?)
+        }
+        let (found, form) = match self {
+            Self::Given(number, length) => return given_id(*number)[..*length].to_owned(),
+            Self::Name(number) => return NAMES[*number % NAMES.len()].to_owned(),
+            Self::Unknown => return "nosuch".to_owned(),
+            Self::There(kind, index, form) => {
+                let container = || pick(&model.containers, *index);
+                let found = match kind {
+                    Kind::Layer => pick(&model.layers, *index).map(Item::common),
+                    Kind::Image => pick(&model.images, *index).map(Item::common),
+                    Kind::Container => container().map(Item::common),
+                    Kind::OwnLayer => {
+                        let own = container().and_then(|container| model.layers.get(&container.layer));
+                        own.map(Item::common)
+                    }
+                };
+                (found, form)
+            }
+        };
+        let Some(common) = found else {
+            return "nosuch".to_owned();
+        };
+        match form {
+            Form::Full => common.id.clone(),
+            Form::Beginning(length) => common.id.chars().take(*length).collect(),
+            Form::Name => common.names.first().unwrap_or(&common.id).clone(),
+        }
+    }
+}
+
+/// What is called.
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    CreateLayer,
+    PutLayer,
+    CreateImage,
+    CreateContainer,
+    DeleteLayer,
+    DeleteImage,
+    DeleteContainer,
+    Delete,
+    Names(NameChange),
+    SetMetadata,
+    SetLayerData,
+    SetImageData,
+    SetContainerData,
+    SetContainerFile,
+    Ask(Question),
+    Mount,
+    Unmount,
+    MountImage,
+    UnmountImage,
+    GarbageCollect,
+    Shutdown,
+}
+
+/// A call in the making. Each verb uses what it needs of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    verb: Verb,
+    key: Key,
+    /// Nothing is built on.
+    base: bool,
+    /// IDs of what is created and of a container's layer.
+    ids: (NewId, NewId),
+    names: Vec<usize>,
+    text: u8,
+    item: usize,
+    data: Data,
+    items: Vec<(usize, Data)>,
+    files: Vec<(u8, Option<Data>)>,
+    flags: (bool, bool),
+    rare: bool,
+}
+
+/// The ID of something new.
+#[derive(Clone, Copy, Debug)]
+enum NewId {
+    Given(usize),
+    Chosen,
+    Odd(usize),
+}
+
+impl NewId {
+    fn text(self) -> String {
+        match self {
+            Self::Given(number) => given_id(number),
+            Self::Chosen => String::new(),
+            Self::Odd(number) => ODD_IDS[number % ODD_IDS.len()].to_owned(),
+        }
+    }
+}
+
+/// Whether a sequence is for kills: then IDs are as those of real stores, and known before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
+    Any,
+    Given,
+}
+
+fn new_id(ids: Ids) -> BoxedStrategy<NewId> {
+    let given = (0..BEGINNINGS.len()).prop_map(NewId::Given);
+    match ids {
+        Ids::Given => given.boxed(),
+        Ids::Any => prop_oneof![
+            12 => given,
+            4 => Just(NewId::Chosen),
+            1 => (0..ODD_IDS.len()).prop_map(NewId::Odd),
+        ]
+        .boxed(),
+    }
+}
+
+fn key(kinds: &'static [Kind]) -> impl Strategy<Value = Key> + Clone {
+    let form = prop_oneof![
+        5 => Just(Form::Full),
+        1 => (1..6usize).prop_map(Form::Beginning),
+        2 => Just(Form::Name),
+    ];
+    let everything = &[Kind::Layer, Kind::Image, Kind::Container, Kind::OwnLayer];
+    prop_oneof![
+        16 => (select(kinds), any::<u8>(), form.clone()).prop_map(|(kind, index, form)| Key::There(kind, index, form)),
+        1 => (select(everything), any::<u8>(), form).prop_map(|(kind, index, form)| Key::There(kind, index, form)),
+        1 => (0..BEGINNINGS.len(), select(vec![0usize, 1, 2, 3, 4, 12, 64]))
+            .prop_map(|(number, length)| Key::Given(number, length)),
+        1 => (0..NAMES.len()).prop_map(Key::Name),
+        1 => Just(Key::Unknown),
+    ]
+}
+
+fn item() -> impl Strategy<Value = usize> + Clone {
+    prop_oneof![8 => 0..GOOD_ITEMS, 1 => 0..ITEMS.len()]
+}
+
+fn data() -> impl Strategy<Value = Data> + Clone {
+    (0..4u8, select(LENGTHS)).prop_map(|(fill, length)| Data { fill, length })
+}
+
+/// Verbs with weights, and on what they are called mostly.
+fn verb() -> impl Strategy<Value = (Verb, Key)> {
+    const LAYER: &[Kind] = &[Kind::Layer];
+    const IMAGE: &[Kind] = &[Kind::Image];
+    const CONTAINER: &[Kind] = &[Kind::Container];
+    const OWN_LAYER: &[Kind] = &[Kind::OwnLayer];
+    const ANY: &[Kind] = &[Kind::Layer, Kind::Image, Kind::Container];
+    const MOUNTABLE: &[Kind] = &[Kind::Layer, Kind::Container];
+    let on = |kinds, verbs: Vec<Verb>| (select(verbs), key(kinds));
+    let ask = |kinds, questions: Vec<Question>| {
+        let verbs = questions.into_iter().map(Verb::Ask).collect();
+        on(kinds, verbs)
+    };
+    use Question as Q;
+    prop_oneof![
+        4 => on(LAYER, vec![Verb::CreateLayer]),
+        6 => on(LAYER, vec![Verb::PutLayer]),
+        6 => on(LAYER, vec![Verb::CreateImage]),
+        8 => on(IMAGE, vec![Verb::CreateContainer]),
+        3 => on(LAYER, vec![Verb::DeleteLayer]),
+        3 => on(IMAGE, vec![Verb::DeleteImage]),
+        3 => on(CONTAINER, vec![Verb::DeleteContainer]),
+        2 => on(ANY, vec![Verb::Delete]),
+        8 => on(ANY, vec![
+            Verb::Names(NameChange::Set), Verb::Names(NameChange::Add), Verb::Names(NameChange::Remove),
+        ]),
+        2 => on(ANY, vec![Verb::SetMetadata]),
+        2 => on(LAYER, vec![Verb::SetLayerData]),
+        4 => on(IMAGE, vec![Verb::SetImageData]),
+        4 => on(CONTAINER, vec![Verb::SetContainerData, Verb::SetContainerData, Verb::SetContainerFile]),
+        4 => ask(ANY, vec![Q::Lookup, Q::Exists, Q::Names, Q::Metadata]),
+        3 => ask(LAYER, vec![
+            Q::Layer, Q::ImagesByTopLayer, Q::LayersByDiffDigest, Q::LayerSize, Q::ListLayerData, Q::LayerData,
+        ]),
+        3 => ask(IMAGE, vec![
+            Q::Image, Q::ImagesByDigest, Q::ListImageData, Q::ImageData, Q::ImageDataSize, Q::ImageDataDigest,
+        ]),
+        3 => ask(CONTAINER, vec![
+            Q::Container, Q::ListContainerData, Q::ContainerData, Q::ContainerDataSize, Q::ContainerDataDigest,
+            Q::ContainerFile,
+        ]),
+        1 => ask(OWN_LAYER, vec![Q::ContainerByLayer, Q::Container]),
+        1 => ask(MOUNTABLE, vec![Q::Mounted]),
+        6 => on(MOUNTABLE, vec![Verb::Mount, Verb::Mount, Verb::Unmount]),
+        2 => on(IMAGE, vec![Verb::MountImage, Verb::UnmountImage]),
+        1 => on(ANY, vec![Verb::GarbageCollect, Verb::GarbageCollect, Verb::Shutdown]),
+    ]
+}
+
+/// One call.
+pub(crate) fn plan(ids: Ids) -> impl Strategy<Value = Plan> {
+    let items = vec((item(), data()), 0..3);
+    let files = vec((0..5u8, proptest::option::weighted(0.8, data())), 0..4);
+    let shape = (
+        verb(),
+        proptest::bool::weighted(0.15),
+        (new_id(ids), new_id(ids)),
+        prop_oneof![3 => vec(0..NAMES.len(), 0..2), 2 => vec(0..NAMES.len(), 0..4)],
+        0..4u8,
+        item(),
+        data(),
+        items,
+        files,
+        any::<(bool, bool)>(),
+        proptest::bool::weighted(0.1),
+    );
+    shape.prop_map(
+        |((verb, key), base, ids, names, text, item, data, items, files, flags, rare)| Plan {
+            verb,
+            key,
+            base,
+            ids,
+            names,
+            text,
+            item,
+            data,
+            items,
+            files,
+            flags,
+            rare,
+        },
+    )
+}
+
+impl Plan {
+    /// The call that this is, in a store as the model says.
+    pub(crate) fn resolve(&self, model: &Model) -> Operation {
+        let key = self.key.resolve(model);
+        let lacking = self.key.lacks(model);
+        let below = (!self.base && !lacking).then(|| key.clone());
+        let item = ITEMS[self.item].to_owned();
+        let (first, second) = self.flags;
+        // Without a thing to do it to, make one.
+        let verb = match (&self.key, self.verb) {
+            (_, Verb::PutLayer | Verb::CreateLayer | Verb::CreateImage | Verb::CreateContainer) => self.verb,
+            (Key::There(Kind::Layer, ..), _) if lacking => Verb::PutLayer,
+            (Key::There(Kind::Image, ..), _) if lacking => Verb::CreateImage,
+            (Key::There(..), _) if lacking => Verb::CreateContainer,
+            _ => self.verb,
+        };
+        match verb {
+            Verb::CreateLayer => Operation::CreateLayer {
+                parent: below,
+                new: self.new_item(),
+                writeable: first,
+            },
+            Verb::PutLayer => Operation::PutLayer {
+                parent: below,
+                new: self.new_item(),
+                blob: self.blob(),
+            },
+            Verb::CreateImage => Operation::CreateImage {
+                layer: below,
+                new: self.new_item(),
+            },
+            Verb::CreateContainer => Operation::CreateContainer {
+                image: below,
+                new: self.new_item(),
+                layer_id: self.ids.1.text(),
+            },
+            Verb::DeleteLayer => Operation::DeleteLayer(key),
+            Verb::DeleteImage => Operation::DeleteImage {
+                key,
+                commit: !self.rare,
+            },
+            Verb::DeleteContainer => Operation::DeleteContainer(key),
+            Verb::Delete if takes_from_below_a_mount(model, &key) => Operation::GarbageCollect,
+            Verb::Delete => Operation::Delete(key),
+            Verb::Names(change) => Operation::Names {
+                key,
+                change,
+                names: self.names.iter().map(|name| NAMES[*name].to_owned()).collect(),
+            },
+            Verb::SetMetadata => Operation::SetMetadata {
+                key,
+                metadata: self.metadata(),
+            },
+            Verb::SetLayerData => Operation::SetLayerData {
+                key,
+                item,
+                data: self.data,
+            },
+            Verb::SetImageData => Operation::SetImageData {
+                key,
+                item,
+                data: self.data,
+            },
+            Verb::SetContainerData => Operation::SetContainerData {
+                key,
+                item,
+                data: self.data,
+            },
+            Verb::SetContainerFile => Operation::SetContainerFile {
+                key,
+                file: self.file(),
+                data: self.data,
+            },
+            Verb::Ask(what) => Operation::Ask {
+                what,
+                item: self.asked(what, &key, model),
+                key,
+            },
+            Verb::Mount => Operation::Mount(key),
+            Verb::Unmount => Operation::Unmount {
+                key,
+                force: self.rare,
+            },
+            Verb::MountImage => Operation::MountImage(key),
+            Verb::UnmountImage => Operation::UnmountImage {
+                key,
+                force: self.rare,
+            },
+            Verb::GarbageCollect => Operation::GarbageCollect,
+            Verb::Shutdown => Operation::Shutdown { force: second },
+        }
+    }
+
+    fn metadata(&self) -> String {
+        if self.text == 0 {
+            String::new()
+        } else {
+            format!("metadata {} <&>\u{2028}", self.text)
+        }
+    }
+
+    fn file(&self) -> String {
+        FILES[self.item % FILES.len()].to_owned()
+    }
+
+    fn new_item(&self) -> New {
+        let flags = (self.text == 1).then(|| ("flag".to_owned(), "value".to_owned()));
+        New {
+            id: self.ids.0.text(),
+            names: self.names.iter().map(|name| NAMES[*name].to_owned()).collect(),
+            metadata: self.metadata(),
+            flags: flags.into_iter().collect(),
+            items: self
+                .items
+                .iter()
+                .map(|(item, data)| (ITEMS[*item].to_owned(), *data))
+                .collect(),
+            volatile: self.text == 2,
+        }
+    }
+
+    fn blob(&self) -> Blob {
+        let files: BTreeMap<String, Option<Data>> = self
+            .files
+            .iter()
+            .map(|(name, data)| (format!("file-{name}"), *data))
+            .collect();
+        let cut = self.rare && !files.is_empty();
+        Blob {
+            files,
+            gzip: self.flags.0,
+            cut,
+        }
+    }
+
+    /// What is asked about, besides the key.
+    fn asked(&self, what: Question, key: &str, model: &Model) -> String {
+        match what {
+            Question::ImagesByDigest => {
+                let image = model.images.find(key);
+                let digests = image.map(crate::model::Image::digests).unwrap_or_default();
+                digests.last().cloned().unwrap_or_else(|| digest(""))
+            }
+            Question::LayersByDiffDigest => {
+                let diff = model.layers.find(key).and_then(|layer| layer.diff.as_ref());
+                digest(diff.map_or(&[][..], |diff| &diff.tar))
+            }
+            Question::ContainerFile => self.file(),
+            _ => self.asked_item(what, key, model),
+        }
+    }
+
+    /// A big data key, mostly one that there is.
+    fn asked_item(&self, what: Question, key: &str, model: &Model) -> String {
+        let common = match what {
+            Question::LayerData => model.layers.find(key).map(Item::common),
+            Question::ImageData | Question::ImageDataSize | Question::ImageDataDigest => {
+                model.images.find(key).map(Item::common)
+            }
+            _ => model.containers.find(key).map(Item::common),
+        };
+        let there = common.map(|common| common.items.as_slice()).unwrap_or_default();
+        match self.item.checked_rem(there.len()) {
+            Some(index) if !self.base => there[index].0.clone(),
+            _ => ITEMS[self.item].to_owned(),
+        }
+    }
+}
+
+/// Whether deleting this without asking takes a layer away from below a mounted one. What such a mount shows then is
+/// the kernel's business.
+fn takes_from_below_a_mount(model: &Model, key: &str) -> bool {
+    let mounted = || model.layers.0.iter().filter(|layer| layer.mounts > 0);
+    let births = [
+        model.layers.find(key),
+        model
+            .containers
+            .find(key)
+            .and_then(|container| model.layers.get(&container.layer)),
+    ];
+    let mut births = births
+        .into_iter()
+        .flatten()
+        .filter_map(|layer| layer.chain.last());
+    births
+        .any(|birth| mounted().any(|layer| layer.chain.last() != Some(birth) && layer.chain.contains(birth)))
+}

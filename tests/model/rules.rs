@@ -1,0 +1,640 @@
+//! What calls do to a store and return: the rules, and nothing about how they are kept.
+
+use serde_json::{Value, json};
+
+use crate::model::{Common, Container, Diff, Image, Item, Items, Layer, Model, dedupe};
+use crate::operation::{Blob, Data, NameChange, New, Operation, Outcome, Question, content, digest};
+
+/// A value, or the kinds of errors of which any will do: where several things are wrong, which one is told first is
+/// nobody's business.
+pub(crate) type Expected = Result<Value, Vec<&'static str>>;
+
+/// IDs that can be no directory's name.
+const UNSAFE_IDS: &[&str] = &[".", "..", "l", "tmp", "staging", "tempdirs", "a/b"];
+
+/// Keys of big data items that cannot be a file's name, or would share one with another key.
+const REFUSED_KEYS: &[&str] = &["", ".", "..", "abc/", "???"];
+
+fn fail<T>(kind: &'static str) -> Result<T, Vec<&'static str>> {
+    Err(vec![kind])
+}
+
+fn done() -> Expected {
+    Ok(json!(null))
+}
+
+/// The choice that the store made where the caller left it one.
+fn chosen(asked: &str, seen: Option<&Value>) -> Result<String, Vec<&'static str>> {
+    if !asked.is_empty() {
+        return Ok(asked.to_owned());
+    }
+    let id = seen.and_then(Value::as_str).unwrap_or_default();
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if id.len() != 64 || !id.bytes().all(hex) {
+        return fail("(64 hexadecimal digits)");
+    }
+    Ok(id.to_owned())
+}
+
+fn check_new<T: Item>(items: &Items<T>, new: &New, problems: &mut Vec<&'static str>) {
+    if UNSAFE_IDS.contains(&new.id.as_str()) {
+        problems.push("UnsafePath");
+    }
+    if items.get(&new.id).is_some() {
+        problems.push("DuplicateId");
+    }
+    if new.names.iter().any(|name| items.by_name(name).is_some()) {
+        problems.push("DuplicateName");
+    }
+    let refused = |(key, _): &(String, Data)| REFUSED_KEYS.contains(&key.as_str());
+    if new.items.iter().any(refused) {
+        problems.push("InvalidBigDataName");
+    }
+}
+
+fn common(new: &New, id: String) -> Common {
+    let mut common = Common {
+        id,
+        names: new.names.clone(),
+        metadata: new.metadata.clone(),
+        flags: new
+            .flags
+            .iter()
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect(),
+        items: Vec::new(),
+    };
+    dedupe(&mut common.names);
+    for (key, data) in &new.items {
+        common.set_item(key, data.bytes());
+    }
+    common
+}
+
+impl Model {
+    /// Makes the call. `seen` is what a real store returned, for what it was free to choose.
+    pub(crate) fn apply(&mut self, operation: &Operation, seen: Option<&Outcome>) -> Expected {
+        let seen = seen.and_then(|outcome| outcome.as_ref().ok());
+        match operation {
+            Operation::CreateLayer { parent, new, .. } => {
+                let (common, below) = self.new_layer(parent.as_deref(), new, seen)?;
+                let id = common.id.clone();
+                self.add_layer(common, below, None);
+                Ok(json!(id))
+            }
+            Operation::PutLayer { parent, new, blob } => self.put_layer(parent.as_deref(), new, blob, seen),
+            Operation::CreateImage { layer, new } => self.create_image(layer.as_deref(), new, seen),
+            Operation::CreateContainer { image, new, layer_id } => {
+                self.create_container(image.as_deref(), new, layer_id, seen)
+            }
+            Operation::DeleteLayer(key) => self.delete_layer(key),
+            Operation::DeleteImage { key, commit } => self.delete_image(key, *commit),
+            Operation::DeleteContainer(key) => {
+                let Some(id) = self.containers.find_id(key) else {
+                    return fail("NotAContainer");
+                };
+                self.remove_container(&id);
+                done()
+            }
+            Operation::Delete(key) => self.delete(key),
+            Operation::Names { key, change, names } => self.change_names(key, *change, names),
+            Operation::SetMetadata { key, metadata } => {
+                let common = self.any_mut(key).map_or_else(|| fail("NotAnId"), Ok)?;
+                common.metadata.clone_from(metadata);
+                done()
+            }
+            Operation::SetLayerData { key, item, data } => {
+                set_item(&mut self.layers, "LayerUnknown", key, item, *data).map(|_| json!(null))
+            }
+            Operation::SetImageData { key, item, data } => {
+                set_item(&mut self.images, "ImageUnknown", key, item, *data)?.settle_digest();
+                done()
+            }
+            Operation::SetContainerData { key, item, data } => {
+                set_item(&mut self.containers, "ContainerUnknown", key, item, *data).map(|_| json!(null))
+            }
+            Operation::SetContainerFile { key, file, data } => {
+                let container = self.container_directory(key)?;
+                if file.contains("..") {
+                    return fail("UnsafePath");
+                }
+                container.files.insert(file.clone(), data.bytes());
+                done()
+            }
+            Operation::Ask { what, key, item } => self.ask(*what, key, item),
+            Operation::Mount(key) => {
+                let id = self.mounted_layer(key)?;
+                self.mount(&id)
+            }
+            Operation::Unmount { key, force } => {
+                let id = self.mounted_layer(key)?;
+                Ok(json!(self.unmount(&id, *force)))
+            }
+            Operation::MountImage(key) => {
+                let image = self.images.find(key).map_or_else(|| fail("ImageUnknown"), Ok)?;
+                match self.usable_top(image)? {
+                    Some(top) => self.mount(&top),
+                    None => fail("LayerUnknown"),
+                }
+            }
+            Operation::UnmountImage { key, force } => {
+                let image = self.images.find(key).map_or_else(|| fail("ImageUnknown"), Ok)?;
+                let top = image.layer.clone().unwrap_or_default();
+                if self.layers.get(&top).is_none() {
+                    return fail("LayerUnknown");
+                }
+                Ok(json!(self.unmount(&top, *force)))
+            }
+            Operation::GarbageCollect => done(),
+            Operation::Shutdown { force } => {
+                let mut mounted = Vec::new();
+                for layer in self.layers.0.iter_mut().filter(|layer| layer.mounts > 0) {
+                    mounted.push(layer.common.id.clone());
+                    if *force {
+                        layer.mounts = 0;
+                    }
+                }
+                if !mounted.is_empty() && !force {
+                    return fail("LayerUsedByContainer");
+                }
+                mounted.sort();
+                Ok(json!(mounted))
+            }
+        }
+    }
+
+    // ---- creation ----
+
+    fn new_layer(
+        &self,
+        parent: Option<&str>,
+        new: &New,
+        seen: Option<&Value>,
+    ) -> Result<(Common, Option<String>), Vec<&'static str>> {
+        let mut problems = Vec::new();
+        check_new(&self.layers, new, &mut problems);
+        let below = parent.and_then(|key| self.layers.find_id(key));
+        if parent.is_some() && below.is_none() {
+            problems.push("LayerUnknown");
+        }
+        if below
+            .as_ref()
+            .is_some_and(|id| self.containers.by_layer(id).is_some())
+        {
+            problems.push("ParentIsContainer");
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok((common(new, chosen(&new.id, seen)?), below))
+    }
+
+    fn add_layer(&mut self, common: Common, parent: Option<String>, blob: Option<&Blob>) {
+        let below = parent.as_ref().and_then(|id| self.layers.get(id));
+        let (mut files, mut chain) = below.map_or_else(Default::default, |below| {
+            (below.files.clone(), below.chain.clone())
+        });
+        self.births += 1;
+        chain.push(self.births);
+        for (name, data) in blob.iter().flat_map(|blob| &blob.files) {
+            match data {
+                Some(data) => files.insert(name.clone(), data.bytes()),
+                None => files.remove(name),
+            };
+        }
+        let diff = blob.map(|blob| Diff {
+            tar: blob.tar(),
+            stream: blob.stream(),
+            gzip: blob.gzip,
+            owned: blob.files.values().any(Option::is_some),
+        });
+        self.layers.0.push(Layer {
+            common,
+            parent,
+            diff,
+            mounts: 0,
+            files,
+            chain,
+        });
+    }
+
+    fn put_layer(&mut self, parent: Option<&str>, new: &New, blob: &Blob, seen: Option<&Value>) -> Expected {
+        let mut id_seen = seen.and_then(|seen| seen.get(0)).cloned();
+        if blob.cut {
+            // What it would be called nobody knows.
+            id_seen = Some(json!("0".repeat(64)));
+        }
+        let found = self.new_layer(parent, new, id_seen.as_ref());
+        if blob.cut {
+            let mut problems = found.err().unwrap_or_default();
+            problems.extend(["InvalidArchive", "Io"]);
+            return Err(problems);
+        }
+        let (common, below) = found?;
+        let size: usize = blob.files.values().flatten().map(|data| data.length).sum();
+        let id = common.id.clone();
+        self.add_layer(common, below, Some(blob));
+        Ok(json!([id, size]))
+    }
+
+    fn create_image(&mut self, layer: Option<&str>, new: &New, seen: Option<&Value>) -> Expected {
+        let mut problems = Vec::new();
+        check_new(&self.images, new, &mut problems);
+        let top = layer.and_then(|key| self.layers.find_id(key));
+        if layer.is_some() && top.is_none() {
+            problems.push("LayerUnknown");
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let id = chosen(&new.id, seen)?;
+        let mut image = Image {
+            common: common(new, id.clone()),
+            layer: top,
+            ..Image::default()
+        };
+        image.settle_digest();
+        self.images.0.push(image);
+        Ok(json!(id))
+    }
+
+    fn create_container(
+        &mut self,
+        image: Option<&str>,
+        new: &New,
+        layer_id: &str,
+        seen: Option<&Value>,
+    ) -> Expected {
+        let mut problems = Vec::new();
+        check_new(&self.containers, new, &mut problems);
+        if UNSAFE_IDS.contains(&layer_id) {
+            problems.push("UnsafePath");
+        }
+        if self.layers.get(layer_id).is_some() {
+            problems.push("DuplicateId");
+        }
+        let found = image.and_then(|key| self.images.find(key));
+        if image.is_some() && found.is_none() {
+            problems.push("ImageUnknown");
+        }
+        let top = match found.map(|image| self.usable_top(image)) {
+            Some(Ok(top)) => top,
+            Some(Err(kinds)) => {
+                problems.extend(kinds);
+                None
+            }
+            None => None,
+        };
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let image = found.map(|image| image.common.id.clone());
+        let part = |index: usize| seen.and_then(|seen| seen.get(index));
+        let (id, layer) = (chosen(&new.id, part(0))?, chosen(layer_id, part(1))?);
+        let own = Common {
+            id: layer.clone(),
+            ..Common::default()
+        };
+        self.add_layer(own, top, None);
+        let mut container = Container {
+            common: common(new, id.clone()),
+            image,
+            layer: layer.clone(),
+            ..Container::default()
+        };
+        let flags = &mut container.common.flags;
+        for label in ["ProcessLabel", "MountLabel"] {
+            flags.insert(label.into(), json!(""));
+        }
+        if new.volatile || self.transient {
+            flags.insert("Volatile".into(), json!(true));
+        }
+        self.containers.0.push(container);
+        Ok(json!([id, layer]))
+    }
+
+    /// The image's layer as a base of others. One whose parent is nowhere does not count.
+    fn usable_top(&self, image: &Image) -> Result<Option<String>, Vec<&'static str>> {
+        let Some(top) = &image.layer else { return Ok(None) };
+        let layer = self.layers.get(top).map_or_else(|| fail("LayerUnknown"), Ok)?;
+        match &layer.parent {
+            Some(parent) if self.layers.get(parent).is_none() => fail("LayerUnknown"),
+            _ => Ok(Some(top.clone())),
+        }
+    }
+
+    // ---- deletion ----
+
+    fn delete_layer(&mut self, key: &str) -> Expected {
+        let Some(id) = self.layers.find_id(key) else {
+            return fail("NotALayer");
+        };
+        let mut problems = Vec::new();
+        if self
+            .layers
+            .0
+            .iter()
+            .any(|layer| layer.parent.as_ref() == Some(&id))
+        {
+            problems.push("LayerHasChildren");
+        }
+        if self
+            .images
+            .0
+            .iter()
+            .any(|image| image.layer.as_ref() == Some(&id))
+        {
+            problems.push("LayerUsedByImage");
+        }
+        if self.containers.by_layer(&id).is_some() {
+            problems.push("LayerUsedByContainer");
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        self.layers.remove(&id);
+        done()
+    }
+
+    fn delete_image(&mut self, key: &str, commit: bool) -> Expected {
+        let Some(image) = self.images.find(key) else {
+            return fail("NotAnImage");
+        };
+        let id = image.common.id.clone();
+        if self
+            .containers
+            .0
+            .iter()
+            .any(|user| user.image.as_ref() == Some(&id))
+        {
+            return fail("ImageUsedByContainer");
+        }
+        // From the top down, as long as nothing else needs the layer.
+        let mut doomed: Vec<String> = Vec::new();
+        let mut next = image.layer.clone();
+        while let Some(layer) = next.as_ref().and_then(|id| self.layers.get(id)) {
+            let own = &layer.common.id;
+            let other_image = |other: &&Image| other.common.id != id && other.layer.as_ref() == Some(own);
+            let other_child =
+                |child: &&Layer| child.parent.as_ref() == Some(own) && !doomed.contains(&child.common.id);
+            if self.containers.by_layer(own).is_some()
+                || self.images.0.iter().any(|other| other_image(&other))
+                || self.layers.0.iter().any(|child| other_child(&child))
+            {
+                break;
+            }
+            doomed.push(own.clone());
+            next = layer.parent.clone();
+        }
+        if commit {
+            self.images.remove(&id);
+            doomed.iter().for_each(|layer| self.layers.remove(layer));
+        }
+        Ok(json!(doomed))
+    }
+
+    fn remove_container(&mut self, id: &str) {
+        let layer = self.containers.get(id).map(|container| container.layer.clone());
+        self.layers.remove(&layer.unwrap_or_default());
+        self.containers.remove(id);
+    }
+
+    fn delete(&mut self, key: &str) -> Expected {
+        if let Some(container) = self.containers.find(key) {
+            let id = container.common.id.clone();
+            if self.layers.get(&container.layer).is_none() {
+                return fail("NotALayer");
+            }
+            self.remove_container(&id);
+        } else if let Some(id) = self.images.find_id(key) {
+            self.images.remove(&id);
+        } else if let Some(id) = self.layers.find_id(key) {
+            self.layers.remove(&id);
+        } else {
+            return fail("LayerUnknown");
+        }
+        done()
+    }
+
+    // ---- names, metadata, data ----
+
+    fn change_names(&mut self, key: &str, change: NameChange, names: &[String]) -> Expected {
+        fn change_in<T: Item>(items: &mut Items<T>, key: &str, change: NameChange, names: &[String]) -> bool {
+            let Some(item) = items.find(key) else { return false };
+            let (id, old) = (item.common().id.clone(), item.common().names.clone());
+            let new = match change {
+                NameChange::Set => names.to_vec(),
+                NameChange::Add => [names, &old].concat(),
+                NameChange::Remove => old.into_iter().filter(|name| !names.contains(name)).collect(),
+            };
+            items.rename(&id, new);
+            true
+        }
+        let found = change_in(&mut self.layers, key, change, names)
+            || change_in(&mut self.images, key, change, names)
+            || change_in(&mut self.containers, key, change, names);
+        if found { done() } else { fail("LayerUnknown") }
+    }
+
+    /// The layer, else image, else container that the key means.
+    fn any(&self, key: &str) -> Option<&Common> {
+        let layer = self.layers.find(key).map(Item::common);
+        let image = || self.images.find(key).map(Item::common);
+        let container = || self.containers.find(key).map(Item::common);
+        layer.or_else(image).or_else(container)
+    }
+
+    fn any_mut(&mut self, key: &str) -> Option<&mut Common> {
+        if let Some(id) = self.layers.find_id(key) {
+            return self.layers.get_mut(&id).map(Item::common_mut);
+        }
+        if let Some(id) = self.images.find_id(key) {
+            return self.images.get_mut(&id).map(Item::common_mut);
+        }
+        let id = self.containers.find_id(key)?;
+        self.containers.get_mut(&id).map(Item::common_mut)
+    }
+
+    fn container_directory(&mut self, key: &str) -> Result<&mut Container, Vec<&'static str>> {
+        let id = self.containers.find_id(key);
+        let found = id.and_then(|id| self.containers.get_mut(&id));
+        let container = found.map_or_else(|| fail("ContainerUnknown"), Ok)?;
+        container.has_directory = true;
+        Ok(container)
+    }
+
+    // ---- mounts ----
+
+    /// The layer of the container, or the layer, that the key means.
+    fn mounted_layer(&self, key: &str) -> Result<String, Vec<&'static str>> {
+        let found = match self.containers.find(key) {
+            Some(container) => self.layers.get(&container.layer),
+            None => self.layers.find(key),
+        };
+        match found {
+            Some(layer) => Ok(layer.common.id.clone()),
+            None => fail("LayerUnknown"),
+        }
+    }
+
+    fn mount(&mut self, id: &str) -> Expected {
+        let whole = self.layers.get(id).is_some_and(|layer| self.is_whole(layer));
+        if !whole {
+            return fail("CorruptMetadata");
+        }
+        let Some(layer) = self.layers.get_mut(id) else {
+            return fail("LayerUnknown");
+        };
+        layer.mounts += 1;
+        let files = layer.files.iter();
+        Ok(files.map(|(name, bytes)| json!([name, content(bytes)])).collect())
+    }
+
+    /// Whether it is still mounted.
+    fn unmount(&mut self, id: &str, force: bool) -> bool {
+        let Some(layer) = self.layers.get_mut(id) else {
+            return false;
+        };
+        layer.mounts = if force { 0 } else { (layer.mounts - 1).max(0) };
+        layer.mounts > 0
+    }
+
+    // ---- questions ----
+
+    fn ask(&mut self, what: Question, key: &str, item: &str) -> Expected {
+        let id_of = |found: Option<String>, kind| found.map_or_else(|| fail(kind), |id| Ok(json!(id)));
+        let sorted = |mut ids: Vec<&str>| {
+            ids.sort_unstable();
+            json!(ids)
+        };
+        match what {
+            Question::Lookup => id_of(self.any(key).map(|common| common.id.clone()), "LayerUnknown"),
+            Question::Exists => Ok(json!(self.any(key).is_some())),
+            Question::Names => self
+                .any(key)
+                .map_or_else(|| fail("LayerUnknown"), |common| Ok(json!(common.names))),
+            Question::Metadata => self
+                .any(key)
+                .map_or_else(|| fail("NotAnId"), |common| Ok(json!(common.metadata))),
+            Question::Layer => id_of(self.layers.find_id(key), "LayerUnknown"),
+            Question::Image => id_of(self.images.find_id(key), "ImageUnknown"),
+            Question::Container => id_of(self.containers.find_id(key), "ContainerUnknown"),
+            Question::ContainerByLayer => {
+                let layer = self
+                    .layers
+                    .find_id(key)
+                    .map_or_else(|| fail("LayerUnknown"), Ok)?;
+                let found = self.containers.by_layer(&layer);
+                id_of(
+                    found.map(|container| container.common.id.clone()),
+                    "ContainerUnknown",
+                )
+            }
+            Question::ImagesByTopLayer => {
+                let layer = self
+                    .layers
+                    .find_id(key)
+                    .map_or_else(|| fail("LayerUnknown"), Ok)?;
+                let images = self.images.0.iter();
+                let on_it = images.filter(|image| image.layer.as_ref() == Some(&layer));
+                Ok(sorted(on_it.map(|image| image.common.id.as_str()).collect()))
+            }
+            Question::ImagesByDigest => {
+                let images = self.images.0.iter();
+                let found = images.filter(|image| image.digests().iter().any(|digest| digest == item));
+                Ok(sorted(found.map(|image| image.common.id.as_str()).collect()))
+            }
+            Question::LayersByDiffDigest => {
+                let layers = self.layers.0.iter();
+                let same = |diff: &Diff| digest(&diff.tar) == item;
+                let found: Vec<&str> = layers
+                    .filter(|layer| layer.diff.as_ref().is_some_and(same))
+                    .map(|layer| layer.common.id.as_str())
+                    .collect();
+                if found.is_empty() {
+                    return fail("LayerUnknown");
+                }
+                Ok(sorted(found))
+            }
+            Question::LayerSize => {
+                let layer = self.layers.find(key).map_or_else(|| fail("LayerUnknown"), Ok)?;
+                Ok(json!(layer.diff.as_ref().map(|diff| diff.tar.len())))
+            }
+            Question::Mounted => {
+                let id = self.mounted_layer(key)?;
+                Ok(json!(self.layers.get(&id).map(|layer| layer.mounts)))
+            }
+            Question::ListLayerData => list_items(&self.layers, "LayerUnknown", key),
+            Question::ListImageData => list_items(&self.images, "ImageUnknown", key),
+            Question::ListContainerData => list_items(&self.containers, "ContainerUnknown", key),
+            Question::LayerData => get_item(&self.layers, "LayerUnknown", key, item).map(content),
+            Question::ImageData => get_item(&self.images, "ImageUnknown", key, item).map(content),
+            Question::ContainerData => get_item(&self.containers, "ContainerUnknown", key, item).map(content),
+            Question::ImageDataSize => size(get_item(&self.images, "", key, item)),
+            Question::ContainerDataSize => size(get_item(&self.containers, "", key, item)),
+            Question::ImageDataDigest => item_digest(get_item(&self.images, "", key, item)),
+            Question::ContainerDataDigest => item_digest(get_item(&self.containers, "", key, item)),
+            Question::ContainerFile => {
+                let container = self.container_directory(key)?;
+                if item.contains("..") {
+                    return fail("UnsafePath");
+                }
+                let found = container.files.get(item);
+                found.map_or_else(|| fail("Io"), |bytes| Ok(content(bytes)))
+            }
+        }
+    }
+}
+
+fn set_item<'a, T: Item>(
+    items: &'a mut Items<T>,
+    unknown: &'static str,
+    key: &str,
+    item: &str,
+    data: Data,
+) -> Result<&'a mut T, Vec<&'static str>> {
+    let id = items.find_id(key);
+    let mut problems = Vec::new();
+    if id.is_none() {
+        problems.push(unknown);
+    }
+    if REFUSED_KEYS.contains(&item) {
+        problems.push("InvalidBigDataName");
+    }
+    match id.and_then(|id| items.get_mut(&id)) {
+        Some(found) if problems.is_empty() => {
+            found.common_mut().set_item(item, data.bytes());
+            Ok(found)
+        }
+        _ => Err(problems),
+    }
+}
+
+fn list_items<T: Item>(items: &Items<T>, unknown: &'static str, key: &str) -> Expected {
+    let found = items.find(key).map_or_else(|| fail(unknown), Ok)?;
+    let keys: Vec<&str> = found.common().items.iter().map(|(key, _)| key.as_str()).collect();
+    Ok(json!(keys))
+}
+
+fn get_item<'a, T: Item>(
+    items: &'a Items<T>,
+    unknown: &'static str,
+    key: &str,
+    item: &str,
+) -> Result<&'a [u8], Vec<&'static str>> {
+    let or_empty = |kind| {
+        let mut kinds = vec![kind];
+        kinds.extend(item.is_empty().then_some("InvalidBigDataName"));
+        kinds
+    };
+    let found = items.find(key).ok_or_else(|| or_empty(unknown))?;
+    found.common().item(item).ok_or_else(|| or_empty("NotFound"))
+}
+
+fn size(item: Result<&[u8], Vec<&'static str>>) -> Expected {
+    item.map_or_else(|_| fail("SizeUnknown"), |bytes| Ok(json!(bytes.len())))
+}
+
+fn item_digest(item: Result<&[u8], Vec<&'static str>>) -> Expected {
+    item.map_or_else(|_| fail("DigestUnknown"), |bytes| Ok(json!(digest(bytes))))
+}

@@ -1,0 +1,343 @@
+//! Running a sequence on a real store and on the model.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use graphroot::{DiffOptions, Store};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::runtime::Runtime;
+
+use crate::disk;
+use crate::kill::{Killer, Moment};
+use crate::model::{Item as _, Model};
+use crate::observe::observe;
+use crate::operation::{Operation, Outcome, digest};
+use crate::plan::Plan;
+use crate::rules::Expected;
+use crate::support::root::TestRoot;
+use crate::worker::{Location, Remote};
+
+/// A call of a sequence.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) plan: Plan,
+    /// By the process of the test, not by the other one.
+    pub(crate) here: bool,
+    /// The other process makes the call, is killed, and gets a successor.
+    pub(crate) kill: Option<Kill>,
+}
+
+/// How a call is cut short.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kill {
+    pub(crate) moment: Moment,
+    /// Who looks first: the process that goes on, or the one that opens the store anew.
+    pub(crate) survivor_first: bool,
+}
+
+/// A store that two processes use, and what it should be.
+pub(crate) struct Bench<'a> {
+    runtime: &'a Runtime,
+    pub(crate) root: TestRoot,
+    pub(crate) location: Location,
+    here: Store,
+    there: Remote,
+    pub(crate) model: Model,
+    /// What was called, for whoever reads about a failure.
+    log: String,
+    counts: Counts,
+}
+
+/// What was called, and what came of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    /// By kind of call, how many returned a value and how many an error.
+    pub(crate) returned: BTreeMap<String, [u32; 2]>,
+    /// By kind of call, of those that were killed before they returned, how many had not and had happened.
+    pub(crate) cut: BTreeMap<String, [u32; 2]>,
+    /// Kills that came too late.
+    pub(crate) late: u32,
+}
+
+impl Counts {
+    fn returned(&mut self, operation: &Operation, outcome: &Outcome) {
+        let counts = self.returned.entry(operation.name()).or_default();
+        counts[usize::from(outcome.is_err())] += 1;
+    }
+
+    fn cut(&mut self, operation: &Operation, happened: bool) {
+        self.cut.entry(operation.name()).or_default()[usize::from(happened)] += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (sums, counts) in [(&mut self.returned, &other.returned), (&mut self.cut, &other.cut)] {
+            for (name, [first, second]) in counts {
+                let sum = sums.entry(name.clone()).or_default();
+                *sum = [sum[0] + first, sum[1] + second];
+            }
+        }
+        self.late += other.late;
+    }
+}
+
+/// What is the same for all sequences of a test.
+pub(crate) struct Setup<'a> {
+    pub(crate) runtime: &'a Runtime,
+    pub(crate) driver: &'static str,
+    /// The other process, which survives its sequence if it can.
+    pub(crate) spare: &'a mut Option<Remote>,
+}
+
+/// Runs a sequence on a fresh store. Fails with everything that there is to say.
+pub(crate) fn run(setup: &mut Setup<'_>, transient: bool, steps: &[Step]) -> Result<Counts, String> {
+    let mut bench = Bench::new(setup, transient)?;
+    bench.there.open(&bench.location)?;
+    let result = steps
+        .iter()
+        .try_for_each(|step| bench.step(step))
+        .and_then(|()| bench.end(steps.iter().any(|step| step.kill.is_some())));
+    match result {
+        Ok(()) => {
+            *setup.spare = Some(bench.there);
+            Ok(bench.counts)
+        }
+        Err(error) => Err(bench.report(&error)),
+    }
+}
+
+/// Whether a call's outcome is among those that the model allows.
+fn matches(expected: &Expected, outcome: &Outcome) -> bool {
+    match (expected, outcome) {
+        (Ok(expected), Ok(value)) => expected == value,
+        (Err(kinds), Err(text)) => {
+            let kind = text.split(' ').next().unwrap_or_default();
+            kinds.contains(&kind)
+        }
+        _ => false,
+    }
+}
+
+impl<'a> Bench<'a> {
+    /// A fresh store, open in this process.
+    pub(crate) fn new(setup: &mut Setup<'a>, transient: bool) -> Result<Self, String> {
+        let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), setup.driver);
+        let location = Location::of(&root, transient);
+        let there = setup.spare.take().unwrap_or_else(|| Remote::start(&root));
+        let opened = setup.runtime.block_on(location.open());
+        Ok(Self {
+            runtime: setup.runtime,
+            model: Model::new(setup.driver, transient),
+            root,
+            location,
+            here: opened.map_err(|error| format!("opening: {}", error.chain()))?,
+            there,
+            log: String::new(),
+            counts: Counts::default(),
+        })
+    }
+
+    /// What was called, and what is wrong.
+    pub(crate) fn report(&self, error: &str) -> String {
+        let transient = self.model.transient;
+        format!(
+            "{}, transient: {transient}\n{}{error}",
+            self.root.driver(),
+            self.log
+        )
+    }
+
+    /// The other process, to be used again.
+    pub(crate) fn into_spare(self) -> Remote {
+        self.there
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        let operation = step.plan.resolve(&self.model);
+        match step.kill {
+            Some(kill) if self.is_worth_a_kill(&operation) => self.killed(&operation, kill),
+            _ => self.whole(&operation, step.here),
+        }
+    }
+
+    /// Whether the call will change something, as one change and not as several.
+    fn is_worth_a_kill(&self, operation: &Operation) -> bool {
+        let several = matches!(
+            operation,
+            Operation::Shutdown { .. } | Operation::SetContainerFile { .. } | Operation::Ask { .. }
+        );
+        let mut after = self.model.clone();
+        !several && after.apply(operation, None).is_ok() && after.view() != self.model.view()
+    }
+
+    /// A call that nobody interrupts.
+    pub(crate) fn whole(&mut self, operation: &Operation, here: bool) -> Result<(), String> {
+        let outcome = if here {
+            self.runtime.block_on(operation.run(&self.here))
+        } else {
+            self.there.run(operation)
+        };
+        let who = if here { "here" } else { "there" };
+        writeln!(self.log, "{who}: {operation:?}\n    -> {outcome:?}").unwrap();
+        self.counts.returned(operation, &outcome);
+        let expected = self.model.apply(operation, Some(&outcome));
+        if matches(&expected, &outcome) {
+            Ok(())
+        } else {
+            Err(format!("the model says {expected:?}"))
+        }
+    }
+
+    /// A call whose process is killed meanwhile: it has happened, or it has not.
+    fn killed(&mut self, operation: &Operation, kill: Kill) -> Result<(), String> {
+        writeln!(self.log, "{kill:?}").unwrap();
+        let killer = Killer::start(&self.root, self.there.id(), kill.moment);
+        self.there.begin(operation);
+        let outcome = self.there.end();
+        killer.stop();
+        let next = Remote::start(&self.root);
+        std::mem::replace(&mut self.there, next).kill();
+        self.after_kill(operation, outcome.as_ref(), kill.survivor_first)
+    }
+
+    /// Compares the store with the states before and after a call, of which nothing or only the outcome was heard.
+    pub(crate) fn after_kill(
+        &mut self,
+        operation: &Operation,
+        outcome: Option<&Outcome>,
+        survivor_first: bool,
+    ) -> Result<(), String> {
+        writeln!(self.log, "killed: {operation:?}").unwrap();
+        let mut after = self.model.clone();
+        let expected = after.apply(operation, None);
+        if let Some(outcome) = outcome {
+            self.counts.late += 1;
+            self.counts.returned(operation, outcome);
+            writeln!(self.log, "    -> {outcome:?}").unwrap();
+            if !matches(&expected, outcome) {
+                return Err(format!("the model says {expected:?}"));
+            }
+        }
+        let (before_view, after_view) = (self.model.view(), after.view());
+        let mut views = Vec::new();
+        for survivor in [survivor_first, !survivor_first] {
+            let view = if survivor {
+                let seen = self.runtime.block_on(observe(&self.here));
+                seen.map_err(|error| format!("looking, by the survivor: {error:?}"))?
+            } else {
+                self.there.open(&self.location)?;
+                let seen = self.there.observe();
+                seen.map_err(|error| format!("looking, by the successor: {error}"))?
+            };
+            let who = if survivor { "survivor" } else { "successor" };
+            if view != after_view && (outcome.is_some() || view != before_view) {
+                let before = difference(&before_view, &view);
+                let after = difference(&after_view, &view);
+                return Err(format!(
+                    "the {who} sees neither of\n--- the state before:\n{before}--- the state after:\n{after}"
+                ));
+            }
+            views.push(view);
+        }
+        if views[0] != views[1] {
+            return Err("the survivor and the successor see different states".into());
+        }
+        let happened = views[0] == after_view;
+        if outcome.is_none() {
+            self.counts.cut(operation, happened);
+        }
+        writeln!(self.log, "    happened: {happened}").unwrap();
+        if happened {
+            self.model = after;
+        }
+        Ok(())
+    }
+
+    /// Compares everything, and that everything can be removed again.
+    pub(crate) fn end(&mut self, with_kills: bool) -> Result<(), String> {
+        let expected = self.model.view();
+        let seen = self.runtime.block_on(observe(&self.here));
+        let here = seen.map_err(|error| format!("looking at the end, here: {error:?}"))?;
+        let there = self
+            .there
+            .observe()
+            .map_err(|error| format!("looking at the end, there: {error}"))?;
+        for (who, seen) in [("here", here), ("there", there)] {
+            if seen != expected {
+                return Err(format!("at the end, {who}:\n{}", difference(&expected, &seen)));
+            }
+        }
+        self.exports()?;
+        if with_kills {
+            let collected = self.runtime.block_on(self.here.garbage_collect());
+            collected.map_err(|error| format!("collecting garbage: {error:?}"))?;
+        }
+        self.disk("at the end", with_kills)?;
+        let wiped = self.runtime.block_on(self.here.wipe());
+        wiped.map_err(|error| format!("wiping: {error:?}"))?;
+        self.model = Model::new(self.root.driver(), self.model.transient);
+        let seen = self.there.observe()?;
+        if seen != self.model.view() {
+            return Err(format!("after wiping: {seen}"));
+        }
+        self.disk("after wiping", with_kills)
+    }
+
+    fn disk(&self, when: &str, with_kills: bool) -> Result<(), String> {
+        let differences = disk::differences(&self.root, &self.model, with_kills);
+        if differences.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("on disk {when}:\n{}", differences.join("\n")))
+        }
+    }
+
+    /// Layers come out as they were put.
+    fn exports(&mut self) -> Result<(), String> {
+        for layer in &self.model.layers.0 {
+            let parent_there = layer
+                .parent
+                .as_ref()
+                .is_none_or(|parent| self.model.layers.get(parent).is_some());
+            let Some(diff) = layer
+                .diff
+                .as_ref()
+                .filter(|_| parent_there && self.model.is_whole(layer))
+            else {
+                continue;
+            };
+            let id = &layer.common().id;
+            let exported = self.runtime.block_on(async {
+                let mut bytes = Vec::new();
+                let mut stream = self.here.diff(None, id, DiffOptions::uncompressed()).await?;
+                stream.read_to_end(&mut bytes).await.unwrap();
+                graphroot::Result::<Vec<u8>>::Ok(bytes)
+            });
+            let bytes = exported.map_err(|error| format!("exporting layer {id}: {error:?}"))?;
+            if bytes != diff.tar {
+                return Err(format!("layer {id} comes out as {}", digest(bytes)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parts of two views that differ, one a line.
+fn difference(expected: &Value, seen: &Value) -> String {
+    let mut text = String::new();
+    for (kind, items) in expected.as_object().unwrap() {
+        let nothing = json!({});
+        let (old, new) = (items, seen.get(kind).unwrap_or(&nothing));
+        let keys = old.as_object().unwrap().keys();
+        let mut ids: Vec<&String> = keys.chain(new.as_object().unwrap().keys()).collect();
+        ids.sort();
+        ids.dedup();
+        for id in ids {
+            let (old, new) = (&old[id.as_str()], &new[id.as_str()]);
+            if old != new {
+                writeln!(text, "{kind} {id}\n    expected {old}\n    seen     {new}").unwrap();
+            }
+        }
+    }
+    text
+}

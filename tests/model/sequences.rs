@@ -1,0 +1,124 @@
+//! The tests: how many sequences, how long, and what is told of them.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
+
+use crate::kill::Moment;
+use crate::plan::{Ids, plan};
+use crate::run::{Counts, Kill, Setup, Step, run};
+use crate::support::needs;
+
+/// How often a shorter sequence is tried before it counts as one that does not fail: kills come at other moments each
+/// time.
+const TRIES: u32 = 12;
+
+/// A number from the environment.
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}: {text:?}")))
+}
+
+fn kill() -> impl Strategy<Value = Kill> {
+    // Most calls take less than a millisecond and make few changes, some take longer.
+    let micros = prop_oneof![2 => 30..400u64, 2 => 200..1200u64, 1 => 1000..5000u64];
+    let moment = prop_oneof![
+        micros.prop_map(|micros| Moment::After(Duration::from_micros(micros))),
+        prop_oneof![3 => 0..12u16, 1 => 10..40u16].prop_map(Moment::Change),
+    ];
+    (moment, any::<bool>()).prop_map(|(moment, survivor_first)| Kill {
+        moment,
+        survivor_first,
+    })
+}
+
+/// Runs as many sequences as the environment says, or `default`.
+fn sequences(driver: &'static str, default: u32, with_kills: bool) {
+    needs!();
+    let cases = number("GRAPHROOT_MODEL_CASES").map_or(default, |cases| u32::try_from(cases).unwrap());
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let seed = number("GRAPHROOT_MODEL_SEED")
+        .unwrap_or_else(|| u64::try_from(now() & u128::from(u64::MAX)).unwrap());
+    let name = if with_kills { "with kills" } else { "without kills" };
+    eprintln!("{driver}, {name}: seed {seed}");
+
+    let ids = if with_kills { Ids::Given } else { Ids::Any };
+    let kill = if with_kills {
+        proptest::option::weighted(0.25, kill()).boxed()
+    } else {
+        Just(None).boxed()
+    };
+    let step = (plan(ids), any::<bool>(), kill).prop_map(|(plan, here, kill)| Step { plan, here, kill });
+    let strategy = (proptest::bool::weighted(0.3), vec(step, 1..60));
+    let config = Config {
+        cases,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        verbose: 0,
+        ..Config::default()
+    };
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let spare = RefCell::new(None);
+    let total = RefCell::new(Counts::default());
+    let failed = RefCell::new(false);
+    let started = Instant::now();
+    let result = TestRunner::new(config).run(&strategy, |(transient, steps)| {
+        let shrinking = *failed.borrow() && with_kills;
+        for _ in 0..if shrinking { TRIES } else { 1 } {
+            let mut spare = spare.borrow_mut();
+            let mut setup = Setup {
+                runtime: &runtime,
+                driver,
+                spare: &mut spare,
+            };
+            match run(&mut setup, transient, &steps) {
+                Ok(counts) => total.borrow_mut().add(&counts),
+                Err(error) => {
+                    *failed.borrow_mut() = true;
+                    return Err(TestCaseError::fail(error));
+                }
+            }
+        }
+        Ok(())
+    });
+    match result {
+        Ok(()) => eprintln!(
+            "{driver}, {name}: {cases} sequences in {:?}, {:?}",
+            started.elapsed(),
+            total.borrow()
+        ),
+        Err(TestError::Fail(reason, _plan)) => {
+            panic!("{driver}, {name}, GRAPHROOT_MODEL_SEED={seed}:\n{reason}")
+        }
+        Err(error) => panic!("{driver}, {name}, GRAPHROOT_MODEL_SEED={seed}: {error}"),
+    }
+}
+
+#[test]
+fn overlay() {
+    sequences("overlay", 100, false);
+}
+
+#[test]
+fn vfs() {
+    sequences("vfs", 100, false);
+}
+
+#[test]
+fn overlay_with_kills() {
+    sequences("overlay", 50, true);
+}
+
+#[test]
+fn vfs_with_kills() {
+    sequences("vfs", 50, true);
+}

@@ -1,0 +1,158 @@
+//! The other process: it makes the calls that it is told, and tells what they returned.
+
+use graphroot::{Durability, Store, StoreOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::observe::observe;
+use crate::operation::{Operation, Outcome};
+use crate::support::peers::Run as _;
+use crate::support::root::TestRoot;
+use crate::support::worker::{Worker, assignment, tell};
+
+/// A line to the worker.
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Open(Location),
+    Run(Operation),
+    Observe,
+}
+
+/// Where a store lies and how it is opened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Location {
+    graph: String,
+    run: String,
+    driver: String,
+    transient: bool,
+}
+
+impl Location {
+    pub(crate) fn of(root: &TestRoot, transient: bool) -> Self {
+        Self {
+            graph: root.graph().to_str().unwrap().to_owned(),
+            run: root.run().to_str().unwrap().to_owned(),
+            driver: root.driver().to_owned(),
+            transient,
+        }
+    }
+
+    pub(crate) async fn open(&self) -> graphroot::Result<Store> {
+        let mut options = StoreOptions::new(&self.graph, &self.run)
+            .driver(&self.driver)
+            .durability(Durability::None);
+        options.transient = self.transient;
+        Store::open(options).await
+    }
+}
+
+/// A store in another process.
+#[derive(Debug)]
+pub(crate) struct Remote(Worker);
+
+impl Remote {
+    /// Starts the process, without a store yet.
+    pub(crate) fn start(root: &TestRoot) -> Self {
+        Self(Worker::start("calls", root, &[]))
+    }
+
+    /// A process that was killed before gets nothing.
+    /// As [`Remote::start`], traced: it is killed when a thread of it makes the `count`-th of some system calls.
+    pub(crate) fn start_traced(root: &TestRoot, calls: &str, count: u32) -> Self {
+        // Without `--seccomp-bpf`, with which strace 6.1 counts only to one.
+        let tracer = root
+            .program("strace")
+            .words("--follow-forks --quiet=all --signal=none --output=/dev/null")
+            .with([
+                format!("--trace={calls}"),
+                format!("--inject={calls}:signal=KILL:when={count}"),
+            ]);
+        Self(Worker::spawn(Worker::command_under(tracer, "calls", root, &[])))
+    }
+
+    fn send(&mut self, request: &Request) {
+        let mut line = serde_json::to_vec(request).unwrap();
+        line.push(b'\n');
+        self.0.try_feed(&line);
+    }
+
+    /// What it answered; `None` if it is dead.
+    fn answer<T: for<'a> Deserialize<'a>>(&mut self) -> Option<T> {
+        Some(serde_json::from_str(&self.0.next_line()?).unwrap())
+    }
+
+    pub(crate) fn open(&mut self, location: &Location) -> Result<(), String> {
+        self.try_open(location).unwrap()
+    }
+
+    /// As [`Remote::open`], of a process that may be killed.
+    pub(crate) fn try_open(&mut self, location: &Location) -> Option<Result<(), String>> {
+        self.send(&Request::Open(location.clone()));
+        self.answer()
+    }
+
+    pub(crate) fn run(&mut self, operation: &Operation) -> Outcome {
+        self.begin(operation);
+        self.end().unwrap()
+    }
+
+    /// Has it make a call.
+    pub(crate) fn begin(&mut self, operation: &Operation) {
+        self.send(&Request::Run(operation.clone()));
+    }
+
+    /// What the call returned; `None` if the process was killed before it could tell.
+    pub(crate) fn end(&mut self) -> Option<Outcome> {
+        self.answer()
+    }
+
+    pub(crate) fn observe(&mut self) -> Result<Value, String> {
+        self.send(&Request::Observe);
+        self.answer().unwrap()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(crate) fn kill(self) {
+        self.0.kill();
+    }
+
+    /// Lets it come to its end, or sees that it has.
+    pub(crate) fn wait(self) {
+        self.0.wait();
+    }
+}
+
+/// The entry of a child process; see `support/worker.rs`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the entry of child processes"]
+async fn entry() {
+    if assignment().is_none() {
+        return;
+    }
+    let mut store: Option<Store> = None;
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line).unwrap() > 0 {
+        let answer = match (serde_json::from_str(&line).unwrap(), &store) {
+            (Request::Open(location), _) => {
+                let opened = location.open().await.map_err(|error| error.chain());
+                let answer = serde_json::to_string(&opened.as_ref().map(drop));
+                store = opened.ok();
+                answer
+            }
+            (Request::Run(operation), Some(store)) => {
+                let outcome: Outcome = operation.run(store).await;
+                serde_json::to_string(&outcome)
+            }
+            (Request::Observe, Some(store)) => {
+                let seen = observe(store).await.map_err(|error| format!("{error:?}"));
+                serde_json::to_string(&seen)
+            }
+            (request, None) => panic!("{request:?} without a store"),
+        };
+        tell(&answer.unwrap());
+        line.clear();
+    }
+}
