@@ -53,8 +53,18 @@ impl AllStores {
         let Some(row) = self.images.get(image) else {
             return Vec::new();
         };
+        // Only these can go, so only their children matter: a store may have many thousands of others.
+        let mut chain: HashSet<&str> = HashSet::new();
+        let mut next = row.layer.as_str();
+        while let Some(layer) = table.get(next) {
+            // Damaged records may lead in a circle.
+            if !chain.insert(&layer.id) {
+                break;
+            }
+            next = &layer.parent;
+        }
         let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
-        for layer in table.rows().filter(|layer| !layer.parent.is_empty()) {
+        for layer in table.rows().filter(|layer| chain.contains(layer.parent.as_str())) {
             children.entry(&layer.parent).or_default().push(&layer.id);
         }
         let others: HashSet<&str> = self
