@@ -167,8 +167,20 @@ impl AllStores {
     /// nobody else needs them.
     fn layers_to_delete(&self, image: &str) -> Vec<String> {
         let table = self.layers.table();
+        // Only these can go, so only their children matter: a store may have many thousands of others.
+        let mut chain: HashSet<&str> = HashSet::new();
+        for row in self.images().filter(|row| row.id == image) {
+            let mut next = row.layer.as_str();
+            while let Some(layer) = table.get(next) {
+                // Damaged records may lead in a circle.
+                if !chain.insert(&layer.id) {
+                    break;
+                }
+                next = &layer.parent;
+            }
+        }
         let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
-        for layer in table.rows().filter(|layer| !layer.parent.is_empty()) {
+        for layer in table.rows().filter(|layer| chain.contains(layer.parent.as_str())) {
             children.entry(&layer.parent).or_default().push(&layer.id);
         }
         let others: HashSet<&str> = self
