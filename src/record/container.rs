@@ -66,7 +66,7 @@ impl Record for ContainerRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        matches!(self.pending.as_str(), pending::CREATE | pending::DELETE)
+        pending::is_unfinished(&self.pending)
     }
 
     fn pending(&self) -> &str {

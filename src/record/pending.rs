@@ -9,11 +9,28 @@
 //! Compat: the Go library does not know the field and drops it when it writes the file. It sees what it sees after
 //! one of its own processes was killed: a record without a layer, a name that two records have.
 
+use crate::record::layer::LayerRow;
+
 /// The container's layer is being made; with the layer complete, so is the container.
 pub(crate) const CREATE: &str = "create";
 
-/// It is being deleted, and its layers with it.
+/// It is being deleted, and its layers with it. For containers the time follows at which the layer was made.
 pub(crate) const DELETE: &str = "delete";
 
 /// It has got names that a record in another file may still have.
 pub(crate) const NAMES: &str = "names";
+
+/// Whether a record with this mark is not what it seems to be.
+pub(crate) fn is_unfinished(mark: &str) -> bool {
+    mark == CREATE || is_deletion(mark)
+}
+
+/// Whether the record is being deleted.
+pub(crate) fn is_deletion(mark: &str) -> bool {
+    mark.starts_with(DELETE)
+}
+
+/// The mark of a container that is being deleted with this layer: one that is made later under the same ID is another.
+pub(crate) fn deletion_with(layer: &LayerRow) -> String {
+    format!("{DELETE} {}", layer.created)
+}

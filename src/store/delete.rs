@@ -37,9 +37,8 @@ fn delete_marked_container(
     dirs: &Dirs,
     row: &ContainerRow,
 ) -> Result<()> {
-    // A layer that is younger has taken the place of the one that was deleted.
     let layer = layers.table().get(&row.layer);
-    if layer.is_some_and(|layer| layer.created.system_time() <= row.created.system_time()) {
+    if layer.is_some_and(|layer| row.pending == pending::deletion_with(layer)) {
         layers.delete_all(std::slice::from_ref(&row.layer))?;
     }
     remove_dirs(&[
@@ -66,7 +65,7 @@ pub(crate) fn finish_containers(
             "finishing what a killed process has begun"
         );
         let complete = layers.table().get(&row.layer).is_some();
-        if row.pending == pending::DELETE || row.pending == pending::CREATE && !complete {
+        if pending::is_deletion(&row.pending) || row.pending == pending::CREATE && !complete {
             match delete_marked_container(containers, layers, dirs, &row) {
                 Ok(()) => continue,
                 Err(error) => {
@@ -102,10 +101,16 @@ impl AllStores {
     /// Deletes a container, its layer and its directories. The record goes last: whatever failed before can be tried
     /// again.
     fn delete_container(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
-        let Some(row) = self.containers.find(id).cloned() else {
+        let Some(row) = self.containers.find(id) else {
             return Err(ErrorKind::NotAContainer.err(format!("deleting container {id:?}")));
         };
-        mark(&mut self.containers, &row.id, pending::DELETE)?;
+        let mut row = ContainerRow::clone(row);
+        let layer = self.layers.table().get(&row.layer);
+        row.pending = layer.map_or_else(
+            || pending::DELETE.to_owned(),
+            |layer| pending::deletion_with(layer),
+        );
+        mark(&mut self.containers, &row.id, &row.pending)?;
         let deleted = delete_marked_container(&mut self.containers, &mut self.layers, dirs, &row);
         if deleted.is_err() {
             mark(&mut self.containers, &row.id, "")?;

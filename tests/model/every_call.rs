@@ -125,6 +125,9 @@ killed! {
     deleting_a_mounted_container: "overlay",
         [container('c', None, &[], false), Operation::Mount(id('c')), Operation::Mount(id('c'))],
         Operation::DeleteContainer(id('c'));
+    deleting_a_container_with_another_layer: "vfs",
+        [container('c', None, &[], false), Operation::Delete("dd".into()), put('d', None)],
+        Operation::DeleteContainer(id('c'));
     deleting_an_image_with_its_layers: "overlay",
         [put('a', None), put('b', Some('a')), image('c', 'b'), Operation::MountImage(id('c'))],
         Operation::DeleteImage { key: id('c'), commit: true };

@@ -21,11 +21,14 @@ mod support;
 
 mod disk;
 mod every_call;
+mod key;
 mod kill;
 mod model;
+mod mounts;
 mod observe;
 mod operation;
 mod plan;
+mod questions;
 mod rules;
 mod run;
 mod sequences;

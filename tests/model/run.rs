@@ -81,6 +81,26 @@ impl Counts {
     }
 }
 
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sum = |counts: &BTreeMap<String, [u32; 2]>, index: usize| -> u32 {
+            counts.values().map(|counts| counts[index]).sum()
+        };
+        let (values, errors) = (sum(&self.returned, 0), sum(&self.returned, 1));
+        write!(f, "{values} values and {errors} errors")?;
+        let (before, after) = (sum(&self.cut, 0), sum(&self.cut, 1));
+        if before + after > 0 {
+            write!(
+                f,
+                ", {} calls killed of which {after} had happened, {} kills late",
+                before + after,
+                self.late
+            )?;
+        }
+        Ok(())
+    }
+}
+
 /// What is the same for all sequences of a test.
 pub(crate) struct Setup<'a> {
     pub(crate) runtime: &'a Runtime,
