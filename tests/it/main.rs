@@ -19,6 +19,7 @@ mod json_interop;
 mod locking;
 mod memory;
 mod podman_reads_ours;
+mod rootless;
 mod we_read_podman;
 mod worker;
 

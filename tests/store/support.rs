@@ -233,6 +233,15 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
     })
 }
 
+/// A mounted layer whose root directory can be written to, as everything can to root.
+pub fn writable(mounted: PathBuf) -> PathBuf {
+    if !rustix::process::geteuid().is_root() {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&mounted, mode).unwrap();
+    }
+    mounted
+}
+
 /// All bytes of a stream.
 pub async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> Vec<u8> {
     let mut bytes = Vec::new();
