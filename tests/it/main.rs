@@ -18,6 +18,7 @@ mod hostile;
 mod json_interop;
 mod locking;
 mod memory;
+mod mount_program;
 mod podman_reads_ours;
 mod rootless;
 mod we_read_podman;
