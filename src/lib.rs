@@ -13,7 +13,9 @@
 //!
 //! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
 //! # let root = std::env::temp_dir().join(format!("graphroot-lib-doc-{}", std::process::id()));
-//! let store = Store::open(StoreOptions::new(root.join("graph"), root.join("run")).driver("vfs")).await?;
+//! let options = StoreOptions::new(root.join("graph"), root.join("run")).driver("vfs");
+//! let options = options.driver_option("vfs.ignore_chown_errors=true"); // for who is not root
+//! let store = Store::open(options).await?;
 //!
 //! let tar: Vec<u8> = vec![0; 1024]; // an empty archive; any AsyncRead will do, compressed or not
 //! let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(tar.clone())).await?;
@@ -22,6 +24,7 @@
 //! let image = store.create_image(Some(put.layer.id()), ImageOptions::default().name("localhost/demo")).await?;
 //! let container = store.create_container(Some(image.id()), ContainerOptions::default().name("demo")).await?;
 //! let directory = store.mount("demo", "").await?;
+//! # std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
 //! std::fs::write(directory.join("hello"), "hello")?;
 //! assert_eq!(store.changes(None, container.layer_id()).await?.len(), 1);
 //!
@@ -50,6 +53,10 @@
 //! * **Errors.** One [`Error`] with an [`ErrorKind`] to match on; `ErrorKind` has one variant for each sentinel
 //!   error of the Go library.
 //!
+//! # Drivers
+//!
+//! The page [`drivers`] says what works for whom, rootless too, from which kernel on and with which options.
+//!
 //! # Coming from Go
 //!
 //! Every method of the Go library's `Store` has its name in snake case on [`Store`]; the page [`coming_from_go`] has
@@ -59,6 +66,9 @@
 
 #[doc = include_str!("coming_from_go.md")]
 pub mod coming_from_go {}
+
+#[doc = include_str!("drivers.md")]
+pub mod drivers {}
 
 mod archive;
 mod bridge;

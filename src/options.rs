@@ -39,11 +39,11 @@ pub struct StoreOptions {
     /// Directory for images and their layers, if they shall lie apart from the containers.
     pub image_store: Option<PathBuf>,
     /// Name of the driver (`overlay`, `vfs`); `None`: what is on disk already, else the first of
-    /// [`StoreOptions::driver_priority`] that works here.
+    /// [`StoreOptions::driver_priority`] that works here. The page [`drivers`](crate::drivers) says what works where.
     pub driver: Option<String>,
     /// Drivers to try, in this order; empty: the library's own order.
     pub driver_priority: Vec<String>,
-    /// Options of the driver, each `[driver.]key=value`.
+    /// Options of the driver, each `[driver.]key=value`; see the page [`drivers`](crate::drivers).
     pub driver_options: Vec<String>,
     /// Owner mapping of layers that have no parent and ask for none.
     pub id_mappings: IdMappings,

@@ -214,15 +214,17 @@ impl Extractor {
                 .place(entry, path, &self.rules, self.parents.root().fd(), framer, tape)?;
             return Ok(Placed::Untaped);
         }
-        if self.form != Form::Literal {
-            match whiteout::parse(base) {
-                Mark::None => {}
-                Mark::Invalid => return Err(ErrorKind::UnsafePath.err("whiteout of no name")),
+        match whiteout::parse(base) {
+            Mark::Invalid => return Err(ErrorKind::UnsafePath.err("whiteout of no name")),
+            mark if self.form != Form::Literal => match mark {
+                Mark::None | Mark::Invalid => {}
                 Mark::Opaque => return self.opaque(parent, tape).map(|()| Placed::Untaped),
                 Mark::Deleted(name) => {
                     return self.deleted(parent, name, entry, tape).map(|()| Placed::Untaped);
                 }
-            }
+            },
+            // A mount program reads it.
+            _ => {}
         }
         let is_device = matches!(entry.kind, b'3' | b'4');
         let masked = self.rules.force_mask.is_some();

@@ -7,6 +7,8 @@ mod content;
 mod life;
 mod mounts;
 mod stores;
+#[path = "../../tests/support/user.rs"]
+mod user;
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -375,4 +377,22 @@ suites! {
     vfs: "vfs" false,
     overlay: "overlay" false,
     mount_program: "overlay" true,
+}
+
+/// The suite once more, by root of a user namespace.
+#[test]
+fn every_driver_works_in_a_user_namespace() {
+    let installed = |program: &&str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    };
+    if !privilege::is_root() || !user::PROGRAMS.iter().all(installed) {
+        return skip("an ordinary user is made by root, with newuidmap, setpriv and unshare");
+    }
+    let suites = [
+        "conformance::vfs::",
+        "conformance::overlay::",
+        "conformance::mount_program::",
+    ];
+    user::test_again(user::NAMESPACE, &suites, 80);
 }

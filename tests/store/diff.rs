@@ -40,7 +40,7 @@ each_driver! {
         store.put(None, "base", &[("keep", "1"), ("change", "1"), ("gone", "1"), ("d/", ""), ("d/inner", "1")]).await;
         store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
         let container = store.create_container(Some("image"), ContainerOptions::default()).await.unwrap();
-        let path = store.mount(container.id(), "").await.unwrap();
+        let path = crate::support::writable(store.mount(container.id(), "").await.unwrap());
         std::fs::write(path.join("change"), "longer than before").unwrap();
         std::fs::remove_file(path.join("gone")).unwrap();
         std::fs::write(path.join("new"), "new").unwrap();

@@ -9,6 +9,8 @@
 
 #[macro_use]
 mod support;
+#[path = "../support/user.rs"]
+mod user;
 
 mod additional;
 mod big_data;
@@ -22,6 +24,7 @@ mod images;
 mod layers;
 mod mount;
 mod names;
+mod rootless;
 mod sizes;
 mod split;
 

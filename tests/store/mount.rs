@@ -9,7 +9,7 @@ each_driver! {
         let container = store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
         let path = store.mount("box", "").await.unwrap();
         assert_eq!(std::fs::read_to_string(path.join("etc/file")).unwrap(), "from the image");
-        std::fs::write(path.join("new"), "x").unwrap();
+        std::fs::write(path.join("etc/new"), "x").unwrap();
         assert_eq!(store.mount(container.layer_id(), "").await.unwrap(), path);
         // Without a mount in the kernel (vfs) a count is taken up again all the same.
         assert_eq!(store.mounted("box").await.unwrap(), 2);
@@ -19,7 +19,7 @@ each_driver! {
         assert_eq!(store.mounted("box").await.unwrap(), 0);
         assert!(!store.unmount("box", false).await.unwrap());
         let path = store.mount("box", "").await.unwrap();
-        assert!(path.join("new").exists());
+        assert!(path.join("etc/new").exists());
         store.mount("box", "").await.unwrap();
         assert!(!store.unmount("box", true).await.unwrap());
         assert_eq!(kind(store.mount("nobody", "").await), ErrorKind::LayerUnknown);

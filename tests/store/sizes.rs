@@ -17,7 +17,7 @@ each_driver! {
         assert_eq!(store.image_size("image").await.unwrap(), layer.diff_size().unwrap() + two + 2 + 4);
         assert_eq!(kind(store.image_size("nobody").await), ErrorKind::ImageUnknown);
         let container = store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
-        let path = store.mount("box", "").await.unwrap();
+        let path = crate::support::writable(store.mount("box", "").await.unwrap());
         std::fs::write(path.join("new"), "123").unwrap();
         store.set_container_big_data("box", "item", "4567").await.unwrap();
         store.set_container_directory_file("box", "a/b", "89").await.unwrap();

@@ -136,9 +136,7 @@ fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
     let mut options = StoreOptions::new(root.join("graph"), root.join("run"))
         .driver(driver)
         .durability(Durability::None);
-    if driver == "vfs" && !rustix::process::geteuid().is_root() {
-        options = options.driver_option("vfs.ignore_chown_errors=true");
-    }
+    options = for_this_user(options, driver);
     match layout {
         Layout::Plain => {}
         Layout::Split => options.image_store = Some(root.join("images")),
@@ -156,12 +154,21 @@ fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
     options
 }
 
+/// Who is not root owns everything in his layers.
+fn for_this_user(options: StoreOptions, driver: &str) -> StoreOptions {
+    if driver == "vfs" && !rustix::process::geteuid().is_root() {
+        options.driver_option("vfs.ignore_chown_errors=true")
+    } else {
+        options
+    }
+}
+
 /// Makes a store that others will only read.
 async fn fill_additional(root: &Path, driver: &str) {
     let options = StoreOptions::new(root, root.join("run"))
         .driver(driver)
         .durability(Durability::None);
-    let store = Store::open(options).await.unwrap();
+    let store = Store::open(for_this_user(options, driver)).await.unwrap();
     let layer = LayerOptions::default().name("additional-layer");
     let layer = store
         .put_layer(None, layer, std::io::Cursor::new(tar(&[("from-below", "1")])))
@@ -231,6 +238,15 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
         }
         builder.into_inner().await.unwrap()
     })
+}
+
+/// A mounted layer whose root directory can be written to, as everything can to root.
+pub fn writable(mounted: PathBuf) -> PathBuf {
+    if !rustix::process::geteuid().is_root() {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&mounted, mode).unwrap();
+    }
+    mounted
 }
 
 /// All bytes of a stream.

@@ -108,7 +108,11 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
         .filter(|name| !name.is_empty())
     {
         let mut value = vec![0; 64 * 1024];
-        let size = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
+        let size = match rustix::fs::lgetxattr(path, name, &mut value[..]) {
+            // fuse-overlayfs lists the attribute that it applies, but does not show it.
+            Err(rustix::io::Errno::NODATA) => continue,
+            size => size.unwrap(),
+        };
         value.truncate(size);
         found.insert(String::from_utf8_lossy(name).into_owned(), value);
     }

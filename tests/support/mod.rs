@@ -9,6 +9,8 @@ pub(crate) mod peers;
 pub(crate) mod root;
 pub(crate) mod store;
 pub(crate) mod tar;
+#[expect(dead_code, reason = "other test programs include it too")]
+pub(crate) mod user;
 pub(crate) mod worker;
 
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ fn everything_required() -> bool {
 }
 
 /// Says loudly that the current test cannot run here; panics where it has to.
-fn missing(why: &str) {
+pub(crate) fn missing(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("test");
     assert!(!everything_required(), "{test} cannot run: {why}");

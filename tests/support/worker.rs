@@ -51,6 +51,11 @@ impl Worker {
     ) -> Command {
         let mut command = wrapper;
         command.arg(std::env::current_exe().unwrap());
+        Self::prepared(command, work, root, arguments)
+    }
+
+    /// The same, for a command that ends with the path of this program.
+    pub(crate) fn prepared(mut command: Command, work: &str, root: &TestRoot, arguments: &[&str]) -> Command {
         command.args([ENTRY, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
         Self::environment(&mut command, work, root, arguments);
         command

@@ -220,13 +220,20 @@ fn whiteouts_of_no_name_are_refused() {
 #[test]
 fn literal_whiteouts_are_files() {
     let layer = Layer::new(Form::Literal);
-    let names = [".wh.", ".wh..wh..opq", ".wh.a", "d/.wh..wh.plnk", "d/.wh.b"];
+    let names = [".wh..wh..opq", ".wh.a", "d/.wh..wh.plnk", "d/.wh.b"];
     let tar: TarBuilder = names.iter().map(|name| Item::file(name, "as it is")).collect();
     layer.apply(&tar.end()).unwrap();
     assert_eq!(
         layer.names(),
-        [".wh.", ".wh..wh..opq", ".wh.a", "d", "d/.wh..wh.plnk", "d/.wh.b"]
+        [".wh..wh..opq", ".wh.a", "d", "d/.wh..wh.plnk", "d/.wh.b"]
     );
+    // What a program would make of these nobody knows.
+    for name in [".wh.", "d/.wh..", ".wh..."] {
+        let error = layer
+            .apply(&TarBuilder::new().add(Item::file(name, "")).end())
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnsafePath, "{name}");
+    }
 }
 
 #[test]

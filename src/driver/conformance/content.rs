@@ -123,7 +123,7 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
         fs::hard_link(tree.join("dir/file"), tree.join("link")).unwrap();
         std::os::unix::fs::chown(tree.join("a"), Some(7), Some(8)).unwrap();
     });
-    let to = maps(100_000, 200_000);
+    let to = maps(10_000, 20_000);
     let options = CreateOptions {
         mappings: to.clone(),
         ..CreateOptions::default()
@@ -136,10 +136,10 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
     bench.driver.create("child", Some("mapped"), &options).unwrap();
     for id in ["mapped", "child"] {
         let root = bench.mount(id, &["ro"]);
-        assert_eq!(owner(&root), (100_000, 200_000), "{id}");
-        assert_eq!(owner(&root.join("a")), (100_007, 200_008), "{id}");
+        assert_eq!(owner(&root), (10_000, 20_000), "{id}");
+        assert_eq!(owner(&root.join("a")), (10_007, 20_008), "{id}");
         for path in ["dir", "dir/file", "link"] {
-            assert_eq!(owner(&root.join(path)), (100_000, 200_000), "{id} {path}");
+            assert_eq!(owner(&root.join(path)), (10_000, 20_000), "{id} {path}");
         }
         let inode = |path: &str| root.join(path).metadata().unwrap().ino();
         assert_eq!(inode("dir/file"), inode("link"), "{id}");
@@ -154,10 +154,10 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
     bench.driver.update_id_map("back", &to, &maps(0, 0), "").unwrap();
     bench
         .driver
-        .update_id_map("back", &maps(0, 0), &maps(300_000, 300_000), "")
+        .update_id_map("back", &maps(0, 0), &maps(30_000, 30_000), "")
         .unwrap();
     let root = bench.mount("back", &["ro"]);
-    assert_eq!(owner(&root.join("a")), (300_007, 300_008));
+    assert_eq!(owner(&root.join("a")), (30_007, 30_008));
     bench.driver.put("back").unwrap();
     let root = bench.mount("base", &["ro"]);
     assert_eq!(owner(&root.join("a")), (7, 8), "the parent is as it was");

@@ -108,9 +108,10 @@ pub(super) fn a_mounted_layer_can_be_removed(bench: &Bench) {
 }
 
 pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
-    let to = maps(100_000, 200_000);
+    let to = maps(10_000, 20_000);
     if !bench.driver.supports_shifting(&to) {
-        if bench.is_overlay() {
+        // In a user namespace nobody's file system can be shown with other owners.
+        if bench.is_overlay() && !privilege::is_rootless() {
             skip("no ID-mapped lowers on this kernel and file system");
         }
         return;
@@ -132,14 +133,14 @@ pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
     };
     for round in 0..2 {
         let root = bench.driver.get("top", &options).unwrap();
-        assert_eq!(owner(&root), (100_000, 200_000));
-        assert_eq!(owner(&root.join("base")), (100_000, 200_000));
-        assert_eq!(owner(&root.join("middle")), (100_007, 200_008));
+        assert_eq!(owner(&root), (10_000, 20_000));
+        assert_eq!(owner(&root.join("base")), (10_000, 20_000));
+        assert_eq!(owner(&root.join("middle")), (10_007, 20_008));
         write(&root, "new", "");
         if bench.uses_program() {
             let new = root.join("new");
-            std::os::unix::fs::chown(&new, Some(100_003), Some(200_004)).unwrap();
-            assert_eq!(owner(&new), (100_003, 200_004));
+            std::os::unix::fs::chown(&new, Some(10_003), Some(20_004)).unwrap();
+            assert_eq!(owner(&new), (10_003, 20_004));
             let on_disk = bench.dir("top").join("diff/new");
             assert_eq!(owner(&on_disk), (3, 4), "a program maps what is written too");
         } else {

@@ -1,0 +1,240 @@
+//! Stores that fuse-overlayfs mounts, for root: shared with the Go library, and with owners and modes in attributes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use graphroot::{ContainerOptions, LayerOptions, Store};
+
+use crate::support::manifest::{Manifest, assert_same, manifest};
+use crate::support::peers::Run as _;
+use crate::support::root::{TestRoot, mounts_below};
+use crate::support::store::{exported, put_bytes};
+use crate::support::tar::{Header, Tar};
+use crate::support::{missing, needs};
+
+const PROGRAM: &str = "overlay.mount_program=/usr/bin/fuse-overlayfs";
+
+/// Whether there is a device for it.
+fn has_device() -> bool {
+    let there = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok();
+    if !there {
+        missing("/dev/fuse cannot be opened");
+    }
+    there
+}
+
+async fn open(root: &TestRoot, options: &[&str]) -> Store {
+    let store = root.options();
+    let store = options
+        .iter()
+        .fold(store, |store, option| store.driver_option(*option));
+    Store::open(store).await.unwrap()
+}
+
+/// Two layers; the upper one deletes and replaces.
+fn layers() -> [Vec<u8>; 2] {
+    let base = Tar::new()
+        .entry(Header::new(b'5', "d/").mode(0o1777).owner(1, 2), "")
+        .entry(
+            Header::new(b'0', "d/set-id")
+                .mode(0o4755)
+                .owner(1000, 1001)
+                .size(1),
+            "x",
+        )
+        .entry(Header::new(b'0', "d/secret").mode(0o600).owner(7, 8), "")
+        .hard_link("d/hard", "d/set-id")
+        .symlink("link", "d/secret")
+        .file("gone", "")
+        .dir("opaque/")
+        .file("opaque/old", "")
+        .finish();
+    let child = Tar::new()
+        .file(".wh.gone", "")
+        .dir("opaque/")
+        .file("opaque/.wh..wh..opq", "")
+        .entry(Header::new(b'0', "opaque/new").owner(3, 4).mode(0o640), "")
+        .finish();
+    [base, child]
+}
+
+async fn put(store: &Store) {
+    let [base, child] = layers();
+    let named = |id: &str| LayerOptions::default().id(id);
+    put_bytes(store, None, named("base"), base).await.unwrap();
+    put_bytes(store, Some("base"), named("child"), child)
+        .await
+        .unwrap();
+}
+
+/// A tree as a container sees it: what the file system does not promise is left out.
+fn seen(path: &Path) -> Manifest {
+    let mut manifest = manifest(path);
+    for (name, entry) in &mut manifest {
+        entry.xattrs = BTreeMap::new();
+        // The root's and that of directories that were merged.
+        if entry.kind == "directory" || name.as_os_str().is_empty() {
+            entry.mtime = (0, 0);
+        }
+    }
+    manifest
+}
+
+async fn seen_mounted(store: &Store, layer: &str) -> Manifest {
+    let path = store.mount(layer, "").await.unwrap();
+    let seen = seen(&path);
+    store.unmount(layer, false).await.unwrap();
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_a_program_is_shared_with_go() {
+    needs!("fuse-overlayfs", "containers-storage", "podman");
+    if !has_device() {
+        return;
+    }
+    let (ours, native) = (TestRoot::new(), TestRoot::new());
+    let plain = native.open().await;
+    put(&plain).await;
+    let expected = seen_mounted(&plain, "child").await;
+    let store = open(&ours, &[PROGRAM]).await;
+    put(&store).await;
+    assert_same(
+        "the kernel",
+        &expected,
+        "the program",
+        &seen_mounted(&store, "child").await,
+    );
+    let go = || ours.go().with(["--storage-opt", PROGRAM]);
+    // Theirs on ours, and the other way round.
+    let [_, child] = layers();
+    let file = ours.scratch("tar").join("child.tar");
+    fs::write(&file, child).unwrap();
+    go().with(["import-layer", "--id", "theirs", "--readonly", "--file"])
+        .with([file.as_os_str(), "base".as_ref()])
+        .run();
+    assert_same(
+        "the kernel",
+        &expected,
+        "theirs",
+        &seen_mounted(&store, "theirs").await,
+    );
+    assert_eq!(exported(&store, "theirs").await, exported(&store, "child").await);
+    let trees = ["child", "theirs"].map(|id| manifest(&ours.graph().join("overlay").join(id).join("diff")));
+    let [mut a, mut b] = trees;
+    for tree in [&mut a, &mut b] {
+        tree.get_mut(Path::new("")).unwrap().mtime = (0, 0);
+    }
+    assert_same("ours", &a, "theirs", &b);
+    // A mount that one makes the other one uses and ends.
+    let container = store
+        .create_container(None, ContainerOptions::default().id("box"))
+        .await
+        .unwrap();
+    let path = store.mount("box", "").await.unwrap();
+    fs::write(path.join("file"), "ours").unwrap();
+    assert_eq!(go().with(["mount", "box"]).run(), path.to_str().unwrap());
+    assert!(store.unmount("box", false).await.unwrap());
+    assert!(mounts_below(&ours.graph()).contains(&path));
+    go().with(["unmount", "box"]).run();
+    assert!(!mounts_below(&ours.graph()).contains(&path));
+    let changes = go().with(["changes", container.layer_id()]).run();
+    assert!(changes.contains("Add \"/file\""), "{changes}");
+    // Without being told, either side finds the program by itself.
+    store.free();
+    let store = open(&ours, &[]).await;
+    assert_same(
+        "the kernel",
+        &expected,
+        "later",
+        &seen_mounted(&store, "theirs").await,
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forced_modes_hide_owners_that_a_program_shows() {
+    needs!("fuse-overlayfs", "containers-storage");
+    if !has_device() {
+        return;
+    }
+    let (masked, native) = (TestRoot::new(), TestRoot::new());
+    let plain = native.open().await;
+    put(&plain).await;
+    let expected = seen_mounted(&plain, "child").await;
+    let options = [PROGRAM, "overlay.force_mask=700"];
+    let store = open(&masked, &options).await;
+    put(&store).await;
+    for (id, names) in [
+        ("base", &["", "d", "d/set-id", "opaque"][..]),
+        ("child", &["", "opaque/new"]),
+    ] {
+        for name in names {
+            let meta = fs::metadata(masked.graph().join("overlay").join(id).join("diff").join(name)).unwrap();
+            assert_eq!(
+                (meta.mode() & 0o7777, meta.uid(), meta.gid()),
+                (0o700, 0, 0),
+                "{id} {name}"
+            );
+        }
+    }
+    let root_mode = |mut manifest: Manifest| {
+        // Of an archive that says nothing of its root, the Go library and this one say 0755 here.
+        manifest.get_mut(Path::new("")).unwrap().mode = 0o755;
+        manifest
+    };
+    let ours = seen_mounted(&store, "child").await;
+    assert_same("unmasked", &root_mode(expected), "masked", &ours);
+    // A container's own files are hidden too, and come out as they are seen.
+    let container = store
+        .create_container(None, ContainerOptions::default().id("box"))
+        .await
+        .unwrap();
+    let path = store.mount("box", "").await.unwrap();
+    fs::write(path.join("file"), "x").unwrap();
+    std::os::unix::fs::chown(path.join("file"), Some(5), Some(6)).unwrap();
+    store.unmount("box", false).await.unwrap();
+    let file = masked
+        .graph()
+        .join("overlay")
+        .join(container.layer_id())
+        .join("diff/file");
+    assert_eq!(fs::metadata(&file).unwrap().uid(), 0);
+    let mut tar = Vec::new();
+    let mut diff = store
+        .diff(None, container.layer_id(), graphroot::DiffOptions::uncompressed())
+        .await
+        .unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut diff, &mut tar)
+        .await
+        .unwrap();
+    assert!(
+        tar.windows(12).any(|field| field == b"0000005\x000000"),
+        "the owner is in the stream"
+    );
+    assert!(!tar.windows(13).any(|name| name == b"override_stat"));
+    // The Go library sees the same.
+    let mut go = masked.go();
+    for option in options {
+        go.args(["--storage-opt", option]);
+    }
+    let path = go.with(["mount", "child"]).run();
+    let theirs = seen(Path::new(&path));
+    assert_same("ours", &ours, "theirs", &theirs);
+    store.unmount("child", true).await.unwrap();
+    // Without a program containers cannot be written to.
+    store.free();
+    let other = TestRoot::new();
+    let store = open(&other, &["overlay.force_mask=shared"]).await;
+    put(&store).await;
+    let error = store
+        .create_container(None, ContainerOptions::default())
+        .await
+        .unwrap_err();
+    assert!(error.chain().contains("mount_program"), "{}", error.chain());
+}
