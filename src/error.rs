@@ -133,6 +133,8 @@ kinds! {
     InvalidInput = "invalid input",
     /// A big data item that the record names, or that was asked for, does not exist.
     NotFound = "not found",
+    /// A registry answered with an error, or could not be reached.
+    Registry = "registry error",
     /// The other half of an operation was dropped before it was complete.
     Cancelled = "operation cancelled",
 }

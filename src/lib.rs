@@ -78,6 +78,8 @@ mod driver;
 mod error;
 mod idmap;
 mod lock;
+#[cfg(feature = "pull")]
+pub mod oci;
 mod options;
 mod record;
 mod store;

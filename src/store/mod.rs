@@ -33,7 +33,11 @@ pub(crate) mod multi_list;
 mod names;
 mod put_layer;
 pub(crate) mod registry;
+#[cfg(feature = "pull")]
+pub(crate) mod single_flight;
 pub(crate) mod sizes;
+#[cfg(feature = "pull")]
+pub(crate) mod stage_diff;
 pub(crate) mod views;
 
 use std::collections::BTreeMap;
@@ -155,6 +159,18 @@ impl Dirs {
 
     pub(crate) fn locks(&self) -> PathBuf {
         self.sub(&self.run_root, "locks")
+    }
+
+    /// Locks for what is made once, see `single_flight`.
+    #[cfg(feature = "pull")]
+    pub(crate) fn flight(&self) -> PathBuf {
+        self.sub(&self.run_root, "flight")
+    }
+
+    /// Blobs whose download was interrupted, see `oci::partial`.
+    #[cfg(feature = "pull")]
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.sub(&self.graph_root, "partial")
     }
 
     pub(crate) fn tar_split(&self, id: &str) -> Result<PathBuf> {

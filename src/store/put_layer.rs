@@ -117,7 +117,7 @@ impl Store {
     }
 
     /// Unpacks a stream into a staging directory of the driver, for a layer on `below`. Takes no store lock.
-    async fn unpack(
+    pub(super) async fn unpack(
         &self,
         below: Option<String>,
         mappings: &IdMappings,
@@ -166,7 +166,12 @@ impl Store {
     }
 
     /// Makes an unpacked diff a layer.
-    async fn commit(&self, plan: Plan, options: LayerOptions, unpacked: Unpacked) -> Result<PutLayer> {
+    pub(super) async fn commit(
+        &self,
+        plan: Plan,
+        options: LayerOptions,
+        unpacked: Unpacked,
+    ) -> Result<PutLayer> {
         let size = unpacked.applied.content_size;
         let row = self
             .write_to_layer_store(move |layers| {
@@ -302,7 +307,7 @@ impl Store {
     }
 
     /// Checks the request under shared locks and finds the parent and the owners to use.
-    async fn plan_layer(&self, parent: Option<&str>, options: &LayerOptions) -> Result<Plan> {
+    pub(super) async fn plan_layer(&self, parent: Option<&str>, options: &LayerOptions) -> Result<Plan> {
         if !options.id.is_empty() {
             crate::driver::check_id(&options.id)?;
         }
@@ -371,14 +376,21 @@ impl Store {
 }
 
 /// What was found out before the work began; checked again under the exclusive lock.
-struct Plan {
+pub(super) struct Plan {
     parent: Option<Arc<LayerRow>>,
     /// A parent in an additional store cannot be checked again, and need not be: nobody here can delete it.
     parent_read_only: bool,
-    mappings: IdMappings,
+    /// The owners to bake in.
+    pub(super) mappings: IdMappings,
 }
 
 impl Plan {
+    /// ID of the parent.
+    #[cfg(feature = "pull")]
+    pub(super) fn parent_id(&self) -> Option<String> {
+        self.parent.as_ref().map(|row| row.id.clone())
+    }
+
     fn recheck(&self, layers: &LayerStore) -> Result<Option<Arc<LayerRow>>> {
         let Some(parent) = &self.parent else {
             return Ok(None);

@@ -190,7 +190,7 @@ const NOT_PROVOKED: [(&str, &str); 17] = [
 #[test]
 fn every_kind_is_provoked_by_a_test() {
     let mut tests = String::new();
-    for dir in ["store", "it"] {
+    for dir in ["store", "it", "pull"] {
         let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests")
             .join(dir);

@@ -1,0 +1,151 @@
+//! A tar file as `docker save` writes it, seen as an image with a manifest.
+//!
+//! `manifest.json` lists images: a config, names, and the layers as uncompressed tar files. A manifest for one of them
+//! is made up, byte for byte as Podman makes it up, so that both give the image the same digest.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{Blob, Config, DOCKER_CONFIG, DOCKER_MANIFEST, MAX_DOCUMENT};
+use super::reference::full_name;
+use super::source::Fetched;
+use super::tarball::Tarball;
+use crate::archive::compression::Compression;
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::options::BoxReader;
+
+/// The type that Podman claims for the layers, although they are not compressed.
+const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Item {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MadeUp {
+    schema_version: i32,
+    media_type: &'static str,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: &'static str,
+    size: u64,
+    digest: Digest,
+}
+
+/// One image of an archive.
+#[derive(Clone, Debug)]
+pub(crate) struct DockerArchive {
+    tar: Tarball,
+    pub(crate) manifest: Fetched,
+    pub(crate) config: Bytes,
+    /// Names that the archive gives the image.
+    pub(crate) names: Vec<String>,
+    /// Offset and size of each layer.
+    layers: HashMap<Digest, (u64, u64)>,
+}
+
+impl DockerArchive {
+    pub(crate) async fn open(tar: Tarball, wanted: Option<&str>) -> Result<Self> {
+        let bytes = tar.small("manifest.json", MAX_DOCUMENT).await?;
+        let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|error| {
+            ErrorKind::InvalidInput
+                .err("manifest.json cannot be read")
+                .with_source(error)
+        })?;
+        let item = pick(items, wanted)?;
+        let config: Bytes = tar.small(&item.config, MAX_DOCUMENT).await?.into();
+        let diff_ids = Config::parse(&config)?.diff_ids;
+        let files = item.layers.unwrap_or_default();
+        if files.len() != diff_ids.len() {
+            let what = format!("{} layers for a config of {}", files.len(), diff_ids.len());
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
+        let mut layers = HashMap::new();
+        let mut listed = Vec::new();
+        for (file, diff_id) in files.iter().zip(diff_ids) {
+            let (offset, size) = tar.place(file)?;
+            let start = tar.part(offset, size.min(10)).await?;
+            let compression = Compression::detect(&start);
+            if compression != Compression::None {
+                let what = format!("layer {file:?} with {compression} compression; try oci-archive:");
+                return Err(ErrorKind::NotSupported.err(what));
+            }
+            listed.push(Descriptor {
+                media_type: LAYER_TYPE,
+                size,
+                digest: diff_id.clone(),
+            });
+            layers.insert(diff_id, (offset, size));
+        }
+        let made_up = MadeUp {
+            schema_version: 2,
+            media_type: DOCKER_MANIFEST,
+            config: Descriptor {
+                media_type: DOCKER_CONFIG,
+                size: config.len() as u64,
+                digest: Digest::sha256(&config),
+            },
+            layers: listed,
+        };
+        let bytes = serde_json::to_vec(&made_up).map_err(|error| {
+            ErrorKind::InvalidInput
+                .err("making a manifest")
+                .with_source(error)
+        })?;
+        let names = item.repo_tags.unwrap_or_default();
+        Ok(Self {
+            tar,
+            manifest: Fetched {
+                digest: Digest::sha256(&bytes),
+                bytes: bytes.into(),
+                media_type: Some(DOCKER_MANIFEST.into()),
+            },
+            config,
+            names: names.iter().map(|name| full_name(name)).collect::<Result<_>>()?,
+            layers,
+        })
+    }
+
+    /// A layer as a stream.
+    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BoxReader> {
+        let Some((offset, size)) = self.layers.get(&blob.digest) else {
+            return Err(ErrorKind::NotFound.err(format!("layer {}", blob.digest)));
+        };
+        Ok(Box::pin(self.tar.stream(*offset, *size).await?))
+    }
+}
+
+/// The image that is meant.
+fn pick(mut items: Vec<Item>, wanted: Option<&str>) -> Result<Item> {
+    let Some(wanted) = wanted else {
+        return match (items.pop(), items.len()) {
+            (Some(item), 0) => Ok(item),
+            (None, _) => Err(ErrorKind::NotFound.err("an archive without images")),
+            (Some(_), more) => {
+                Err(ErrorKind::InvalidInput.err(format!("there are {} images, say which", more + 1)))
+            }
+        };
+    };
+    let wanted = full_name(wanted)?;
+    let has = |item: &Item| {
+        let names = item.repo_tags.iter().flatten();
+        names
+            .filter_map(|name| full_name(name).ok())
+            .any(|name| name == wanted)
+    };
+    let found = items.into_iter().find(has);
+    found.ok_or_else(|| ErrorKind::NotFound.err(format!("image {wanted:?}")))
+}

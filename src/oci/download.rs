@@ -1,0 +1,257 @@
+//! One blob on its way from a registry: a stream that mends itself.
+//!
+//! A connection that breaks, stalls, or ends early is made again from where it broke. With a partial file the bytes
+//! are kept as they pass; what a former attempt has kept is read from there first, so nothing of it is sent again.
+//! The whole blob is verified by who reads the stream, before anything of it counts.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use futures::stream::{BoxStream, StreamExt as _};
+use reqwest::header::CONTENT_RANGE;
+use reqwest::{Response, StatusCode};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::manifest::Blob;
+use super::partial::Partial;
+use super::progress::Meter;
+use super::registry::{Repository, failed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::BoxReader;
+
+/// The state of a transfer.
+pub(crate) struct Transfer {
+    repository: Arc<Repository>,
+    blob: Blob,
+    meter: Meter,
+    /// Bytes handed on.
+    offset: u64,
+    /// The answer that is being read.
+    body: Option<Response>,
+    /// Bytes of the answer that were handed on before, since it does not begin where it should.
+    skip: u64,
+    /// Attempts in a row that brought nothing.
+    failures: u32,
+    partial: Option<Partial>,
+}
+
+impl Transfer {
+    /// A stream of the blob. Nothing is asked for before it is read.
+    pub(crate) fn start(
+        repository: Arc<Repository>,
+        blob: Blob,
+        meter: Meter,
+        partial: Option<Partial>,
+    ) -> BoxReader {
+        let transfer = Self {
+            repository,
+            blob,
+            meter,
+            offset: 0,
+            body: None,
+            skip: 0,
+            failures: 0,
+            partial,
+        };
+        let stream = futures::stream::try_unfold(transfer, |mut transfer| async move {
+            let chunk = transfer.next().await.map_err(Error::into_io)?;
+            Ok::<_, io::Error>(chunk.map(|chunk| (chunk, transfer)))
+        });
+        Box::pin(Chunks {
+            stream: stream.boxed(),
+            current: Bytes::new(),
+        })
+    }
+
+    /// The next bytes; `None` at the end of the blob.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        if let Some(partial) = &mut self.partial
+            && let Some(kept) = partial.read_back().await?
+        {
+            self.offset += kept.len() as u64;
+            return Ok(Some(kept));
+        }
+        loop {
+            if self.offset == self.blob.size {
+                self.end().await?;
+                return Ok(None);
+            }
+            let error = match self.chunk().await {
+                Ok(Some(chunk)) => {
+                    self.failures = 0;
+                    self.meter.add(chunk.len() as u64);
+                    self.offset += chunk.len() as u64;
+                    if let Some(partial) = &mut self.partial {
+                        partial.keep(&chunk).await;
+                    }
+                    return Ok(Some(chunk));
+                }
+                Ok(None) => {
+                    let what = format!(
+                        "{} ends after {} of {} bytes",
+                        self.blob.digest, self.offset, self.blob.size
+                    );
+                    ErrorKind::Registry.err(what)
+                }
+                // What is wrong will not be right the next time.
+                Err(error) if error.kind() == ErrorKind::DigestMismatch => return Err(error),
+                Err(error) if self.body.is_none() => return Err(error),
+                Err(error) => error,
+            };
+            self.body = None;
+            self.failures += 1;
+            let reason = error.chain();
+            let wait = self.repository.wait(self.failures, None);
+            if self.failures <= self.repository.options.retries {
+                self.meter.retrying(wait, reason);
+            }
+            self.repository.pause(self.failures, None, error).await?;
+        }
+    }
+
+    /// More of the current answer, or of a new one; `None` at its end.
+    async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let body = match &mut self.body {
+                Some(body) => body,
+                None => {
+                    let response = self.repository.blob_from(&self.blob.digest, self.offset).await?;
+                    self.skip = self.check(&response)?;
+                    self.body.insert(response)
+                }
+            };
+            let chunk = body.chunk().await;
+            let Some(mut chunk) =
+                chunk.map_err(|error| failed(format!("receiving {}", self.blob.digest), error))?
+            else {
+                return Ok(None);
+            };
+            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(chunk.len());
+            chunk.advance(skipped);
+            self.skip -= skipped as u64;
+            if chunk.len() as u64 > self.blob.size - self.offset {
+                return Err(self.wrong_size("more"));
+            }
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
+            }
+        }
+    }
+
+    /// Looks at the headers of an answer. Returns how many of its bytes are known already.
+    fn check(&self, response: &Response) -> Result<u64> {
+        let total = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response
+                    .headers()
+                    .get(CONTENT_RANGE)
+                    .and_then(|value| value.to_str().ok());
+                let (start, total) = range.and_then(parse_range).ok_or_else(|| {
+                    let what = format!("receiving {}: a part without a range", self.blob.digest);
+                    ErrorKind::Registry.err(what)
+                })?;
+                if start != self.offset {
+                    let what = format!(
+                        "receiving {}: a part from {start} on, expected {}",
+                        self.blob.digest, self.offset
+                    );
+                    return Err(ErrorKind::Registry.err(what));
+                }
+                return match total {
+                    Some(total) if total != self.blob.size => Err(self.wrong_size(&total.to_string())),
+                    _ => Ok(0),
+                };
+            }
+            _ => response.content_length(),
+        };
+        match total {
+            Some(total) if total != self.blob.size => Err(self.wrong_size(&total.to_string())),
+            // The registry knows no ranges: read over what is here.
+            _ => Ok(self.offset),
+        }
+    }
+
+    fn wrong_size(&self, found: &str) -> Error {
+        let what = format!(
+            "the registry sends {found} bytes for {}, expected {}",
+            self.blob.digest, self.blob.size
+        );
+        ErrorKind::DigestMismatch.err(what)
+    }
+
+    /// All bytes were handed on: nothing may follow.
+    async fn end(&mut self) -> Result<()> {
+        self.meter.tell();
+        if let Some(mut body) = self.body.take() {
+            // A connection that breaks now has brought all that it should.
+            if matches!(body.chunk().await, Ok(Some(chunk)) if !chunk.is_empty()) {
+                return Err(self.wrong_size("more"));
+            }
+        }
+        if let Some(partial) = &mut self.partial {
+            partial.flush().await;
+        }
+        Ok(())
+    }
+}
+
+/// Start and total of a `Content-Range`, `bytes 5-9/10`.
+fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _end) = range.split_once('-')?;
+    let total = match total {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    Some((start.parse().ok()?, total))
+}
+
+/// A stream of chunks as a reader.
+struct Chunks {
+    stream: BoxStream<'static, io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl AsyncRead for Chunks {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.current.is_empty() {
+            match ready!(self.stream.poll_next_unpin(cx)) {
+                Some(Ok(chunk)) => self.current = chunk,
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = self.current.len().min(buffer.remaining());
+        buffer.put_slice(self.current.get(..count).unwrap_or_default());
+        self.current.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_strictly() {
+        assert_eq!(parse_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(parse_range("bytes 0-0/*"), Some((0, None)));
+        for bad in [
+            "5-9/10",
+            "bytes */10",
+            "bytes 5/10",
+            "bytes x-9/10",
+            "bytes 5-9/x",
+            "bytes 5-9",
+        ] {
+            assert_eq!(parse_range(bad), None, "{bad}");
+        }
+    }
+}

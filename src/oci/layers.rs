@@ -1,0 +1,342 @@
+//! The layers of one image: what is there is reused, the rest is transferred and unpacked side by side.
+//!
+//! Each missing layer has a task of its own. It takes, in this order:
+//!
+//! 1. the flight of the *layer* (by ID, so by all that is below it): whoever has it makes the layer. A layer's ID
+//!    depends on those below, never the other way, so holders wait for each other only downwards;
+//! 2. the flight of the *diff*: whoever has it transfers the blob, others copy from its layer afterwards. It is held
+//!    while waiting for the layer below only if that is there already. So two images with the same diffs in another
+//!    order cannot wait for each other for ever; at worst a blob is transferred twice;
+//! 3. a place among the downloads, then one among the unpackers. Nobody who has one waits for a flight.
+//!
+//! When it is unpacked it waits for the layer below, and takes its place in the store.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::Instrument as _;
+
+use super::manifest::{self, Blob};
+use super::progress::BlobState;
+use super::puller::Shared;
+use super::source::Source;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
+use crate::store::Store;
+use crate::store::stage_diff::StagedDiff;
+use crate::store::views::Layer;
+
+/// How the layers came about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) transferred: usize,
+    pub(crate) reused: usize,
+}
+
+/// The ID of a layer as soon as it is in the store.
+type Ready = watch::Receiver<Option<String>>;
+
+/// Why a task ended without a layer.
+enum Failure {
+    Own(Error),
+    /// A layer that it waited for failed, and says why itself.
+    Below,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Own(error)
+    }
+}
+
+/// Makes sure that all layers are in the store. Returns the ID of the top one.
+pub(crate) async fn ensure(
+    shared: &Arc<Shared>,
+    source: &Source,
+    blobs: Vec<Blob>,
+    diff_ids: Vec<Digest>,
+) -> Result<(Option<String>, Tally)> {
+    let mut tally = Tally::default();
+    let mut top = None;
+    for (blob, diff_id) in blobs.iter().zip(&diff_ids) {
+        let Some(layer) = find(&shared.store, top.as_deref(), diff_id).await? else {
+            break;
+        };
+        let item = layer.id().to_owned();
+        shared
+            .options
+            .progress
+            .blob(&blob.digest, || BlobState::Reused { item });
+        top = Some(layer.id().to_owned());
+        tally.reused += 1;
+    }
+    let base = top.clone();
+    let mut tasks = JoinSet::new();
+    let mut ready: Vec<Option<Ready>> = vec![None; tally.reused];
+    let mut expected = top.clone();
+    let mut below = None;
+    let repeated = manifest::repeated(&diff_ids);
+    for ((blob, diff_id), same) in blobs.into_iter().zip(diff_ids).zip(repeated).skip(tally.reused) {
+        let (done, is_ready) = watch::channel(None);
+        let id = manifest::layer_id(expected.as_deref(), &diff_id);
+        let job = Job {
+            shared: Arc::clone(shared),
+            source: source.clone(),
+            blob,
+            diff_id,
+            base: base.clone(),
+            parent: expected.replace(id.clone()),
+            id,
+            below: below.replace(is_ready.clone()),
+            same: same.and_then(|index| ready.get(index).cloned().flatten()),
+        };
+        ready.push(Some(is_ready));
+        tasks.spawn(Box::pin(async move { job.run(done).await }.in_current_span()));
+    }
+    // The set aborts what is left in it when this future is dropped or fails.
+    let mut failed = false;
+    while let Some(joined) = tasks.join_next().await {
+        match joined {
+            Ok(Ok(transferred)) if transferred => tally.transferred += 1,
+            Ok(Ok(_reused)) => tally.reused += 1,
+            Ok(Err(Failure::Own(error))) => return Err(error),
+            Ok(Err(Failure::Below)) => failed = true,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_aborted) => failed = true,
+        }
+    }
+    if failed {
+        return Err(ErrorKind::Cancelled.err("the runtime is shutting down"));
+    }
+    if let Some(ready) = below {
+        top.clone_from(&ready.borrow());
+    }
+    Ok((top, tally))
+}
+
+/// The layer with this diff on exactly this parent, with the owners that a new one would have.
+async fn find(store: &Store, parent: Option<&str>, diff_id: &Digest) -> Result<Option<Layer>> {
+    let id = manifest::layer_id(parent, diff_id);
+    let mut found = same_diff(store, diff_id).await?;
+    found.retain(|layer| layer.parent() == parent);
+    if let Some(layer) = found.iter().find(|layer| layer.id() == id) {
+        return Ok(Some(layer.clone()));
+    }
+    // Copies for containers with other owners have the same parent and diff.
+    let owners = store.choose_mappings(&IdMappingOptions::default(), None)?;
+    Ok(found
+        .into_iter()
+        .find(|layer| layer.uid_map() == owners.uids && layer.gid_map() == owners.gids))
+}
+
+/// All layers with this diff.
+async fn same_diff(store: &Store, diff_id: &Digest) -> Result<Vec<Layer>> {
+    match store.layers_by_uncompressed_digest(diff_id).await {
+        Ok(layers) => Ok(layers),
+        Err(error) if error.kind() == ErrorKind::LayerUnknown => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// One missing layer.
+struct Job {
+    shared: Arc<Shared>,
+    source: Source,
+    blob: Blob,
+    diff_id: Digest,
+    /// The highest layer of the image that was there at the beginning.
+    base: Option<String>,
+    /// ID of the layer below, if that gets the ID that it should.
+    parent: Option<String>,
+    /// ID of this layer, likewise.
+    id: String,
+    /// The layer below, if it is being made.
+    below: Option<Ready>,
+    /// A lower layer of the image with the same diff.
+    same: Option<Ready>,
+}
+
+async fn wait(ready: &Ready) -> Result<Option<String>, Failure> {
+    let mut ready = ready.clone();
+    let id = ready.wait_for(Option::is_some).await;
+    id.map(|id| id.clone()).map_err(|_sender_gone| Failure::Below)
+}
+
+impl Job {
+    /// Makes the layer, unless somebody else does. Returns whether its blob was transferred.
+    async fn run(self, done: watch::Sender<Option<String>>) -> Result<bool, Failure> {
+        let store = &self.shared.store;
+        let _flight = store.flight(&format!("layer-{}", self.id)).await?;
+        if let Some(layer) = find(store, self.parent.as_deref(), &self.diff_id).await? {
+            return Ok(self.reused(&layer, &done));
+        }
+        if let Some(same) = &self.same {
+            wait(same).await?;
+        }
+        // A driver that keeps whole trees needs the one below first.
+        let on = if store.stages_apart() {
+            self.base.clone()
+        } else {
+            self.place().await?
+        };
+        let key = format!("diff-{}-{}", self.diff_id.algorithm(), self.diff_id.encoded());
+        let mut diff_flight = Some(store.flight(&key).await?);
+        let (staged, transferred) = self.unpack(on.as_deref()).await?;
+        let progress = &self.shared.options.progress;
+        progress.blob(&self.blob.digest, || BlobState::Unpacked);
+        if self.below.as_ref().is_some_and(|below| below.borrow().is_none()) {
+            drop(diff_flight.take());
+        }
+        let parent = self.place().await?;
+        let id = manifest::layer_id(parent.as_deref(), &self.diff_id);
+        match store
+            .commit_diff(parent.as_deref(), self.options(Some(&id)), staged)
+            .await
+        {
+            Ok(_put) => {}
+            // A program that takes no part in flights was quicker.
+            Err(error) if error.kind() == ErrorKind::DuplicateId => {
+                match find(store, parent.as_deref(), &self.diff_id).await? {
+                    Some(layer) => return Ok(self.reused(&layer, &done)),
+                    None => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(partials) = &self.shared.partials {
+            partials.discard(&self.blob.digest).await;
+        }
+        let layer = id.clone();
+        progress.blob(&self.blob.digest, || BlobState::Committed { layer });
+        done.send_replace(Some(id));
+        Ok(transferred)
+    }
+
+    fn reused(&self, layer: &Layer, done: &watch::Sender<Option<String>>) -> bool {
+        let item = layer.id().to_owned();
+        let progress = &self.shared.options.progress;
+        progress.blob(&self.blob.digest, || BlobState::Reused { item });
+        done.send_replace(Some(layer.id().to_owned()));
+        false
+    }
+
+    /// The ID of the layer below, once it is there.
+    async fn place(&self) -> Result<Option<String>, Failure> {
+        match &self.below {
+            Some(below) => wait(below).await,
+            None => Ok(self.base.clone()),
+        }
+    }
+
+    fn options(&self, id: Option<&str>) -> LayerOptions {
+        let mut options = LayerOptions::default().verify_diff_digest(self.diff_id.clone());
+        options.id = id.unwrap_or_default().to_owned();
+        options.original_digest = Some(self.blob.digest.clone());
+        options.original_size = Some(self.blob.size);
+        options
+    }
+
+    /// Unpacks the diff, from a layer that has it or from the source. Returns whether it was transferred.
+    async fn unpack(&self, on: Option<&str>) -> Result<(StagedDiff, bool)> {
+        if let Some(layer) = same_diff(&self.shared.store, &self.diff_id).await?.first() {
+            match self.copy(on, layer.id()).await {
+                Ok(staged) => return Ok((staged, false)),
+                // Its files may have been changed, or it was deleted just now.
+                Err(error) => {
+                    tracing::warn!(layer = layer.id(), error = %error.chain(), "cannot copy a layer, fetching it");
+                }
+            }
+        }
+        let _download = self.shared.download(&self.source).await?;
+        let _unpacker = self.shared.unpacker().await?;
+        let staged = self.transfer(on).await?;
+        Ok((staged, true))
+    }
+
+    async fn copy(&self, on: Option<&str>, layer: &str) -> Result<StagedDiff> {
+        let _unpacker = self.shared.unpacker().await?;
+        let store = &self.shared.store;
+        let stream = store.diff(None, layer, DiffOptions::uncompressed()).await?;
+        // The blob's digest is for the record; it cannot be checked here, so the diff's is.
+        let mut options = self.options(None);
+        options.verify = false;
+        let checked = Checked {
+            inner: Box::pin(stream),
+            hasher: Some(Hasher::like(&self.diff_id)),
+            expected: self.diff_id.clone(),
+        };
+        store.stage_diff(on, &options, Box::pin(checked)).await
+    }
+
+    async fn transfer(&self, on: Option<&str>) -> Result<StagedDiff> {
+        let blob = &self.blob;
+        loop {
+            let partial = match &self.shared.partials {
+                Some(partials) if self.source.is_remote() => partials.open(&blob.digest, blob.size).await,
+                _ => None,
+            };
+            let kept = partial.as_ref().map_or(0, |partial| partial.kept());
+            let stream = self
+                .source
+                .blob(blob, &self.shared.options.progress, partial)
+                .await?;
+            let staged = self
+                .shared
+                .store
+                .stage_diff(on, &self.options(None), stream)
+                .await;
+            let error = match staged {
+                Ok(staged) => return Ok(staged),
+                Err(error) => error,
+            };
+            let wrong = matches!(
+                error.kind(),
+                ErrorKind::DigestMismatch | ErrorKind::InvalidArchive
+            );
+            if wrong && let Some(partials) = &self.shared.partials {
+                partials.discard(&blob.digest).await;
+                if kept > 0 {
+                    tracing::warn!(blob = %blob.digest, error = %error.chain(), "what was kept of it is wrong");
+                    continue;
+                }
+            }
+            return Err(error.context(format!("layer {}", blob.digest)));
+        }
+    }
+}
+
+/// A stream that fails at its end if it was not what it should be.
+struct Checked {
+    inner: BoxReader,
+    hasher: Option<Hasher>,
+    expected: Digest,
+}
+
+impl AsyncRead for Checked {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(self.inner.as_mut().poll_read(cx, buffer))?;
+        let bytes = buffer.filled().get(before..).unwrap_or_default();
+        if bytes.is_empty() && buffer.remaining() > 0 {
+            if let Some(found) = self.hasher.take().map(Hasher::finish)
+                && found != self.expected
+            {
+                let what = format!("the copied diff has digest {found}, expected {}", self.expected);
+                return Poll::Ready(Err(ErrorKind::DigestMismatch.err(what).into_io()));
+            }
+        } else if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,108 @@
+//! An OCI image layout as a source: `index.json` and `blobs/ALGORITHM/HEX`.
+
+use std::path::PathBuf;
+
+use oci_spec::image::{Descriptor, ImageIndex};
+
+use super::files;
+use super::manifest::{Blob, MAX_DOCUMENT};
+use super::tarball::Tarball;
+use crate::bridge;
+use crate::digest::Digest;
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::options::BoxReader;
+
+/// The annotation of an index entry that names it.
+pub(crate) const NAME: &str = "org.opencontainers.image.ref.name";
+
+/// A layout: a directory, or a tar file of one.
+#[derive(Clone, Debug)]
+pub(crate) enum Layout {
+    Directory(PathBuf),
+    Tar(Tarball),
+}
+
+/// Path of a blob in a layout.
+pub(crate) fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.encoded())
+}
+
+impl Layout {
+    /// The digest of the image that is meant, and its name in the layout.
+    pub(crate) async fn find(&self, name: Option<&str>) -> Result<(Digest, Option<String>)> {
+        let bytes = self.small("index.json").await?;
+        let index: ImageIndex = serde_json::from_slice(&bytes).map_err(|error| {
+            ErrorKind::InvalidInput
+                .err("index.json cannot be read")
+                .with_source(error)
+        })?;
+        pick(&index, name).context(|| "looking for an image in the layout".into())
+    }
+
+    async fn small(&self, file: &str) -> Result<Vec<u8>> {
+        match self {
+            Self::Directory(dir) => files::read_small(dir.join(file), MAX_DOCUMENT).await,
+            Self::Tar(tar) => tar.small(file, MAX_DOCUMENT).await,
+        }
+    }
+
+    /// A manifest or another document; not verified.
+    pub(crate) async fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.small(&blob_path(digest)).await
+    }
+
+    /// A blob as a stream; not verified.
+    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BoxReader> {
+        let (name, size) = (blob_path(&blob.digest), blob.size);
+        let check = move |found: u64, digest: &Digest| match found == size {
+            true => Ok(()),
+            false => {
+                Err(ErrorKind::DigestMismatch.err(format!("{digest} has {found} bytes, expected {size}")))
+            }
+        };
+        match self {
+            Self::Directory(dir) => {
+                let (path, digest) = (dir.join(name), blob.digest.clone());
+                let file = bridge::run(move || {
+                    let file = files::open_regular(&path)?;
+                    check(file.metadata().at("looking at", &path)?.len(), &digest)?;
+                    Ok(file)
+                })
+                .await?;
+                Ok(Box::pin(files::stream(file, 0, size)))
+            }
+            Self::Tar(tar) => {
+                let (offset, found) = tar.place(&name)?;
+                check(found, &blob.digest)?;
+                Ok(Box::pin(tar.stream(offset, size).await?))
+            }
+        }
+    }
+}
+
+/// The entry of a layout's index that is meant, and its name.
+pub(crate) fn pick(index: &ImageIndex, name: Option<&str>) -> Result<(Digest, Option<String>)> {
+    let name_of = |entry: &Descriptor| {
+        entry
+            .annotations()
+            .as_ref()
+            .and_then(|all| all.get(NAME).cloned())
+    };
+    let entries = index.manifests();
+    let found = match (name, entries.len()) {
+        (None, 1) => entries.first(),
+        (None, 0) => return Err(ErrorKind::NotFound.err("an empty layout")),
+        (None, count) => {
+            let names: Vec<String> = entries.iter().filter_map(name_of).collect();
+            let what = format!("there are {count} images, say which: {}", names.join(", "));
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
+        (Some(wanted), _) => entries
+            .iter()
+            .find(|entry| name_of(entry).as_deref() == Some(wanted)),
+    };
+    match found {
+        Some(entry) => Ok((entry.digest().to_string().parse()?, name_of(entry))),
+        None => Err(ErrorKind::NotFound.err(format!("image {:?}", name.unwrap_or_default()))),
+    }
+}

@@ -1,0 +1,357 @@
+//! Manifests, indexes and configs: read from hostile bytes, without I/O.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use serde::Deserialize;
+
+use super::platform::Platform;
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::record::time::Time;
+
+/// What is accepted for a manifest or an index.
+pub(crate) const MANIFEST_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    OCI_MANIFEST,
+    DOCKER_MANIFEST,
+];
+
+/// An image manifest of OCI.
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An image manifest of Docker, version 2.
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// The config of an image of OCI.
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// The config of an image of Docker.
+pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// Longest manifest or config that is read, as elsewhere in the trade.
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// More layers than any driver could stack.
+const MAX_LAYERS: usize = 1000;
+
+/// A blob as a manifest names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Blob {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) media_type: String,
+}
+
+impl Blob {
+    fn from_descriptor(descriptor: &Descriptor) -> Result<Self> {
+        Ok(Self {
+            digest: descriptor.digest().to_string().parse()?,
+            size: descriptor.size(),
+            media_type: descriptor.media_type().to_string(),
+        })
+    }
+}
+
+/// An image manifest.
+#[derive(Clone, Debug)]
+pub(crate) struct Manifest {
+    pub(crate) media_type: String,
+    pub(crate) config: Blob,
+    pub(crate) layers: Vec<Blob>,
+}
+
+/// A manifest or a list of them.
+#[derive(Clone, Debug)]
+pub(crate) enum Document {
+    Image(Manifest),
+    Index(ImageIndex),
+}
+
+/// The fields by which documents are told apart.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Probe {
+    #[serde(default)]
+    schema_version: i64,
+    media_type: Option<String>,
+    manifests: Option<serde::de::IgnoredAny>,
+    layers: Option<serde::de::IgnoredAny>,
+    fs_layers: Option<serde::de::IgnoredAny>,
+}
+
+fn unreadable(what: &str, error: serde_json::Error) -> crate::error::Error {
+    ErrorKind::InvalidInput
+        .err(format!("{what} cannot be read"))
+        .with_source(error)
+}
+
+/// Reads a manifest or an index. `claimed` is what the source says it is.
+pub(crate) fn parse(bytes: &[u8], claimed: Option<&str>) -> Result<Document> {
+    let refuse = |why: &str| Err(ErrorKind::NotSupported.err(why.to_owned()));
+    let probe: Probe = serde_json::from_slice(bytes).map_err(|error| unreadable("the manifest", error))?;
+    if probe.schema_version != 2 || probe.fs_layers.is_some() {
+        return refuse("manifests of schema version 1");
+    }
+    let is_index = match (probe.manifests.is_some(), probe.layers.is_some()) {
+        (true, false) => true,
+        (false, true) => false,
+        // One that can be read both ways would mean different things to different readers.
+        (true, true) => return Err(ErrorKind::InvalidInput.err("a manifest with both layers and manifests")),
+        (false, false) => return refuse("a manifest with neither layers nor manifests"),
+    };
+    let media_type = probe.media_type.as_deref().or(claimed).unwrap_or(OCI_MANIFEST);
+    let says_index = media_type.contains("index") || media_type.contains("manifest.list");
+    if media_type != "application/json" && probe.media_type.is_some() && says_index != is_index {
+        return Err(
+            ErrorKind::InvalidInput.err(format!("a manifest that is not the {media_type:?} it says it is"))
+        );
+    }
+    if is_index {
+        let index = serde_json::from_slice(bytes).map_err(|error| unreadable("the index", error))?;
+        return Ok(Document::Index(index));
+    }
+    let manifest: ImageManifest =
+        serde_json::from_slice(bytes).map_err(|error| unreadable("the manifest", error))?;
+    let config = Blob::from_descriptor(manifest.config())?;
+    if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config.media_type.as_str()) {
+        let what = format!(
+            "an artifact of type {:?} is no container image",
+            config.media_type
+        );
+        return Err(ErrorKind::NotSupported.err(what));
+    }
+    let layers = manifest.layers();
+    if layers.len() > MAX_LAYERS {
+        return Err(ErrorKind::InvalidInput.err(format!("an image with {} layers", layers.len())));
+    }
+    let layers: Vec<Blob> = layers.iter().map(Blob::from_descriptor).collect::<Result<_>>()?;
+    if let Some(layer) = layers
+        .iter()
+        .find(|layer| layer.media_type.contains("+encrypted"))
+    {
+        return Err(ErrorKind::NotSupported.err(format!("encrypted layer {}", layer.digest)));
+    }
+    let media_type = if media_type == "application/json" {
+        OCI_MANIFEST
+    } else {
+        media_type
+    };
+    Ok(Document::Image(Manifest {
+        media_type: media_type.to_owned(),
+        config,
+        layers,
+    }))
+}
+
+/// The manifest of an index that fits the platform best; the first of equals.
+pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Blob> {
+    let mut best: Option<(usize, &Descriptor)> = None;
+    let mut offers = Vec::new();
+    for descriptor in index.manifests() {
+        let offered = match descriptor.platform() {
+            Some(platform) => Platform {
+                os: platform.os().to_string(),
+                architecture: platform.architecture().to_string(),
+                variant: platform.variant().clone(),
+            },
+            // Without a word on platforms the only image is meant for everybody.
+            None if index.manifests().len() == 1 => wanted.clone(),
+            None => continue,
+        };
+        if let Some(rank) = wanted.rank(&offered)
+            && best.is_none_or(|(known, _)| rank < known)
+        {
+            best = Some((rank, descriptor));
+        }
+        offers.push(offered.to_string());
+    }
+    match best {
+        Some((_, descriptor)) => Blob::from_descriptor(descriptor),
+        None => {
+            let what = format!("no image for {wanted} among those for {}", offers.join(", "));
+            Err(ErrorKind::NotFound.err(what))
+        }
+    }
+}
+
+/// What the store needs to know of a config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// When the image was made, if it says so.
+    pub(crate) created: Option<SystemTime>,
+    /// Digests of the uncompressed layers, lowest first.
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+impl Config {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Raw {
+            created: Option<String>,
+            rootfs: RootFs,
+        }
+        #[derive(Deserialize)]
+        struct RootFs {
+            // `null` is how Go writes an empty list.
+            diff_ids: Option<Vec<Digest>>,
+        }
+        let raw: Raw =
+            serde_json::from_slice(bytes).map_err(|error| unreadable("the image's config", error))?;
+        // The zero time of Go is no time.
+        let created = match raw.created.as_deref() {
+            None | Some("") => None,
+            Some(text) => Some(text.parse::<Time>()?).filter(|time| !time.is_go_zero()),
+        };
+        let created = created.map(|time| time.system_time());
+        Ok(Self {
+            created,
+            diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
+        })
+    }
+}
+
+/// The ID of the layer with this diff on `parent`, as image programs compute it.
+pub(crate) fn layer_id(parent: Option<&str>, diff_id: &Digest) -> String {
+    match parent {
+        None => diff_id.encoded().to_owned(),
+        Some(parent) => Digest::sha256(format!("{parent}+{}", diff_id.encoded()))
+            .encoded()
+            .to_owned(),
+    }
+}
+
+/// For each diff the index of an earlier one with the same digest.
+pub(crate) fn repeated(diff_ids: &[Digest]) -> Vec<Option<usize>> {
+    let mut first: HashMap<&Digest, usize> = HashMap::new();
+    diff_ids
+        .iter()
+        .enumerate()
+        .map(|(index, diff_id)| {
+            let known = *first.entry(diff_id).or_insert(index);
+            (known != index).then_some(known)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(text: &str) -> Digest {
+        Digest::sha256(text)
+    }
+
+    fn manifest(extra: &str) -> String {
+        format!(
+            r#"{{"schemaVersion":2,{extra}"config":{{"mediaType":"{OCI_CONFIG}","digest":"{}","size":3}},"layers":[]}}"#,
+            digest("config")
+        )
+    }
+
+    #[test]
+    fn documents_are_what_they_say_or_refused() {
+        let Document::Image(image) = parse(manifest("").as_bytes(), None).unwrap() else {
+            panic!("it is an image");
+        };
+        assert_eq!((image.config.digest, image.config.size), (digest("config"), 3));
+        for (text, kind) in [
+            (manifest(r#""manifests":[],"#), ErrorKind::InvalidInput),
+            (
+                manifest(r#""mediaType":"application/vnd.oci.image.index.v1+json","#),
+                ErrorKind::InvalidInput,
+            ),
+            (
+                manifest("").replace("image.config", "helm.config"),
+                ErrorKind::NotSupported,
+            ),
+            (
+                r#"{"schemaVersion":1,"fsLayers":[]}"#.into(),
+                ErrorKind::NotSupported,
+            ),
+            (r#"{"schemaVersion":2}"#.into(), ErrorKind::NotSupported),
+            (
+                manifest("").replace("\"size\":3", "\"size\":-3"),
+                ErrorKind::InvalidInput,
+            ),
+            ("{".into(), ErrorKind::InvalidInput),
+        ] {
+            assert_eq!(parse(text.as_bytes(), None).unwrap_err().kind(), kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_index_entry_for_the_platform_is_chosen() {
+        let entry = |name: &str, platform: &str| {
+            format!(
+                r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":1{platform}}}"#,
+                digest(name)
+            )
+        };
+        let platform =
+            |os: &str, arch: &str| format!(r#","platform":{{"os":"{os}","architecture":"{arch}"}}"#);
+        let index = |entries: &[String]| -> ImageIndex {
+            serde_json::from_str(&format!(
+                r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+                entries.join(",")
+            ))
+            .unwrap()
+        };
+        let two = index(&[
+            entry("unknown", &platform("unknown", "unknown")),
+            entry("arm", &platform("linux", "arm64")),
+            entry("amd", &platform("linux", "amd64")),
+        ]);
+        let chosen = |index: &ImageIndex, platform: &str| choose(index, &platform.parse().unwrap());
+        assert_eq!(chosen(&two, "linux/amd64").unwrap().digest, digest("amd"));
+        assert_eq!(chosen(&two, "linux/arm64").unwrap().digest, digest("arm"));
+        let error = chosen(&two, "linux/s390x").unwrap_err();
+        assert!(error.chain().contains("linux/arm64, linux/amd64"), "{error:?}");
+        assert_eq!(
+            chosen(&index(&[entry("only", "")]), "linux/amd64")
+                .unwrap()
+                .digest,
+            digest("only")
+        );
+        assert!(chosen(&index(&[entry("one", ""), entry("two", "")]), "linux/amd64").is_err());
+    }
+
+    #[test]
+    fn configs_give_diff_ids_and_a_date() {
+        let config = |created: &str| {
+            let text = format!(
+                r#"{{"created":{created},"rootfs":{{"diff_ids":["{}"]}}}}"#,
+                digest("a")
+            );
+            Config::parse(text.as_bytes())
+        };
+        let dated = config(r#""2020-01-02T03:04:05.5Z""#).unwrap();
+        assert_eq!(dated.diff_ids, [digest("a")]);
+        assert!(dated.created.is_some());
+        assert_eq!(config("null").unwrap().created, None);
+        assert_eq!(config(r#""0001-01-01T00:00:00Z""#).unwrap().created, None);
+        assert!(config(r#""yesterday""#).is_err());
+        assert!(Config::parse(br#"{"rootfs":{"diff_ids":["sha256:xyz"]}}"#).is_err());
+        assert!(
+            Config::parse(br#"{"rootfs":{"diff_ids":null}}"#)
+                .unwrap()
+                .diff_ids
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn layers_are_named_by_their_chain() {
+        let (a, b) = (digest("a"), digest("b"));
+        let first = layer_id(None, &a);
+        assert_eq!(first, a.encoded());
+        let second = layer_id(Some(&first), &b);
+        assert_eq!(
+            second,
+            Digest::sha256(format!("{}+{}", a.encoded(), b.encoded())).encoded()
+        );
+        assert_eq!(
+            repeated(&[a.clone(), b.clone(), a.clone(), a]),
+            [None, None, Some(0), Some(0)]
+        );
+    }
+}

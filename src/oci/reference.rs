@@ -1,0 +1,228 @@
+//! Naming an image: where it comes from or goes to.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use oci_client::Reference;
+
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where an image lies outside of the store, as image programs write it. Parsed from text:
+///
+/// ```
+/// use graphroot::oci::ImageRef;
+/// # fn main() -> graphroot::Result<()> {
+/// let registry: ImageRef = "docker://registry.example:5000/team/app:1.2".parse()?;
+/// let layout: ImageRef = "oci:/var/tmp/layout:latest".parse()?;
+/// let archives: [ImageRef; 2] = ["oci-archive:image.tar".parse()?, "docker-archive:saved.tar".parse()?];
+/// # drop((registry, layout, archives));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Text without one of these prefixes is taken for `docker://`, and a name without a host for one of `docker.io`.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageRef {
+    /// `docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST]`: in a registry.
+    Registry(RegistryRef),
+    /// `oci:DIRECTORY[:NAME]`: in an OCI image layout.
+    Layout {
+        /// The layout's directory.
+        dir: PathBuf,
+        /// Which image of the layout, if it has several.
+        name: Option<String>,
+    },
+    /// `oci-archive:FILE[:NAME]`: in a tar file of an OCI image layout.
+    OciArchive {
+        /// The tar file.
+        file: PathBuf,
+        /// Which image of the layout, if it has several.
+        name: Option<String>,
+    },
+    /// `docker-archive:FILE[:NAME[:TAG]]`: in a tar file as `docker save` writes it.
+    DockerArchive {
+        /// The tar file.
+        file: PathBuf,
+        /// Which image of the archive, if it has several.
+        name: Option<String>,
+    },
+}
+
+/// An image in a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryRef {
+    pub(crate) inner: Reference,
+}
+
+impl RegistryRef {
+    /// Host and port of the registry.
+    pub fn registry(&self) -> &str {
+        self.inner.registry()
+    }
+
+    /// The repository's name in the registry.
+    pub fn repository(&self) -> &str {
+        self.inner.repository()
+    }
+
+    /// The tag, unless a digest says which image is meant.
+    pub fn tag(&self) -> Option<&str> {
+        self.inner.tag().filter(|_| self.inner.digest().is_none())
+    }
+
+    /// The digest of the manifest that is meant.
+    pub fn digest(&self) -> Option<Digest> {
+        self.inner.digest().and_then(|digest| digest.parse().ok())
+    }
+}
+
+impl fmt::Display for RegistryRef {
+    /// The whole name; a tag beside a digest says nothing and is left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry(), self.repository())?;
+        match (self.inner.digest(), self.tag()) {
+            (Some(digest), _) => write!(f, "@{digest}"),
+            (None, Some(tag)) => write!(f, ":{tag}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+impl FromStr for RegistryRef {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let inner: Reference = text.parse().map_err(|error| {
+            ErrorKind::InvalidInput
+                .err(format!("image name {text:?}"))
+                .with_source(error)
+        })?;
+        if let Some(digest) = inner.digest() {
+            drop(digest.parse::<Digest>()?);
+        }
+        Ok(Self { inner })
+    }
+}
+
+impl FromStr for ImageRef {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let file_and_name = |rest: &str| -> Result<(PathBuf, Option<String>)> {
+            let (file, name) = match rest.split_once(':') {
+                Some((file, name)) => (file, Some(name.to_owned()).filter(|name| !name.is_empty())),
+                None => (rest, None),
+            };
+            if file.is_empty() {
+                return Err(ErrorKind::InvalidInput.err(format!("image reference {text:?} without a path")));
+            }
+            Ok((file.into(), name))
+        };
+        if let Some(name) = text.strip_prefix("docker://") {
+            return Ok(Self::Registry(name.parse()?));
+        }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            let (dir, name) = file_and_name(rest)?;
+            return Ok(Self::Layout { dir, name });
+        }
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            let (file, name) = file_and_name(rest)?;
+            return Ok(Self::OciArchive { file, name });
+        }
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (file, name) = file_and_name(rest)?;
+            return Ok(Self::DockerArchive { file, name });
+        }
+        Ok(Self::Registry(text.parse()?))
+    }
+}
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (prefix, path, name) = match self {
+            Self::Registry(reference) => return write!(f, "docker://{reference}"),
+            Self::Layout { dir, name } => ("oci", dir, name),
+            Self::OciArchive { file, name } => ("oci-archive", file, name),
+            Self::DockerArchive { file, name } => ("docker-archive", file, name),
+        };
+        write!(f, "{prefix}:{}", path.display())?;
+        match name {
+            Some(name) => write!(f, ":{name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A name as the store keeps it: with host and tag or digest.
+pub(crate) fn full_name(name: &str) -> Result<String> {
+    Ok(name.parse::<RegistryRef>()?.to_string())
+}
+
+/// A name that an archive gives an image: without a host it is one of this machine, not of a registry.
+pub(crate) fn own_name(name: &str) -> Result<String> {
+    let host = name.split_once('/').map(|(host, _)| host);
+    match host {
+        Some(host) if host == "localhost" || host.contains(['.', ':']) => full_name(name),
+        _ => full_name(&format!("localhost/{name}")),
+    }
+}
+
+/// The name that Podman gives to an image that it reads from a path.
+pub(crate) fn local_name(path: &Path) -> Result<String> {
+    let path = path.to_string_lossy();
+    let name = format!("localhost/{}", path.trim_start_matches('/'));
+    full_name(&name).map_err(|error| error.context("the path makes no image name, give one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_read_and_written() {
+        for (text, shown) in [
+            ("docker://127.0.0.1:5000/a/b:c", "docker://127.0.0.1:5000/a/b:c"),
+            ("docker://localhost:5000/a", "docker://localhost:5000/a:latest"),
+            ("busybox", "docker://docker.io/library/busybox:latest"),
+            ("quay.io/x/y:z", "docker://quay.io/x/y:z"),
+            ("oci:/some/dir", "oci:/some/dir"),
+            ("oci:dir:some/name:tag", "oci:dir:some/name:tag"),
+            ("oci-archive:f.tar:x", "oci-archive:f.tar:x"),
+            ("docker-archive:f.tar", "docker-archive:f.tar"),
+        ] {
+            assert_eq!(text.parse::<ImageRef>().unwrap().to_string(), shown);
+        }
+        let digest = Digest::sha256(b"x");
+        let pinned: ImageRef = format!("h.io/n:tag@{digest}").parse().unwrap();
+        assert_eq!(pinned.to_string(), format!("docker://h.io/n@{digest}"));
+        for bad in [
+            "",
+            "oci:",
+            "docker://",
+            "docker://h.io/UPPER",
+            "docker-archive::x",
+            "h.io/n@sha256:12",
+        ] {
+            assert_eq!(
+                bad.parse::<ImageRef>().unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_path_makes_a_local_name_if_it_can() {
+        assert_eq!(
+            local_name(Path::new("/tmp/x/oci")).unwrap(),
+            "localhost/tmp/x/oci:latest"
+        );
+        assert!(local_name(Path::new("/tmp/Upper")).is_err());
+        assert_eq!(own_name("ref").unwrap(), "localhost/ref:latest");
+        assert_eq!(own_name("localhost/a:b").unwrap(), "localhost/a:b");
+        assert_eq!(own_name("h.io/a").unwrap(), "h.io/a:latest");
+    }
+}

@@ -1,0 +1,170 @@
+//! Where an image comes from, opened.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::docker_archive::DockerArchive;
+use super::layout::Layout;
+use super::manifest::{Blob, MAX_DOCUMENT};
+use super::partial::Partial;
+use super::progress::{Meter, Progress};
+use super::reference::{self, ImageRef};
+use super::registry::{Registries, Repository};
+use super::tarball::Tarball;
+use crate::digest::{Digest, Hasher};
+use crate::error::{ErrorKind, Result};
+use crate::options::BoxReader;
+
+/// A source of one image.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Registry(Arc<Repository>),
+    Layout { layout: Layout, name: Option<String> },
+    Docker(Arc<DockerArchive>),
+}
+
+/// A manifest or index as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pub(crate) bytes: Bytes,
+    pub(crate) digest: Digest,
+    /// What the source says it is.
+    pub(crate) media_type: Option<String>,
+}
+
+impl Source {
+    pub(crate) async fn open(image: &ImageRef, registries: &Registries) -> Result<Self> {
+        match image {
+            ImageRef::Registry(reference) => {
+                Ok(Self::Registry(Arc::new(registries.repository(reference).await?)))
+            }
+            ImageRef::Layout { dir, name } => Ok(Self::Layout {
+                layout: Layout::Directory(dir.clone()),
+                name: name.clone(),
+            }),
+            ImageRef::OciArchive { file, name } => Ok(Self::Layout {
+                layout: Layout::Tar(Tarball::open(file).await?),
+                name: name.clone(),
+            }),
+            ImageRef::DockerArchive { file, name } => {
+                let tar = Tarball::open(file).await?;
+                Ok(Self::Docker(Arc::new(
+                    DockerArchive::open(tar, name.as_deref()).await?,
+                )))
+            }
+        }
+    }
+
+    /// What the image's reference names.
+    pub(crate) async fn top(&self) -> Result<Fetched> {
+        match self {
+            Self::Registry(repository) => repository.top().await,
+            Self::Layout { layout, name } => {
+                let (digest, _name) = layout.find(name.as_deref()).await?;
+                self.manifest(&digest).await
+            }
+            Self::Docker(archive) => Ok(archive.manifest.clone()),
+        }
+    }
+
+    /// A manifest by digest.
+    pub(crate) async fn manifest(&self, digest: &Digest) -> Result<Fetched> {
+        let fetched = match self {
+            Self::Registry(repository) => return repository.manifest(digest).await,
+            Self::Layout { layout, .. } => layout.document(digest).await?,
+            Self::Docker(archive) => archive.manifest.bytes.to_vec(),
+        };
+        check(&fetched, digest, "the manifest")?;
+        Ok(Fetched {
+            bytes: fetched.into(),
+            digest: digest.clone(),
+            media_type: None,
+        })
+    }
+
+    /// A small blob as a whole, verified.
+    pub(crate) async fn small(&self, blob: &Blob) -> Result<Bytes> {
+        if blob.size > MAX_DOCUMENT {
+            let what = format!("config {} of {} bytes is too long", blob.digest, blob.size);
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
+        let bytes: Bytes = match self {
+            Self::Registry(repository) => repository.small_blob(blob).await?,
+            Self::Layout { layout, .. } => layout.document(&blob.digest).await?.into(),
+            Self::Docker(archive) => archive.config.clone(),
+        };
+        check(&bytes, &blob.digest, "the config")?;
+        Ok(bytes)
+    }
+
+    /// Whether transfers are worth a place among the bounded downloads.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self, Self::Registry(_))
+    }
+
+    /// A layer's blob as a stream. What it brings is not verified here.
+    pub(crate) async fn blob(
+        &self,
+        blob: &Blob,
+        progress: &Progress,
+        partial: Option<Partial>,
+    ) -> Result<BoxReader> {
+        let kept = partial.as_ref().map_or(0, Partial::kept);
+        let meter = Meter::start(progress, &blob.digest, blob.size, kept);
+        let inner = match self {
+            Self::Registry(repository) => return Ok(repository.blob(blob, meter, partial)),
+            Self::Layout { layout, .. } => layout.blob(blob).await?,
+            Self::Docker(archive) => archive.blob(blob).await?,
+        };
+        Ok(Box::pin(Metered { inner, meter }))
+    }
+
+    /// The names that Podman would give the image.
+    pub(crate) async fn default_names(&self, image: &ImageRef) -> Result<Vec<String>> {
+        match (self, image) {
+            (_, ImageRef::Registry(reference)) => Ok(vec![reference.to_string()]),
+            (_, ImageRef::Layout { dir, .. }) => Ok(vec![reference::local_name(dir)?]),
+            (Self::Layout { layout, name }, _) => {
+                let (_digest, name) = layout.find(name.as_deref()).await?;
+                name.map(|name| reference::own_name(&name)).into_iter().collect()
+            }
+            (Self::Docker(archive), _) => Ok(archive.names.clone()),
+            (Self::Registry(_), _) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Checks a whole document.
+pub(crate) fn check(bytes: &[u8], digest: &Digest, what: &str) -> Result<()> {
+    let mut hasher = Hasher::like(digest);
+    hasher.update(bytes);
+    let found = hasher.finish();
+    if found == *digest {
+        return Ok(());
+    }
+    Err(ErrorKind::DigestMismatch.err(format!("{what} has digest {found}, expected {digest}")))
+}
+
+/// A stream whose bytes are counted.
+struct Metered {
+    inner: BoxReader,
+    meter: Meter,
+}
+
+impl tokio::io::AsyncRead for Metered {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let this = &mut *self;
+        let polled = this.inner.as_mut().poll_read(cx, buffer);
+        match buffer.filled().len() - before {
+            0 if polled.is_ready() => this.meter.tell(),
+            count => this.meter.add(count as u64),
+        }
+        polled
+    }
+}

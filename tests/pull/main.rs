@@ -1,0 +1,34 @@
+//! Pulling and pushing images: from real registries filled by real programs, from bad ones, and beside Podman.
+//!
+//! One file per behaviour, one binary; needs the feature `pull`. What is missing here is skipped loudly, as in
+//! `tests/it`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::print_stderr,
+    reason = "what was skipped and measured belongs to the output"
+)]
+
+#[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod library;
+mod records;
+mod registry;
+mod worker;
+
+/// A file that nobody lists would never run.
+#[test]
+fn every_file_is_listed() {
+    let listed = include_str!("main.rs");
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pull")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let module = name.strip_suffix(".rs").unwrap();
+        let is_listed = listed.lines().any(|line| line == format!("mod {module};"));
+        assert!(
+            module == "main" || is_listed,
+            "tests/pull/main.rs does not list {name}"
+        );
+    }
+}
