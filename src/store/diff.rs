@@ -181,7 +181,10 @@ impl Store {
             Some(row) => Some(row),
             None if to.parent.is_empty() => None,
             None => {
-                let parent = find(&to.parent).await?.map(|(row, _)| row);
+                // Exactly that one: another layer may have the ID of a lost parent for a name.
+                let parent = self
+                    .read_all_layer_stores(|_, table| Ok(hit(table.get(&to.parent).map(Arc::clone))))
+                    .await?;
                 let missing =
                     || ErrorKind::LayerUnknown.err(format!("locating parent layer {:?}", to.parent));
                 Some(parent.ok_or_else(missing)?)

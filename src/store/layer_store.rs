@@ -195,6 +195,14 @@ impl LayerStore {
         if full { sync_dir(&records) } else { Ok(()) }
     }
 
+    /// The layer with exactly this ID, as a record or an earlier look has it: another one may have it for a name.
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<LayerRow>> {
+        self.guard
+            .get(id)
+            .map(Arc::clone)
+            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")))
+    }
+
     /// Finds a layer by ID, name or ID prefix.
     pub(crate) fn find(&self, key: &str) -> Result<Arc<LayerRow>> {
         self.guard
@@ -280,7 +288,7 @@ impl LayerStore {
         drop(self.guard.table_mut().insert(row, location)?);
         self.guard.save()?;
         let made = self.make(&id, new).and_then(|()| {
-            record(&*self.find(&id)?)?;
+            record(&*self.get(&id)?)?;
             self.guard
                 .table_mut()
                 .update(&id, |row| row.set_incomplete(false))?;
@@ -292,7 +300,7 @@ impl LayerStore {
             }
             return Err(error.context(format!("creating layer {id:?}")));
         }
-        self.find(&id)
+        self.get(&id)
     }
 
     /// The driver's and the files' part of creating a layer.
@@ -361,7 +369,7 @@ impl LayerStore {
     pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
         let (mut doomed, mut marked) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
-            let row = self.find(id)?;
+            let row = self.get(id)?;
             // Before it is marked: what cannot be deleted would be marked for ever.
             crate::driver::check_id(&row.id)?;
             if !row.is_incomplete() {

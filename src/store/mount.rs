@@ -48,7 +48,7 @@ impl LayerKey {
 impl LayerStore {
     /// Mounts a layer or counts one more use of a mount that is there.
     pub(crate) fn mount(&mut self, id: &str, mut options: MountOptions) -> Result<PathBuf> {
-        let row = self.find(id)?;
+        let row = self.get(id)?;
         let mut mounts = self.inner.mounts.lock_blocking()?;
         let known = mounts.get(&row.id).cloned();
         if let Some(known) = &known
@@ -93,7 +93,7 @@ impl LayerStore {
     /// Undoes one mount. `force` counts all mounts as one; `conditional` makes "not mounted" an error. Returns
     /// whether it is still mounted.
     pub(crate) fn unmount(&mut self, id: &str, force: bool, conditional: bool) -> Result<bool> {
-        let row = self.find(id)?;
+        let row = self.get(id)?;
         let mut mounts = self.inner.mounts.lock_blocking()?;
         let known = mounts.get(&row.id).cloned().unwrap_or_default();
         let mut count = known.count;

@@ -229,6 +229,7 @@ impl Plan {
                 key,
                 commit: !self.rare,
             },
+            Verb::DeleteContainer if takes_from_below_a_mount(model, &key) => Operation::GarbageCollect,
             Verb::DeleteContainer => Operation::DeleteContainer(key),
             Verb::Delete if takes_from_below_a_mount(model, &key) => Operation::GarbageCollect,
             Verb::Delete => Operation::Delete(key),
@@ -361,8 +362,8 @@ impl Plan {
     }
 }
 
-/// Whether deleting this without asking takes a layer away from below a mounted one. What such a mount shows then is
-/// the kernel's business.
+/// Whether deleting this takes a layer away from below a mounted one, which nobody asks about (the layer of a container
+/// can be that of an image too). What such a mount shows then is the kernel's business.
 fn takes_from_below_a_mount(model: &Model, key: &str) -> bool {
     let mounted = || model.layers.0.iter().filter(|layer| layer.mounts > 0);
     let births = [

@@ -37,6 +37,13 @@ each_driver! {
         assert_eq!(kind(store.mounted("box").await), ErrorKind::LayerUnknown);
         assert_eq!(kind(store.unmount("box", false).await), ErrorKind::LayerUnknown);
         assert_eq!(store.container("box").await.unwrap().layer_id(), layer);
+
+        let base = store.put(None, "base", &[("file", "1")]).await;
+        store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
+        store.delete("base").await.unwrap();
+        store.create_layer(None, graphroot::LayerOptions::default().name(base.id())).await.unwrap();
+        assert_eq!(kind(store.mount_image("image", &[], "").await), ErrorKind::LayerUnknown);
+        assert_eq!(kind(store.unmount_image("image", false).await), ErrorKind::LayerUnknown);
     }
 
     async fn an_image_is_mounted_to_look_at(store) {
