@@ -7,8 +7,9 @@
 //!
 //! `ROOT` is a directory that does not exist yet, on the file system to measure; `LAYER_BLOB` a layer of some size,
 //! compressed or not. Needs root (overlay). Each line that is printed is a JSON object: `bench`, `n` (how many
-//! operations), `total_ms`, `per_us` (microseconds for one), for diffs also `bytes` (of one stream). Groups: `big`,
-//! `small`, `images`, `containers`, `open`, in this order, each on what the ones before have left.
+//! operations), `total_ms`, `per_us` and `cpu_us` (microseconds for one, as they pass and of all processors), for diffs
+//! also `bytes` (of one stream). Groups: `big`, `small`, `images`, `containers`, `open`, in this order, each on what the
+//! ones before have left.
 
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
@@ -131,23 +132,62 @@ async fn run(arguments: Arguments) -> Res<()> {
     Ok(())
 }
 
-/// Prints one line.
-fn report(bench: &str, count: usize, total: Duration, bytes: Option<u64>) {
-    let micros = total.as_secs_f64() * 1e6;
-    let per = micros / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    let bytes = bytes.map_or(String::new(), |bytes| format!(",\"bytes\":{bytes}"));
-    println!(
-        "{{\"bench\":\"{bench}\",\"n\":{count},\"total_ms\":{:.3},\"per_us\":{per:.2}{bytes}}}",
-        micros / 1e3
-    );
+/// Time that has passed, and time for which processors have worked for this process.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    wall: Duration,
+    processors: Duration,
 }
 
-/// Adds the time that `work` takes to `total`.
-async fn timed<T>(total: &mut Duration, work: impl Future<Output = T>) -> T {
-    let started = Instant::now();
-    let result = work.await;
-    *total += started.elapsed();
-    result
+impl Spent {
+    /// Adds what `work` takes.
+    async fn on<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let started = Clock::start();
+        let result = work.await;
+        let spent = started.stop();
+        self.wall += spent.wall;
+        self.processors += spent.processors;
+        result
+    }
+}
+
+/// When something began.
+struct Clock {
+    wall: Instant,
+    processors: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            wall: Instant::now(),
+            processors: processors(),
+        }
+    }
+
+    fn stop(&self) -> Spent {
+        Spent {
+            wall: self.wall.elapsed(),
+            processors: processors().saturating_sub(self.processors),
+        }
+    }
+}
+
+fn processors() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Prints one line.
+fn report(bench: &str, count: usize, total: Spent, bytes: Option<u64>) {
+    let per = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let bytes = bytes.map_or(String::new(), |bytes| format!(",\"bytes\":{bytes}"));
+    println!(
+        "{{\"bench\":\"{bench}\",\"n\":{count},\"total_ms\":{:.3},\"per_us\":{:.2},\"cpu_us\":{:.2}{bytes}}}",
+        total.wall.as_secs_f64() * 1e3,
+        per(total.wall),
+        per(total.processors),
+    );
 }
 
 async fn put_file(store: &Store, blob: &Path) -> Res<String> {
@@ -170,27 +210,29 @@ async fn drain(store: &Store, layer: &str, options: DiffOptions) -> Res<u64> {
 }
 
 async fn big_layers(store: &Store, blob: &Path) -> Res<()> {
-    let [mut put, mut diff, mut plain, mut delete] = [Duration::ZERO; 4];
+    let [mut put, mut diff, mut plain, mut delete] = [Spent::default(); 4];
     let (mut diff_bytes, mut plain_bytes) = (0, 0);
     for _ in 0..ROUNDS {
-        let layer = timed(&mut put, put_file(store, blob)).await?;
-        diff_bytes = timed(&mut diff, drain(store, &layer, DiffOptions::default())).await?;
-        plain_bytes = timed(&mut plain, drain(store, &layer, DiffOptions::uncompressed())).await?;
-        timed(&mut delete, store.delete_layer(&layer)).await?;
+        let layer = put.on(put_file(store, blob)).await?;
+        diff_bytes = diff.on(drain(store, &layer, DiffOptions::default())).await?;
+        plain_bytes = plain
+            .on(drain(store, &layer, DiffOptions::uncompressed()))
+            .await?;
+        delete.on(store.delete_layer(&layer)).await?;
     }
     report("put_big_layer", ROUNDS, put, None);
     report("diff_big_layer", ROUNDS, diff, Some(diff_bytes));
     report("diff_plain", ROUNDS, plain, Some(plain_bytes));
     report("delete_big_layer", ROUNDS, delete, None);
 
-    let started = Instant::now();
+    let started = Clock::start();
     let mut tasks = JoinSet::new();
     for _ in 0..BIG_TASKS {
         let (store, blob) = (store.clone(), blob.to_owned());
         tasks.spawn(async move { put_file(&store, &blob).await });
     }
     let layers = tasks.join_all().await;
-    report("put_big_layer_par4", BIG_TASKS, started.elapsed(), None);
+    report("put_big_layer_par4", BIG_TASKS, started.stop(), None);
     for layer in layers {
         store.delete_layer(&layer?).await?;
     }
@@ -227,16 +269,16 @@ async fn small_layers(store: &Store) -> Res<()> {
     }
     let rest = tars.split_off(SMALL_LAYERS);
     let mut below: Option<String> = None;
-    let started = Instant::now();
+    let started = Clock::start();
     for (number, tar) in tars.into_iter().enumerate() {
         let parent = below.take().filter(|_| number % CHAIN != 0);
         below = Some(put_small(store, parent.as_deref(), tar).await?);
     }
-    report("put_small_layer_seq", SMALL_LAYERS, started.elapsed(), None);
+    report("put_small_layer_seq", SMALL_LAYERS, started.stop(), None);
 
     let tars = Arc::new(rest);
     let next = Arc::new(AtomicUsize::new(0));
-    let started = Instant::now();
+    let started = Clock::start();
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
         let (store, tars, next) = (store.clone(), Arc::clone(&tars), Arc::clone(&next));
@@ -250,7 +292,7 @@ async fn small_layers(store: &Store) -> Res<()> {
     for result in tasks.join_all().await {
         result?;
     }
-    report("put_small_layer_par8", SMALL_LAYERS, started.elapsed(), None);
+    report("put_small_layer_par8", SMALL_LAYERS, started.stop(), None);
     Ok(())
 }
 
@@ -262,27 +304,27 @@ fn name(number: usize) -> String {
 async fn images(store: &Store) -> Res<()> {
     let top = put_small(store, None, small_tar(2 * SMALL_LAYERS).await?).await?;
     let mut last = String::new();
-    let started = Instant::now();
+    let started = Clock::start();
     for number in 0..IMAGES {
         let options = ImageOptions::default().name(name(number));
         last = store.create_image(Some(&top), options).await?.id().to_owned();
     }
-    report("create_image", IMAGES, started.elapsed(), None);
+    report("create_image", IMAGES, started.stop(), None);
 
-    let started = Instant::now();
+    let started = Clock::start();
     for key in 0..KEYS {
         store
             .set_image_big_data(&last, &format!("key-{key}"), "12345", None)
             .await?;
     }
-    report("set_image_big_data", KEYS, started.elapsed(), None);
+    report("set_image_big_data", KEYS, started.stop(), None);
 
     let names: Vec<String> = (0..LOOKUPS).map(|number| name(number * 7 % IMAGES)).collect();
-    let started = Instant::now();
+    let started = Clock::start();
     for name in &names {
         store.lookup(name).await?;
     }
-    report("lookup_name", LOOKUPS, started.elapsed(), None);
+    report("lookup_name", LOOKUPS, started.stop(), None);
 
     let layers = store.layers().await?;
     let ids: Vec<&str> = layers
@@ -291,19 +333,19 @@ async fn images(store: &Store) -> Res<()> {
         .take(LOOKUPS)
         .map(|layer| layer.id())
         .collect();
-    let started = Instant::now();
+    let started = Clock::start();
     for id in ids {
         store.layer(id).await?;
     }
-    report("layer_get", LOOKUPS, started.elapsed(), None);
+    report("layer_get", LOOKUPS, started.stop(), None);
 
-    let started = Instant::now();
+    let started = Clock::start();
     for _ in 0..LISTS {
         if store.images().await?.len() < IMAGES {
             return Err("images are missing from the list".into());
         }
     }
-    report("images_list_1000", LISTS, started.elapsed(), None);
+    report("images_list_1000", LISTS, started.stop(), None);
     Ok(())
 }
 
@@ -317,7 +359,7 @@ async fn containers(store: &Store) -> Res<()> {
         }
     };
     let mut ids = Vec::with_capacity(CONTAINERS);
-    let started = Instant::now();
+    let started = Clock::start();
     for number in 0..CONTAINERS {
         let options = ContainerOptions::default().name(format!("workload-{number}"));
         ids.push(
@@ -328,30 +370,30 @@ async fn containers(store: &Store) -> Res<()> {
                 .to_owned(),
         );
     }
-    report("create_container", CONTAINERS, started.elapsed(), None);
+    report("create_container", CONTAINERS, started.stop(), None);
 
-    let started = Instant::now();
+    let started = Clock::start();
     for id in &ids {
         store.mount(id, "").await?;
     }
-    report("mount", CONTAINERS, started.elapsed(), None);
+    report("mount", CONTAINERS, started.stop(), None);
 
-    let started = Instant::now();
+    let started = Clock::start();
     for id in &ids {
         store.unmount(id, false).await?;
     }
-    report("unmount", CONTAINERS, started.elapsed(), None);
+    report("unmount", CONTAINERS, started.stop(), None);
 
-    let started = Instant::now();
+    let started = Clock::start();
     for id in &ids {
         store.delete_container(id).await?;
     }
-    report("delete_container", CONTAINERS, started.elapsed(), None);
+    report("delete_container", CONTAINERS, started.stop(), None);
     Ok(())
 }
 
 async fn open_and_list(arguments: &Arguments) -> Res<()> {
-    let started = Instant::now();
+    let started = Clock::start();
     for _ in 0..OPENS {
         let store = arguments.open().await?;
         let (images, layers) = (store.images().await?, store.layers().await?);
@@ -360,6 +402,6 @@ async fn open_and_list(arguments: &Arguments) -> Res<()> {
         }
         store.free();
     }
-    report("open_and_list", OPENS, started.elapsed(), None);
+    report("open_and_list", OPENS, started.stop(), None);
     Ok(())
 }

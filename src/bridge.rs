@@ -20,8 +20,12 @@ use crate::error::{ErrorKind, Result};
 /// Bytes per message in either direction: large enough to hide the cost of the hop, small enough to stay in cache.
 pub(crate) const CHUNK: usize = 128 * 1024;
 
-/// Messages in flight; with [`CHUNK`] this bounds what a pipeline holds in memory.
+/// Messages in flight on the way out; with [`CHUNK`] this bounds what a pipeline holds in memory.
 const DEPTH: usize = 4;
+
+/// Messages in flight on the way in. Either side is slower for a while (large files are dear to decode, small ones to
+/// make), and what the channel holds carries the other one over that.
+const DEPTH_IN: usize = 12;
 
 /// Runs one blocking step on tokio's blocking pool and returns its result; a panic in `step` goes on here.
 ///
@@ -88,7 +92,7 @@ enum Message {
 
 /// A channel from an async producer to a blocking [`Read`].
 pub(crate) fn chunks_in() -> (ChunkSender, ChunkReader) {
-    let (sender, receiver) = mpsc::channel(DEPTH);
+    let (sender, receiver) = mpsc::channel(DEPTH_IN);
     (
         ChunkSender { sender },
         ChunkReader {

@@ -258,6 +258,30 @@ impl Error {
         self
     }
 
+    /// The same error for somebody else who is concerned by it. Of causes that are of other types the text stays.
+    pub(crate) fn again(&self) -> Self {
+        let inner = &*self.0;
+        let source = inner.source.as_ref().map(|source| {
+            let copy: Box<dyn StdError + Send + Sync> = if let Some(error) = source.downcast_ref::<Self>() {
+                Box::new(error.again())
+            } else if let Some(error) = source.downcast_ref::<io::Error>() {
+                Box::new(match error.raw_os_error() {
+                    Some(number) => io::Error::from_raw_os_error(number),
+                    None => io::Error::new(error.kind(), error.to_string()),
+                })
+            } else {
+                source.to_string().into()
+            };
+            copy
+        });
+        Self(Box::new(Inner {
+            kind: inner.kind,
+            what: inner.what.clone(),
+            path: inner.path.clone(),
+            source,
+        }))
+    }
+
     /// This error as an `io::Error`, for the inside of a reader or writer; [`Error::io`] takes it out again.
     pub(crate) fn into_io(self) -> io::Error {
         io::Error::other(self)
@@ -344,6 +368,22 @@ impl<T> ResultExt<T> for Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_error_again_says_the_same() {
+        let io = || io::Error::from_raw_os_error(28);
+        for error in [
+            ErrorKind::DuplicateId.err("layer \"a\""),
+            Error::io_at("writing", "/x", io()).context("saving"),
+            Error::io("reading", io::Error::other("lost")),
+            ErrorKind::CorruptMetadata.err("loading").with_source("some text"),
+        ] {
+            let again = error.again();
+            assert_eq!(again.kind(), error.kind());
+            assert_eq!((again.path(), again.io_kind()), (error.path(), error.io_kind()));
+            assert_eq!(again.chain(), error.chain());
+        }
+    }
 
     #[test]
     fn display_is_one_level_and_chain_has_all() {

@@ -71,6 +71,9 @@ pub mod coming_from_go {}
 pub mod drivers {}
 
 mod archive;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod bridge;
 pub mod config;
 mod digest;

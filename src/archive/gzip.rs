@@ -74,8 +74,7 @@ pub(crate) struct Gzip<'a, W> {
 impl<'a, W: Write> Gzip<'a, W> {
     /// Starts a stream on `out` and as many threads as there are processors.
     pub(crate) fn new(out: &'a mut W) -> io::Result<Self> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::with_threads(out, processors.min(MAX_THREADS))
+        Self::with_threads(out, crate::sys::processors().min(MAX_THREADS))
     }
 
     fn with_threads(out: &'a mut W, threads: usize) -> io::Result<Self> {

@@ -41,10 +41,10 @@ mod payload;
 mod prune;
 pub(crate) mod replay;
 mod seen;
-mod sent;
+pub(crate) mod sent;
 pub(crate) mod sink;
 pub(crate) mod sparse;
-mod tape;
+pub(crate) mod tape;
 pub(crate) mod tar_split;
 mod tar_writer;
 #[cfg(test)]

@@ -359,8 +359,9 @@ impl LockFile {
         }
     }
 
-    /// What the file says about the last write.
-    fn token(&self) -> Result<Token> {
+    /// What the file says about the last write. Without the lock that is true at one moment, which is enough to know
+    /// that nothing had changed up to then: a writer changes this before it changes anything else.
+    pub(crate) fn token(&self) -> Result<Token> {
         let mut bytes = [0; last_write::SIZE];
         let read = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut bytes, 0))
             .at("reading the last write from", &self.path)?;

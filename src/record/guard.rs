@@ -1,26 +1,25 @@
 //! Guards: a lock and the data that it makes valid, in one value.
 
-use std::fs::DirBuilder;
 use std::ops::Deref;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{IoContext as _, Result};
+use crate::error::Result;
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{Exclusive, Shared};
 use crate::record::table::{Record, Table};
 use crate::record::{Core, Held, Snapshot};
 use crate::sys::atomic::{self, Mtime};
 
-/// The rows as they are on disk. While it lives nobody can change them.
+/// The rows as they are on disk. While it lives nobody can change them, unless it comes from
+/// [`Records::glance`](super::Records::glance).
 ///
 /// Owned and `Send`: it may move into a blocking task or a stream. Dropping it frees the locks.
 #[derive(Debug)]
 pub(crate) struct ReadGuard<R> {
     snapshot: Arc<Snapshot<R>>,
     reloaded: bool,
-    /// Empty for a read-only store without lock files.
+    /// Empty for a glance, and for a read-only store without lock files.
     _held: Held<Shared>,
 }
 
@@ -136,15 +135,8 @@ impl<R: Record> WriteGuard<R> {
             first.get_or_insert(token);
         }
         for (location, file, content) in files {
-            if let Some(dir) = file.path.parent() {
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(dir)
-                    .at("creating", dir)?;
-            }
             before(&file.path)?;
-            let mtime = atomic::write_file(&file.path, &content, 0o600, file.sync)?;
+            let mtime = atomic::write_file_in_new_dir(&file.path, &content, 0o600, file.sync)?;
             if let Some(remembered) = self.mtimes.get_mut(location) {
                 *remembered = Some(mtime);
             }

@@ -176,6 +176,18 @@ impl<R: Record> Records<R> {
         ReadOnlyRecords(Arc::clone(&self.0))
     }
 
+    /// The rows as they were on disk at some moment during this call, without the locks: a writer that comes at the
+    /// same time may already have other ones. Waits and reads as [`Records::read`] does where what is known is no
+    /// longer true.
+    ///
+    /// If dropped: nothing happened.
+    pub(crate) async fn glance(&self) -> Result<ReadGuard<R>> {
+        match self.0.unlocked()? {
+            Some(snapshot) => Ok(ReadGuard::new(snapshot, Held::new(), false)),
+            None => self.0.read().await,
+        }
+    }
+
     /// As [`Records::read`], for use in a blocking task.
     #[cfg(test)]
     pub(crate) fn read_blocking(&self) -> Result<ReadGuard<R>> {
@@ -318,7 +330,7 @@ impl<R: Record> Core<R> {
         Ok(ReadGuard::new(snapshot, held, reloaded))
     }
 
-    /// The cached table, if it is what the files say. The caller holds the locks.
+    /// The cached table, if it is what the files say. The token was read with the locks held, or just now.
     fn fresh(&self, token: &Option<Token>) -> Result<Option<Arc<Snapshot<R>>>> {
         let Some(snapshot) = self.cached().as_ref().map(Arc::clone) else {
             return Ok(None);
@@ -336,6 +348,15 @@ impl<R: Record> Core<R> {
             }
         }
         Ok(Some(snapshot))
+    }
+
+    /// As [`Core::fresh`] without the locks; `None` also while a writer of this process is at work.
+    fn unlocked(&self) -> Result<Option<Arc<Snapshot<R>>>> {
+        // Whoever writes puts the token first: with the one of the table nothing can have changed yet.
+        match self.locks.first() {
+            Some(lock) => self.fresh(&Some(lock.token()?)),
+            None => Ok(None),
+        }
     }
 
     fn load_and_publish(&self, token: Option<Token>) -> Result<Arc<Snapshot<R>>> {

@@ -10,17 +10,15 @@
 //!
 //! Everything here blocks.
 
-use std::collections::HashMap;
-use std::fs::DirBuilder;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{ErrorKind, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
 use crate::record::json::{self, row};
@@ -39,30 +37,62 @@ row! {
     }
 }
 
-/// The mounts of all layers, by layer ID.
+/// A mount with its JSON text, so that a save copies what has not changed.
+#[derive(Clone, Debug)]
+struct Entry {
+    row: MountPointRow,
+    text: OnceLock<Bytes>,
+}
+
+/// The mounts of all layers, in the order in which they were made.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct MountTable(HashMap<String, MountPointRow>);
+pub(crate) struct MountTable {
+    entries: BTreeMap<u64, Entry>,
+    positions: HashMap<String, u64>,
+    next: u64,
+}
 
 impl MountTable {
     /// The layer's mount; `None` if it is not mounted.
     pub(crate) fn get(&self, id: &str) -> Option<&MountPointRow> {
-        self.0.get(id)
+        if self.positions.is_empty() {
+            return None;
+        }
+        self.entries.get(self.positions.get(id)?).map(|entry| &entry.row)
     }
 
     /// The entry of the layer that is mounted at `path`.
     pub(crate) fn by_path(&self, path: &str) -> Option<&MountPointRow> {
-        self.0.values().find(|row| row.path == path)
+        self.rows().find(|row| row.path == path)
     }
 
-    /// All mounts, in no order.
-    #[cfg(test)]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &MountPointRow> {
-        self.0.values()
+    /// All mounts.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &MountPointRow> {
+        self.entries.values().map(|entry| &entry.row)
     }
 
     fn load(rows: Vec<(MountPointRow, Bytes)>) -> Self {
-        let mounted = rows.into_iter().map(|(row, _)| row).filter(is_mounted);
-        Self(mounted.map(|row| (row.id.clone(), row)).collect())
+        let mut table = Self::default();
+        for (row, text) in rows.into_iter().filter(|(row, _)| is_mounted(row)) {
+            table.put(row, OnceLock::from(text));
+        }
+        table
+    }
+
+    /// Adds a mount or replaces the layer's earlier one.
+    fn put(&mut self, row: MountPointRow, text: OnceLock<Bytes>) {
+        let next = self.next;
+        let position = *self.positions.entry(row.id.clone()).or_insert(next);
+        if position == next {
+            self.next += 1;
+        }
+        self.entries.insert(position, Entry { row, text });
+    }
+
+    fn remove(&mut self, id: &str) {
+        if let Some(position) = self.positions.remove(id) {
+            self.entries.remove(&position);
+        }
     }
 }
 
@@ -101,12 +131,10 @@ impl MountPoints {
         self.0.current(&lock.token()?)
     }
 
-    /// As [`MountPoints::read_blocking`] if that needs neither waiting nor reading the file, else `None`.
+    /// As [`MountPoints::read_blocking`] if what is known is still true; takes no lock.
     pub(crate) fn try_read(&self) -> Result<Option<Arc<MountTable>>> {
-        let Some(lock) = self.0.lock.try_shared()? else {
-            return Ok(None);
-        };
-        let token = lock.token()?;
+        // Read first: whoever writes puts a new one before anything else.
+        let token = self.0.lock.token()?;
         let cache = self.0.cached();
         Ok(cache
             .as_ref()
@@ -117,9 +145,16 @@ impl MountPoints {
     /// Takes the lock exclusively, to change mounts.
     pub(crate) fn lock_blocking(&self) -> Result<MountGuard> {
         let lock = self.0.lock.exclusive_blocking(self.0.lock_timeout)?;
-        let table = self.0.current(&lock.token()?)?;
+        let token = lock.token()?;
+        // Without the cache's reference this is the last one, unless somebody reads on: nothing needs to be copied.
+        let cached = self.0.cached().take();
+        let table = match cached.filter(|(known, _)| *known == token) {
+            Some((_, table)) => Arc::unwrap_or_clone(table),
+            None => MountTable::load(read_rows(&self.0.path)?.0),
+        };
         Ok(MountGuard {
-            table: MountTable::clone(&table),
+            table,
+            token: Some(token),
             core: Arc::clone(&self.0),
             lock,
         })
@@ -149,7 +184,10 @@ impl Core {
 #[derive(Debug)]
 pub(crate) struct MountGuard {
     table: MountTable,
+    /// What stands in the lock file, if the other file says what the table says.
+    token: Option<Token>,
     core: Arc<Core>,
+    /// Last, so that the lock ends after drop has put the table back.
     lock: Exclusive,
 }
 
@@ -165,46 +203,51 @@ impl MountGuard {
     /// Records that the layer is mounted at `path` for `count` users; a count of zero, or an empty path, that it is
     /// not mounted.
     pub(crate) fn set(&mut self, id: &str, path: &str, count: i64) {
+        self.token = None;
         let row = MountPointRow {
             id: id.to_owned(),
             path: path.to_owned(),
             count,
-            ..MountPointRow::default()
+            extra: self
+                .table
+                .get(id)
+                .map(|old| old.extra.clone())
+                .unwrap_or_default(),
         };
         if is_mounted(&row) {
-            let old = self.table.0.insert(id.to_owned(), row);
-            if let (Some(old), Some(new)) = (old, self.table.0.get_mut(id)) {
-                new.extra = old.extra;
-            }
+            self.table.put(row, OnceLock::new());
         } else {
-            self.table.0.remove(id);
+            self.table.remove(id);
         }
     }
 
-    /// Writes the mounts of these layers in this order; what is not among them is gone.
-    pub(crate) fn save<'a>(&mut self, order: impl IntoIterator<Item = &'a str>) -> Result<()> {
-        let rows: Vec<MountPointRow> = order
-            .into_iter()
-            .filter_map(|id| self.table.0.remove(id))
+    /// Writes the mounts of the layers that exist; the others are gone.
+    pub(crate) fn save(&mut self, exists: impl Fn(&str) -> bool) -> Result<()> {
+        let gone: Vec<String> = self
+            .table
+            .rows()
+            .filter(|row| !exists(&row.id))
+            .map(|row| row.id.clone())
             .collect();
-        let content = json::to_bytes(&rows).map_err(|error| {
-            ErrorKind::InvalidInput
-                .err("encoding the mount points")
-                .with_source(error)
-        })?;
-        self.table = MountTable(rows.into_iter().map(|row| (row.id.clone(), row)).collect());
-        *self.core.cached() = None;
+        for id in &gone {
+            self.table.remove(id);
+        }
+        for entry in self.table.entries.values() {
+            if entry.text.get().is_none() {
+                let text = json::to_bytes(&entry.row).map_err(|error| {
+                    let what = format!("encoding the mount point of layer {:?}", entry.row.id);
+                    ErrorKind::InvalidInput.err(what).with_source(error)
+                })?;
+                drop(entry.text.set(Bytes::from(text)));
+            }
+        }
+        let texts = self.table.entries.values();
+        let content = json::join(texts.filter_map(|entry| entry.text.get()));
+        self.token = None;
         // Compat: the token first, as for all records.
         let token = self.lock.write_token()?;
-        if let Some(dir) = self.core.path.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .at("creating", dir)?;
-        }
-        atomic::write_file(&self.core.path, &content, 0o600, true)?;
-        *self.core.cached() = Some((token, Arc::new(self.table.clone())));
+        atomic::write_file_in_new_dir(&self.core.path, &content, 0o600, true)?;
+        self.token = Some(token);
         Ok(())
     }
 }
@@ -216,13 +259,21 @@ impl MountGuard {
     }
 }
 
+impl Drop for MountGuard {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            *self.core.cached() = Some((token, Arc::new(std::mem::take(&mut self.table))));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn counts(table: &MountTable) -> Vec<(String, String, i64)> {
         let mut counts: Vec<_> = table
-            .iter()
+            .rows()
             .map(|row| (row.id.clone(), row.path.clone(), row.count))
             .collect();
         counts.sort();
@@ -241,7 +292,7 @@ mod tests {
             MountPoints::open(&dir, None).unwrap(),
             MountPoints::open(&dir, None).unwrap(),
         );
-        assert!(here.read_blocking().unwrap().iter().next().is_none());
+        assert!(here.read_blocking().unwrap().rows().next().is_none());
         let mut guard = here.lock_blocking().unwrap();
         for (id, path, count) in [
             ("b", "/b", 2),
@@ -252,9 +303,9 @@ mod tests {
         ] {
             guard.set(id, path, count);
         }
-        guard.save(["a", "unmounted", "b", "b", "none"]).unwrap();
+        guard.save(|id| id != "gone").unwrap();
         drop(guard);
-        let expected = r#"[{"id":"a","path":"/a","count":1},{"id":"b","path":"/b","count":2}]"#;
+        let expected = r#"[{"id":"b","path":"/b","count":2},{"id":"a","path":"/a","count":1}]"#;
         assert_eq!(
             std::fs::read_to_string(dir.join("mountpoints.json")).unwrap(),
             expected
@@ -272,12 +323,22 @@ mod tests {
         let mut guard = there.lock_blocking().unwrap();
         guard.set("b", "", 0);
         guard.set("a", "/a", 3);
-        guard.save(["a", "b"]).unwrap();
+        guard.save(|_| true).unwrap();
         drop(guard);
         assert!(here.try_read().unwrap().is_none(), "changed: this needs the file");
         assert_eq!(counts(&here.read_blocking().unwrap()), [one("a", "/a", 3)]);
         let guard = there.lock_blocking().unwrap();
-        assert!(here.try_read().unwrap().is_none(), "locked: this needs waiting");
+        assert!(
+            here.try_read().unwrap().is_some(),
+            "locked, but nothing has changed"
+        );
+        drop(guard);
+        let mut guard = here.lock_blocking().unwrap();
+        guard.set("a", "/a", 4);
+        assert!(
+            here.try_read().unwrap().is_none(),
+            "being changed here: this needs waiting"
+        );
         drop(guard);
     }
 
@@ -298,7 +359,7 @@ mod tests {
         assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
         let mut guard = mounts.lock_blocking().unwrap();
         guard.set("a", "/a", 2);
-        guard.save(["a"]).unwrap();
+        guard.save(|_| true).unwrap();
         drop(guard);
         let expected = r#"[{"id":"a","path":"/a","count":2,"new":1}]"#;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
@@ -307,7 +368,7 @@ mod tests {
         std::fs::create_dir_all(path.join("full")).unwrap();
         let mut guard = mounts.lock_blocking().unwrap();
         guard.set("a", "/a", 3);
-        assert_eq!(guard.save(["a"]).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(guard.save(|_| true).unwrap_err().kind(), ErrorKind::Io);
         drop(guard);
         std::fs::remove_dir_all(&path).unwrap();
         std::fs::write(&path, "[").unwrap();

@@ -7,11 +7,13 @@
 //! | lock | taken for | how long |
 //! |---|---|---|
 //! | graph, exclusive | driver start, mounting, shutdown | one blocking step |
-//! | layers, shared | looking something up | the lookup |
+//! | layers, shared | looking something up that has changed | the lookup |
 //! | layers, exclusive | records and driver directories | one blocking step, never while a stream flows |
 //! | images, containers | likewise | one blocking step |
 //!
-//! Readers visit immutable snapshots with a plain closure. Writers run in one blocking step that owns the locks: a
+//! Readers visit immutable snapshots with a plain closure. Where one store has the whole answer and nothing has changed
+//! since it was last read, they take no lock at all: the answer is that of the moment at which the lock file was read.
+//! Writers run in one blocking step that owns the locks: a
 //! caller that is dropped while waiting takes nothing with it, one that is dropped later lets the step end.
 
 use std::ops::ControlFlow;
@@ -83,9 +85,15 @@ pub(crate) struct GraphGuard {
 impl Store {
     /// A fresh snapshot of the primary layer store, under its shared lock; what a crash left is cleaned up first.
     pub(crate) async fn read_layers(&self) -> Result<ReadGuard<LayerRow>> {
+        self.read_layers_after(false).await
+    }
+
+    /// As [`Store::read_layers`]; `reloaded` if the records have just been loaded by somebody who did not look for
+    /// what a killed process may have left.
+    async fn read_layers_after(&self, mut reloaded: bool) -> Result<ReadGuard<LayerRow>> {
         for _ in 0..MAX_CLEANUPS {
             let guard = self.inner.layers.read().await?;
-            if guard.reloaded() {
+            if guard.reloaded() || std::mem::take(&mut reloaded) {
                 // Another process has been here; it may have been killed.
                 let inner = Arc::clone(&self.inner);
                 bridge::run(move || inner.recover()).await?;
@@ -105,13 +113,27 @@ impl Store {
         Ok(guard)
     }
 
-    /// Visits the primary layer store and then the additional ones, each under its shared lock, until `visit` breaks.
-    /// The locks of stores already visited stay held to the end, so the answer is of one moment.
+    /// A snapshot of the primary layer store of some moment during this call, without its lock if that can be had.
+    pub(crate) async fn glance_at_layers(&self) -> Result<ReadGuard<LayerRow>> {
+        let guard = self.inner.layers.glance().await?;
+        if guard.reloaded() || needs_repair(&guard) {
+            drop(guard);
+            return self.read_layers_after(true).await;
+        }
+        Ok(guard)
+    }
+
+    /// Visits the primary layer store and then the additional ones, until `visit` breaks. The answer is of one moment:
+    /// where there are several stores, each is visited under its shared lock, and those visited stay locked to the end.
     pub(crate) async fn read_all_layer_stores<T: Send>(
         &self,
         visit: impl FnMut(Home, &Table<LayerRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
-        visit_all(self.read_layers().await?, &self.inner.additional_layers, visit).await
+        let primary = match self.inner.additional_layers.as_slice() {
+            [] => self.glance_at_layers().await?,
+            _ => self.read_layers().await?,
+        };
+        visit_all(primary, &self.inner.additional_layers, visit).await
     }
 
     /// Runs `change` in a blocking step that holds the primary layer store exclusively.
@@ -166,7 +188,21 @@ impl Store {
         &self,
         visit: impl FnMut(Home, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
-        visit_all(self.read_images().await?, &self.inner.additional_images, visit).await
+        let primary = match self.inner.additional_images.as_slice() {
+            [] => self.glance_at_images().await?,
+            _ => self.read_images().await?,
+        };
+        visit_all(primary, &self.inner.additional_images, visit).await
+    }
+
+    /// As [`Store::glance_at_layers`].
+    async fn glance_at_images(&self) -> Result<ReadGuard<ImageRow>> {
+        let guard = self.inner.images.glance().await?;
+        if needs_repair(&guard) {
+            drop(guard);
+            return self.read_images().await;
+        }
+        Ok(guard)
     }
 
     /// Runs `change` in a blocking step that holds the primary image store exclusively.
@@ -203,11 +239,16 @@ impl Store {
         }
     }
 
-    /// Looks something up in the container store under its shared lock.
+    /// Looks something up in the container store, as it is at one moment.
     pub(crate) async fn read_container_store<T: Send>(
         &self,
         visit: impl FnOnce(&Table<ContainerRow>) -> Result<T> + Send,
     ) -> Result<T> {
+        let guard = self.inner.containers.glance().await?;
+        if !needs_repair(&guard) {
+            return visit(&guard);
+        }
+        drop(guard);
         let guard = self.read_containers().await?;
         visit(&guard)
     }

@@ -136,6 +136,13 @@ impl LayerStore {
         Ok(store)
     }
 
+    /// Keeps what was unpacked for a layer that is not wanted any more until the lock is released: removing it may take
+    /// long.
+    pub(crate) fn discard(&mut self, unpacked: Unpacked) {
+        self.trash.push(unpacked.staged.temp);
+        self.trash.push(unpacked.tape.temp);
+    }
+
     /// Runs `change`, releases the lock, then removes from disk what was deleted.
     pub(crate) fn leave<T>(mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let result = change(&mut self);
@@ -189,7 +196,11 @@ impl LayerStore {
             let Some(dir) = path.parent().filter(|_| sync) else {
                 return Ok(());
             };
-            let opened = crate::sys::at::open_dir(dir).at("opening", dir)?;
+            let opened = match crate::sys::at::open_dir(dir) {
+                // It is made together with the file.
+                Err(rustix::io::Errno::NOENT) => return Ok(()),
+                opened => opened.at("opening", dir)?,
+            };
             rustix::fs::syncfs(&opened).at("syncing the file system of", dir)
         })?;
         if full { sync_dir(&records) } else { Ok(()) }
@@ -231,9 +242,71 @@ impl LayerStore {
     /// until then says that a crash shall undo it all.
     pub(crate) fn create_with(
         &mut self,
-        mut new: NewLayer,
+        new: NewLayer,
         record: impl FnOnce(&LayerRow) -> Result<()>,
     ) -> Result<Arc<LayerRow>> {
+        let mut record = Some(record);
+        let record = |layer: &LayerRow| record.take().map_or(Ok(()), |record| record(layer));
+        let none = || Err(ErrorKind::LayerUnknown.err("creating no layer"));
+        self.create_each(vec![Ok(new)], record).pop().unwrap_or_else(none)
+    }
+
+    /// As [`LayerStore::create`] for several layers, none of which stands on another: all of them share the save that
+    /// announces them and the one that completes them. What went wrong before stays as it is.
+    pub(crate) fn create_all(&mut self, wanted: Vec<Result<NewLayer>>) -> Vec<Result<Arc<LayerRow>>> {
+        self.create_each(wanted, |_layer| Ok(()))
+    }
+
+    fn create_each(
+        &mut self,
+        wanted: Vec<Result<NewLayer>>,
+        mut record: impl FnMut(&LayerRow) -> Result<()>,
+    ) -> Vec<Result<Arc<LayerRow>>> {
+        let mut announced: Vec<_> = wanted
+            .into_iter()
+            .map(|new| new.and_then(|new| self.announce(new)))
+            .collect();
+        if let Err(error) = self.guard.save() {
+            for result in announced.iter_mut().filter(|result| result.is_ok()) {
+                *result = Err(error.again());
+            }
+        }
+        let mut failed = Vec::new();
+        let mut made = Vec::with_capacity(announced.len());
+        for new in announced {
+            made.push(new.and_then(|(id, new)| {
+                let complete = self.make(&id, new).and_then(|()| {
+                    record(&*self.get(&id)?)?;
+                    let table = self.guard.table_mut();
+                    table.update(&id, |row| row.set_incomplete(false))
+                });
+                complete.map(|_| id.clone()).map_err(|error| {
+                    let error = error.context(format!("creating layer {id:?}"));
+                    failed.push(id);
+                    error
+                })
+            }));
+        }
+        if made.iter().any(Result::is_ok)
+            && let Err(error) = self.save_content()
+        {
+            for result in &mut made {
+                if let Ok(id) = result {
+                    failed.push(id.clone());
+                    *result = Err(error.again().context(format!("creating layer {id:?}")));
+                }
+            }
+        }
+        for id in &failed {
+            if let Err(error) = self.delete_all(std::slice::from_ref(id)) {
+                tracing::warn!(layer = id, error = %error.chain(), "cannot clean up after a failed creation");
+            }
+        }
+        made.into_iter().map(|id| self.get(&id?)).collect()
+    }
+
+    /// Enters the incomplete record of a new layer.
+    fn announce(&mut self, mut new: NewLayer) -> Result<(String, NewLayer)> {
         Self::check_free(&self.guard, &new.id, &new.names)?;
         if new.id.is_empty() {
             new.id = random_id(|id| self.guard.get(id).is_some())?;
@@ -286,21 +359,7 @@ impl LayerStore {
             _ => layer_location::STABLE,
         };
         drop(self.guard.table_mut().insert(row, location)?);
-        self.guard.save()?;
-        let made = self.make(&id, new).and_then(|()| {
-            record(&*self.get(&id)?)?;
-            self.guard
-                .table_mut()
-                .update(&id, |row| row.set_incomplete(false))?;
-            self.save_content()
-        });
-        if let Err(error) = made {
-            if let Err(second) = self.delete_all(std::slice::from_ref(&id)) {
-                tracing::warn!(layer = id, error = %second.chain(), "cannot clean up after a failed creation");
-            }
-            return Err(error.context(format!("creating layer {id:?}")));
-        }
-        self.get(&id)
+        Ok((id, new))
     }
 
     /// The driver's and the files' part of creating a layer.

@@ -17,6 +17,7 @@
 
 pub(crate) mod access;
 pub(crate) mod big_data;
+mod commit;
 mod containers;
 mod delete;
 mod diff;
@@ -231,6 +232,8 @@ pub(crate) struct Inner {
     pub(crate) containers: Records<ContainerRow>,
     /// Bounds the layers that are unpacked at the same time.
     pub(crate) unpackers: Arc<tokio::sync::Semaphore>,
+    /// Unpacked layers that wait for the lock.
+    pub(crate) commits: commit::Commits,
 }
 
 impl Inner {
@@ -500,6 +503,7 @@ impl Inner {
             additional_images,
             containers,
             unpackers: Arc::new(tokio::sync::Semaphore::new(MAX_UNPACKERS)),
+            commits: commit::Commits::default(),
             options,
         };
         inner.recover()?;

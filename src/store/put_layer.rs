@@ -23,9 +23,9 @@ use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
 use crate::record::layer::LayerRow;
-use crate::store::Store;
 use crate::store::layer_store::{LayerStore, NewLayer, StagedTape, Start, Unpacked, mappings_of};
 use crate::store::views::Layer;
+use crate::store::{Store, commit};
 
 /// What [`Store::put_layer`] made.
 #[non_exhaustive]
@@ -173,17 +173,7 @@ impl Store {
         unpacked: Unpacked,
     ) -> Result<PutLayer> {
         let size = unpacked.applied.content_size;
-        let row = self
-            .write_to_layer_store(move |layers| {
-                let parent = plan.recheck(layers)?;
-                layers.create(new_layer(
-                    options,
-                    parent,
-                    plan.mappings,
-                    Start::Unpacked(Box::new(unpacked)),
-                ))
-            })
-            .await?;
+        let row = commit::commit(&self.inner, plan, options, unpacked).await?;
         Ok(PutLayer {
             layer: Layer::new(&row, None, false),
             size,
@@ -314,7 +304,7 @@ impl Store {
         let mut found = None;
         let free = |table: &_| LayerStore::check_free(table, &options.id, &options.names);
         match parent {
-            None => free(&*self.read_layers().await?)?,
+            None => free(&*self.glance_at_layers().await?)?,
             Some(key) => {
                 found = self
                     .read_all_layer_stores(|home, table| {
@@ -376,6 +366,7 @@ impl Store {
 }
 
 /// What was found out before the work began; checked again under the exclusive lock.
+#[derive(Debug)]
 pub(super) struct Plan {
     parent: Option<Arc<LayerRow>>,
     /// A parent in an additional store cannot be checked again, and need not be: nobody here can delete it.
@@ -389,6 +380,18 @@ impl Plan {
     #[cfg(feature = "pull")]
     pub(super) fn parent_id(&self) -> Option<String> {
         self.parent.as_ref().map(|row| row.id.clone())
+    }
+
+    /// The layer to make of what was unpacked, if that is still possible.
+    pub(crate) fn layer(
+        self,
+        layers: &LayerStore,
+        options: LayerOptions,
+        unpacked: Unpacked,
+    ) -> Result<NewLayer> {
+        let parent = self.recheck(layers)?;
+        let start = Start::Unpacked(Box::new(unpacked));
+        Ok(new_layer(options, parent, self.mappings, start))
     }
 
     fn recheck(&self, layers: &LayerStore) -> Result<Option<Arc<LayerRow>>> {

@@ -138,6 +138,19 @@ pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -
     file.commit(sync, mode)
 }
 
+/// As [`write_file`]; a directory that is missing is made first, 0700.
+pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Mtime> {
+    match write_file(target, content, mode, sync) {
+        Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
+            if let Some(dir) = target.parent() {
+                crate::sys::make_private_dir(dir)?;
+            }
+            write_file(target, content, mode, sync)
+        }
+        result => result,
+    }
+}
+
 /// Removes the temporary files that killed writers of `target` left; says how many there were.
 pub(crate) fn remove_litter(target: &Path) -> Result<usize> {
     let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {

@@ -9,6 +9,13 @@ pub(crate) mod tree;
 pub(crate) mod userns;
 pub(crate) mod xattr;
 
+/// How many threads can run at the same time. Looked up once: it takes reading several files.
+pub(crate) fn processors() -> usize {
+    static PROCESSORS: std::sync::LazyLock<usize> =
+        std::sync::LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+    *PROCESSORS
+}
+
 /// Makes a directory and its parents, 0700.
 pub(crate) fn make_private_dir(path: &std::path::Path) -> crate::error::Result<()> {
     use crate::error::IoContext as _;

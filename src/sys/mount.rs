@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::{Errno, Result};
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change, move_mount,
@@ -24,6 +24,22 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Whether the directory at `path` (links followed) is where something is mounted.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let stat = rustix::fs::statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE);
+    match stat {
+        Ok(stat) if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory => {
+            Err(Errno::NOTDIR.into())
+        }
+        Ok(stat) if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+        }
+        // Older than Linux 5.8, or a seccomp filter.
+        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => is_mount_point_by_crossing(path),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// [`is_mount_point`] without `statx`.
+fn is_mount_point_by_crossing(path: &Path) -> io::Result<bool> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
     // The way up crosses from the mount to the one below exactly at a mount point.
@@ -210,6 +226,13 @@ mod tests {
         let link = tmp.path().join("link");
         std::os::unix::fs::symlink("/proc", &link).unwrap();
         assert!(is_mount_point(&link).unwrap(), "links are followed");
+        assert!(is_mount_point_by_crossing(&link).unwrap());
+        assert!(!is_mount_point_by_crossing(tmp.path()).unwrap());
+        let file = tmp.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for look in [is_mount_point, is_mount_point_by_crossing] {
+            assert_eq!(look(&file).unwrap_err().kind(), io::ErrorKind::NotADirectory);
+        }
         assert_eq!(
             is_mount_point(&tmp.path().join("missing")).unwrap_err().kind(),
             io::ErrorKind::NotFound

@@ -5,6 +5,9 @@
 //! names, links are never followed, and neither the thread's stack nor the number of open files grows with the depth
 //! ([`DirStack`]).
 //!
+//! Large trees are first removed by several threads as far as nothing stands in the way ([`together`]); one thread then
+//! does what is left.
+//!
 //! Removal does what it takes: missing permission bits are added, immutable and append-only flags cleared, mounts
 //! inside detached (never entered: what is mounted is not ours to delete). A crash leaves part of the tree.
 
@@ -23,6 +26,8 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::error::Error;
+
+mod together;
 
 /// Directories kept open on the way down; the ones above are found again through `..`.
 const MAX_OPEN: usize = 32;
@@ -106,7 +111,11 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     };
     match unlink(remover.stack.current()?, c_name, false) {
         Ok(Unlinked::Gone) => return Ok(()),
-        Ok(Unlinked::IsDir) => level.pending = name,
+        Ok(Unlinked::IsDir) => {
+            // What this leaves is dealt with, or reported, below.
+            together::remove(remover.stack.current()?, c_name);
+            level.pending = name;
+        }
         Err(error) => return Err(error.into()),
     }
     remover.run().map_err(|error| remover.explain(error))

@@ -1,0 +1,267 @@
+//! The store's moving parts one by one, for `benches/pieces.rs`. Only with the feature `bench`; not part of the API.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::archive::apply::{ApplyOptions, Target, apply};
+use crate::archive::compression;
+use crate::archive::framing::{Entry, Framer, Source};
+use crate::archive::replay;
+use crate::archive::sent::Sent;
+use crate::archive::sink::{Sink, read_spare};
+use crate::archive::tape::Tape;
+use crate::archive::tar_split::Crc;
+use crate::bridge::CHUNK;
+use crate::digest::Digest;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
+use crate::lock::record_lock::{LockFile, LockMode};
+use crate::record::layer::LayerRow;
+use crate::record::time::Time;
+use crate::record::{Location, Records, RecordsConfig};
+use crate::sys::at;
+use crate::whiteout::{Form, Namespace};
+
+/// Counts what a decoder makes.
+struct Count(u64);
+
+impl compression::Sink for Count {
+    async fn take(&mut self, chunk: Bytes) -> bool {
+        self.0 += chunk.len() as u64;
+        true
+    }
+}
+
+/// Decodes a blob as [`Store::put_layer`](crate::Store::put_layer) does, without digests; returns the bytes that come
+/// out.
+///
+/// # Errors
+/// As there.
+pub async fn decode(blob: &Path) -> Result<u64> {
+    let file = tokio_file(blob)?;
+    let mut stream = Sent::new(file);
+    let kind = stream.detect().await.at("reading", blob)?;
+    let mut count = Count(0);
+    compression::decode(&mut stream, kind, CHUNK, &mut count).await?;
+    Ok(count.0)
+}
+
+/// A file that is read on this thread: hops between threads are not what is measured.
+fn tokio_file(path: &Path) -> Result<impl tokio::io::AsyncRead + Send + Unpin + 'static> {
+    struct Blocking(File);
+    impl tokio::io::AsyncRead for Blocking {
+        fn poll_read(
+            self: std::pin::Pin<&mut Self>,
+            _cx: &mut std::task::Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            let count = io::Read::read(&mut self.get_mut().0, buffer.initialize_unfilled())?;
+            buffer.advance(count);
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+    Ok(Blocking(File::open(path).at("opening", path)?))
+}
+
+/// A tar in memory, in chunks.
+struct Memory(Bytes);
+
+impl Source for Memory {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        let count = self.0.len().min(CHUNK);
+        Ok((count > 0).then(|| self.0.split_to(count)))
+    }
+}
+
+/// Frames a plain tar and writes its tape to `tape`; returns the number of entries.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArchive`], [`ErrorKind::Io`].
+pub fn frame(tar: Bytes, tape: &Path) -> Result<u64> {
+    let dir = at::open_dir(tape.parent().unwrap_or(tape)).at("opening the directory of", tape)?;
+    let mut tape = Tape::new(Some(File::create(tape).at("creating", tape)?));
+    let mut framer = Framer::new(Memory(tar));
+    let (mut entry, mut crc, mut entries) = (Entry::default(), Crc::new(), 0);
+    while framer.next(&mut entry, &mut |raw| tape.raw(raw))? {
+        entries += 1;
+        while let Some(piece) = framer.payload()? {
+            crc.update(&piece);
+        }
+        tape.file(&entry.name, entry.size, crc.take())?;
+    }
+    framer.drain(&mut |raw| tape.raw(raw))?;
+    drop(tape.finish(dir.as_fd())?);
+    Ok(entries)
+}
+
+/// Unpacks a blob into the empty directory `dir`, with a tape if one is wanted; returns the number of entries.
+///
+/// # Errors
+/// As [`Store::put_layer`](crate::Store::put_layer).
+pub async fn extract(blob: &Path, dir: &Path, tape: Option<&Path>) -> Result<u64> {
+    let target = Target {
+        dir: at::open_dir(dir).at("opening", dir)?,
+        form: Form::Overlay(Namespace::Trusted),
+        root_entry: true,
+        mappings: IdMappings::default(),
+        ignore_chown_errors: false,
+        force_mask: None,
+        in_user_namespace: false,
+    };
+    let options = ApplyOptions {
+        tar_split: tape.map(File::create).transpose().during("creating a tape")?,
+        ..ApplyOptions::default()
+    };
+    let (applied, ()) = apply(Box::pin(tokio_file(blob)?), target, options, ()).await?;
+    Ok(applied.entries)
+}
+
+/// Reads files and forgets them.
+#[derive(Default)]
+struct Nowhere(Vec<u8>);
+
+impl Write for Nowhere {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Nowhere {
+    fn fill(&mut self, file: BorrowedFd<'_>, limit: usize) -> io::Result<&[u8]> {
+        self.0.clear();
+        self.0.reserve(CHUNK);
+        read_spare(file, &mut self.0, limit)?;
+        Ok(&self.0)
+    }
+}
+
+/// Replays `tape` from the files in `dir`; returns the size of the stream.
+///
+/// # Errors
+/// [`ErrorKind::LayerContentModified`], [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+pub fn replay(tape: &Path, dir: &Path) -> Result<u64> {
+    let tape = File::open(tape).at("opening", tape)?;
+    let tree = at::open_dir(dir).at("opening", dir)?;
+    replay::replay(io::BufReader::new(tape), &[tree], &mut Nowhere::default())
+}
+
+/// A lock file of the store's kind.
+#[derive(Clone, Debug)]
+pub struct Lock(Arc<LockFile>);
+
+impl Lock {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn open(path: &Path) -> Result<Self> {
+        LockFile::open(path, LockMode::ReadWrite).map(Self)
+    }
+
+    /// Takes it shared, and gives it back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn shared(&self) -> Result<()> {
+        self.0.shared(None).await.map(drop)
+    }
+
+    /// Takes it alone, and gives it back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn exclusive(&self) -> Result<()> {
+        self.0.exclusive(None).await.map(drop)
+    }
+}
+
+/// Layer records in a directory of their own, as many as wanted.
+#[derive(Debug)]
+pub struct Rows {
+    records: Records<LayerRow>,
+    changes: usize,
+}
+
+fn row(number: usize) -> LayerRow {
+    let digest = Digest::sha256(number.to_string().as_bytes());
+    LayerRow {
+        id: digest.encoded().to_owned(),
+        names: vec![Rows::name(number)],
+        created: Time::now(),
+        compressed_digest: Digest::sha256(digest.encoded().as_bytes()).into(),
+        compressed_size: 30_000_000,
+        diff_digest: digest.into(),
+        diff_size: 80_000_000,
+        compression: 2,
+        uids: vec![0, 101],
+        gids: vec![0, 42, 101],
+        ..LayerRow::default()
+    }
+}
+
+impl Rows {
+    /// Makes `count` records in `dir` and saves them. `sync`: every save waits for the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn create(dir: &Path, count: usize, sync: bool) -> Result<Self> {
+        let records = Records::open(RecordsConfig {
+            lock_files: vec![dir.join("layers.lock")],
+            locations: vec![Location {
+                path: Self::file(dir),
+                sync,
+            }],
+            check_mtimes: true,
+            lock_timeout: None,
+        })?;
+        let mut guard = records.write_blocking()?;
+        for number in 0..count {
+            drop(guard.table_mut().insert(row(number), 0)?);
+        }
+        guard.save()?;
+        drop(guard);
+        Ok(Self { records, changes: 0 })
+    }
+
+    /// The file of records in `dir`.
+    pub fn file(dir: &Path) -> PathBuf {
+        dir.join("layers.json")
+    }
+
+    /// The name of a record.
+    pub fn name(number: usize) -> String {
+        format!("localhost/bench-{number}:latest")
+    }
+
+    /// Changes one record and saves.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn save(&mut self) -> Result<()> {
+        self.changes += 1;
+        let mut guard = self.records.write_blocking()?;
+        let id = row(0).id;
+        let text = self.changes.to_string();
+        if !guard.table_mut().update(&id, |row| row.metadata = text)? {
+            return Err(ErrorKind::LayerUnknown.err(id));
+        }
+        guard.save()
+    }
+
+    /// Looks a record up by its name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn find(&self, name: &str) -> Result<bool> {
+        Ok(self.records.glance().await?.find(name).is_some())
+    }
+}

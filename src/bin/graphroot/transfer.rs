@@ -1,0 +1,216 @@
+//! `pull` and `push`: images from elsewhere into the store and out of it.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use graphroot::Digest;
+use graphroot::oci::{
+    BlobState, Event, ImageRef, ImageState, Progress, PullOptions, Puller, PushOptions, push as push_image,
+};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
+use crate::table::{QUIET_TRANSFER, transfer};
+use crate::text::human_size;
+
+/// The first digits of a digest tell blobs apart for people.
+const SHORT: usize = 12;
+
+fn short(digest: &Digest) -> &str {
+    let encoded = digest.encoded();
+    encoded.get(..SHORT).unwrap_or(encoded)
+}
+
+/// How the progress is told, chosen by flags and by what standard error is.
+fn progress(call: &Call) -> Progress {
+    if call.json() {
+        return Progress::new(|event| {
+            // Nobody needs to know if nobody listens any more.
+            drop(writeln!(io::stdout().lock(), "{}", as_json(&event)));
+        });
+    }
+    if call.flags.is_on(&QUIET_TRANSFER) {
+        return Progress::default();
+    }
+    if io::stderr().is_terminal() {
+        let bars = Arc::new(Mutex::new(Bars::default()));
+        return Progress::new(move |event| {
+            let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
+            bars.show(event);
+        });
+    }
+    Progress::new(|event| {
+        if let Some(line) = as_line(&event) {
+            drop(writeln!(io::stderr().lock(), "{line}"));
+        }
+    })
+}
+
+/// An event as one line of JSON.
+fn as_json(event: &Event) -> Value {
+    match event {
+        Event::Image { image, state } => match state {
+            ImageState::Resolved { manifest, blobs } => {
+                let blobs: Vec<Value> = blobs
+                    .iter()
+                    .map(|(digest, size)| json!({"digest": digest.as_str(), "size": size}))
+                    .collect();
+                json!({"event": "resolved", "image": &**image, "manifest": manifest.as_str(), "blobs": blobs})
+            }
+            ImageState::Done { id } => json!({"event": "done", "image": &**image, "id": id}),
+            ImageState::Failed { error } => json!({"event": "failed", "image": &**image, "error": error}),
+            _ => json!({"event": "other", "image": &**image}),
+        },
+        Event::Blob { digest, state } => {
+            let blob = digest.as_str();
+            match state {
+                BlobState::Started { total, kept } => {
+                    json!({"event": "started", "blob": blob, "total": total, "kept": kept})
+                }
+                BlobState::Transferred { bytes } => {
+                    json!({"event": "transferred", "blob": blob, "bytes": bytes})
+                }
+                BlobState::Retrying { wait, reason } => {
+                    json!({"event": "retrying", "blob": blob, "wait_ms": wait.as_secs_f64() * 1e3, "reason": reason})
+                }
+                BlobState::Unpacked => json!({"event": "unpacked", "blob": blob}),
+                BlobState::Committed { layer } => json!({"event": "committed", "blob": blob, "layer": layer}),
+                BlobState::Reused { item } => json!({"event": "reused", "blob": blob, "item": item}),
+                _ => json!({"event": "other", "blob": blob}),
+            }
+        }
+        _ => json!({"event": "other"}),
+    }
+}
+
+/// An event as a line for logs; those that come in great numbers have none.
+fn as_line(event: &Event) -> Option<String> {
+    match event {
+        Event::Image { image, state } => match state {
+            ImageState::Resolved { blobs, .. } => {
+                let size = blobs.iter().map(|(_, size)| size).sum();
+                Some(format!("{image}: {} layers, {}", blobs.len(), human_size(size)))
+            }
+            _ => None,
+        },
+        Event::Blob { digest, state } => {
+            let what = match state {
+                BlobState::Started { total, kept: 0 } => human_size(*total),
+                BlobState::Started { total, kept } => {
+                    format!("{}, {} of them kept", human_size(*total), human_size(*kept))
+                }
+                BlobState::Retrying { wait, reason } => {
+                    format!("again in {:.1} s: {reason}", wait.as_secs_f64())
+                }
+                BlobState::Committed { .. } => "done".to_owned(),
+                BlobState::Reused { .. } => "already there".to_owned(),
+                _ => return None,
+            };
+            Some(format!("{}: {what}", short(digest)))
+        }
+        _ => None,
+    }
+}
+
+/// A bar for each blob that moves.
+#[derive(Default)]
+struct Bars {
+    all: MultiProgress,
+    blobs: HashMap<Digest, ProgressBar>,
+}
+
+impl Bars {
+    fn show(&mut self, event: Event) {
+        if let (Some(line), Event::Image { .. }) = (as_line(&event), &event) {
+            drop(self.all.println(line));
+        }
+        let Event::Blob { digest, state } = event else {
+            return;
+        };
+        let (all, name) = (&self.all, short(&digest).to_owned());
+        let bar = self.blobs.entry(digest).or_insert_with(|| {
+            let bar = all.add(ProgressBar::new(0));
+            let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {msg}";
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            bar.with_prefix(name)
+        });
+        match state {
+            BlobState::Started { total, kept } => {
+                bar.set_length(total);
+                bar.set_position(kept);
+            }
+            BlobState::Transferred { bytes } => bar.set_position(bytes),
+            BlobState::Retrying { reason, .. } => bar.set_message(reason),
+            BlobState::Unpacked => bar.set_message("waiting"),
+            BlobState::Committed { .. } => bar.finish_with_message("done"),
+            BlobState::Reused { .. } => bar.finish_with_message("already there"),
+            _ => {}
+        }
+    }
+}
+
+fn connection(call: &Call) -> Result<PullOptions, Failure> {
+    let mut options = PullOptions::default().progress(progress(call));
+    let auth_file = call.flags.text(&transfer::AUTH_FILE);
+    if !auth_file.is_empty() {
+        options.auth_file = Some(auth_file.into());
+    }
+    options.plain_http = call.flags.list(&transfer::PLAIN_HTTP).to_vec();
+    Ok(options)
+}
+
+/// A number of things at the same time.
+fn count(text: &str, flag: &str) -> Result<Option<usize>, Failure> {
+    match text.parse() {
+        _ if text.is_empty() => Ok(None),
+        Ok(count) if count > 0 => Ok(Some(count)),
+        _ => Err(format!("--{flag} {text}: not a number above 0").into()),
+    }
+}
+
+/// Pulls all images at once; prints their IDs.
+pub(crate) async fn pull(call: &Call, out: &mut Out) -> Outcome {
+    let mut options = connection(call)?;
+    options.keep_partial = call.flags.is_on(&transfer::KEEP_PARTIAL);
+    if let Some(downloads) = count(call.flags.text(&transfer::DOWNLOADS), "downloads")? {
+        options.downloads = downloads;
+    }
+    let platform = call.flags.text(&transfer::PLATFORM);
+    if !platform.is_empty() {
+        options.platform = platform.parse()?;
+    }
+    let images: Vec<ImageRef> = call
+        .args
+        .iter()
+        .map(|arg| arg.parse())
+        .collect::<Result<_, _>>()?;
+    let results = Puller::new(call.store()?, options).pull_all(&images).await;
+    let mut failed = false;
+    for (image, result) in call.args.iter().zip(results) {
+        match result {
+            Ok(_) if call.json() => {}
+            Ok(pulled) => out.line(pulled.image.id())?,
+            Err(error) => {
+                failed = true;
+                out.complain(format!("{}: {image}: {}", call.name, told(&error)))?;
+            }
+        }
+    }
+    if failed { FAILED } else { DONE }
+}
+
+/// Pushes one image; prints the digest of its manifest there.
+pub(crate) async fn push(call: &Call, out: &mut Out) -> Outcome {
+    let mut options = PushOptions::default();
+    options.connection = connection(call)?;
+    let to: ImageRef = call.arg(1).parse()?;
+    let pushed = push_image(call.store()?, call.arg(0), &to, options).await?;
+    if !call.json() {
+        out.line(pushed.manifest.as_str())?;
+    }
+    DONE
+}
