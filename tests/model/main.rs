@@ -6,8 +6,8 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `GRAPHROOT_MODEL_CASES` | sequences of each test |
-//! | `GRAPHROOT_MODEL_SEED` | the seed to draw from, as printed by an earlier run |
+//! | `GRAPHROOT_MODEL_CASES` | sequences of each test; with it, others each time |
+//! | `GRAPHROOT_MODEL_SEED` | the seed to draw them from, as printed by an earlier run |
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
