@@ -47,6 +47,13 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     Ok(mount_change(path, MountPropagationFlags::PRIVATE)?)
 }
 
+/// Whether this process may mount at all: root of a user namespace may only in a mount namespace that belongs to it.
+/// Nothing is mounted to find out.
+pub(crate) fn may_mount(path: &Path) -> bool {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    !matches!(open_tree(CWD, path, flags), Err(Errno::PERM))
+}
+
 /// Detaches the topmost mount at `path`; nothing mounted there, or no such path, is fine.
 pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
     let mut busy = 0;
