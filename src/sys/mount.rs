@@ -38,6 +38,16 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether something is mounted at `path` and still works. `NotConnected` if the program behind it has died.
+pub(crate) fn is_live_mount(path: &Path) -> io::Result<bool> {
+    let mounted = is_mount_point(path)?;
+    if mounted {
+        // Asks whoever serves it.
+        rustix::fs::statfs(path)?;
+    }
+    Ok(mounted)
+}
+
 /// Makes `path` a mount point of its own, onto itself, where it is none yet, and keeps mounts below it out of other
 /// mount namespaces.
 pub(crate) fn make_private(path: &Path) -> io::Result<()> {
