@@ -49,7 +49,13 @@ fn layers() -> [Vec<u8>; 2] {
             "x",
         )
         .entry(Header::new(b'0', "d/secret").mode(0o600).owner(7, 8), "")
-        .hard_link("d/hard", "d/set-id")
+        .entry(
+            Header::new(b'1', "d/hard")
+                .link("d/set-id")
+                .mode(0o4755)
+                .owner(1000, 1001),
+            "",
+        )
         .symlink("link", "d/secret")
         .file("gone", "")
         .dir("opaque/")
