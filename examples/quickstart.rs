@@ -119,6 +119,10 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
         file.strip_prefix(&mounted)?.display(),
         size(bytes)
     );
+    if !rustix::process::geteuid().is_root() {
+        // The root directory of a layer is closed, to its owner too.
+        std::fs::set_permissions(&mounted, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
     std::fs::write(
         mounted.join("written-by-quickstart"),
         "hello from the container\n",

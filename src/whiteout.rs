@@ -13,6 +13,18 @@ pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// `UID:GID:MODE:TYPE`, the mode in octal (overlay's `force_mask`; fuse-overlayfs reads and writes it too).
 pub(crate) const OVERRIDE_STAT: &str = "user.containers.override_stat";
 
+/// As [`OVERRIDE_STAT`], in the name that older versions of fuse-overlayfs write: `UID:GID:MODE`, the mode with its
+/// type.
+pub(crate) const FUSE_OVERRIDE_STAT: &str = "user.fuseoverlayfs.override_stat";
+
+/// Whether an attribute is a mark that overlayfs, fuse-overlayfs or a forced mode has left, and no content.
+pub(crate) fn is_mark(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.")
+        || name.starts_with(b"user.overlay.")
+        || name.starts_with(b"user.fuseoverlayfs.")
+        || name == OVERRIDE_STAT.as_bytes()
+}
+
 /// The value of the overlay opaque attribute.
 pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
 

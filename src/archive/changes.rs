@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{Namespace, OVERRIDE_STAT};
+use crate::whiteout::{self, Namespace};
 
 use super::lookup::Lookup;
 use super::lowers::{Lowers, is_opaque, is_whiteout};
@@ -325,8 +325,9 @@ fn same_details(new: &Walk, old: &Walk, stat: &Stat) -> Result<bool> {
 fn compared_attributes(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
     let mut names = xattr::list_at(dir, name)?;
     // What is kept for lack of room elsewhere is in the status already.
-    names
-        .retain(|name| name == "security.capability" || (name.starts_with("user.") && name != OVERRIDE_STAT));
+    names.retain(|name| {
+        name == "security.capability" || (name.starts_with("user.") && !whiteout::is_mark(name.as_bytes()))
+    });
     names.sort_unstable();
     let mut attributes = Vec::with_capacity(names.len());
     for attribute in names {

@@ -17,7 +17,7 @@ use tar_core::EntryType;
 use crate::error::{Error, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{self, Namespace, OVERRIDE_STAT};
+use crate::whiteout::{self, Namespace};
 
 use super::changes::{Change, ChangeKind};
 use super::lookup::Lookup;
@@ -26,9 +26,6 @@ use super::path;
 use super::sink::Sink;
 use super::tar_writer::{Item, TarWriter};
 use super::walk::{Walk, absolute};
-
-/// Attributes of overlayfs mounted without privileges.
-const OVERLAY: &str = "user.overlay.";
 
 /// Writes the whole tree `root`, owners as the container that `maps` describes sees them. Depth first.
 pub(crate) fn write_tree(root: BorrowedFd<'_>, maps: &IdMappings, out: &mut dyn Sink) -> Result<()> {
@@ -204,7 +201,7 @@ impl Object {
 /// Whether an attribute is part of a layer: neither what the host's security modules nor what overlayfs keep there.
 fn is_exported(name: &str) -> bool {
     matches!(name, "security.capability" | "security.ima")
-        || (name.starts_with("user.") && !name.starts_with(OVERLAY) && name != OVERRIDE_STAT)
+        || (name.starts_with("user.") && !whiteout::is_mark(name.as_bytes()))
 }
 
 /// A stream being written, and the files in it that have several names.

@@ -162,25 +162,6 @@ impl Extractor {
         Ok(self.ledger)
     }
 
-    /// Gives directories that were opened up the modes that they shall have.
-    fn set_held_modes(&mut self, readable: bool) -> Result<()> {
-        for (path, mode) in self.held.take(readable) {
-            let doing = || format!("setting the mode of {}", show(&path));
-            let root = Rc::clone(self.parents.root());
-            if path.is_empty() {
-                at::chmod_open(root.fd(), mode).during(doing())?;
-                continue;
-            }
-            // Nothing, or something else, may be there by now.
-            match at::open_in_root(root.fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
-                Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(error) => return Err(Error::io(doing(), error)),
-            }
-        }
-        Ok(())
-    }
-
     fn dispatch<S: Source>(
         &mut self,
         entry: &Entry,
@@ -307,20 +288,6 @@ impl Extractor {
             .push(path, metadata::times(entry.mtime, entry.atime));
         self.keep_open(path, parent, base, dir);
         Ok(())
-    }
-
-    /// Keeps a directory whose mode was just set open to its owner until the end.
-    fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
-        if !self.held.is_on() {
-            return Ok(());
-        }
-        let mode = self.rules.force_mask.unwrap_or(entry.mode & 0o7777);
-        self.held.set(path, mode);
-        let working = self.held.working_mode(mode);
-        if working == mode {
-            return Ok(());
-        }
-        rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
     }
 
     /// An empty file for what cannot be made; an attribute tells what it is.

@@ -4,9 +4,16 @@
 //! archive has for it: it is opened up when it is first used, and gets its mode at the end.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::rc::Rc;
 
-use crate::error::{IoContext as _, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::extract::Extractor;
+use super::framing::Entry;
+use super::path::show;
+use crate::error::{Error, IoContext as _, Result};
 use crate::sys::{at, privilege};
 
 /// What an owner needs.
@@ -75,5 +82,40 @@ impl Held {
         self.modes = kept;
         let taken: BTreeMap<_, _> = taken;
         taken.into_iter().rev()
+    }
+}
+
+impl Extractor {
+    /// Keeps a directory whose mode was just set open to its owner until the end.
+    pub(crate) fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
+        if !self.held.is_on() {
+            return Ok(());
+        }
+        let mode = self.rules.force_mask.unwrap_or(entry.mode & 0o7777);
+        self.held.set(path, mode);
+        let working = self.held.working_mode(mode);
+        if working == mode {
+            return Ok(());
+        }
+        rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
+    }
+
+    /// Gives directories that were opened up the modes that they shall have.
+    pub(crate) fn set_held_modes(&mut self, readable: bool) -> Result<()> {
+        for (path, mode) in self.held.take(readable) {
+            let doing = || format!("setting the mode of {}", show(&path));
+            let root = Rc::clone(self.parents.root());
+            if path.is_empty() {
+                at::chmod_open(root.fd(), mode).during(doing())?;
+                continue;
+            }
+            // Nothing, or something else, may be there by now.
+            match at::open_in_root(root.fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+                Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(Error::io(doing(), error)),
+            }
+        }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::path::show;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::OVERRIDE_STAT;
+use crate::whiteout::{self, OVERRIDE_STAT};
 
 /// How an archive's metadata becomes the tree's.
 #[derive(Debug)]
@@ -198,14 +198,13 @@ impl Rules {
 
     /// Attributes that layers may carry.
     ///
-    /// SELinux labels belong to the host. The attributes by which overlayfs marks its layers (`trusted.overlay.*`,
-    /// `user.overlay.*`) are left out too: a layer says what it hides by whiteouts, and one that set the marks itself
+    /// SELinux labels belong to the host. The attributes by which overlayfs and fuse-overlayfs mark their layers are
+    /// left out too: a layer says what it hides by whiteouts, and one that set the marks itself
     /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer say
     /// its owners and modes twice.
     fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for (name, value) in entry.records.xattrs() {
-            let private = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-            if private || name == OVERRIDE_STAT.as_bytes() || name == b"security.selinux" {
+            if whiteout::is_mark(name) || name == b"security.selinux" {
                 tracing::debug!(
                     attribute = show(name),
                     entry = show(&entry.name),

@@ -353,6 +353,7 @@ macro_rules! suites {
                 mounts_are_counted
                 a_mount_of_another_process_counts_once
                 a_mount_ended_by_another_process_is_made_again
+                a_mount_whose_program_died_is_made_again
                 a_mounted_layer_can_be_removed
                 owners_can_be_mapped_by_the_mount
                 a_tree_mount_ends_with_its_guard

@@ -52,7 +52,7 @@ impl LayerStore {
         let mut mounts = self.inner.mounts.lock_blocking()?;
         let known = mounts.get(&row.id).cloned();
         if let Some(known) = &known
-            && crate::sys::mount::is_mount_point(Path::new(&known.path)).unwrap_or(false)
+            && crate::sys::mount::is_live_mount(Path::new(&known.path)).unwrap_or(false)
         {
             mounts.set(&row.id, &known.path, known.count.saturating_add(1));
             mounts.save(|id| self.table().get(id).is_some())?;

@@ -54,6 +54,16 @@ fn is_mount_point_by_crossing(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether something is mounted at `path` and still works. `NotConnected` if the program behind it has died.
+pub(crate) fn is_live_mount(path: &Path) -> io::Result<bool> {
+    let mounted = is_mount_point(path)?;
+    if mounted {
+        // Asks whoever serves it.
+        rustix::fs::statfs(path)?;
+    }
+    Ok(mounted)
+}
+
 /// Makes `path` a mount point of its own, onto itself, where it is none yet, and keeps mounts below it out of other
 /// mount namespaces.
 pub(crate) fn make_private(path: &Path) -> io::Result<()> {
@@ -61,6 +71,13 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
         mount_bind(path, path)?;
     }
     Ok(mount_change(path, MountPropagationFlags::PRIVATE)?)
+}
+
+/// Whether this process may mount at all: root of a user namespace may only in a mount namespace that belongs to it.
+/// Nothing is mounted to find out.
+pub(crate) fn may_mount(path: &Path) -> bool {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    !matches!(open_tree(CWD, path, flags), Err(Errno::PERM))
 }
 
 /// Detaches the topmost mount at `path`; nothing mounted there, or no such path, is fine.

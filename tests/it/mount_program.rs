@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use graphroot::{ContainerOptions, LayerOptions, Store};
+use graphroot::{ContainerOptions, ImageOptions, LayerOptions, Store};
 
 use crate::support::manifest::{Manifest, assert_same, manifest};
 use crate::support::peers::Run as _;
@@ -49,7 +49,13 @@ fn layers() -> [Vec<u8>; 2] {
             "x",
         )
         .entry(Header::new(b'0', "d/secret").mode(0o600).owner(7, 8), "")
-        .hard_link("d/hard", "d/set-id")
+        .entry(
+            Header::new(b'1', "d/hard")
+                .link("d/set-id")
+                .mode(0o4755)
+                .owner(1000, 1001),
+            "",
+        )
         .symlink("link", "d/secret")
         .file("gone", "")
         .dir("opaque/")
@@ -157,6 +163,16 @@ async fn a_store_of_a_program_is_shared_with_go() {
     );
 }
 
+/// What an image of the upper layer shows.
+async fn seen_image(store: &Store) -> Manifest {
+    let image = ImageOptions::default().name("image");
+    store.create_image(Some("child"), image).await.unwrap();
+    let path = store.mount_image("image", &[], "").await.unwrap();
+    let seen = seen(&path);
+    store.unmount_image("image", false).await.unwrap();
+    seen
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn forced_modes_hide_owners_that_a_program_shows() {
     needs!("fuse-overlayfs", "containers-storage");
@@ -166,7 +182,7 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
     let (masked, native) = (TestRoot::new(), TestRoot::new());
     let plain = native.open().await;
     put(&plain).await;
-    let expected = seen_mounted(&plain, "child").await;
+    let expected = seen_image(&plain).await;
     let options = [PROGRAM, "overlay.force_mask=700"];
     let store = open(&masked, &options).await;
     put(&store).await;
@@ -188,14 +204,15 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
         manifest.get_mut(Path::new("")).unwrap().mode = 0o755;
         manifest
     };
-    let ours = seen_mounted(&store, "child").await;
+    let ours = seen_image(&store).await;
     assert_same("unmasked", &root_mode(expected), "masked", &ours);
     // A container's own files are hidden too, and come out as they are seen.
     let container = store
-        .create_container(None, ContainerOptions::default().id("box"))
+        .create_container(Some("image"), ContainerOptions::default().id("box"))
         .await
         .unwrap();
     let path = store.mount("box", "").await.unwrap();
+    assert_same("the image", &ours, "a container", &seen(&path));
     fs::write(path.join("file"), "x").unwrap();
     std::os::unix::fs::chown(path.join("file"), Some(5), Some(6)).unwrap();
     store.unmount("box", false).await.unwrap();
@@ -223,10 +240,12 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
     for option in options {
         go.args(["--storage-opt", option]);
     }
-    let path = go.with(["mount", "child"]).run();
-    let theirs = seen(Path::new(&path));
+    let path = go.with(["mount", "box"]).run();
+    let mut theirs = seen(Path::new(&path));
+    let file = theirs.remove(Path::new("file")).unwrap();
+    assert_eq!((file.uid, file.gid), (5, 6));
     assert_same("ours", &ours, "theirs", &theirs);
-    store.unmount("child", true).await.unwrap();
+    store.unmount("box", true).await.unwrap();
     // Without a program containers cannot be written to.
     store.free();
     let other = TestRoot::new();

@@ -116,6 +116,34 @@ fn the_kernel_mounts_in_a_user_namespace() {
 }
 
 #[test]
+fn who_may_not_mount_is_told_so() {
+    needs!("unshare", "setpriv", "newuidmap");
+    let root = TestRoot::new();
+    let user = User::new(root.path());
+    for dir in [root.graph(), root.run()] {
+        fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::chown(&dir, Some(UID), Some(UID)).unwrap();
+    }
+    // No mount namespace of its own.
+    let command = user.program(&["unshare", "--user", "--map-root-user"]);
+    Worker::spawn(Worker::prepared(command, "rootless-without-mounts", &root, &[])).finish();
+}
+
+/// What a user does who may not mount.
+pub(crate) async fn work_without_mounts() {
+    let (graph, run, driver) = store_location();
+    let options = || StoreOptions::new(&graph, &run);
+    let error = Store::open(options().driver(driver)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
+    assert!(error.chain().contains("mount namespace"), "{}", error.chain());
+    // It is not for ever.
+    assert_eq!(names_in(&run.join("overlay")), BTreeSet::new());
+    assert!(!graph.join("overlay").exists());
+    let store = Store::open(options()).await.unwrap();
+    assert_eq!(store.graph_driver_name(), "vfs");
+}
+
+#[test]
 fn a_program_mounts_in_a_user_namespace() {
     needs!(
         "unshare",
@@ -421,7 +449,7 @@ async fn seen_by_others(store: &Store, peers: &Peers, image: &OciImage, layer: &
         .with(["diff", "--uncompressed", "--file"])
         .with([file.as_os_str(), "child".as_ref()])
         .run();
-    let theirs = Digest::sha256(&fs::read(&file).unwrap());
+    let theirs = Digest::sha256(fs::read(&file).unwrap());
     assert_eq!(Some(theirs), store.layer("child").await.unwrap().diff_digest());
     if peers.way == Way::Copies {
         return;

@@ -27,6 +27,7 @@ async fn entry() {
         ("put", [source, id]) => put(Path::new(source), id).await,
         ("delete", [id]) => delete(id).await,
         ("create-and-delete", [prefix, count]) => create_and_delete(prefix, count.parse().unwrap()).await,
+        ("rootless-without-mounts", []) => crate::rootless::work_without_mounts().await,
         ("rootless", [way]) => crate::rootless::work(way).await,
         ("memory", [source, size]) => memory(source, size.parse().unwrap()).await,
         _ => panic!("no such work: {work} {arguments:?}"),

@@ -129,6 +129,7 @@ fn only_some_attributes_belong_to_a_layer() {
             "user.a",
             "user.overlay.opaque",
             "user.containers.override_stat",
+            "user.fuseoverlayfs.origin",
             "trusted.x",
             "user.empty",
         ] {

@@ -314,6 +314,7 @@ fn some_attributes_never_come_from_a_layer() {
                 .xattr("trusted.overlay.opaque", "y")
                 .xattr("trusted.overlay.redirect", "/etc")
                 .xattr("user.overlay.opaque", "y")
+                .xattr("user.fuseoverlayfs.opaque", "y")
                 .xattr("no.such.namespace", "ignored")
                 .pax("LIBARCHIVE.xattr.user.z", "ignored")
                 .xattr("user.kept", "yes")

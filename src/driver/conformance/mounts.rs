@@ -94,6 +94,45 @@ pub(super) fn a_mount_ended_by_another_process_is_made_again(bench: &Bench) {
     assert!(!is_mount_point(&path).unwrap());
 }
 
+pub(super) fn a_mount_whose_program_died_is_made_again(bench: &Bench) {
+    if !bench.uses_program() {
+        return;
+    }
+    bench.layer("a", None, |tree| write(tree, "file", ""));
+    for used_again in [true, false] {
+        let path = bench.mount("a", &[]);
+        let program = program_of(&path);
+        rustix::process::kill_process(program, rustix::process::Signal::KILL).unwrap();
+        // Its end of the connection is closed a moment later.
+        while fs::metadata(&path).is_ok() {
+            std::thread::yield_now();
+        }
+        if used_again {
+            assert_eq!(bench.mount("a", &[]), path);
+            assert_eq!(listing(&path).len(), 1);
+        }
+        bench.driver.put("a").unwrap();
+        assert!(!is_mount_point(&path).unwrap());
+    }
+    assert_eq!(bench.seen("a").len(), 1);
+}
+
+/// The process that serves a mount.
+fn program_of(mounted: &Path) -> rustix::process::Pid {
+    let target = mounted.to_str().unwrap();
+    let serves = |dir: &fs::DirEntry| {
+        let line = fs::read(dir.path().join("cmdline")).unwrap_or_default();
+        let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        arguments
+            .first()
+            .is_some_and(|program| program.ends_with(b"fuse-overlayfs"))
+            && arguments.contains(&target.as_bytes())
+    };
+    let found = fs::read_dir("/proc").unwrap().flatten().find(serves).unwrap();
+    let pid: i32 = found.file_name().to_str().unwrap().parse().unwrap();
+    rustix::process::Pid::from_raw(pid).unwrap()
+}
+
 pub(super) fn a_mounted_layer_can_be_removed(bench: &Bench) {
     bench.layer("a", None, |tree| write(tree, "file", ""));
     let root = bench.mount("a", &[]);

@@ -71,7 +71,7 @@ pub(super) fn additional_stores_are_read(variant: Variant) {
 
 pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
     let bench = Bench::new(variant, |config, tmp| {
-        config.image_store = Some(tmp.join("images"))
+        config.image_store = Some(tmp.join("images"));
     });
     let Some(bench) = bench else { return };
     let images = bench.config.image_store.clone().unwrap().join(variant.driver);

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::{at, privilege, tree, xattr};
-use crate::whiteout::OVERRIDE_STAT;
+use crate::whiteout::{FUSE_OVERRIDE_STAT, OVERRIDE_STAT};
 
 /// What a layer's root directory is, beside what it may look like on disk.
 #[derive(Clone, Copy)]
@@ -106,13 +106,21 @@ impl Overlay {
         }
     }
 
-    /// Keeps in an attribute what a forced mode hides.
-    fn keep_real(&self, diff: &OwnedFd, root: Root) -> rustix::io::Result<()> {
+    /// Keeps in an attribute what a forced mode hides. `upper`: the directory will be written to through a mount.
+    fn keep_real(&self, diff: &OwnedFd, root: Root, upper: bool) -> rustix::io::Result<()> {
         if self.options.force_mask.is_none() {
             return Ok(());
         }
-        let value = layout::format_override_stat(root.owner.uid, root.owner.gid, root.mode);
-        xattr::fset(diff.as_fd(), OVERRIDE_STAT.as_bytes(), value.as_bytes())
+        let Owner { uid, gid } = root.owner;
+        let value = layout::format_override_stat(uid, gid, root.mode);
+        xattr::fset(diff.as_fd(), OVERRIDE_STAT.as_bytes(), value.as_bytes())?;
+        if !upper {
+            return Ok(());
+        }
+        // fuse-overlayfs 1.10 looks for its own attribute in a tree that it writes to, and would make one of what the
+        // directory looks like.
+        let value = format!("{uid}:{gid}:{:o}", 0o040_000 | root.mode);
+        xattr::fset(diff.as_fd(), FUSE_OVERRIDE_STAT.as_bytes(), value.as_bytes())
     }
 
     fn check_options(&self, options: &CreateOptions) -> Result<()> {
@@ -162,7 +170,7 @@ impl Overlay {
                 )?;
             }
             let diff = make_dir(&layer, "diff", mode, owner, me)?;
-            self.keep_real(&diff, root)?;
+            self.keep_real(&diff, root, options.read_write)?;
             for name in ["work", "merged"]
                 .into_iter()
                 .chain(parent.is_none().then_some("empty"))
@@ -312,7 +320,7 @@ impl Overlay {
                     )?;
                 }
             }
-            self.keep_real(&staged.content.dir, new.root)?;
+            self.keep_real(&staged.content.dir, new.root, options.read_write)?;
             rustix::fs::fchmod(&staged.content.dir, Mode::from_raw_mode(mode))
         };
         self.check_options(options)?;

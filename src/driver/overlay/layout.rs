@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <graph root>/overlay/           0755, a private mount on itself while layers are mounted
-//!   .has-mount-program            0600  "false": whiteouts are in the kernel's form
+//!   .has-mount-program            0600  "false": whiteouts are in the kernel's form; "true": they are files
 //!   l/<26 characters>             symbolic link to ../<layer ID>/diff; short names keep mount data short
 //!   tempdirs/                     what is being built or deleted, each with its lock
 //!   staging/                      partial pulls of the Go library

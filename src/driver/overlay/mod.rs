@@ -45,7 +45,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::StagingLock;
 use crate::lock::temp_dir::TempDir;
-use crate::sys::mount::unmount_lazily;
+use crate::sys::mount::{may_mount, unmount_lazily};
 use crate::sys::{atomic, make_private_dir, privilege, tree};
 use crate::whiteout::{Form, Namespace};
 
@@ -85,6 +85,12 @@ impl Overlay {
         make_private_dir(&config.root)?;
         let backing = Backing::of(&config.root)?;
         let rootless = privilege::is_rootless();
+        // Not left to the probes, which would remember that overlay does not work here.
+        if rootless && !may_mount(&config.root) {
+            let what =
+                "overlay in a mount namespace that belongs to another user namespace (unshare --mount)";
+            return Err(ErrorKind::NotSupported.err(what));
+        }
         check_quota(backing, &options)?;
         let fresh = !exists(&home)?;
         make_home(&home)?;

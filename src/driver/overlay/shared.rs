@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::error::{IoContext as _, Result};
-use crate::sys::mount::is_mount_point;
+use crate::sys::mount::{is_live_mount, unmount_lazily};
 
 /// Shared by the driver objects of one home and run root.
 #[derive(Debug, Default)]
@@ -70,9 +70,15 @@ impl Mounts<'_> {
     /// How often a layer is in use. A mount that this process did not make counts once, so that a use which only looks
     /// does not end it, and an unmount without a mount does; one that somebody else ended counts nothing.
     pub(super) fn count(&self, merged: &Path) -> Result<u64> {
-        let mounted = match is_mount_point(merged) {
+        let mounted = match is_live_mount(merged) {
             Ok(mounted) => mounted,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            // The program behind it has died: nobody can use it, and it would be in the way of a new one.
+            Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
+                tracing::warn!(path = %merged.display(), "detaching a mount whose program has died");
+                unmount_lazily(merged).at("detaching a dead mount from", merged)?;
+                false
+            }
             Err(error) => return Err(error).at("looking for a mount at", merged),
         };
         let known = self.0.get(merged).copied();
