@@ -8,7 +8,10 @@
 //! several rounds. A row shows the median for one operation, the range, and how many times the first row of its group
 //! it takes: below 1 is faster. Needs root, `tar`, `gzip`.
 #![expect(clippy::print_stdout, reason = "it is a program")]
-#![expect(clippy::disallowed_methods, reason = "flock is what the locks are compared with")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "flock is what the locks are compared with"
+)]
 
 use std::collections::HashMap;
 use std::error::Error;

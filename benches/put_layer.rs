@@ -1,4 +1,5 @@
-//! `put_layer` beside what a user would use instead: `tar -xzf` and the `containers-storage` command.
+//! `put_layer` beside what a user would use instead: `tar -xzf`, `containers-storage import-layer`, and `skopeo copy` of
+//! an image with this one layer.
 //!
 //! ```text
 //! cargo bench --bench put_layer [-- LAYER.tar.gz]
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use graphroot::{Durability, LayerOptions, Store, StoreOptions};
+use graphroot::{Digest, Durability, LayerOptions, Store, StoreOptions};
 
 type Res<T> = Result<T, Box<dyn Error>>;
 
@@ -40,26 +41,27 @@ fn main() -> Res<()> {
         blob.display(),
         blob.metadata()?.len() / 1_000_000
     );
-    let command = Command::new("containers-storage")
-        .arg("version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if command.is_err() {
-        println!("SKIPPED containers-storage: the command is not installed");
-    }
+    let command = is_there("containers-storage", "version");
+    let layout = match is_there("skopeo", "--version") {
+        true => Some(layout(dir.path(), &blob)?),
+        false => None,
+    };
     let mut rows = [
         ("put_layer, content not synced", Vec::new()),
         ("put_layer, durable", Vec::new()),
         ("tar -xzf", Vec::new()),
         ("containers-storage import-layer", Vec::new()),
+        ("skopeo copy", Vec::new()),
     ];
     for _ in 0..ROUNDS {
         rows[0].1.push(put_layer(dir.path(), &blob, Durability::None)?);
         rows[1].1.push(put_layer(dir.path(), &blob, Durability::Default)?);
         rows[2].1.push(tar(dir.path(), &blob)?);
-        if command.is_ok() {
+        if command {
             rows[3].1.push(import_layer(dir.path(), &blob)?);
+        }
+        if let Some(layout) = &layout {
+            rows[4].1.push(skopeo(dir.path(), layout)?);
         }
     }
     let baseline = median(&rows[0].1);
@@ -77,6 +79,18 @@ fn main() -> Res<()> {
         );
     }
     Ok(())
+}
+
+fn is_there(program: &str, argument: &str) -> bool {
+    let status = Command::new(program)
+        .arg(argument)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if status.is_err() {
+        println!("SKIPPED {program}: it is not installed");
+    }
+    status.is_ok()
 }
 
 fn median(times: &[Duration]) -> Duration {
@@ -98,6 +112,37 @@ fn pack(dir: &Path) -> Res<PathBuf> {
     } else {
         Err("packing /usr/share failed".into())
     }
+}
+
+/// An OCI layout with an image of the one layer.
+fn layout(dir: &Path, blob: &Path) -> Res<PathBuf> {
+    let root = dir.join("layout");
+    let blobs = root.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs)?;
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(
+        &mut flate2::read::MultiGzDecoder::new(std::fs::File::open(blob)?),
+        &mut plain,
+    )?;
+    let put = |data: &[u8], kind: &str| -> Res<serde_json::Value> {
+        let digest = Digest::sha256(data);
+        std::fs::write(blobs.join(digest.encoded()), data)?;
+        let kind = format!("application/vnd.oci.image.{kind}");
+        Ok(serde_json::json!({"mediaType": kind, "digest": digest.as_str(), "size": data.len()}))
+    };
+    let layer = put(&std::fs::read(blob)?, "layer.v1.tar+gzip")?;
+    let config = serde_json::json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::sha256(&plain).as_str()]},
+    });
+    let config = put(&serde_json::to_vec(&config)?, "config.v1+json")?;
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    let manifest = put(&serde_json::to_vec(&manifest)?, "manifest.v1+json")?;
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [manifest]});
+    std::fs::write(root.join("index.json"), serde_json::to_vec(&index)?)?;
+    std::fs::write(root.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    Ok(root)
 }
 
 fn put_layer(dir: &Path, blob: &Path, durability: Durability) -> Res<Duration> {
@@ -141,20 +186,53 @@ fn tar(dir: &Path, blob: &Path) -> Res<Duration> {
     )
 }
 
+/// The `containers-storage` command on a store in `root`.
+fn containers_storage(root: &Path, verb: &str) -> Command {
+    let mut command = Command::new("containers-storage");
+    command
+        .arg("--graph")
+        .arg(root.join("graph"))
+        .arg("--run")
+        .arg(root.join("run"));
+    command.args(["--storage-driver", "overlay", verb]);
+    command
+}
+
+/// Empties the store of another program, so that its directory can be removed.
+fn empty(root: &Path) -> Res<()> {
+    let options = StoreOptions::new(root.join("graph"), root.join("run")).driver("overlay");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let store = Store::open(options).await?;
+        store.wipe().await?;
+        store.shutdown(true).await?;
+        Ok(())
+    })
+}
+
 fn import_layer(dir: &Path, blob: &Path) -> Res<Duration> {
     let root = tempfile::tempdir_in(dir)?;
-    let base = |verb: &str| {
-        let mut command = Command::new("containers-storage");
-        command
-            .arg("--graph")
-            .arg(root.path().join("graph"))
-            .arg("--run")
-            .arg(root.path().join("run"));
-        command.args(["--storage-driver", "overlay", verb]);
-        command
-    };
-    let time = timed(base("import-layer").arg("-f").arg(blob))?;
-    timed(&mut base("wipe"))?;
-    timed(&mut base("shutdown"))?;
+    let time = timed(
+        containers_storage(root.path(), "import-layer")
+            .arg("-f")
+            .arg(blob),
+    )?;
+    empty(root.path())?;
+    Ok(time)
+}
+
+fn skopeo(dir: &Path, layout: &Path) -> Res<Duration> {
+    let root = tempfile::tempdir_in(dir)?;
+    let at = root.path().display();
+    let target = format!("containers-storage:[overlay@{at}/graph+{at}/run]localhost/bench:latest");
+    let time = timed(
+        Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy"])
+            .arg(format!("oci:{}", layout.display()))
+            .arg(target),
+    )?;
+    empty(root.path())?;
     Ok(time)
 }

@@ -109,6 +109,7 @@ pub async fn extract(blob: &Path, dir: &Path, tape: Option<&Path>) -> Result<u64
         form: Form::Overlay(Namespace::Trusted),
         root_entry: true,
         mappings: IdMappings::default(),
+        owner: None,
         ignore_chown_errors: false,
         force_mask: None,
         in_user_namespace: false,

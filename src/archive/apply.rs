@@ -33,6 +33,7 @@ use crate::bridge::{self, CHUNK, ChunkReader, ChunkSender};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
+use crate::sys::writeback;
 use crate::whiteout::{self, Form};
 
 /// Where a layer goes, and how.
@@ -369,11 +370,13 @@ fn unpack(
         verify,
         "the uncompressed layer",
     )?;
+    let tape = tape.finish(dir.as_fd())?.filter(|_| sync);
+    if let Some(tape) = &tape {
+        writeback::start(tape.as_fd());
+    }
     let ledger = extractor.finish()?;
-    if let Some(file) = tape.finish(dir.as_fd())?
-        && sync
-    {
-        file.sync_all().during("syncing tar-split data")?;
+    if let Some(tape) = &tape {
+        tape.sync_all().during("syncing tar-split data")?;
     }
     Ok(Applied {
         compression: received.compression,

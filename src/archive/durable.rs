@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{IoContext as _, Result};
-use crate::sys::at;
+use crate::sys::{at, writeback};
 
 /// How many entries are still synced one by one.
 const FEW: usize = 16;
@@ -68,6 +68,10 @@ impl Durable {
         }
         if self.many {
             return rustix::fs::syncfs(root).during(DOING);
+        }
+        // All of them first: the sync of one then finds the others allocated, and one journal commit does for all.
+        for file in &self.files {
+            writeback::start(file.as_fd());
         }
         for file in &self.files {
             rustix::fs::fsync(file).during(DOING)?;

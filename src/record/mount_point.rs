@@ -44,7 +44,7 @@ struct Entry {
     text: OnceLock<Bytes>,
 }
 
-/// The mounts of all layers, in the order in which they were made.
+/// The mounts of all layers, in the order in which they stand in the file; new ones at the end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MountTable {
     entries: BTreeMap<u64, Entry>,
@@ -221,16 +221,24 @@ impl MountGuard {
         }
     }
 
-    /// Writes the mounts of the layers that exist; the others are gone.
-    pub(crate) fn save(&mut self, exists: impl Fn(&str) -> bool) -> Result<()> {
-        let gone: Vec<String> = self
-            .table
-            .rows()
-            .filter(|row| !exists(&row.id))
-            .map(|row| row.id.clone())
+    /// Writes the mounts of the layers that have a position, in the order of these; the others are gone.
+    pub(crate) fn save(&mut self, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
+        let mut entries: Vec<(Option<u64>, Entry)> = std::mem::take(&mut self.table.entries)
+            .into_values()
+            .map(|entry| (position(&entry.row.id), entry))
             .collect();
-        for id in &gone {
-            self.table.remove(id);
+        entries.sort_by_key(|(position, _)| *position);
+        for (position, entry) in entries {
+            match position {
+                Some(position) => {
+                    if let Some(known) = self.table.positions.get_mut(&entry.row.id) {
+                        *known = position;
+                    }
+                    self.table.next = position + 1;
+                    self.table.entries.insert(position, entry);
+                }
+                None => drop(self.table.positions.remove(&entry.row.id)),
+            }
         }
         for entry in self.table.entries.values() {
             if entry.text.get().is_none() {
@@ -303,9 +311,17 @@ mod tests {
         ] {
             guard.set(id, path, count);
         }
-        guard.save(|id| id != "gone").unwrap();
+        guard
+            .save(|id| {
+                ["a", "unmounted", "b", "none"]
+                    .iter()
+                    .zip(0..)
+                    .find(|(name, _)| **name == id)
+                    .map(|(_, at)| at)
+            })
+            .unwrap();
         drop(guard);
-        let expected = r#"[{"id":"b","path":"/b","count":2},{"id":"a","path":"/a","count":1}]"#;
+        let expected = r#"[{"id":"a","path":"/a","count":1},{"id":"b","path":"/b","count":2}]"#;
         assert_eq!(
             std::fs::read_to_string(dir.join("mountpoints.json")).unwrap(),
             expected
@@ -323,7 +339,7 @@ mod tests {
         let mut guard = there.lock_blocking().unwrap();
         guard.set("b", "", 0);
         guard.set("a", "/a", 3);
-        guard.save(|_| true).unwrap();
+        guard.save(|_| Some(7)).unwrap();
         drop(guard);
         assert!(here.try_read().unwrap().is_none(), "changed: this needs the file");
         assert_eq!(counts(&here.read_blocking().unwrap()), [one("a", "/a", 3)]);
@@ -359,7 +375,7 @@ mod tests {
         assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
         let mut guard = mounts.lock_blocking().unwrap();
         guard.set("a", "/a", 2);
-        guard.save(|_| true).unwrap();
+        guard.save(|_| Some(0)).unwrap();
         drop(guard);
         let expected = r#"[{"id":"a","path":"/a","count":2,"new":1}]"#;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
@@ -368,7 +384,7 @@ mod tests {
         std::fs::create_dir_all(path.join("full")).unwrap();
         let mut guard = mounts.lock_blocking().unwrap();
         guard.set("a", "/a", 3);
-        assert_eq!(guard.save(|_| true).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(guard.save(|_| Some(0)).unwrap_err().kind(), ErrorKind::Io);
         drop(guard);
         std::fs::remove_dir_all(&path).unwrap();
         std::fs::write(&path, "[").unwrap();

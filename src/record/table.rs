@@ -222,6 +222,12 @@ impl<R: Record> Table<R> {
         self.at(*self.index.ids.get(id)?)
     }
 
+    /// Where the row with exactly this ID stands among the others: a number that grows in the order of
+    /// [`Table::rows`].
+    pub(crate) fn position(&self, id: &str) -> Option<u64> {
+        self.index.ids.get(id).copied()
+    }
+
     /// The row with this name.
     pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<R>> {
         self.at(*self.index.names.get(name)?)

@@ -7,6 +7,7 @@ pub(crate) mod ofd;
 pub(crate) mod privilege;
 pub(crate) mod tree;
 pub(crate) mod userns;
+pub(crate) mod writeback;
 pub(crate) mod xattr;
 
 /// How many threads can run at the same time. Looked up once: it takes reading several files.
