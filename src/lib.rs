@@ -50,6 +50,11 @@
 //! * **Errors.** One [`Error`] with an [`ErrorKind`] to match on; `ErrorKind` has one variant for each sentinel
 //!   error of the Go library.
 //!
+//! # Features
+//!
+//! * `pull`: the module `oci`, images from registries, OCI layouts and archives into the store and out of it. Nothing
+//!   of it, and none of its dependencies, is there by default.
+//!
 //! # Coming from Go
 //!
 //! Every method of the Go library's `Store` has its name in snake case on [`Store`]; the page [`coming_from_go`] has
