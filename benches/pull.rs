@@ -176,6 +176,7 @@ fn fill(dir: &Path, address: &str) -> Res<Vec<String>> {
         run(copy.arg(format!("docker://{name}")))?;
         names.push(name);
     }
+    clean(&graph);
     Ok(names)
 }
 
@@ -203,8 +204,8 @@ fn ours(dir: &Path, images: &[String], durability: Durability, keep: bool) -> Re
 }
 
 /// What is mounted below a store of another program goes before its files do.
-fn clean(root: &Path) {
-    let home = root.join("graph/overlay");
+fn clean(graph: &Path) {
+    let home = graph.join("overlay");
     Command::new("umount").arg("--quiet").arg(home).status().ok();
 }
 
@@ -228,7 +229,7 @@ fn skopeo(dir: &Path, images: &[String]) -> Res<Duration> {
         }
     }
     let time = started.elapsed();
-    clean(root.path());
+    clean(&root.path().join("graph"));
     Ok(time)
 }
 
@@ -252,6 +253,6 @@ fn podman(dir: &Path, images: &[String]) -> Res<Duration> {
     let started = Instant::now();
     run(&mut command)?;
     let time = started.elapsed();
-    clean(root.path());
+    clean(&root.path().join("graph"));
     Ok(time)
 }

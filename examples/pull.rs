@@ -10,15 +10,14 @@
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
 use std::error::Error;
-use std::path::PathBuf;
 
-use graphroot::oci::{BlobState, Event, ImageRef, ImageState, Progress, PullOptions, Puller};
+use graphroot::oci::{BlobState, Event, ImageRef, Progress, PullOptions, Puller};
 use graphroot::{Store, StoreOptions};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let home = PathBuf::from(
+    let home = std::path::PathBuf::from(
         arguments
             .next()
             .ok_or("name a directory for the store, and images")?,
@@ -31,31 +30,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (progress, mut events) = Progress::channel();
     let printer = tokio::spawn(async move {
         while let Some(event) = events.next().await {
-            match event {
-                Event::Image {
-                    image,
-                    state: ImageState::Resolved { blobs, .. },
-                } => {
-                    println!("{image}: {} layers", blobs.len());
+            let Event::Blob { digest, state } = event else {
+                continue;
+            };
+            match state {
+                BlobState::Started { total, kept } => {
+                    println!("{digest}: {total} bytes, {kept} kept from before");
                 }
-                Event::Blob {
-                    digest,
-                    state: BlobState::Started { total, kept },
-                } => {
-                    println!("{digest}: {total} bytes, {kept} of them here already");
-                }
-                Event::Blob {
-                    digest,
-                    state: BlobState::Retrying { reason, .. },
-                } => println!("{digest}: {reason}"),
-                Event::Blob {
-                    digest,
-                    state: BlobState::Reused { .. },
-                } => println!("{digest}: reused"),
-                Event::Blob {
-                    digest,
-                    state: BlobState::Committed { .. },
-                } => println!("{digest}: done"),
+                BlobState::Retrying { reason, .. } => println!("{digest}: {reason}"),
+                BlobState::Reused { .. } => println!("{digest}: reused"),
+                BlobState::Committed { .. } => println!("{digest}: done"),
                 _ => {}
             }
         }

@@ -1,6 +1,9 @@
 //! Each layer once, however many tasks and processes want it.
 
-use graphroot::oci::{PullOptions, Puller};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use graphroot::oci::{BlobState, Event, Progress, PullOptions, Puller};
 
 use crate::library::{APPS, Library, SMALL_LAYERS};
 use crate::records::{assert_same_stores, podman_pull};
@@ -110,5 +113,77 @@ async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_eac
         assert_eq!(stand_in.requests(&first.layers[0]).len(), before);
         let (digest, _) = crate::support::store::exported(&store, pulled.image.top_layer().unwrap()).await;
         assert_eq!(digest, first.layers[0]);
+    }
+}
+
+/// An image of six layers.
+fn six_layers(stand_in: &StandIn) -> crate::standin::Image {
+    let names = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"];
+    stand_in.add("six/layers", &names.map(|name| layer(name, 1)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = six_layers(&stand_in);
+    for blob in &image.layers {
+        stand_in.fail(blob, &[Fault::Stall(1000)]);
+    }
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    let puller = Puller::new(&store, PullOptions::default());
+    let reference = image.reference.parse().unwrap();
+    let pulling = tokio::spawn(async move { puller.pull(&reference).await.map(drop) });
+    // None of them ends, so each has to come without another one's end.
+    for blob in image.layers.clone() {
+        let stand_in = stand_in.clone();
+        #[expect(clippy::disallowed_methods, reason = "a test may wait on a thread")]
+        tokio::task::spawn_blocking(move || stand_in.wait_for_bytes(&blob, 1000))
+            .await
+            .unwrap();
+    }
+    pulling.abort();
+    assert!(pulling.await.unwrap_err().is_cancelled());
+    assert!(store.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_and_unpackers_are_bounded() {
+    needs!();
+    for (downloads, unpackers, bound) in [(2, 8, 2), (8, 3, 3), (0, 0, 1)] {
+        let stand_in = StandIn::start();
+        let image = six_layers(&stand_in);
+        let (active, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (count, most) = (Arc::clone(&active), Arc::clone(&peak));
+        let progress = Progress::new(move |event| match event {
+            Event::Blob {
+                state: BlobState::Started { .. },
+                ..
+            } => {
+                most.fetch_max(count.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            }
+            Event::Blob {
+                state: BlobState::Unpacked,
+                ..
+            } => drop(count.fetch_sub(1, Ordering::SeqCst)),
+            _ => {}
+        });
+        let root = TestRoot::in_memory();
+        let store = root.open().await;
+        let options = PullOptions::default()
+            .downloads(downloads)
+            .unpackers(unpackers)
+            .progress(progress);
+        Puller::new(&store, options)
+            .pull(&image.reference.parse().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(active.load(Ordering::SeqCst), 0);
+        let peak = peak.load(Ordering::SeqCst);
+        assert!(
+            (1..=bound).contains(&peak),
+            "{peak} at the same time, allowed {bound}"
+        );
     }
 }
