@@ -57,6 +57,11 @@
 //!
 //! The page [`drivers`] says what works for whom, rootless too, from which kernel on and with which options.
 //!
+//! # Features
+//!
+//! * `pull`: the module `oci`, images from registries, OCI layouts and archives into the store and out of it. Nothing
+//!   of it, and none of its dependencies, is there by default.
+//!
 //! # Coming from Go
 //!
 //! Every method of the Go library's `Store` has its name in snake case on [`Store`]; the page [`coming_from_go`] has

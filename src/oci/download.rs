@@ -104,7 +104,7 @@ impl Transfer {
             self.body = None;
             self.failures += 1;
             let reason = error.chain();
-            let wait = self.repository.wait(self.failures, None);
+            let wait = self.repository.options.wait(self.failures, None);
             if self.failures <= self.repository.options.retries {
                 self.meter.retrying(wait, reason);
             }

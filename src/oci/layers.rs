@@ -189,7 +189,6 @@ impl Job {
         let mut diff_flight = Some(store.flight(&key).await?);
         let (staged, transferred) = self.unpack(on.as_deref()).await?;
         let progress = &self.shared.options.progress;
-        progress.blob(&self.blob.digest, || BlobState::Unpacked);
         if self.below.as_ref().is_some_and(|below| below.borrow().is_none()) {
             drop(diff_flight.take());
         }
@@ -246,7 +245,10 @@ impl Job {
     async fn unpack(&self, on: Option<&str>) -> Result<(StagedDiff, bool)> {
         if let Some(layer) = same_diff(&self.shared.store, &self.diff_id).await?.first() {
             match self.copy(on, layer.id()).await {
-                Ok(staged) => return Ok((staged, false)),
+                Ok(staged) => {
+                    self.unpacked();
+                    return Ok((staged, false));
+                }
                 // Its files may have been changed, or it was deleted just now.
                 Err(error) => {
                     tracing::warn!(layer = layer.id(), error = %error.chain(), "cannot copy a layer, fetching it");
@@ -256,7 +258,13 @@ impl Job {
         let _download = self.shared.download(&self.source).await?;
         let _unpacker = self.shared.unpacker().await?;
         let staged = self.transfer(on).await?;
+        self.unpacked();
         Ok((staged, true))
+    }
+
+    fn unpacked(&self) {
+        let progress = &self.shared.options.progress;
+        progress.blob(&self.blob.digest, || BlobState::Unpacked);
     }
 
     async fn copy(&self, on: Option<&str>, layer: &str) -> Result<StagedDiff> {

@@ -64,7 +64,7 @@ pub(crate) struct Manifest {
 #[derive(Clone, Debug)]
 pub(crate) enum Document {
     Image(Manifest),
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 /// The fields by which documents are told apart.
@@ -108,7 +108,7 @@ pub(crate) fn parse(bytes: &[u8], claimed: Option<&str>) -> Result<Document> {
     }
     if is_index {
         let index = serde_json::from_slice(bytes).map_err(|error| unreadable("the index", error))?;
-        return Ok(Document::Index(index));
+        return Ok(Document::Index(Box::new(index)));
     }
     let manifest: ImageManifest =
         serde_json::from_slice(bytes).map_err(|error| unreadable("the manifest", error))?;

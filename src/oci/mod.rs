@@ -28,6 +28,7 @@
 //!   Either side reuses the other's layers.
 
 mod auth;
+mod destination;
 mod docker_archive;
 mod download;
 mod files;
@@ -38,13 +39,16 @@ mod partial;
 mod platform;
 mod progress;
 mod puller;
+mod push;
 mod record;
 mod reference;
 mod registry;
 mod source;
+mod spool;
 mod tarball;
 
 pub use platform::Platform;
 pub use progress::{BlobState, Event, Events, ImageState, Progress};
 pub use puller::{PullOptions, Pulled, Puller};
+pub use push::{PushOptions, Pushed, push};
 pub use reference::{ImageRef, RegistryRef};

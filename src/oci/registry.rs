@@ -44,6 +44,16 @@ pub(crate) struct RegistryOptions {
     pub(crate) stall: Duration,
 }
 
+impl RegistryOptions {
+    /// How long to wait before attempt number `attempts` + 1.
+    pub(crate) fn wait(&self, attempts: u32, wished: Option<Duration>) -> Duration {
+        let own = self
+            .backoff
+            .saturating_mul(1 << attempts.saturating_sub(1).min(16));
+        wished.unwrap_or(own).min(self.max_wait)
+    }
+}
+
 /// The connections of one puller.
 #[derive(Debug)]
 pub(crate) struct Registries {
@@ -276,19 +286,10 @@ impl Repository {
         if attempts > self.options.retries {
             return Err(error);
         }
-        let wait = self.wait(attempts, wished);
+        let wait = self.options.wait(attempts, wished);
         tracing::debug!(error = %error.chain(), ?wait, "trying again");
         tokio::time::sleep(wait).await;
         Ok(())
-    }
-
-    /// How long to wait before attempt number `attempts` + 1.
-    pub(crate) fn wait(&self, attempts: u32, wished: Option<Duration>) -> Duration {
-        let own = self
-            .options
-            .backoff
-            .saturating_mul(1 << attempts.saturating_sub(1).min(16));
-        wished.unwrap_or(own).min(self.options.max_wait)
     }
 
     /// Finds out what the registry wants to see. `rejected` is what it has just refused.

@@ -2,6 +2,7 @@
 //!
 //! [`Store::put_layers`] does this for streams that are at hand; an image pull has streams that begin when they like.
 
+use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::idmap::IdMappings;
 use crate::options::{BoxReader, LayerOptions};
@@ -12,8 +13,18 @@ use crate::store::put_layer::PutLayer;
 /// A layer that is unpacked and has no place in the store yet. Dropped, it is removed.
 #[derive(Debug)]
 pub(crate) struct StagedDiff {
-    unpacked: Unpacked,
+    /// `None` once it has become a layer.
+    unpacked: Option<Box<Unpacked>>,
     mappings: IdMappings,
+}
+
+impl Drop for StagedDiff {
+    fn drop(&mut self) {
+        if let Some(unpacked) = self.unpacked.take() {
+            // It may be a large tree.
+            bridge::detach(move || drop(unpacked));
+        }
+    }
 }
 
 impl Store {
@@ -34,7 +45,10 @@ impl Store {
         let below = plan.parent_id();
         let mappings = plan.mappings;
         let unpacked = self.unpack(below, &mappings, options, diff).await?;
-        Ok(StagedDiff { unpacked, mappings })
+        Ok(StagedDiff {
+            unpacked: Some(Box::new(unpacked)),
+            mappings,
+        })
     }
 
     /// Makes an unpacked stream the layer that `options` describe, on `parent`.
@@ -42,7 +56,7 @@ impl Store {
         &self,
         parent: Option<&str>,
         options: LayerOptions,
-        staged: StagedDiff,
+        mut staged: StagedDiff,
     ) -> Result<PutLayer> {
         let plan = self.plan_layer(parent, &options).await?;
         if plan.mappings != staged.mappings {
@@ -52,6 +66,9 @@ impl Store {
             );
             return Err(ErrorKind::InvalidMappings.err(what));
         }
-        self.commit(plan, options, staged.unpacked).await
+        match staged.unpacked.take() {
+            Some(unpacked) => self.commit(plan, options, *unpacked).await,
+            None => Err(ErrorKind::InvalidInput.err("a diff that is a layer already")),
+        }
     }
 }

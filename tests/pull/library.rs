@@ -36,6 +36,11 @@ impl Library {
         library
     }
 
+    /// A registry of the same images that no other test asks.
+    pub(crate) fn own_registry(&self, root: &TestRoot) -> Registry {
+        Registry::start(&root.scratch("registry"), &self.root.path().join("data"))
+    }
+
     /// Reference of an image in the registry.
     pub(crate) fn docker(&self, name: &str) -> String {
         format!("docker://{}", self.name(name))
@@ -43,7 +48,7 @@ impl Library {
 
     /// Its name there.
     pub(crate) fn name(&self, name: &str) -> String {
-        format!("{}/team/{name}:v1", self.registry.address())
+        self.registry.image(name)
     }
 
     /// Names of the images that have their base in common.
@@ -64,7 +69,7 @@ impl Library {
     fn make() -> Self {
         // In memory: what is built here is thrown away again.
         let root = TestRoot::in_memory();
-        let registry = Registry::start(&root.path().join("registry"));
+        let registry = Registry::start(&root.path().join("registry"), &root.path().join("data"));
         let library = Self { registry, root };
         library.build();
         library.fill();

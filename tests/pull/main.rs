@@ -13,9 +13,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod faults;
+mod flight;
 mod library;
+mod push;
 mod records;
 mod registry;
+mod resume;
+mod standin;
 mod worker;
 
 /// A file that nobody lists would never run.

@@ -51,6 +51,11 @@ pub(crate) fn assert_same_stores(ours: &TestRoot, theirs: &TestRoot) {
         let dir = |root: &TestRoot| root.metadata_dir("images").join(row["id"].as_str().unwrap());
         assert_same_files(&dir(ours), &dir(theirs));
     }
+    assert_same_trees(ours, theirs);
+}
+
+/// Compares the files of all layers that the second store has.
+pub(crate) fn assert_same_trees(ours: &TestRoot, theirs: &TestRoot) {
     for row in records(theirs, "layers") {
         let tree = |root: &TestRoot| {
             let diff = root
@@ -158,16 +163,20 @@ async fn either_side_reuses_the_layers_of_the_other() {
     needs!("podman", "buildah", "skopeo", "docker-registry");
     let library = Library::open();
     let (ours, theirs) = (TestRoot::in_memory(), TestRoot::in_memory());
-    podman_pull(&theirs, &[library.name("base")]);
-    let pulled = pull(&theirs, &library.name("app0")).await.unwrap();
+    let registry = library.own_registry(&ours);
+    podman_pull(&theirs, &[registry.image("base")]);
+    let pulled = pull(&theirs, &registry.image("app0")).await.unwrap();
     assert_eq!((pulled.transferred, pulled.reused), (1, SMALL_LAYERS + 1));
-    assert_eq!(pull(&theirs, &library.name("base")).await.unwrap().transferred, 0);
+    assert_eq!(
+        pull(&theirs, &registry.image("base")).await.unwrap().transferred,
+        0
+    );
 
-    pull(&ours, &library.name("base")).await.unwrap();
-    let before = library.registry.requests().len();
-    podman_pull(&ours, &[library.name("app0")]);
-    library.registry.settle("podman-reuses");
-    let sent = library.registry.blobs_sent(before);
+    pull(&ours, &registry.image("base")).await.unwrap();
+    let before = registry.requests().len();
+    podman_pull(&ours, &[registry.image("app0")]);
+    registry.settle("podman-reuses");
+    let sent = registry.blobs_sent(before);
     assert!(sent.len() >= 2, "Podman needs the config and a layer");
     assert_same_stores(&ours, &theirs);
     let layers = json::rows(&ours.metadata_dir("layers").join("layers.json"));

@@ -16,14 +16,14 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Starts a registry that keeps everything in `dir`.
-    pub(crate) fn start(dir: &Path) -> Self {
+    /// Starts a registry that has its files in `dir` and what it serves in `data`.
+    pub(crate) fn start(dir: &Path, data: &Path) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}/data}}}}\nhttp: {{addr: 127.0.0.1:0}}\n",
-            dir.display()
+             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 127.0.0.1:0}}\n",
+            data.display()
         );
         std::fs::write(&config, text).unwrap();
         let access_log = dir.join("access.log");
@@ -62,6 +62,11 @@ impl Registry {
         &self.address
     }
 
+    /// Name of an image of the library.
+    pub(crate) fn image(&self, name: &str) -> String {
+        format!("{}/team/{name}:v1", self.address)
+    }
+
     /// Requests so far, as `METHOD PATH` and status.
     pub(crate) fn requests(&self) -> Vec<(String, String)> {
         let log = std::fs::read_to_string(&self.access_log).unwrap();
@@ -74,7 +79,7 @@ impl Registry {
         log.lines().filter_map(line).collect()
     }
 
-    /// How often each blob was sent since `from` requests had been made.
+    /// How often each blob was sent, the first `from` requests not counted.
     pub(crate) fn blobs_sent(&self, from: usize) -> BTreeMap<String, usize> {
         let mut sent = BTreeMap::new();
         for (request, status) in self.requests().into_iter().skip(from) {

@@ -1,13 +1,48 @@
 //! What child processes of the tests do.
 
-use crate::support::worker::assignment;
+use graphroot::oci::{ImageRef, PullOptions, Puller};
+use graphroot::{Store, StoreOptions};
+
+use crate::support::worker::{assignment, store_location, tell, wait_for_parent};
 
 /// The entry of a child process; see `support/worker.rs`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the entry of child processes"]
 async fn entry() {
-    let Some((work, arguments)) = assignment() else {
+    let Some((work, images)) = assignment() else {
         return;
     };
-    panic!("no such work: {work} {arguments:?}");
+    match work.as_str() {
+        "pull" => pull(&images, false).await,
+        "pull-keeping" => pull(&images, true).await,
+        _ => panic!("no such work: {work}"),
+    }
+}
+
+/// Two tasks pull all the images, each for itself; tells how many layers they transferred.
+async fn pull(images: &[String], keep: bool) {
+    let (graph, run, driver) = store_location();
+    let store = Store::open(StoreOptions::new(graph, run).driver(driver))
+        .await
+        .unwrap();
+    let images: Vec<ImageRef> = images.iter().map(|image| image.parse().unwrap()).collect();
+    tell("ready");
+    wait_for_parent();
+    let task = || {
+        let (store, images) = (store.clone(), images.clone());
+        tokio::spawn(async move {
+            let puller = Puller::new(&store, PullOptions::default().keep_partial(keep));
+            let pulled = puller.pull_all(&images).await;
+            pulled
+                .into_iter()
+                .map(|pulled| pulled.unwrap().transferred)
+                .sum::<usize>()
+        })
+    };
+    let tasks = [task(), task()];
+    let mut transferred = 0;
+    for task in tasks {
+        transferred += task.await.unwrap();
+    }
+    tell(&format!("transferred {transferred}"));
 }

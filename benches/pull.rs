@@ -1,0 +1,258 @@
+//! Pulling beside what a user would use instead: `skopeo copy` and `podman pull`, from the same registry on this
+//! machine into the same kind of store.
+//!
+//! ```text
+//! cargo bench --features pull --bench pull
+//! ```
+//!
+//! A registry in memory (`docker-registry`) gets images with a common base; one of them, then all eight, are pulled
+//! into fresh stores in `$GRAPHROOT_BENCH_DIR`, else `/dev/shm`. The table shows medians and ranges, and ratios to the
+//! first row. Skopeo pulls one image per call; all eight are started at the same time. Needs root.
+#![expect(clippy::print_stdout, reason = "it is a program")]
+
+use std::error::Error;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use graphroot::oci::{ImageRef, PullOptions, Puller};
+use graphroot::{Durability, Store, StoreOptions};
+
+type Res<T> = Result<T, Box<dyn Error>>;
+
+/// How often each contender runs.
+const ROUNDS: usize = 3;
+/// Images in the registry.
+const IMAGES: usize = 8;
+/// Directories of this machine, one layer each: the common base.
+const BASE: [&str; 6] = [
+    "usr/bin",
+    "usr/sbin",
+    "etc",
+    "usr/share/doc",
+    "usr/share/perl",
+    "usr/lib/python3",
+];
+
+/// Ends with the benchmark.
+struct Registry {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // It has nothing to lose.
+        self.child.kill().and_then(|()| self.child.wait()).ok();
+    }
+}
+
+fn main() -> Res<()> {
+    let base = std::env::var_os("GRAPHROOT_BENCH_DIR").unwrap_or_else(|| "/dev/shm".into());
+    let dir = tempfile::Builder::new()
+        .prefix("graphroot-bench-")
+        .tempdir_in(base)?;
+    let registry = start(dir.path())?;
+    let names = fill(dir.path(), &registry.address)?;
+    for count in [1, IMAGES] {
+        let images = names.get(..count).unwrap_or_default();
+        println!(
+            "{count} image(s) with {} layers each, {ROUNDS} rounds",
+            BASE.len() + 1
+        );
+        let mut rows = [
+            ("graphroot, content not synced", Vec::new()),
+            ("graphroot, durable", Vec::new()),
+            ("graphroot, partial blobs kept", Vec::new()),
+            ("skopeo copy", Vec::new()),
+            ("podman pull", Vec::new()),
+        ];
+        for _ in 0..ROUNDS {
+            rows[0].1.push(ours(dir.path(), images, Durability::None, false)?);
+            rows[1]
+                .1
+                .push(ours(dir.path(), images, Durability::Default, false)?);
+            rows[2]
+                .1
+                .push(ours(dir.path(), images, Durability::Default, true)?);
+            rows[3].1.push(skopeo(dir.path(), images)?);
+            rows[4].1.push(podman(dir.path(), images)?);
+        }
+        let mut baseline = None;
+        for (name, times) in &mut rows {
+            times.sort();
+            let at = |index: usize| times.get(index).map_or(0.0, Duration::as_secs_f64);
+            let median = at(ROUNDS / 2);
+            let ratio = median / *baseline.get_or_insert(median);
+            println!(
+                "  {name:32} {median:6.2} s ({:.2} to {:.2})  x{ratio:.2}",
+                at(0),
+                at(ROUNDS - 1)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn start(dir: &Path) -> Res<Registry> {
+    let config = dir.join("registry.yml");
+    let text = format!(
+        "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\n\
+         storage: {{filesystem: {{rootdirectory: {}/registry}}}}\nhttp: {{addr: 127.0.0.1:0}}\n",
+        dir.display()
+    );
+    std::fs::write(&config, text)?;
+    let mut child = Command::new("docker-registry")
+        .arg("serve")
+        .arg(&config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut messages = BufReader::new(child.stderr.take().ok_or("no messages")?);
+    let mut registry = Registry {
+        child,
+        address: String::new(),
+    };
+    let mut line = String::new();
+    while messages.read_line(&mut line)? > 0 {
+        if let Some((_, rest)) = line.split_once("listening on ") {
+            registry.address = rest.split([',', '"', ' ']).next().unwrap_or_default().to_owned();
+            std::thread::spawn(move || std::io::copy(&mut messages, &mut std::io::sink()));
+            return Ok(registry);
+        }
+        line.clear();
+    }
+    Err("the registry does not listen".into())
+}
+
+fn run(command: &mut Command) -> Res<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into()),
+    }
+}
+
+/// Builds the images by Buildah and pushes them by Skopeo; returns their names.
+fn fill(dir: &Path, address: &str) -> Res<Vec<String>> {
+    let (graph, runtime) = (dir.join("build"), dir.join("build-run"));
+    let file = dir.join("Dockerfile");
+    let context = tempfile::tempdir_in(dir)?;
+    let bud = |tag: &str, context: &Path| {
+        let mut command = Command::new("buildah");
+        command.arg("--root").arg(&graph).arg("--runroot").arg(&runtime);
+        command.args([
+            "--storage-driver",
+            "overlay",
+            "bud",
+            "--quiet",
+            "--layers",
+            "--tag",
+            tag,
+            "--file",
+        ]);
+        run(command.arg(&file).arg(context))
+    };
+    let present = BASE.iter().filter(|path| Path::new("/").join(path).is_dir());
+    let copies: String = present.map(|path| format!("COPY {path} /{path}\n")).collect();
+    std::fs::write(&file, format!("FROM scratch\n{copies}"))?;
+    // An ignore file keeps the rest of the machine out of the context.
+    bud("base", Path::new("/"))?;
+    let mut names = Vec::new();
+    for index in 0..IMAGES {
+        std::fs::write(context.path().join("own"), vec![b'x'; index * 1000])?;
+        std::fs::write(&file, "FROM localhost/base\nCOPY own /own\n")?;
+        let (tag, name) = (format!("app{index}"), format!("{address}/bench/app{index}:v1"));
+        bud(&tag, context.path())?;
+        let stored = format!(
+            "containers-storage:[overlay@{}+{}]localhost/{tag}",
+            graph.display(),
+            runtime.display()
+        );
+        let mut copy = Command::new("skopeo");
+        copy.args(["copy", "--quiet", "--dest-tls-verify=false"])
+            .arg(stored);
+        run(copy.arg(format!("docker://{name}")))?;
+        names.push(name);
+    }
+    clean(&graph);
+    Ok(names)
+}
+
+fn ours(dir: &Path, images: &[String], durability: Durability, keep: bool) -> Res<Duration> {
+    let root = tempfile::tempdir_in(dir)?;
+    let images = images
+        .iter()
+        .map(|image| image.parse())
+        .collect::<Result<Vec<ImageRef>, _>>()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // The others start a process; so the clock runs from the opening of the store.
+        let started = Instant::now();
+        let options = StoreOptions::new(root.path().join("graph"), root.path().join("run"));
+        let store = Store::open(options.driver("overlay").durability(durability)).await?;
+        let puller = Puller::new(&store, PullOptions::default().keep_partial(keep));
+        for pulled in puller.pull_all(&images).await {
+            pulled?;
+        }
+        let time = started.elapsed();
+        store.wipe().await?;
+        store.shutdown(true).await?;
+        Ok(time)
+    })
+}
+
+/// What is mounted below a store of another program goes before its files do.
+fn clean(graph: &Path) {
+    let home = graph.join("overlay");
+    Command::new("umount").arg("--quiet").arg(home).status().ok();
+}
+
+fn skopeo(dir: &Path, images: &[String]) -> Res<Duration> {
+    let root = tempfile::tempdir_in(dir)?;
+    let store = format!("overlay@{0}/graph+{0}/run", root.path().display());
+    let started = Instant::now();
+    let mut running = Vec::new();
+    for image in images {
+        let mut command = Command::new("skopeo");
+        command.args(["copy", "--quiet", "--src-tls-verify=false"]);
+        command.args([
+            format!("docker://{image}"),
+            format!("containers-storage:[{store}]{image}"),
+        ]);
+        running.push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    }
+    for mut child in running {
+        if !child.wait()?.success() {
+            return Err("skopeo copy failed".into());
+        }
+    }
+    let time = started.elapsed();
+    clean(&root.path().join("graph"));
+    Ok(time)
+}
+
+fn podman(dir: &Path, images: &[String]) -> Res<Duration> {
+    let root = tempfile::tempdir_in(dir)?;
+    let mut command = Command::new("podman");
+    command
+        .arg("--root")
+        .arg(root.path().join("graph"))
+        .arg("--runroot")
+        .arg(root.path().join("run"));
+    command
+        .args([
+            "--storage-driver",
+            "overlay",
+            "pull",
+            "--quiet",
+            "--tls-verify=false",
+        ])
+        .args(images);
+    let started = Instant::now();
+    run(&mut command)?;
+    let time = started.elapsed();
+    clean(&root.path().join("graph"));
+    Ok(time)
+}

@@ -1,0 +1,59 @@
+//! Pulls images into a store and says what happens.
+//!
+//! ```text
+//! cargo run --release --features pull --example pull -- STORE IMAGE …
+//! ```
+//!
+//! `STORE` is a directory; images are named as in `docker://localhost:5000/app:1`, `oci:layout`, `docker-archive:a.tar`.
+//! What is interrupted goes on where it was when the command is given again.
+
+#![expect(clippy::print_stdout, reason = "it is a program")]
+
+use std::error::Error;
+
+use graphroot::oci::{BlobState, Event, ImageRef, Progress, PullOptions, Puller};
+use graphroot::{Store, StoreOptions};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let home = std::path::PathBuf::from(
+        arguments
+            .next()
+            .ok_or("name a directory for the store, and images")?,
+    );
+    let images = arguments
+        .map(|image| image.parse())
+        .collect::<Result<Vec<ImageRef>, _>>()?;
+    let store = Store::open(StoreOptions::new(home.join("graph"), home.join("run"))).await?;
+
+    let (progress, mut events) = Progress::channel();
+    let printer = tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            let Event::Blob { digest, state } = event else {
+                continue;
+            };
+            match state {
+                BlobState::Started { total, kept } => {
+                    println!("{digest}: {total} bytes, {kept} kept from before");
+                }
+                BlobState::Retrying { reason, .. } => println!("{digest}: {reason}"),
+                BlobState::Reused { .. } => println!("{digest}: reused"),
+                BlobState::Committed { .. } => println!("{digest}: done"),
+                _ => {}
+            }
+        }
+    });
+    let puller = Puller::new(
+        &store,
+        PullOptions::default().keep_partial(true).progress(progress),
+    );
+    let results = puller.pull_all(&images).await;
+    drop(puller);
+    printer.await?;
+    for pulled in results {
+        let pulled = pulled?;
+        println!("{} {}", pulled.image.id(), pulled.image.names().join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,344 @@
+//! Pushing images: out of the store, to a registry or an OCI layout.
+//!
+//! A layer goes out as its tar stream, bit for bit as it came in (replayed from tar-split), compressed anew. If the
+//! destination has the blob that the layer once came from, that is used, and nothing is read at all; if it has the
+//! newly compressed one, that is not sent. Only where a blob differs from the one in the image's manifest does the
+//! destination get another manifest than the store has.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+use serde_json::{Value, json};
+use tracing::Instrument as _;
+
+use super::destination::{self, Destination};
+use super::manifest::{self, Blob, Config, DOCKER_MANIFEST, Document, OCI_CONFIG, OCI_MANIFEST};
+use super::progress::{BlobState, ImageState, Progress};
+use super::puller::PullOptions;
+use super::reference::ImageRef;
+use super::registry::Registries;
+use super::source::check;
+use super::spool::{Even, Spool};
+use crate::archive::compression::{self, Compression};
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::options::DiffOptions;
+use crate::store::Store;
+use crate::store::views::Layer;
+
+/// How an image is pushed.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct PushOptions {
+    /// Compression of layers that the destination does not have.
+    pub compression: Compression,
+    /// Layers that are compressed and sent at the same time.
+    pub uploads: usize,
+    /// Credentials, patience and where events go, as for pulling. The rest of it means nothing here.
+    pub connection: PullOptions,
+}
+
+impl Default for PushOptions {
+    fn default() -> Self {
+        Self {
+            compression: Compression::Gzip,
+            uploads: 4,
+            connection: PullOptions::default(),
+        }
+    }
+}
+
+impl PushOptions {
+    /// Sets [`PushOptions::compression`].
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Sets where events go.
+    #[must_use]
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.connection.progress = progress;
+        self
+    }
+}
+
+/// What a push has brought.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct Pushed {
+    /// Digest of the manifest at the destination.
+    pub manifest: Digest,
+    /// Whether that is the manifest that the store has.
+    pub unchanged: bool,
+    /// Layers that were sent.
+    pub sent: usize,
+    /// Layers that the destination had.
+    pub reused: usize,
+}
+
+/// Pushes an image of the store (an ID, name or ID prefix).
+///
+/// Takes the store's locks for moments only. Each layer is compressed into a temporary file of the store first.
+///
+/// # Errors
+/// [`ErrorKind::ImageUnknown`]; [`ErrorKind::NotFound`] for an image without a manifest or config;
+/// [`ErrorKind::InvalidInput`] if those do not fit the layers, or for a destination that names a digest;
+/// [`ErrorKind::Registry`] if the registry cannot be reached or refuses; [`ErrorKind::NotSupported`] for archives as
+/// destinations; and those of [`Store::diff`]. What was sent before stays there, for the next attempt.
+///
+/// # Cancellation
+/// As a failure.
+pub async fn push(store: &Store, image: &str, to: &ImageRef, options: PushOptions) -> Result<Pushed> {
+    let text: Arc<str> = to.to_string().into();
+    let progress = options.connection.progress.clone();
+    let span = tracing::info_span!("push", image, to = &*text);
+    let result = Box::pin(work(store, image, to, &text, options))
+        .instrument(span)
+        .await;
+    match &result {
+        Ok(pushed) => progress.image(&text, || ImageState::Done {
+            id: pushed.manifest.to_string(),
+        }),
+        Err(error) => progress.image(&text, || ImageState::Failed { error: error.chain() }),
+    }
+    result.map_err(|error| error.context(format!("pushing {image:?} to {text}")))
+}
+
+async fn work(
+    store: &Store,
+    image: &str,
+    to: &ImageRef,
+    text: &Arc<str>,
+    options: PushOptions,
+) -> Result<Pushed> {
+    let image = store.image(image).await?;
+    let bytes = destination::stored_manifest(store, image.id()).await?;
+    let Document::Image(manifest) = manifest::parse(&bytes, None)? else {
+        return Err(ErrorKind::NotSupported.err("an index as an image's manifest"));
+    };
+    let config: Bytes = store
+        .image_big_data(image.id(), manifest.config.digest.as_str())
+        .await?
+        .into();
+    check(&config, &manifest.config.digest, "the stored config")?;
+    let layers = layers_of(store, image.top_layer()).await?;
+    let diff_ids = Config::parse(&config)?.diff_ids;
+    let fit = diff_ids.len() == layers.len()
+        && manifest.layers.len() == layers.len()
+        && layers
+            .iter()
+            .zip(&diff_ids)
+            .all(|(layer, diff_id)| layer.diff_digest().as_ref() == Some(diff_id));
+    if !fit {
+        return Err(ErrorKind::InvalidInput.err("the image's config does not describe its layers"));
+    }
+    let registries = Registries::new(options.connection.registry());
+    let destination = Destination::open(to, &registries).await?;
+    let progress = &options.connection.progress;
+    progress.image(text, || ImageState::Resolved {
+        manifest: Digest::sha256(&bytes),
+        blobs: manifest
+            .layers
+            .iter()
+            .map(|blob| (blob.digest.clone(), blob.size))
+            .collect(),
+    });
+    let oci = destination.is_strict() || manifest.media_type != DOCKER_MANIFEST;
+    let job = Job {
+        store,
+        destination: &destination,
+        progress,
+        compression: options.compression,
+        oci,
+    };
+    let jobs = layers
+        .iter()
+        .zip(&manifest.layers)
+        .map(|(layer, blob)| job.layer(layer, blob));
+    let blobs: Vec<(Blob, bool)> = futures::stream::iter(jobs)
+        .buffered(options.uploads.max(1))
+        .try_collect()
+        .await?;
+    if !destination.has(&manifest.config.digest).await? {
+        destination.put_small(&config, &manifest.config.digest).await?;
+    }
+    let sent = blobs.iter().filter(|(_, sent)| *sent).count();
+    let blobs: Vec<Blob> = blobs.into_iter().map(|(blob, _)| blob).collect();
+    let same_kind = oci == (manifest.media_type != DOCKER_MANIFEST);
+    let unchanged = same_kind && blobs == manifest.layers;
+    let (bytes, media_type) = match unchanged {
+        true => (bytes, manifest.media_type.clone()),
+        false => rewrite(&bytes, &manifest.layers, &blobs, oci)?,
+    };
+    let digest = Digest::sha256(&bytes);
+    destination.finish(bytes, &digest, &media_type).await?;
+    Ok(Pushed {
+        manifest: digest,
+        unchanged,
+        sent,
+        reused: layers.len() - sent,
+    })
+}
+
+/// An image's layers, lowest first.
+async fn layers_of(store: &Store, top: Option<&str>) -> Result<Vec<Layer>> {
+    let mut layers = Vec::new();
+    let mut next = top.map(str::to_owned);
+    while let Some(id) = next {
+        let layer = store.layer(&id).await?;
+        next = layer.parent().map(str::to_owned);
+        layers.push(layer);
+    }
+    layers.reverse();
+    Ok(layers)
+}
+
+struct Job<'a> {
+    store: &'a Store,
+    destination: &'a Destination,
+    progress: &'a Progress,
+    compression: Compression,
+    /// Whether media types are those of OCI.
+    oci: bool,
+}
+
+impl Job<'_> {
+    /// Sees to it that the destination has a layer. Returns its blob there, and whether it was sent.
+    async fn layer(&self, layer: &Layer, known: &Blob) -> Result<(Blob, bool)> {
+        if self.destination.has(&known.digest).await? {
+            destination::reused(self.progress, &known.digest);
+            let media_type = if self.oci {
+                oci_type(&known.media_type)
+            } else {
+                known.media_type.clone()
+            };
+            return Ok((
+                Blob {
+                    media_type,
+                    ..known.clone()
+                },
+                false,
+            ));
+        }
+        let diff = self
+            .store
+            .diff(None, layer.id(), DiffOptions::uncompressed())
+            .await?;
+        let stream = compression::compress(Even::new(diff), self.compression, None)?;
+        let spool = Spool::fill(self.store, stream).await?;
+        let blob = Blob {
+            digest: spool.digest.clone(),
+            size: spool.size,
+            media_type: layer_type(self.compression, self.oci).into(),
+        };
+        if self.destination.has(&blob.digest).await? {
+            destination::reused(self.progress, &blob.digest);
+            return Ok((blob, false));
+        }
+        self.destination.put(&spool, self.progress).await?;
+        self.progress.blob(&blob.digest, || BlobState::Committed {
+            layer: layer.id().to_owned(),
+        });
+        Ok((blob, true))
+    }
+}
+
+/// The media type of a layer with this compression.
+fn layer_type(compression: Compression, oci: bool) -> &'static str {
+    match (compression, oci) {
+        (Compression::Gzip, true) => "application/vnd.oci.image.layer.v1.tar+gzip",
+        (Compression::Zstd, true) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        (_, true) => "application/vnd.oci.image.layer.v1.tar",
+        (Compression::Gzip, false) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        (Compression::Zstd, false) => "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        (_, false) => "application/vnd.docker.image.rootfs.diff.tar",
+    }
+}
+
+/// What OCI calls the media type of a layer.
+fn oci_type(media_type: &str) -> String {
+    for compression in [Compression::Gzip, Compression::Zstd, Compression::None] {
+        if media_type == layer_type(compression, false) {
+            return layer_type(compression, true).into();
+        }
+    }
+    media_type.to_owned()
+}
+
+/// The manifest with other layers; whatever else it says stays.
+fn rewrite(bytes: &[u8], old: &[Blob], new: &[Blob], oci: bool) -> Result<(Bytes, String)> {
+    let unreadable = |error| {
+        ErrorKind::InvalidInput
+            .err("the manifest cannot be read")
+            .with_source(error)
+    };
+    let mut value: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let media_type = if oci { OCI_MANIFEST } else { DOCKER_MANIFEST };
+    let listed = value
+        .get("layers")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let layers: Vec<Value> = new
+        .iter()
+        .enumerate()
+        .map(|(index, blob)| {
+            // Annotations may speak of the blob that it was.
+            let kept = listed
+                .get(index)
+                .filter(|_| old.get(index).is_some_and(|old| old.digest == blob.digest));
+            let mut entry = kept.cloned().unwrap_or_else(|| json!({}));
+            entry["mediaType"] = json!(blob.media_type);
+            entry["digest"] = json!(blob.digest);
+            entry["size"] = json!(blob.size);
+            entry
+        })
+        .collect();
+    value["mediaType"] = json!(media_type);
+    value["layers"] = json!(layers);
+    if oci && let Some(config) = value.get_mut("config") {
+        config["mediaType"] = json!(OCI_CONFIG);
+    }
+    let bytes = serde_json::to_vec(&value).map_err(unreadable)?;
+    Ok((bytes.into(), media_type.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_keeps_what_is_not_about_other_blobs() {
+        let blob = |name: &str| Blob {
+            digest: Digest::sha256(name),
+            size: 1,
+            media_type: layer_type(Compression::Gzip, true).into(),
+        };
+        let (kept, old, new) = (blob("kept"), blob("old"), blob("new"));
+        let text = json!({
+            "schemaVersion": 2,
+            "annotations": {"a": "b"},
+            "config": {"mediaType": "application/vnd.docker.container.image.v1+json"},
+            "layers": [
+                {"digest": kept.digest, "size": 1, "annotations": {"of": "kept"}},
+                {"digest": old.digest, "size": 1, "annotations": {"of": "old"}},
+            ],
+        });
+        let bytes = serde_json::to_vec(&text).unwrap();
+        let (bytes, media_type) =
+            rewrite(&bytes, &[kept.clone(), old], &[kept.clone(), new.clone()], true).unwrap();
+        let value: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(
+            (media_type.as_str(), &value["mediaType"]),
+            (OCI_MANIFEST, &json!(OCI_MANIFEST))
+        );
+        assert_eq!(value["annotations"]["a"], "b");
+        assert_eq!(value["config"]["mediaType"], OCI_CONFIG);
+        assert_eq!(value["layers"][0]["annotations"]["of"], "kept");
+        assert_eq!(value["layers"][1].get("annotations"), None);
+        assert_eq!(value["layers"][1]["digest"], json!(new.digest));
+    }
+}

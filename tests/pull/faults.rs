@@ -1,0 +1,239 @@
+//! Registries that break off, lie, and want to be asked later.
+
+use std::time::{Duration, Instant};
+
+use graphroot::oci::{BlobState, Event, ImageState, Progress, PullOptions, Pulled, Puller};
+use graphroot::{ErrorKind, Store};
+
+use crate::standin::{Fault, Image, Login, StandIn, layer};
+use crate::support::locks::wait_until;
+use crate::support::needs;
+use crate::support::root::TestRoot;
+
+const MIB: usize = 1 << 20;
+
+fn options() -> PullOptions {
+    let mut options = PullOptions::default();
+    options.backoff = Duration::from_millis(1);
+    options
+}
+
+async fn pull_with(store: &Store, image: &Image, options: PullOptions) -> graphroot::Result<Pulled> {
+    Puller::new(store, options)
+        .pull(&image.reference.parse().unwrap())
+        .await
+}
+
+/// Nothing of a failed pull is left.
+async fn assert_empty(root: &TestRoot, store: &Store) {
+    assert!(store.layers().await.unwrap().is_empty());
+    assert!(store.images().await.unwrap().is_empty());
+    assert!(
+        root.layer_directories().is_empty(),
+        "{:?}",
+        root.layer_directories()
+    );
+    // What was being unpacked beside it is removed in the background.
+    wait_until("temporary files are removed", || {
+        root.temporary_files().is_empty()
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_connection_is_made_again_from_where_it_broke() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = stand_in.add("some/image", &[layer("file", 4)]);
+    let blob = &image.layers[0];
+    let total = layer("file", 4).len();
+    let drops = [
+        Fault::Drop(MIB),
+        Fault::Status(503, "0"),
+        Fault::Drop(2 * MIB),
+        Fault::Drop(0),
+    ];
+    stand_in.fail(blob, &drops);
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    let (progress, mut events) = Progress::channel();
+    let pulled = pull_with(&store, &image, options().progress(progress))
+        .await
+        .unwrap();
+    let requests = stand_in.requests(blob);
+    let starts: Vec<usize> = requests.iter().map(|request| request.start).collect();
+    assert_eq!(starts, [0, MIB, MIB, 3 * MIB, 3 * MIB]);
+    let sent: usize = requests.iter().map(|request| request.sent).sum();
+    assert_eq!(sent, total, "no byte twice");
+
+    let (mut states, mut done) = (Vec::new(), None);
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Blob { digest, state } => {
+                assert_eq!(digest, *blob);
+                states.push(state);
+            }
+            Event::Image {
+                state: ImageState::Done { id },
+                ..
+            } => done = Some(id),
+            _ => {}
+        }
+    }
+    assert_eq!(done.as_deref(), Some(pulled.image.id()));
+    let total = total as u64;
+    assert_eq!(states.first(), Some(&BlobState::Started { total, kept: 0 }));
+    assert!(states.contains(&BlobState::Transferred { bytes: total }));
+    let layer = pulled.image.top_layer().unwrap().to_owned();
+    assert_eq!(
+        states[states.len() - 2..],
+        [BlobState::Unpacked, BlobState::Committed { layer }]
+    );
+    let retries = states
+        .iter()
+        .filter(|state| matches!(state, BlobState::Retrying { .. }))
+        .count();
+    assert_eq!(retries, 3, "{states:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_ranges_sends_all_again_and_it_is_read_over() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = stand_in.add("some/image", &[layer("file", 2)]);
+    stand_in.fail(&image.layers[0], &[Fault::Drop(MIB), Fault::NoRange]);
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    pull_with(&store, &image, options()).await.unwrap();
+    assert_eq!(stand_in.requests(&image.layers[0]).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_and_lengths_leave_nothing_and_are_named() {
+    needs!();
+    let total = layer("file", 2).len();
+    for keep in [false, true] {
+        for fault in [Fault::Flip, Fault::Length(total - 1), Fault::Length(total + 1)] {
+            let stand_in = StandIn::start();
+            // The layer above arrives whole, and must not stay without the one below.
+            let image = stand_in.add("some/image", &[layer("file", 2), layer("above", 1)]);
+            stand_in.fail(&image.layers[0], std::slice::from_ref(&fault));
+            let root = TestRoot::in_memory();
+            let store = root.open().await;
+            let error = pull_with(&store, &image, options().keep_partial(keep))
+                .await
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DigestMismatch, "{fault:?}: {error:?}");
+            let text = error.chain();
+            assert!(text.contains(image.layers[0].as_str()), "{text}");
+            match fault {
+                Fault::Flip => assert_eq!(
+                    text.matches("sha256:").count(),
+                    3,
+                    "both digests and the layer: {text}"
+                ),
+                _ => assert!(text.contains(&total.to_string()), "{text}"),
+            }
+            assert_empty(&root, &store).await;
+            // The next attempt is a clean one.
+            pull_with(&store, &image, options().keep_partial(keep))
+                .await
+                .unwrap();
+            let last = stand_in.requests(&image.layers[0]).pop().unwrap();
+            assert_eq!((last.start, last.sent), (0, total), "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_wants_to_be_asked_later_is_asked_later() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = stand_in.add("some/image", &[layer("file", 1)]);
+    stand_in.fail(
+        &image.layers[0],
+        &[Fault::Status(429, "1"), Fault::Status(503, "0")],
+    );
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    let begun = Instant::now();
+    pull_with(&store, &image, options()).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it said when");
+    assert_eq!(stand_in.requests(&image.layers[0]).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patience_ends_and_refusals_are_told() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = stand_in.add("some/image", &[layer("file", 1)]);
+    let blob = &image.layers[0];
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+
+    stand_in.fail(blob, &vec![Fault::Status(503, "0"); 100]);
+    let mut impatient = options();
+    impatient.retries = 2;
+    let error = pull_with(&store, &image, impatient.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Registry);
+    assert!(error.chain().contains("503"), "{error:?}");
+    assert_eq!(stand_in.requests(blob).len(), 3);
+
+    stand_in.fail(blob, &vec![Fault::Drop(0); 100]);
+    let error = pull_with(&store, &image, impatient.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Registry);
+    assert_eq!(stand_in.requests(blob).len(), 6);
+
+    stand_in.fail(blob, &[Fault::Stall(MIB / 2), Fault::Stall(MIB / 8)]);
+    let mut hasty = options();
+    hasty.stall = Duration::from_millis(200);
+    pull_with(&store, &image, hasty).await.unwrap();
+
+    let missing = Image {
+        reference: format!("docker://{}/no/such:v1", stand_in.address()),
+        ..image
+    };
+    let error = pull_with(&store, &missing, options()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.chain().contains("no such thing"), "{error:?}");
+
+    let nobody = Image {
+        reference: "docker://127.0.0.1:1/some/image".into(),
+        ..missing
+    };
+    let error = pull_with(&store, &nobody, impatient).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Registry);
+    assert!(error.chain().contains("refused"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_come_from_a_file() {
+    needs!();
+    for login in [Login::Basic, Login::Bearer] {
+        let stand_in = StandIn::start();
+        let image = stand_in.add("some/image", &[layer("file", 1)]);
+        stand_in.lock(login);
+        let root = TestRoot::in_memory();
+        let store = root.open().await;
+        let file = root.path().join("auth.json");
+        let mut with_file = options();
+        with_file.auth_file = Some(file.clone());
+        let error = pull_with(&store, &image, with_file.clone()).await.unwrap_err();
+        assert_eq!(
+            error.kind(),
+            ErrorKind::Io,
+            "a file that was named has to be there"
+        );
+        for (auth, works) in [("dXNlcjp3cm9uZw==", false), ("dXNlcjpzZWNyZXQ=", true)] {
+            let text = format!(
+                r#"{{"auths":{{"{}/some":{{"auth":"{auth}"}}}}}}"#,
+                stand_in.address()
+            );
+            std::fs::write(&file, text).unwrap();
+            let result = pull_with(&store, &image, with_file.clone()).await;
+            match works {
+                true => drop(result.unwrap()),
+                false => assert_eq!(result.unwrap_err().kind(), ErrorKind::Registry),
+            }
+        }
+    }
+}

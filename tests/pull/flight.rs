@@ -1,0 +1,189 @@
+//! Each layer once, however many tasks and processes want it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use graphroot::oci::{BlobState, Event, Progress, PullOptions, Puller};
+
+use crate::library::{APPS, Library, SMALL_LAYERS};
+use crate::records::{assert_same_stores, podman_pull};
+use crate::standin::{Fault, StandIn, layer};
+use crate::support::needs;
+use crate::support::root::TestRoot;
+use crate::support::worker::Worker;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_tasks_in_two_processes_fetch_each_blob_once() {
+    needs!("podman", "buildah", "skopeo", "docker-registry");
+    let library = Library::open();
+    let (ours, theirs) = (TestRoot::in_memory(), TestRoot::in_memory());
+    let registry = library.own_registry(&ours);
+    let images: Vec<String> = Library::apps().iter().map(|app| registry.image(app)).collect();
+    let arguments: Vec<&str> = images.iter().map(String::as_str).collect();
+    let mut workers = [(); 2].map(|()| Worker::start("pull", &ours, &arguments));
+    for worker in &mut workers {
+        worker.expect_line("ready");
+    }
+    for worker in &mut workers {
+        worker.go_on();
+    }
+    let mut transferred = 0;
+    for worker in workers {
+        let lines = worker.finish();
+        transferred += lines[0]
+            .strip_prefix("transferred ")
+            .unwrap()
+            .parse::<usize>()
+            .unwrap();
+    }
+    registry.settle("two-processes");
+    let sent = registry.blobs_sent(0);
+    let layers = 1 + SMALL_LAYERS + APPS;
+    let configs = APPS;
+    assert_eq!(transferred, layers);
+    assert_eq!(sent.len(), layers + configs);
+    assert!(sent.values().all(|count| *count == 1), "{sent:?}");
+    assert!(ours.temporary_files().is_empty(), "{:?}", ours.temporary_files());
+    assert_eq!(ours.layer_directories().len(), layers);
+
+    podman_pull(&theirs, &images);
+    assert_same_stores(&ours, &theirs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_one_at_work_dies_another_takes_over() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = stand_in.add("some/image", &[layer("file", 4)]);
+    let blob = &image.layers[0];
+    stand_in.fail(blob, &[Fault::Stall(1 << 20)]);
+    let root = TestRoot::in_memory();
+    let mut worker = Worker::start("pull", &root, &[&image.reference]);
+    worker.expect_line("ready");
+    worker.go_on();
+    stand_in.wait_for_bytes(blob, 1 << 20);
+
+    let store = root.open().await;
+    let puller = Puller::new(&store, PullOptions::default());
+    let reference = image.reference.parse().unwrap();
+    let mut pulling = Box::pin(puller.pull(&reference));
+    // It waits for as long as the other one lives.
+    let waits = tokio::time::timeout(std::time::Duration::from_millis(300), &mut pulling).await;
+    assert!(waits.is_err());
+    assert_eq!(stand_in.requests(blob).len(), 1);
+    assert!(worker.kill());
+    let pulled = pulling.await.unwrap();
+    assert_eq!(pulled.transferred, 1);
+    assert_eq!(stand_in.requests(blob).len(), 2);
+    assert_eq!(store.layers().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_each_other() {
+    needs!();
+    for driver in ["overlay", "vfs"] {
+        let stand_in = StandIn::start();
+        let (a, b) = (layer("a", 1), layer("bb", 1));
+        let first = stand_in.add("first", &[a.clone(), b.clone(), a.clone()]);
+        let second = stand_in.add("second", &[b, a]);
+        let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), driver);
+        let store = root.open().await;
+        let puller = Puller::new(&store, PullOptions::default());
+        let images = [
+            first.reference.parse().unwrap(),
+            second.reference.parse().unwrap(),
+        ];
+        for pulled in puller.pull_all(&images).await {
+            pulled.unwrap();
+        }
+        assert_eq!(store.layers().await.unwrap().len(), 5);
+        // While the layer below is not there, the other image may fetch as well; within one image nothing is repeated.
+        for blob in &first.layers {
+            assert!(
+                stand_in.requests(blob).len() <= 2,
+                "{:?}",
+                stand_in.requests(blob)
+            );
+        }
+        // And once it is there, it is copied.
+        let third = stand_in.add("third", &[layer("ccc", 1), layer("a", 1)]);
+        let before = stand_in.requests(&first.layers[0]).len();
+        let pulled = puller.pull(&third.reference.parse().unwrap()).await.unwrap();
+        assert_eq!((pulled.transferred, pulled.reused), (1, 1));
+        assert_eq!(stand_in.requests(&first.layers[0]).len(), before);
+        let (digest, _) = crate::support::store::exported(&store, pulled.image.top_layer().unwrap()).await;
+        assert_eq!(digest, first.layers[0]);
+    }
+}
+
+/// An image of six layers.
+fn six_layers(stand_in: &StandIn) -> crate::standin::Image {
+    let names = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"];
+    stand_in.add("six/layers", &names.map(|name| layer(name, 1)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
+    needs!();
+    let stand_in = StandIn::start();
+    let image = six_layers(&stand_in);
+    for blob in &image.layers {
+        stand_in.fail(blob, &[Fault::Stall(1000)]);
+    }
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    let puller = Puller::new(&store, PullOptions::default());
+    let reference = image.reference.parse().unwrap();
+    let pulling = tokio::spawn(async move { puller.pull(&reference).await.map(drop) });
+    // None of them ends, so each has to come without another one's end.
+    for blob in image.layers.clone() {
+        let stand_in = stand_in.clone();
+        #[expect(clippy::disallowed_methods, reason = "a test may wait on a thread")]
+        tokio::task::spawn_blocking(move || stand_in.wait_for_bytes(&blob, 1000))
+            .await
+            .unwrap();
+    }
+    pulling.abort();
+    assert!(pulling.await.unwrap_err().is_cancelled());
+    assert!(store.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_and_unpackers_are_bounded() {
+    needs!();
+    for (downloads, unpackers, bound) in [(2, 8, 2), (8, 3, 3), (0, 0, 1)] {
+        let stand_in = StandIn::start();
+        let image = six_layers(&stand_in);
+        let (active, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (count, most) = (Arc::clone(&active), Arc::clone(&peak));
+        let progress = Progress::new(move |event| match event {
+            Event::Blob {
+                state: BlobState::Started { .. },
+                ..
+            } => {
+                most.fetch_max(count.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            }
+            Event::Blob {
+                state: BlobState::Unpacked,
+                ..
+            } => drop(count.fetch_sub(1, Ordering::SeqCst)),
+            _ => {}
+        });
+        let root = TestRoot::in_memory();
+        let store = root.open().await;
+        let options = PullOptions::default()
+            .downloads(downloads)
+            .unpackers(unpackers)
+            .progress(progress);
+        Puller::new(&store, options)
+            .pull(&image.reference.parse().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(active.load(Ordering::SeqCst), 0);
+        let peak = peak.load(Ordering::SeqCst);
+        assert!(
+            (1..=bound).contains(&peak),
+            "{peak} at the same time, allowed {bound}"
+        );
+    }
+}
