@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use tracing::Instrument as _;
@@ -154,10 +155,12 @@ async fn work(
         compression: options.compression,
         oci,
     };
-    let jobs = layers
+    // Boxed one by one, so that the whole is `Send` for every lifetime: callers spawn it.
+    let jobs: Vec<BoxFuture<'_, Result<(Blob, bool)>>> = layers
         .iter()
         .zip(&manifest.layers)
-        .map(|(layer, blob)| job.layer(layer, blob));
+        .map(|(layer, blob)| job.layer(layer, blob).boxed())
+        .collect();
     let blobs: Vec<(Blob, bool)> = futures::stream::iter(jobs)
         .buffered(options.uploads.max(1))
         .try_collect()

@@ -6,6 +6,8 @@ use crate::table::{
     IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
     QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
 };
+#[cfg(feature = "pull")]
+use crate::table::{QUIET_TRANSFER, transfer};
 use crate::{copy, create, data, delete, diff, examine, list, model, mount, names, people, service, unshare};
 
 const ANY: Option<usize> = None;
@@ -30,7 +32,7 @@ macro_rules! command {
 pub(crate) fn find(name: &str) -> Option<&'static Command> {
     COMMANDS
         .iter()
-        .chain(&EXTRAS)
+        .chain(EXTRAS)
         .find(|command| command.names.contains(&name))
 }
 
@@ -174,7 +176,16 @@ pub(crate) static COMMANDS: [Command; 61] = [
 
 /// The commands that containers-storage does not have.
 #[rustfmt::skip]
-pub(crate) static EXTRAS: [Command; 5] = [
+pub(crate) static EXTRAS: &[Command] = &[
+    #[cfg(feature = "pull")]
+    command!(["pull"], "[options [...]] image [...]", "Pull images from registries, layouts and archives", 1, ANY,
+        [JSON, QUIET_TRANSFER, transfer::PLATFORM, transfer::AUTH_FILE, transfer::PLAIN_HTTP, transfer::KEEP_PARTIAL,
+        transfer::DOWNLOADS], crate::transfer::pull,
+        ["pull docker://registry.example/app:1 oci:layout:app", "pull --json --keep-partial docker://registry.example/app"]),
+    #[cfg(feature = "pull")]
+    command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or layout", 2, Some(2),
+        [JSON, QUIET_TRANSFER, transfer::AUTH_FILE, transfer::PLAIN_HTTP], crate::transfer::push,
+        ["push app:1 docker://registry.example/app:1"]),
     command!(["tree"], "[options [...]]", "Show images, the layers below them, and containers", 0, Some(0),
         [JSON], people::tree, ["tree"]),
     command!(["du"], "[options [...]]", "Show how much space each image takes, alone and shared", 0, Some(0),

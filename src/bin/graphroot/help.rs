@@ -61,7 +61,7 @@ impl<'a> Help<'a> {
         }
         if self.name == OWN_NAME {
             out.line(format!("\n{}\n", self.heading("Commands for people:")))?;
-            for command in &EXTRAS {
+            for command in EXTRAS {
                 Self::row(out, command)?;
             }
         }

@@ -28,6 +28,8 @@ mod people;
 mod service;
 mod table;
 mod text;
+#[cfg(feature = "pull")]
+mod transfer;
 mod unshare;
 
 use std::process::ExitCode;
@@ -75,7 +77,7 @@ fn run(out: &mut Out) -> Result<u8, Failure> {
     let (program, args) = arguments()?;
     let help = help::Help::new(&program);
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
+        .enable_all()
         .build()
         .map_err(|error| format!("starting the runtime: {error}"))?;
 

@@ -74,7 +74,7 @@ fn model() -> clap::Command {
     for flag in &GLOBAL {
         model = model.arg(argument(flag));
     }
-    for command in COMMANDS.iter().chain(&EXTRAS) {
+    for command in COMMANDS.iter().chain(EXTRAS) {
         model = model.subcommand(subcommand(command));
     }
     model

@@ -152,3 +152,22 @@ pub(crate) const FORCE_SHUTDOWN: Flag = Flag::bool(&["-force", "f"], "Unmount mo
 pub(crate) const ADD_NAME: Flag = Flag::list(&["-name", "n"], "Name to add");
 pub(crate) const REMOVE_NAME: Flag = Flag::list(&["-name", "n"], "Name to remove");
 pub(crate) const NEW_NAME: Flag = Flag::list(&["-name", "n"], "New name");
+
+#[cfg(feature = "pull")]
+pub(crate) const QUIET_TRANSFER: Flag = Flag::bool(&["-quiet", "q"], "Don't tell the progress");
+
+/// Flags of `pull` and `push`.
+#[cfg(feature = "pull")]
+pub(crate) mod transfer {
+    use super::Flag;
+    pub(crate) const PLATFORM: Flag =
+        Flag::text(&["-platform"], "Platform OS/ARCH[/VARIANT] to take from an index");
+    pub(crate) const AUTH_FILE: Flag = Flag::text(&["-authfile"], "File of credentials");
+    pub(crate) const PLAIN_HTTP: Flag =
+        Flag::list(&["-plain-http"], "Registry HOST[:PORT] to talk to without TLS");
+    pub(crate) const KEEP_PARTIAL: Flag = Flag::bool(
+        &["-keep-partial"],
+        "Keep what came of interrupted downloads for the next attempt",
+    );
+    pub(crate) const DOWNLOADS: Flag = Flag::text(&["-downloads"], "Blobs to download at the same time");
+}

@@ -88,13 +88,13 @@ fn as_json(event: &Event) -> Value {
 /// An event as a line for logs; those that come in great numbers have none.
 fn as_line(event: &Event) -> Option<String> {
     match event {
-        Event::Image { image, state } => match state {
-            ImageState::Resolved { blobs, .. } => {
-                let size = blobs.iter().map(|(_, size)| size).sum();
-                Some(format!("{image}: {} layers, {}", blobs.len(), human_size(size)))
-            }
-            _ => None,
-        },
+        Event::Image {
+            image,
+            state: ImageState::Resolved { blobs, .. },
+        } => {
+            let size = blobs.iter().map(|(_, size)| size).sum();
+            Some(format!("{image}: {} layers, {}", blobs.len(), human_size(size)))
+        }
         Event::Blob { digest, state } => {
             let what = match state {
                 BlobState::Started { total, kept: 0 } => human_size(*total),
