@@ -160,6 +160,7 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let mut config = self::config(other.path());
         config.priority = vec!["zfs".into(), "nonsense".into()];
+        config.search_path = Some(OsString::new());
         std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
         std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");

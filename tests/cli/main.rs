@@ -23,6 +23,8 @@ mod program;
 mod recorded;
 mod script;
 mod side_by_side;
+#[cfg(feature = "pull")]
+mod transfer;
 
 /// A file that nobody lists would never run.
 #[test]

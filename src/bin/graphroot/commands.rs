@@ -179,7 +179,7 @@ pub(crate) static COMMANDS: [Command; 61] = [
 pub(crate) static EXTRAS: &[Command] = &[
     #[cfg(feature = "pull")]
     command!(["pull"], "[options [...]] image [...]", "Pull images from registries, layouts and archives", 1, ANY,
-        [JSON, QUIET_TRANSFER, transfer::PLATFORM, transfer::AUTH_FILE, transfer::PLAIN_HTTP, transfer::KEEP_PARTIAL,
+        [JSON, QUIET_TRANSFER, NEW_NAME, transfer::PLATFORM, transfer::AUTH_FILE, transfer::PLAIN_HTTP, transfer::KEEP_PARTIAL,
         transfer::DOWNLOADS], crate::transfer::pull,
         ["pull docker://registry.example/app:1 oci:layout:app", "pull --json --keep-partial docker://registry.example/app"]),
     #[cfg(feature = "pull")]

@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
-use crate::table::{QUIET_TRANSFER, transfer};
+use crate::table::{NEW_NAME, QUIET_TRANSFER, transfer};
 use crate::text::human_size;
 
 /// The first digits of a digest tell blobs apart for people.
@@ -188,15 +188,21 @@ pub(crate) async fn pull(call: &Call, out: &mut Out) -> Outcome {
         .iter()
         .map(|arg| arg.parse())
         .collect::<Result<_, _>>()?;
-    let results = Puller::new(call.store()?, options).pull_all(&images).await;
+    let names: Vec<&str> = call.flags.list(&NEW_NAME).iter().map(String::as_str).collect();
+    let puller = Puller::new(call.store()?, options);
+    let results = match (names.as_slice(), images.as_slice()) {
+        ([], images) => puller.pull_all(images).await,
+        (names, [image]) => vec![puller.pull_as(image, names).await],
+        _ => return Err("--name goes with one image only".into()),
+    };
     let mut failed = false;
-    for (image, result) in call.args.iter().zip(results) {
+    for result in results {
         match result {
             Ok(_) if call.json() => {}
             Ok(pulled) => out.line(pulled.image.id())?,
             Err(error) => {
                 failed = true;
-                out.complain(format!("{}: {image}: {}", call.name, told(&error)))?;
+                out.complain(format!("{}: {}", call.name, told(&error)))?;
             }
         }
     }

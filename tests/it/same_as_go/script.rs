@@ -150,10 +150,10 @@ fn refused_imports() -> Vec<Step> {
         ImportLayer(New::id("bad lost link"), "lost link"),
         ImportLayer(New::id("bad dot dot"), "dot dot"),
         ImportLayer(New::id("bad through a file"), "through a file"),
-        ImportLayer(New::id("bad").on("nosuch"), "base"),
+        ImportLayer(New::id("wrong").on("nosuch"), "base"),
         ImportLayer(New::id("plain"), "base"),
-        ImportLayer(New::id("bad").name("base"), "base"),
-        Exists("bad"),
+        ImportLayer(New::id("wrong").name("base"), "base"),
+        Exists("wrong"),
         List(Layer),
         Checkpoint("refused imports"),
     ]
@@ -249,18 +249,18 @@ fn containers() -> Vec<Step> {
         CreateContainer(
             New::id("first")
                 .on("localhost/base:1")
-                .name("c1")
+                .name("web1")
                 .metadata("of the first")
         ),
         CreateContainer(New::id("@second").on(IMAGE)),
-        CreateContainer(New::id("third").on("upper image").name("c3")),
+        CreateContainer(New::id("third").on("upper image").name("web3")),
         CreateContainer(New::id("rootless")),
         CreateContainer(New::id("fleeting").on(IMAGE).volatile()),
         CreateContainer(New::id("first").on(IMAGE)),
-        CreateContainer(New::id("dup").on(IMAGE).name("c1")),
+        CreateContainer(New::id("dup").on(IMAGE).name("web1")),
         CreateContainer(New::id("lost").on("nosuch")),
         Show(Container, "first"),
-        Show(Container, "c1"),
+        Show(Container, "web1"),
         Show(Container, "@second"),
         Show(Container, "@first.layer"),
         Show(Container, "rootless"),
@@ -269,8 +269,8 @@ fn containers() -> Vec<Step> {
         List(Container),
         List(Layer),
         Size(Container, "first"),
-        Directory("c1"),
-        RunDirectory("c1"),
+        Directory("web1"),
+        RunDirectory("web1"),
         Directory("nosuch"),
         RunDirectory("nosuch"),
         CreateLayer(New::id("on a container").on("@first.layer")),
@@ -281,15 +281,15 @@ fn containers() -> Vec<Step> {
 fn other_data() -> Vec<Step> {
     steps![
         ListData(Container, "first"),
-        SetData(Container, "c1", "state".into(), b"running"),
+        SetData(Container, "web1", "state".into(), b"running"),
         SetData(Container, "first", "Key With Capitals".into(), b"k"),
         SetData(Container, "first", "state".into(), b"stopped now"),
         SetData(Container, "first", "".into(), b"x"),
         SetData(Container, "nosuch", "key".into(), b"x"),
         SetData(Container, "fleeting", "key".into(), b"x"),
-        ListData(Container, "c1"),
-        GetData(Container, "c1", "state".into()),
-        GetData(Container, "c1", "nosuch".into()),
+        ListData(Container, "web1"),
+        GetData(Container, "web1", "state".into()),
+        GetData(Container, "web1", "nosuch".into()),
         GetData(Container, "nosuch", "state".into()),
         DataSize(Container, "first", "state".into()),
         DataSize(Container, "first", "nosuch".into()),
@@ -315,15 +315,15 @@ fn other_data() -> Vec<Step> {
 
 fn names() -> Vec<Step> {
     steps![
-        Names("c1"),
+        Names("web1"),
         Names(IMAGE),
         Names("base"),
-        AddNames("first", &["c1-a", "c1-b"]),
+        AddNames("first", &["c1-a", "web1-b"]),
         AddNames("first", &["c1-a"]),
-        AddNames("@second", &["c1-b", "c2"]),
+        AddNames("@second", &["web1-b", "web2"]),
         Names("first"),
         RemoveNames("first", &["c1-a", "never had"]),
-        SetNames("third", &["c1", "c3", "c3"]),
+        SetNames("third", &["web1", "web3", "web3"]),
         Names("first"),
         SetNames("third", &[]),
         Show(Container, "third"),
@@ -355,7 +355,7 @@ fn names() -> Vec<Step> {
 
 fn metadata() -> Vec<Step> {
     steps![
-        Metadata("c1-b"),
+        Metadata("web1-b"),
         Metadata("first"),
         Metadata("upper image"),
         Metadata("base"),
@@ -373,7 +373,7 @@ fn metadata() -> Vec<Step> {
 fn mounts() -> Vec<Step> {
     steps![
         Mounted("first"),
-        Mount("c1-b"),
+        Mount("web1-b"),
         Unmount("@second"),
         Mount("first"),
         Mounted("first"),
@@ -565,7 +565,7 @@ fn deletions() -> Vec<Step> {
         DeleteContainer("nosuch"),
         DeleteContainer("localhost/base:4"),
         Mount("first"),
-        DeleteContainer("c1-b"),
+        DeleteContainer("web1-b"),
         Exists("first"),
         DeleteContainer("first"),
         DeleteContainer("fleeting"),

@@ -1,0 +1,82 @@
+//! `pull` and `push`, with an OCI layout at the other end.
+
+use graphroot::LayerOptions;
+use serde_json::Value;
+
+use crate::program::{good, ours};
+use crate::support::oci::OciImage;
+use crate::support::root::TestRoot;
+use crate::support::store::put_bytes;
+use crate::support::tar::Tar;
+
+const NAME: &str = "localhost/app:1";
+
+/// A store with an image of one layer, and the image's ID.
+async fn filled() -> (TestRoot, String) {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let store = root.open().await;
+    let tar = Tar::new().file("hello", "hello\n").finish();
+    let layer = put_bytes(&store, None, LayerOptions::default(), tar)
+        .await
+        .unwrap();
+    let image = OciImage::new(std::slice::from_ref(&layer));
+    store
+        .create_image(Some(layer.id()), image.options(NAME))
+        .await
+        .unwrap();
+    let id = image.id().to_string();
+    (root, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_goes_out_and_comes_back() {
+    let (root, id) = filled().await;
+    let layout = format!("oci:{}:app", root.path().join("layout").display());
+    let pushed = ours(&root, &format!("push {NAME} {layout}"));
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    assert!(
+        pushed.out.starts_with("sha256:") && pushed.out.lines().count() == 1,
+        "{pushed:?}"
+    );
+    // No terminal: the progress is lines on standard error.
+    assert!(pushed.err.contains("1 layers"), "{pushed:?}");
+    assert_eq!(good(&root, &format!("push --quiet {NAME} {layout}")), pushed.out);
+
+    let other = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let pulled = ours(&other, &format!("pull --name {NAME} {layout}"));
+    assert_eq!((pulled.code, pulled.out.trim()), (0, &*id), "{pulled:?}");
+    assert!(pulled.err.contains("done"), "{pulled:?}");
+    assert!(good(&other, "images").contains(&id));
+
+    let again = good(&other, &format!("pull --json --name {NAME} {layout}"));
+    let events: Vec<Value> = again
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(events[0]["event"], "resolved");
+    assert!(events.iter().any(|event| event["event"] == "reused"), "{again}");
+    let last = events.last().unwrap();
+    assert_eq!((&last["event"], &last["id"]), (&"done".into(), &id.into()));
+}
+
+#[test]
+fn what_cannot_be_pulled_is_one_line_and_changes_nothing() {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let missing = root.path().join("nothing");
+    for (line, said) in [
+        (format!("pull --quiet oci:{}:x", missing.display()), "nothing"),
+        ("pull --quiet --downloads 0 oci:x".into(), "--downloads 0"),
+        ("pull --quiet --platform x oci:x".into(), "platform"),
+        ("push --quiet nosuch oci:x:y".into(), "nosuch"),
+        ("pull --quiet ''".into(), "image"),
+        ("pull --quiet --name n oci:x:1 oci:x:2".into(), "--name"),
+    ] {
+        let answer = ours(&root, &line);
+        assert_eq!((answer.code, answer.out.as_str()), (1, ""), "{line}: {answer:?}");
+        assert!(
+            answer.err.contains(said) && answer.err.lines().count() == 1,
+            "{line}: {answer:?}"
+        );
+    }
+    assert_eq!(good(&root, "images"), "");
+}
