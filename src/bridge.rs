@@ -301,11 +301,15 @@ impl AsyncRead for ChunkStream {
                 }
             }
         }
-        let count = self.current.len().min(buffer.remaining());
-        buffer.put_slice(&self.current[..count]);
-        self.current.advance(count);
+        give(&mut self.current, buffer);
         Poll::Ready(Ok(()))
     }
+}
+
+/// Moves as many bytes of a chunk into a reader's buffer as have room there.
+pub(crate) fn give(chunk: &mut Bytes, buffer: &mut ReadBuf<'_>) {
+    let count = chunk.len().min(buffer.remaining());
+    buffer.put_slice(&chunk.split_to(count));
 }
 
 #[cfg(test)]

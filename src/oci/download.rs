@@ -19,6 +19,7 @@ use super::manifest::Blob;
 use super::partial::Partial;
 use super::progress::Meter;
 use super::registry::{Repository, failed};
+use crate::bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::BoxReader;
 
@@ -228,9 +229,7 @@ impl AsyncRead for Chunks {
                 None => return Poll::Ready(Ok(())),
             }
         }
-        let count = self.current.len().min(buffer.remaining());
-        buffer.put_slice(self.current.get(..count).unwrap_or_default());
-        self.current.advance(count);
+        bridge::give(&mut self.current, buffer);
         Poll::Ready(Ok(()))
     }
 }

@@ -30,6 +30,7 @@ use crate::bridge::CHUNK;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::digest_text::DigestText;
+use crate::record::table::Record;
 use crate::sys::atomic::{self, AtomicFile};
 
 /// What the name of a file begins with that waits for the place of an item's.
@@ -100,19 +101,47 @@ pub(crate) struct Recorded {
     pub(crate) digest: String,
 }
 
-impl Recorded {
-    /// What these tables of a record say of `key`, if they do.
-    pub(crate) fn of(
-        key: &str,
-        sizes: &BTreeMap<String, i64>,
-        digests: &BTreeMap<String, DigestText>,
-    ) -> Option<Self> {
-        Some(Self {
+/// A record that says the sizes and digests of its items: an image's or a container's.
+pub(crate) trait Items: Record {
+    /// Keys in the order in which they were first set, then sizes and digests by key.
+    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, DigestText>);
+
+    /// The same, to change.
+    fn items_mut(
+        &mut self,
+    ) -> (
+        &mut Vec<String>,
+        &mut BTreeMap<String, i64>,
+        &mut BTreeMap<String, DigestText>,
+    );
+
+    /// What the record says of `key`, if it does.
+    fn recorded(&self, key: &str) -> Option<Recorded> {
+        let (_keys, sizes, digests) = self.items();
+        Some(Recorded {
             size: *sizes.get(key)?,
             digest: digests.get(key)?.as_str().to_owned(),
         })
     }
 
+    /// Notes an item's size and digest.
+    fn record(&mut self, key: &str, size: usize, digest: Digest) {
+        let (keys, sizes, digests) = self.items_mut();
+        if !keys.iter().any(|known| known == key) {
+            keys.push(key.to_owned());
+        }
+        sizes.insert(key.to_owned(), i64::try_from(size).unwrap_or(i64::MAX));
+        digests.insert(key.to_owned(), digest.into());
+    }
+
+    /// Clears up among the item files of this record in `dir`, see [`remove_litter`].
+    fn remove_item_litter(&self, dir: &Path) -> Result<()> {
+        let (keys, ..) = self.items();
+        remove_litter(dir, keys.iter().map(|key| (key, self.recorded(key))))
+    }
+}
+
+impl Recorded {
     /// The name under which content that this describes waits for its place.
     fn waiting_name(&self, key: &str) -> String {
         let what = format!("{} {} {key}", self.size, self.digest);

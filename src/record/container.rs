@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
+use crate::record::big_data::Items;
 use crate::record::digest_text::DigestText;
 use crate::record::json::row;
 use crate::record::pending;
@@ -75,5 +76,25 @@ impl Record for ContainerRow {
 
     fn pending_mut(&mut self) -> &mut String {
         &mut self.pending
+    }
+}
+
+impl Items for ContainerRow {
+    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, DigestText>) {
+        (&self.big_data_names, &self.big_data_sizes, &self.big_data_digests)
+    }
+
+    fn items_mut(
+        &mut self,
+    ) -> (
+        &mut Vec<String>,
+        &mut BTreeMap<String, i64>,
+        &mut BTreeMap<String, DigestText>,
+    ) {
+        (
+            &mut self.big_data_names,
+            &mut self.big_data_sizes,
+            &mut self.big_data_digests,
+        )
     }
 }

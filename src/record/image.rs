@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::error::ErrorKind;
+use crate::record::big_data::Items;
 use crate::record::digest_text::DigestText;
 use crate::record::json::row;
 use crate::record::pending;
@@ -120,6 +121,26 @@ impl Record for ImageRow {
         for digest in self.digests() {
             visit(DigestKind::Image, &digest);
         }
+    }
+}
+
+impl Items for ImageRow {
+    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, DigestText>) {
+        (&self.big_data_names, &self.big_data_sizes, &self.big_data_digests)
+    }
+
+    fn items_mut(
+        &mut self,
+    ) -> (
+        &mut Vec<String>,
+        &mut BTreeMap<String, i64>,
+        &mut BTreeMap<String, DigestText>,
+    ) {
+        (
+            &mut self.big_data_names,
+            &mut self.big_data_sizes,
+            &mut self.big_data_digests,
+        )
     }
 }
 

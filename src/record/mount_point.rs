@@ -258,9 +258,7 @@ impl MountGuard {
         self.token = Some(token);
         Ok(())
     }
-}
 
-impl MountGuard {
     /// Removes temporary files of killed writers; the lock says that they are nobody's.
     pub(crate) fn remove_litter(&self) -> Result<()> {
         atomic::remove_litter(&self.core.path).map(drop)

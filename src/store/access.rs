@@ -29,7 +29,7 @@ use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountTable;
 use crate::record::table::{Record, Table};
-use crate::record::{ReadGuard, WriteGuard};
+use crate::record::{ReadGuard, Records, WriteGuard};
 use crate::store::layer_store::LayerStore;
 use crate::store::multi_list::MultiListOptions;
 use crate::store::{Additional, DriverState, Inner, Store, registry};
@@ -161,15 +161,52 @@ impl Store {
     /// A fresh snapshot of the primary image store. What a killed process has begun is finished first, and names given
     /// twice are sorted out.
     pub(crate) async fn read_images(&self) -> Result<ReadGuard<ImageRow>> {
+        self.read_sound(&self.inner.images).await
+    }
+
+    /// A fresh snapshot of images or containers; what a writer has to put right in them is put right first.
+    async fn read_sound<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
         let mut attempts = 0;
         loop {
-            let guard = self.inner.images.read().await?;
+            let guard = records.read().await?;
             if !needs_repair(&guard) {
                 return Ok(guard);
             }
             drop(guard);
             self.finish_interrupted(&mut attempts).await?;
         }
+    }
+
+    /// As [`Store::glance_at_layers`], at images or containers.
+    async fn glance_at<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
+        let guard = records.glance().await?;
+        if needs_repair(&guard) {
+            drop(guard);
+            return self.read_sound(records).await;
+        }
+        Ok(guard)
+    }
+
+    /// Runs `change` in a blocking step that holds images or containers exclusively, with nothing unfinished in them.
+    async fn write_sound<R: Record, T: Send + 'static>(
+        &self,
+        records: &Records<R>,
+        change: impl FnOnce(&mut WriteGuard<R>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut attempts = 0;
+        let mut guard = loop {
+            let guard = records.write().await?;
+            if !guard.has_incomplete() {
+                break guard;
+            }
+            drop(guard);
+            self.finish_interrupted(&mut attempts).await?;
+        };
+        bridge::run(move || {
+            save_resolved(&mut guard)?;
+            change(&mut guard)
+        })
+        .await
     }
 
     /// Finishes what killed processes have begun and saves what loading had to sort out, under all locks: the caller
@@ -189,20 +226,10 @@ impl Store {
         visit: impl FnMut(Home, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
         let primary = match self.inner.additional_images.as_slice() {
-            [] => self.glance_at_images().await?,
+            [] => self.glance_at(&self.inner.images).await?,
             _ => self.read_images().await?,
         };
         visit_all(primary, &self.inner.additional_images, visit).await
-    }
-
-    /// As [`Store::glance_at_layers`].
-    async fn glance_at_images(&self) -> Result<ReadGuard<ImageRow>> {
-        let guard = self.inner.images.glance().await?;
-        if needs_repair(&guard) {
-            drop(guard);
-            return self.read_images().await;
-        }
-        Ok(guard)
     }
 
     /// Runs `change` in a blocking step that holds the primary image store exclusively.
@@ -210,33 +237,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut WriteGuard<ImageRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut attempts = 0;
-        let mut guard = loop {
-            let guard = self.inner.images.write().await?;
-            if !guard.has_incomplete() {
-                break guard;
-            }
-            drop(guard);
-            self.finish_interrupted(&mut attempts).await?;
-        };
-        bridge::run(move || {
-            save_resolved(&mut guard)?;
-            change(&mut guard)
-        })
-        .await
-    }
-
-    /// A fresh snapshot of the container store, as [`Store::read_images`].
-    pub(crate) async fn read_containers(&self) -> Result<ReadGuard<ContainerRow>> {
-        let mut attempts = 0;
-        loop {
-            let guard = self.inner.containers.read().await?;
-            if !needs_repair(&guard) {
-                return Ok(guard);
-            }
-            drop(guard);
-            self.finish_interrupted(&mut attempts).await?;
-        }
+        self.write_sound(&self.inner.images, change).await
     }
 
     /// Looks something up in the container store, as it is at one moment.
@@ -244,12 +245,7 @@ impl Store {
         &self,
         visit: impl FnOnce(&Table<ContainerRow>) -> Result<T> + Send,
     ) -> Result<T> {
-        let guard = self.inner.containers.glance().await?;
-        if !needs_repair(&guard) {
-            return visit(&guard);
-        }
-        drop(guard);
-        let guard = self.read_containers().await?;
+        let guard = self.glance_at(&self.inner.containers).await?;
         visit(&guard)
     }
 
@@ -258,20 +254,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut WriteGuard<ContainerRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut attempts = 0;
-        let mut guard = loop {
-            let guard = self.inner.containers.write().await?;
-            if !guard.has_incomplete() {
-                break guard;
-            }
-            drop(guard);
-            self.finish_interrupted(&mut attempts).await?;
-        };
-        bridge::run(move || {
-            save_resolved(&mut guard)?;
-            change(&mut guard)
-        })
-        .await
+        self.write_sound(&self.inner.containers, change).await
     }
 
     /// Runs `change` in a blocking step that holds layers, images (also those of the graph root beside a separate

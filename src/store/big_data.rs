@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::record::big_data::{self, Recorded};
+use crate::record::WriteGuard;
+use crate::record::big_data::{self, Items, Recorded};
 use crate::record::image::ImageRow;
 use crate::store::access::{Home, hit};
 use crate::store::{Store, containers, images, item_dir};
@@ -67,43 +68,44 @@ fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) -> Result<&'a
         .ok_or_else(|| missing_item(key, kind, id))
 }
 
-/// A big data item of an image or container that is being set.
-struct NewItem {
-    dir: PathBuf,
-    key: String,
-    data: Bytes,
+/// Sets an item of an image or container whose files are in `dir`, and has it recorded where the record does not say
+/// the same already.
+fn set_item<R: Items>(
+    store: &mut WriteGuard<R>,
+    row: &R,
+    dir: &Path,
+    key: &str,
+    data: &[u8],
     digest: Digest,
-    /// Whether the record names it already.
-    exists: bool,
-    /// What the record says about it so far.
-    old: Option<Recorded>,
-}
-
-impl NewItem {
-    /// Writes the content, and has it recorded where the record does not say the same already.
-    fn set(&self, record: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        let new = Recorded {
-            size: i64::try_from(self.data.len()).unwrap_or(i64::MAX),
-            digest: self.digest.to_string(),
-        };
-        let same = self.exists && self.old.as_ref() == Some(&new);
-        if same || !self.exists {
-            if same {
-                // Left waiting by a killed writer, it would be found before what is written now.
-                big_data::settle(&self.dir, &self.key, &new)?;
-            }
-            images::write_items(&self.dir, std::iter::once((&*self.key, &*self.data)))?;
-            return if same { Ok(()) } else { record(self) };
+) -> Result<()> {
+    let new = Recorded {
+        size: i64::try_from(data.len()).unwrap_or(i64::MAX),
+        digest: digest.to_string(),
+    };
+    let mut record = || {
+        store
+            .table_mut()
+            .update(row.id(), |row| row.record(key, data.len(), digest.clone()))?;
+        store.save()
+    };
+    let exists = row.items().0.iter().any(|name| name == key);
+    let same = exists && row.recorded(key).as_ref() == Some(&new);
+    if same || !exists {
+        if same {
+            // Left waiting by a killed writer, it would be found before what is written now.
+            big_data::settle(dir, key, &new)?;
         }
-        make_private_dir(&self.dir)?;
-        big_data::write_waiting(&self.dir, &self.key, &self.data, &new, true)?;
-        record(self)?;
-        if let Err(error) = big_data::settle(&self.dir, &self.key, &new) {
-            // It is set, and found where it is.
-            tracing::warn!(key = self.key, error = %error.chain(), "cannot move a big data item to its place yet");
-        }
-        Ok(())
+        images::write_items(dir, std::iter::once((key, data)))?;
+        return if same { Ok(()) } else { record() };
     }
+    make_private_dir(dir)?;
+    big_data::write_waiting(dir, key, data, &new, true)?;
+    record()?;
+    if let Err(error) = big_data::settle(dir, key, &new) {
+        // It is set, and found where it is.
+        tracing::warn!(key, error = %error.chain(), "cannot move a big data item to its place yet");
+    }
+    Ok(())
 }
 
 impl Store {
@@ -250,7 +252,7 @@ impl Store {
 
     pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
         let key = named(&row.big_data_names, key, "image", &row.id)?.to_owned();
-        let recorded = Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests);
+        let recorded = row.recorded(&key);
         let (dir, id) = (item_dir(self.image_dir(home), &row.id)?, row.id.clone());
         bridge::run(move || {
             big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "image", &id))
@@ -329,27 +331,7 @@ impl Store {
                 })?,
                 None => Digest::sha256(&data),
             };
-            let item = NewItem {
-                dir: item_dir(dirs, &row.id)?,
-                exists: row.big_data_names.contains(&key),
-                old: Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests),
-                key,
-                data,
-                digest,
-            };
-            item.set(|item| {
-                store.table_mut().update(&row.id, |row| {
-                    images::record_item(
-                        &mut row.big_data_names,
-                        &mut row.big_data_sizes,
-                        &mut row.big_data_digests,
-                        &item.key,
-                        item.data.len(),
-                        item.digest.clone(),
-                    );
-                })?;
-                store.save()
-            })
+            set_item(store, &*row, &item_dir(dirs, &row.id)?, &key, &data, digest)
         })
         .await
     }
@@ -437,27 +419,8 @@ impl Store {
                 .find(&container)
                 .map(Arc::clone)
                 .ok_or_else(|| containers::unknown(&container))?;
-            let item = NewItem {
-                dir: item_dir(dirs, &row.id)?,
-                exists: row.big_data_names.contains(&key),
-                old: Recorded::of(&key, &row.big_data_sizes, &row.big_data_digests),
-                digest: Digest::sha256(&data),
-                key,
-                data,
-            };
-            item.set(|item| {
-                store.table_mut().update(&row.id, |row| {
-                    images::record_item(
-                        &mut row.big_data_names,
-                        &mut row.big_data_sizes,
-                        &mut row.big_data_digests,
-                        &item.key,
-                        item.data.len(),
-                        item.digest.clone(),
-                    );
-                })?;
-                store.save()
-            })
+            let digest = Digest::sha256(&data);
+            set_item(store, &*row, &item_dir(dirs, &row.id)?, &key, &data, digest)
         })
         .await
     }

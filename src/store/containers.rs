@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
-use crate::record::big_data;
+use crate::record::big_data::{self, Items as _};
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
@@ -204,14 +204,7 @@ fn new_row(options: &ContainerOptions, id: &str, image: String, layer: &str, vol
         ..ContainerRow::default()
     };
     for item in &options.big_data {
-        images::record_item(
-            &mut row.big_data_names,
-            &mut row.big_data_sizes,
-            &mut row.big_data_digests,
-            &item.key,
-            item.data.len(),
-            Digest::sha256(&item.data),
-        );
+        row.record(&item.key, item.data.len(), Digest::sha256(&item.data));
     }
     row
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::error::{Error, IoContext as _, Result};
-use crate::record::big_data::{self, Recorded};
+use crate::record::big_data::{self, Items as _};
 use crate::store::{Store, item_dir};
 
 /// Names in `dir` that look like IDs (64 hexadecimal digits) before `suffix`; a missing directory has none.
@@ -57,9 +57,7 @@ impl Store {
             .write_to_container_store(move |containers| {
                 containers.remove_litter()?;
                 for row in containers.rows() {
-                    let of = |key: &String| Recorded::of(key, &row.big_data_sizes, &row.big_data_digests);
-                    let items = row.big_data_names.iter().map(|key| (key, of(key)));
-                    big_data::remove_litter(&item_dir(dirs.containers(), &row.id)?, items)?;
+                    row.remove_item_litter(&item_dir(dirs.containers(), &row.id)?)?;
                 }
                 sweep(&dirs.containers(), |id| containers.get(id).is_some())
             })
@@ -69,9 +67,7 @@ impl Store {
             .write_to_image_store(move |images| {
                 images.remove_litter()?;
                 for row in images.rows() {
-                    let of = |key: &String| Recorded::of(key, &row.big_data_sizes, &row.big_data_digests);
-                    let items = row.big_data_names.iter().map(|key| (key, of(key)));
-                    big_data::remove_litter(&item_dir(dirs.images(), &row.id)?, items)?;
+                    row.remove_item_litter(&item_dir(dirs.images(), &row.id)?)?;
                 }
                 sweep(&dirs.images(), |id| images.get(id).is_some())
             })

@@ -1,14 +1,12 @@
 //! Creating and finding images.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::{ImageBigData, ImageOptions};
-use crate::record::big_data;
-use crate::record::digest_text::DigestText;
+use crate::record::big_data::{self, Items as _};
 use crate::record::image::ImageRow;
 use crate::record::table::{DigestKind, NameOperation};
 use crate::record::time::Time;
@@ -237,32 +235,9 @@ fn new_row(options: &mut ImageOptions, top: String) -> Result<ImageRow> {
     for item in &options.big_data {
         drop(big_data::file_name(&item.key)?);
         let digest = item.digest.clone().unwrap_or_else(|| Digest::sha256(&item.data));
-        record_item(
-            &mut row.big_data_names,
-            &mut row.big_data_sizes,
-            &mut row.big_data_digests,
-            &item.key,
-            item.data.len(),
-            digest,
-        );
+        row.record(&item.key, item.data.len(), digest);
     }
     Ok(row)
-}
-
-/// Notes an item's size and digest in a record.
-pub(crate) fn record_item(
-    names: &mut Vec<String>,
-    sizes: &mut BTreeMap<String, i64>,
-    digests: &mut BTreeMap<String, DigestText>,
-    key: &str,
-    size: usize,
-    digest: Digest,
-) {
-    if !names.iter().any(|name| name == key) {
-        names.push(key.to_owned());
-    }
-    sizes.insert(key.to_owned(), i64::try_from(size).unwrap_or(i64::MAX));
-    digests.insert(key.to_owned(), digest.into());
 }
 
 /// Writes the items of a new image or container.

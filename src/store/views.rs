@@ -9,7 +9,7 @@ use crate::archive::compression::Compression;
 use crate::digest::Digest;
 use crate::idmap::IdMap;
 use crate::options::Flag;
-use crate::record::big_data::Recorded;
+use crate::record::big_data::{Items as _, Recorded};
 use crate::record::container::ContainerRow;
 use crate::record::digest_text::DigestText;
 use crate::record::image::ImageRow;
@@ -332,7 +332,7 @@ impl Container {
 
     /// What the record says about a big data item.
     pub(crate) fn recorded_big_data(&self, key: &str) -> Option<Recorded> {
-        Recorded::of(key, &self.row.big_data_sizes, &self.row.big_data_digests)
+        self.row.recorded(key)
     }
 
     /// User ID ranges asked for.
