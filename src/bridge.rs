@@ -109,6 +109,11 @@ pub(crate) struct ChunkSender {
 }
 
 impl ChunkSender {
+    /// Whether [`ChunkSender::send`] would have to wait for the reader now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.sender.capacity() == 0
+    }
+
     /// Hands over one chunk; `false` if the reader is gone (its own result says why).
     pub(crate) async fn send(&self, chunk: Bytes) -> bool {
         self.sender.send(Message::Chunk(chunk)).await.is_ok()
@@ -133,6 +138,11 @@ pub(crate) struct ChunkReader {
 }
 
 impl ChunkReader {
+    /// Whether [`ChunkReader::next_chunk`] would have to wait for the feeder now.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.current.is_empty() && !self.ended && self.receiver.is_empty()
+    }
+
     /// The next chunk as a whole, `None` at the clean end. What a partial `read` left over comes first.
     pub(crate) fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         if !self.current.is_empty() {

@@ -1,9 +1,9 @@
 //! Applying a layer: from the stream as it is sent to files below a directory, in one pass.
 //!
-//! Two halves run at the same time. The async half, in the caller's task, reads and decodes the stream and hashes it
-//! both as sent and decoded; chunks go through a bounded channel to the blocking half, which frames them, unpacks the
-//! entries and tapes the tar-split data. One is about as dear as the other, so two cores are busy, and memory stays at
-//! a few MiB whatever the layer's size.
+//! Two halves run at the same time. The async half, in the caller's task, reads and decodes the stream; chunks go
+//! through a bounded channel to the blocking half, which frames them, unpacks the entries and tapes the tar-split data.
+//! The digests of the stream as sent and as decoded are computed by whichever half would wait for the other one, so two
+//! cores are busy, and memory stays at a few MiB whatever the layer's size.
 //!
 //! If the blocking half fails, its error is the result and nothing more is read. If the source fails, the blocking
 //! half sees that error and fails with it. If the future is dropped, the blocking half sees an error, stops, and drops
@@ -13,9 +13,9 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::Either;
@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 use super::compression::{self, Compression, Sink};
 use super::extract::{Extractor, Setup};
 use super::framing::{Entry, Framer, Source};
+use super::hash_line::HashLine;
 use super::metadata::{self, Rules};
 use super::path::{clean, show, split};
 use super::sent::Sent;
@@ -100,12 +101,24 @@ pub(crate) struct Applied {
 /// What the async half found out.
 struct Received {
     compression: Compression,
-    /// Bytes received, and their digests.
+    /// Bytes received.
     size: u64,
-    digests: Vec<Digest>,
-    /// Bytes decoded, and their digests.
+    /// Bytes decoded.
     diff_size: u64,
-    diff_digests: Vec<Digest>,
+}
+
+/// What is to be hashed of the stream as sent and as decoded.
+#[derive(Clone, Default)]
+struct Lines {
+    sent: Arc<HashLine>,
+    decoded: Arc<HashLine>,
+}
+
+impl Lines {
+    /// Hashes a chunk if there is one.
+    fn help(&self) -> bool {
+        self.decoded.help() || self.sent.help()
+    }
 }
 
 /// Which digests have to be computed where one was given or not: always one in sha256, which records need.
@@ -163,6 +176,11 @@ pub(crate) async fn apply<G: Send + 'static>(
         sent: hashers(options.original_digest.as_ref(), options.verify),
         decoded: hashers(options.uncompressed_digest.as_ref(), options.verify),
     };
+    let lines = Lines::default();
+    let reader = Helper {
+        reader,
+        lines: lines.clone(),
+    };
     let work = bridge::run(move || {
         let result = unpack(reader, target, options, received);
         match result {
@@ -175,7 +193,7 @@ pub(crate) async fn apply<G: Send + 'static>(
         }
     });
     let work = pin!(work);
-    let feed = pin!(feed(source, wanted, sender, report));
+    let feed = pin!(feed(source, wanted, sender, lines, report));
     match futures::future::select(feed, work).await {
         Either::Left(((), work)) => work.await,
         Either::Right((result, _feed)) => result,
@@ -188,20 +206,19 @@ struct Wanted {
     decoded: Vec<Hasher>,
 }
 
-/// Decoded chunks on their way to the blocking half, counted and hashed.
+/// Decoded chunks on their way to the blocking half, counted and put in line for hashing.
 struct Feeder {
     sender: ChunkSender,
     gone: bool,
     size: u64,
-    hashers: Vec<Hasher>,
+    lines: Lines,
 }
 
 impl Sink for Feeder {
     async fn take(&mut self, chunk: Bytes) -> bool {
         self.size += chunk.len() as u64;
-        for hasher in &mut self.hashers {
-            hasher.update(&chunk);
-        }
+        self.lines.decoded.push(chunk.clone());
+        while self.sender.is_full() && self.lines.help() {}
         self.gone = !self.sender.send(chunk).await;
         !self.gone
     }
@@ -212,6 +229,7 @@ async fn feed(
     source: Pin<Box<dyn AsyncRead + Send>>,
     wanted: Wanted,
     sender: ChunkSender,
+    lines: Lines,
     report: oneshot::Sender<Received>,
 ) {
     let mut stream = Sent::new(source);
@@ -219,7 +237,7 @@ async fn feed(
         sender,
         gone: false,
         size: 0,
-        hashers: Vec::new(),
+        lines,
     };
     let result = decode(&mut stream, wanted, &mut feeder).await;
     if feeder.gone {
@@ -227,23 +245,15 @@ async fn feed(
     }
     match result {
         Ok(compression) => {
-            let finish = |hashers: Vec<Hasher>| hashers.into_iter().map(Hasher::finish).collect::<Vec<_>>();
-            let diff_digests = finish(feeder.hashers);
-            let size = stream.count();
-            let digests = match compression {
-                Compression::None => diff_digests.clone(),
-                _ => finish(stream.into_hashers()),
-            };
             let received = Received {
                 compression,
-                size,
-                digests,
+                size: stream.count(),
                 diff_size: feeder.size,
-                diff_digests,
             };
             // Nobody is there to be told if the blocking half has gone.
             drop(report.send(received));
             feeder.sender.finish().await;
+            while feeder.lines.help() {}
         }
         Err(error) => {
             feeder.sender.fail(error.into_io()).await;
@@ -269,16 +279,26 @@ async fn decode(
         let missing: Vec<_> = missing.collect();
         decoded.extend(missing);
     } else {
-        stream.hash(sent);
+        feeder.lines.sent.expect(sent);
+        stream.hash_in(Arc::clone(&feeder.lines.sent));
     }
-    feeder.hashers = decoded;
+    feeder.lines.decoded.expect(decoded);
     compression::decode(stream, compression, CHUNK, feeder).await?;
     Ok(compression)
 }
 
-impl Source for ChunkReader {
+/// Decoded chunks as they arrive at the blocking half, which hashes while it waits for them.
+struct Helper {
+    reader: ChunkReader,
+    lines: Lines,
+}
+
+impl Source for Helper {
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
-        Self::next_chunk(self).map_err(|error: io::Error| Error::io("receiving the layer", error))
+        while self.reader.is_starved() && self.lines.help() {}
+        self.reader
+            .next_chunk()
+            .map_err(|error| Error::io("receiving the layer", error))
     }
 }
 
@@ -308,7 +328,7 @@ impl Ids {
 
 /// The blocking half.
 fn unpack(
-    reader: ChunkReader,
+    reader: Helper,
     target: Target,
     options: ApplyOptions,
     mut received: oneshot::Receiver<Received>,
@@ -342,6 +362,7 @@ fn unpack(
         sync,
     };
     let mut extractor = Extractor::new(target.dir, setup)?;
+    let lines = reader.lines.clone();
     let mut framer = Framer::new(reader);
     let mut entry = Entry::default();
     let mut ids = Ids::default();
@@ -358,15 +379,15 @@ fn unpack(
     let Ok(received) = received.try_recv() else {
         return Err(ErrorKind::Cancelled.err("the layer stream was dropped before its end"));
     };
-    let compressed_digest = settle(
-        original_digest.as_ref(),
-        &received.digests,
-        verify,
-        "the layer as sent",
-    )?;
+    let diff_digests = lines.decoded.finish();
+    let digests = match received.compression {
+        Compression::None => diff_digests.clone(),
+        _ => lines.sent.finish(),
+    };
+    let compressed_digest = settle(original_digest.as_ref(), &digests, verify, "the layer as sent")?;
     let diff_digest = settle(
         uncompressed_digest.as_ref(),
-        &received.diff_digests,
+        &diff_digests,
         verify,
         "the uncompressed layer",
     )?;

@@ -3,9 +3,9 @@
 //! # The way in ([`apply`])
 //!
 //! ```text
-//! AsyncRead ─ count, hash ─ detect ─ decode ([`compression`]) ─ hash ─┐ bounded channel
-//!                                                                     │
-//!          frame ([`framing`], [`header`], [`pax`], [`sparse`]) ──────┘ one blocking step from here on
+//! AsyncRead ─ count ─ detect ─ decode ([`compression`]) ─────────┐ bounded channel, and beside it what is to be
+//!                                                                │ hashed (`hash_line`), by whoever would wait
+//!          frame ([`framing`], [`header`], [`pax`], [`sparse`]) ─┘ one blocking step from here on
 //!            ├─ tape (`tape`, [`tar_split`]): everything that is no file content, and checksums of what is
 //!            └─ unpack (`extract`, `parents`, `metadata`, `deletions`, `aufs`) below an open directory
 //! ```
@@ -28,6 +28,7 @@ pub(crate) mod export;
 mod extract;
 pub(crate) mod framing;
 pub(crate) mod gzip;
+mod hash_line;
 pub(crate) mod header;
 mod held;
 mod ledger;

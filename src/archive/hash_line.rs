@@ -1,0 +1,129 @@
+//! Digests of a stream on its way in, computed by whichever half has time.
+//!
+//! Decoding is dear for gzip and cheap for zstd, and unpacking is dear for small files and cheap for large ones: a
+//! fixed place for the hashing leaves one processor idle. So chunks are put in a line (they are shared, not copied),
+//! and each half takes from it when it would have to wait for the other one. Whoever finds too many in the line hashes
+//! some at once, which bounds memory.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError, TryLockError};
+
+use bytes::Bytes;
+
+use crate::digest::{Digest, Hasher};
+
+/// Chunks that may wait. One that is pushed while the other half is hashing may come on top: the channel between the
+/// halves bounds how many.
+const LIMIT: usize = 8;
+
+/// The chunks of one stream that are still to be hashed, and what has been computed so far.
+#[derive(Default)]
+pub(crate) struct HashLine {
+    /// Held while a chunk is taken and hashed, which keeps the order.
+    hashers: Mutex<Vec<Hasher>>,
+    waiting: Mutex<VecDeque<Bytes>>,
+}
+
+impl HashLine {
+    /// Says which digests are wanted. To be called before the first chunk.
+    pub(crate) fn expect(&self, hashers: Vec<Hasher>) {
+        *self.hashers.lock().unwrap_or_else(PoisonError::into_inner) = hashers;
+    }
+
+    /// Puts the stream's next chunk in the line.
+    pub(crate) fn push(&self, chunk: Bytes) {
+        let mut length = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.push_back(chunk);
+            waiting.len()
+        };
+        while length > LIMIT && self.help() {
+            length -= 1;
+        }
+    }
+
+    /// Hashes one chunk; `false` if there is none or the other half is at it. Never waits.
+    pub(crate) fn help(&self) -> bool {
+        let mut hashers = match self.hashers.try_lock() {
+            Ok(hashers) => hashers,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        self.hash_next(&mut hashers)
+    }
+
+    /// Hashes the rest of the line, waits for a chunk that the other half has in hand, and returns the digests. To be
+    /// called when no more chunks can come.
+    pub(crate) fn finish(&self) -> Vec<Digest> {
+        let mut hashers = self.hashers.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.hash_next(&mut hashers) {}
+        hashers.drain(..).map(Hasher::finish).collect()
+    }
+
+    fn hash_next(&self, hashers: &mut [Hasher]) -> bool {
+        // The lock on the line must not be held while hashing.
+        let next = self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
+        let Some(chunk) = next else {
+            return false;
+        };
+        for hasher in hashers {
+            hasher.update(&chunk);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn chunks() -> Vec<Bytes> {
+        (0..500u32)
+            .map(|n| Bytes::from(vec![n.to_le_bytes()[0]; 1000]))
+            .collect()
+    }
+
+    fn waiting(line: &HashLine) -> usize {
+        line.waiting.lock().unwrap().len()
+    }
+
+    #[test]
+    fn the_digest_is_the_same_whoever_hashes() {
+        let line = Arc::new(HashLine::default());
+        line.expect(vec![Hasher::sha256()]);
+        let helper = {
+            let line = Arc::clone(&line);
+            std::thread::spawn(move || {
+                while Arc::strong_count(&line) > 1 {
+                    line.help();
+                }
+            })
+        };
+        for chunk in chunks() {
+            line.push(chunk);
+            line.help();
+        }
+        assert_eq!(line.finish(), [Digest::sha256(chunks().concat())]);
+        drop(line);
+        helper.join().unwrap();
+    }
+
+    #[test]
+    fn the_line_stays_short_though_nobody_helps() {
+        let line = HashLine::default();
+        line.expect(vec![Hasher::sha256()]);
+        for chunk in chunks() {
+            line.push(chunk);
+            assert!(waiting(&line) <= LIMIT);
+        }
+        assert_eq!(waiting(&line), LIMIT);
+        assert!(line.help());
+        assert_eq!(waiting(&line), LIMIT - 1);
+        assert_eq!(line.finish(), [Digest::sha256(chunks().concat())]);
+    }
+}
