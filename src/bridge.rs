@@ -18,14 +18,14 @@ use tokio::sync::mpsc;
 use crate::error::{ErrorKind, Result};
 
 /// Bytes per message in either direction: large enough to hide the cost of the hop, small enough to stay in cache.
-pub(crate) const CHUNK: usize = 128 * 1024;
+pub(crate) const CHUNK: usize = 256 * 1024;
 
 /// Messages in flight on the way out; with [`CHUNK`] this bounds what a pipeline holds in memory.
 const DEPTH: usize = 4;
 
 /// Messages in flight on the way in. Either side is slower for a while (large files are dear to decode, small ones to
 /// make), and what the channel holds carries the other one over that.
-const DEPTH_IN: usize = 12;
+const DEPTH_IN: usize = 6;
 
 /// Runs one blocking step on tokio's blocking pool and returns its result; a panic in `step` goes on here.
 ///

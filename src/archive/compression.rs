@@ -16,6 +16,7 @@ use async_compression::tokio::bufread::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, BufReader};
 
+use super::buffers::Buffers;
 use super::sent::Sent;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -131,7 +132,7 @@ impl<'a, R: AsyncRead + Unpin> Decoder<'a, R> {
         }
     }
 
-    async fn read(&mut self, out: &mut bytes::BytesMut) -> io::Result<usize> {
+    async fn read(&mut self, out: &mut Vec<u8>) -> io::Result<usize> {
         match self {
             Self::None(stream) => stream.read_buf(out).await,
             Self::Bzip2(decoder) => decoder.read_buf(out).await,
@@ -168,15 +169,17 @@ where
             .err(format!("decompressing {compression} data"))
             .with_source(error)
     };
-    let mut chunk = bytes::BytesMut::with_capacity(size);
+    let buffers = Buffers::new(size);
+    let mut chunk = buffers.take();
     loop {
         let mut decoder = Decoder::new(stream, compression);
         while decoder.read(&mut chunk).await.map_err(failed)? > 0 {
+            // Never to be grown: the allocator may have given more than was asked for, but not less.
             if chunk.len() == chunk.capacity() {
-                if !sink.take(chunk.split().freeze()).await {
+                let filled = std::mem::replace(&mut chunk, buffers.take());
+                if !sink.take(buffers.share(filled)).await {
                     return Ok(());
                 }
-                chunk.reserve(size);
             }
         }
         drop(decoder);
@@ -187,7 +190,7 @@ where
         }
     }
     if !chunk.is_empty() {
-        sink.take(chunk.freeze()).await;
+        sink.take(buffers.share(chunk)).await;
     }
     Ok(())
 }

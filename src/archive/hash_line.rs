@@ -12,16 +12,23 @@ use bytes::Bytes;
 
 use crate::digest::{Digest, Hasher};
 
-/// Chunks that may wait. One that is pushed while the other half is hashing may come on top: the channel between the
+/// Bytes that may wait. Chunks that are pushed while the other half is hashing come on top: the channel between the
 /// halves bounds how many.
-const LIMIT: usize = 8;
+const LIMIT: usize = 1024 * 1024;
 
 /// The chunks of one stream that are still to be hashed, and what has been computed so far.
 #[derive(Default)]
 pub(crate) struct HashLine {
     /// Held while a chunk is taken and hashed, which keeps the order.
     hashers: Mutex<Vec<Hasher>>,
-    waiting: Mutex<VecDeque<Bytes>>,
+    waiting: Mutex<Waiting>,
+}
+
+/// Chunks in their order.
+#[derive(Default)]
+struct Waiting {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
 }
 
 impl HashLine {
@@ -32,14 +39,16 @@ impl HashLine {
 
     /// Puts the stream's next chunk in the line.
     pub(crate) fn push(&self, chunk: Bytes) {
-        let mut length = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.push_back(chunk);
-            waiting.len()
-        };
-        while length > LIMIT && self.help() {
-            length -= 1;
-        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.bytes += chunk.len();
+        waiting.chunks.push_back(chunk);
+        drop(waiting);
+        while self.is_long() && self.help() {}
+    }
+
+    fn is_long(&self) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.bytes > LIMIT
     }
 
     /// Hashes one chunk; `false` if there is none or the other half is at it. Never waits.
@@ -61,15 +70,13 @@ impl HashLine {
     }
 
     fn hash_next(&self, hashers: &mut [Hasher]) -> bool {
-        // The lock on the line must not be held while hashing.
-        let next = self
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front();
-        let Some(chunk) = next else {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(chunk) = waiting.chunks.pop_front() else {
             return false;
         };
+        waiting.bytes -= chunk.len();
+        // Others must not wait for it while this one hashes.
+        drop(waiting);
         for hasher in hashers {
             hasher.update(&chunk);
         }
@@ -84,12 +91,12 @@ mod tests {
 
     fn chunks() -> Vec<Bytes> {
         (0..500u32)
-            .map(|n| Bytes::from(vec![n.to_le_bytes()[0]; 1000]))
+            .map(|n| Bytes::from(vec![n.to_le_bytes()[0]; LIMIT / 100]))
             .collect()
     }
 
     fn waiting(line: &HashLine) -> usize {
-        line.waiting.lock().unwrap().len()
+        line.waiting.lock().unwrap().bytes
     }
 
     #[test]
@@ -121,9 +128,10 @@ mod tests {
             line.push(chunk);
             assert!(waiting(&line) <= LIMIT);
         }
-        assert_eq!(waiting(&line), LIMIT);
+        let before = waiting(&line);
+        assert!(before > LIMIT / 2);
         assert!(line.help());
-        assert_eq!(waiting(&line), LIMIT - 1);
+        assert!(waiting(&line) < before);
         assert_eq!(line.finish(), [Digest::sha256(chunks().concat())]);
     }
 }

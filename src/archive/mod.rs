@@ -19,6 +19,7 @@
 
 pub(crate) mod apply;
 mod aufs;
+mod buffers;
 pub(crate) mod changes;
 pub(crate) mod compression;
 pub(crate) mod copy_content;

@@ -5,9 +5,10 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, ReadBuf};
 
+use super::buffers::Buffers;
 use super::compression::Compression;
 use super::hash_line::HashLine;
 use crate::bridge::give;
@@ -17,11 +18,14 @@ use crate::error::Error;
 const PEEK: usize = 10;
 
 /// Size of the buffer before the decoder.
-const BUFFER: usize = 128 * 1024;
+const BUFFER: usize = 256 * 1024;
 
 /// A layer stream as it is sent: buffered, counted, and put in line for hashing on demand.
 pub(crate) struct Sent<R> {
     inner: R,
+    buffers: Arc<Buffers>,
+    /// Where the next bytes go.
+    room: Vec<u8>,
     /// What was read and not consumed yet.
     buffered: Bytes,
     count: u64,
@@ -31,8 +35,11 @@ pub(crate) struct Sent<R> {
 impl<R: AsyncRead + Unpin> Sent<R> {
     /// A stream at its start.
     pub(crate) fn new(inner: R) -> Self {
+        let buffers = Buffers::new(BUFFER);
         Self {
             inner,
+            room: buffers.take(),
+            buffers,
             buffered: Bytes::new(),
             count: 0,
             line: None,
@@ -41,15 +48,14 @@ impl<R: AsyncRead + Unpin> Sent<R> {
 
     /// Looks at the first bytes, as many as are needed, however slowly they come. Nothing may have been read before.
     pub(crate) async fn detect(&mut self) -> io::Result<Compression> {
-        let mut start = BytesMut::with_capacity(BUFFER);
-        while start.len() < PEEK {
-            let count = self.inner.read_buf(&mut start).await.map_err(source_failed)?;
+        while self.room.len() < PEEK {
+            let count = self.inner.read_buf(&mut self.room).await.map_err(source_failed)?;
             if count == 0 {
                 break;
             }
             self.count += count as u64;
         }
-        self.buffered = start.freeze();
+        self.share_room();
         Ok(Compression::detect(&self.buffered))
     }
 
@@ -57,6 +63,12 @@ impl<R: AsyncRead + Unpin> Sent<R> {
     pub(crate) fn hash_in(&mut self, line: Arc<HashLine>) {
         line.push(self.buffered.clone());
         self.line = Some(line);
+    }
+
+    /// Makes what was read available; the next bytes go elsewhere, as these may stay in line for a while.
+    fn share_room(&mut self) {
+        let filled = std::mem::replace(&mut self.room, self.buffers.take());
+        self.buffered = self.buffers.share(filled);
     }
 
     /// Bytes received.
@@ -74,15 +86,15 @@ impl<R: AsyncRead + Unpin> AsyncBufRead for Sent<R> {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
         if this.buffered.is_empty() {
-            // A new one each time: the one before may still be in line.
-            let mut room = BytesMut::with_capacity(BUFFER);
             // Nothing is lost when this future is dropped: its state is in the reader.
-            let read = pin!(this.inner.read_buf(&mut room));
+            let read = pin!(this.inner.read_buf(&mut this.room));
             let count = ready!(read.poll(cx)).map_err(source_failed)?;
             this.count += count as u64;
-            this.buffered = room.freeze();
-            if let Some(line) = this.line.as_ref().filter(|_| count > 0) {
-                line.push(this.buffered.clone());
+            if count > 0 {
+                this.share_room();
+                if let Some(line) = &this.line {
+                    line.push(this.buffered.clone());
+                }
             }
         }
         Poll::Ready(Ok(&this.buffered))
