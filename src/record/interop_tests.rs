@@ -13,7 +13,7 @@ use crate::record::image::ImageRow;
 use crate::record::json;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPoints;
-use crate::record::table::{NameOperation, Record};
+use crate::record::table::{NameOperation, Record, Table};
 use crate::record::{Location, Records, RecordsConfig, big_data};
 
 /// A store of the vfs driver that the Go library's command line works on.
@@ -357,19 +357,20 @@ fn mount_counts_are_shared() {
         (2, 1)
     );
     assert!(table.get("b").is_none());
-    let in_order = |id: &str| {
-        ["a", "b", "c"]
-            .iter()
-            .zip(0..)
-            .find(|(name, _)| **name == id)
-            .map(|(_, at)| at)
-    };
+    let mut layers = Table::<LayerRow>::empty(1);
+    for id in ["a", "b", "c"] {
+        let row = LayerRow {
+            id: id.into(),
+            ..LayerRow::default()
+        };
+        layers.insert(row, 0).unwrap();
+    }
     let mut guard = mounts.lock_blocking().unwrap();
-    guard.save(in_order).unwrap();
+    guard.save(&layers).unwrap();
     assert_eq!(text(), written, "the same as Go to the byte");
     guard.set("b", "/some/where", 1);
     guard.set("c", "", 0);
-    guard.save(in_order).unwrap();
+    guard.save(&layers).unwrap();
     drop(guard);
     let listed = go.run(&["mounted", "a", "b", "c"]);
     assert!(

@@ -22,7 +22,9 @@ use crate::error::{ErrorKind, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
 use crate::record::json::{self, row};
+use crate::record::layer::LayerRow;
 use crate::record::read_rows;
+use crate::record::table::{Order, Table};
 use crate::sys::atomic;
 
 row! {
@@ -50,6 +52,10 @@ pub(crate) struct MountTable {
     entries: BTreeMap<u64, Entry>,
     positions: HashMap<String, u64>,
     next: u64,
+    /// The order of the layers in which the entries are, but for `fresh`; `None` if it is not known.
+    order: Option<Order>,
+    /// Layers whose entries have been added at the end since.
+    fresh: Vec<String>,
 }
 
 impl MountTable {
@@ -85,6 +91,7 @@ impl MountTable {
         let position = *self.positions.entry(row.id.clone()).or_insert(next);
         if position == next {
             self.next += 1;
+            self.fresh.push(row.id.clone());
         }
         self.entries.insert(position, Entry { row, text });
     }
@@ -93,6 +100,29 @@ impl MountTable {
         if let Some(position) = self.positions.remove(id) {
             self.entries.remove(&position);
         }
+    }
+
+    /// Brings the entries into the order of the layers, by the positions that these have in it. Those without one are
+    /// gone.
+    fn arrange(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) {
+        let known = self.order == Some(order);
+        let fresh = std::mem::take(&mut self.fresh);
+        let entries: Vec<Entry> = if known {
+            let moved = fresh.iter().filter_map(|id| self.positions.remove(id));
+            let moved: Vec<u64> = moved.collect();
+            moved.iter().filter_map(|at| self.entries.remove(at)).collect()
+        } else {
+            self.positions.clear();
+            std::mem::take(&mut self.entries).into_values().collect()
+        };
+        for entry in entries {
+            if let Some(position) = position(&entry.row.id) {
+                self.positions.insert(entry.row.id.clone(), position);
+                self.entries.insert(position, entry);
+            }
+        }
+        self.next = self.entries.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.order = Some(order);
     }
 }
 
@@ -221,25 +251,13 @@ impl MountGuard {
         }
     }
 
-    /// Writes the mounts of the layers that have a position, in the order of these; the others are gone.
-    pub(crate) fn save(&mut self, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
-        let mut entries: Vec<(Option<u64>, Entry)> = std::mem::take(&mut self.table.entries)
-            .into_values()
-            .map(|entry| (position(&entry.row.id), entry))
-            .collect();
-        entries.sort_by_key(|(position, _)| *position);
-        for (position, entry) in entries {
-            match position {
-                Some(position) => {
-                    if let Some(known) = self.table.positions.get_mut(&entry.row.id) {
-                        *known = position;
-                    }
-                    self.table.next = position + 1;
-                    self.table.entries.insert(position, entry);
-                }
-                None => drop(self.table.positions.remove(&entry.row.id)),
-            }
-        }
+    /// Writes the mounts of the layers that are in `layers`, in their order; the others are gone.
+    pub(crate) fn save(&mut self, layers: &Table<LayerRow>) -> Result<()> {
+        self.save_in(layers.order(), |id| layers.position(id))
+    }
+
+    fn save_in(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
+        self.table.arrange(order, position);
         for entry in self.table.entries.values() {
             if entry.text.get().is_none() {
                 let text = json::to_bytes(&entry.row).map_err(|error| {
@@ -290,6 +308,60 @@ mod tests {
         (id.into(), path.into(), count)
     }
 
+    /// One that nothing is arranged in yet.
+    fn order() -> Order {
+        Table::<LayerRow>::default().order()
+    }
+
+    #[test]
+    fn entries_stand_in_the_order_of_their_layers() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mounts = MountPoints::open(tmp.path(), None).unwrap();
+        let saved = |guard: &mut MountGuard, layers: &Table<LayerRow>| {
+            guard.save(layers).unwrap();
+            let ids: Vec<String> = guard.rows().map(|row| row.id.clone()).collect();
+            let text = std::fs::read(tmp.path().join("mountpoints.json")).unwrap();
+            let rows: Vec<MountPointRow> = serde_json::from_slice(&text).unwrap();
+            assert!(rows.iter().map(|row| &row.id).eq(&ids));
+            assert!(
+                ids.iter()
+                    .all(|id| guard.get(id).is_some_and(|row| row.id == *id))
+            );
+            ids.concat()
+        };
+        let mut layers = Table::<LayerRow>::empty(1);
+        let row = |id: &str| LayerRow {
+            id: id.into(),
+            ..LayerRow::default()
+        };
+        for id in ["a", "b", "c", "d"] {
+            layers.insert(row(id), 0).unwrap();
+        }
+        let mut guard = mounts.lock_blocking().unwrap();
+        for (id, expected) in [("c", "c"), ("a", "ac"), ("d", "acd"), ("b", "abcd")] {
+            guard.set(id, "/somewhere", 1);
+            assert_eq!(saved(&mut guard, &layers), expected);
+        }
+        guard.set("a", "/somewhere", 2);
+        guard.set("c", "", 0);
+        guard.set("unknown", "/somewhere", 1);
+        assert_eq!(saved(&mut guard, &layers), "abd");
+        assert!(guard.get("unknown").is_none());
+        guard.set("c", "/somewhere", 1);
+        layers.insert(row("e"), 0).unwrap();
+        guard.set("e", "/somewhere", 1);
+        assert_eq!(saved(&mut guard, &layers), "abcde");
+        let order = layers.order();
+        layers.remove("b").unwrap();
+        assert_ne!(layers.order(), order);
+        assert_eq!(saved(&mut guard, &layers), "acde");
+        let mut turned = Table::<LayerRow>::empty(1);
+        for id in ["e", "d", "a"] {
+            turned.insert(row(id), 0).unwrap();
+        }
+        assert_eq!(saved(&mut guard, &turned), "eda");
+    }
+
     #[test]
     fn mounts_are_shared_by_all_handles() {
         let tmp = tempfile::tempdir().unwrap();
@@ -310,7 +382,7 @@ mod tests {
             guard.set(id, path, count);
         }
         guard
-            .save(|id| {
+            .save_in(order(), |id| {
                 ["a", "unmounted", "b", "none"]
                     .iter()
                     .zip(0..)
@@ -337,7 +409,7 @@ mod tests {
         let mut guard = there.lock_blocking().unwrap();
         guard.set("b", "", 0);
         guard.set("a", "/a", 3);
-        guard.save(|_| Some(7)).unwrap();
+        guard.save_in(order(), |_| Some(7)).unwrap();
         drop(guard);
         assert!(here.try_read().unwrap().is_none(), "changed: this needs the file");
         assert_eq!(counts(&here.read_blocking().unwrap()), [one("a", "/a", 3)]);
@@ -373,7 +445,7 @@ mod tests {
         assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
         let mut guard = mounts.lock_blocking().unwrap();
         guard.set("a", "/a", 2);
-        guard.save(|_| Some(0)).unwrap();
+        guard.save_in(order(), |_| Some(0)).unwrap();
         drop(guard);
         let expected = r#"[{"id":"a","path":"/a","count":2,"new":1}]"#;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
@@ -382,7 +454,10 @@ mod tests {
         std::fs::create_dir_all(path.join("full")).unwrap();
         let mut guard = mounts.lock_blocking().unwrap();
         guard.set("a", "/a", 3);
-        assert_eq!(guard.save(|_| Some(0)).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(
+            guard.save_in(order(), |_| Some(0)).unwrap_err().kind(),
+            ErrorKind::Io
+        );
         drop(guard);
         std::fs::remove_dir_all(&path).unwrap();
         std::fs::write(&path, "[").unwrap();

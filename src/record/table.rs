@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -116,6 +117,19 @@ pub(crate) struct Table<R> {
     takers: BTreeSet<Position>,
     /// Counts changes, so that a holder can tell whether there were any.
     changes: u64,
+    order: Order,
+}
+
+/// Says which row stands where: as long as a table has the same one, no row has moved or gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order(u64);
+
+impl Order {
+    /// One that no table has had.
+    fn new() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl<R> Default for Table<R> {
@@ -127,6 +141,7 @@ impl<R> Default for Table<R> {
             dirty: Vec::new(),
             takers: BTreeSet::new(),
             changes: 0,
+            order: Order::new(),
         }
     }
 }
@@ -226,6 +241,11 @@ impl<R: Record> Table<R> {
     /// [`Table::rows`].
     pub(crate) fn position(&self, id: &str) -> Option<u64> {
         self.index.ids.get(id).copied()
+    }
+
+    /// Stays the same as long as each row keeps the [`Table::position`] that it has or gets.
+    pub(crate) fn order(&self) -> Order {
+        self.order
     }
 
     /// The row with this name.
@@ -500,6 +520,7 @@ impl<R: Record> Table<R> {
 
     fn take(&mut self, position: Position) -> Option<Arc<R>> {
         let slot = self.slots.remove(&position)?;
+        self.order = Order::new();
         self.takers.remove(&position);
         self.index.remove(position, &*slot.row);
         self.mark(slot.location);

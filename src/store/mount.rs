@@ -55,7 +55,7 @@ impl LayerStore {
             && crate::sys::mount::is_live_mount(Path::new(&known.path)).unwrap_or(false)
         {
             mounts.set(&row.id, &known.path, known.count.saturating_add(1));
-            mounts.save(|id| self.table().position(id))?;
+            mounts.save(self.table())?;
             return Ok(PathBuf::from(&known.path));
         }
         if options.mount_label.is_empty() {
@@ -77,7 +77,7 @@ impl LayerStore {
         let saved = match path.to_str() {
             Some(text) => {
                 mounts.set(&row.id, text, count);
-                mounts.save(|id| self.table().position(id))
+                mounts.save(self.table())
             }
             None => Err(ErrorKind::UnsafePath
                 .err("recording a mount point that is not UTF-8")
@@ -105,7 +105,7 @@ impl LayerStore {
         }
         if count > 1 {
             mounts.set(&row.id, &known.path, count - 1);
-            mounts.save(|id| self.table().position(id))?;
+            mounts.save(self.table())?;
             return Ok(true);
         }
         self.driver
@@ -113,7 +113,7 @@ impl LayerStore {
             .context(|| format!("unmounting layer {:?}", row.id))?;
         if count > 0 {
             mounts.set(&row.id, "", 0);
-            mounts.save(|id| self.table().position(id))?;
+            mounts.save(self.table())?;
         }
         Ok(false)
     }

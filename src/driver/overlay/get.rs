@@ -55,7 +55,12 @@ impl Overlay {
         let mut mounts = self.shared.mounts();
         let count = mounts.count(&merged)?;
         if count == 0 {
-            self.mount_new(id, place, &merged, options, writable)
+            let mount = || self.mount_new(id, place, &merged, options, writable);
+            mount()
+                .or_else(|error| match self.stores.forget_known() {
+                    true => mount(),
+                    false => Err(error),
+                })
                 .context(|| format!("mounting layer {id:?}"))?;
         }
         mounts.set(merged.clone(), count + 1);

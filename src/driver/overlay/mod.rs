@@ -27,7 +27,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
@@ -104,6 +104,7 @@ impl Overlay {
                 home,
                 image_store,
                 additional: options.image_stores.iter().map(|root| root.join(NAME)).collect(),
+                known: Mutex::default(),
             },
             shared: Shared::of(&config.root.join(NAME), &run_home),
             run_home,

@@ -4,9 +4,11 @@
 //! store, then the additional stores. Only the home holds layers that can be written to through a mount: the others
 //! have no lock that would keep two mounts apart.
 
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Access, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -25,6 +27,20 @@ pub(super) struct Stores {
     pub(super) image_store: Option<PathBuf>,
     /// The overlay directories of the additional stores.
     pub(super) additional: Vec<PathBuf>,
+    /// What has been found out about lowers, by their short names. A layer that others stand on does not change.
+    pub(super) known: Mutex<HashMap<String, Known>>,
+}
+
+/// Short names that are remembered at a time.
+const MAX_KNOWN: usize = 4096;
+
+/// What mounts need to know of a lower that they can use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    /// Which of [`Stores::all`] has it.
+    home: usize,
+    /// How many older generations it has.
+    older: usize,
 }
 
 /// A layer's directory.
@@ -91,18 +107,22 @@ impl Stores {
         self.locate(id)?.ok_or_else(|| unknown(id))
     }
 
-    /// The overlay directory that has the layer of short name `name`.
-    fn home_of_link(&self, name: &str) -> Result<Option<&Path>> {
-        for home in self.all() {
+    /// Which of [`Stores::all`] has the layer of short name `name`.
+    fn home_of_link(&self, name: &str) -> Result<Option<usize>> {
+        for (index, home) in self.all().enumerate() {
             if exists(&home.join(LINKS).join(name))? {
-                return Ok(Some(home));
+                return Ok(Some(index));
             }
         }
         Ok(None)
     }
 
+    fn home(&self, index: usize) -> &Path {
+        self.all().nth(index).unwrap_or(&self.home)
+    }
+
     /// [`Stores::home_of_link`] that puts lost links back first where it has to.
-    fn require_link(&self, name: &str, id: &str) -> Result<&Path> {
+    fn require_link(&self, name: &str, id: &str) -> Result<usize> {
         if let Some(home) = self.home_of_link(name)? {
             return Ok(home);
         }
@@ -129,12 +149,15 @@ impl Stores {
         let names = Self::lower_names(dir)?;
         let mut lowers = Vec::with_capacity(names.len());
         for name in names {
-            let home = self.require_link(&name, id)?;
-            if exists(&home.join(format!("{LINKS}/{name}/../composefs-data")))? {
-                return Err(composefs(id));
-            }
+            let known = self.known().get(&name).copied();
+            let known = match known {
+                Some(known) => known,
+                None => self.examine(&name, id)?,
+            };
+            let home = self.home(known.home);
             let path = format!("{LINKS}/{name}");
-            let older = generations(home, &format!("{path}/.."))?;
+            let older = (1..=known.older).map(|number| generation(home, &format!("{path}/.."), number));
+            let older: Vec<Lower> = older.collect();
             lowers.push(Lower {
                 home: home.to_owned(),
                 path,
@@ -144,11 +167,44 @@ impl Stores {
         Ok(lowers)
     }
 
+    /// Finds out about a lower of layer `id`, and remembers it.
+    fn examine(&self, name: &str, id: &str) -> Result<Known> {
+        let index = self.require_link(name, id)?;
+        let home = self.home(index);
+        let dir = format!("{LINKS}/{name}/..");
+        if exists(&home.join(&dir).join("composefs-data"))? {
+            return Err(composefs(id));
+        }
+        let known = Known {
+            home: index,
+            older: generations(home, &dir)?.len(),
+        };
+        let mut all = self.known();
+        if all.len() >= MAX_KNOWN {
+            all.clear();
+        }
+        all.insert(name.to_owned(), known);
+        Ok(known)
+    }
+
+    /// Forgets what was remembered of lowers, as a mount has failed: a short name may have been lost since. Returns
+    /// whether there was anything.
+    pub(super) fn forget_known(&self) -> bool {
+        let mut all = self.known();
+        let any = !all.is_empty();
+        all.clear();
+        any
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The own trees of the layers below the layer in `dir`, topmost first, without older generations.
     pub(super) fn lower_trees(&self, id: &str, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut trees = Vec::new();
         for name in Self::lower_names(dir)? {
-            let links = self.require_link(&name, id)?.join(LINKS);
+            let links = self.home(self.require_link(&name, id)?).join(LINKS);
             let links_dir = at::open_dir(&links).at("opening", &links)?;
             use std::os::fd::AsFd as _;
             let target =
@@ -182,14 +238,19 @@ pub(super) fn composefs(id: &str) -> crate::error::Error {
 pub(super) fn generations(home: &Path, dir: &str) -> Result<Vec<Lower>> {
     let mut found = Vec::new();
     loop {
-        let path = format!("{dir}/diff{}", found.len() + 1);
-        if !exists(&home.join(&path))? {
+        let next = generation(home, dir, found.len() + 1);
+        if !exists(&next.full())? {
             return Ok(found);
         }
-        found.push(Lower {
-            home: home.to_owned(),
-            path,
-        });
+        found.push(next);
+    }
+}
+
+/// The older generation of this number, from 1.
+fn generation(home: &Path, dir: &str, number: usize) -> Lower {
+    Lower {
+        home: home.to_owned(),
+        path: format!("{dir}/diff{number}"),
     }
 }
 
