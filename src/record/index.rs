@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::digest::Digest;
 use crate::record::table::Record;
@@ -30,7 +30,9 @@ pub(super) type Position = u64;
 /// Where rows are found by what they contain.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
-    pub(super) ids: BTreeMap<Arc<str>, Position>,
+    pub(super) ids: HashMap<Arc<str>, Position>,
+    /// The same in order, from the first time on that somebody has asked for a prefix.
+    sorted: OnceLock<BTreeMap<Arc<str>, Position>>,
     pub(super) names: HashMap<String, Position>,
     pub(super) layers: HashMap<String, Vec<Position>>,
     digests: [HashMap<Digest, Vec<Position>>; DIGEST_KINDS],
@@ -38,9 +40,19 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// Makes room for what is to come.
+    pub(super) fn reserve(&mut self, rows: usize, names: usize) {
+        self.ids.reserve(rows);
+        self.names.reserve(names);
+    }
+
     /// Enters a row.
     pub(super) fn add<R: Record>(&mut self, position: Position, row: &R) {
-        self.ids.insert(row.id().into(), position);
+        let id: Arc<str> = row.id().into();
+        if let Some(sorted) = self.sorted.get_mut() {
+            sorted.insert(Arc::clone(&id), position);
+        }
+        self.ids.insert(id, position);
         for name in row.names() {
             self.names.insert(name.clone(), position);
         }
@@ -62,6 +74,9 @@ impl Index {
     pub(super) fn remove<R: Record>(&mut self, position: Position, row: &R) {
         if self.ids.get(row.id()) == Some(&position) {
             self.ids.remove(row.id());
+            if let Some(sorted) = self.sorted.get_mut() {
+                sorted.remove(row.id());
+            }
         }
         for name in row.names() {
             if self.names.get(name) == Some(&position) {
@@ -86,8 +101,11 @@ impl Index {
             return None;
         }
         let from = (Bound::Included(prefix), Bound::Unbounded);
-        let mut matches = self
-            .ids
+        let sorted = self.sorted.get_or_init(|| {
+            let ids = self.ids.iter();
+            ids.map(|(id, position)| (Arc::clone(id), *position)).collect()
+        });
+        let mut matches = sorted
             .range::<str, _>(from)
             .take_while(|(id, _)| id.starts_with(prefix))
             .filter(|(id, _)| !id.contains(' '));

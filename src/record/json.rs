@@ -7,10 +7,11 @@
 //! Pure: nothing here touches a file.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::marker::PhantomData;
+use std::{fmt, io};
 
 use bytes::Bytes;
-use serde::de::{DeserializeOwned, Deserializer, Error as _};
+use serde::de::{self, DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{CharEscape, Formatter};
 
@@ -74,39 +75,40 @@ pub(crate) fn parse_array<T: DeserializeOwned>(data: &Bytes) -> serde_json::Resu
     }
 }
 
-/// The array's elements with their texts; `None` for whatever is not in order.
+/// Elements for which room is made ahead, at most.
+const MAX_AHEAD: usize = 4096;
+
+/// What JSON takes for white space.
+const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
+
+/// The array's elements; `None` for whatever is not in order.
 fn split<T: DeserializeOwned>(data: &Bytes) -> Option<Vec<(T, Bytes)>> {
     // Checked once for the whole file, so that the parser need not check string by string.
-    let text = std::str::from_utf8(data).ok()?;
-    let skip = |mut at: usize| {
-        while matches!(data.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            at += 1;
-        }
-        at
-    };
-    let is_end = |at: usize| skip(at) == data.len();
-    let mut at = skip(0);
-    if let Some(rest) = text.get(at..)?.strip_prefix("null") {
-        return is_end(data.len() - rest.len()).then(Vec::new);
+    let text = std::str::from_utf8(data).ok()?.trim_matches(SPACE);
+    if text == "null" {
+        return Some(Vec::new());
     }
-    if data.get(at) != Some(&b'[') {
-        return None;
+    let text = text.strip_prefix('[')?.strip_suffix(']')?.trim_matches(SPACE);
+    if text.is_empty() {
+        return Some(Vec::new());
     }
     let mut values = Vec::new();
-    at = skip(at + 1);
-    if data.get(at) == Some(&b']') {
-        return is_end(at + 1).then_some(values);
-    }
+    let mut rest = text;
     loop {
-        let mut parser = serde_json::Deserializer::from_str(text.get(at..)?).into_iter::<T>();
+        let mut parser = serde_json::Deserializer::from_str(rest).into_iter::<T>();
         let value = parser.next()?.ok()?;
-        let end = at + parser.byte_offset();
-        values.push((value, data.slice(at..end)));
-        at = skip(end);
-        match data.get(at)? {
-            b',' => at = skip(at + 1),
-            b']' => return is_end(at + 1).then_some(values),
-            _ => return None,
+        let (element, after) = rest.split_at_checked(parser.byte_offset())?;
+        if values.is_empty() {
+            // Most are about as long as the first one.
+            values.reserve((text.len() / element.len().max(1)).min(MAX_AHEAD));
+        }
+        values.push((
+            value,
+            data.slice_ref(element.trim_start_matches(SPACE).as_bytes()),
+        ));
+        match after.trim_start_matches(SPACE) {
+            "" => return Some(values),
+            more => rest = more.strip_prefix(',')?,
         }
     }
 }
@@ -231,6 +233,26 @@ impl<'de, T: Field> Deserialize<'de> for NotNull<T> {
     }
 }
 
+/// Reads a text with `read`, which says why if it does not like it, without keeping it first.
+pub(crate) fn read_text<'de, T, D: Deserializer<'de>>(
+    deserializer: D,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    struct Visitor<F>(F);
+    impl<T, F: FnOnce(&str) -> Result<T, String>> de::Visitor<'_> for Visitor<F> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            (self.0)(text).map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_str(Visitor(read))
+}
+
 macro_rules! plain_fields {
     ($($type:ty: |$value:ident| $zero:expr,)*) => {$(
         impl Field for $type {
@@ -267,8 +289,23 @@ impl<T: Field> Field for Vec<T> {
 
 impl<T: Field> Field for BTreeMap<String, T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map = BTreeMap::<String, OrNull<T>>::deserialize(deserializer)?;
-        Ok(map.into_iter().map(|(key, value)| (key, value.0)).collect())
+        struct Visitor<T>(PhantomData<T>);
+        impl<'de, T: Field> de::Visitor<'de> for Visitor<T> {
+            type Value = BTreeMap<String, T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((key, value)) = access.next_entry::<String, OrNull<T>>()? {
+                    map.insert(key, value.0);
+                }
+                Ok(map)
+            }
+        }
+        deserializer.deserialize_map(Visitor(PhantomData))
     }
 
     fn is_zero(&self) -> bool {
@@ -302,7 +339,7 @@ impl Field for IdMap {
 }
 
 /// The one of `keys` that `key` means (case does not matter to Go), else `key` itself.
-pub(crate) fn canonical<'a>(key: &'a str, keys: &[&'static str]) -> &'a str {
+fn canonical<'a>(key: &'a str, keys: &[&'static str]) -> &'a str {
     if let Some(exact) = keys.iter().find(|candidate| **candidate == key) {
         return exact;
     }
@@ -345,6 +382,32 @@ macro_rules! row {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                /// The key of a field, for which no text needs to be kept.
+                #[expect(non_camel_case_types, reason = "named like the fields")]
+                enum Key {
+                    $($field,)*
+                    Other(String),
+                }
+
+                impl From<&str> for Key {
+                    fn from(text: &str) -> Self {
+                        let key = |text: &str| match text {
+                            $($key => Some(Self::$field),)*
+                            _ => None,
+                        };
+                        // Case does not matter to Go.
+                        key(text)
+                            .or_else(|| key(&text.to_lowercase()))
+                            .unwrap_or_else(|| Self::Other(text.to_owned()))
+                    }
+                }
+
+                impl<'de> serde::Deserialize<'de> for Key {
+                    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                        $crate::record::json::read_text(deserializer, |text| Ok(text.into()))
+                    }
+                }
+
                 struct Visitor;
                 impl<'de> serde::de::Visitor<'de> for Visitor {
                     type Value = $name;
@@ -355,10 +418,12 @@ macro_rules! row {
 
                     fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<$name, A::Error> {
                         let mut row = $name::default();
-                        while let Some(key) = map.next_key::<String>()? {
-                            match $crate::record::json::canonical(&key, &[$($key,)*]) {
-                                $($key => row.$field = map.next_value::<$crate::record::json::OrNull<$type>>()?.0,)*
-                                _ => drop(row.extra.insert(key, map.next_value()?)),
+                        while let Some(key) = map.next_key::<Key>()? {
+                            match key {
+                                $(Key::$field => {
+                                    row.$field = map.next_value::<$crate::record::json::OrNull<$type>>()?.0;
+                                })*
+                                Key::Other(key) => drop(row.extra.insert(key, map.next_value()?)),
                             }
                         }
                         Ok(row)

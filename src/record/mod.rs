@@ -41,7 +41,7 @@ mod table_tests;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -78,9 +78,15 @@ pub(crate) struct RecordsConfig {
     pub(crate) lock_timeout: Option<Duration>,
 }
 
+/// Bytes of records from which on it takes longer to load them than to hop between threads.
+const LARGE: u64 = 64 * 1024;
+
+/// Rows that are not freed in passing.
+const MANY: usize = 256;
+
 /// What is shared by all handles on one store's records.
 #[derive(Debug)]
-struct Core<R> {
+struct Core<R: Record> {
     /// Empty only for a read-only store that cannot have lock files.
     locks: Vec<Arc<LockFile>>,
     locations: Vec<Location>,
@@ -91,6 +97,26 @@ struct Core<R> {
     cache: Mutex<Option<Arc<Snapshot<R>>>>,
     /// Held by the one reader that loads, so that many readers of a changed store parse it once.
     loading: Arc<tokio::sync::Mutex<()>>,
+    beside: OnceLock<Beside>,
+}
+
+impl<R: Record> Drop for Core<R> {
+    fn drop(&mut self) {
+        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Freeing many rows takes a while, and this may be an async thread.
+        if let Some(snapshot) = cache.take().filter(|snapshot| snapshot.table.len() >= MANY) {
+            bridge::detach(move || drop(snapshot));
+        }
+    }
+}
+
+/// What is to be started when records are loaded.
+struct Beside(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Beside")
+    }
 }
 
 /// A table and what was true of the files when it was the same as they.
@@ -142,9 +168,9 @@ impl Deadline {
 
 /// The records of a store that may be changed. A cheap handle.
 #[derive(Debug)]
-pub(crate) struct Records<R>(Arc<Core<R>>);
+pub(crate) struct Records<R: Record>(Arc<Core<R>>);
 
-impl<R> Clone for Records<R> {
+impl<R: Record> Clone for Records<R> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
@@ -169,6 +195,22 @@ impl<R: Record> Records<R> {
     /// If dropped: nothing happened.
     pub(crate) async fn read(&self) -> Result<ReadGuard<R>> {
         self.0.read().await
+    }
+
+    /// When these records are loaded, loads `other` at the same time unless it has been already: whoever needs one
+    /// mostly needs both.
+    pub(crate) fn load_beside<O: Record>(&self, other: &Records<O>) {
+        let other = Arc::downgrade(&other.0);
+        let load = move || {
+            if let Some(other) = other.upgrade()
+                && other.cached().is_none()
+                && other.is_large()
+            {
+                bridge::detach(move || other.load_ahead());
+            }
+        };
+        // Only ever set here, once.
+        drop(self.0.beside.set(Beside(Box::new(load))));
     }
 
     /// A handle for those who only read.
@@ -239,9 +281,9 @@ impl<R: Record> Records<R> {
 
 /// Records that are only read, those of an additional store for instance. A cheap handle.
 #[derive(Debug)]
-pub(crate) struct ReadOnlyRecords<R>(Arc<Core<R>>);
+pub(crate) struct ReadOnlyRecords<R: Record>(Arc<Core<R>>);
 
-impl<R> Clone for ReadOnlyRecords<R> {
+impl<R: Record> Clone for ReadOnlyRecords<R> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
@@ -282,6 +324,7 @@ impl<R: Record> Core<R> {
             lock_timeout: config.lock_timeout,
             cache: Mutex::new(None),
             loading: Arc::default(),
+            beside: OnceLock::new(),
         })
     }
 
@@ -305,6 +348,10 @@ impl<R: Record> Core<R> {
         let core = Arc::clone(self);
         bridge::run(move || {
             let _loading = loading;
+            // From here: the caller's processor is free by now.
+            if let Some(Beside(start)) = core.beside.get() {
+                start();
+            }
             let snapshot = core.load_and_publish(token)?;
             Ok(ReadGuard::new(snapshot, held, true))
         })
@@ -356,6 +403,37 @@ impl<R: Record> Core<R> {
         match self.locks.first() {
             Some(lock) => self.fresh(&Some(lock.token()?)),
             None => Ok(None),
+        }
+    }
+
+    /// Whether loading takes a while.
+    fn is_large(&self) -> bool {
+        let sizes = self.locations.iter().map(|location| {
+            let stat = rustix::fs::stat(&location.path);
+            stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+        });
+        sizes.sum::<u64>() >= LARGE
+    }
+
+    /// Loads the rows before anybody asks for them. Does nothing while a writer or another reader is at work; errors are
+    /// left to whoever asks.
+    fn load_ahead(&self) {
+        let Ok(_loading) = self.loading.try_lock() else {
+            return;
+        };
+        let mut held = Held::<Shared>::new();
+        for lock in &self.locks {
+            match lock.try_shared() {
+                Ok(Some(lock)) => held.push(lock),
+                Ok(None) | Err(_) => return,
+            }
+        }
+        let loaded = token_of(held.first.as_ref()).and_then(|token| match self.fresh(&token)? {
+            Some(_somebody_was_quicker) => Ok(()),
+            None => self.load_and_publish(token).map(drop),
+        });
+        if let Err(error) = loaded {
+            tracing::debug!(error = %error.chain(), "cannot load the {} records ahead", R::NOUN);
         }
     }
 

@@ -516,6 +516,48 @@ async fn after_a_failed_save_the_disk_is_what_counts() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn large_records_are_loaded_beside_others() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (here, there) = (tmp.path().join("here"), tmp.path().join("there"));
+    for dir in [&here, &there] {
+        let mut guard = open(dir).write().await.unwrap();
+        let big = LayerRow {
+            metadata: "m".repeat(70_000),
+            ..row("big")
+        };
+        guard.table_mut().insert(big, 0).unwrap();
+        guard.save().unwrap();
+    }
+    let beside = || {
+        let (one, other) = (open(&here), open(&there));
+        one.load_beside(&other);
+        (one, other)
+    };
+    let (one, other) = beside();
+    assert!(one.read().await.unwrap().reloaded());
+    let loaded = async {
+        while other.0.cached().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), loaded)
+        .await
+        .unwrap();
+    let guard = other.read().await.unwrap();
+    assert_eq!((ids(&guard), guard.reloaded()), (vec!["big".to_string()], false));
+    drop(guard);
+
+    // What has gone is not waited for, and what is wrong is reported to whoever asks for it.
+    let (one, other) = beside();
+    drop(other);
+    assert_eq!(ids(&one.read().await.unwrap()), ["big"]);
+    fs::write(there.join("layers.json"), vec![b'['; 70_000]).unwrap();
+    let (one, other) = beside();
+    assert_eq!(ids(&one.read().await.unwrap()), ["big"]);
+    assert_eq!(other.read().await.unwrap_err().kind(), ErrorKind::CorruptMetadata);
+}
+
 #[tokio::test]
 async fn a_file_that_cannot_be_parsed_is_named_with_the_place() {
     let tmp = tempfile::tempdir().unwrap();
@@ -526,7 +568,7 @@ async fn a_file_that_cannot_be_parsed_is_named_with_the_place() {
         ("[{\"id\":\"a\"", "line 1 column 10"),
         (
             "[{\"id\":\"a\",\"created\":\"\"}]",
-            "\"\" is not a time as in RFC 3339 at line 1 column 24",
+            "\"\" is not a time as in RFC 3339 at line 1 column 23",
         ),
         ("{}", "line 1 column 0"),
     ] {

@@ -156,6 +156,11 @@ impl<R: Record> Table<R> {
             dirty: vec![false; files.len()],
             ..Self::default()
         };
+        let rows = files.iter().flatten().map(|(row, _)| row);
+        let (count, names) = rows.fold((0, 0), |(count, names), row| {
+            (count + 1, names + row.names().len())
+        });
+        table.index.reserve(count, names);
         for (location, rows) in files.into_iter().enumerate() {
             for (mut row, text) in rows {
                 if !R::KEEPS_DUPLICATE_IDS && table.index.ids.contains_key(row.id()) {

@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::tz::Offset;
 use jiff::{Timestamp, civil};
-use serde::de::{Deserialize as _, Deserializer, Error as _};
+use serde::de::Deserializer;
 use serde::ser::{Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::json::Field;
+use crate::record::json::{self, Field};
 
 /// `0001-01-01T00:00:00Z`, Go's zero time, in seconds since the epoch.
 const GO_ZERO: i64 = -62_135_596_800;
@@ -113,7 +113,7 @@ fn parse(text: &str) -> Option<Time> {
     let (hour, rest) = digits(rest.strip_prefix('T')?, 2)?;
     let (minute, rest) = digits(rest.strip_prefix(':')?, 2)?;
     let (second, mut rest) = digits(rest.strip_prefix(':')?, 2)?;
-    let mut nanoseconds = 0;
+    let (mut nanoseconds, mut fraction_length) = (0, 0);
     if let Some(fraction) = rest.strip_prefix('.') {
         let length = fraction.bytes().take_while(u8::is_ascii_digit).count();
         // Finer than nanoseconds is cut off.
@@ -123,6 +123,7 @@ fn parse(text: &str) -> Option<Time> {
         }
         nanoseconds = value * 10u32.pow(9 - u32::try_from(length.min(9)).ok()?);
         rest = fraction.get(length..)?;
+        fraction_length = length;
     }
     let offset = if rest == "Z" {
         0
@@ -150,15 +151,20 @@ fn parse(text: &str) -> Option<Time> {
         0,
     )
     .ok()?;
+    let timestamp = Offset::UTC.to_timestamp(civil);
+    // What the value gives: UTC, and no more digits than the fraction needs.
+    let usual = timestamp.is_ok()
+        && text.ends_with('Z')
+        && fraction_length <= 9
+        && (fraction_length == 0 || !text.ends_with("0Z"));
     // The last day of 9999 is beyond a timestamp's range.
-    let timestamp = Offset::UTC.to_timestamp(civil).unwrap_or(Timestamp::MAX);
-    let seconds = timestamp.as_second() - i64::from(offset);
+    let seconds = timestamp.unwrap_or(Timestamp::MAX).as_second() - i64::from(offset);
     let mut time = Time {
         seconds,
         nanoseconds,
         original: None,
     };
-    if time.to_string() != text {
+    if !usual {
         time.original = Some(text.into());
     }
     Some(time)
@@ -196,8 +202,9 @@ impl Serialize for Time {
 
 impl Field for Time {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| D::Error::custom(format_args!("{text:?} is not a time as in RFC 3339")))
+        json::read_text(deserializer, |text| {
+            parse(text).ok_or_else(|| format!("{text:?} is not a time as in RFC 3339"))
+        })
     }
 
     fn is_zero(&self) -> bool {
@@ -285,6 +292,17 @@ mod tests {
             let time = Time { seconds, nanoseconds, original: None };
             prop_assert_eq!(&Time::from(time.system_time()), &time);
             prop_assert_eq!(&time.to_string().parse::<Time>().unwrap(), &time);
+        }
+
+        #[test]
+        fn only_unusual_text_is_kept(
+            text in "(0000|2024|9999)-(01|02|12)-(01|29|30|31)T(00|22|23|24):(00|59):(00|59|60)(\\.[019]{1,11})?\
+                (Z|[+-](00|23):(00|59))"
+        ) {
+            if let Ok(time) = text.parse::<Time>() {
+                prop_assert_eq!(time.to_string(), text.clone());
+                prop_assert_eq!(time.original.is_some(), time.timestamp().to_string() != text);
+            }
         }
 
         #[test]

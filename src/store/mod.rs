@@ -56,6 +56,7 @@ use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPoints;
+use crate::record::table::Record;
 use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
 use crate::sys::make_private_dir;
 
@@ -200,13 +201,13 @@ struct DriverState {
 }
 
 /// A store that is searched after the primary one: its records and the directory of their files.
-pub(crate) struct Additional<R> {
+pub(crate) struct Additional<R: Record> {
     pub(crate) records: ReadOnlyRecords<R>,
     pub(crate) dir: PathBuf,
     read_only: bool,
 }
 
-impl<R> Additional<R> {
+impl<R: Record> Additional<R> {
     fn home(&self, index: usize) -> access::Home {
         access::Home::Additional {
             index,
@@ -507,6 +508,8 @@ impl Inner {
             options,
         };
         inner.recover()?;
+        inner.images.load_beside(&inner.layers);
+        inner.layers.load_beside(&inner.images);
         Ok(inner)
     }
 }
