@@ -1,8 +1,9 @@
 //! Where rows are found by what they contain: IDs and their beginnings, names, layers, digests.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
@@ -27,19 +28,91 @@ const DIGEST_KINDS: usize = 4;
 /// Position of a row: rows are in file order, new ones at the end.
 pub(super) type Position = u64;
 
+/// A row in the place of its ID, which needs no copy of it.
+#[derive(Clone, Debug)]
+pub(super) struct ById<R>(Arc<R>);
+
+impl<R: Record> Borrow<str> for ById<R> {
+    fn borrow(&self) -> &str {
+        self.0.id()
+    }
+}
+
+/// A row in the place of one of its names.
+#[derive(Clone, Debug)]
+pub(super) struct ByName<R> {
+    row: Arc<R>,
+    at: usize,
+}
+
+impl<R: Record> Borrow<str> for ByName<R> {
+    fn borrow(&self) -> &str {
+        self.row.names().get(self.at).map_or("", String::as_str)
+    }
+}
+
+/// Makes a key compare and hash as the text that it stands for.
+macro_rules! like_text {
+    ($key:ident) => {
+        impl<R: Record> Hash for $key<R> {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                let text: &str = self.borrow();
+                text.hash(state);
+            }
+        }
+
+        impl<R: Record> PartialEq for $key<R> {
+            fn eq(&self, other: &Self) -> bool {
+                let text: &str = self.borrow();
+                text == Borrow::<str>::borrow(other)
+            }
+        }
+
+        impl<R: Record> Eq for $key<R> {}
+    };
+}
+
+like_text!(ById);
+like_text!(ByName);
+
+impl<R: Record> Ord for ById<R> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.id().cmp(other.0.id())
+    }
+}
+
+impl<R: Record> PartialOrd for ById<R> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// Where rows are found by what they contain.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Index {
-    pub(super) ids: HashMap<Arc<str>, Position>,
+#[derive(Clone, Debug)]
+pub(super) struct Index<R> {
+    pub(super) ids: HashMap<ById<R>, Position>,
     /// The same in order, from the first time on that somebody has asked for a prefix.
-    sorted: OnceLock<BTreeMap<Arc<str>, Position>>,
-    pub(super) names: HashMap<String, Position>,
+    sorted: OnceLock<BTreeMap<ById<R>, Position>>,
+    pub(super) names: HashMap<ByName<R>, Position>,
     pub(super) layers: HashMap<String, Vec<Position>>,
     digests: [HashMap<Digest, Vec<Position>>; DIGEST_KINDS],
     pub(super) incomplete: BTreeSet<Position>,
 }
 
-impl Index {
+impl<R> Default for Index<R> {
+    fn default() -> Self {
+        Self {
+            ids: HashMap::new(),
+            sorted: OnceLock::new(),
+            names: HashMap::new(),
+            layers: HashMap::new(),
+            digests: Default::default(),
+            incomplete: BTreeSet::new(),
+        }
+    }
+}
+
+impl<R: Record> Index<R> {
     /// Makes room for what is to come.
     pub(super) fn reserve(&mut self, rows: usize, names: usize) {
         self.ids.reserve(rows);
@@ -47,14 +120,15 @@ impl Index {
     }
 
     /// Enters a row.
-    pub(super) fn add<R: Record>(&mut self, position: Position, row: &R) {
-        let id: Arc<str> = row.id().into();
+    pub(super) fn add(&mut self, position: Position, row: &Arc<R>) {
+        let id = ById(Arc::clone(row));
         if let Some(sorted) = self.sorted.get_mut() {
-            sorted.insert(Arc::clone(&id), position);
+            sorted.insert(id.clone(), position);
         }
         self.ids.insert(id, position);
-        for name in row.names() {
-            self.names.insert(name.clone(), position);
+        for at in 0..row.names().len() {
+            let row = Arc::clone(row);
+            self.names.insert(ByName { row, at }, position);
         }
         if let Some(layer) = row.layer() {
             add_to(self.layers.entry(layer.to_owned()).or_default(), position);
@@ -71,7 +145,7 @@ impl Index {
     }
 
     /// Takes a row out; entries that another row has taken over stay.
-    pub(super) fn remove<R: Record>(&mut self, position: Position, row: &R) {
+    pub(super) fn remove(&mut self, position: Position, row: &R) {
         if self.ids.get(row.id()) == Some(&position) {
             self.ids.remove(row.id());
             if let Some(sorted) = self.sorted.get_mut() {
@@ -79,8 +153,8 @@ impl Index {
             }
         }
         for name in row.names() {
-            if self.names.get(name) == Some(&position) {
-                self.names.remove(name);
+            if self.names.get(name.as_str()) == Some(&position) {
+                self.names.remove(name.as_str());
             }
         }
         if let Some(layer) = row.layer() {
@@ -103,12 +177,12 @@ impl Index {
         let from = (Bound::Included(prefix), Bound::Unbounded);
         let sorted = self.sorted.get_or_init(|| {
             let ids = self.ids.iter();
-            ids.map(|(id, position)| (Arc::clone(id), *position)).collect()
+            ids.map(|(id, position)| (id.clone(), *position)).collect()
         });
         let mut matches = sorted
             .range::<str, _>(from)
-            .take_while(|(id, _)| id.starts_with(prefix))
-            .filter(|(id, _)| !id.contains(' '));
+            .take_while(|(id, _)| id.0.id().starts_with(prefix))
+            .filter(|(id, _)| !id.0.id().contains(' '));
         let (_, position) = matches.next()?;
         matches.next().is_none().then_some(*position)
     }

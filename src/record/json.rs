@@ -58,14 +58,23 @@ pub(crate) fn join<'a>(texts: impl Iterator<Item = &'a Bytes> + Clone) -> Vec<u8
 
 /// Reads an array of values, each with its own text (a slice of `data`). Nothing at all, and `null`, are the empty
 /// array.
+#[cfg(test)]
 pub(crate) fn parse_array<T: DeserializeOwned>(data: &Bytes) -> serde_json::Result<Vec<(T, Bytes)>> {
+    parse_array_into(data, |value| value)
+}
+
+/// As [`parse_array`]; each value is put `into` something at once, which spares large ones a move.
+pub(crate) fn parse_array_into<T: DeserializeOwned, U>(
+    data: &Bytes,
+    into: fn(T) -> U,
+) -> serde_json::Result<Vec<(U, Bytes)>> {
     if data.is_empty() {
         return Ok(Vec::new());
     }
-    if let Some(values) = split(data) {
+    if let Some(values) = split(data, into) {
         return Ok(values);
     }
-    if let Some(values) = sanitised(data).and_then(|clean| split(&Bytes::from(clean))) {
+    if let Some(values) = sanitised(data).and_then(|clean| split(&Bytes::from(clean), into)) {
         return Ok(values);
     }
     // Something is wrong: one parser over the whole says what, with line and column of the file.
@@ -82,7 +91,7 @@ const MAX_AHEAD: usize = 4096;
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 /// The array's elements; `None` for whatever is not in order.
-fn split<T: DeserializeOwned>(data: &Bytes) -> Option<Vec<(T, Bytes)>> {
+fn split<T: DeserializeOwned, U>(data: &Bytes, into: fn(T) -> U) -> Option<Vec<(U, Bytes)>> {
     // Checked once for the whole file, so that the parser need not check string by string.
     let text = std::str::from_utf8(data).ok()?.trim_matches(SPACE);
     if text == "null" {
@@ -103,7 +112,7 @@ fn split<T: DeserializeOwned>(data: &Bytes) -> Option<Vec<(T, Bytes)>> {
             values.reserve((text.len() / element.len().max(1)).min(MAX_AHEAD));
         }
         values.push((
-            value,
+            into(value),
             data.slice_ref(element.trim_start_matches(SPACE).as_bytes()),
         ));
         match after.trim_start_matches(SPACE) {

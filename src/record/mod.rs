@@ -81,9 +81,6 @@ pub(crate) struct RecordsConfig {
 /// Bytes of records from which on it takes longer to load them than to hop between threads.
 const LARGE: u64 = 64 * 1024;
 
-/// Rows that are not freed in passing.
-const MANY: usize = 256;
-
 /// What is shared by all handles on one store's records.
 #[derive(Debug)]
 struct Core<R: Record> {
@@ -98,16 +95,6 @@ struct Core<R: Record> {
     /// Held by the one reader that loads, so that many readers of a changed store parse it once.
     loading: Arc<tokio::sync::Mutex<()>>,
     beside: OnceLock<Beside>,
-}
-
-impl<R: Record> Drop for Core<R> {
-    fn drop(&mut self) {
-        let cache = self.cache.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Freeing many rows takes a while, and this may be an async thread.
-        if let Some(snapshot) = cache.take().filter(|snapshot| snapshot.table.len() >= MANY) {
-            bridge::detach(move || drop(snapshot));
-        }
-    }
 }
 
 /// What is to be started when records are loaded.
@@ -448,7 +435,7 @@ impl<R: Record> Core<R> {
         let mut files = Vec::with_capacity(self.locations.len());
         let mut mtimes = Vec::with_capacity(self.locations.len());
         for location in &self.locations {
-            let (rows, mtime) = read_rows(&location.path)?;
+            let (rows, mtime) = read_rows(&location.path, Arc::new)?;
             files.push(rows);
             mtimes.push(mtime);
         }
@@ -485,8 +472,11 @@ impl Tokened for Exclusive {
 
 type Rows<T> = Vec<(T, Bytes)>;
 
-/// The rows in one file and the file's time; no file is no rows.
-fn read_rows<T: serde::de::DeserializeOwned>(path: &Path) -> Result<(Rows<T>, Option<Mtime>)> {
+/// The rows in one file, each put `into` something, and the file's time; no file is no rows.
+fn read_rows<T: serde::de::DeserializeOwned, U>(
+    path: &Path,
+    into: fn(T) -> U,
+) -> Result<(Rows<U>, Option<Mtime>)> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), None)),
@@ -495,7 +485,7 @@ fn read_rows<T: serde::de::DeserializeOwned>(path: &Path) -> Result<(Rows<T>, Op
     let mtime = Mtime::of(&fstat(&file).at("reading the status of", path)?);
     let mut content = Vec::new();
     file.read_to_end(&mut content).at("reading", path)?;
-    let rows = json::parse_array(&Bytes::from(content)).map_err(|error| {
+    let rows = json::parse_array_into(&Bytes::from(content), into).map_err(|error| {
         ErrorKind::CorruptMetadata
             .err("loading")
             .at(path)

@@ -362,7 +362,7 @@ async fn a_killed_writer_leaves_a_whole_store_and_no_lock() {
 }
 
 fn open_file(path: &Path) -> Table<LayerRow> {
-    let rows = crate::record::json::parse_array(&fs::read(path).unwrap().into()).unwrap();
+    let rows = crate::record::json::parse_array_into(&fs::read(path).unwrap().into(), Arc::new).unwrap();
     Table::load(vec![rows], false).unwrap()
 }
 

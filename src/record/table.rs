@@ -110,7 +110,7 @@ struct Slot<R> {
 pub(crate) struct Table<R> {
     slots: BTreeMap<Position, Slot<R>>,
     next: Position,
-    index: Index,
+    index: Index<R>,
     /// Per location, whether its file needs to be written.
     dirty: Vec<bool>,
     /// Rows that are marked as having taken names from another location. That one's file may still have them.
@@ -151,7 +151,7 @@ impl<R: Record> Table<R> {
     ///
     /// Where two rows have one name the later one keeps it (unless the earlier one is marked as having taken it), and
     /// the other one's location needs a save; with `read_only` that is an error.
-    pub(crate) fn load(files: Vec<Vec<(R, Bytes)>>, read_only: bool) -> Result<Self> {
+    pub(crate) fn load(files: Vec<Vec<(Arc<R>, Bytes)>>, read_only: bool) -> Result<Self> {
         let mut table = Self {
             dirty: vec![false; files.len()],
             ..Self::default()
@@ -162,11 +162,12 @@ impl<R: Record> Table<R> {
         });
         table.index.reserve(count, names);
         for (location, rows) in files.into_iter().enumerate() {
-            for (mut row, text) in rows {
-                if !R::KEEPS_DUPLICATE_IDS && table.index.ids.contains_key(row.id()) {
+            for (mut shared, text) in rows {
+                if !R::KEEPS_DUPLICATE_IDS && table.index.ids.contains_key(shared.id()) {
                     continue;
                 }
                 // What normalising fills in goes to disk with the next save, but does not ask for one.
+                let row = Arc::make_mut(&mut shared);
                 let mut same_text = !row.normalise();
                 if dedupe(row.names_mut()) {
                     same_text = false;
@@ -174,7 +175,7 @@ impl<R: Record> Table<R> {
                 }
                 let mut lost: Vec<String> = Vec::new();
                 for name in row.names() {
-                    let Some(&loser) = table.index.names.get(name) else {
+                    let Some(&loser) = table.index.names.get(name.as_str()) else {
                         continue;
                     };
                     if read_only {
@@ -202,7 +203,7 @@ impl<R: Record> Table<R> {
                     OnceLock::new()
                 };
                 table.push(Slot {
-                    row: Arc::new(row),
+                    row: shared,
                     location,
                     text,
                 });
@@ -407,7 +408,7 @@ impl<R: Record> Table<R> {
         row.remember_names();
         let location = slot.location;
         for name in row.names().to_vec() {
-            match self.index.names.get(&name) {
+            match self.index.names.get(name.as_str()) {
                 Some(&loser) if loser != position => {
                     if self
                         .slots
@@ -505,7 +506,7 @@ impl<R: Record> Table<R> {
             let position = self
                 .index
                 .names
-                .get(name)
+                .get(name.as_str())
                 .filter(|position| Some(**position) != own)?;
             Some((name, self.at(*position)?.id()))
         });
@@ -519,7 +520,7 @@ impl<R: Record> Table<R> {
     fn push(&mut self, slot: Slot<R>) {
         let position = self.next;
         self.next += 1;
-        self.index.add(position, &*slot.row);
+        self.index.add(position, &slot.row);
         self.slots.insert(position, slot);
     }
 
@@ -550,7 +551,7 @@ impl<R: Record> Table<R> {
         self.index.remove(position, &*slot.row);
         slot.row = Arc::new(row);
         slot.text = OnceLock::new();
-        self.index.add(position, &*slot.row);
+        self.index.add(position, &slot.row);
         let location = slot.location;
         self.mark(location);
     }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::ErrorKind;
@@ -24,7 +25,7 @@ fn layer(id: &str, names: &[&str]) -> LayerRow {
 }
 
 fn load<R: Record>(files: &[&str], read_only: bool) -> crate::error::Result<Table<R>> {
-    let parse = |text: &&str| json::parse_array(&Bytes::from(text.to_string())).unwrap();
+    let parse = |text: &&str| json::parse_array_into(&Bytes::from(text.to_string()), Arc::new).unwrap();
     Table::load(files.iter().map(parse).collect(), read_only)
 }
 
