@@ -8,7 +8,7 @@ use crate::config::{Loader, load};
 use crate::driver::Driver;
 use crate::driver::choice::{DriverConfig, open_driver};
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::record_lock::{LockFile, LockMode};
+use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
 use crate::options::StoreOptions;
 use crate::store::{Inner, Store};
 use crate::sys::make_private_dir;
@@ -113,25 +113,28 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
     if let Some(store) = find(&options) {
         return Ok(store);
     }
-    let lock_options = options.clone();
-    let graph_lock = bridge::run(move || {
-        make_private_dir(&lock_options.run_root)?;
-        make_private_dir(&lock_options.graph_root)?;
-        if let Some(image_store) = &lock_options.image_store {
+    let timeout = options.lock_timeout;
+    let begun = bridge::run(move || {
+        make_private_dir(&options.run_root)?;
+        make_private_dir(&options.graph_root)?;
+        if let Some(image_store) = &options.image_store {
             make_private_dir(image_store)?;
         }
-        LockFile::open(&lock_options.graph_root.join("storage.lock"), LockMode::ReadWrite)
+        let lock = LockFile::open(&options.graph_root.join("storage.lock"), LockMode::ReadWrite)?;
+        // Nobody has it for long, so that mostly this one step is all.
+        match lock.try_exclusive()? {
+            Some(held) => assemble(options, lock, held).map(Begun::Done),
+            None => Ok(Begun::Busy(Box::new(options), lock)),
+        }
     })
     .await?;
-    let held = graph_lock.exclusive(options.lock_timeout).await?;
-    let inner = bridge::run(move || {
-        let token = held.token()?;
-        let driver: Arc<dyn Driver> = open_driver(&driver_config(&options))?;
-        let inner = Inner::assemble(options, graph_lock, driver, token)?;
-        drop(held);
-        Ok(Arc::new(inner))
-    })
-    .await?;
+    let inner = match begun {
+        Begun::Done(inner) => inner,
+        Begun::Busy(options, lock) => {
+            let held = lock.exclusive(timeout).await?;
+            bridge::run(move || assemble(*options, lock, held)).await?
+        }
+    };
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
     // Another task may have opened the same store meanwhile: the first one on the list counts.
     if let Some(first) = stores
@@ -143,6 +146,22 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
     }
     stores.push(Arc::downgrade(&inner));
     Ok(Store { inner })
+}
+
+/// How far the first step of opening a store has come.
+enum Begun {
+    Done(Arc<Inner>),
+    /// Somebody else has the lock.
+    Busy(Box<StoreOptions>, Arc<LockFile>),
+}
+
+/// Opens everything under the graph lock.
+fn assemble(options: StoreOptions, lock: Arc<LockFile>, held: Exclusive) -> Result<Arc<Inner>> {
+    let token = held.token()?;
+    let driver: Arc<dyn Driver> = open_driver(&driver_config(&options))?;
+    let inner = Inner::assemble(options, lock, driver, token)?;
+    drop(held);
+    Ok(Arc::new(inner))
 }
 
 #[cfg(test)]
