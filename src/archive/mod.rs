@@ -23,6 +23,7 @@ mod buffers;
 pub(crate) mod changes;
 pub(crate) mod compression;
 pub(crate) mod copy_content;
+mod deflate_blocks;
 mod deletions;
 mod durable;
 pub(crate) mod export;
