@@ -56,14 +56,14 @@ pub(crate) fn join<'a>(texts: impl Iterator<Item = &'a Bytes> + Clone) -> Vec<u8
     out
 }
 
-/// Reads an array of values, each with its own text (a slice of `data`). Nothing at all, and `null`, are the empty
-/// array.
+/// [`parse_array_into`] what is read.
 #[cfg(test)]
 pub(crate) fn parse_array<T: DeserializeOwned>(data: &Bytes) -> serde_json::Result<Vec<(T, Bytes)>> {
     parse_array_into(data, |value| value)
 }
 
-/// As [`parse_array`]; each value is put `into` something at once, which spares large ones a move.
+/// Reads an array of values, each with its own text (a slice of `data`). Nothing at all, and `null`, are the empty
+/// array. Each value is put `into` something at once, which spares large ones a move.
 pub(crate) fn parse_array_into<T: DeserializeOwned, U>(
     data: &Bytes,
     into: fn(T) -> U,
@@ -285,10 +285,27 @@ plain_fields! {
 
 impl<T: Field> Field for Vec<T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Vec::<OrNull<T>>::deserialize(deserializer)?
-            .into_iter()
-            .map(|value| value.0)
-            .collect())
+        struct Visitor<T>(PhantomData<T>);
+        impl<'de, T: Field> de::Visitor<'de> for Visitor<T> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(value) = access.next_element::<OrNull<T>>()? {
+                    if list.is_empty() {
+                        // One name, one owner: most lists stay as short as that.
+                        list.reserve_exact(1);
+                    }
+                    list.push(value.0);
+                }
+                Ok(list)
+            }
+        }
+        deserializer.deserialize_seq(Visitor(PhantomData))
     }
 
     fn is_zero(&self) -> bool {

@@ -21,6 +21,10 @@ pub(crate) fn processors() -> usize {
 pub(crate) fn make_private_dir(path: &std::path::Path) -> crate::error::Result<()> {
     use crate::error::IoContext as _;
     use std::os::unix::fs::DirBuilderExt as _;
+    // Mostly it is there: one call says so.
+    if path.is_dir() {
+        return Ok(());
+    }
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
