@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Bound;
@@ -87,6 +88,16 @@ impl<R: Record> PartialOrd for ById<R> {
     }
 }
 
+/// The rows with each digest, for each kind.
+type Digests = [HashMap<Digest, Vec<Position>>; DIGEST_KINDS];
+
+/// What a new row has in common with an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clash {
+    Id,
+    Name,
+}
+
 /// Where rows are found by what they contain.
 #[derive(Clone, Debug)]
 pub(super) struct Index<R> {
@@ -95,7 +106,8 @@ pub(super) struct Index<R> {
     sorted: OnceLock<BTreeMap<ById<R>, Position>>,
     pub(super) names: HashMap<ByName<R>, Position>,
     pub(super) layers: HashMap<String, Vec<Position>>,
-    digests: [HashMap<Digest, Vec<Position>>; DIGEST_KINDS],
+    /// From the first time on that somebody has asked for a digest.
+    digests: OnceLock<Digests>,
     pub(super) incomplete: BTreeSet<Position>,
 }
 
@@ -106,7 +118,7 @@ impl<R> Default for Index<R> {
             sorted: OnceLock::new(),
             names: HashMap::new(),
             layers: HashMap::new(),
-            digests: Default::default(),
+            digests: OnceLock::new(),
             incomplete: BTreeSet::new(),
         }
     }
@@ -117,6 +129,35 @@ impl<R: Record> Index<R> {
     pub(super) fn reserve(&mut self, rows: usize, names: usize) {
         self.ids.reserve(rows);
         self.names.reserve(names);
+    }
+
+    /// Enters a row if nothing else has its ID or one of its names; else nothing changes. Each is looked up once.
+    pub(super) fn try_add(&mut self, position: Position, row: &Arc<R>) -> Result<(), Clash> {
+        match self.ids.entry(ById(Arc::clone(row))) {
+            Entry::Vacant(entry) => drop(entry.insert(position)),
+            Entry::Occupied(_) => return Err(Clash::Id),
+        }
+        for at in 0..row.names().len() {
+            let name = ByName {
+                row: Arc::clone(row),
+                at,
+            };
+            match self.names.entry(name) {
+                Entry::Vacant(entry) => drop(entry.insert(position)),
+                Entry::Occupied(_) => {
+                    self.ids.remove(row.id());
+                    for name in row.names().iter().take(at) {
+                        self.names.remove(name.as_str());
+                    }
+                    return Err(Clash::Name);
+                }
+            }
+        }
+        if let Some(sorted) = self.sorted.get_mut() {
+            sorted.insert(ById(Arc::clone(row)), position);
+        }
+        self.add_rest(position, row);
+        Ok(())
     }
 
     /// Enters a row.
@@ -130,15 +171,17 @@ impl<R: Record> Index<R> {
             let row = Arc::clone(row);
             self.names.insert(ByName { row, at }, position);
         }
+        self.add_rest(position, row);
+    }
+
+    /// Enters what rows may have in common.
+    fn add_rest(&mut self, position: Position, row: &R) {
         if let Some(layer) = row.layer() {
             add_to(self.layers.entry(layer.to_owned()).or_default(), position);
         }
-        row.each_digest(&mut |kind, digest| {
-            add_to(
-                self.digests[kind as usize].entry(digest.clone()).or_default(),
-                position,
-            );
-        });
+        if let Some(digests) = self.digests.get_mut() {
+            add_digests(digests, position, row);
+        }
         if row.is_incomplete() {
             self.incomplete.insert(position);
         }
@@ -160,13 +203,27 @@ impl<R: Record> Index<R> {
         if let Some(layer) = row.layer() {
             remove_from(&mut self.layers, layer, position);
         }
-        row.each_digest(&mut |kind, digest| remove_from(&mut self.digests[kind as usize], digest, position));
+        if let Some(digests) = self.digests.get_mut() {
+            row.each_digest(&mut |kind, digest| remove_from(&mut digests[kind as usize], digest, position));
+        }
         self.incomplete.remove(&position);
     }
 
-    /// The rows with this digest, in order.
-    pub(super) fn by_digest(&self, kind: DigestKind, digest: &Digest) -> &[Position] {
-        self.digests[kind as usize].get(digest).map_or(&[], Vec::as_slice)
+    /// The rows with this digest, in order; `all` are the rows that have been entered.
+    pub(super) fn by_digest<'r>(
+        &self,
+        kind: DigestKind,
+        digest: &Digest,
+        all: impl Iterator<Item = (Position, &'r R)>,
+    ) -> &[Position] {
+        let digests = self.digests.get_or_init(|| {
+            let mut digests = Digests::default();
+            for (position, row) in all {
+                add_digests(&mut digests, position, row);
+            }
+            digests
+        });
+        digests[kind as usize].get(digest).map_or(&[], Vec::as_slice)
     }
 
     /// The row whose ID alone begins with `prefix`. IDs with a space do not take part.
@@ -186,6 +243,15 @@ impl<R: Record> Index<R> {
         let (_, position) = matches.next()?;
         matches.next().is_none().then_some(*position)
     }
+}
+
+fn add_digests<R: Record>(digests: &mut Digests, position: Position, row: &R) {
+    row.each_digest(&mut |kind, digest| {
+        add_to(
+            digests[kind as usize].entry(digest.clone()).or_default(),
+            position,
+        );
+    });
 }
 
 fn add_to(positions: &mut Vec<Position>, position: Position) {

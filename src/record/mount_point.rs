@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +43,7 @@ row! {
 #[derive(Clone, Debug)]
 struct Entry {
     row: MountPointRow,
-    text: OnceLock<Bytes>,
+    text: Option<Bytes>,
 }
 
 /// The mounts of all layers, in the order in which they stand in the file; new ones at the end.
@@ -80,13 +80,13 @@ impl MountTable {
     fn load(rows: Vec<(MountPointRow, Bytes)>) -> Self {
         let mut table = Self::default();
         for (row, text) in rows.into_iter().filter(|(row, _)| is_mounted(row)) {
-            table.put(row, OnceLock::from(text));
+            table.put(row, Some(text));
         }
         table
     }
 
     /// Adds a mount or replaces the layer's earlier one.
-    fn put(&mut self, row: MountPointRow, text: OnceLock<Bytes>) {
+    fn put(&mut self, row: MountPointRow, text: Option<Bytes>) {
         let next = self.next;
         let position = *self.positions.entry(row.id.clone()).or_insert(next);
         if position == next {
@@ -245,7 +245,7 @@ impl MountGuard {
                 .unwrap_or_default(),
         };
         if is_mounted(&row) {
-            self.table.put(row, OnceLock::new());
+            self.table.put(row, None);
         } else {
             self.table.remove(id);
         }
@@ -258,17 +258,17 @@ impl MountGuard {
 
     fn save_in(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
         self.table.arrange(order, position);
-        for entry in self.table.entries.values() {
-            if entry.text.get().is_none() {
+        for entry in self.table.entries.values_mut() {
+            if entry.text.is_none() {
                 let text = json::to_bytes(&entry.row).map_err(|error| {
                     let what = format!("encoding the mount point of layer {:?}", entry.row.id);
                     ErrorKind::InvalidInput.err(what).with_source(error)
                 })?;
-                drop(entry.text.set(Bytes::from(text)));
+                entry.text = Some(Bytes::from(text));
             }
         }
         let texts = self.table.entries.values();
-        let content = json::join(texts.filter_map(|entry| entry.text.get()));
+        let content = json::join(texts.filter_map(|entry| entry.text.as_ref()));
         self.token = None;
         // Compat: the token first, as for all records.
         let token = self.lock.write_token()?;

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::record::index::{Index, Position};
+use crate::record::index::{Clash, Index, Position};
 use crate::record::json;
 use crate::record::pending;
 
@@ -102,15 +102,17 @@ pub(crate) fn dedupe(names: &mut Vec<String>) -> bool {
 struct Slot<R> {
     row: Arc<R>,
     location: usize,
-    text: OnceLock<Bytes>,
+    /// From the first save on that needs it.
+    text: Option<Bytes>,
 }
 
 /// All rows of one store. See the module's head.
 #[derive(Clone, Debug)]
 pub(crate) struct Table<R> {
+    /// Before the slots, so that drop frees the rows in the order in which they were made.
+    index: Index<R>,
     slots: BTreeMap<Position, Slot<R>>,
     next: Position,
-    index: Index<R>,
     /// Per location, whether its file needs to be written.
     dirty: Vec<bool>,
     /// Rows that are marked as having taken names from another location. That one's file may still have them.
@@ -165,52 +167,38 @@ impl<R: Record> Table<R> {
         let mut slots: Vec<(Position, Slot<R>)> = Vec::with_capacity(count);
         for (location, rows) in files.into_iter().enumerate() {
             for (mut shared, text) in rows {
-                if !R::KEEPS_DUPLICATE_IDS && table.index.ids.contains_key(shared.id()) {
-                    continue;
-                }
                 // What normalising fills in goes to disk with the next save, but does not ask for one.
                 let row = Arc::make_mut(&mut shared);
                 let mut same_text = !row.normalise();
-                if dedupe(row.names_mut()) {
+                let repeats = dedupe(row.names_mut());
+                let position = table.next;
+                match table.index.try_add(position, &shared) {
+                    Ok(()) => {}
+                    Err(Clash::Id) if !R::KEEPS_DUPLICATE_IDS => continue,
+                    Err(_) => {
+                        table.slots.extend(slots.drain(..));
+                        let row = Arc::make_mut(&mut shared);
+                        if table.sort_names_out(row, location, read_only)? {
+                            same_text = false;
+                            table.mark(location);
+                        }
+                        table.index.add(position, &shared);
+                    }
+                }
+                table.next += 1;
+                if repeats {
                     same_text = false;
                     table.mark(location);
                 }
-                let mut lost: Vec<String> = Vec::new();
-                for name in row.names() {
-                    let Some(&loser) = table.index.names.get(name.as_str()) else {
-                        continue;
-                    };
-                    table.slots.extend(slots.drain(..));
-                    if read_only {
-                        let other = table.slots.get(&loser).map_or("", |slot| slot.row.id());
-                        let what = format!("name {name:?} of {} {:?} and {:?}", R::NOUN, other, row.id());
-                        return Err(R::AMBIGUOUS_NAMES.err(what));
-                    }
-                    if table.has_taken_names(loser, location) {
-                        lost.push(name.clone());
-                    } else {
-                        table.take_name(loser, name);
-                    }
+                if shared.pending() == pending::NAMES {
+                    table.takers.insert(position);
                 }
-                if !lost.is_empty() {
-                    row.names_mut().retain(|name| !lost.contains(name));
-                    same_text = false;
-                    table.mark(location);
-                }
-                if row.pending() == pending::NAMES {
-                    table.takers.insert(table.next);
-                }
-                let text = if same_text {
-                    OnceLock::from(text)
-                } else {
-                    OnceLock::new()
-                };
                 let slot = Slot {
                     row: shared,
                     location,
-                    text,
+                    text: same_text.then_some(text),
                 };
-                slots.push(table.enter(slot));
+                slots.push((position, slot));
             }
         }
         match table.slots.is_empty() {
@@ -219,6 +207,28 @@ impl<R: Record> Table<R> {
         }
         table.changes = 0;
         Ok(table)
+    }
+
+    /// Sees to it that nobody else has one of the names of a row that is being loaded. Returns whether it loses some.
+    fn sort_names_out(&mut self, row: &mut R, location: usize, read_only: bool) -> Result<bool> {
+        let mut lost: Vec<String> = Vec::new();
+        for name in row.names() {
+            let Some(&loser) = self.index.names.get(name.as_str()) else {
+                continue;
+            };
+            if read_only {
+                let other = self.slots.get(&loser).map_or("", |slot| slot.row.id());
+                let what = format!("name {name:?} of {} {:?} and {:?}", R::NOUN, other, row.id());
+                return Err(R::AMBIGUOUS_NAMES.err(what));
+            }
+            if self.has_taken_names(loser, location) {
+                lost.push(name.clone());
+            } else {
+                self.take_name(loser, name);
+            }
+        }
+        row.names_mut().retain(|name| !lost.contains(name));
+        Ok(!lost.is_empty())
     }
 
     /// An empty table with this number of locations.
@@ -274,7 +284,8 @@ impl<R: Record> Table<R> {
 
     /// The rows with this digest, in the order of [`Table::rows`].
     pub(crate) fn by_digest(&self, kind: DigestKind, digest: &Digest) -> Vec<Arc<R>> {
-        let positions = self.index.by_digest(kind, digest);
+        let all = self.slots.iter().map(|(position, slot)| (*position, &*slot.row));
+        let positions = self.index.by_digest(kind, digest, all);
         positions
             .iter()
             .filter_map(|position| self.at(*position))
@@ -344,7 +355,7 @@ impl<R: Record> Table<R> {
         self.push(Slot {
             row: Arc::clone(&row),
             location,
-            text: OnceLock::new(),
+            text: None,
         });
         self.mark(location);
         Ok(row)
@@ -490,12 +501,12 @@ impl<R: Record> Table<R> {
     }
 
     /// The content of the location's file.
-    pub(crate) fn serialise(&self, location: usize) -> Result<Vec<u8>> {
-        let slots = self.slots.values().filter(|slot| slot.location == location);
-        for slot in slots.clone() {
+    pub(crate) fn serialise(&mut self, location: usize) -> Result<Vec<u8>> {
+        for slot in self.slots.values_mut().filter(|slot| slot.location == location) {
             slot.fill_text()?;
         }
-        Ok(json::join(slots.filter_map(|slot| slot.text.get())))
+        let slots = self.slots.values().filter(|slot| slot.location == location);
+        Ok(json::join(slots.filter_map(|slot| slot.text.as_ref())))
     }
 
     fn at(&self, position: Position) -> Option<&Arc<R>> {
@@ -526,16 +537,10 @@ impl<R: Record> Table<R> {
     }
 
     fn push(&mut self, slot: Slot<R>) {
-        let (position, slot) = self.enter(slot);
-        self.slots.insert(position, slot);
-    }
-
-    /// Enters a row in the index and says where it belongs.
-    fn enter(&mut self, slot: Slot<R>) -> (Position, Slot<R>) {
         let position = self.next;
         self.next += 1;
         self.index.add(position, &slot.row);
-        (position, slot)
+        self.slots.insert(position, slot);
     }
 
     fn take(&mut self, position: Position) -> Option<Arc<R>> {
@@ -564,7 +569,7 @@ impl<R: Record> Table<R> {
         }
         self.index.remove(position, &*slot.row);
         slot.row = Arc::new(row);
-        slot.text = OnceLock::new();
+        slot.text = None;
         self.index.add(position, &slot.row);
         let location = slot.location;
         self.mark(location);
@@ -572,14 +577,13 @@ impl<R: Record> Table<R> {
 }
 
 impl<R: Record> Slot<R> {
-    fn fill_text(&self) -> Result<()> {
-        if self.text.get().is_none() {
+    fn fill_text(&mut self) -> Result<()> {
+        if self.text.is_none() {
             let text = json::to_bytes(&*self.row).map_err(|error| {
                 let what = format!("encoding the record of {} {:?}", R::NOUN, self.row.id());
                 ErrorKind::InvalidInput.err(what).with_source(error)
             })?;
-            // Another task may have been faster, with the same text.
-            drop(self.text.set(Bytes::from(text)));
+            self.text = Some(Bytes::from(text));
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ fn layers(file: &str) -> Table<LayerRow> {
 }
 
 fn text<R: Record>(table: &Table<R>, location: usize) -> String {
-    String::from_utf8(table.serialise(location).unwrap()).unwrap()
+    String::from_utf8(table.clone().serialise(location).unwrap()).unwrap()
 }
 
 fn names<'a, R: Record>(table: &'a Table<R>, id: &str) -> Vec<&'a str> {
