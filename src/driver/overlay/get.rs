@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
@@ -12,6 +13,7 @@ use crate::driver::overlay::flags;
 use crate::driver::overlay::mapped::MappedLowers;
 use crate::driver::overlay::mount::{Plan, mount_overlay};
 use crate::driver::overlay::program::{self, Extras};
+use crate::driver::overlay::shared::Mounts;
 use crate::driver::overlay::stores::{self, Located, Lower, exists, generations};
 use crate::error::{IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
@@ -21,6 +23,15 @@ use crate::whiteout::Namespace;
 
 /// Mode of a layer's directory that has to be made again and no lower tells it.
 const LOST_MODE: u32 = 0o555;
+
+/// Where a layer is to be mounted.
+struct Target<'a> {
+    path: &'a Path,
+    /// Whether the mount point is there already.
+    exists: bool,
+    /// Whether the mount may be read-write.
+    writable: bool,
+}
 
 impl Overlay {
     /// Where a layer is mounted: beside its content if that is the driver's own, else below the run root.
@@ -33,10 +44,40 @@ impl Overlay {
         dir.join("merged")
     }
 
+    /// Finds a layer, where it is mounted and how often; `None` if there is no mount point yet.
+    fn find_mount(&self, id: &str, mounts: &Mounts<'_>) -> Result<(Located, PathBuf, Option<u64>)> {
+        crate::driver::check_id(id)?;
+        let by_program = self.program.is_some();
+        // Mostly it is an own layer with a mount point: then one look is enough.
+        let own = Located {
+            dir: self.stores.home.join(id),
+            own: true,
+        };
+        let merged = self.merged(id, &own);
+        if let Some(count) = mounts.count(&merged, by_program)? {
+            return Ok((own, merged, Some(count)));
+        }
+        let place = self.stores.require(id)?;
+        let merged = self.merged(id, &place);
+        let count = if place.own {
+            None
+        } else {
+            mounts.count(&merged, by_program)?
+        };
+        Ok((place, merged, count))
+    }
+
     /// Mounts a layer, or counts one more use.
     pub(super) fn get_layer(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
-        let place = self.stores.require(id)?;
-        self.mount_at(id, &place, options, place.own)
+        let mut mounts = self.shared.mounts();
+        let (place, merged, count) = self.find_mount(id, &mounts)?;
+        let target = Target {
+            path: &merged,
+            exists: count.is_some(),
+            writable: place.own,
+        };
+        self.count_up(id, &place, &target, options, &mut mounts, count)?;
+        Ok(merged)
     }
 
     /// Mounts a layer for changing its owners: read-write also in the separate image store, whose layers are otherwise
@@ -47,24 +88,53 @@ impl Overlay {
         place: &Located,
         options: &MountOptions,
     ) -> Result<PathBuf> {
-        self.mount_at(id, place, options, true)
-    }
-
-    fn mount_at(&self, id: &str, place: &Located, options: &MountOptions, writable: bool) -> Result<PathBuf> {
         let merged = self.merged(id, place);
         let mut mounts = self.shared.mounts();
-        let count = mounts.count(&merged)?;
+        let count = mounts.count(&merged, self.program.is_some())?;
+        let target = Target {
+            path: &merged,
+            exists: count.is_some(),
+            writable: true,
+        };
+        self.count_up(id, place, &target, options, &mut mounts, count)?;
+        Ok(merged)
+    }
+
+    /// One more use of what has `count` of them; the first one mounts.
+    fn count_up(
+        &self,
+        id: &str,
+        place: &Located,
+        target: &Target<'_>,
+        options: &MountOptions,
+        mounts: &mut Mounts<'_>,
+        count: Option<u64>,
+    ) -> Result<()> {
+        let count = count.unwrap_or(0);
         if count == 0 {
-            let mount = || self.mount_new(id, place, &merged, options, writable);
+            let mount = || self.mount_new(id, place, target, options);
             mount()
-                .or_else(|error| match self.stores.forget_known() {
-                    true => mount(),
-                    false => Err(error),
-                })
+                .or_else(
+                    |error| match self.stores.forget_known() | Self::unmark_volatile(place, target)? {
+                        true => mount(),
+                        false => Err(error),
+                    },
+                )
                 .context(|| format!("mounting layer {id:?}"))?;
         }
-        mounts.set(merged.clone(), count + 1);
-        Ok(merged)
+        mounts.set(target.path.to_owned(), count + 1);
+        Ok(())
+    }
+
+    /// Removes what a mount that skipped syncs has left: with it the kernel refuses to mount again. Returns whether there
+    /// was such a mark.
+    fn unmark_volatile(place: &Located, target: &Target<'_>) -> Result<bool> {
+        let mark = place.dir.join("work/work/incompat/volatile");
+        let marked = target.writable && exists(&mark)?;
+        if marked {
+            tree::remove_tree(&mark).at("removing", mark)?;
+        }
+        Ok(marked)
     }
 
     /// The options of a mount: the caller's, else the driver's; and what the driver's have to add.
@@ -92,9 +162,8 @@ impl Overlay {
         &self,
         id: &str,
         place: &Located,
-        merged: &Path,
+        target: &Target<'_>,
         options: &MountOptions,
-        writable: bool,
     ) -> Result<()> {
         let dir = &place.dir;
         if exists(&dir.join("composefs-data"))? {
@@ -103,7 +172,7 @@ impl Overlay {
         let list = self.mount_options(options);
         // Read-only is the lack of an upper directory, whatever else the flags say.
         let mut sorted = flags::sort(list)?;
-        let read_write = writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
+        let read_write = target.writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
         let shifting = !options.disable_shifting
             && !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
@@ -134,9 +203,13 @@ impl Overlay {
             });
         }
 
-        self.prepare_target(merged, place.own)?;
-        if !self.options.skip_mount_home {
+        if !target.exists {
+            self.prepare_target(target.path, place.own)?;
+        }
+        // Once is enough: whoever takes it away says so, and then there is a new driver.
+        if !self.options.skip_mount_home && !self.is_private.load(Ordering::Relaxed) {
             make_private(&self.stores.home).at("making a private mount of", &self.stores.home)?;
+            self.is_private.store(true, Ordering::Relaxed);
         }
         // Detached again when the mount is made: it has references of its own.
         let mapped = match shifting && !by_program {
@@ -152,11 +225,7 @@ impl Overlay {
             None => lowers.iter().map(Lower::full).collect(),
         };
         let upper = if read_write {
-            let work = dir.join("work");
-            // Left by a mount that skipped syncs; with it the kernel refuses to mount again.
-            let mark = work.join("work/incompat/volatile");
-            tree::remove_tree(&mark).at("removing", mark)?;
-            Some((diff, work))
+            Some((diff, dir.join("work")))
         } else {
             paths.insert(0, diff);
             None
@@ -166,7 +235,7 @@ impl Overlay {
             upper,
             options: sorted,
             label: &options.mount_label,
-            target: merged,
+            target: target.path,
         };
         match &self.program {
             None => mount_overlay(&plan),
@@ -236,10 +305,9 @@ impl Overlay {
 
     /// Undoes one use; the last one unmounts.
     pub(super) fn put_layer(&self, id: &str) -> Result<()> {
-        let place = self.stores.require(id)?;
-        let merged = self.merged(id, &place);
         let mut mounts = self.shared.mounts();
-        let count = mounts.count(&merged)?;
+        let (place, merged, count) = self.find_mount(id, &mounts)?;
+        let count = count.unwrap_or(0);
         if count > 1 {
             mounts.set(merged, count - 1);
             return Ok(());

@@ -27,6 +27,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, Mode};
@@ -68,6 +69,8 @@ pub(crate) struct Overlay {
     /// Mounts in place of the kernel.
     program: Option<PathBuf>,
     shared: Arc<Shared>,
+    /// The home has been made a private mount.
+    is_private: AtomicBool,
     /// User namespaces of recent mounts.
     namespaces: Namespaces,
 }
@@ -117,6 +120,7 @@ impl Overlay {
                 Namespace::Trusted
             },
             metacopy: false,
+            is_private: AtomicBool::new(false),
             namespaces: Namespaces::default(),
         };
         match driver.choose_mounter(config, backing, fresh) {
@@ -478,6 +482,7 @@ impl Driver for Overlay {
         if self.prune_staging()? || self.options.skip_mount_home || !self.home_is_bound()? {
             return Ok(());
         }
+        self.is_private.store(false, Ordering::Relaxed);
         unmount_lazily(&self.stores.home).at("unmounting", &self.stores.home)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::error::{IoContext as _, Result};
-use crate::sys::mount::{is_live_mount, unmount_lazily};
+use crate::sys::mount::{is_live_mount, is_mount_point, unmount_lazily};
 
 /// Shared by the driver objects of one home and run root.
 #[derive(Debug, Default)]
@@ -67,12 +67,14 @@ impl Shared {
 pub(super) struct Mounts<'a>(MutexGuard<'a, HashMap<PathBuf, u64>>);
 
 impl Mounts<'_> {
-    /// How often a layer is in use. A mount that this process did not make counts once, so that a use which only looks
-    /// does not end it, and an unmount without a mount does; one that somebody else ended counts nothing.
-    pub(super) fn count(&self, merged: &Path) -> Result<u64> {
-        let mounted = match is_live_mount(merged) {
+    /// How often a layer is in use; `None` if there is no such directory. A mount that this process did not make counts
+    /// once, so that a use which only looks does not end it, and an unmount without a mount does; one that somebody
+    /// else ended counts nothing. `program` if a program may be behind the mount.
+    pub(super) fn count(&self, merged: &Path, program: bool) -> Result<Option<u64>> {
+        let look = if program { is_live_mount } else { is_mount_point };
+        let mounted = match look(merged) {
             Ok(mounted) => mounted,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             // The program behind it has died: nobody can use it, and it would be in the way of a new one.
             Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
                 tracing::warn!(path = %merged.display(), "detaching a mount whose program has died");
@@ -82,7 +84,7 @@ impl Mounts<'_> {
             Err(error) => return Err(error).at("looking for a mount at", merged),
         };
         let known = self.0.get(merged).copied();
-        Ok(if mounted { known.unwrap_or(1) } else { 0 })
+        Ok(Some(if mounted { known.unwrap_or(1) } else { 0 }))
     }
 
     /// Sets how often a layer is in use.

@@ -101,6 +101,41 @@ fn lost_links_are_put_back() {
 }
 
 #[test]
+fn a_mark_of_skipped_syncs_is_in_nobodys_way() {
+    let Some(place) = Place::new(&[]) else { return };
+    let (driver, home) = (place.open().unwrap(), place.home());
+    chain(&driver);
+    assert_eq!(count_seen(&driver, "three").unwrap(), 3);
+    // As the kernel leaves it when a volatile mount ends badly.
+    let mark = home.join("three/work/work/incompat/volatile");
+    fs::create_dir_all(&mark).unwrap();
+    assert_eq!(count_seen(&driver, "three").unwrap(), 3);
+    assert!(!mark.exists());
+    // A mount that fails for another reason says why.
+    fs::remove_dir_all(home.join("three/work")).unwrap();
+    let error = driver.get("three", &MountOptions::default()).unwrap_err();
+    assert_eq!(
+        error.io_kind(),
+        Some(std::io::ErrorKind::NotFound),
+        "{}",
+        error.chain()
+    );
+}
+
+#[test]
+fn a_home_that_was_given_up_is_made_private_again() {
+    let Some(place) = Place::new(&[]) else { return };
+    let (driver, home) = (place.open().unwrap(), place.home());
+    chain(&driver);
+    for _ in 0..2 {
+        assert_eq!(count_seen(&driver, "three").unwrap(), 3);
+        assert!(is_mount_point(&home).unwrap());
+        driver.cleanup().unwrap();
+        assert!(!is_mount_point(&home).unwrap());
+    }
+}
+
+#[test]
 fn what_cannot_be_put_back_is_named() {
     let Some(place) = Place::new(&[]) else { return };
     let (driver, home) = (place.open().unwrap(), place.home());
