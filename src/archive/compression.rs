@@ -1,4 +1,5 @@
-//! Compression of layer streams: detected by magic numbers, undone and applied by `async-compression`.
+//! Compression of layer streams: detected by magic numbers, undone by `async-compression`. Diffs are compressed
+//! elsewhere, on several threads ([`gzip`](super::gzip), [`zstd_frames`](super::zstd_frames)).
 //!
 //! Everything is decoded in process. gzip runs on flate2's `zlib-rs`: this crate asks for that back end, and feature
 //! unification gives it to `async-compression` as well.
@@ -9,19 +10,13 @@
 
 use std::fmt;
 use std::io;
-use std::pin::Pin;
 
-use async_compression::tokio::bufread::{
-    BzDecoder, GzipDecoder, GzipEncoder, XzDecoder, ZstdDecoder, ZstdEncoder,
-};
-use tokio::io::{AsyncRead, AsyncReadExt as _, BufReader};
+use async_compression::tokio::bufread::{BzDecoder, GzipDecoder, XzDecoder, ZstdDecoder};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::buffers::Buffers;
 use super::sent::Sent;
 use crate::error::{Error, ErrorKind, Result};
-
-/// Size of the buffer before an encoder.
-const BUFFER: usize = 64 * 1024;
 
 /// How a layer stream is compressed.
 ///
@@ -233,44 +228,12 @@ const fn magic_start(compression: Compression) -> u8 {
     }
 }
 
-/// Compresses a stream on the fly, at the given level or the usual one.
-///
-/// # Errors
-/// [`ErrorKind::NotSupported`] for bzip2 and xz, which are only read.
-pub(crate) fn compress<R>(
-    stream: R,
-    compression: Compression,
-    level: Option<i32>,
-) -> Result<Pin<Box<dyn AsyncRead + Send>>>
-where
-    R: AsyncRead + Send + 'static,
-{
-    let level = level.map_or(
-        async_compression::Level::Default,
-        async_compression::Level::Precise,
-    );
-    match compression {
-        Compression::None => Ok(Box::pin(stream)),
-        Compression::Gzip => Ok(Box::pin(GzipEncoder::with_quality(
-            BufReader::with_capacity(BUFFER, stream),
-            level,
-        ))),
-        Compression::Zstd => Ok(Box::pin(ZstdEncoder::with_quality(
-            BufReader::with_capacity(BUFFER, stream),
-            level,
-        ))),
-        Compression::Bzip2 | Compression::Xz => {
-            let extension = compression.extension();
-            Err(ErrorKind::NotSupported.err(format!("compression format {extension} for writing")))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use async_compression::tokio::bufread::{BzEncoder, XzEncoder};
+    use async_compression::tokio::bufread::{BzEncoder, GzipEncoder, XzEncoder, ZstdEncoder};
     use proptest::prelude::*;
+    use std::pin::Pin;
     use std::task::{Context, Poll};
     use tokio::io::ReadBuf;
 
@@ -323,11 +286,9 @@ mod tests {
         match compression {
             Compression::Bzip2 => BzEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
             Compression::Xz => XzEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
-            other => compress(io::Cursor::new(data), other, None)
-                .unwrap()
-                .read_to_end(&mut out)
-                .await
-                .unwrap(),
+            Compression::Gzip => GzipEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
+            Compression::Zstd => ZstdEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
+            Compression::None => return data,
         };
         out
     }
@@ -427,16 +388,6 @@ mod tests {
         assert_eq!(decoded(&bytes[..]).await.unwrap().1, b"oneone");
         assert_eq!(decoded(Slow(bytes.clone(), 0)).await.unwrap().1, b"oneone");
         assert!(decoded(&bytes[..bytes.len() - 1]).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn only_gzip_and_zstd_are_written() {
-        for compression in [Compression::Bzip2, Compression::Xz] {
-            let error = compress(tokio::io::empty(), compression, None).err().unwrap();
-            assert_eq!(error.kind(), ErrorKind::NotSupported);
-        }
-        let fast = compress(tokio::io::empty(), Compression::Zstd, Some(1));
-        assert!(fast.is_ok());
     }
 
     #[tokio::test]

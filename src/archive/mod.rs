@@ -37,6 +37,7 @@ mod ledger;
 mod lookup;
 mod lowers;
 mod metadata;
+pub(crate) mod parallel;
 mod parents;
 mod path;
 pub(crate) mod pax;
@@ -55,3 +56,4 @@ pub(crate) mod test_tar;
 #[cfg(test)]
 mod tests;
 mod walk;
+pub(crate) mod zstd_frames;

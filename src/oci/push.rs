@@ -20,8 +20,8 @@ use super::puller::PullOptions;
 use super::reference::ImageRef;
 use super::registry::Registries;
 use super::source::check;
-use super::spool::{Even, Spool};
-use crate::archive::compression::{self, Compression};
+use super::spool::Spool;
+use crate::archive::compression::Compression;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::DiffOptions;
@@ -228,10 +228,9 @@ impl Job<'_> {
         }
         let diff = self
             .store
-            .diff(None, layer.id(), DiffOptions::uncompressed())
+            .diff(None, layer.id(), DiffOptions::compressed(self.compression))
             .await?;
-        let stream = compression::compress(Even::new(diff), self.compression, None)?;
-        let spool = Spool::fill(self.store, stream).await?;
+        let spool = Spool::fill(self.store, diff).await?;
         let blob = Blob {
             digest: spool.digest.clone(),
             size: spool.size,

@@ -18,15 +18,17 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::archive::changes::{self, Change};
-use crate::archive::compression::{self, Compression};
+use crate::archive::compression::Compression;
 use crate::archive::gzip::Gzip;
+use crate::archive::parallel::{Format, Parallel};
 use crate::archive::sink::Sink;
+use crate::archive::zstd_frames::ZstdFrames;
 use crate::archive::{export, replay};
-use crate::bridge::{self, ChunkWriter};
+use crate::bridge::{self, ChunkStream, ChunkWriter};
 use crate::driver::{Driver, TreeMount, Upper, mount_tree};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
-use crate::options::{BoxReader, DiffOptions};
+use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::{Home, hit};
@@ -37,7 +39,7 @@ use crate::store::layer_store::mappings_of;
 /// It holds open directories and files, and a temporary mount where the driver needs one; no lock. They are let go
 /// at the end of the stream or when it is dropped.
 pub struct DiffStream {
-    reader: Pin<Box<dyn AsyncRead + Send>>,
+    stream: ChunkStream,
     compression: Compression,
 }
 
@@ -62,7 +64,7 @@ impl AsyncRead for DiffStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.reader.as_mut().poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -106,11 +108,25 @@ impl Source {
         }
     }
 
-    fn write_gzip(&self, out: &mut ChunkWriter) -> Result<()> {
-        let mut gzip = Gzip::new(out).during("starting to compress")?;
-        self.write(&mut gzip)?;
-        gzip.finish().during("compressing the layer stream")
+    fn write_compressed(&self, out: &mut ChunkWriter, compression: Compression) -> Result<()> {
+        match compression {
+            Compression::None => self.write(out),
+            Compression::Gzip => self.press::<Gzip>(out),
+            Compression::Zstd => self.press::<ZstdFrames>(out),
+            Compression::Bzip2 | Compression::Xz => Err(only_read(compression)),
+        }
     }
+
+    fn press<F: Format + 'static>(&self, out: &mut ChunkWriter) -> Result<()> {
+        let mut stream = Parallel::<F, _>::new(out).during("starting to compress")?;
+        self.write(&mut stream)?;
+        stream.finish().during("compressing the layer stream")
+    }
+}
+
+fn only_read(compression: Compression) -> Error {
+    let extension = compression.extension();
+    ErrorKind::NotSupported.err(format!("compression format {extension} for writing"))
 }
 
 impl Comparison {
@@ -270,6 +286,9 @@ impl Store {
         let pair = self.pair(from, to).await?;
         let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
         let compression = options.compression.unwrap_or_else(recorded);
+        if matches!(compression, Compression::Bzip2 | Compression::Xz) {
+            return Err(only_read(compression));
+        }
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -280,18 +299,9 @@ impl Store {
             None => Source::Fresh(self.comparison(&pair).await?),
         };
         let (mut writer, stream) = bridge::chunks_out();
-        // What writes the stream compresses gzip itself, on several threads.
-        let gzipped = compression == Compression::Gzip;
-        let reader: BoxReader = match gzipped {
-            true => Box::pin(stream),
-            false => compression::compress(stream, compression, None)?,
-        };
         let id = pair.to.id.clone();
         bridge::detach(move || {
-            let result = match gzipped {
-                true => source.write_gzip(&mut writer),
-                false => source.write(&mut writer),
-            };
+            let result = source.write_compressed(&mut writer, compression);
             // A temporary mount goes before the reader sees the end.
             drop(source);
             writer.finish(result.map_err(|error| {
@@ -300,7 +310,7 @@ impl Store {
                     .into_io()
             }));
         });
-        Ok(DiffStream { reader, compression })
+        Ok(DiffStream { stream, compression })
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.

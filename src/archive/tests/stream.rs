@@ -5,10 +5,13 @@ use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
-use super::super::compression::{Compression, compress};
+use super::super::compression::Compression;
+use super::super::gzip::Gzip;
+use super::super::parallel::tests::compressed;
 use super::super::test_tar::{Item, TarBuilder};
+use super::super::zstd_frames::ZstdFrames;
 use super::*;
 use crate::digest::Digest;
 use crate::error::ErrorKind;
@@ -25,10 +28,11 @@ fn tar() -> Vec<u8> {
 }
 
 fn sent(tar: &[u8], compression: Compression) -> Vec<u8> {
-    let mut out = Vec::new();
-    let reader = compress(std::io::Cursor::new(tar.to_vec()), compression, None).unwrap();
-    RUNTIME.block_on(async { Box::pin(reader).read_to_end(&mut out).await.unwrap() });
-    out
+    match compression {
+        Compression::Gzip => compressed::<Gzip>(&[tar], 1),
+        Compression::Zstd => compressed::<ZstdFrames>(&[tar], 1),
+        _ => tar.to_vec(),
+    }
 }
 
 fn run(layer: &Layer, bytes: &[u8], options: ApplyOptions) -> Result<Applied> {
