@@ -15,6 +15,7 @@ mod support;
 mod concurrency;
 mod config;
 mod crash;
+mod diffs_for_go;
 mod hostile;
 mod json_interop;
 mod layouts;
