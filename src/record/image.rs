@@ -98,7 +98,7 @@ impl Record for ImageRow {
     }
 
     fn normalise(&mut self) -> bool {
-        if !self.digest.is_empty() {
+        if !self.digest.is_empty() || self.big_data_digests.is_empty() {
             return false;
         }
         self.digest = self.digests().into_iter().next().into();

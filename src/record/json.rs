@@ -262,6 +262,33 @@ pub(crate) fn read_text<'de, T, D: Deserializer<'de>>(
     deserializer.deserialize_str(Visitor(read))
 }
 
+/// Reads a key: what it stands for, or its text if it is none of `keys`.
+pub(crate) struct OneOf<K: 'static> {
+    pub(crate) keys: &'static [(&'static str, K)],
+    /// The one that comes next if the fields are in order, as they mostly are.
+    pub(crate) next: usize,
+}
+
+impl<K: Copy> OneOf<K> {
+    fn find(&self, text: &str) -> Option<K> {
+        let (before, from) = self.keys.split_at_checked(self.next)?;
+        let mut keys = from.iter().chain(before);
+        keys.find(|(key, _)| *key == text).map(|(_, found)| *found)
+    }
+}
+
+impl<'de, K: Copy> de::DeserializeSeed<'de> for OneOf<K> {
+    type Value = Result<K, String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        read_text(deserializer, |text| {
+            // Case does not matter to Go.
+            let found = self.find(text).or_else(|| self.find(&text.to_lowercase()));
+            Ok(found.ok_or_else(|| text.to_owned()))
+        })
+    }
+}
+
 macro_rules! plain_fields {
     ($($type:ty: |$value:ident| $zero:expr,)*) => {$(
         impl Field for $type {
@@ -408,31 +435,14 @@ macro_rules! row {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                /// The key of a field, for which no text needs to be kept.
+                /// The fields.
                 #[expect(non_camel_case_types, reason = "named like the fields")]
+                #[derive(Clone, Copy)]
                 enum Key {
                     $($field,)*
-                    Other(String),
                 }
 
-                impl From<&str> for Key {
-                    fn from(text: &str) -> Self {
-                        let key = |text: &str| match text {
-                            $($key => Some(Self::$field),)*
-                            _ => None,
-                        };
-                        // Case does not matter to Go.
-                        key(text)
-                            .or_else(|| key(&text.to_lowercase()))
-                            .unwrap_or_else(|| Self::Other(text.to_owned()))
-                    }
-                }
-
-                impl<'de> serde::Deserialize<'de> for Key {
-                    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                        $crate::record::json::read_text(deserializer, |text| Ok(text.into()))
-                    }
-                }
+                const KEYS: &[(&str, Key)] = &[$(($key, Key::$field),)*];
 
                 struct Visitor;
                 impl<'de> serde::de::Visitor<'de> for Visitor {
@@ -444,12 +454,19 @@ macro_rules! row {
 
                     fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<$name, A::Error> {
                         let mut row = $name::default();
-                        while let Some(key) = map.next_key::<Key>()? {
+                        let mut next = 0;
+                        while let Some(key) = map.next_key_seed($crate::record::json::OneOf { keys: KEYS, next })? {
                             match key {
-                                $(Key::$field => {
-                                    row.$field = map.next_value::<$crate::record::json::OrNull<$type>>()?.0;
-                                })*
-                                Key::Other(key) => drop(row.extra.insert(key, map.next_value()?)),
+                                Ok(key) => {
+                                    next = key as usize + 1;
+                                    match key {
+                                        $(Key::$field => {
+                                            row.$field =
+                                                map.next_value::<$crate::record::json::OrNull<$type>>()?.0;
+                                        })*
+                                    }
+                                }
+                                Err(unknown) => drop(row.extra.insert(unknown, map.next_value()?)),
                             }
                         }
                         Ok(row)

@@ -101,8 +101,11 @@ impl From<SystemTime> for Time {
 /// Splits `count` digits off the front.
 fn digits(text: &str, count: usize) -> Option<(u32, &str)> {
     let (digits, rest) = text.split_at_checked(count)?;
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
-    Some((digits.parse().ok()?, rest))
+    let value = digits.bytes().try_fold(0u32, |value, byte| {
+        let digit = byte.is_ascii_digit().then(|| u32::from(byte - b'0'))?;
+        value.checked_mul(10)?.checked_add(digit)
+    });
+    Some((value?, rest))
 }
 
 /// Strictly `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`: what Go accepts, no more.
