@@ -195,7 +195,7 @@ pub struct Rows {
 fn row(number: usize) -> LayerRow {
     let digest = Digest::sha256(number.to_string().as_bytes());
     LayerRow {
-        id: digest.encoded().to_owned(),
+        id: digest.encoded().into(),
         names: vec![Rows::name(number)],
         created: Time::now(),
         compressed_digest: Digest::sha256(digest.encoded().as_bytes()).into(),
@@ -253,7 +253,7 @@ impl Rows {
         let id = row(0).id;
         let text = self.changes.to_string();
         if !guard.table_mut().update(&id, |row| row.metadata = text)? {
-            return Err(ErrorKind::LayerUnknown.err(id));
+            return Err(ErrorKind::LayerUnknown.err(id.to_string()));
         }
         guard.save()
     }

@@ -8,6 +8,7 @@ use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::big_data::Items;
 use crate::record::digest_text::DigestText;
+use crate::record::id_text::IdText;
 use crate::record::json::row;
 use crate::record::pending;
 use crate::record::table::Record;
@@ -17,13 +18,13 @@ row! {
     /// What is recorded of a container.
     ContainerRow {
         /// ID, unique in the store.
-        id: String = "id" always,
+        id: IdText = "id" always,
         /// Names, unique in the store.
         names: Vec<String> = "names" omit,
         /// ID of the image; empty if there is none.
-        image: String = "image" always,
+        image: IdText = "image" always,
         /// ID of the container's own layer.
-        layer: String = "layer" always,
+        layer: IdText = "layer" always,
         /// Text of the container's creator.
         metadata: String = "metadata" omit,
         /// Keys of the big data items, in the order in which they were first set.

@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::error::ErrorKind;
 use crate::record::big_data::Items;
 use crate::record::digest_text::DigestText;
+use crate::record::id_text::IdText;
 use crate::record::json::row;
 use crate::record::pending;
 use crate::record::table::{DigestKind, Record};
@@ -20,7 +21,7 @@ row! {
     /// What is recorded of an image.
     ImageRow {
         /// ID, unique in the store.
-        id: String = "id" always,
+        id: IdText = "id" always,
         /// Digest given by the creator, or else of the first manifest.
         digest: DigestText = "digest" omit,
         /// Names, unique in the store.
@@ -28,7 +29,7 @@ row! {
         /// Names that the image has had, newest first.
         names_history: Vec<String> = "names-history" omit,
         /// ID of the top layer.
-        layer: String = "layer" omit,
+        layer: IdText = "layer" omit,
         /// IDs of copies of the top layer with other ID mappings.
         mapped_layers: Vec<String> = "mapped-layers" omit,
         /// Text of the image's creator.

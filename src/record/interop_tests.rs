@@ -256,7 +256,7 @@ fn changes_are_seen_on_both_sides_at_once() {
 
         let mut guard = images.write_blocking().unwrap();
         let row = ImageRow {
-            id: format!("ours-{round}"),
+            id: format!("ours-{round}").into(),
             names: vec![format!("ours:{round} <é>")],
             layer: "imported".into(),
             created: crate::record::time::Time::now(),

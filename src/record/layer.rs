@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::digest_text::DigestText;
+use crate::record::id_text::IdText;
 use crate::record::json::row;
 use crate::record::table::{DigestKind, Record};
 use crate::record::time::Time;
@@ -19,11 +20,11 @@ row! {
     /// What is recorded of a layer.
     LayerRow {
         /// ID, unique in the store.
-        id: String = "id" always,
+        id: IdText = "id" always,
         /// Names, unique in the store.
         names: Vec<String> = "names" omit,
         /// ID of the layer below, which may be in a read-only store; empty for a base layer.
-        parent: String = "parent" omit,
+        parent: IdText = "parent" omit,
         /// Text of the layer's creator.
         metadata: String = "metadata" omit,
         /// SELinux label of mounts.

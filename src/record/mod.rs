@@ -20,6 +20,7 @@ pub(crate) mod big_data;
 pub(crate) mod container;
 pub(crate) mod digest_text;
 mod guard;
+pub(crate) mod id_text;
 pub(crate) mod image;
 mod index;
 pub(crate) mod json;

@@ -735,9 +735,9 @@ async fn litter_of_killed_writers_can_be_removed() {
 fn typical(number: usize) -> LayerRow {
     let digest = crate::digest::Digest::sha256(number.to_le_bytes());
     LayerRow {
-        id: digest.encoded().to_owned(),
+        id: digest.encoded().into(),
         names: vec![format!("layer-{number}")],
-        parent: digest.encoded().to_owned(),
+        parent: digest.encoded().into(),
         created: crate::record::time::Time::now(),
         compressed_digest: crate::digest::Digest::sha256(digest.encoded()).into(),
         compressed_size: 30_000_000,

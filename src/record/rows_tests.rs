@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::idmap::IdMap;
 use crate::record::container::ContainerRow;
 use crate::record::digest_text::DigestText;
+use crate::record::id_text::IdText;
 use crate::record::image::ImageRow;
 use crate::record::json;
 use crate::record::layer::LayerRow;
@@ -20,6 +21,12 @@ use crate::record::time::Time;
 
 fn texts() -> impl Strategy<Value = Vec<String>> {
     vec(any::<String>(), 0..4)
+}
+
+/// Shorter and longer than usual, also in bytes that are no characters of their own.
+fn id() -> impl Strategy<Value = IdText> {
+    let text = prop_oneof![any::<String>(), "[0-9a-f]{63,66}", "é{31,34}x?"];
+    text.prop_map(IdText::from)
 }
 
 fn digest() -> impl Strategy<Value = DigestText> {
@@ -84,7 +91,7 @@ fn extra() -> impl Strategy<Value = BTreeMap<String, Value>> {
 
 prop_compose! {
     fn layer()(
-        (id, names, parent, metadata, mount_label) in any::<(String, Vec<String>, String, String, String)>(),
+        (id, parent, names, metadata, mount_label) in (id(), id(), texts(), any::<String>(), any::<String>()),
         (created, compressed_digest, diff_digest, toc_digest) in (time(), digest(), digest(), digest()),
         (compressed_size, diff_size, compression) in any::<(i64, i64, i64)>(),
         (uids, gids) in (vec(any::<u32>(), 0..4), vec(any::<u32>(), 0..4)),
@@ -101,7 +108,7 @@ prop_compose! {
 
 prop_compose! {
     fn image()(
-        (id, names, names_history, layer) in any::<(String, Vec<String>, Vec<String>, String)>(),
+        (id, layer, names, names_history) in (id(), id(), texts(), texts()),
         (digest, mapped_layers, metadata) in (digest(), texts(), any::<String>()),
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
@@ -116,7 +123,7 @@ prop_compose! {
 
 prop_compose! {
     fn container()(
-        (id, names, image, layer, metadata) in any::<(String, Vec<String>, String, String, String)>(),
+        (id, image, layer, names, metadata) in (id(), id(), id(), texts(), any::<String>()),
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
         (created, uid_map, gid_map, flags) in (time(), maps(), maps(), flags()),

@@ -442,7 +442,7 @@ fn a_large_table_changes_quickly() {
             )
             .unwrap();
     }
-    let ids: Vec<String> = table.rows().map(|row| row.id.clone()).collect();
+    let ids: Vec<String> = table.rows().map(|row| row.id.to_string()).collect();
     for id in &ids {
         assert!(table.update(id, |row| row.metadata.push('x')).unwrap());
         assert_eq!(&table.find(&id[..15]).unwrap().id, id);
@@ -564,7 +564,7 @@ proptest! {
                     prop_assert!(!table.needs_save());
                 }
             }
-            let rows: Vec<_> = table.rows().map(|row| (row.id.clone(), row.names.clone())).collect();
+            let rows: Vec<_> = table.rows().map(|row| (row.id.to_string(), row.names.clone())).collect();
             prop_assert_eq!(&rows, &model.0);
             for key in ["", "a", "b", "aa", "ab", "ba", "n", "nn", "an", "aab", " a", "b a", "b ", "x"] {
                 prop_assert_eq!(table.find(key).map(|row| row.id.as_str()), model.find(key), "{:?}", key);

@@ -8,6 +8,7 @@ use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
 use crate::record::big_data::{self, Items as _};
 use crate::record::container::ContainerRow;
+use crate::record::id_text::IdText;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::pending;
@@ -138,7 +139,7 @@ impl Store {
             drop(containers.table_mut().insert(row, location)?);
             containers.save()
         });
-        let layer = made.as_ref().ok().map(|layer| layer.id.clone());
+        let layer = made.as_ref().ok().map(|layer| layer.id.to_string());
         let recorded = made.and_then(|_layer| mark(&mut containers, &id, ""));
         if recorded.is_err() {
             drop(containers.table_mut().remove(&id));
@@ -189,12 +190,12 @@ impl Store {
 }
 
 /// The record of a new container, marked: its layer is not complete yet.
-fn new_row(options: &ContainerOptions, id: &str, image: String, layer: &str, volatile: bool) -> ContainerRow {
+fn new_row(options: &ContainerOptions, id: &str, image: IdText, layer: &str, volatile: bool) -> ContainerRow {
     let mut row = ContainerRow {
-        id: id.to_owned(),
+        id: id.into(),
         names: options.names.clone(),
         image,
-        layer: layer.to_owned(),
+        layer: layer.into(),
         metadata: options.metadata.clone(),
         created: Time::now(),
         uid_map: options.id_mappings.uid_map.clone(),
@@ -282,8 +283,8 @@ pub(crate) fn mapped_top_layer(
         row.uid_map == wanted.uid_map && row.gid_map == wanted.gid_map
     };
     // A store-independent candidate whose parent is nowhere cannot be mounted.
-    let candidates: Vec<(Arc<LayerRow>, bool)> = std::iter::once(&image.layer)
-        .chain(&image.mapped_layers)
+    let candidates: Vec<(Arc<LayerRow>, bool)> = std::iter::once(image.layer.as_str())
+        .chain(image.mapped_layers.iter().map(String::as_str))
         .filter_map(|id| held.layer(id))
         .filter(|(row, _)| row.parent.is_empty() || held.layer(&row.parent).is_some())
         .collect();
@@ -322,10 +323,10 @@ pub(crate) fn mapped_top_layer(
     let noted = held
         .images
         .table_mut()
-        .update(&image.id, |row| row.mapped_layers.push(copy.id.clone()))
+        .update(&image.id, |row| row.mapped_layers.push(copy.id.to_string()))
         .and_then(|_| held.images.save());
     if let Err(error) = noted {
-        held.layers.delete_all(std::slice::from_ref(&copy.id))?;
+        held.layers.delete_all(&[copy.id.to_string()])?;
         return Err(error.context(format!("registering ID-mapped layer with image {:?}", image.id)));
     }
     Ok(Some(copy))

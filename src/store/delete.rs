@@ -39,7 +39,7 @@ fn delete_marked_container(
 ) -> Result<()> {
     let layer = layers.table().get(&row.layer);
     if layer.is_some_and(|layer| row.pending == pending::deletion_with(layer)) {
-        layers.delete_all(std::slice::from_ref(&row.layer))?;
+        layers.delete_all(&[row.layer.to_string()])?;
     }
     remove_dirs(&[
         item_dir(dirs.containers(), &row.id)?,
@@ -140,7 +140,7 @@ impl AllStores {
     /// The ID of the image with this ID, name or ID prefix in the first store that has it.
     fn find_image(&self, key: &str) -> Option<String> {
         let mut found = self.images.iter().filter_map(|store| store.records.find(key));
-        found.next().map(|row| row.id.clone())
+        found.next().map(|row| row.id.to_string())
     }
 
     /// Every image of the stores that can be written.
@@ -191,8 +191,10 @@ impl AllStores {
         let others: HashSet<&str> = self
             .images()
             .filter(|other| other.id != image)
-            .flat_map(|other| std::iter::once(&other.layer).chain(&other.mapped_layers))
-            .map(String::as_str)
+            .flat_map(|other| {
+                let mapped = other.mapped_layers.iter().map(String::as_str);
+                std::iter::once(other.layer.as_str()).chain(mapped)
+            })
             .collect();
         let mut doomed: Vec<String> = Vec::new();
         // The record of one image may stand in two stores, on different layers.
@@ -208,10 +210,10 @@ impl AllStores {
                     || children
                         .get(next)
                         .is_some_and(|ids| ids.iter().any(|id| !doomed.iter().any(|gone| gone == id)));
-                if needed_elsewhere || doomed.contains(&layer.id) {
+                if needed_elsewhere || doomed.iter().any(|gone| layer.id == *gone) {
                     break;
                 }
-                doomed.push(layer.id.clone());
+                doomed.push(layer.id.to_string());
                 next = &layer.parent;
             }
         }
@@ -234,7 +236,7 @@ impl Store {
     pub async fn delete_layer(&self, id: &str) -> Result<()> {
         let key = id.to_owned();
         self.write_to_all_stores(move |all| {
-            let Some(id) = all.layers.table().find(&key).map(|row| row.id.clone()) else {
+            let Some(id) = all.layers.table().find(&key).map(|row| row.id.to_string()) else {
                 return Err(ErrorKind::NotALayer.err(format!("deleting layer {key:?}")));
             };
             let used =
@@ -253,7 +255,7 @@ impl Store {
                 let mapped: Vec<String> = images
                     .rows()
                     .filter(|row| row.mapped_layers.contains(&id))
-                    .map(|row| row.id.clone())
+                    .map(|row| row.id.to_string())
                     .collect();
                 for image in &mapped {
                     images
@@ -338,7 +340,7 @@ impl Store {
             if let Some(id) = all.find_image(&key) {
                 return all.delete_image_record(&dirs, &id);
             }
-            match all.layers.table().find(&key).map(|row| row.id.clone()) {
+            match all.layers.table().find(&key).map(|row| row.id.to_string()) {
                 Some(id) => all.layers.delete_all(&[id]),
                 None => Err(ErrorKind::LayerUnknown.err(format!("deleting {key:?}"))),
             }
@@ -356,7 +358,7 @@ impl Store {
     pub async fn wipe(&self) -> Result<()> {
         let dirs = self.inner.dirs.clone();
         self.write_to_all_stores(move |all| {
-            let containers: Vec<String> = all.containers.rows().map(|row| row.id.clone()).collect();
+            let containers: Vec<String> = all.containers.rows().map(|row| row.id.to_string()).collect();
             for id in &containers {
                 remove_dirs(&[
                     item_dir(dirs.containers(), id)?,
@@ -368,7 +370,7 @@ impl Store {
                 all.containers.save()?;
             }
             for store in &mut all.images {
-                let images: Vec<String> = store.records.rows().map(|row| row.id.clone()).collect();
+                let images: Vec<String> = store.records.rows().map(|row| row.id.to_string()).collect();
                 for id in &images {
                     drop(store.records.table_mut().remove(id));
                 }
@@ -389,7 +391,7 @@ impl Store {
                 .table()
                 .rows()
                 .rev()
-                .map(|row| row.id.clone())
+                .map(|row| row.id.to_string())
                 .collect();
             if !layers.is_empty() {
                 all.layers.delete_all(&layers)?;

@@ -222,11 +222,11 @@ fn merge_pulled_up(options: &mut ImageOptions, row: &ImageRow, data: Vec<ImageBi
 
 fn new_row(options: &mut ImageOptions, top: String) -> Result<ImageRow> {
     let mut row = ImageRow {
-        id: options.id.clone(),
+        id: options.id.as_str().into(),
         digest: options.digest.clone().into(),
         names: std::mem::take(&mut options.names),
         names_history: std::mem::take(&mut options.names_history),
-        layer: top,
+        layer: top.into(),
         metadata: std::mem::take(&mut options.metadata),
         created: options.creation_date.map_or_else(Time::now, Time::from),
         flags: flags_json(std::mem::take(&mut options.flags)),

@@ -315,7 +315,7 @@ impl LayerStore {
         }
         let id = new.id.clone();
         let mut row = LayerRow {
-            id: id.clone(),
+            id: id.as_str().into(),
             names: new.names.clone(),
             parent: new
                 .parent
@@ -432,9 +432,9 @@ impl LayerStore {
             // Before it is marked: what cannot be deleted would be marked for ever.
             crate::driver::check_id(&row.id)?;
             if !row.is_incomplete() {
-                marked.push(row.id.clone());
+                marked.push(row.id.to_string());
             }
-            doomed.push(row.id.clone());
+            doomed.push(row.id.to_string());
         }
         self.mark_incomplete(&marked, true)?;
         for id in &doomed {

@@ -124,9 +124,9 @@ impl Store {
         let found = self
             .find_any(
                 name,
-                |row| row.id.clone(),
-                |row| row.id.clone(),
-                |row| row.id.clone(),
+                |row| row.id.to_string(),
+                |row| row.id.to_string(),
+                |row| row.id.to_string(),
             )
             .await?;
         found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking up {name:?}")))

@@ -227,7 +227,7 @@ impl Store {
     /// The layer of a container, the layer that is mounted on this path, or what the key means.
     async fn layer_of(&self, key: &str) -> Result<LayerKey> {
         let container = self
-            .read_container_store(|table| Ok(table.find(key).map(|row| row.layer.clone())))
+            .read_container_store(|table| Ok(table.find(key).map(|row| row.layer.to_string())))
             .await?;
         if let Some(layer) = container {
             return Ok(LayerKey::Id(layer));
@@ -302,7 +302,7 @@ impl Store {
             .read_all_layer_stores(|_, table| {
                 let mut rows = candidates.iter().filter_map(|id| table.get(id));
                 let found = rows.find(|row| row.uid_map.is_empty() && row.gid_map.is_empty());
-                Ok(hit(found.map(|row| row.id.clone())))
+                Ok(hit(found.map(|row| row.id.to_string())))
             })
             .await?;
         let layer = unmapped.or_else(|| image.top_layer().map(str::to_owned));
@@ -334,7 +334,7 @@ impl Store {
                     .table()
                     .rows()
                     .filter(|row| mounts.get(&row.id).is_some())
-                    .map(|row| row.id.clone())
+                    .map(|row| row.id.to_string())
                     .collect();
                 if !mounted.is_empty() && !force {
                     let what = format!("a layer is mounted: {}", mounted.join(", "));

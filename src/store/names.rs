@@ -82,7 +82,7 @@ impl Store {
             let original: Option<String> = self
                 .read_all_image_stores(|home, table| {
                     let row = table.find(&key).filter(|_| !home.is_primary());
-                    Ok(hit(row.map(|row| row.id.clone())))
+                    Ok(hit(row.map(|row| row.id.to_string())))
                 })
                 .await?;
             if let Some(original) = original {

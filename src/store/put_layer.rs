@@ -111,7 +111,7 @@ impl Store {
             return Err(ErrorKind::InvalidInput.err("a layer cannot have both a template and a diff"));
         }
         let plan = self.plan_layer(parent, &options).await?;
-        let below = plan.parent.as_ref().map(|row| row.id.clone());
+        let below = plan.parent_id();
         let unpacked = self.unpack(below, &plan.mappings, &options, diff).await?;
         self.commit(plan, options, unpacked).await
     }
@@ -221,7 +221,7 @@ impl Store {
                 mappings = self.choose_mappings(&options.id_mappings, None)?;
             }
             let (store, mappings) = (self.clone(), mappings.clone());
-            let on = base.parent.as_ref().map(|row| row.id.clone());
+            let on = base.parent_id();
             unpacking.spawn(
                 async move {
                     let unpacked = store.unpack(on, &mappings, &options, diff).await;
@@ -377,9 +377,8 @@ pub(super) struct Plan {
 
 impl Plan {
     /// ID of the parent.
-    #[cfg(feature = "pull")]
     pub(super) fn parent_id(&self) -> Option<String> {
-        self.parent.as_ref().map(|row| row.id.clone())
+        self.parent.as_ref().map(|row| row.id.to_string())
     }
 
     /// The layer to make of what was unpacked, if that is still possible.

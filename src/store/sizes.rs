@@ -63,10 +63,10 @@ impl Store {
         let (image, home) = found.ok_or_else(|| images::unknown(id))?;
         let mut layers: Vec<Arc<LayerRow>> = Vec::new();
         let mut seen: HashSet<String> = HashSet::new();
-        let mut todo: Vec<String> = std::iter::once(&image.layer)
-            .chain(&image.mapped_layers)
+        let mut todo: Vec<String> = std::iter::once(image.layer.as_str())
+            .chain(image.mapped_layers.iter().map(String::as_str))
             .filter(|id| !id.is_empty())
-            .cloned()
+            .map(str::to_owned)
             .collect();
         while let Some(next) = todo.pop() {
             if !seen.insert(next.clone()) {
@@ -79,7 +79,7 @@ impl Store {
                 || ErrorKind::LayerUnknown.err(format!("locating layer {next:?} of image {:?}", image.id));
             let row = row.ok_or_else(missing)?;
             if !row.parent.is_empty() {
-                todo.push(row.parent.clone());
+                todo.push(row.parent.to_string());
             }
             layers.push(row);
         }
