@@ -261,7 +261,8 @@ impl Store {
     ///
     /// Against its parent, a layer that came in as a stream comes out as exactly the same uncompressed bytes: they
     /// have its diff ID. By default the stream is compressed as the blob was that the layer came from; recompressed
-    /// bytes differ from that blob.
+    /// bytes differ from that blob, but are the same each time. All processors compress, up to eight. Memory does not
+    /// grow with the layer: one or two blocks are held for each processor, of 384 KiB for gzip and of 4 MiB for zstd.
     ///
     /// No lock is held while the stream flows. If the layer is deleted meanwhile, reading fails. An error while
     /// reading means that the bytes so far are worthless.
