@@ -9,8 +9,8 @@ use crate::idmap::IdMap;
 use crate::record::big_data::Items;
 use crate::record::digest_text::DigestText;
 use crate::record::id_text::IdText;
-use crate::record::json::row;
 use crate::record::pending;
+use crate::record::row::row;
 use crate::record::table::Record;
 use crate::record::time::Time;
 

@@ -6,7 +6,7 @@ use serde::de::Deserializer;
 use serde::ser::{Serialize, Serializer};
 
 use crate::digest::Digest;
-use crate::record::json::{self, Field};
+use crate::record::row::{Field, read_text};
 
 /// The digest in a field of a record. Text of another writer that is no digest is kept as it is.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,7 +86,7 @@ impl Serialize for DigestText {
 
 impl Field for DigestText {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        json::read_text(deserializer, |text| Ok(text.into()))
+        read_text(deserializer, |text| Ok(text.into()))
     }
 
     fn is_zero(&self) -> bool {

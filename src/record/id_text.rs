@@ -8,7 +8,7 @@ use arrayvec::ArrayString;
 use serde::de::Deserializer;
 use serde::ser::{Serialize, Serializer};
 
-use crate::record::json::{self, Field};
+use crate::record::row::{Field, read_text};
 
 /// Bytes of the IDs that everybody makes: 64 hexadecimal digits.
 const USUAL: usize = 64;
@@ -125,7 +125,7 @@ impl Serialize for IdText {
 
 impl Field for IdText {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        json::read_text(deserializer, |text| Ok(text.into()))
+        read_text(deserializer, |text| Ok(text.into()))
     }
 
     fn is_zero(&self) -> bool {

@@ -9,7 +9,7 @@ use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::digest_text::DigestText;
 use crate::record::id_text::IdText;
-use crate::record::json::row;
+use crate::record::row::row;
 use crate::record::table::{DigestKind, Record};
 use crate::record::time::Time;
 

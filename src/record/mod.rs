@@ -27,6 +27,7 @@ pub(crate) mod json;
 pub(crate) mod layer;
 pub(crate) mod mount_point;
 pub(crate) mod pending;
+pub(crate) mod row;
 pub(crate) mod table;
 pub(crate) mod time;
 

@@ -21,9 +21,10 @@ use bytes::Bytes;
 use crate::error::{ErrorKind, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
-use crate::record::json::{self, row};
+use crate::record::json;
 use crate::record::layer::LayerRow;
 use crate::record::read_rows;
+use crate::record::row::row;
 use crate::record::table::{Order, Table};
 use crate::sys::atomic;
 

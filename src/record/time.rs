@@ -10,7 +10,7 @@ use serde::de::Deserializer;
 use serde::ser::{Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::json::{self, Field};
+use crate::record::row::{Field, read_text};
 
 /// `0001-01-01T00:00:00Z`, Go's zero time, in seconds since the epoch.
 const GO_ZERO: i64 = -62_135_596_800;
@@ -205,7 +205,7 @@ impl Serialize for Time {
 
 impl Field for Time {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        json::read_text(deserializer, |text| {
+        read_text(deserializer, |text| {
             parse(text).ok_or_else(|| format!("{text:?} is not a time as in RFC 3339"))
         })
     }
