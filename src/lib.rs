@@ -90,6 +90,8 @@ mod lock;
 pub mod oci;
 mod options;
 mod record;
+#[cfg(test)]
+mod skip;
 mod store;
 mod sys;
 mod whiteout;

@@ -354,7 +354,7 @@ mod tests {
     #[tokio::test]
     async fn owners_are_mapped_on_both_sides() {
         if !privilege::is_root() {
-            crate::driver::conformance::skip("changing owners needs root");
+            crate::skip::skip("changing owners needs root");
             return;
         }
         let dir = tree();

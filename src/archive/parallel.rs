@@ -240,6 +240,7 @@ fn serve<F: Format>(work: &Mutex<Receiver<Job<F>>>) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use std::process::{Command, Stdio};
 
     /// What `F` makes of the pieces.
     pub(in crate::archive) fn compressed<F: Format + 'static>(pieces: &[&[u8]], threads: usize) -> Vec<u8> {
@@ -297,6 +298,19 @@ pub(super) mod tests {
                     "cut otherwise: {size}"
                 );
             }
+        }
+    }
+
+    /// Whether `program` finds the stream on its standard input to be in order.
+    pub(in crate::archive) fn check_program(program: &str, stream: &[u8]) {
+        let child = Command::new(program).arg("--test").stdin(Stdio::piped()).spawn();
+        match child {
+            Ok(mut child) => {
+                // Dropped at once, so that the program sees the end.
+                child.stdin.take().unwrap().write_all(stream).unwrap();
+                assert!(child.wait().unwrap().success());
+            }
+            Err(error) => crate::skip::skip(&format!("{program}: {error}")),
         }
     }
 

@@ -181,8 +181,8 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::conformance::skip;
     use crate::idmap::IdMap;
+    use crate::skip::skip;
     use crate::sys::at;
     use std::os::fd::AsFd as _;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

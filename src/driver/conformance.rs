@@ -23,18 +23,10 @@ use crate::driver::{CreateOptions, Driver, MountOptions, Staged, mount_tree};
 use crate::error::ErrorKind;
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir;
+use crate::skip::skip;
 use crate::sys::mount::{in_directory, is_mount_point, mounts_below, unmount_lazily};
 use crate::sys::{at, privilege, xattr};
 use crate::whiteout::{Form, OPAQUE_VALUE};
-
-/// Says that a test did not run, and fails it where every test must.
-pub(crate) fn skip(why: &str) {
-    assert!(
-        std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_none_or(|value| value != "all"),
-        "must not be skipped: {why}"
-    );
-    eprintln!("SKIPPED: {why}");
-}
 
 /// Whether overlay mounts can be tested; says so if not.
 pub(crate) fn need_overlay() -> bool {

@@ -8,8 +8,9 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use crate::driver::choice::{DriverConfig, open_driver};
-use crate::driver::conformance::{MountGuard, skip};
+use crate::driver::conformance::MountGuard;
 use crate::driver::{CreateOptions, Driver, MountOptions};
+use crate::skip::skip;
 use crate::sys::mount::is_mount_point;
 use crate::sys::privilege;
 

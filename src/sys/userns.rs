@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn a_namespace_outlives_its_child_and_no_child_stays() {
         if !crate::sys::privilege::is_root() {
-            crate::driver::conformance::skip("user namespaces with foreign IDs need root");
+            crate::skip::skip("user namespaces with foreign IDs need root");
             return;
         }
         let ranges = vec![IdMap::new(0, 100_000, 10)];

@@ -27,6 +27,7 @@ use super::path::clean;
 use super::tar_split::{Crc, Entry, TarSplitReader};
 use crate::error::Result;
 use crate::idmap::IdMappings;
+use crate::skip::{have, root_or_skip};
 use crate::whiteout::{Form, Namespace};
 
 /// Kernel overlayfs as root.
@@ -42,18 +43,6 @@ static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLo
 });
 
 /// Whether tests that need root can run; says so if not.
-fn root_or_skip() -> bool {
-    if rustix::process::geteuid().is_root() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_none_or(|value| value != "all"),
-        "root is needed"
-    );
-    eprintln!("SKIPPED: root is needed");
-    false
-}
-
 /// A directory to apply layers to, with a sentinel beside it that nobody may touch.
 struct Layer {
     tmp: tempfile::TempDir,

@@ -266,15 +266,3 @@ pub(super) fn arg(text: &(impl AsRef<OsStr> + ?Sized)) -> &OsStr {
 pub(super) fn bytes(text: &[u8]) -> &OsStr {
     OsStr::from_bytes(text)
 }
-
-/// Whether a program is installed; says so if not.
-pub(super) fn have(program: &str) -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&paths).any(|dir| dir.join(program).exists()) {
-        return true;
-    }
-    let required = std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_some_and(|value| value == "all");
-    assert!(!required, "{program} is needed");
-    eprintln!("SKIPPED: {program} is needed");
-    false
-}

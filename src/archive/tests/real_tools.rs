@@ -17,21 +17,6 @@ fn sh(dir: &Path, script: &str) {
     );
 }
 
-fn have(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    // bsdtar is not asked for: it says nothing that the others don't.
-    if !found && program != "bsdtar" {
-        assert!(
-            std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_none_or(|value| value != "all"),
-            "no {program}"
-        );
-    }
-    if !found {
-        eprintln!("SKIPPED: no {program}");
-    }
-    found
-}
-
 /// A tree with some of everything. Old formats cannot hold all of it: devices and long names are apart.
 fn make_tree(dir: &Path) {
     sh(

@@ -6,17 +6,7 @@ use std::process::Command;
 
 use rustix::fs::mkdirat;
 
-fn root_or_skip(what: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        assert!(
-            std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
-            "{what} needs root"
-        );
-        eprintln!("SKIPPED: {what} needs root");
-    }
-    root
-}
+use crate::skip::root_or_skip;
 
 /// Where there is a file system in memory: these trees are large.
 fn in_memory() -> tempfile::TempDir {
@@ -219,7 +209,7 @@ fn as_user(uid: u32, work: impl FnOnce() + Send) {
 
 #[test]
 fn missing_permissions_are_added_where_they_can_be() {
-    if !root_or_skip("changing the user") {
+    if !root_or_skip() {
         return;
     }
     let tmp = in_memory();
@@ -274,7 +264,7 @@ fn missing_permissions_are_added_where_they_can_be() {
 
 #[test]
 fn immutable_and_append_only_entries_go() {
-    if !root_or_skip("setting the immutable flag") {
+    if !root_or_skip() {
         return;
     }
     let tmp = tempfile::tempdir().unwrap();
@@ -293,11 +283,7 @@ fn immutable_and_append_only_entries_go() {
         for (name, flag) in flags {
             let file = fs::File::open(tree.join(name)).unwrap();
             if let Err(error) = rustix::fs::ioctl_setflags(&file, flag) {
-                assert!(
-                    std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
-                    "flags: {error}"
-                );
-                eprintln!("SKIPPED: no inode flags here: {error}");
+                crate::skip::skip(&format!("no inode flags here: {error}"));
                 return;
             }
         }
@@ -309,7 +295,7 @@ fn immutable_and_append_only_entries_go() {
 
 #[test]
 fn mounts_inside_are_detached_and_their_content_stays() {
-    if !root_or_skip("mounting") {
+    if !root_or_skip() {
         return;
     }
     let tmp = in_memory();
