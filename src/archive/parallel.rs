@@ -58,16 +58,15 @@ pub(crate) struct Parallel<'a, F: Format, W> {
     format: F,
     /// How many threads there may be.
     threads: usize,
-    state: State<F>,
+    /// Where the work is done; `None` until a block is full.
+    bench: Option<Bench<F>>,
     running: VecDeque<Receiver<io::Result<F::Block>>>,
     /// The block being gathered.
     block: Vec<u8>,
 }
 
-/// Where the work is done.
-enum State<F: Format> {
-    /// No block has been full yet.
-    Fresh,
+/// Where blocks are compressed.
+enum Bench<F: Format> {
     /// Threads fetch it here; no more than `limit` blocks are under way.
     Threads {
         jobs: mpsc::Sender<Job<F>>,
@@ -90,7 +89,7 @@ impl<'a, F: Format + 'static, W: Write> Parallel<'a, F, W> {
             out,
             format: F::default(),
             threads,
-            state: State::Fresh,
+            bench: None,
             running: VecDeque::new(),
             block: Vec::new(),
         })
@@ -98,7 +97,7 @@ impl<'a, F: Format + 'static, W: Write> Parallel<'a, F, W> {
 
     /// Writes everything that is still to come, and the end. Dropped without, the stream stays cut off.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        if matches!(self.state, State::Fresh) {
+        if self.bench.is_none() {
             // Everything fits into one block: done before a thread has started.
             self.threads = 0;
         }
@@ -113,26 +112,25 @@ impl<'a, F: Format + 'static, W: Write> Parallel<'a, F, W> {
             return Ok(());
         }
         let data = Bytes::from(std::mem::take(&mut self.block));
-        if matches!(self.state, State::Fresh) {
-            self.state = start::<F>(self.threads)?;
-        }
-        let limit = match &mut self.state {
-            State::Threads { jobs, limit } => {
+        let bench = match &mut self.bench {
+            Some(bench) => bench,
+            none => none.insert(start(self.threads)?),
+        };
+        match bench {
+            Bench::Threads { jobs, limit } => {
                 let (done, result) = mpsc::sync_channel(1);
                 jobs.send(Job { data, done }).map_err(|_reason| ended())?;
                 self.running.push_back(result);
-                *limit
+                if self.running.len() >= *limit {
+                    self.collect()?;
+                }
+                Ok(())
             }
-            State::Own(encoder) => {
+            Bench::Own(encoder) => {
                 let block = F::compress(encoder, &data)?;
-                return self.emit(&block);
+                self.emit(&block)
             }
-            State::Fresh => return Err(ended()),
-        };
-        if self.running.len() >= limit {
-            self.collect()?;
         }
-        Ok(())
     }
 
     /// Waits for the oldest block and writes it; `false` if there is none.
@@ -194,7 +192,7 @@ fn ended() -> io::Error {
 }
 
 /// Starts threads, as many of `wanted` as can be had.
-fn start<F: Format + 'static>(wanted: usize) -> io::Result<State<F>> {
+fn start<F: Format + 'static>(wanted: usize) -> io::Result<Bench<F>> {
     let (jobs, work) = mpsc::channel();
     let work = Arc::new(Mutex::new(work));
     let mut started = 0;
@@ -212,8 +210,8 @@ fn start<F: Format + 'static>(wanted: usize) -> io::Result<State<F>> {
         }
     }
     Ok(match started {
-        0 => State::Own(F::encoder()?),
-        _ => State::Threads {
+        0 => Bench::Own(F::encoder()?),
+        _ => Bench::Threads {
             jobs,
             limit: started + (WAITING / F::BLOCK).clamp(1, started),
         },

@@ -1,12 +1,7 @@
 //! A digest as it stands in a record: checked where it can be, and never lost where it cannot.
 
-use std::fmt;
-
-use serde::de::Deserializer;
-use serde::ser::{Serialize, Serializer};
-
 use crate::digest::Digest;
-use crate::record::row::{Field, read_text};
+use crate::record::row::text_field;
 
 /// The digest in a field of a record. Text of another writer that is no digest is kept as it is.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,33 +61,7 @@ impl From<&str> for DigestText {
     }
 }
 
-impl fmt::Display for DigestText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl fmt::Debug for DigestText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-impl Serialize for DigestText {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl Field for DigestText {
-    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        read_text(deserializer, |text| Ok(text.into()))
-    }
-
-    fn is_zero(&self) -> bool {
-        self.is_empty()
-    }
-}
+text_field!(DigestText);
 
 #[cfg(test)]
 mod tests {

@@ -1,14 +1,10 @@
 //! An ID as it stands in a record.
 
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 
+use crate::record::row::text_field;
 use arrayvec::ArrayString;
-use serde::de::Deserializer;
-use serde::ser::{Serialize, Serializer};
-
-use crate::record::row::{Field, read_text};
 
 /// Bytes of the IDs that everybody makes: 64 hexadecimal digits.
 const USUAL: usize = 64;
@@ -61,18 +57,6 @@ impl From<String> for IdText {
     }
 }
 
-impl From<&String> for IdText {
-    fn from(text: &String) -> Self {
-        text.as_str().into()
-    }
-}
-
-impl From<IdText> for String {
-    fn from(text: IdText) -> Self {
-        text.as_str().into()
-    }
-}
-
 impl PartialEq for IdText {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
@@ -105,37 +89,12 @@ impl Hash for IdText {
     }
 }
 
-impl fmt::Display for IdText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self)
-    }
-}
-
-impl fmt::Debug for IdText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-impl Serialize for IdText {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self)
-    }
-}
-
-impl Field for IdText {
-    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        read_text(deserializer, |text| Ok(text.into()))
-    }
-
-    fn is_zero(&self) -> bool {
-        self.is_empty()
-    }
-}
+text_field!(IdText);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::row::Field as _;
     use std::collections::HashMap;
 
     #[test]

@@ -50,6 +50,12 @@ row! {
 }
 
 impl ImageRow {
+    /// The top layer (empty if there is none), then its copies with other ID mappings.
+    pub(crate) fn top_layers(&self) -> impl Iterator<Item = &str> {
+        let copies = self.mapped_layers.iter().map(String::as_str);
+        std::iter::once(self.layer.as_str()).chain(copies)
+    }
+
     /// The digests under which the image is found: its own, then those of its manifests in the order of
     /// `big_data_names`. No duplicates; text that is no digest is passed over.
     pub(crate) fn digests(&self) -> Vec<Digest> {

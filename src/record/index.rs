@@ -153,20 +153,13 @@ impl<R: Record> Index<R> {
                 }
             }
         }
-        if let Some(sorted) = self.sorted.get_mut() {
-            sorted.insert(ById(Arc::clone(row)), position);
-        }
         self.add_rest(position, row);
         Ok(())
     }
 
     /// Enters a row.
     pub(super) fn add(&mut self, position: Position, row: &Arc<R>) {
-        let id = ById(Arc::clone(row));
-        if let Some(sorted) = self.sorted.get_mut() {
-            sorted.insert(id.clone(), position);
-        }
-        self.ids.insert(id, position);
+        self.ids.insert(ById(Arc::clone(row)), position);
         for at in 0..row.names().len() {
             let row = Arc::clone(row);
             self.names.insert(ByName { row, at }, position);
@@ -174,13 +167,16 @@ impl<R: Record> Index<R> {
         self.add_rest(position, row);
     }
 
-    /// Enters what rows may have in common.
-    fn add_rest(&mut self, position: Position, row: &R) {
+    /// Enters what is not there from the start or may be common to several rows.
+    fn add_rest(&mut self, position: Position, row: &Arc<R>) {
+        if let Some(sorted) = self.sorted.get_mut() {
+            sorted.insert(ById(Arc::clone(row)), position);
+        }
         if let Some(layer) = row.layer() {
             add_to(self.layers.entry(layer.to_owned()).or_default(), position);
         }
         if let Some(digests) = self.digests.get_mut() {
-            add_digests(digests, position, row);
+            add_digests(digests, position, &**row);
         }
         if row.is_incomplete() {
             self.incomplete.insert(position);

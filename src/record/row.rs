@@ -106,6 +106,40 @@ plain_fields! {
     serde_json::Value: |value| value.is_null(),
 }
 
+/// Makes a field of a type that stands for a text: one with `as_str`, and `From<&str>` for whatever is in a file.
+macro_rules! text_field {
+    ($type:ident) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Debug::fmt(self.as_str(), f)
+            }
+        }
+
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl $crate::record::row::Field for $type {
+            fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::record::row::read_text(deserializer, |text| Ok(text.into()))
+            }
+
+            fn is_zero(&self) -> bool {
+                self.as_str().is_empty()
+            }
+        }
+    };
+}
+pub(crate) use text_field;
+
 impl<T: Field> Field for Vec<T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor<T>(PhantomData<T>);

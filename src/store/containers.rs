@@ -283,8 +283,8 @@ pub(crate) fn mapped_top_layer(
         row.uid_map == wanted.uid_map && row.gid_map == wanted.gid_map
     };
     // A store-independent candidate whose parent is nowhere cannot be mounted.
-    let candidates: Vec<(Arc<LayerRow>, bool)> = std::iter::once(image.layer.as_str())
-        .chain(image.mapped_layers.iter().map(String::as_str))
+    let candidates: Vec<(Arc<LayerRow>, bool)> = image
+        .top_layers()
         .filter_map(|id| held.layer(id))
         .filter(|(row, _)| row.parent.is_empty() || held.layer(&row.parent).is_some())
         .collect();

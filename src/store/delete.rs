@@ -191,10 +191,7 @@ impl AllStores {
         let others: HashSet<&str> = self
             .images()
             .filter(|other| other.id != image)
-            .flat_map(|other| {
-                let mapped = other.mapped_layers.iter().map(String::as_str);
-                std::iter::once(other.layer.as_str()).chain(mapped)
-            })
+            .flat_map(|other| other.top_layers())
             .collect();
         let mut doomed: Vec<String> = Vec::new();
         // The record of one image may stand in two stores, on different layers.

@@ -108,12 +108,16 @@ impl Source {
         }
     }
 
-    fn write_compressed(&self, out: &mut ChunkWriter, compression: Compression) -> Result<()> {
+    /// How to write with this compression.
+    fn writer(compression: Compression) -> Result<fn(&Self, &mut ChunkWriter) -> Result<()>> {
         match compression {
-            Compression::None => self.write(out),
-            Compression::Gzip => self.press::<Gzip>(out),
-            Compression::Zstd => self.press::<ZstdFrames>(out),
-            Compression::Bzip2 | Compression::Xz => Err(only_read(compression)),
+            Compression::None => Ok(|source, out| source.write(out)),
+            Compression::Gzip => Ok(Self::press::<Gzip>),
+            Compression::Zstd => Ok(Self::press::<ZstdFrames>),
+            Compression::Bzip2 | Compression::Xz => {
+                let extension = compression.extension();
+                Err(ErrorKind::NotSupported.err(format!("compression format {extension} for writing")))
+            }
         }
     }
 
@@ -122,11 +126,6 @@ impl Source {
         self.write(&mut stream)?;
         stream.finish().during("compressing the layer stream")
     }
-}
-
-fn only_read(compression: Compression) -> Error {
-    let extension = compression.extension();
-    ErrorKind::NotSupported.err(format!("compression format {extension} for writing"))
 }
 
 impl Comparison {
@@ -287,9 +286,7 @@ impl Store {
         let pair = self.pair(from, to).await?;
         let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
         let compression = options.compression.unwrap_or_else(recorded);
-        if matches!(compression, Compression::Bzip2 | Compression::Xz) {
-            return Err(only_read(compression));
-        }
+        let write = Source::writer(compression)?;
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -302,7 +299,7 @@ impl Store {
         let (mut writer, stream) = bridge::chunks_out();
         let id = pair.to.id.clone();
         bridge::detach(move || {
-            let result = source.write_compressed(&mut writer, compression);
+            let result = write(&source, &mut writer);
             // A temporary mount goes before the reader sees the end.
             drop(source);
             writer.finish(result.map_err(|error| {

@@ -63,8 +63,8 @@ impl Store {
         let (image, home) = found.ok_or_else(|| images::unknown(id))?;
         let mut layers: Vec<Arc<LayerRow>> = Vec::new();
         let mut seen: HashSet<String> = HashSet::new();
-        let mut todo: Vec<String> = std::iter::once(image.layer.as_str())
-            .chain(image.mapped_layers.iter().map(String::as_str))
+        let mut todo: Vec<String> = image
+            .top_layers()
             .filter(|id| !id.is_empty())
             .map(str::to_owned)
             .collect();

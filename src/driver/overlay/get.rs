@@ -24,13 +24,12 @@ use crate::whiteout::Namespace;
 /// Mode of a layer's directory that has to be made again and no lower tells it.
 const LOST_MODE: u32 = 0o555;
 
-/// Where a layer is to be mounted.
-struct Target<'a> {
-    path: &'a Path,
-    /// Whether the mount point is there already.
-    exists: bool,
-    /// Whether the mount may be read-write.
-    writable: bool,
+/// Where a layer is and where it is mounted.
+struct Spot {
+    place: Located,
+    merged: PathBuf,
+    /// How often it is mounted; `None` if there is no mount point yet.
+    count: Option<u64>,
 }
 
 impl Overlay {
@@ -44,97 +43,52 @@ impl Overlay {
         dir.join("merged")
     }
 
-    /// Finds a layer, where it is mounted and how often; `None` if there is no mount point yet.
-    fn find_mount(&self, id: &str, mounts: &Mounts<'_>) -> Result<(Located, PathBuf, Option<u64>)> {
+    /// Finds a layer and its mount point.
+    fn find_spot(&self, id: &str, mounts: &Mounts<'_>) -> Result<Spot> {
         crate::driver::check_id(id)?;
-        let by_program = self.program.is_some();
+        let look = |place: Located| {
+            let merged = self.merged(id, &place);
+            let count = mounts.count(&merged, self.program.is_some())?;
+            Ok(Spot { place, merged, count })
+        };
         // Mostly it is an own layer with a mount point: then one look is enough.
-        let own = Located {
+        let own = look(Located {
             dir: self.stores.home.join(id),
             own: true,
-        };
-        let merged = self.merged(id, &own);
-        if let Some(count) = mounts.count(&merged, by_program)? {
-            return Ok((own, merged, Some(count)));
+        })?;
+        if own.count.is_some() {
+            return Ok(own);
         }
-        let place = self.stores.require(id)?;
-        let merged = self.merged(id, &place);
-        let count = if place.own {
-            None
-        } else {
-            mounts.count(&merged, by_program)?
-        };
-        Ok((place, merged, count))
+        look(self.stores.require(id)?)
     }
 
     /// Mounts a layer, or counts one more use.
     pub(super) fn get_layer(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
-        let mut mounts = self.shared.mounts();
-        let (place, merged, count) = self.find_mount(id, &mounts)?;
-        let target = Target {
-            path: &merged,
-            exists: count.is_some(),
-            writable: place.own,
-        };
-        self.count_up(id, &place, &target, options, &mut mounts, count)?;
-        Ok(merged)
+        self.mount_at(id, options, false)
     }
 
     /// Mounts a layer for changing its owners: read-write also in the separate image store, whose layers are otherwise
     /// only read.
-    pub(super) fn mount_layer_for_owners(
-        &self,
-        id: &str,
-        place: &Located,
-        options: &MountOptions,
-    ) -> Result<PathBuf> {
-        let merged = self.merged(id, place);
-        let mut mounts = self.shared.mounts();
-        let count = mounts.count(&merged, self.program.is_some())?;
-        let target = Target {
-            path: &merged,
-            exists: count.is_some(),
-            writable: true,
-        };
-        self.count_up(id, place, &target, options, &mut mounts, count)?;
-        Ok(merged)
+    pub(super) fn mount_layer_for_owners(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+        self.mount_at(id, options, true)
     }
 
-    /// One more use of what has `count` of them; the first one mounts.
-    fn count_up(
-        &self,
-        id: &str,
-        place: &Located,
-        target: &Target<'_>,
-        options: &MountOptions,
-        mounts: &mut Mounts<'_>,
-        count: Option<u64>,
-    ) -> Result<()> {
-        let count = count.unwrap_or(0);
+    fn mount_at(&self, id: &str, options: &MountOptions, writable_anywhere: bool) -> Result<PathBuf> {
+        let mut mounts = self.shared.mounts();
+        let spot = self.find_spot(id, &mounts)?;
+        let count = spot.count.unwrap_or(0);
         if count == 0 {
-            let mount = || self.mount_new(id, place, target, options);
+            let writable = writable_anywhere || spot.place.own;
+            let mount = || self.mount_new(id, &spot, options, writable);
             mount()
-                .or_else(
-                    |error| match self.stores.forget_known() | Self::unmark_volatile(place, target)? {
-                        true => mount(),
-                        false => Err(error),
-                    },
-                )
+                .or_else(|error| match self.stores.forget_known() {
+                    true => mount(),
+                    false => Err(error),
+                })
                 .context(|| format!("mounting layer {id:?}"))?;
         }
-        mounts.set(target.path.to_owned(), count + 1);
-        Ok(())
-    }
-
-    /// Removes what a mount that skipped syncs has left: with it the kernel refuses to mount again. Returns whether there
-    /// was such a mark.
-    fn unmark_volatile(place: &Located, target: &Target<'_>) -> Result<bool> {
-        let mark = place.dir.join("work/work/incompat/volatile");
-        let marked = target.writable && exists(&mark)?;
-        if marked {
-            tree::remove_tree(&mark).at("removing", mark)?;
-        }
-        Ok(marked)
+        mounts.set(spot.merged.clone(), count + 1);
+        Ok(spot.merged)
     }
 
     /// The options of a mount: the caller's, else the driver's; and what the driver's have to add.
@@ -158,13 +112,8 @@ impl Overlay {
         list
     }
 
-    fn mount_new(
-        &self,
-        id: &str,
-        place: &Located,
-        target: &Target<'_>,
-        options: &MountOptions,
-    ) -> Result<()> {
+    fn mount_new(&self, id: &str, spot: &Spot, options: &MountOptions, writable: bool) -> Result<()> {
+        let Spot { place, merged, count } = spot;
         let dir = &place.dir;
         if exists(&dir.join("composefs-data"))? {
             return Err(stores::composefs(id));
@@ -172,7 +121,7 @@ impl Overlay {
         let list = self.mount_options(options);
         // Read-only is the lack of an upper directory, whatever else the flags say.
         let mut sorted = flags::sort(list)?;
-        let read_write = target.writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
+        let read_write = writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
         let shifting = !options.disable_shifting
             && !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
@@ -203,8 +152,8 @@ impl Overlay {
             });
         }
 
-        if !target.exists {
-            self.prepare_target(target.path, place.own)?;
+        if count.is_none() {
+            self.prepare_target(merged, place.own)?;
         }
         // Once is enough: whoever takes it away says so, and then there is a new driver.
         if !self.options.skip_mount_home && !self.is_private.load(Ordering::Relaxed) {
@@ -235,9 +184,9 @@ impl Overlay {
             upper,
             options: sorted,
             label: &options.mount_label,
-            target: target.path,
+            target: merged,
         };
-        match &self.program {
+        let mount = || match &self.program {
             None => mount_overlay(&plan),
             Some(program) => {
                 let extras = Extras {
@@ -246,7 +195,11 @@ impl Overlay {
                 };
                 program::mount(program, &self.stores.home, &plan, &extras)
             }
-        }
+        };
+        mount().or_else(|error| match &plan.upper {
+            Some((_, work)) if remove_volatile_mark(work)? => mount(),
+            _ => Err(error),
+        })
     }
 
     /// Where ID-mapped views of lowers go while a mount is made. Never into another store.
@@ -306,7 +259,7 @@ impl Overlay {
     /// Undoes one use; the last one unmounts.
     pub(super) fn put_layer(&self, id: &str) -> Result<()> {
         let mut mounts = self.shared.mounts();
-        let (place, merged, count) = self.find_mount(id, &mounts)?;
+        let Spot { place, merged, count } = self.find_spot(id, &mounts)?;
         let count = count.unwrap_or(0);
         if count > 1 {
             mounts.set(merged, count - 1);
@@ -349,6 +302,17 @@ impl Overlay {
         )?;
         rustix::fs::renameat(CWD, &fresh, CWD, merged).at("replacing mount point", merged)
     }
+}
+
+/// Removes what a mount that skipped syncs has left: with it the kernel refuses to mount again. Returns whether there was
+/// such a mark.
+fn remove_volatile_mark(work: &Path) -> Result<bool> {
+    let mark = work.join("work/incompat/volatile");
+    let marked = exists(&mark)?;
+    if marked {
+        tree::remove_tree(&mark).at("removing", mark)?;
+    }
+    Ok(marked)
 }
 
 /// Makes a directory, 0700, if it is not there.

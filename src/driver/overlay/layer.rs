@@ -354,7 +354,7 @@ impl Overlay {
             disable_shifting: true,
             ..MountOptions::default()
         };
-        let merged = self.mount_layer_for_owners(id, &place, &options)?;
+        let merged = self.mount_layer_for_owners(id, &options)?;
         let changed = at::open_dir(&merged)
             .at("opening mounted layer", &merged)
             .and_then(|tree| chown::change_owners(tree.as_fd(), from, to, self.program.is_some()));
