@@ -8,29 +8,29 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::archive::apply::{ApplyOptions, Target, apply};
-use crate::archive::compression;
-use crate::archive::framing::{Entry, Framer, Source};
-use crate::archive::replay;
-use crate::archive::sent::Sent;
-use crate::archive::sink::{Sink, read_spare};
-use crate::archive::tape::Tape;
-use crate::archive::tar_split::Crc;
+use crate::archive::apply::pipeline::{ApplyOptions, Target, apply};
+use crate::archive::compress::blob_reader::BlobReader;
+use crate::archive::compress::decode;
+use crate::archive::stream_writer::{StreamWriter, read_spare};
+use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::recorder::TarSplitRecorder;
+use crate::archive::tar_split::replay;
 use crate::bridge::CHUNK;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::record_lock::{LockFile, LockMode};
 use crate::record::layer::LayerRow;
-use crate::record::time::Time;
 use crate::record::{Location, Records, RecordsConfig};
 use crate::sys::at;
-use crate::whiteout::{Form, Namespace};
+use crate::time::Time;
+use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// Counts what a decoder makes.
 struct Count(u64);
 
-impl compression::Sink for Count {
+impl decode::ChunkConsumer for Count {
     async fn take(&mut self, chunk: Bytes) -> bool {
         self.0 += chunk.len() as u64;
         true
@@ -44,10 +44,10 @@ impl compression::Sink for Count {
 /// As there.
 pub async fn decode(blob: &Path) -> Result<u64> {
     let file = tokio_file(blob)?;
-    let mut stream = Sent::new(file);
+    let mut stream = BlobReader::new(file);
     let kind = stream.detect().await.at("reading", blob)?;
     let mut count = Count(0);
-    compression::decode(&mut stream, kind, CHUNK, &mut count).await?;
+    decode::decode(&mut stream, kind, CHUNK, &mut count).await?;
     Ok(count.0)
 }
 
@@ -71,42 +71,42 @@ fn tokio_file(path: &Path) -> Result<impl tokio::io::AsyncRead + Send + Unpin + 
 /// A tar in memory, in chunks.
 struct Memory(Bytes);
 
-impl Source for Memory {
+impl ChunkSource for Memory {
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let count = self.0.len().min(CHUNK);
         Ok((count > 0).then(|| self.0.split_to(count)))
     }
 }
 
-/// Frames a plain tar and writes its tape to `tape`; returns the number of entries.
+/// Frames a plain tar and writes its recorder to `recorder`; returns the number of entries.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArchive`], [`ErrorKind::Io`].
-pub fn frame(tar: Bytes, tape: &Path) -> Result<u64> {
-    let dir = at::open_dir(tape.parent().unwrap_or(tape)).at("opening the directory of", tape)?;
-    let mut tape = Tape::new(Some(File::create(tape).at("creating", tape)?));
-    let mut framer = Framer::new(Memory(tar));
+pub fn frame(tar: Bytes, recorder: &Path) -> Result<u64> {
+    let dir = at::open_dir(recorder.parent().unwrap_or(recorder)).at("opening the directory of", recorder)?;
+    let mut recorder = TarSplitRecorder::new(Some(File::create(recorder).at("creating", recorder)?));
+    let mut reader = TarReader::new(Memory(tar));
     let (mut entry, mut crc, mut entries) = (Entry::default(), Crc::new(), 0);
-    while framer.next(&mut entry, &mut |raw| tape.raw(raw))? {
+    while reader.next(&mut entry, &mut |raw| recorder.raw(raw))? {
         entries += 1;
-        while let Some(piece) = framer.payload()? {
+        while let Some(piece) = reader.payload()? {
             crc.update(&piece);
         }
-        tape.file(&entry.name, entry.size, crc.take())?;
+        recorder.file(&entry.name, entry.size, crc.take())?;
     }
-    framer.drain(&mut |raw| tape.raw(raw))?;
-    drop(tape.finish(dir.as_fd())?);
+    reader.drain(&mut |raw| recorder.raw(raw))?;
+    drop(recorder.finish(dir.as_fd())?);
     Ok(entries)
 }
 
-/// Unpacks a blob into the empty directory `dir`, with a tape if one is wanted; returns the number of entries.
+/// Unpacks a blob into the empty directory `dir`, with a recorder if one is wanted; returns the number of entries.
 ///
 /// # Errors
 /// As [`Store::put_layer`](crate::Store::put_layer).
-pub async fn extract(blob: &Path, dir: &Path, tape: Option<&Path>) -> Result<u64> {
+pub async fn extract(blob: &Path, dir: &Path, recorder: Option<&Path>) -> Result<u64> {
     let target = Target {
         dir: at::open_dir(dir).at("opening", dir)?,
-        form: Form::Overlay(Namespace::Trusted),
+        form: WhiteoutFormat::Overlay(Namespace::Trusted),
         root_entry: true,
         mappings: IdMappings::default(),
         owner: None,
@@ -115,7 +115,10 @@ pub async fn extract(blob: &Path, dir: &Path, tape: Option<&Path>) -> Result<u64
         in_user_namespace: false,
     };
     let options = ApplyOptions {
-        tar_split: tape.map(File::create).transpose().during("creating a tape")?,
+        tar_split: recorder
+            .map(File::create)
+            .transpose()
+            .during("creating a recorder")?,
         ..ApplyOptions::default()
     };
     let (applied, ()) = apply(Box::pin(tokio_file(blob)?), target, options, ()).await?;
@@ -136,7 +139,7 @@ impl Write for Nowhere {
     }
 }
 
-impl Sink for Nowhere {
+impl StreamWriter for Nowhere {
     fn fill(&mut self, file: BorrowedFd<'_>, limit: usize) -> io::Result<&[u8]> {
         self.0.clear();
         self.0.reserve(CHUNK);
@@ -145,14 +148,14 @@ impl Sink for Nowhere {
     }
 }
 
-/// Replays `tape` from the files in `dir`; returns the size of the stream.
+/// Replays `recorder` from the files in `dir`; returns the size of the stream.
 ///
 /// # Errors
 /// [`ErrorKind::LayerContentModified`], [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
-pub fn replay(tape: &Path, dir: &Path) -> Result<u64> {
-    let tape = File::open(tape).at("opening", tape)?;
+pub fn replay(recorder: &Path, dir: &Path) -> Result<u64> {
+    let recorder = File::open(recorder).at("opening", recorder)?;
     let tree = at::open_dir(dir).at("opening", dir)?;
-    replay::replay(io::BufReader::new(tape), &[tree], &mut Nowhere::default())
+    replay::replay(io::BufReader::new(recorder), &[tree], &mut Nowhere::default())
 }
 
 /// A lock file of the store's kind.
@@ -263,6 +266,6 @@ impl Rows {
     /// # Errors
     /// [`ErrorKind::Io`].
     pub async fn find(&self, name: &str) -> Result<bool> {
-        Ok(self.records.glance().await?.find(name).is_some())
+        Ok(self.records.unlocked_snapshot().await?.find(name).is_some())
     }
 }

@@ -80,11 +80,14 @@ mod archive;
 #[doc(hidden)]
 pub mod bench;
 mod bridge;
+mod compression;
 pub mod config;
+mod copy_content;
 mod digest;
 mod driver;
 mod error;
 mod idmap;
+mod json;
 mod lock;
 #[cfg(feature = "pull")]
 pub mod oci;
@@ -94,29 +97,32 @@ mod record;
 mod skip;
 mod store;
 mod sys;
+mod time;
 mod whiteout;
 
-pub use archive::changes::{Change, ChangeKind};
-pub use archive::compression::Compression;
-pub use archive::copy_content::{CopyEnd, copy_content};
+pub use archive::diff::changes::{Change, ChangeKind};
+pub use compression::Compression;
 pub use config::default_mount_options;
+pub use copy_content::{CopyEnd, copy_content};
 pub use digest::Digest;
 pub use driver::options::mount_options;
 pub use error::{Error, ErrorKind, Result};
 pub use idmap::{IdMap, IdMappings, Owner};
+pub use json::go_json;
 pub use lock::owners::LockOwner;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, Remap, StoreOptions,
 };
-pub use record::json::go_json;
+pub use store::Store;
 pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::diff::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, GraphDriver};
 pub use store::multi_list::{MultiListOptions, MultiListResult};
 pub use store::sizes::ParentOwners;
+pub use store::stage::put_layer::PutLayer;
 pub use store::views::{Container, Image, Layer};
-pub use store::{DiffStream, PutLayer, Store};
 
 /// The README's example is compiled and run like every other.
 #[cfg(doctest)]

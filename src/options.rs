@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::io::AsyncRead;
 
-use crate::archive::compression::Compression;
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::idmap::{IdMap, IdMappings};
 

@@ -30,13 +30,13 @@ pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
 
 /// How deletions lie on disk in one layer's own tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum WhiteoutFormat {
     /// A complete tree: whiteouts are carried out when a layer is applied, nothing marks them (vfs, btrfs).
-    Executed,
+    Apply,
     /// Kernel overlayfs: a character device 0:0, and an attribute on opaque directories.
     Overlay(Namespace),
     /// As in the tar: `.wh.` files stay as they are (overlay with a mount program).
-    Literal,
+    Verbatim,
 }
 
 /// Which extended attributes overlayfs reads its marks from.
@@ -60,7 +60,7 @@ impl Namespace {
 
 /// What the base name of a tar entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mark<'a> {
+pub(crate) enum WhiteoutName<'a> {
     /// An ordinary name.
     None,
     /// The directory holding it is opaque.
@@ -72,14 +72,14 @@ pub(crate) enum Mark<'a> {
 }
 
 /// Reads a base name.
-pub(crate) fn parse(base: &[u8]) -> Mark<'_> {
+pub(crate) fn parse(base: &[u8]) -> WhiteoutName<'_> {
     if base == OPAQUE {
-        return Mark::Opaque;
+        return WhiteoutName::Opaque;
     }
     match base.strip_prefix(PREFIX) {
-        None => Mark::None,
-        Some(b"" | b"." | b"..") => Mark::Invalid,
-        Some(name) => Mark::Deleted(name),
+        None => WhiteoutName::None,
+        Some(b"" | b"." | b"..") => WhiteoutName::Invalid,
+        Some(name) => WhiteoutName::Deleted(name),
     }
 }
 
@@ -89,12 +89,12 @@ mod tests {
 
     #[test]
     fn names_are_told_apart() {
-        assert_eq!(parse(b"file"), Mark::None);
-        assert_eq!(parse(b".wh.file"), Mark::Deleted(b"file"));
-        assert_eq!(parse(b".wh..wh..opq"), Mark::Opaque);
-        assert_eq!(parse(b".wh..wh.x"), Mark::Deleted(b".wh.x"));
+        assert_eq!(parse(b"file"), WhiteoutName::None);
+        assert_eq!(parse(b".wh.file"), WhiteoutName::Deleted(b"file"));
+        assert_eq!(parse(b".wh..wh..opq"), WhiteoutName::Opaque);
+        assert_eq!(parse(b".wh..wh.x"), WhiteoutName::Deleted(b".wh.x"));
         for bad in [&b".wh."[..], b".wh..", b".wh..."] {
-            assert_eq!(parse(bad), Mark::Invalid);
+            assert_eq!(parse(bad), WhiteoutName::Invalid);
         }
     }
 }

@@ -6,7 +6,7 @@ use rustix::io::{Errno, Result};
 
 use crate::sys::at;
 
-use super::path::MAX_PATH;
+use crate::archive::path::MAX_PATH;
 
 /// Opens the directory at the clean path `path` inside `root` for `*at` calls, however long the path is.
 pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
@@ -106,7 +106,7 @@ mod tests {
         for _ in 0..60 {
             rustix::fs::mkdirat(&dir, &name[..], Mode::RWXU).unwrap();
             dir = at::open_dir_at(dir.as_fd(), &name).unwrap();
-            super::super::path::push(&mut path, &name);
+            crate::archive::path::push(&mut path, &name);
         }
         let found = open_dir(root.as_fd(), &path).unwrap();
         let inode = |dir: &OwnedFd| rustix::fs::fstat(dir).unwrap().st_ino;

@@ -1,59 +1,40 @@
 //! Tar streams in and out.
 //!
+//! ```text
+//! tar/        headers, PAX records, sparse maps; reading and writing the format
+//! tar_split/  the record that makes a tar stream reproducible: format, recorder, replay
+//! compress/   decoding what comes in, compressing what goes out
+//! apply/      a tar stream becomes a tree
+//! diff/       two trees, or an overlay diff, become a list of changes or a tar stream
+//! ```
+//!
 //! # The way in ([`apply`])
 //!
 //! ```text
-//! AsyncRead ─ count ─ detect ─ decode ([`compression`]) ─────────┐ bounded channel, and beside it what is to be
-//!                                                                │ hashed (`hash_line`), by whoever would wait
-//!          frame ([`framing`], [`header`], [`pax`], [`sparse`]) ─┘ one blocking step from here on
-//!            ├─ tape (`tape`, [`tar_split`]): everything that is no file content, and checksums of what is
-//!            └─ unpack (`extract`, `parents`, `metadata`, `deletions`, `aufs`) below an open directory
+//! AsyncRead ─ blob reader ─ detect ─ decode ([`compress`]) ─┐ bounded channel; beside it the hashing queue
+//!                                                           │
+//!                           tar reader ([`tar`]) ───────────┘ one thread from here on
+//!            ├─ tar-split recorder ([`tar_split`]): everything that is no file content, and checksums of what is
+//!            └─ extract (`extract`, `parents`, `metadata`, `whiteouts`, `aufs`) below an open directory
 //! ```
 //!
 //! # The way out
 //!
-//! A layer that has a tar-split tape is put together again from it and the layer's files ([`replay`]): the same bytes.
-//! Others are told from their trees ([`changes`]) and written afresh ([`export`], `tar_writer`).
+//! A layer that has tar-split data is reproduced from it and the layer's files ([`tar_split::replay`]): the same bytes.
+//! The changes of other layers are found in their trees ([`diff::changes`]) and written as a new tar stream
+//! ([`diff::export`]).
 //!
-//! Nothing here knows records or drivers: directories come in open, with word on the form that deletions take there.
+//! Nothing here knows records or drivers: directories come in open, with the format that whiteouts have there.
 
 pub(crate) mod apply;
-mod aufs;
-mod buffers;
-pub(crate) mod changes;
-pub(crate) mod compression;
-pub(crate) mod copy_content;
-mod deflate_blocks;
-mod deletions;
-mod durable;
-pub(crate) mod export;
-mod extract;
-pub(crate) mod framing;
-pub(crate) mod gzip;
-mod hash_line;
-pub(crate) mod header;
-mod held;
-mod ledger;
+pub(crate) mod compress;
+pub(crate) mod diff;
 mod lookup;
-mod lowers;
-mod metadata;
-pub(crate) mod parallel;
-mod parents;
 mod path;
-pub(crate) mod pax;
-mod payload;
-mod prune;
-pub(crate) mod replay;
-mod seen;
-pub(crate) mod sent;
-pub(crate) mod sink;
-pub(crate) mod sparse;
-pub(crate) mod tape;
+pub(crate) mod stream_writer;
+pub(crate) mod tar;
 pub(crate) mod tar_split;
-mod tar_writer;
 #[cfg(test)]
 pub(crate) mod test_tar;
 #[cfg(test)]
 mod tests;
-mod walk;
-pub(crate) mod zstd_frames;

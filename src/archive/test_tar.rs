@@ -1,6 +1,6 @@
 //! Builds tar archives for tests, odd ones too.
 
-use super::header::BLOCK;
+use crate::archive::tar::header::BLOCK;
 
 /// A pax record, `LENGTH KEY=VALUE\n`.
 pub(crate) fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {

@@ -22,13 +22,13 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// A file that was read.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
     pub(super) text: String,
 }
 
 /// Reads every file that counts, the least important first.
-pub(super) fn read_all(environment: &Environment) -> Result<Vec<Source>> {
+pub(super) fn read_all(environment: &Environment) -> Result<Vec<ConfigFile>> {
     let mut sources = Vec::new();
     if let Some(path) = environment.var(CONF) {
         sources.push(read_named(Path::new(path), CONF)?);
@@ -56,7 +56,7 @@ fn user_dir(environment: &Environment) -> Result<Option<PathBuf>> {
 }
 
 /// The first main file that exists: the user's, the administrator's, the distribution's.
-fn read_main(environment: &Environment, user: Option<&Path>) -> Result<Option<Source>> {
+fn read_main(environment: &Environment, user: Option<&Path>) -> Result<Option<ConfigFile>> {
     let system = SYSTEM.iter().rev().map(|dir| environment.system(dir));
     for dir in user.map(Path::to_owned).into_iter().chain(system) {
         if let Some(source) = read(&dir.join("storage.conf"))? {
@@ -102,7 +102,7 @@ fn drop_ins(environment: &Environment, user: Option<&Path>) -> Result<Vec<PathBu
 }
 
 /// Reads a file that a variable names, which must exist.
-fn read_named(path: &Path, variable: &str) -> Result<Source> {
+fn read_named(path: &Path, variable: &str) -> Result<ConfigFile> {
     match read(path)? {
         Some(source) => Ok(source),
         None => {
@@ -117,7 +117,7 @@ fn read_named(path: &Path, variable: &str) -> Result<Source> {
 }
 
 /// Reads a file; `None` if there is none.
-fn read(path: &Path) -> Result<Option<Source>> {
+fn read(path: &Path) -> Result<Option<ConfigFile>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -140,7 +140,7 @@ fn read(path: &Path) -> Result<Option<Source>> {
             .count();
         refuse(format!("line {line}: not UTF-8"))
     })?;
-    Ok(Some(Source {
+    Ok(Some(ConfigFile {
         path: path.to_owned(),
         text,
     }))

@@ -76,7 +76,7 @@ impl Effective {
             transient: options.transient,
         };
         let action = "writing the configuration as JSON";
-        let bytes = crate::record::json::to_bytes(&printed).map_err(|error| Error::io(action, error))?;
+        let bytes = crate::json::to_bytes(&printed).map_err(|error| Error::io(action, error))?;
         String::from_utf8(bytes).map_err(|error| Error::io(action, std::io::Error::other(error)))
     }
 }

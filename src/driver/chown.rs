@@ -47,7 +47,7 @@ pub(crate) fn change_owners(
     to: &IdMappings,
     always_link: bool,
 ) -> Result<()> {
-    let mut walk = Walk {
+    let mut walk = ChownWalk {
         root,
         path: Vec::new(),
         changed: HashMap::new(),
@@ -61,7 +61,7 @@ pub(crate) fn change_owners(
     })
 }
 
-struct Walk<'a> {
+struct ChownWalk<'a> {
     root: BorrowedFd<'a>,
     /// Where the walk is, from the root.
     path: Vec<u8>,
@@ -76,7 +76,7 @@ fn failed(error: impl Into<std::io::Error>) -> Error {
     Error::io("walking a layer's tree", error)
 }
 
-impl Walk<'_> {
+impl ChownWalk<'_> {
     fn run(&mut self) -> Result<()> {
         let top = rustix::fs::openat(self.root, c".", DIR_FLAGS, Mode::empty()).map_err(failed)?;
         let mut stack = DirStack::new(top);

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use crate::driver::choice::{DriverConfig, open_driver};
 use crate::driver::conformance::MountGuard;
+use crate::driver::select::{DriverConfig, open_driver};
 use crate::driver::{CreateOptions, Driver, MountOptions};
 use crate::skip::skip;
 use crate::sys::mount::is_mount_point;

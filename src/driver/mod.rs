@@ -7,16 +7,16 @@
 //! Unless a method says otherwise the caller holds the layer store's lock, exclusively for everything that changes
 //! something. Layer IDs have been checked by [`check_id`].
 
-mod backing;
-pub(crate) mod choice;
 mod chown;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod copy;
+mod filesystem_type;
 #[cfg(test)]
 mod go_tests;
 pub(crate) mod options;
 mod overlay;
+pub(crate) mod select;
 mod vfs;
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use crate::error::{ErrorKind, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
-use crate::whiteout::{Form, Namespace};
+use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// What a new layer shall be like.
 #[derive(Clone, Debug, Default)]
@@ -62,11 +62,11 @@ pub(crate) struct MountOptions {
 
 /// A layer's own tree, open.
 #[derive(Debug)]
-pub(crate) struct Content {
+pub(crate) struct LayerTree {
     /// The tree; can be listed.
     pub(crate) dir: OwnedFd,
     /// How deletions lie in it.
-    pub(crate) form: Form,
+    pub(crate) form: WhiteoutFormat,
     /// Whether an entry for the root (`./`) in a layer stream sets the root's mode and owner.
     pub(crate) root_entry: bool,
     /// Go on when an owner cannot be set.
@@ -77,11 +77,11 @@ pub(crate) struct Content {
     pub(crate) in_user_namespace: bool,
 }
 
-/// Content that is being unpacked outside the lock. Dropped without commit it is removed.
+/// LayerTree that is being unpacked outside the lock. Dropped without commit it is removed.
 #[derive(Debug)]
 pub(crate) struct Staged {
     /// Where the content goes.
-    pub(crate) content: Content,
+    pub(crate) content: LayerTree,
     /// The path of `content.dir`, inside `temp`.
     pub(crate) path: PathBuf,
     /// Owns the staging directory and its lock.
@@ -94,7 +94,7 @@ pub(crate) struct Staged {
 
 /// The trees that tell what a layer changes, for drivers that keep changes apart.
 #[derive(Debug)]
-pub(crate) struct Upper {
+pub(crate) struct OverlayDiff {
     /// The layer's own changes.
     pub(crate) dir: OwnedFd,
     /// The trees below, topmost first.
@@ -167,14 +167,14 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     fn put(&self, id: &str) -> Result<()>;
 
     /// Opens the layer's own tree for applying a diff to it or measuring it.
-    fn content(&self, id: &str) -> Result<Content>;
+    fn content(&self, id: &str) -> Result<LayerTree>;
 
     /// The trees in which the layer's files are found, its own first.
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;
 
     /// The trees that tell the layer's changes against its direct parent `parent`; `None` if only a comparison of
     /// mounted trees can tell (then use [`mount_tree`] for both).
-    fn upper(&self, id: &str, parent: Option<&str>) -> Result<Option<Upper>>;
+    fn upper(&self, id: &str, parent: Option<&str>) -> Result<Option<OverlayDiff>>;
 
     /// The driver's report on itself, in the order in which it is shown.
     fn status(&self) -> Vec<(String, String)>;

@@ -19,16 +19,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use crate::driver::choice::DriverConfig;
 use crate::driver::options::VfsOptions;
+use crate::driver::select::DriverConfig;
 use crate::driver::{
-    Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper, check_id, chown, copy,
+    CreateOptions, DiskUsage, Driver, LayerTree, MountOptions, OverlayDiff, Staged, check_id, chown, copy,
 };
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::{at, make_private_dir, privilege, tree};
-use crate::whiteout::Form;
+use crate::whiteout::WhiteoutFormat;
 
 /// The driver's name.
 pub(super) const NAME: &str = "vfs";
@@ -254,7 +254,7 @@ impl Driver for Vfs {
         Ok(())
     }
 
-    fn content(&self, id: &str) -> Result<Content> {
+    fn content(&self, id: &str) -> Result<LayerTree> {
         Ok(self.content_of(self.open_tree(id)?))
     }
 
@@ -262,7 +262,7 @@ impl Driver for Vfs {
         Ok(vec![self.open_tree(id)?])
     }
 
-    fn upper(&self, _id: &str, _parent: Option<&str>) -> Result<Option<Upper>> {
+    fn upper(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
         Ok(None)
     }
 
@@ -297,10 +297,10 @@ impl Driver for Vfs {
 }
 
 impl Vfs {
-    fn content_of(&self, dir: OwnedFd) -> Content {
-        Content {
+    fn content_of(&self, dir: OwnedFd) -> LayerTree {
+        LayerTree {
             dir,
-            form: Form::Executed,
+            form: WhiteoutFormat::Apply,
             root_entry: true,
             ignore_chown_errors: self.options.ignore_chown_errors,
             force_mask: None,

@@ -110,7 +110,7 @@ pub(crate) struct Upload {
 }
 
 /// Whether another attempt may go better.
-fn is_passing(error: &OciDistributionError) -> bool {
+fn is_transient(error: &OciDistributionError) -> bool {
     match error {
         OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => true,
         OciDistributionError::ServerError { code, .. } => matches!(code, 408 | 429 | 500 | 502 | 503 | 504),
@@ -124,7 +124,7 @@ fn is_passing(error: &OciDistributionError) -> bool {
 
 impl Upload {
     /// Does something until it works, or will not.
-    async fn patiently<T, F>(&self, what: String, attempt: impl Fn() -> F + Send) -> Result<T>
+    async fn retry<T, F>(&self, what: String, attempt: impl Fn() -> F + Send) -> Result<T>
     where
         F: Future<Output = Result<T, OciDistributionError>> + Send,
         T: Send,
@@ -136,7 +136,7 @@ impl Upload {
                 Err(error) => error,
             };
             attempts += 1;
-            if attempts > self.options.retries || !is_passing(&error) {
+            if attempts > self.options.retries || !is_transient(&error) {
                 return Err(failed(format!("{what} to {}", self.reference), error));
             }
             let wait = self.options.wait(attempts, None);
@@ -147,13 +147,13 @@ impl Upload {
 
     async fn has(&self, digest: &Digest) -> Result<bool> {
         let what = format!("asking for {digest} before pushing it");
-        self.patiently(what, || self.client.blob_exists(&self.reference, digest.as_str()))
+        self.retry(what, || self.client.blob_exists(&self.reference, digest.as_str()))
             .await
     }
 
     async fn put(&self, spool: &Spool, progress: &Progress) -> Result<()> {
         let what = format!("pushing {}", spool.digest);
-        self.patiently(what, || async {
+        self.retry(what, || async {
             let path = spool.path.clone();
             let file = bridge::run(move || files::open_regular(&path))
                 .await
@@ -186,7 +186,7 @@ impl Upload {
             self.client
                 .push_blob(&self.reference, bytes.clone(), digest.as_str())
         };
-        self.patiently(what, attempt).await.map(drop)
+        self.retry(what, attempt).await.map(drop)
     }
 
     async fn finish(&self, manifest: Bytes, media_type: &str) -> Result<()> {
@@ -196,9 +196,7 @@ impl Upload {
             self.client
                 .push_manifest_raw(&self.reference, manifest.clone(), media_type.clone())
         };
-        self.patiently("pushing the manifest".into(), attempt)
-            .await
-            .map(drop)
+        self.retry("pushing the manifest".into(), attempt).await.map(drop)
     }
 }
 

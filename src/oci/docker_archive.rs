@@ -12,7 +12,7 @@ use super::manifest::{Blob, Config, DOCKER_CONFIG, DOCKER_MANIFEST, MAX_DOCUMENT
 use super::reference::full_name;
 use super::source::Fetched;
 use super::tarball::Tarball;
-use crate::archive::compression::Compression;
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;

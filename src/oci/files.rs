@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 /// A stream of `size` bytes of a file from `offset` on. A file that ends before makes it fail.
 pub(crate) fn stream(mut file: File, offset: u64, size: u64) -> ChunkStream {
     let (mut writer, stream) = bridge::chunks_out();
-    bridge::detach(move || {
+    bridge::spawn_detached(move || {
         let mut copy = || {
             file.seek(SeekFrom::Start(offset))?;
             let mut left = size;

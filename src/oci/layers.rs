@@ -23,13 +23,13 @@ use tracing::Instrument as _;
 
 use super::manifest::{self, Blob};
 use super::progress::BlobState;
-use super::puller::Shared;
-use super::source::Source;
+use super::puller::PullContext;
+use super::source::ImageSource;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
 use crate::store::Store;
-use crate::store::stage_diff::StagedDiff;
+use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
 
 /// How the layers came about.
@@ -57,8 +57,8 @@ impl From<Error> for Failure {
 
 /// Makes sure that all layers are in the store. Returns the ID of the top one.
 pub(crate) async fn ensure(
-    shared: &Arc<Shared>,
-    source: &Source,
+    shared: &Arc<PullContext>,
+    source: &ImageSource,
     blobs: Vec<Blob>,
     diff_ids: Vec<Digest>,
 ) -> Result<(Option<String>, Tally)> {
@@ -146,8 +146,8 @@ async fn same_diff(store: &Store, diff_id: &Digest) -> Result<Vec<Layer>> {
 
 /// One missing layer.
 struct Job {
-    shared: Arc<Shared>,
-    source: Source,
+    shared: Arc<PullContext>,
+    source: ImageSource,
     blob: Blob,
     diff_id: Digest,
     /// The highest layer of the image that was there at the beginning.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::platform::Platform;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::record::time::Time;
+use crate::time::Time;
 
 /// What is accepted for a manifest or an index.
 pub(crate) const MANIFEST_TYPES: [&str; 4] = [

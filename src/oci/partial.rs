@@ -229,7 +229,7 @@ impl Drop for Partial {
             self.path.clone(),
             self.waiting.split().freeze(),
         );
-        bridge::detach(move || {
+        bridge::spawn_detached(move || {
             if let Err(error) = write(&file, &bytes, &path) {
                 tracing::warn!(error = %error.chain(), "keeping no more of a download");
             }

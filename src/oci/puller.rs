@@ -16,7 +16,7 @@ use super::progress::{ImageState, Progress};
 use super::record::{self, NewImage};
 use super::reference::{self, ImageRef};
 use super::registry::{Registries, RegistryOptions};
-use super::source::{Fetched, Source, check};
+use super::source::{Fetched, ImageSource, check};
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
@@ -138,12 +138,12 @@ pub struct Pulled {
 /// Pulls images into one store. Cheap to clone; the clones share connections and bounds.
 #[derive(Clone, Debug)]
 pub struct Puller {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<PullContext>,
 }
 
 /// What all pulls of a puller have in common.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct PullContext {
     pub(crate) store: Store,
     pub(crate) options: PullOptions,
     pub(crate) registries: Registries,
@@ -157,9 +157,9 @@ async fn acquire(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
     permit.map_err(|closed| ErrorKind::Cancelled.err("waiting for a turn").with_source(closed))
 }
 
-impl Shared {
+impl PullContext {
     /// A place among the downloads; nobody needs one for what is on this machine.
-    pub(crate) async fn download(&self, source: &Source) -> Result<Option<OwnedSemaphorePermit>> {
+    pub(crate) async fn download(&self, source: &ImageSource) -> Result<Option<OwnedSemaphorePermit>> {
         match source.is_remote() {
             true => acquire(&self.downloads).await.map(Some),
             false => Ok(None),
@@ -179,7 +179,7 @@ impl Puller {
             .keep_partial
             .then(|| Partials::new(store.inner.dirs.partial()));
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(PullContext {
                 store: store.clone(),
                 registries: Registries::new(options.registry()),
                 partials,
@@ -277,8 +277,8 @@ impl Puller {
     }
 
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
-        let Shared { store, options, .. } = &*self.shared;
-        let source = Source::open(image, &self.shared.registries).await?;
+        let PullContext { store, options, .. } = &*self.shared;
+        let source = ImageSource::open(image, &self.shared.registries).await?;
         let (top, instance, manifest) = self.resolve(&source).await?;
         // Before anything is transferred: a name that cannot be given is found out now.
         let names = match names {
@@ -335,7 +335,7 @@ impl Puller {
     }
 
     /// Fetches what the reference names, and the manifest for the platform.
-    async fn resolve(&self, source: &Source) -> Result<(Fetched, Fetched, Manifest)> {
+    async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, Manifest)> {
         let _turn = self.shared.download(source).await?;
         let top = source.top().await?;
         match manifest::parse(&top.bytes, top.media_type.as_deref())? {

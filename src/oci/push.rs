@@ -21,7 +21,7 @@ use super::reference::ImageRef;
 use super::registry::Registries;
 use super::source::check;
 use super::spool::Spool;
-use crate::archive::compression::Compression;
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::DiffOptions;

@@ -46,11 +46,11 @@ pub(crate) struct RegistryOptions {
 
 impl RegistryOptions {
     /// How long to wait before attempt number `attempts` + 1.
-    pub(crate) fn wait(&self, attempts: u32, wished: Option<Duration>) -> Duration {
+    pub(crate) fn wait(&self, attempts: u32, retry_after: Option<Duration>) -> Duration {
         let own = self
             .backoff
             .saturating_mul(1 << attempts.saturating_sub(1).min(16));
-        wished.unwrap_or(own).min(self.max_wait)
+        retry_after.unwrap_or(own).min(self.max_wait)
     }
 }
 
@@ -268,7 +268,7 @@ impl Repository {
                     status => {
                         let wait = retry_after(&response);
                         let error = refused(response, what).await;
-                        if !is_passing(status) {
+                        if !is_transient(status) {
                             return Err(error);
                         }
                         (error, wait)
@@ -282,11 +282,16 @@ impl Repository {
     }
 
     /// Waits before attempt number `attempts` + 1; hands the error back if there shall be none.
-    pub(crate) async fn pause(&self, attempts: u32, wished: Option<Duration>, error: Error) -> Result<()> {
+    pub(crate) async fn pause(
+        &self,
+        attempts: u32,
+        retry_after: Option<Duration>,
+        error: Error,
+    ) -> Result<()> {
         if attempts > self.options.retries {
             return Err(error);
         }
-        let wait = self.options.wait(attempts, wished);
+        let wait = self.options.wait(attempts, retry_after);
         tracing::debug!(error = %error.chain(), ?wait, "trying again");
         tokio::time::sleep(wait).await;
         Ok(())
@@ -327,7 +332,7 @@ impl Repository {
 }
 
 /// Whether the same request may be answered otherwise a little later.
-fn is_passing(status: StatusCode) -> bool {
+fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 

@@ -18,7 +18,7 @@ use crate::options::BoxReader;
 
 /// A source of one image.
 #[derive(Clone, Debug)]
-pub(crate) enum Source {
+pub(crate) enum ImageSource {
     Registry(Arc<Repository>),
     Layout { layout: Layout, name: Option<String> },
     Docker(Arc<DockerArchive>),
@@ -33,7 +33,7 @@ pub(crate) struct Fetched {
     pub(crate) media_type: Option<String>,
 }
 
-impl Source {
+impl ImageSource {
     pub(crate) async fn open(image: &ImageRef, registries: &Registries) -> Result<Self> {
         match image {
             ImageRef::Registry(reference) => {

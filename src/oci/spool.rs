@@ -74,7 +74,7 @@ impl Spool {
 impl Drop for Spool {
     fn drop(&mut self) {
         if let Some(temp) = self.temp.take() {
-            bridge::detach(move || drop(temp));
+            bridge::spawn_detached(move || drop(temp));
         }
     }
 }

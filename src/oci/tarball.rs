@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::files;
-use crate::archive::compression::Compression;
-use crate::archive::framing::{Entry, Framer, Source};
+use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::bridge::{self, ChunkStream};
+use crate::compression::Compression;
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 
 /// More entries than any image archive has.
@@ -45,7 +45,7 @@ struct FileSource<'a> {
     at: u64,
 }
 
-impl Source for FileSource<'_> {
+impl ChunkSource for FileSource<'_> {
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let bytes = files::read_part(self.file, self.at, HEADER_CHUNK, self.path)?;
         self.at += bytes.len() as u64;
@@ -99,11 +99,11 @@ impl Tarball {
                 path: &path,
                 at,
             };
-            let mut framer = Framer::new(source);
-            if !framer.next(&mut entry, &mut |_| Ok(()))? {
+            let mut reader = TarReader::new(source);
+            if !reader.next(&mut entry, &mut |_| Ok(()))? {
                 break;
             }
-            let (offset, length) = framer.payload_place();
+            let (offset, length) = reader.payload_place();
             let offset = at + offset;
             let end = offset.saturating_add(length);
             let name = String::from_utf8_lossy(&entry.name).into_owned();

@@ -29,7 +29,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::bridge::CHUNK;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::record::digest_text::DigestText;
+use crate::record::raw_digest::RawDigest;
 use crate::record::table::Record;
 use crate::sys::atomic::{self, AtomicFile};
 
@@ -104,7 +104,7 @@ pub(crate) struct Recorded {
 /// A record that says the sizes and digests of its items: an image's or a container's.
 pub(crate) trait Items: Record {
     /// Keys in the order in which they were first set, then sizes and digests by key.
-    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, DigestText>);
+    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, RawDigest>);
 
     /// The same, to change.
     fn items_mut(
@@ -112,7 +112,7 @@ pub(crate) trait Items: Record {
     ) -> (
         &mut Vec<String>,
         &mut BTreeMap<String, i64>,
-        &mut BTreeMap<String, DigestText>,
+        &mut BTreeMap<String, RawDigest>,
     );
 
     /// What the record says of `key`, if it does.
@@ -134,10 +134,10 @@ pub(crate) trait Items: Record {
         digests.insert(key.to_owned(), digest.into());
     }
 
-    /// Clears up among the item files of this record in `dir`, see [`remove_litter`].
+    /// Clears up among the item files of this record in `dir`, see [`remove_stale`].
     fn remove_item_litter(&self, dir: &Path) -> Result<()> {
         let (keys, ..) = self.items();
-        remove_litter(dir, keys.iter().map(|key| (key, self.recorded(key))))
+        remove_stale(dir, keys.iter().map(|key| (key, self.recorded(key))))
     }
 }
 
@@ -165,7 +165,7 @@ pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
 
 /// Settles what waits for items of a record, and removes what killed writers have left beside them. The caller holds
 /// the store exclusively.
-pub(crate) fn remove_litter<'a>(
+pub(crate) fn remove_stale<'a>(
     dir: &Path,
     items: impl Iterator<Item = (&'a String, Option<Recorded>)>,
 ) -> Result<()> {
@@ -173,14 +173,14 @@ pub(crate) fn remove_litter<'a>(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.at("listing", dir)?,
     };
-    let mut litter = Vec::new();
+    let mut stale = Vec::new();
     for entry in entries {
         let name = entry.at("listing", dir)?.file_name();
         if name.as_bytes().starts_with(WAITING.as_bytes()) || atomic::is_temporary(&name) {
-            litter.push(dir.join(name));
+            stale.push(dir.join(name));
         }
     }
-    if litter.is_empty() {
+    if stale.is_empty() {
         return Ok(());
     }
     for (key, recorded) in items {
@@ -188,7 +188,7 @@ pub(crate) fn remove_litter<'a>(
             settle(dir, key, &recorded)?;
         }
     }
-    for path in litter {
+    for path in stale {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("removing", path),
             _ => {}
@@ -397,7 +397,7 @@ mod tests {
         std::fs::write(dir.join(".tmp-a123"), "").unwrap();
         std::fs::create_dir(dir.join("userdata")).unwrap();
         let key = "Item".to_owned();
-        remove_litter(dir, [(&key, Some(old.clone()))].into_iter()).unwrap();
+        remove_stale(dir, [(&key, Some(old.clone()))].into_iter()).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -405,7 +405,7 @@ mod tests {
         names.sort();
         assert_eq!(names, ["=SXRlbQ==", "userdata"]);
         assert_eq!(read(&old).unwrap(), "old");
-        remove_litter(&dir.join("missing"), std::iter::empty()).unwrap();
+        remove_stale(&dir.join("missing"), std::iter::empty()).unwrap();
     }
 
     proptest! {

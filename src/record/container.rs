@@ -7,24 +7,24 @@ use serde_json::Value;
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::big_data::Items;
-use crate::record::digest_text::DigestText;
-use crate::record::id_text::IdText;
-use crate::record::pending;
+use crate::record::inline_id::InlineId;
+use crate::record::intent;
+use crate::record::raw_digest::RawDigest;
 use crate::record::row::row;
 use crate::record::table::Record;
-use crate::record::time::Time;
+use crate::time::Time;
 
 row! {
     /// What is recorded of a container.
     ContainerRow {
         /// ID, unique in the store.
-        id: IdText = "id" always,
+        id: InlineId = "id" always,
         /// Names, unique in the store.
         names: Vec<String> = "names" omit,
         /// ID of the image; empty if there is none.
-        image: IdText = "image" always,
+        image: InlineId = "image" always,
         /// ID of the container's own layer.
-        layer: IdText = "layer" always,
+        layer: InlineId = "layer" always,
         /// Text of the container's creator.
         metadata: String = "metadata" omit,
         /// Keys of the big data items, in the order in which they were first set.
@@ -32,7 +32,7 @@ row! {
         /// Bytes of each item.
         big_data_sizes: BTreeMap<String, i64> = "big-data-sizes" omit,
         /// Digest of each item.
-        big_data_digests: BTreeMap<String, DigestText> = "big-data-digests" omit,
+        big_data_digests: BTreeMap<String, RawDigest> = "big-data-digests" omit,
         /// When the container was created.
         created: Time = "created" always,
         /// User ID mapping that was asked for.
@@ -41,8 +41,8 @@ row! {
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// The creator's flags and those of the library (`ProcessLabel`, `MountLabel`, `MountOpts`, `Volatile`).
         flags: BTreeMap<String, Value> = "flags" omit,
-        /// What is under way with it, see [`crate::record::pending`].
-        pending: String = "graphroot-pending" omit,
+        /// What is under way with it, see [`crate::record::intent`].
+        intent: String = "graphroot-pending" omit,
     }
 }
 
@@ -68,20 +68,20 @@ impl Record for ContainerRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        pending::is_unfinished(&self.pending)
+        intent::is_unfinished(&self.intent)
     }
 
-    fn pending(&self) -> &str {
-        &self.pending
+    fn intent(&self) -> &str {
+        &self.intent
     }
 
-    fn pending_mut(&mut self) -> &mut String {
-        &mut self.pending
+    fn intent_mut(&mut self) -> &mut String {
+        &mut self.intent
     }
 }
 
 impl Items for ContainerRow {
-    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, DigestText>) {
+    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, RawDigest>) {
         (&self.big_data_names, &self.big_data_sizes, &self.big_data_digests)
     }
 
@@ -90,7 +90,7 @@ impl Items for ContainerRow {
     ) -> (
         &mut Vec<String>,
         &mut BTreeMap<String, i64>,
-        &mut BTreeMap<String, DigestText>,
+        &mut BTreeMap<String, RawDigest>,
     ) {
         (
             &mut self.big_data_names,

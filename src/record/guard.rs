@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::lock::last_write::Token;
-use crate::lock::record_lock::{Exclusive, Shared};
+use crate::lock::record_lock::{ExclusiveLock, SharedLock};
 use crate::record::table::{Record, Table};
-use crate::record::{Core, Held, Snapshot};
+use crate::record::{Core, HeldLocks, Snapshot};
 use crate::sys::atomic::{self, Mtime};
 
 /// The rows as they are on disk. While it lives nobody can change them, unless it comes from
-/// [`Records::glance`](super::Records::glance).
+/// [`Records::unlocked_snapshot`](super::Records::unlocked_snapshot).
 ///
 /// Owned and `Send`: it may move into a blocking task or a stream. Dropping it frees the locks.
 #[derive(Debug)]
@@ -20,11 +20,11 @@ pub(crate) struct ReadGuard<R> {
     snapshot: Arc<Snapshot<R>>,
     reloaded: bool,
     /// Empty for a glance, and for a read-only store without lock files.
-    _held: Held<Shared>,
+    _held: HeldLocks<SharedLock>,
 }
 
 impl<R> ReadGuard<R> {
-    pub(super) fn new(snapshot: Arc<Snapshot<R>>, held: Held<Shared>, reloaded: bool) -> Self {
+    pub(super) fn new(snapshot: Arc<Snapshot<R>>, held: HeldLocks<SharedLock>, reloaded: bool) -> Self {
         Self {
             snapshot,
             reloaded,
@@ -62,13 +62,13 @@ pub(crate) struct WriteGuard<R: Record> {
     reloaded: bool,
     core: Arc<Core<R>>,
     /// Last, so that the locks end after drop has put the table back.
-    held: Held<Exclusive>,
+    held: HeldLocks<ExclusiveLock>,
 }
 
 impl<R: Record> WriteGuard<R> {
     pub(super) fn new(
         core: Arc<Core<R>>,
-        held: Held<Exclusive>,
+        held: HeldLocks<ExclusiveLock>,
         snapshot: Arc<Snapshot<R>>,
         reloaded: bool,
     ) -> Self {
@@ -149,10 +149,10 @@ impl<R: Record> WriteGuard<R> {
 
     /// Removes the temporary files that killed writers left; the exclusive locks say that they are nobody's.
     /// Blocking. Returns how many there were.
-    pub(crate) fn remove_litter(&self) -> Result<usize> {
+    pub(crate) fn remove_stale(&self) -> Result<usize> {
         let mut removed = 0;
         for location in &self.core.locations {
-            removed += atomic::remove_litter(&location.path)?;
+            removed += atomic::remove_stale(&location.path)?;
         }
         Ok(removed)
     }

@@ -7,12 +7,12 @@ use serde_json::Value;
 use crate::digest::Digest;
 use crate::error::ErrorKind;
 use crate::record::big_data::Items;
-use crate::record::digest_text::DigestText;
-use crate::record::id_text::IdText;
-use crate::record::pending;
+use crate::record::inline_id::InlineId;
+use crate::record::intent;
+use crate::record::raw_digest::RawDigest;
 use crate::record::row::row;
 use crate::record::table::{DigestKind, Record};
-use crate::record::time::Time;
+use crate::time::Time;
 
 /// What the keys of big data items begin with that are manifests.
 const MANIFEST: &str = "manifest";
@@ -21,15 +21,15 @@ row! {
     /// What is recorded of an image.
     ImageRow {
         /// ID, unique in the store.
-        id: IdText = "id" always,
+        id: InlineId = "id" always,
         /// Digest given by the creator, or else of the first manifest.
-        digest: DigestText = "digest" omit,
+        digest: RawDigest = "digest" omit,
         /// Names, unique in the store.
         names: Vec<String> = "names" omit,
         /// Names that the image has had, newest first.
         names_history: Vec<String> = "names-history" omit,
         /// ID of the top layer.
-        layer: IdText = "layer" omit,
+        layer: InlineId = "layer" omit,
         /// IDs of copies of the top layer with other ID mappings.
         mapped_layers: Vec<String> = "mapped-layers" omit,
         /// Text of the image's creator.
@@ -39,13 +39,13 @@ row! {
         /// Bytes of each item.
         big_data_sizes: BTreeMap<String, i64> = "big-data-sizes" omit,
         /// Digest of each item.
-        big_data_digests: BTreeMap<String, DigestText> = "big-data-digests" omit,
+        big_data_digests: BTreeMap<String, RawDigest> = "big-data-digests" omit,
         /// When the image was created.
         created: Time = "created" always,
         /// The creator's flags.
         flags: BTreeMap<String, Value> = "flags" omit,
-        /// What is under way with it, see [`crate::record::pending`].
-        pending: String = "graphroot-pending" omit,
+        /// What is under way with it, see [`crate::record::intent`].
+        intent: String = "graphroot-pending" omit,
     }
 }
 
@@ -113,15 +113,15 @@ impl Record for ImageRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        pending::is_unfinished(&self.pending)
+        intent::is_unfinished(&self.intent)
     }
 
-    fn pending(&self) -> &str {
-        &self.pending
+    fn intent(&self) -> &str {
+        &self.intent
     }
 
-    fn pending_mut(&mut self) -> &mut String {
-        &mut self.pending
+    fn intent_mut(&mut self) -> &mut String {
+        &mut self.intent
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {
@@ -132,7 +132,7 @@ impl Record for ImageRow {
 }
 
 impl Items for ImageRow {
-    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, DigestText>) {
+    fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, RawDigest>) {
         (&self.big_data_names, &self.big_data_sizes, &self.big_data_digests)
     }
 
@@ -141,7 +141,7 @@ impl Items for ImageRow {
     ) -> (
         &mut Vec<String>,
         &mut BTreeMap<String, i64>,
-        &mut BTreeMap<String, DigestText>,
+        &mut BTreeMap<String, RawDigest>,
     ) {
         (
             &mut self.big_data_names,

@@ -8,9 +8,9 @@ use std::sync::mpsc;
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use crate::json;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
-use crate::record::json;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPoints;
 use crate::record::table::{NameOperation, Record, Table};
@@ -255,7 +255,7 @@ fn changes_are_seen_on_both_sides_at_once() {
             id: format!("ours-{round}").into(),
             names: vec![format!("ours:{round} <é>")],
             layer: "imported".into(),
-            created: crate::record::time::Time::now(),
+            created: crate::time::Time::now(),
             ..ImageRow::default()
         };
         guard.table_mut().insert(row, 0).unwrap();

@@ -7,11 +7,11 @@ use serde_json::Value;
 use crate::digest::Digest;
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
-use crate::record::digest_text::DigestText;
-use crate::record::id_text::IdText;
+use crate::record::inline_id::InlineId;
+use crate::record::raw_digest::RawDigest;
 use crate::record::row::row;
 use crate::record::table::{DigestKind, Record};
-use crate::record::time::Time;
+use crate::time::Time;
 
 /// The flag of a layer whose content is not complete: whoever opens the store for writing deletes it.
 const INCOMPLETE: &str = "incomplete";
@@ -20,11 +20,11 @@ row! {
     /// What is recorded of a layer.
     LayerRow {
         /// ID, unique in the store.
-        id: IdText = "id" always,
+        id: InlineId = "id" always,
         /// Names, unique in the store.
         names: Vec<String> = "names" omit,
         /// ID of the layer below, which may be in a read-only store; empty for a base layer.
-        parent: IdText = "parent" omit,
+        parent: InlineId = "parent" omit,
         /// Text of the layer's creator.
         metadata: String = "metadata" omit,
         /// SELinux label of mounts.
@@ -32,13 +32,13 @@ row! {
         /// When the layer was created.
         created: Time = "created" always,
         /// Digest of the blob that the layer came from, as given.
-        compressed_digest: DigestText = "compressed-diff-digest" omit,
+        compressed_digest: RawDigest = "compressed-diff-digest" omit,
         /// Bytes of that blob.
         compressed_size: i64 = "compressed-size" omit,
         /// Digest of the uncompressed tar (the diff ID).
-        diff_digest: DigestText = "diff-digest" omit,
+        diff_digest: RawDigest = "diff-digest" omit,
         /// Digest of the table of contents, for layers that were fetched in part.
-        toc_digest: DigestText = "toc-digest" omit,
+        toc_digest: RawDigest = "toc-digest" omit,
         /// Bytes of the uncompressed tar; −1 if it was never seen as a whole.
         diff_size: i64 = "diff-size" omit,
         /// How the blob was compressed: 0 not, 1 bzip2, 2 gzip, 3 xz, 4 zstd; other numbers are kept.
@@ -55,8 +55,8 @@ row! {
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// Keys of the big data items, in the order in which they were first set.
         big_data_names: Vec<String> = "big-data-names" omit,
-        /// What is under way with it, see [`crate::record::pending`].
-        pending: String = "graphroot-pending" omit,
+        /// What is under way with it, see [`crate::record::intent`].
+        intent: String = "graphroot-pending" omit,
     }
 }
 
@@ -97,12 +97,12 @@ impl Record for LayerRow {
         Self::is_incomplete(self)
     }
 
-    fn pending(&self) -> &str {
-        &self.pending
+    fn intent(&self) -> &str {
+        &self.intent
     }
 
-    fn pending_mut(&mut self) -> &mut String {
-        &mut self.pending
+    fn intent_mut(&mut self) -> &mut String {
+        &mut self.intent
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {

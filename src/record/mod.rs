@@ -18,18 +18,16 @@
 
 pub(crate) mod big_data;
 pub(crate) mod container;
-pub(crate) mod digest_text;
 mod guard;
-pub(crate) mod id_text;
 pub(crate) mod image;
 mod index;
-pub(crate) mod json;
+pub(crate) mod inline_id;
+pub(crate) mod intent;
 pub(crate) mod layer;
 pub(crate) mod mount_point;
-pub(crate) mod pending;
+pub(crate) mod raw_digest;
 pub(crate) mod row;
 pub(crate) mod table;
-pub(crate) mod time;
 
 #[cfg(test)]
 mod interop_tests;
@@ -51,8 +49,9 @@ use rustix::fs::fstat;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::json;
 use crate::lock::last_write::Token;
-use crate::lock::record_lock::{Exclusive, LockFile, LockMode, Shared};
+use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode, SharedLock};
 use crate::record::table::{Record, Table};
 use crate::sys::atomic::Mtime;
 
@@ -92,9 +91,9 @@ struct Core<R: Record> {
     read_only: bool,
     check_mtimes: bool,
     lock_timeout: Option<Duration>,
-    /// The table as last loaded or saved; `None` if it is not known what the files say. Held for moments only.
+    /// The table as last loaded or saved; `None` if it is not known what the files say. HeldLocks for moments only.
     cache: Mutex<Option<Arc<Snapshot<R>>>>,
-    /// Held by the one reader that loads, so that many readers of a changed store parse it once.
+    /// HeldLocks by the one reader that loads, so that many readers of a changed store parse it once.
     loading: Arc<tokio::sync::Mutex<()>>,
     beside: OnceLock<Beside>,
 }
@@ -120,12 +119,12 @@ struct Snapshot<R> {
 
 /// Guards of all lock files. The first is kept apart, so that the usual case of one allocates nothing.
 #[derive(Debug)]
-struct Held<L> {
+struct HeldLocks<L> {
     first: Option<L>,
     rest: Vec<L>,
 }
 
-impl<L> Held<L> {
+impl<L> HeldLocks<L> {
     fn new() -> Self {
         Self {
             first: None,
@@ -188,14 +187,14 @@ impl<R: Record> Records<R> {
 
     /// When these records are loaded, loads `other` at the same time unless it has been already: whoever needs one
     /// mostly needs both.
-    pub(crate) fn load_beside<O: Record>(&self, other: &Records<O>) {
+    pub(crate) fn prefetch<O: Record>(&self, other: &Records<O>) {
         let other = Arc::downgrade(&other.0);
         let load = move || {
             if let Some(other) = other.upgrade()
                 && other.cached().is_none()
                 && other.is_large()
             {
-                bridge::detach(move || other.load_ahead());
+                bridge::spawn_detached(move || other.load_ahead());
             }
         };
         // Only ever set here, once.
@@ -212,9 +211,9 @@ impl<R: Record> Records<R> {
     /// longer true.
     ///
     /// If dropped: nothing happened.
-    pub(crate) async fn glance(&self) -> Result<ReadGuard<R>> {
+    pub(crate) async fn unlocked_snapshot(&self) -> Result<ReadGuard<R>> {
         match self.0.unlocked()? {
-            Some(snapshot) => Ok(ReadGuard::new(snapshot, Held::new(), false)),
+            Some(snapshot) => Ok(ReadGuard::new(snapshot, HeldLocks::new(), false)),
             None => self.0.read().await,
         }
     }
@@ -231,7 +230,7 @@ impl<R: Record> Records<R> {
     pub(crate) async fn write(&self) -> Result<WriteGuard<R>> {
         let core = &self.0;
         let deadline = Deadline::new(core.lock_timeout);
-        let mut held = Held::new();
+        let mut held = HeldLocks::new();
         for lock in &core.locks {
             // Without waiting first: an uncontended lock costs no timer and no turn of the scheduler.
             held.push(match lock.try_exclusive()? {
@@ -255,7 +254,7 @@ impl<R: Record> Records<R> {
     pub(crate) fn write_blocking(&self) -> Result<WriteGuard<R>> {
         let core = &self.0;
         let deadline = Deadline::new(core.lock_timeout);
-        let mut held = Held::new();
+        let mut held = HeldLocks::new();
         for lock in &core.locks {
             held.push(lock.exclusive_blocking(deadline.left())?);
         }
@@ -319,7 +318,7 @@ impl<R: Record> Core<R> {
 
     async fn read(self: &Arc<Self>) -> Result<ReadGuard<R>> {
         let deadline = Deadline::new(self.lock_timeout);
-        let mut held = Held::<Shared>::new();
+        let mut held = HeldLocks::<SharedLock>::new();
         for lock in &self.locks {
             held.push(match lock.try_shared()? {
                 Some(lock) => lock,
@@ -350,7 +349,7 @@ impl<R: Record> Core<R> {
     #[cfg(test)]
     fn read_blocking(self: &Arc<Self>) -> Result<ReadGuard<R>> {
         let deadline = Deadline::new(self.lock_timeout);
-        let mut held = Held::<Shared>::new();
+        let mut held = HeldLocks::<SharedLock>::new();
         for lock in &self.locks {
             held.push(lock.shared_blocking(deadline.left())?);
         }
@@ -410,7 +409,7 @@ impl<R: Record> Core<R> {
         let Ok(_loading) = self.loading.try_lock() else {
             return;
         };
-        let mut held = Held::<Shared>::new();
+        let mut held = HeldLocks::<SharedLock>::new();
         for lock in &self.locks {
             match lock.try_shared() {
                 Ok(Some(lock)) => held.push(lock),
@@ -460,13 +459,13 @@ fn token_of<L: Tokened>(lock: Option<&L>) -> Result<Option<Token>> {
     lock.map(Tokened::token).transpose()
 }
 
-impl Tokened for Shared {
+impl Tokened for SharedLock {
     fn token(&self) -> Result<Token> {
         Self::token(self)
     }
 }
 
-impl Tokened for Exclusive {
+impl Tokened for ExclusiveLock {
     fn token(&self) -> Result<Token> {
         Self::token(self)
     }

@@ -19,9 +19,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::{ErrorKind, Result};
+use crate::json;
 use crate::lock::last_write::Token;
-use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
-use crate::record::json;
+use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode};
 use crate::record::layer::LayerRow;
 use crate::record::read_rows;
 use crate::record::row::row;
@@ -219,7 +219,7 @@ pub(crate) struct MountGuard {
     token: Option<Token>,
     core: Arc<Core>,
     /// Last, so that the lock ends after drop has put the table back.
-    lock: Exclusive,
+    lock: ExclusiveLock,
 }
 
 impl Deref for MountGuard {
@@ -279,8 +279,8 @@ impl MountGuard {
     }
 
     /// Removes temporary files of killed writers; the lock says that they are nobody's.
-    pub(crate) fn remove_litter(&self) -> Result<()> {
-        atomic::remove_litter(&self.core.path).map(drop)
+    pub(crate) fn remove_stale(&self) -> Result<()> {
+        atomic::remove_stale(&self.core.path).map(drop)
     }
 }
 

@@ -210,7 +210,7 @@ fn a_dropped_call_leaves_no_lock() {
         // Both calls have to load; they are dropped while the only blocking thread is busy with something else.
         for write in [false, true] {
             let (release, busy) = mpsc::channel::<()>();
-            bridge::detach(move || {
+            bridge::spawn_detached(move || {
                 let _closed = busy.recv();
             });
             if write {
@@ -351,7 +351,7 @@ async fn a_killed_writer_leaves_a_whole_store_and_no_lock() {
         let rows = count(&guard, "child-");
         assert!((0..rows).all(|number| guard.get(&format!("child-{number}")).is_some()));
         assert_eq!(ids(&guard), ids(&open_file(&tmp.path().join("layers.json"))));
-        assert!(guard.remove_litter().unwrap() <= 1);
+        assert!(guard.remove_stale().unwrap() <= 1);
         for number in 0..rows {
             guard.table_mut().remove(&format!("child-{number}")).unwrap();
         }
@@ -362,7 +362,7 @@ async fn a_killed_writer_leaves_a_whole_store_and_no_lock() {
 }
 
 fn open_file(path: &Path) -> Table<LayerRow> {
-    let rows = crate::record::json::parse_array_into(&fs::read(path).unwrap().into(), Arc::new).unwrap();
+    let rows = crate::json::parse_array_into(&fs::read(path).unwrap().into(), Arc::new).unwrap();
     Table::load(vec![rows], false).unwrap()
 }
 
@@ -531,7 +531,7 @@ async fn large_records_are_loaded_beside_others() {
     }
     let beside = || {
         let (one, other) = (open(&here), open(&there));
-        one.load_beside(&other);
+        one.prefetch(&other);
         (one, other)
     };
     let (one, other) = beside();
@@ -722,7 +722,7 @@ async fn litter_of_killed_writers_can_be_removed() {
     for name in [".tmp-layers.json12", ".tmp-volatile-layers.json3", ".tmp-other1"] {
         fs::write(tmp.path().join(name), "half").unwrap();
     }
-    assert_eq!(records.write().await.unwrap().remove_litter().unwrap(), 2);
+    assert_eq!(records.write().await.unwrap().remove_stale().unwrap(), 2);
     assert_eq!(names(tmp.path()), [".tmp-other1", "layers.json", "layers.lock"]);
 }
 
@@ -733,7 +733,7 @@ fn typical(number: usize) -> LayerRow {
         id: digest.encoded().into(),
         names: vec![format!("layer-{number}")],
         parent: digest.encoded().into(),
-        created: crate::record::time::Time::now(),
+        created: crate::time::Time::now(),
         compressed_digest: crate::digest::Digest::sha256(digest.encoded()).into(),
         compressed_size: 30_000_000,
         diff_digest: digest.into(),

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Error as _};
 
 use crate::idmap::IdMap;
+use crate::time::Time;
 
 /// A field of a row: read with `null` as the zero value at every depth, and left out of the file where it is zero.
 pub(crate) trait Field: Sized + Default {
@@ -139,6 +140,19 @@ macro_rules! text_field {
     };
 }
 pub(crate) use text_field;
+
+impl Field for Time {
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read_text(deserializer, |text| {
+            text.parse()
+                .map_err(|_reason: crate::error::Error| format!("{text:?} is not a time as in RFC 3339"))
+        })
+    }
+
+    fn is_zero(&self) -> bool {
+        self.is_go_zero()
+    }
+}
 
 impl<T: Field> Field for Vec<T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -314,7 +328,7 @@ pub(crate) use row;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::json::{parse_array, to_bytes};
+    use crate::json::{parse_array, to_bytes};
     use bytes::Bytes;
     use serde_json::Value;
 

@@ -9,35 +9,35 @@ use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::idmap::IdMap;
+use crate::json;
 use crate::record::container::ContainerRow;
-use crate::record::digest_text::DigestText;
-use crate::record::id_text::IdText;
 use crate::record::image::ImageRow;
-use crate::record::json;
+use crate::record::inline_id::InlineId;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPointRow;
+use crate::record::raw_digest::RawDigest;
 use crate::record::table::Record;
-use crate::record::time::Time;
+use crate::time::Time;
 
 fn texts() -> impl Strategy<Value = Vec<String>> {
     vec(any::<String>(), 0..4)
 }
 
 /// Shorter and longer than usual, also in bytes that are no characters of their own.
-fn id() -> impl Strategy<Value = IdText> {
+fn id() -> impl Strategy<Value = InlineId> {
     let text = prop_oneof![any::<String>(), "[0-9a-f]{63,66}", "é{31,34}x?"];
-    text.prop_map(IdText::from)
+    text.prop_map(InlineId::from)
 }
 
-fn digest() -> impl Strategy<Value = DigestText> {
+fn digest() -> impl Strategy<Value = RawDigest> {
     prop_oneof![
-        Just(DigestText::Empty),
+        Just(RawDigest::Empty),
         any::<[u8; 4]>().prop_map(|bytes| Digest::sha256(bytes).into()),
-        "[a-z0-9:]{1,12}".prop_map(|text| DigestText::from(text.as_str())),
+        "[a-z0-9:]{1,12}".prop_map(|text| RawDigest::from(text.as_str())),
     ]
 }
 
-fn digests() -> impl Strategy<Value = BTreeMap<String, DigestText>> {
+fn digests() -> impl Strategy<Value = BTreeMap<String, RawDigest>> {
     btree_map("manifest[a-z]?|\\PC{0,5}", digest(), 0..4)
 }
 
@@ -96,12 +96,12 @@ prop_compose! {
         (compressed_size, diff_size, compression) in any::<(i64, i64, i64)>(),
         (uids, gids) in (vec(any::<u32>(), 0..4), vec(any::<u32>(), 0..4)),
         (flags, uid_map, gid_map, big_data_names) in (flags(), maps(), maps(), texts()),
-        (pending, extra) in (any::<String>(), extra()),
+        (intent, extra) in (any::<String>(), extra()),
     ) -> LayerRow {
         LayerRow {
             id, names, parent, metadata, mount_label, created, compressed_digest, compressed_size, diff_digest,
             toc_digest, diff_size, compression, uids, gids, flags, uid_map, gid_map, big_data_names,
-            pending, extra,
+            intent, extra,
         }
     }
 }
@@ -112,11 +112,11 @@ prop_compose! {
         (digest, mapped_layers, metadata) in (digest(), texts(), any::<String>()),
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
-        (created, flags, pending, extra) in (time(), flags(), any::<String>(), extra()),
+        (created, flags, intent, extra) in (time(), flags(), any::<String>(), extra()),
     ) -> ImageRow {
         ImageRow {
             id, digest, names, names_history, layer, mapped_layers, metadata, big_data_names, big_data_sizes,
-            big_data_digests, created, flags, pending, extra,
+            big_data_digests, created, flags, intent, extra,
         }
     }
 }
@@ -127,11 +127,11 @@ prop_compose! {
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
         (created, uid_map, gid_map, flags) in (time(), maps(), maps(), flags()),
-        (pending, extra) in (any::<String>(), extra()),
+        (intent, extra) in (any::<String>(), extra()),
     ) -> ContainerRow {
         ContainerRow {
             id, names, image, layer, metadata, big_data_names, big_data_sizes, big_data_digests, created, uid_map,
-            gid_map, flags, pending, extra,
+            gid_map, flags, intent, extra,
         }
     }
 }

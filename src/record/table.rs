@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
+use crate::json;
 use crate::record::index::{Clash, Index, Position};
-use crate::record::json;
-use crate::record::pending;
+use crate::record::intent;
 
 pub(crate) use crate::record::index::DigestKind;
 
@@ -57,11 +57,11 @@ pub(crate) trait Record:
         false
     }
 
-    /// What is under way with the row, see [`pending`]; empty for nothing.
-    fn pending(&self) -> &str;
+    /// What is under way with the row, see [`intent`]; empty for nothing.
+    fn intent(&self) -> &str;
 
     /// The same, to change.
-    fn pending_mut(&mut self) -> &mut String;
+    fn intent_mut(&mut self) -> &mut String;
 
     /// The layer that belongs to this row alone, by whose ID it is found too.
     fn layer(&self) -> Option<&str> {
@@ -190,7 +190,7 @@ impl<R: Record> Table<R> {
                     same_text = false;
                     table.mark(location);
                 }
-                if shared.pending() == pending::NAMES {
+                if shared.intent() == intent::NAMES {
                     table.takers.insert(position);
                 }
                 let slot = Slot {
@@ -434,7 +434,7 @@ impl<R: Record> Table<R> {
                         .get(&loser)
                         .is_some_and(|slot| slot.location != location)
                     {
-                        pending::NAMES.clone_into(row.pending_mut());
+                        intent::NAMES.clone_into(row.intent_mut());
                         self.takers.insert(position);
                     }
                     self.take_name(loser, &name);
@@ -480,7 +480,7 @@ impl<R: Record> Table<R> {
         for position in &takers {
             if let Some(slot) = self.slots.get(position) {
                 let mut row = R::clone(&slot.row);
-                row.pending_mut().clear();
+                row.intent_mut().clear();
                 self.replace(*position, row);
             }
         }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::ErrorKind;
+use crate::json;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
-use crate::record::json;
 use crate::record::layer::LayerRow;
 use crate::record::table::{DigestKind, NameOperation, Record, Table};
 
@@ -347,7 +347,7 @@ fn names_move_between_files_at_once() {
         table.saved(loser);
         assert!(table.needs_save() && table.unmark_takers());
         assert_eq!(table.dirty_locations(), [taker]);
-        assert!(!text(&table, taker).contains("pending"));
+        assert!(!text(&table, taker).contains("intent"));
         table.saved(taker);
         assert!(!table.needs_save() && !table.unmark_takers());
         assert_eq!(names(&table, "taker"), ["x", "new"]);

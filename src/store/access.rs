@@ -21,25 +21,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use crate::bridge;
-use crate::driver::choice::open_driver;
+use crate::driver::select::open_driver;
 use crate::error::{ErrorKind, Result};
-use crate::lock::record_lock::Exclusive;
+use crate::lock::record_lock::ExclusiveLock;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountTable;
 use crate::record::table::{Record, Table};
 use crate::record::{ReadGuard, Records, WriteGuard};
+use crate::store::inner::{Additional, DriverState, Inner};
 use crate::store::layer_store::LayerStore;
 use crate::store::multi_list::MultiListOptions;
-use crate::store::{Additional, DriverState, Inner, Store, registry};
+use crate::store::{Store, registry};
 
 /// How often a reader has what a crash left behind cleaned up before it gives up.
 const MAX_CLEANUPS: usize = 3;
 
 /// Which of several stores of one kind is being visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Home {
+pub(crate) enum StoreOrigin {
     /// The one that new items go to.
     Primary,
     /// One that is searched after it.
@@ -51,7 +52,7 @@ pub(crate) enum Home {
     },
 }
 
-impl Home {
+impl StoreOrigin {
     /// Whether it can only be read.
     pub(crate) fn read_only(self) -> bool {
         matches!(self, Self::Additional { read_only: true, .. })
@@ -67,19 +68,19 @@ impl Home {
 pub(crate) struct AllStores {
     pub(crate) containers: WriteGuard<ContainerRow>,
     /// The primary image store, then that of the graph root if images lie apart.
-    pub(crate) images: Vec<ImagesHeld>,
+    pub(crate) images: Vec<LockedImages>,
     pub(crate) layers: LayerStore,
 }
 
 /// One of the image stores that can be written, and the directory of its images' data.
-pub(crate) struct ImagesHeld {
+pub(crate) struct LockedImages {
     pub(crate) dir: PathBuf,
     pub(crate) records: WriteGuard<ImageRow>,
 }
 
 /// The graph lock, held; the driver is current while it is.
 pub(crate) struct GraphGuard {
-    _held: Exclusive,
+    _held: ExclusiveLock,
 }
 
 impl Store {
@@ -114,8 +115,8 @@ impl Store {
     }
 
     /// A snapshot of the primary layer store of some moment during this call, without its lock if that can be had.
-    pub(crate) async fn glance_at_layers(&self) -> Result<ReadGuard<LayerRow>> {
-        let guard = self.inner.layers.glance().await?;
+    pub(crate) async fn unlocked_layers(&self) -> Result<ReadGuard<LayerRow>> {
+        let guard = self.inner.layers.unlocked_snapshot().await?;
         if guard.reloaded() || needs_repair(&guard) {
             drop(guard);
             return self.read_layers_after(true).await;
@@ -127,10 +128,10 @@ impl Store {
     /// where there are several stores, each is visited under its shared lock, and those visited stay locked to the end.
     pub(crate) async fn read_all_layer_stores<T: Send>(
         &self,
-        visit: impl FnMut(Home, &Table<LayerRow>) -> Result<ControlFlow<T>> + Send,
+        visit: impl FnMut(StoreOrigin, &Table<LayerRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
         let primary = match self.inner.additional_layers.as_slice() {
-            [] => self.glance_at_layers().await?,
+            [] => self.unlocked_layers().await?,
             _ => self.read_layers().await?,
         };
         visit_all(primary, &self.inner.additional_layers, visit).await
@@ -161,11 +162,11 @@ impl Store {
     /// A fresh snapshot of the primary image store. What a killed process has begun is finished first, and names given
     /// twice are sorted out.
     pub(crate) async fn read_images(&self) -> Result<ReadGuard<ImageRow>> {
-        self.read_sound(&self.inner.images).await
+        self.read_repaired(&self.inner.images).await
     }
 
     /// A fresh snapshot of images or containers; what a writer has to put right in them is put right first.
-    async fn read_sound<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
+    async fn read_repaired<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
         let mut attempts = 0;
         loop {
             let guard = records.read().await?;
@@ -177,12 +178,12 @@ impl Store {
         }
     }
 
-    /// As [`Store::glance_at_layers`], at images or containers.
+    /// As [`Store::unlocked_layers`], at images or containers.
     async fn glance_at<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
-        let guard = records.glance().await?;
+        let guard = records.unlocked_snapshot().await?;
         if needs_repair(&guard) {
             drop(guard);
-            return self.read_sound(records).await;
+            return self.read_repaired(records).await;
         }
         Ok(guard)
     }
@@ -223,7 +224,7 @@ impl Store {
     /// Visits the primary image store and then the additional ones, as [`Store::read_all_layer_stores`].
     pub(crate) async fn read_all_image_stores<T: Send>(
         &self,
-        visit: impl FnMut(Home, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
+        visit: impl FnMut(StoreOrigin, &Table<ImageRow>) -> Result<ControlFlow<T>> + Send,
     ) -> Result<Option<T>> {
         let primary = match self.inner.additional_images.as_slice() {
             [] => self.glance_at(&self.inner.images).await?,
@@ -264,12 +265,12 @@ impl Store {
         change: impl FnOnce(&mut AllStores) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let layers = self.inner.layers.write().await?;
-        let mut images = vec![ImagesHeld {
+        let mut images = vec![LockedImages {
             dir: self.inner.dirs.images(),
             records: self.inner.images.write().await?,
         }];
         if let Some(graph_images) = &self.inner.graph_images {
-            images.push(ImagesHeld {
+            images.push(LockedImages {
                 dir: self.inner.dirs.graph_images(),
                 records: graph_images.write().await?,
             });
@@ -377,14 +378,15 @@ impl Store {
             // What needs a repair is not repaired here, where locks are held already.
             let mut sound = true;
             if kinds.layers {
-                held.layers.push((Home::Primary, self.read_layers().await?));
+                held.layers
+                    .push((StoreOrigin::Primary, self.read_layers().await?));
                 held.layers
                     .extend(read_homes(&self.inner.additional_layers).await?);
             }
             if kinds.images {
                 let images = self.inner.images.read().await?;
                 sound = !needs_repair(&images);
-                held.images.push((Home::Primary, images));
+                held.images.push((StoreOrigin::Primary, images));
                 held.images
                     .extend(read_homes(&self.inner.additional_images).await?);
             }
@@ -447,22 +449,22 @@ impl Store {
 #[derive(Default)]
 pub(crate) struct Everything {
     pub(crate) containers: Option<ReadGuard<ContainerRow>>,
-    images: Vec<(Home, ReadGuard<ImageRow>)>,
-    layers: Vec<(Home, ReadGuard<LayerRow>)>,
+    images: Vec<(StoreOrigin, ReadGuard<ImageRow>)>,
+    layers: Vec<(StoreOrigin, ReadGuard<LayerRow>)>,
 }
 
-fn tables<R>(held: &[(Home, ReadGuard<R>)]) -> impl Iterator<Item = (Home, &Table<R>)> {
+fn tables<R>(held: &[(StoreOrigin, ReadGuard<R>)]) -> impl Iterator<Item = (StoreOrigin, &Table<R>)> {
     held.iter().map(|(home, table)| (*home, &**table))
 }
 
 impl Everything {
     /// The layer stores that were asked for.
-    pub(crate) fn layers(&self) -> impl Iterator<Item = (Home, &Table<LayerRow>)> {
+    pub(crate) fn layers(&self) -> impl Iterator<Item = (StoreOrigin, &Table<LayerRow>)> {
         tables(&self.layers)
     }
 
     /// The image stores that were asked for.
-    pub(crate) fn images(&self) -> impl Iterator<Item = (Home, &Table<ImageRow>)> {
+    pub(crate) fn images(&self) -> impl Iterator<Item = (StoreOrigin, &Table<ImageRow>)> {
         tables(&self.images)
     }
 }
@@ -505,7 +507,7 @@ async fn read_additional<R: Record>(additional: &[Additional<R>]) -> Result<Vec<
 }
 
 /// As [`read_additional`], each with what it is.
-async fn read_homes<R: Record>(additional: &[Additional<R>]) -> Result<Vec<(Home, ReadGuard<R>)>> {
+async fn read_homes<R: Record>(additional: &[Additional<R>]) -> Result<Vec<(StoreOrigin, ReadGuard<R>)>> {
     let held = read_additional(additional).await?;
     let homes = additional
         .iter()
@@ -518,9 +520,9 @@ async fn read_homes<R: Record>(additional: &[Additional<R>]) -> Result<Vec<(Home
 async fn visit_all<R: Record, T: Send>(
     primary: ReadGuard<R>,
     additional: &[Additional<R>],
-    mut visit: impl FnMut(Home, &Table<R>) -> Result<ControlFlow<T>> + Send,
+    mut visit: impl FnMut(StoreOrigin, &Table<R>) -> Result<ControlFlow<T>> + Send,
 ) -> Result<Option<T>> {
-    if let ControlFlow::Break(found) = visit(Home::Primary, &primary)? {
+    if let ControlFlow::Break(found) = visit(StoreOrigin::Primary, &primary)? {
         return Ok(Some(found));
     }
     let mut held = Vec::with_capacity(additional.len());

@@ -17,8 +17,9 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items, Recorded};
 use crate::record::image::ImageRow;
-use crate::store::access::{Home, hit};
-use crate::store::{Store, containers, images, item_dir};
+use crate::store::access::{StoreOrigin, hit};
+use crate::store::dirs::item_dir;
+use crate::store::{Store, containers, images};
 use crate::sys::make_private_dir;
 
 /// Tells the digest of a manifest, which for some old formats is not that of all its bytes. The default for
@@ -134,14 +135,16 @@ impl Store {
         let id = row.id.clone();
         let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
         let dir = match home {
-            Home::Primary => self.inner.dirs.layer_data(&id)?,
-            Home::Additional { index, .. } => item_dir(self.inner.additional_layers[index].dir.clone(), &id)?,
+            StoreOrigin::Primary => self.inner.dirs.layer_data(&id)?,
+            StoreOrigin::Additional { index, .. } => {
+                item_dir(self.inner.additional_layers[index].dir.clone(), &id)?
+            }
         };
         let mut file =
             bridge::run(move || big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id)))
                 .await?;
         let (mut writer, stream) = bridge::chunks_out();
-        bridge::detach(move || {
+        bridge::spawn_detached(move || {
             let copied = io::copy(&mut file, &mut writer).map(drop);
             writer.finish(copied);
         });
@@ -243,14 +246,19 @@ impl Store {
         result
     }
 
-    fn image_dir(&self, home: Home) -> PathBuf {
+    fn image_dir(&self, home: StoreOrigin) -> PathBuf {
         match home {
-            Home::Primary => self.inner.dirs.images(),
-            Home::Additional { index, .. } => self.inner.additional_images[index].dir.clone(),
+            StoreOrigin::Primary => self.inner.dirs.images(),
+            StoreOrigin::Additional { index, .. } => self.inner.additional_images[index].dir.clone(),
         }
     }
 
-    pub(crate) async fn read_image_item(&self, row: &ImageRow, home: Home, key: &str) -> Result<Vec<u8>> {
+    pub(crate) async fn read_image_item(
+        &self,
+        row: &ImageRow,
+        home: StoreOrigin,
+        key: &str,
+    ) -> Result<Vec<u8>> {
         let key = named(&row.big_data_names, key, "image", &row.id)?.to_owned();
         let recorded = row.recorded(&key);
         let (dir, id) = (item_dir(self.image_dir(home), &row.id)?, row.id.clone());

@@ -8,16 +8,18 @@ use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
 use crate::record::big_data::{self, Items as _};
 use crate::record::container::ContainerRow;
-use crate::record::id_text::IdText;
 use crate::record::image::ImageRow;
+use crate::record::inline_id::InlineId;
+use crate::record::intent;
 use crate::record::layer::LayerRow;
-use crate::record::pending;
-use crate::record::time::Time;
 use crate::store::access::LayersAndImages;
 use crate::store::delete::{finish_containers, mark, remove_dirs};
+use crate::store::dirs::{container_location, item_dir};
+use crate::store::ids::random_id;
 use crate::store::layer_store::{NewLayer, Start, flags_json};
 use crate::store::views::Container;
-use crate::store::{Store, container_location, images, item_dir, random_id};
+use crate::store::{Store, images};
+use crate::time::Time;
 
 impl Store {
     /// Creates a container from an image (an ID, name or ID prefix), or from nothing, with a layer of its own.
@@ -190,7 +192,13 @@ impl Store {
 }
 
 /// The record of a new container, marked: its layer is not complete yet.
-fn new_row(options: &ContainerOptions, id: &str, image: IdText, layer: &str, volatile: bool) -> ContainerRow {
+fn new_row(
+    options: &ContainerOptions,
+    id: &str,
+    image: InlineId,
+    layer: &str,
+    volatile: bool,
+) -> ContainerRow {
     let mut row = ContainerRow {
         id: id.into(),
         names: options.names.clone(),
@@ -201,7 +209,7 @@ fn new_row(options: &ContainerOptions, id: &str, image: IdText, layer: &str, vol
         uid_map: options.id_mappings.uid_map.clone(),
         gid_map: options.id_mappings.gid_map.clone(),
         flags: flags_json(container_flags(options, volatile)),
-        pending: pending::CREATE.to_owned(),
+        intent: intent::CREATE.to_owned(),
         ..ContainerRow::default()
     };
     for item in &options.big_data {

@@ -8,11 +8,12 @@ use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::record::WriteGuard;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
-use crate::record::pending;
+use crate::record::intent;
 use crate::record::table::Record;
+use crate::store::Store;
 use crate::store::access::AllStores;
+use crate::store::dirs::{Dirs, item_dir};
 use crate::store::layer_store::LayerStore;
-use crate::store::{Dirs, Store, item_dir};
 
 /// Removes directories that belong to one record; missing ones are fine.
 pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
@@ -22,11 +23,11 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Sets or, with an empty text, takes away the mark of a record, see [`pending`].
+/// Sets or, with an empty text, takes away the mark of a record, see [`intent`].
 pub(crate) fn mark<R: Record>(records: &mut WriteGuard<R>, id: &str, mark: &str) -> Result<()> {
     records
         .table_mut()
-        .update(id, |row| mark.clone_into(row.pending_mut()))?;
+        .update(id, |row| mark.clone_into(row.intent_mut()))?;
     records.save()
 }
 
@@ -38,7 +39,7 @@ fn delete_marked_container(
     row: &ContainerRow,
 ) -> Result<()> {
     let layer = layers.table().get(&row.layer);
-    if layer.is_some_and(|layer| row.pending == pending::deletion_with(layer)) {
+    if layer.is_some_and(|layer| row.intent == intent::deletion_with(layer)) {
         layers.delete_all(&[row.layer.to_string()])?;
     }
     remove_dirs(&[
@@ -61,11 +62,11 @@ pub(crate) fn finish_containers(
         };
         tracing::warn!(
             container = id,
-            pending = row.pending,
+            intent = row.intent,
             "finishing what a killed process has begun"
         );
         let complete = layers.table().get(&row.layer).is_some();
-        if pending::is_deletion(&row.pending) || row.pending == pending::CREATE && !complete {
+        if intent::is_deletion(&row.intent) || row.intent == intent::CREATE && !complete {
             match delete_marked_container(containers, layers, dirs, &row) {
                 Ok(()) => continue,
                 Err(error) => {
@@ -106,11 +107,8 @@ impl AllStores {
         };
         let mut row = ContainerRow::clone(row);
         let layer = self.layers.table().get(&row.layer);
-        row.pending = layer.map_or_else(
-            || pending::DELETE.to_owned(),
-            |layer| pending::deletion_with(layer),
-        );
-        mark(&mut self.containers, &row.id, &row.pending)?;
+        row.intent = layer.map_or_else(|| intent::DELETE.to_owned(), |layer| intent::deletion_with(layer));
+        mark(&mut self.containers, &row.id, &row.intent)?;
         let deleted = delete_marked_container(&mut self.containers, &mut self.layers, dirs, &row);
         if deleted.is_err() {
             mark(&mut self.containers, &row.id, "")?;
@@ -127,7 +125,7 @@ impl AllStores {
                 .iter()
                 .position(|store| store.records.get(id).is_some())
         {
-            mark(&mut self.images[index].records, id, pending::DELETE)?;
+            mark(&mut self.images[index].records, id, intent::DELETE)?;
             if let Err(error) = self.layers.delete_all(&layers) {
                 mark(&mut self.images[index].records, id, "")?;
                 return Err(error.context(format!("deleting image {id:?}")));

@@ -17,21 +17,22 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::archive::changes::{self, Change};
-use crate::archive::compression::Compression;
-use crate::archive::gzip::Gzip;
-use crate::archive::parallel::{Format, Parallel};
-use crate::archive::sink::Sink;
-use crate::archive::zstd_frames::ZstdFrames;
-use crate::archive::{export, replay};
+use crate::archive::compress::gzip::Gzip;
+use crate::archive::compress::parallel::{Format, Parallel};
+use crate::archive::compress::zstd_frames::ZstdFrames;
+use crate::archive::diff::changes::{self, Change};
+use crate::archive::diff::export;
+use crate::archive::stream_writer::StreamWriter;
+use crate::archive::tar_split::replay;
 use crate::bridge::{self, ChunkStream, ChunkWriter};
-use crate::driver::{Driver, TreeMount, Upper, mount_tree};
+use crate::compression::Compression;
+use crate::driver::{Driver, OverlayDiff, TreeMount, mount_tree};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
-use crate::store::access::{Home, hit};
+use crate::store::access::{StoreOrigin, hit};
 use crate::store::layer_store::mappings_of;
 
 /// A layer's diff as a stream of bytes, made by [`Store::diff`].
@@ -69,9 +70,9 @@ impl AsyncRead for DiffStream {
 }
 
 /// Where the bytes of a diff come from.
-enum Source {
+enum DiffSource {
     /// Replayed from the layer's tar-split file and its files.
-    Replay { tape: File, trees: Vec<OwnedFd> },
+    Replay { tar_split: File, trees: Vec<OwnedFd> },
     /// Made from what the driver says has changed.
     Fresh(Comparison),
 }
@@ -79,7 +80,7 @@ enum Source {
 /// How to find out what a layer changes.
 enum Comparison {
     /// The driver keeps changes apart.
-    Upper(Upper, IdMappings),
+    OverlayDiff(OverlayDiff, IdMappings),
     /// Two mounted trees.
     Trees { new: Tree, old: Option<Tree> },
 }
@@ -89,13 +90,13 @@ struct Tree {
     mappings: IdMappings,
 }
 
-impl Source {
-    fn write(&self, out: &mut dyn Sink) -> Result<()> {
+impl DiffSource {
+    fn write(&self, out: &mut dyn StreamWriter) -> Result<()> {
         match self {
-            Self::Replay { tape, trees } => {
-                replay::replay(io::BufReader::with_capacity(64 * 1024, tape), trees, out).map(drop)
+            Self::Replay { tar_split, trees } => {
+                replay::replay(io::BufReader::with_capacity(64 * 1024, tar_split), trees, out).map(drop)
             }
-            Self::Fresh(Comparison::Upper(upper, mappings)) => {
+            Self::Fresh(Comparison::OverlayDiff(upper, mappings)) => {
                 export::write_upper(upper.dir.as_fd(), &upper.lowers, upper.namespace, mappings, out)
             }
             Self::Fresh(Comparison::Trees { new, old: None }) => {
@@ -131,7 +132,7 @@ impl Source {
 impl Comparison {
     fn open(driver: &Arc<dyn Driver>, to: &LayerRow, from: Option<&LayerRow>) -> Result<Self> {
         if let Some(upper) = driver.upper(&to.id, from.map(|row| row.id.as_str()))? {
-            return Ok(Self::Upper(upper, mappings_of(to)));
+            return Ok(Self::OverlayDiff(upper, mappings_of(to)));
         }
         let tree = |row: &LayerRow| -> Result<Tree> {
             Ok(Tree {
@@ -147,7 +148,7 @@ impl Comparison {
 
     fn changes(&self) -> Result<Vec<Change>> {
         match self {
-            Self::Upper(upper, _) => {
+            Self::OverlayDiff(upper, _) => {
                 changes::upper_changes(upper.dir.as_fd(), &upper.lowers, upper.namespace)
             }
             Self::Trees { new, old } => {
@@ -165,7 +166,7 @@ struct Pair {
     from: Option<Arc<LayerRow>>,
     /// Whether `from` is what the layer was made on.
     direct: bool,
-    home: Home,
+    home: StoreOrigin,
 }
 
 impl Store {
@@ -247,7 +248,7 @@ impl Store {
         let driver = self.inner.driver();
         let comparison = self.comparison(&pair).await?;
         bridge::run(move || match &comparison {
-            Comparison::Upper(..) => Ok(driver.disk_usage(&pair.to.id)?.size),
+            Comparison::OverlayDiff(..) => Ok(driver.disk_usage(&pair.to.id)?.size),
             Comparison::Trees { new, .. } => {
                 changes::changes_size(new.mount.dir.as_fd(), &comparison.changes()?)
             }
@@ -286,7 +287,7 @@ impl Store {
         let pair = self.pair(from, to).await?;
         let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
         let compression = options.compression.unwrap_or_else(recorded);
-        let write = Source::writer(compression)?;
+        let write = DiffSource::writer(compression)?;
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -294,11 +295,11 @@ impl Store {
         };
         let source = match replayable {
             Some(source) => source,
-            None => Source::Fresh(self.comparison(&pair).await?),
+            None => DiffSource::Fresh(self.comparison(&pair).await?),
         };
         let (mut writer, stream) = bridge::chunks_out();
         let id = pair.to.id.clone();
-        bridge::detach(move || {
+        bridge::spawn_detached(move || {
             let result = write(&source, &mut writer);
             // A temporary mount goes before the reader sees the end.
             drop(source);
@@ -312,28 +313,30 @@ impl Store {
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.
-    async fn open_replay(&self, pair: &Pair) -> Result<Option<Source>> {
+    async fn open_replay(&self, pair: &Pair) -> Result<Option<DiffSource>> {
         let guard = match pair.home {
-            Home::Primary => self.read_layers().await?,
-            Home::Additional { index, .. } => self.inner.additional_layers[index].records.read().await?,
+            StoreOrigin::Primary => self.read_layers().await?,
+            StoreOrigin::Additional { index, .. } => {
+                self.inner.additional_layers[index].records.read().await?
+            }
         };
         let file_name = format!("{}.tar-split.gz", pair.to.id);
         let path: PathBuf = match pair.home {
-            Home::Primary => self.inner.dirs.tar_split(&pair.to.id)?,
-            Home::Additional { index, .. } => self.inner.additional_layers[index].dir.join(file_name),
+            StoreOrigin::Primary => self.inner.dirs.tar_split(&pair.to.id)?,
+            StoreOrigin::Additional { index, .. } => self.inner.additional_layers[index].dir.join(file_name),
         };
         let (driver, id) = (self.inner.driver(), pair.to.id.clone());
         bridge::run(move || {
             if guard.get(&id).is_none() {
                 return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
             }
-            let tape = match File::open(&path) {
-                Ok(tape) => tape,
+            let tar_split = match File::open(&path) {
+                Ok(tar_split) => tar_split,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(Error::io_at("opening", path, error)),
             };
             let trees = driver.file_trees(&id)?;
-            Ok(Some(Source::Replay { tape, trees }))
+            Ok(Some(DiffSource::Replay { tar_split, trees }))
         })
         .await
     }

@@ -8,7 +8,7 @@ use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{IoContext as _, Result};
 use crate::lock::owners::{self, LockOwner};
-use crate::lock::record_lock::{Exclusive, LockFile, LockMode, Shared};
+use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode, SharedLock};
 use crate::options::StoreOptions;
 use crate::store::Store;
 
@@ -34,15 +34,15 @@ pub struct DigestLockGuard {
 }
 
 enum Held {
-    Exclusive { _guard: Exclusive },
-    Shared { _guard: Shared },
+    ExclusiveLock { _guard: ExclusiveLock },
+    SharedLock { _guard: SharedLock },
 }
 
 impl fmt::Debug for DigestLockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self._held {
-            Held::Exclusive { .. } => "exclusive",
-            Held::Shared { .. } => "shared",
+            Held::ExclusiveLock { .. } => "exclusive",
+            Held::SharedLock { .. } => "shared",
         };
         f.debug_tuple("DigestLockGuard").field(&kind).finish()
     }
@@ -59,7 +59,7 @@ impl DigestLock {
     /// Nothing is held.
     pub async fn lock(&self) -> Result<DigestLockGuard> {
         Ok(DigestLockGuard {
-            _held: Held::Exclusive {
+            _held: Held::ExclusiveLock {
                 _guard: self.file.exclusive(self.timeout).await?,
             },
         })
@@ -74,7 +74,7 @@ impl DigestLock {
     /// Nothing is held.
     pub async fn read_lock(&self) -> Result<DigestLockGuard> {
         Ok(DigestLockGuard {
-            _held: Held::Shared {
+            _held: Held::SharedLock {
                 _guard: self.file.shared(self.timeout).await?,
             },
         })
@@ -87,7 +87,7 @@ impl DigestLock {
     pub fn try_lock(&self) -> Result<Option<DigestLockGuard>> {
         let guard = self.file.try_exclusive()?;
         Ok(guard.map(|guard| DigestLockGuard {
-            _held: Held::Exclusive { _guard: guard },
+            _held: Held::ExclusiveLock { _guard: guard },
         }))
     }
 }

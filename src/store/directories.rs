@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::store::{Store, item_dir};
+use crate::store::Store;
+use crate::store::dirs::item_dir;
 use crate::sys::{atomic, make_private_dir};
 
 impl Store {

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::error::{Error, IoContext as _, Result};
 use crate::record::big_data::{self, Items as _};
-use crate::store::{Store, item_dir};
+use crate::store::Store;
+use crate::store::dirs::item_dir;
 
 /// Names in `dir` that look like IDs (64 hexadecimal digits) before `suffix`; a missing directory has none.
 fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
@@ -55,7 +56,7 @@ impl Store {
         let dirs = self.inner.dirs.clone();
         let containers = self
             .write_to_container_store(move |containers| {
-                containers.remove_litter()?;
+                containers.remove_stale()?;
                 for row in containers.rows() {
                     row.remove_item_litter(&item_dir(dirs.containers(), &row.id)?)?;
                 }
@@ -65,7 +66,7 @@ impl Store {
         let dirs = self.inner.dirs.clone();
         let images = self
             .write_to_image_store(move |images| {
-                images.remove_litter()?;
+                images.remove_stale()?;
                 for row in images.rows() {
                     row.remove_item_litter(&item_dir(dirs.images(), &row.id)?)?;
                 }
@@ -75,11 +76,11 @@ impl Store {
         let layers = self
             .write_to_layer_store(|layers| {
                 let dirs = layers.inner.dirs.clone();
-                layers.remove_litter()?;
-                layers.inner.mounts.lock_blocking()?.remove_litter()?;
+                layers.remove_stale()?;
+                layers.inner.mounts.lock_blocking()?.remove_stale()?;
                 layers.inner.recover()?;
                 for row in layers.table().rows() {
-                    big_data::remove_litter(&dirs.layer_data(&row.id)?, std::iter::empty())?;
+                    big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
                 }
                 let mut strays: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
                 strays.extend(ids_in(&dirs.layers(), "")?);

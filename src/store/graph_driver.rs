@@ -10,7 +10,8 @@ use crate::driver::{CreateOptions, Driver};
 use crate::error::Result;
 use crate::idmap::IdMappings;
 use crate::options::LayerOptions;
-use crate::store::{Store, random_id};
+use crate::store::Store;
+use crate::store::ids::random_id;
 
 pub use crate::driver::DiskUsage;
 

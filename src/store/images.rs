@@ -9,13 +9,15 @@ use crate::options::{ImageBigData, ImageOptions};
 use crate::record::big_data::{self, Items as _};
 use crate::record::image::ImageRow;
 use crate::record::table::{DigestKind, NameOperation};
-use crate::record::time::Time;
+use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::delete::remove_dirs;
+use crate::store::dirs::item_dir;
+use crate::store::ids::random_id;
 use crate::store::layer_store::flags_json;
 use crate::store::views::Image;
-use crate::store::{Store, item_dir, random_id};
 use crate::sys::make_private_dir;
+use crate::time::Time;
 
 /// The error for an image that is not there.
 pub(crate) fn unknown(id: &str) -> crate::error::Error {

@@ -9,14 +9,14 @@ use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountTable;
 use crate::record::table::DigestKind;
 use crate::store::Store;
-use crate::store::access::{Home, hit};
+use crate::store::access::{StoreOrigin, hit};
 use crate::store::views::{Layer, MountState};
 
 /// Joins a record with its mount count.
-pub(crate) fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: Home) -> Layer {
+pub(crate) fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: StoreOrigin) -> Layer {
     let mount = match home {
-        Home::Primary => mounts.get(&row.id),
-        Home::Additional { .. } => None,
+        StoreOrigin::Primary => mounts.get(&row.id),
+        StoreOrigin::Additional { .. } => None,
     };
     let mount = mount.map(|row| {
         Arc::new(MountState {

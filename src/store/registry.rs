@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::bridge;
 use crate::config::{Loader, load};
 use crate::driver::Driver;
-use crate::driver::choice::{DriverConfig, open_driver};
+use crate::driver::select::{DriverConfig, open_driver};
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::record_lock::{Exclusive, LockFile, LockMode};
+use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode};
 use crate::options::StoreOptions;
-use crate::store::{Inner, Store};
+use crate::store::Store;
+use crate::store::inner::Inner;
 use crate::sys::make_private_dir;
 
 /// Open stores. Weak, so that a store ends with its last clone.
@@ -156,12 +157,46 @@ enum Begun {
 }
 
 /// Opens everything under the graph lock.
-fn assemble(options: StoreOptions, lock: Arc<LockFile>, held: Exclusive) -> Result<Arc<Inner>> {
+fn assemble(options: StoreOptions, lock: Arc<LockFile>, held: ExclusiveLock) -> Result<Arc<Inner>> {
     let token = held.token()?;
     let driver: Arc<dyn Driver> = open_driver(&driver_config(&options))?;
     let inner = Inner::assemble(options, lock, driver, token)?;
     drop(held);
     Ok(Arc::new(inner))
+}
+
+impl Store {
+    /// Opens the store in `options.graph_root` and `options.run_root`, creating what is missing.
+    ///
+    /// If neither root, nor a driver, nor driver options are given, everything but
+    /// [`StoreOptions::durability`] and [`StoreOptions::lock_timeout`] is taken from
+    /// [`StoreOptions::default_for_user`], and if one root is missing, that root. Otherwise the machine's
+    /// configuration is not looked at.
+    ///
+    /// A store with the same two roots (and the same driver, if one is named) that this process has open already is
+    /// returned as it is, whatever the other options say, as the Go library's `GetStore` does. [`Store::free`] ends
+    /// that.
+    ///
+    /// Takes `storage.lock` while the driver starts; waits for no other lock. Left-overs of killed processes are
+    /// cleaned up here and at the first use of the records.
+    ///
+    /// # Errors
+    /// [`ErrorKind::IncompleteOptions`] if no root is given but a driver is, [`ErrorKind::NotSupported`] if no driver works here,
+    /// [`ErrorKind::InvalidInput`] for a driver option that is not known, [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Directories may have been created; nothing else remains.
+    ///
+    /// # Panics
+    /// Like all methods, outside a tokio runtime, and in one without timers (`enable_time`) when a lock is waited for.
+    pub async fn open(options: StoreOptions) -> Result<Self> {
+        open(options).await
+    }
+
+    /// Forgets this store in the process-wide list: the next [`Store::open`] makes a new one. Clones go on working.
+    pub fn free(&self) {
+        forget(&self.inner);
+    }
 }
 
 #[cfg(test)]

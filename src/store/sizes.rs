@@ -11,7 +11,8 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMap;
 use crate::record::layer::LayerRow;
 use crate::store::access::hit;
-use crate::store::{Store, images, item_dir};
+use crate::store::dirs::item_dir;
+use crate::store::{Store, images};
 use crate::sys::{at, tree};
 
 /// Owners of the directories above a mount that the mount's own mapping does not know.

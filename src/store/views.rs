@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::archive::compression::Compression;
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::idmap::IdMap;
 use crate::options::Flag;
 use crate::record::big_data::{Items as _, Recorded};
 use crate::record::container::ContainerRow;
-use crate::record::digest_text::DigestText;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
+use crate::record::raw_digest::RawDigest;
 
 /// Serialised as the record that the Go library's JSON shows and its files hold.
 macro_rules! serialize_record {
@@ -43,7 +43,7 @@ pub(crate) struct MountState {
     pub(crate) count: i64,
 }
 
-fn digest(text: &DigestText) -> Option<Digest> {
+fn digest(text: &RawDigest) -> Option<Digest> {
     text.valid().cloned()
 }
 

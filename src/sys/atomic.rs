@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all: written under a temporary name beside the target, then renamed over it.
 //!
 //! The temporary name is `.tmp-<basename><decimal digits>`, as the Go library's. A crash leaves such a file behind;
-//! [`remove_litter`] removes those of one target. Whoever calls it must hold the lock that every writer of that
+//! [`remove_stale`] removes those of one target. Whoever calls it must hold the lock that every writer of that
 //! target holds.
 
 use std::ffi::{OsStr, OsString};
@@ -152,7 +152,7 @@ pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sy
 }
 
 /// Removes the temporary files that killed writers of `target` left; says how many there were.
-pub(crate) fn remove_litter(target: &Path) -> Result<usize> {
+pub(crate) fn remove_stale(target: &Path) -> Result<usize> {
     let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
         return Ok(0);
     };
@@ -281,10 +281,10 @@ mod tests {
         {
             std::fs::write(tmp.path().join(name), "").unwrap();
         }
-        assert_eq!(remove_litter(&tmp.path().join("layers.json")).unwrap(), 2);
+        assert_eq!(remove_stale(&tmp.path().join("layers.json")).unwrap(), 2);
         let mut keep: Vec<_> = keep.iter().map(ToString::to_string).collect();
         keep.sort();
         assert_eq!(names(tmp.path()), keep);
-        assert_eq!(remove_litter(&tmp.path().join("missing/layers.json")).unwrap(), 0);
+        assert_eq!(remove_stale(&tmp.path().join("missing/layers.json")).unwrap(), 0);
     }
 }

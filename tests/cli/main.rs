@@ -15,10 +15,10 @@ mod support;
 
 mod config;
 mod copy;
+mod extra_commands;
 mod help;
 mod mistakes;
 mod one_store;
-mod people;
 mod program;
 mod recorded;
 mod script;

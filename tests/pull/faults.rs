@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use graphroot::oci::{BlobState, Event, ImageState, Progress, PullOptions, Pulled, Puller};
 use graphroot::{ErrorKind, Store};
 
-use crate::standin::{Fault, Image, Login, StandIn, layer};
+use crate::fake_registry::{FakeRegistry, Fault, Image, Login, layer};
 use crate::support::locks::wait_until;
 use crate::support::needs;
 use crate::support::root::TestRoot;
@@ -42,7 +42,7 @@ async fn assert_empty(root: &TestRoot, store: &Store) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_connection_is_made_again_from_where_it_broke() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = stand_in.add("some/image", &[layer("file", 4)]);
     let blob = &image.layers[0];
     let total = layer("file", 4).len();
@@ -98,7 +98,7 @@ async fn a_broken_connection_is_made_again_from_where_it_broke() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_without_ranges_sends_all_again_and_it_is_read_over() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = stand_in.add("some/image", &[layer("file", 2)]);
     stand_in.fail(&image.layers[0], &[Fault::Drop(MIB), Fault::NoRange]);
     let root = TestRoot::in_memory();
@@ -113,7 +113,7 @@ async fn wrong_bytes_and_lengths_leave_nothing_and_are_named() {
     let total = layer("file", 2).len();
     for keep in [false, true] {
         for fault in [Fault::Flip, Fault::Length(total - 1), Fault::Length(total + 1)] {
-            let stand_in = StandIn::start();
+            let stand_in = FakeRegistry::start();
             // The layer above arrives whole, and must not stay without the one below.
             let image = stand_in.add("some/image", &[layer("file", 2), layer("above", 1)]);
             stand_in.fail(&image.layers[0], std::slice::from_ref(&fault));
@@ -147,7 +147,7 @@ async fn wrong_bytes_and_lengths_leave_nothing_and_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_wants_to_be_asked_later_is_asked_later() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = stand_in.add("some/image", &[layer("file", 1)]);
     stand_in.fail(
         &image.layers[0],
@@ -164,7 +164,7 @@ async fn a_registry_that_wants_to_be_asked_later_is_asked_later() {
 #[tokio::test(flavor = "multi_thread")]
 async fn patience_ends_and_refusals_are_told() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = stand_in.add("some/image", &[layer("file", 1)]);
     let blob = &image.layers[0];
     let root = TestRoot::in_memory();
@@ -209,7 +209,7 @@ async fn patience_ends_and_refusals_are_told() {
 async fn credentials_come_from_a_file() {
     needs!();
     for login in [Login::Basic, Login::Bearer] {
-        let stand_in = StandIn::start();
+        let stand_in = FakeRegistry::start();
         let image = stand_in.add("some/image", &[layer("file", 1)]);
         stand_in.lock(login);
         let root = TestRoot::in_memory();

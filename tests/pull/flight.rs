@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graphroot::oci::{BlobState, Event, Progress, PullOptions, Puller};
 
+use crate::fake_registry::{FakeRegistry, Fault, layer};
 use crate::library::{APPS, Library, SMALL_LAYERS};
 use crate::records::{assert_same_stores, podman_pull};
-use crate::standin::{Fault, StandIn, layer};
 use crate::support::needs;
 use crate::support::root::TestRoot;
 use crate::support::worker::Worker;
@@ -53,7 +53,7 @@ async fn four_tasks_in_two_processes_fetch_each_blob_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_one_at_work_dies_another_takes_over() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = stand_in.add("some/image", &[layer("file", 4)]);
     let blob = &image.layers[0];
     stand_in.fail(blob, &[Fault::Stall(1 << 20)]);
@@ -82,7 +82,7 @@ async fn when_the_one_at_work_dies_another_takes_over() {
 async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_each_other() {
     needs!();
     for driver in ["overlay", "vfs"] {
-        let stand_in = StandIn::start();
+        let stand_in = FakeRegistry::start();
         let (a, b) = (layer("a", 1), layer("bb", 1));
         let first = stand_in.add("first", &[a.clone(), b.clone(), a.clone()]);
         let second = stand_in.add("second", &[b, a]);
@@ -117,7 +117,7 @@ async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_eac
 }
 
 /// An image of six layers.
-fn six_layers(stand_in: &StandIn) -> crate::standin::Image {
+fn six_layers(stand_in: &FakeRegistry) -> crate::fake_registry::Image {
     let names = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"];
     stand_in.add("six/layers", &names.map(|name| layer(name, 1)))
 }
@@ -125,7 +125,7 @@ fn six_layers(stand_in: &StandIn) -> crate::standin::Image {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = six_layers(&stand_in);
     for blob in &image.layers {
         stand_in.fail(blob, &[Fault::Stall(1000)]);
@@ -152,7 +152,7 @@ async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
 async fn downloads_and_unpackers_are_bounded() {
     needs!();
     for (downloads, unpackers, bound) in [(2, 8, 2), (8, 3, 3), (0, 0, 1)] {
-        let stand_in = StandIn::start();
+        let stand_in = FakeRegistry::start();
         let image = six_layers(&stand_in);
         let (active, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (count, most) = (Arc::clone(&active), Arc::clone(&peak));

@@ -13,6 +13,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod fake_registry;
 mod faults;
 mod flight;
 mod library;
@@ -20,7 +21,6 @@ mod push;
 mod records;
 mod registry;
 mod resume;
-mod standin;
 mod worker;
 
 /// A file that nobody lists would never run.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use graphroot::oci::{PullOptions, Puller};
 
-use crate::standin::{Fault, StandIn, layer};
+use crate::fake_registry::{FakeRegistry, Fault, layer};
 use crate::support::locks::wait_until;
 use crate::support::needs;
 use crate::support::peers::Run as _;
@@ -24,7 +24,7 @@ fn partial_dir(root: &TestRoot) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_pull_goes_on_where_it_was() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let content = layer("file", 16);
     let image = stand_in.add("some/image", std::slice::from_ref(&content));
     let blob = &image.layers[0];
@@ -65,7 +65,7 @@ async fn a_killed_pull_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_kept_is_not_trusted() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let image = stand_in.add("some/image", &[layer("file", 2)]);
     let root = TestRoot::in_memory();
     let store = root.open().await;
@@ -121,7 +121,7 @@ impl Drop for Disk {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_leaves_the_store_usable_and_the_beginning_kept() {
     needs!();
-    let stand_in = StandIn::start();
+    let stand_in = FakeRegistry::start();
     let content = layer("file", 12);
     let image = stand_in.add("some/image", &[layer("small", 1), content.clone()]);
     let blob = &image.layers[1];

@@ -54,7 +54,7 @@ struct State {
 
 /// The registry. Its threads end with the test's process.
 #[derive(Clone, Debug)]
-pub(crate) struct StandIn {
+pub(crate) struct FakeRegistry {
     state: Arc<(Mutex<State>, Condvar)>,
     address: String,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Image {
     pub(crate) layers: Vec<Digest>,
 }
 
-impl StandIn {
+impl FakeRegistry {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stand_in = Self {

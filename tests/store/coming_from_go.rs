@@ -18,8 +18,16 @@ fn every_method_of_the_interface_is_on_the_page_as_it_is_in_the_source() {
         .next()
         .unwrap();
     let mut source = String::new();
-    for entry in std::fs::read_dir(root.join("src/store")).unwrap() {
-        source.push_str(&std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    let mut directories = vec![root.join("src/store")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                source.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
     }
     let source = squeezed(&source);
     let rows: Vec<(&str, &str)> = methods

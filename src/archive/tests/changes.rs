@@ -5,10 +5,10 @@ use std::os::fd::AsFd as _;
 use proptest::prelude::*;
 use rustix::fs::FileType;
 
-use super::out_support::*;
 use super::*;
-use crate::archive::changes::{Change, ChangeKind, changes_size, tree_changes};
-use crate::archive::export::write_changes;
+use crate::archive::diff::changes::{Change, ChangeKind, changes_size, tree_changes};
+use crate::archive::diff::export::write_changes;
+use crate::archive::tests::out_support::*;
 use crate::idmap::IdMap;
 
 fn compare(new: &Tree, old: &Tree) -> Vec<Change> {

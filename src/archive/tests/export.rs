@@ -4,11 +4,11 @@ use std::os::fd::AsFd as _;
 
 use rustix::fs::FileType;
 
-use super::out_support::*;
 use super::*;
-use crate::archive::changes::{Change, ChangeKind};
-use crate::archive::export::{write_changes, write_tree};
-use crate::archive::sink::Plain;
+use crate::archive::diff::changes::{Change, ChangeKind};
+use crate::archive::diff::export::{write_changes, write_tree};
+use crate::archive::stream_writer::Plain;
+use crate::archive::tests::out_support::*;
 
 fn tar_of(tree: &Tree, maps: &IdMappings) -> Vec<u8> {
     let mut tar = Vec::new();
@@ -81,7 +81,7 @@ fn entries_come_in_order_and_other_programs_unpack_them() {
     );
     let expected = listing(tree.path());
     assert_eq!(listing(theirs.path()), expected);
-    let ours = Layer::new(Form::Executed);
+    let ours = Layer::new(WhiteoutFormat::Apply);
     ours.apply(&tar).unwrap();
     assert_eq!(ours.listing(), expected);
 }

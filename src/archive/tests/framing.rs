@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::super::framing::{Entry, Framer, Source};
-use super::super::header::{BLOCK, Timestamp};
-use super::super::sparse::Fragment;
-use super::super::test_tar::{Item, TarBuilder};
+use crate::archive::tar::header::{BLOCK, Timestamp};
+use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::archive::tar::sparse::Fragment;
+use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::{ErrorKind, Result};
 
 /// An archive in chunks of one size.
@@ -14,7 +14,7 @@ struct Chunks {
     size: usize,
 }
 
-impl Source for Chunks {
+impl ChunkSource for Chunks {
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let count = self.bytes.len().min(self.size);
         Ok((count > 0).then(|| self.bytes.split_to(count)))
@@ -32,7 +32,7 @@ struct Frame {
 
 /// Frames the whole archive and checks that raw bytes and payloads in order are the stream.
 fn frame_in(bytes: &[u8], size: usize) -> Result<Vec<Frame>> {
-    let mut framer = Framer::new(Chunks {
+    let mut reader = TarReader::new(Chunks {
         bytes: Bytes::copy_from_slice(bytes),
         size,
     });
@@ -40,16 +40,16 @@ fn frame_in(bytes: &[u8], size: usize) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     loop {
         let mut entry = Entry::default();
-        if !framer.next(&mut entry, &mut |raw| {
+        if !reader.next(&mut entry, &mut |raw| {
             all.extend_from_slice(raw);
             Ok(())
         })? {
             break;
         }
         let mut payload = Vec::new();
-        // Every third payload is left to the framer.
+        // Every third payload is left to the reader.
         if frames.len() % 3 != 2 {
-            while let Some(piece) = framer.payload()? {
+            while let Some(piece) = reader.payload()? {
                 payload.extend_from_slice(&piece);
             }
             all.extend_from_slice(&payload);
@@ -65,7 +65,7 @@ fn frame_in(bytes: &[u8], size: usize) -> Result<Vec<Frame>> {
             entry,
         });
     }
-    framer.drain(&mut |raw| {
+    reader.drain(&mut |raw| {
         all.extend_from_slice(raw);
         Ok(())
     })?;

@@ -1,7 +1,7 @@
 //! Archives that mean harm, and archives that are damaged.
 
-use super::super::test_tar::{Item, TarBuilder};
 use super::*;
+use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::ErrorKind;
 use proptest::prelude::*;
 
@@ -75,7 +75,7 @@ fn links_lead_nowhere_outside() {
 
 #[test]
 fn a_link_put_in_a_cached_directorys_place_is_not_gone_through() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::dir("d"))
         .add(Item::file("d/1", "x"))
@@ -90,7 +90,7 @@ fn a_link_put_in_a_cached_directorys_place_is_not_gone_through() {
 
 #[test]
 fn odd_bytes_in_names() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::file("new\nline", "a"))
         .add(Item::file(b"\xff\xfe/\x80", "b"))
@@ -112,7 +112,7 @@ fn odd_bytes_in_names() {
 #[test]
 fn too_long_and_too_deep_names_are_named_shortly() {
     for name in ["d/".repeat(10_000) + "f", "x".repeat(256), "y/".repeat(2049)] {
-        let error = Layer::new(Form::Executed)
+        let error = Layer::new(WhiteoutFormat::Apply)
             .apply(&TarBuilder::new().add(Item::file(&name, "")).end())
             .unwrap_err();
         assert_eq!(
@@ -133,7 +133,7 @@ fn too_long_and_too_deep_names_are_named_shortly() {
         .add(Item::file(&deep, "deep"))
         .add(Item::file("d", "flat"))
         .end();
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read("d"), "flat");
 }
@@ -141,12 +141,12 @@ fn too_long_and_too_deep_names_are_named_shortly() {
 #[test]
 fn wide_numbers_are_errors_and_not_other_owners() {
     for (uid, gid) in [(1 << 32, 0), (0, 1 << 40)] {
-        let error = Layer::new(Form::Executed)
+        let error = Layer::new(WhiteoutFormat::Apply)
             .apply(&TarBuilder::new().add(Item::file("f", "").owner(uid, gid)).end())
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive);
     }
-    let error = Layer::new(Form::Executed).apply(
+    let error = Layer::new(WhiteoutFormat::Apply).apply(
         &TarBuilder::new()
             .add(Item::file("f", "").pax("mtime", "9223372036854775807"))
             .end(),
@@ -175,14 +175,14 @@ fn sample() -> Vec<u8> {
 #[test]
 fn truncation_anywhere_is_an_error_or_a_clean_end() {
     let whole = sample();
-    let full = Layer::new(Form::Executed);
+    let full = Layer::new(WhiteoutFormat::Apply);
     full.apply(&whole).unwrap();
     for cut in 0..whole.len() {
         // Every byte in the first headers, then every block border and its neighbours.
         if cut > 3000 && !matches!(cut % 512, 0 | 1 | 511) {
             continue;
         }
-        let layer = Layer::new(Form::Executed);
+        let layer = Layer::new(WhiteoutFormat::Apply);
         match layer.apply(&whole[..cut]) {
             Ok(applied) => assert_eq!(applied.diff_size, cut as u64),
             Err(error) => assert_eq!(
@@ -220,7 +220,7 @@ proptest! {
                 }
             }
         }
-        let layer = Layer::new(if overlay { OVERLAY } else { Form::Executed });
+        let layer = Layer::new(if overlay { OVERLAY } else { WhiteoutFormat::Apply });
         // The helper checks the replay and what lies outside.
         drop(layer.apply(&tar));
     }
@@ -253,7 +253,7 @@ proptest! {
             });
         }
         let tar = builder.end();
-        let layer = Layer::new([OVERLAY, Form::Executed, Form::Literal][form]);
+        let layer = Layer::new([OVERLAY, WhiteoutFormat::Apply, WhiteoutFormat::Verbatim][form]);
         drop(layer.apply(&tar));
     }
 }

@@ -22,16 +22,16 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use super::apply::{Applied, ApplyOptions, Target, apply};
-use super::path::clean;
-use super::tar_split::{Crc, Entry, TarSplitReader};
+use crate::archive::apply::pipeline::{Applied, ApplyOptions, Target, apply};
+use crate::archive::path::clean;
+use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
 use crate::error::Result;
 use crate::idmap::IdMappings;
 use crate::skip::{have, root_or_skip};
-use crate::whiteout::{Form, Namespace};
+use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// Kernel overlayfs as root.
-const OVERLAY: Form = Form::Overlay(Namespace::Trusted);
+const OVERLAY: WhiteoutFormat = WhiteoutFormat::Overlay(Namespace::Trusted);
 
 /// One runtime for all tests of this module, since many apply hundreds of archives; of the kind with a single thread,
 /// where a blocking call in the async half would hang.
@@ -46,7 +46,7 @@ static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLo
 /// A directory to apply layers to, with a sentinel beside it that nobody may touch.
 struct Layer {
     tmp: tempfile::TempDir,
-    form: Form,
+    form: WhiteoutFormat,
     root_entry: bool,
     mappings: IdMappings,
     in_user_namespace: bool,
@@ -56,14 +56,14 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(form: Form) -> Self {
+    fn new(form: WhiteoutFormat) -> Self {
         let tmp = tempfile::tempdir().unwrap();
         std::fs::create_dir(tmp.path().join("root")).unwrap();
         std::fs::write(tmp.path().join("sentinel"), "outside").unwrap();
         Self {
             tmp,
             form,
-            root_entry: form == Form::Executed,
+            root_entry: form == WhiteoutFormat::Apply,
             mappings: IdMappings::default(),
             in_user_namespace: false,
             ignore_chown_errors: false,

@@ -8,8 +8,8 @@ pub(super) use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 
 use super::*;
-use crate::archive::changes::Change;
-use crate::archive::framing::{self, Framer, Source};
+use crate::archive::diff::changes::Change;
+use crate::archive::tar::reader::{self, ChunkSource, TarReader};
 use crate::sys::at;
 
 /// Runs a program that has to succeed.
@@ -205,7 +205,7 @@ pub(super) fn to_the_second(listing: BTreeMap<String, String>) -> BTreeMap<Strin
 /// A stream in one piece.
 struct Whole(Option<bytes::Bytes>);
 
-impl Source for Whole {
+impl ChunkSource for Whole {
     fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>> {
         Ok(self.0.take())
     }
@@ -213,12 +213,12 @@ impl Source for Whole {
 
 /// The entries of a stream: name, type, mode, owner, size, link target, attributes.
 pub(super) fn entries(tar: &[u8]) -> Vec<(String, String)> {
-    let mut framer = Framer::new(Whole(Some(bytes::Bytes::copy_from_slice(tar))));
-    let mut entry = framing::Entry::default();
+    let mut reader = TarReader::new(Whole(Some(bytes::Bytes::copy_from_slice(tar))));
+    let mut entry = reader::Entry::default();
     let mut all = Vec::new();
-    while framer.next(&mut entry, &mut |_| Ok(())).unwrap() {
+    while reader.next(&mut entry, &mut |_| Ok(())).unwrap() {
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let framing::Entry {
+        let reader::Entry {
             kind,
             mode,
             uid,
@@ -252,7 +252,7 @@ pub(super) fn shown(changes: &[Change]) -> Vec<String> {
 
 /// A layer for complete trees that holds a copy of `tree`.
 pub(super) fn layer_with(tree: &Path) -> Layer {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     copy_into(tree, &layer.root());
     layer
 }

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{FileType, XattrFlags};
 
-use super::out_support::*;
 use super::*;
-use crate::archive::changes::{Change, changes_size, upper_changes};
-use crate::archive::export::write_upper;
+use crate::archive::diff::changes::{Change, changes_size, upper_changes};
+use crate::archive::diff::export::write_upper;
+use crate::archive::tests::out_support::*;
 use crate::idmap::IdMap;
 
 pub(super) const NS: Namespace = Namespace::Trusted;
@@ -461,7 +461,9 @@ fn owners_are_mapped_but_deletions_always_stay() {
     assert_eq!(entries, expected);
     // Without maps owners are the host's, those of marks too.
     let plain = tar_of(&upper, &[lower.open()], &IdMappings::default());
-    let plain: BTreeMap<String, String> = super::out_support::entries(&plain).into_iter().collect();
+    let plain: BTreeMap<String, String> = crate::archive::tests::out_support::entries(&plain)
+        .into_iter()
+        .collect();
     assert_eq!(plain[".wh.known"], "0 0 1003:1004 0");
     assert_eq!(plain["stranger"], "0 644 5:1000 0");
 }

@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, XattrFlags};
 
-use super::changes::{Object, build, names_of, objects};
-use super::out_support::*;
-use super::overlay::{NS, changes_of, tar_of};
 use super::*;
-use crate::archive::changes::ChangeKind;
-use crate::archive::export::write_upper;
+use crate::archive::diff::changes::ChangeKind;
+use crate::archive::diff::export::write_upper;
+use crate::archive::tests::changes::{Object, build, names_of, objects};
+use crate::archive::tests::out_support::*;
+use crate::archive::tests::overlay::{NS, changes_of, tar_of};
 
 /// A container's layer, written by containers-storage through the kernel: the stream is the same to the byte.
 #[test]

@@ -3,9 +3,9 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 
-use super::{Layer, OVERLAY, root_or_skip};
 use crate::archive::test_tar::{Item, TarBuilder};
-use crate::whiteout::{Form, OVERRIDE_STAT};
+use crate::archive::tests::{Layer, OVERLAY, root_or_skip};
+use crate::whiteout::{OVERRIDE_STAT, WhiteoutFormat};
 
 /// Who has no privileges.
 const NOBODY: u32 = 65534;
@@ -49,7 +49,7 @@ fn directories_that_forbid_writing_are_filled_and_emptied_by_their_owner() {
         rustix::process::getegid().as_raw().into(),
     );
     let mine = |item: Item| item.owner(uid, gid);
-    let mut layer = Layer::new(Form::Executed);
+    let mut layer = Layer::new(WhiteoutFormat::Apply);
     layer.sync = true;
     std::fs::set_permissions(layer.root(), std::fs::Permissions::from_mode(0o555)).unwrap();
     let first = TarBuilder::new()
@@ -116,7 +116,7 @@ fn owners_of_others_are_refused_to_an_ordinary_user_unless_they_do_not_matter() 
         return;
     }
     let tar = TarBuilder::new().add(Item::file("f", "x").owner(0, 0)).end();
-    let mut layer = Layer::new(Form::Executed);
+    let mut layer = Layer::new(WhiteoutFormat::Apply);
     let error = layer.apply(&tar).unwrap_err();
     assert!(
         error.chain().contains("\"f\"") && error.chain().contains("owner 0:0"),
@@ -131,7 +131,7 @@ fn owners_of_others_are_refused_to_an_ordinary_user_unless_they_do_not_matter() 
 
 #[test]
 fn a_forced_mode_hides_owners_modes_and_types_in_an_attribute() {
-    let mut layer = Layer::new(Form::Literal);
+    let mut layer = Layer::new(WhiteoutFormat::Verbatim);
     layer.force_mask = Some(0o700);
     layer.in_user_namespace = true;
     let tar = TarBuilder::new()

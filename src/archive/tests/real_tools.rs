@@ -52,7 +52,7 @@ line'; printf y > $'tree/caf\xe9'
 /// Unpacks with both, without the root's own entry, and compares.
 fn compare(dir: &Path, archive: &str) {
     let bytes = std::fs::read(dir.join(archive)).unwrap();
-    let layer = Layer::new(Form::Literal);
+    let layer = Layer::new(WhiteoutFormat::Verbatim);
     layer
         .apply(&bytes)
         .map_err(|error| panic!("{archive}: {}", error.chain()))
@@ -237,7 +237,7 @@ fn joined(lines: Vec<Entry>) -> Vec<Entry> {
 
 #[test]
 fn the_go_library_writes_the_same_tape_and_reads_ours() {
-    use super::super::test_tar::{Item, TarBuilder};
+    use crate::archive::test_tar::{Item, TarBuilder};
     if !root_or_skip() || !have("containers-storage") {
         return;
     }
@@ -252,7 +252,7 @@ fn the_go_library_writes_the_same_tape_and_reads_ours() {
         let mut tar = std::fs::read(tmp.path().join("layer.tar")).unwrap();
         tar.extend(b"after the end");
         let go = GoStore::import(&tar);
-        let layer = Layer::new(Form::Executed);
+        let layer = Layer::new(WhiteoutFormat::Apply);
         layer.apply(&tar).unwrap();
         let mut reader = TarSplitReader::new(std::fs::File::open(go.tape()).unwrap());
         let theirs: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).collect();
@@ -275,7 +275,7 @@ fn the_go_library_writes_the_same_tape_and_reads_ours() {
         .raw("junk")
         .unfinished();
     let go = GoStore::import(&[]);
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     layer.apply(&odd).unwrap();
     std::fs::copy(layer.split_path(), go.tape()).unwrap();
     sh(

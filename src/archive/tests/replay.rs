@@ -2,12 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
-use super::out_support::*;
 use super::*;
-use crate::archive::replay::replay;
-use crate::archive::sink::Plain;
-use crate::archive::tar_split::TarSplitWriter;
+use crate::archive::stream_writer::Plain;
+use crate::archive::tar_split::format::TarSplitWriter;
+use crate::archive::tar_split::replay::replay;
 use crate::archive::test_tar::{Item, TarBuilder};
+use crate::archive::tests::out_support::*;
 use crate::error::ErrorKind;
 
 fn replayed(split: &[u8], trees: &[OwnedFd]) -> Result<Vec<u8>> {
@@ -145,7 +145,7 @@ fn everything_that_was_applied_comes_back() {
         Item::file("d/.wh.gone", "whiteout with content"),
         Item::file("n".repeat(200), "long"),
     ];
-    for form in [Form::Executed, OVERLAY, Form::Literal] {
+    for form in [WhiteoutFormat::Apply, OVERLAY, WhiteoutFormat::Verbatim] {
         let tar = tar.iter().cloned().collect::<TarBuilder>().end();
         let tar = [&tar[..], b"after the end"].concat();
         let layer = Layer::new(form);
@@ -274,7 +274,7 @@ fn measure_replay() {
         ));
     }
     let tar = builder.end();
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let file = Tree::new();
     std::fs::write(file.at("t"), &tar).unwrap();
     layer.apply(&tar).unwrap();

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::super::compression::Compression;
-use super::super::gzip::Gzip;
-use super::super::parallel::tests::compressed;
-use super::super::test_tar::{Item, TarBuilder};
-use super::super::zstd_frames::ZstdFrames;
 use super::*;
+use crate::archive::compress::gzip::Gzip;
+use crate::archive::compress::parallel::tests::compressed;
+use crate::archive::compress::zstd_frames::ZstdFrames;
+use crate::archive::test_tar::{Item, TarBuilder};
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::ErrorKind;
 
@@ -53,7 +53,12 @@ fn the_record_says_what_was_received() {
     let tar = tar();
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let bytes = sent(&tar, compression);
-        let applied = run(&Layer::new(Form::Executed), &bytes, ApplyOptions::default()).unwrap();
+        let applied = run(
+            &Layer::new(WhiteoutFormat::Apply),
+            &bytes,
+            ApplyOptions::default(),
+        )
+        .unwrap();
         let expected = Applied {
             compression,
             compressed_digest: Digest::sha256(&bytes),
@@ -71,7 +76,7 @@ fn the_record_says_what_was_received() {
         let applied = run(&Layer::new(OVERLAY), &tar, ApplyOptions::default()).unwrap();
         assert_eq!(applied.content_size, 400_005, "files and links on disk");
     }
-    let applied = run(&Layer::new(Form::Executed), b"", ApplyOptions::default()).unwrap();
+    let applied = run(&Layer::new(WhiteoutFormat::Apply), b"", ApplyOptions::default()).unwrap();
     assert_eq!((applied.entries, applied.diff_digest), (0, Digest::sha256(b"")));
     assert_eq!((applied.uids, applied.compressed_size), (Vec::new(), 0));
 }
@@ -93,7 +98,7 @@ fn given_digests_are_believed_or_checked() {
             verify,
             ..ApplyOptions::default()
         };
-        let applied = |options| run(&Layer::new(Form::Executed), &bytes, options);
+        let applied = |options| run(&Layer::new(WhiteoutFormat::Apply), &bytes, options);
         let believed = applied(with(Some(digest('a')), Some(digest('b')), false)).unwrap();
         assert_eq!(
             (&believed.compressed_digest, &believed.diff_digest),
@@ -152,12 +157,22 @@ fn bad_streams_say_why() {
         (vec![b'x'; 600], "wrong checksum"),
         (b"\x50\x2a\x4d\x18\x01\0\0\0x".to_vec(), "unexpected end"),
     ] {
-        let error = run(&Layer::new(Form::Executed), &bytes, ApplyOptions::default()).unwrap_err();
+        let error = run(
+            &Layer::new(WhiteoutFormat::Apply),
+            &bytes,
+            ApplyOptions::default(),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{reason}");
         assert!(error.chain().contains(reason), "{}", error.chain());
     }
     let padded = [&gz[..], &[0; 1000]].concat();
-    let applied = run(&Layer::new(Form::Executed), &padded, ApplyOptions::default()).unwrap();
+    let applied = run(
+        &Layer::new(WhiteoutFormat::Apply),
+        &padded,
+        ApplyOptions::default(),
+    )
+    .unwrap();
     assert_eq!(applied.compressed_digest, Digest::sha256(&padded));
 }
 
@@ -189,7 +204,7 @@ fn a_failing_source_is_named() {
     let gz = sent(&tar(), Compression::Gzip);
     for bytes in [Vec::new(), tar()[..1000].to_vec(), gz[..500].to_vec()] {
         let source = Box::pin(Then(bytes, 0, Some("connection lost")));
-        let layer = Layer::new(Form::Executed);
+        let layer = Layer::new(WhiteoutFormat::Apply);
         let error = RUNTIME
             .block_on(apply(source, layer.target(), ApplyOptions::default(), ()))
             .unwrap_err();
@@ -211,7 +226,7 @@ fn a_failing_extraction_does_not_wait_for_the_source() {
         .raw(vec![0; 300_000])
         .unfinished();
     let source = Box::pin(Then(bad, 0, None));
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let error = RUNTIME.block_on(async {
         let run = apply(source, layer.target(), ApplyOptions::default(), ());
         tokio::time::timeout(Duration::from_secs(60), run)
@@ -234,7 +249,7 @@ impl Drop for Guard {
 #[test]
 fn the_guard_stays_with_the_blocking_half() {
     // Dropped in the middle of the stream.
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let (sender, dropped) = mpsc::channel();
     let guard = Guard(sender, layer.at("d/f"));
     let big = TarBuilder::new().add(Item::file("d/f", vec![1; 4 << 20])).end();
@@ -262,7 +277,7 @@ fn the_guard_stays_with_the_blocking_half() {
     assert!(there);
     // Failed: dropped too. Done: handed back.
     for (bytes, fails) in [(vec![b'x'; 600], true), (tar(), false)] {
-        let layer = Layer::new(Form::Executed);
+        let layer = Layer::new(WhiteoutFormat::Apply);
         let (sender, dropped) = mpsc::channel();
         let guard = Guard(sender, layer.root());
         let source = Box::pin(std::io::Cursor::new(bytes));
@@ -277,7 +292,7 @@ fn the_guard_stays_with_the_blocking_half() {
 #[test]
 fn syncing_few_and_many() {
     for count in [3, 40] {
-        let mut layer = Layer::new(Form::Executed);
+        let mut layer = Layer::new(WhiteoutFormat::Apply);
         layer.sync = true;
         let items = (0..count).map(|index| Item::file(format!("dir{}/f{index}", index % 3), "x"));
         layer.apply(&items.collect::<TarBuilder>().end()).unwrap();

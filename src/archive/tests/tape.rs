@@ -1,12 +1,12 @@
 //! What the tape holds, above all where the tree cannot give a payload back. (Every test that applies an archive
 //! checks the replay; these are the cases made for it.)
 
-use super::super::test_tar::{Item, TarBuilder};
 use super::*;
+use crate::archive::test_tar::{Item, TarBuilder};
 
 #[test]
 fn an_ordinary_archive_is_taped_by_reference() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::dir("d/"))
         .add(Item::file("./d//hello", "hello\n"))
@@ -45,7 +45,7 @@ fn an_ordinary_archive_is_taped_by_reference() {
 #[test]
 fn repeated_names_come_back_in_full() {
     let big = "big content ".repeat(100_000);
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::file("a", "first"))
         .add(Item::file("keep", "kept"))
@@ -73,7 +73,7 @@ fn repeated_names_come_back_in_full() {
 
 #[test]
 fn two_names_for_one_place_come_back_too() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::dir("real"))
         .add(Item::symlink("link", "/real"))
@@ -91,7 +91,7 @@ fn two_names_for_one_place_come_back_too() {
     assert_eq!(layer.read("real/g"), "fourth");
     assert_eq!(layer.read("real/h"), "fifth");
     assert_eq!(layer.read("link/h"), "sixth");
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     std::fs::create_dir_all(layer.at("usr/lib")).unwrap();
     std::os::unix::fs::symlink("usr/lib", layer.at("lib")).unwrap();
     let tar = TarBuilder::new()
@@ -142,17 +142,17 @@ fn odd_endings_come_back() {
         [vec![0; 1024], whole.clone(), vec![7; 700_000]].concat(),
     ];
     for ending in endings {
-        Layer::new(Form::Executed)
+        Layer::new(WhiteoutFormat::Apply)
             .apply(&[&whole[..], &ending].concat())
             .unwrap();
     }
     for cut in 0..507 {
-        Layer::new(Form::Executed)
+        Layer::new(WhiteoutFormat::Apply)
             .apply(&whole[..whole.len() - cut])
             .unwrap();
     }
     for zeros in [0, 512, 1024, 10240] {
-        let layer = Layer::new(Form::Executed);
+        let layer = Layer::new(WhiteoutFormat::Apply);
         layer.apply(&vec![0; zeros]).unwrap();
         assert_eq!(layer.lines().is_empty(), zeros == 0);
     }

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use super::super::test_tar::{Item, TarBuilder};
 use super::*;
+use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 
@@ -16,7 +16,7 @@ fn every_type_arrives_with_its_metadata() {
     if !root_or_skip() {
         return;
     }
-    for form in [OVERLAY, Form::Executed, Form::Literal] {
+    for form in [OVERLAY, WhiteoutFormat::Apply, WhiteoutFormat::Verbatim] {
         let layer = Layer::new(form);
         let tar = TarBuilder::new()
             .add(Item::dir("d").mode(0o2775).owner(10, 20).mtime(1000))
@@ -115,7 +115,7 @@ fn the_umask_does_not_matter() {
         return;
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::file("implied/f", "").mode(0o666))
         .add(Item::dir("d").mode(0o777));
@@ -167,7 +167,7 @@ fn owners_are_mapped_and_implied_parents_belong_to_root() {
 
 #[test]
 fn later_entries_replace_earlier_ones_by_type() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::file("dir-then-file/x/y", "inner"))
         .add(Item::file("dir-then-file", "file"))
@@ -176,7 +176,7 @@ fn later_entries_replace_earlier_ones_by_type() {
         .end();
     let error = layer.apply(&tar).unwrap_err();
     assert!(error.chain().contains("file-then-dir/x"), "{}", error.chain());
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::file("dir-then-file/x/y", "inner"))
         .add(Item::file("dir-then-file", "file"))
@@ -201,7 +201,7 @@ fn later_entries_replace_earlier_ones_by_type() {
 
 #[test]
 fn times_of_directories_are_set_last() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::dir("./").mtime(11))
         .add(Item::dir("d").mtime(22))
@@ -235,8 +235,8 @@ fn the_root_entry_counts_only_where_it_should() {
         ("a/..", OVERLAY, false),
         ("/", OVERLAY, true),
         ("..", OVERLAY, true),
-        ("./", Form::Executed, true),
-        ("/", Form::Executed, true),
+        ("./", WhiteoutFormat::Apply, true),
+        ("/", WhiteoutFormat::Apply, true),
     ] {
         let layer = Layer::new(form);
         layer
@@ -246,7 +246,7 @@ fn the_root_entry_counts_only_where_it_should() {
         assert_eq!(root.mode() & 0o7777 == 0o711, counts, "{name} {form:?}");
         assert_eq!(root.mtime() == 77, counts, "{name} {form:?}");
     }
-    let error = Layer::new(Form::Executed)
+    let error = Layer::new(WhiteoutFormat::Apply)
         .apply(&TarBuilder::new().add(Item::file("/", "x")).end())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArchive);

@@ -1,7 +1,7 @@
 //! Deletions in every form, in every order.
 
-use super::super::test_tar::{Item, TarBuilder};
 use super::*;
+use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::ErrorKind;
 
 fn lower(layer: &Layer, files: &[&str]) {
@@ -113,7 +113,7 @@ fn an_opaque_root_and_existing_content_of_an_upper_directory() {
 
 #[test]
 fn complete_trees_carry_deletions_out() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     lower(
         &layer,
         &[
@@ -157,7 +157,7 @@ fn deletions_in_complete_trees_do_not_depend_on_the_order() {
     for turn in 0..items.len() {
         let mut items = items.to_vec();
         items.rotate_left(turn);
-        let layer = Layer::new(Form::Executed);
+        let layer = Layer::new(WhiteoutFormat::Apply);
         lower(
             &layer,
             &["file", "dir/f", "dir/g", "dir/sub/h", "opq/old", "opq/sub/old"],
@@ -179,7 +179,7 @@ fn deletions_in_complete_trees_do_not_depend_on_the_order() {
 
 #[test]
 fn deletions_follow_links_inside_the_root_only() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     lower(&layer, &["real/a", "real/b"]);
     std::os::unix::fs::symlink("/real", layer.at("link")).unwrap();
     std::os::unix::fs::symlink("..", layer.at("up")).unwrap();
@@ -204,7 +204,7 @@ fn deletions_follow_links_inside_the_root_only() {
 
 #[test]
 fn whiteouts_of_no_name_are_refused() {
-    for form in [OVERLAY, Form::Executed] {
+    for form in [OVERLAY, WhiteoutFormat::Apply] {
         for name in [".wh.", "d/.wh..", ".wh..."] {
             let layer = Layer::new(form);
             lower(&layer, &["d/f"]);
@@ -219,7 +219,7 @@ fn whiteouts_of_no_name_are_refused() {
 
 #[test]
 fn literal_whiteouts_are_files() {
-    let layer = Layer::new(Form::Literal);
+    let layer = Layer::new(WhiteoutFormat::Verbatim);
     let names = [".wh..wh..opq", ".wh.a", "d/.wh..wh.plnk", "d/.wh.b"];
     let tar: TarBuilder = names.iter().map(|name| Item::file(name, "as it is")).collect();
     layer.apply(&tar.end()).unwrap();
@@ -238,7 +238,7 @@ fn literal_whiteouts_are_files() {
 
 #[test]
 fn private_files_of_aufs() {
-    let layer = Layer::new(Form::Executed);
+    let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .add(Item::dir(".wh..wh.plnk"))
         .add(Item::file(".wh..wh.plnk/1.2", "linked").mode(0o640).mtime(9))

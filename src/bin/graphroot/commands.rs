@@ -8,7 +8,9 @@ use crate::table::{
 };
 #[cfg(feature = "pull")]
 use crate::table::{QUIET_TRANSFER, transfer};
-use crate::{copy, create, data, delete, diff, examine, list, model, mount, names, people, service, unshare};
+use crate::{
+    copy, create, data, delete, diff, examine, extra_commands, list, model, mount, names, service, unshare,
+};
 
 const ANY: Option<usize> = None;
 
@@ -187,13 +189,13 @@ pub(crate) static EXTRAS: &[Command] = &[
         [JSON, QUIET_TRANSFER, transfer::AUTH_FILE, transfer::PLAIN_HTTP], crate::transfer::push,
         ["push app:1 docker://registry.example/app:1"]),
     command!(["tree"], "[options [...]]", "Show images, the layers below them, and containers", 0, Some(0),
-        [JSON], people::tree, ["tree"]),
+        [JSON], extra_commands::tree, ["tree"]),
     command!(["du"], "[options [...]]", "Show how much space each image takes, alone and shared", 0, Some(0),
-        [JSON], people::du, ["du --json"]),
+        [JSON], extra_commands::du, ["du --json"]),
     Command {
         opens_store: false,
         ..command!(["locks"], "[options [...]]", "Show which processes hold the store's locks", 0, Some(0),
-            [JSON], people::locks, ["locks"])
+            [JSON], extra_commands::locks, ["locks"])
     },
     Command {
         opens_store: false,

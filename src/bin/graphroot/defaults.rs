@@ -8,7 +8,7 @@ use crate::call::Failure;
 
 /// What was said on the command line; empty for what was not.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Given {
+pub(crate) struct GlobalArguments {
     pub(crate) graph: String,
     pub(crate) run: String,
     pub(crate) image_store: String,
@@ -17,7 +17,7 @@ pub(crate) struct Given {
     pub(crate) driver_options: Vec<String>,
 }
 
-impl Given {
+impl GlobalArguments {
     /// Whether none of those was said that keep the configuration away. The others do not count, as ever.
     pub(crate) fn says_nothing(&self) -> bool {
         self.graph.is_empty()

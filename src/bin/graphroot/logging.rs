@@ -7,7 +7,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::defaults::Given;
+use crate::defaults::GlobalArguments;
 
 /// Starts the log: errors only, or everything with `debug`, or what `RUST_LOG` says (`LEVEL` or `TARGET=LEVEL`, with
 /// commas between).
@@ -32,7 +32,7 @@ pub(crate) fn start(debug: bool) {
 }
 
 /// Says where the store is.
-pub(crate) fn say_options(given: &Given) {
+pub(crate) fn say_options(given: &GlobalArguments) {
     tracing::debug!("Root: {}", given.graph);
     tracing::debug!("Run Root: {}", given.run);
     tracing::debug!("Driver Name: {}", given.driver);

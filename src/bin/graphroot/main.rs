@@ -15,6 +15,7 @@ mod defaults;
 mod delete;
 mod diff;
 mod examine;
+mod extra_commands;
 mod help;
 mod input;
 mod layer_tree;
@@ -24,7 +25,6 @@ mod mflag;
 mod model;
 mod mount;
 mod names;
-mod people;
 mod service;
 mod table;
 mod text;
@@ -35,7 +35,7 @@ mod unshare;
 use std::process::ExitCode;
 
 use crate::call::{Call, Failure, Out, complain};
-use crate::defaults::Given;
+use crate::defaults::GlobalArguments;
 use crate::mflag::Flags;
 
 /// What a shell shows for a program that wrote to a closed pipe.
@@ -82,12 +82,12 @@ fn run(out: &mut Out) -> Result<u8, Failure> {
         .map_err(|error| format!("starting the runtime: {error}"))?;
 
     let mut flags = Flags::default();
-    table::add_global(&mut flags, &Given::default(), false);
+    table::add_global(&mut flags, &GlobalArguments::default(), false);
     flags.add(table::HELP);
     if args.is_empty() {
         // The flag for help belongs to those that are parsed.
         let mut bare = Flags::default();
-        table::add_global(&mut bare, &Given::default(), false);
+        table::add_global(&mut bare, &GlobalArguments::default(), false);
         help.general(out, &bare, false)?;
         return Ok(1);
     }
@@ -119,7 +119,7 @@ fn run(out: &mut Out) -> Result<u8, Failure> {
     let mut configured = None;
     if given.says_nothing() {
         let options = runtime.block_on(graphroot::StoreOptions::default_for_user())?;
-        given = Given::from_options(&options);
+        given = GlobalArguments::from_options(&options);
         configured = Some(options);
     }
     let debug = flags.is_on(&table::DEBUG);

@@ -1,7 +1,7 @@
 //! What a command is made of, and every flag.
 
 use crate::call::{Call, Out, Work};
-use crate::defaults::Given;
+use crate::defaults::GlobalArguments;
 use crate::mflag::{Flag, Flags, Value};
 use crate::unshare;
 
@@ -50,7 +50,7 @@ pub(crate) const GLOBAL: [Flag; 8] = [
 ];
 
 /// Adds the flags that go with all commands; `given` is what they have without being said.
-pub(crate) fn add_global(flags: &mut Flags, given: &Given, debug: bool) {
+pub(crate) fn add_global(flags: &mut Flags, given: &GlobalArguments, debug: bool) {
     let rootless = unshare::is_rootless();
     flags.add_with(RUN, Value::Text(given.run.clone()));
     flags.add_with(GRAPH, Value::Text(given.graph.clone()));
@@ -67,8 +67,8 @@ pub(crate) fn add_global(flags: &mut Flags, given: &Given, debug: bool) {
 }
 
 /// What the flags that go with all commands say.
-pub(crate) fn given(flags: &Flags) -> Given {
-    Given {
+pub(crate) fn given(flags: &Flags) -> GlobalArguments {
+    GlobalArguments {
         graph: flags.text(&GRAPH).to_owned(),
         run: flags.text(&RUN).to_owned(),
         image_store: flags.text(&IMAGE_STORE).to_owned(),

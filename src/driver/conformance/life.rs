@@ -166,7 +166,7 @@ pub(super) fn layers_are_listed_and_described(bench: &Bench) {
     }
     let names: Vec<&str> = status.iter().map(|(name, _)| name.as_str()).collect();
     let expected = [
-        "Backing Filesystem",
+        "FilesystemType Filesystem",
         "Supports d_type",
         "Native Overlay Diff",
         "Using metacopy",

@@ -10,10 +10,10 @@ use rustix::io::Errno;
 use crate::driver::MountOptions;
 use crate::driver::overlay::Overlay;
 use crate::driver::overlay::flags;
-use crate::driver::overlay::mapped::MappedLowers;
-use crate::driver::overlay::mount::{Plan, mount_overlay};
+use crate::driver::overlay::home_state::Mounts;
+use crate::driver::overlay::id_mapped::MappedLowers;
+use crate::driver::overlay::mount::{OverlayMount, mount_overlay};
 use crate::driver::overlay::program::{self, Extras};
-use crate::driver::overlay::shared::Mounts;
 use crate::driver::overlay::stores::{self, Located, Lower, exists, generations};
 use crate::error::{IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
@@ -25,7 +25,7 @@ use crate::whiteout::Namespace;
 const LOST_MODE: u32 = 0o555;
 
 /// Where a layer is and where it is mounted.
-struct Spot {
+struct MountTarget {
     place: Located,
     merged: PathBuf,
     /// How often it is mounted; `None` if there is no mount point yet.
@@ -44,12 +44,12 @@ impl Overlay {
     }
 
     /// Finds a layer and its mount point.
-    fn find_spot(&self, id: &str, mounts: &Mounts<'_>) -> Result<Spot> {
+    fn find_spot(&self, id: &str, mounts: &Mounts<'_>) -> Result<MountTarget> {
         crate::driver::check_id(id)?;
         let look = |place: Located| {
             let merged = self.merged(id, &place);
             let count = mounts.count(&merged, self.program.is_some())?;
-            Ok(Spot { place, merged, count })
+            Ok(MountTarget { place, merged, count })
         };
         // Mostly it is an own layer with a mount point: then one look is enough.
         let own = look(Located {
@@ -112,8 +112,8 @@ impl Overlay {
         list
     }
 
-    fn mount_new(&self, id: &str, spot: &Spot, options: &MountOptions, writable: bool) -> Result<()> {
-        let Spot { place, merged, count } = spot;
+    fn mount_new(&self, id: &str, spot: &MountTarget, options: &MountOptions, writable: bool) -> Result<()> {
+        let MountTarget { place, merged, count } = spot;
         let dir = &place.dir;
         if exists(&dir.join("composefs-data"))? {
             return Err(stores::composefs(id));
@@ -179,7 +179,7 @@ impl Overlay {
             paths.insert(0, diff);
             None
         };
-        let plan = Plan {
+        let plan = OverlayMount {
             lowers: paths,
             upper,
             options: sorted,
@@ -259,7 +259,7 @@ impl Overlay {
     /// Undoes one use; the last one unmounts.
     pub(super) fn put_layer(&self, id: &str) -> Result<()> {
         let mut mounts = self.shared.mounts();
-        let Spot { place, merged, count } = self.find_spot(id, &mounts)?;
+        let MountTarget { place, merged, count } = self.find_spot(id, &mounts)?;
         let count = count.unwrap_or(0);
         if count > 1 {
             mounts.set(merged, count - 1);

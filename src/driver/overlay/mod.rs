@@ -12,14 +12,14 @@
 
 mod flags;
 mod get;
+mod home_state;
+mod id_mapped;
 mod layer;
 mod layout;
-mod mapped;
 mod mount;
 mod probe;
 mod program;
 mod repair;
-mod shared;
 mod stores;
 #[cfg(test)]
 mod tests;
@@ -33,22 +33,22 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 
-use crate::driver::backing::Backing;
-use crate::driver::choice::DriverConfig;
+use crate::driver::filesystem_type::FilesystemType;
 use crate::driver::options::OverlayOptions;
+use crate::driver::overlay::home_state::HomeState;
+use crate::driver::overlay::id_mapped::Namespaces;
 use crate::driver::overlay::layout::{LINKS, MOUNT_PROGRAM_FLAG, STAGING, TEMP_DIRS};
-use crate::driver::overlay::mapped::Namespaces;
 use crate::driver::overlay::probe::Probe;
-use crate::driver::overlay::shared::Shared;
 use crate::driver::overlay::stores::{Stores, exists, generations, open_tree};
-use crate::driver::{Content, CreateOptions, DiskUsage, Driver, MountOptions, Staged, Upper};
+use crate::driver::select::DriverConfig;
+use crate::driver::{CreateOptions, DiskUsage, Driver, LayerTree, MountOptions, OverlayDiff, Staged};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::StagingLock;
 use crate::lock::temp_dir::TempDir;
 use crate::sys::mount::{may_mount, unmount_lazily};
 use crate::sys::{atomic, make_private_dir, privilege, tree};
-use crate::whiteout::{Form, Namespace};
+use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// The driver's name.
 pub(super) const NAME: &str = "overlay";
@@ -68,7 +68,7 @@ pub(crate) struct Overlay {
     metacopy: bool,
     /// Mounts in place of the kernel.
     program: Option<PathBuf>,
-    shared: Arc<Shared>,
+    shared: Arc<HomeState>,
     /// The home has been made a private mount.
     is_private: AtomicBool,
     /// User namespaces of recent mounts.
@@ -86,7 +86,7 @@ impl Overlay {
             return Err(ErrorKind::NotSupported.err(what));
         }
         make_private_dir(&config.root)?;
-        let backing = Backing::of(&config.root)?;
+        let backing = FilesystemType::of(&config.root)?;
         let rootless = privilege::is_rootless();
         // Not left to the probes, which would remember that overlay does not work here.
         if rootless && !may_mount(&config.root) {
@@ -109,7 +109,7 @@ impl Overlay {
                 additional: options.image_stores.iter().map(|root| root.join(NAME)).collect(),
                 known: Mutex::default(),
             },
-            shared: Shared::of(&config.root.join(NAME), &run_home),
+            shared: HomeState::of(&config.root.join(NAME), &run_home),
             run_home,
             program: options.mount_program.clone(),
             options,
@@ -135,7 +135,7 @@ impl Overlay {
     }
 
     /// Finds out whether the kernel or a program mounts layers, and marks the store accordingly.
-    fn choose_mounter(&mut self, config: &DriverConfig, backing: Backing, fresh: bool) -> Result<()> {
+    fn choose_mounter(&mut self, config: &DriverConfig, backing: FilesystemType, fresh: bool) -> Result<()> {
         let flag = self.stores.home.join(MOUNT_PROGRAM_FLAG);
         let written = if fresh {
             None
@@ -195,7 +195,7 @@ impl Overlay {
     }
 
     /// Whether the kernel's overlay works here; [`ErrorKind::NotSupported`] if not.
-    fn check_kernel(&mut self, backing: Backing) -> Result<()> {
+    fn check_kernel(&mut self, backing: FilesystemType) -> Result<()> {
         if backing.refuses_overlay() || (self.namespace == Namespace::User && backing.is_network()) {
             return Err(ErrorKind::NotSupported
                 .err(format!("overlay over {} without a mount program", backing.name())));
@@ -236,12 +236,12 @@ impl Overlay {
         self.program.is_some() || self.probe().volatile()
     }
 
-    fn content_of(&self, dir: OwnedFd) -> Content {
-        Content {
+    fn content_of(&self, dir: OwnedFd) -> LayerTree {
+        LayerTree {
             dir,
             form: match self.program {
-                Some(_) => Form::Literal,
-                None => Form::Overlay(self.namespace),
+                Some(_) => WhiteoutFormat::Verbatim,
+                None => WhiteoutFormat::Overlay(self.namespace),
             },
             root_entry: false,
             ignore_chown_errors: self.options.ignore_chown_errors,
@@ -294,7 +294,7 @@ impl Overlay {
 }
 
 /// Refuses quotas that cannot be kept.
-fn check_quota(backing: Backing, options: &OverlayOptions) -> Result<()> {
+fn check_quota(backing: FilesystemType, options: &OverlayOptions) -> Result<()> {
     if options.size > 0 || options.inodes > 0 {
         let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
         return Err(match backing.name() {
@@ -399,7 +399,7 @@ impl Driver for Overlay {
         self.put_layer(id)
     }
 
-    fn content(&self, id: &str) -> Result<Content> {
+    fn content(&self, id: &str) -> Result<LayerTree> {
         let place = self.stores.require(id)?;
         Ok(self.content_of(open_tree(&place.dir.join("diff"))?))
     }
@@ -416,7 +416,7 @@ impl Driver for Overlay {
         Ok(trees)
     }
 
-    fn upper(&self, id: &str, parent: Option<&str>) -> Result<Option<Upper>> {
+    fn upper(&self, id: &str, parent: Option<&str>) -> Result<Option<OverlayDiff>> {
         let dir = self.stores.require(id)?.dir;
         if exists(&dir.join("composefs-data"))? || !self.native_diff() {
             return Ok(None);
@@ -433,7 +433,7 @@ impl Driver for Overlay {
         if !direct {
             return Ok(None);
         }
-        Ok(Some(Upper {
+        Ok(Some(OverlayDiff {
             dir: open_tree(&dir.join("diff"))?,
             lowers: below.iter().map(|tree| open_tree(tree)).collect::<Result<_>>()?,
             namespace: self.namespace,
@@ -448,7 +448,7 @@ impl Driver for Overlay {
             ("Supports shifting", self.can_shift(&IdMappings::default())),
             ("Supports volatile", self.volatile()),
         ];
-        let mut rows = vec![("Backing Filesystem".to_owned(), self.backing.to_owned())];
+        let mut rows = vec![("FilesystemType Filesystem".to_owned(), self.backing.to_owned())];
         rows.extend(flags.map(|(name, value)| (name.to_owned(), value.to_string())));
         rows
     }

@@ -24,7 +24,7 @@ use crate::sys::mount::{MAX_PARAMETER, attach, in_directory, is_plain};
 
 /// A mount to be made.
 #[derive(Debug)]
-pub(super) struct Plan<'a> {
+pub(super) struct OverlayMount<'a> {
     /// Read-only layers, topmost first.
     pub(super) lowers: Vec<PathBuf>,
     /// Where changes go, and the scratch space beside it; `None` makes it read-only.
@@ -46,7 +46,7 @@ enum Way {
 }
 
 /// Makes the mount.
-pub(super) fn mount_overlay(plan: &Plan<'_>) -> Result<()> {
+pub(super) fn mount_overlay(plan: &OverlayMount<'_>) -> Result<()> {
     let way = if plan.data().is_some() {
         Way::Data
     } else {
@@ -124,7 +124,7 @@ impl Data {
     }
 }
 
-impl Plan<'_> {
+impl OverlayMount<'_> {
     fn mount(&self, way: Way) -> std::result::Result<(), Failure> {
         match way {
             Way::Data => {
@@ -345,7 +345,7 @@ mod tests {
         }
         let upper = read_write.then_some((upper, work));
         let options = flags::sort(["nodev", "noatime"]).unwrap();
-        let plan = Plan {
+        let plan = OverlayMount {
             lowers,
             upper,
             options,
@@ -400,7 +400,7 @@ mod tests {
             return;
         }
         let tmp = tempfile::tempdir().unwrap();
-        let plan = Plan {
+        let plan = OverlayMount {
             lowers: vec![tmp.path().join("missing"), tmp.path().join(",")],
             upper: None,
             options: Sorted::default(),

@@ -12,9 +12,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir};
 use rustix::io::Errno;
 
 use crate::driver::overlay::flags::{self, Sorted};
+use crate::driver::overlay::home_state::HomeState;
 use crate::driver::overlay::layout::TEMP_DIRS;
-use crate::driver::overlay::mount::{Plan, is_invalid, mount_overlay};
-use crate::driver::overlay::shared::Shared;
+use crate::driver::overlay::mount::{OverlayMount, is_invalid, mount_overlay};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
@@ -36,7 +36,7 @@ pub(super) struct Probe<'a> {
     /// The driver's mount options: results are kept for each set of them.
     pub(super) mount_options: &'a str,
     pub(super) namespace: Namespace,
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a HomeState,
 }
 
 /// A probe's directory with one mount in it.
@@ -71,7 +71,7 @@ impl Trial {
         if namespace == Namespace::User {
             options.data.push("userxattr".into());
         }
-        mount_overlay(&Plan {
+        mount_overlay(&OverlayMount {
             lowers: lowers.iter().map(|name| self.path(name)).collect(),
             upper: Some((self.path("upper"), self.path("work"))),
             options,

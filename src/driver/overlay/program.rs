@@ -16,7 +16,7 @@ use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::driver::overlay::mount::Plan;
+use crate::driver::overlay::mount::OverlayMount;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::sys::mount::{is_mount_point, is_plain, unmount_lazily};
@@ -51,7 +51,7 @@ pub(super) struct Extras<'a> {
 }
 
 /// Has `program` make the mount of `plan`, working in `home`.
-pub(super) fn mount(program: &Path, home: &Path, plan: &Plan<'_>, extras: &Extras<'_>) -> Result<()> {
+pub(super) fn mount(program: &Path, home: &Path, plan: &OverlayMount<'_>, extras: &Extras<'_>) -> Result<()> {
     let data = data(plan, extras)?;
     tracing::debug!(program = %program.display(), data = %data.display(), "mounting through a program");
     let mut messages = messages_file()?;
@@ -105,7 +105,7 @@ fn read_messages(file: &mut File) -> String {
 }
 
 /// The options in one argument.
-fn data(plan: &Plan<'_>, extras: &Extras<'_>) -> Result<OsString> {
+fn data(plan: &OverlayMount<'_>, extras: &Extras<'_>) -> Result<OsString> {
     let dirs = plan.upper.iter().flat_map(|(upper, work)| [upper, work]);
     if let Some(odd) = plan.lowers.iter().chain(dirs).find(|path| !is_plain(path)) {
         return Err(ErrorKind::InvalidInput
@@ -216,8 +216,8 @@ mod tests {
     use super::*;
     use crate::driver::overlay::flags;
 
-    fn plan(target: &Path) -> Plan<'_> {
-        Plan {
+    fn plan(target: &Path) -> OverlayMount<'_> {
+        OverlayMount {
             lowers: vec![PathBuf::from("/s/l/A"), PathBuf::from("/s/l/B")],
             upper: Some((PathBuf::from("/s/x/diff"), PathBuf::from("/s/x/work"))),
             options: flags::sort(["nodev,volatile", "noatime"]).unwrap(),

@@ -213,7 +213,7 @@ fn a_store_of_a_mount_program_needs_one() {
     place.config.search_path = Some(program_dir(&place).into());
     let driver = place.open().unwrap();
     assert_eq!(fs::read_to_string(&flag).unwrap(), "true");
-    assert_eq!(driver.content("one").unwrap().form, Form::Literal);
+    assert_eq!(driver.content("one").unwrap().form, WhiteoutFormat::Verbatim);
     let error = count_seen(&driver, "one").unwrap_err();
     assert!(error.chain().contains("not today"), "{}", error.chain());
     assert!(!is_mount_point(&place.home().join("one/merged")).unwrap());
@@ -294,7 +294,7 @@ fn probes_run_once() {
         "{rows:?}"
     );
     assert_eq!(fs::read_dir(place.home().join(TEMP_DIRS)).unwrap().count(), 0);
-    assert_eq!(rows[0].0, "Backing Filesystem");
+    assert_eq!(rows[0].0, "FilesystemType Filesystem");
 }
 
 #[test]

@@ -1,0 +1,121 @@
+//! Modes of directories that their owner must be able to write to while an archive is unpacked.
+//!
+//! To root permissions mean nothing. To others a directory without write permission would refuse the files that the
+//! archive has for it: it is opened up when it is first used, and gets its mode at the end.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::rc::Rc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::archive::apply::extract::Extractor;
+use crate::archive::path::show;
+use crate::archive::tar::reader::Entry;
+use crate::error::{Error, IoContext as _, Result};
+use crate::sys::{at, privilege};
+
+/// What an owner needs.
+const NEEDED: u32 = 0o700;
+
+/// What it takes to open a directory, for syncing it.
+const READABLE: u32 = 0o500;
+
+/// The modes to set at the end, by the real path of the directory.
+#[derive(Debug)]
+pub(crate) struct DeferredModes {
+    /// Whether permissions matter at all.
+    on: bool,
+    modes: BTreeMap<Vec<u8>, u32>,
+}
+
+impl DeferredModes {
+    /// Starts to keep account where permissions matter to this process.
+    pub(crate) fn new() -> Self {
+        Self {
+            on: !privilege::overrides_modes(),
+            modes: BTreeMap::new(),
+        }
+    }
+
+    /// Whether permissions matter to this process.
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The mode with which a directory is made and kept until the end.
+    pub(crate) fn working_mode(&self, mode: u32) -> u32 {
+        if self.on { mode | NEEDED } else { mode }
+    }
+
+    /// Opens up a directory that exists.
+    pub(crate) fn open_up(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
+        if !self.on {
+            return Ok(());
+        }
+        let mode = rustix::fs::fstat(dir).during("reading the status")?.st_mode & 0o7777;
+        // Somebody else's directory stays as it is, and says itself what it does not allow.
+        if mode & NEEDED != NEEDED && at::chmod_open(dir, mode | NEEDED).is_ok() {
+            self.modes.entry(path.to_vec()).or_insert(mode);
+        }
+        Ok(())
+    }
+
+    /// Notes the mode that a directory shall have at the end.
+    pub(crate) fn set(&mut self, path: &[u8], mode: u32) {
+        if !self.on {
+            return;
+        }
+        if mode & NEEDED == NEEDED {
+            self.modes.remove(path);
+        } else {
+            self.modes.insert(path.to_vec(), mode);
+        }
+    }
+
+    /// Paths and modes, what is inside a directory before the directory: those that can still be read afterwards, or
+    /// the rest.
+    pub(crate) fn take(&mut self, readable: bool) -> impl Iterator<Item = (Vec<u8>, u32)> {
+        let modes = std::mem::take(&mut self.modes).into_iter();
+        let (taken, kept) = modes.partition(|(_path, mode)| (*mode & READABLE == READABLE) == readable);
+        self.modes = kept;
+        let taken: BTreeMap<_, _> = taken;
+        taken.into_iter().rev()
+    }
+}
+
+impl Extractor {
+    /// Keeps a directory whose mode was just set open to its owner until the end.
+    pub(crate) fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
+        if !self.deferred_modes.is_on() {
+            return Ok(());
+        }
+        let mode = self.rules.force_mask.unwrap_or(entry.mode & 0o7777);
+        self.deferred_modes.set(path, mode);
+        let working = self.deferred_modes.working_mode(mode);
+        if working == mode {
+            return Ok(());
+        }
+        rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
+    }
+
+    /// Gives directories that were opened up the modes that they shall have.
+    pub(crate) fn set_held_modes(&mut self, readable: bool) -> Result<()> {
+        for (path, mode) in self.deferred_modes.take(readable) {
+            let doing = || format!("setting the mode of {}", show(&path));
+            let root = Rc::clone(self.parents.root());
+            if path.is_empty() {
+                at::chmod_open(root.fd(), mode).during(doing())?;
+                continue;
+            }
+            // Nothing, or something else, may be there by now.
+            match at::open_in_root(root.fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+                Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(Error::io(doing(), error)),
+            }
+        }
+        Ok(())
+    }
+}

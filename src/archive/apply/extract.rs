@@ -1,0 +1,651 @@
+//! Unpacks entries below an open directory. Nothing outside of it can be reached, whatever the names say.
+//!
+//! Names are cleaned lexically first (`..` stops at the root), parents are resolved inside the root, and the last
+//! component is never followed: what is there is removed, then made anew with `O_EXCL`. Modes are set explicitly, so
+//! the process's umask, which is shared by all threads, neither matters nor is touched. Missing parents are made with
+//! mode 0755 and the owner that container root maps to.
+//!
+//! Each entry is one step; a crash leaves a partly unpacked tree, which its caller keeps in a staging directory.
+//!
+//! Files to which the recorder refers are watched ([`crate::archive::apply::seen`]): before one is replaced its content is kept.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::archive::apply::aufs::Aufs;
+use crate::archive::apply::deferred_modes::DeferredModes;
+use crate::archive::apply::durability::SyncTracker;
+use crate::archive::apply::extract_state::{DirTimes, ExtractState, Removing};
+use crate::archive::apply::metadata::{self, Rules};
+use crate::archive::apply::parents::{Found, Parent, Parents};
+use crate::archive::apply::payload::write_payload;
+use crate::archive::apply::prune;
+use crate::archive::path::{MAX_PATH, clean, show, split};
+use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::recorder::TarSplitRecorder;
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::Owner;
+use crate::sys::{at, xattr};
+use crate::whiteout::{self, Namespace, WhiteoutFormat, WhiteoutName};
+
+/// How a file is made that was not there.
+const NEW_FILE: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// What an entry's placing came to, for the recorder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placed {
+    /// A line refers to its payload.
+    Recorded,
+    /// Its payload, if it has any, is on the recorder itself, or was not read yet (and will be put there).
+    Unrecorded,
+}
+
+/// How to unpack.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    /// What deletions become.
+    pub(crate) form: WhiteoutFormat,
+    /// Whether the entry `./` changes the root directory.
+    pub(crate) root_entry: bool,
+    /// Owners and attributes.
+    pub(crate) rules: Rules,
+    /// Whether [`Extractor::finish`] makes everything durable.
+    pub(crate) sync: bool,
+}
+
+/// Unpacks one archive. See the module's head.
+pub(crate) struct Extractor {
+    pub(crate) parents: Parents,
+    pub(crate) state: ExtractState,
+    pub(crate) form: WhiteoutFormat,
+    root_entry: bool,
+    pub(crate) rules: Rules,
+    dir_times: DirTimes,
+    pub(crate) deferred_modes: DeferredModes,
+    /// Owner and mode by the archive's entry for the root.
+    root_stat: Option<(Owner, u32)>,
+    /// A directory was removed: names in `dir_times` may mean something else by now.
+    dirs_gone: bool,
+    sync_tracker: SyncTracker,
+    aufs: Aufs,
+    crc: Crc,
+    /// Scratch: the clean path of the current entry, and the one without links.
+    path: Vec<u8>,
+    real: Vec<u8>,
+}
+
+impl Extractor {
+    /// Unpacks below `root`, which must be open for reading.
+    pub(crate) fn new(root: OwnedFd, setup: Setup) -> Result<Self> {
+        let mut deferred_modes = DeferredModes::new();
+        deferred_modes.open_up(root.as_fd(), b"")?;
+        Ok(Self {
+            parents: Parents::new(root),
+            state: ExtractState::default(),
+            form: setup.form,
+            root_entry: setup.root_entry,
+            rules: setup.rules,
+            dir_times: DirTimes::default(),
+            deferred_modes,
+            root_stat: None,
+            dirs_gone: false,
+            sync_tracker: SyncTracker::new(setup.sync),
+            aufs: Aufs::default(),
+            crc: Crc::new(),
+            path: Vec::new(),
+            real: Vec::new(),
+        })
+    }
+
+    /// Unpacks one entry, reads its payload as far as it is needed, and tapes it.
+    pub(crate) fn place<S: ChunkSource>(
+        &mut self,
+        entry: &Entry,
+        reader: &mut TarReader<S>,
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let mut path = std::mem::take(&mut self.path);
+        let cleaned = clean(&entry.name, &mut path);
+        let first = self.state.seen.name(&path);
+        // A name that leads above the root is read elsewhere by other programs, so they get no line for it.
+        let recordable = recorder.is_on() && first && !cleaned.clamped;
+        let placed = self.dispatch(entry, &path, cleaned.dot, recordable, reader, recorder);
+        self.path = path;
+        let placed = placed.context(|| format!("unpacking {}", show(&entry.name)))?;
+        if placed == Placed::Unrecorded && first && entry.size == 0 {
+            recorder.file(&entry.name, 0, [0; 8])?;
+        }
+        Ok(())
+    }
+
+    /// Sets the times of directories, syncs if that was asked for.
+    pub(crate) fn finish(mut self) -> Result<ExtractState> {
+        for (path, times) in self.dir_times.iter() {
+            let doing = "setting the times of a directory";
+            if path.is_empty() {
+                rustix::fs::futimens(self.parents.root().fd(), times).during(doing)?;
+                continue;
+            }
+            let (parent, name) = split(path);
+            let Found::Directory(parent) = self.parents.find(parent)? else {
+                continue;
+            };
+            if self.dirs_gone {
+                let stat = at::lstat_at(parent.fd(), name).during(doing)?;
+                if stat.is_none_or(|stat| kind(&stat) != FileType::Directory) {
+                    continue;
+                }
+            }
+            match rustix::fs::utimensat(parent.fd(), name, times, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::io(format!("{doing} {}", show(path)), error)),
+            }
+        }
+        if self.rules.force_mask.is_some() {
+            // Compat: the Go library says this of a root of which the archive says nothing.
+            let (owner, mode) = self.root_stat.unwrap_or((Owner::default(), 0o755));
+            self.rules
+                .keep_real(self.parents.root().fd(), owner, mode & 0o777, "dir")?;
+        }
+        self.set_held_modes(true)?;
+        std::mem::take(&mut self.sync_tracker).commit(self.parents.root().fd())?;
+        self.set_held_modes(false)?;
+        Ok(self.state)
+    }
+
+    fn dispatch<S: ChunkSource>(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        dot: bool,
+        recordable: bool,
+        reader: &mut TarReader<S>,
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<Placed> {
+        if path.contains(&0) {
+            return Err(ErrorKind::InvalidArchive.err("name with a NUL byte"));
+        }
+        if path.len() > MAX_PATH {
+            return Err(Error::io("resolving the name", Errno::NAMETOOLONG));
+        }
+        if entry.kind == b'g' {
+            return Ok(Placed::Unrecorded);
+        }
+        if path.is_empty() {
+            if self.rules.force_mask.is_some() && entry.kind == b'5' {
+                self.root_stat = Some((self.rules.owner(entry)?, entry.mode));
+            }
+            if !dot || self.root_entry {
+                self.root(entry)?;
+            }
+            return Ok(Placed::Unrecorded);
+        }
+        let (parent, base) = split(path);
+        if self.form == WhiteoutFormat::Apply && self.aufs.is_private(path) {
+            self.aufs.place(
+                entry,
+                path,
+                &self.rules,
+                self.parents.root().fd(),
+                reader,
+                recorder,
+            )?;
+            return Ok(Placed::Unrecorded);
+        }
+        match whiteout::parse(base) {
+            WhiteoutName::Invalid => return Err(ErrorKind::UnsafePath.err("whiteout of no name")),
+            mark if self.form != WhiteoutFormat::Verbatim => match mark {
+                WhiteoutName::None | WhiteoutName::Invalid => {}
+                WhiteoutName::Opaque => return self.opaque(parent, recorder).map(|()| Placed::Unrecorded),
+                WhiteoutName::Deleted(name) => {
+                    return self
+                        .deleted(parent, name, entry, recorder)
+                        .map(|()| Placed::Unrecorded);
+                }
+            },
+            // A mount program reads it.
+            _ => {}
+        }
+        let is_device = matches!(entry.kind, b'3' | b'4');
+        let masked = self.rules.force_mask.is_some();
+        if is_device && self.rules.in_user_namespace && !masked {
+            if let Found::Directory(parent) = self.parents.find(parent)? {
+                self.displace(&parent, base, recorder)?;
+            }
+            return Ok(Placed::Unrecorded);
+        }
+        if !matches!(entry.kind, b'0'..=b'7' | b'S') {
+            let kind = char::from(entry.kind);
+            return Err(ErrorKind::InvalidArchive.err(format!("entry type {kind:?} cannot be unpacked")));
+        }
+        let parent = self.ensure(parent, recorder)?;
+        if parent.via_link() {
+            parent.child(base, &mut self.real);
+            self.state.seen.touch(&self.real);
+        }
+        self.sync_tracker.dir(parent.real());
+        match entry.kind {
+            b'5' => self.directory(entry, path, &parent, base, recorder)?,
+            b'2' => self.symlink(entry, &parent, base, recorder)?,
+            b'1' => self.hard_link(entry, &parent, base, recorder)?,
+            b'3' | b'4' | b'6' if masked => self.stand_in(entry, &parent, base, recorder)?,
+            b'3' | b'4' | b'6' => self.node(entry, &parent, base, recorder)?,
+            _ => return self.regular(entry, &parent, base, recordable, reader, recorder),
+        }
+        Ok(Placed::Unrecorded)
+    }
+
+    /// The entry for the root itself.
+    fn root(&mut self, entry: &Entry) -> Result<()> {
+        if entry.kind != b'5' {
+            return Err(ErrorKind::InvalidArchive.err("the root of a layer is a directory"));
+        }
+        let owner = self.rules.owner(entry)?;
+        let root = Rc::clone(self.parents.root());
+        self.rules.open_file(root.fd(), entry, owner, false)?;
+        self.close_later(root.fd(), b"", entry)?;
+        self.dir_times
+            .push(b"", metadata::times(entry.mtime, entry.atime));
+        self.sync_tracker.dir(b"");
+        Ok(())
+    }
+
+    fn directory(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let mode = Mode::from_raw_mode(self.deferred_modes.working_mode(entry.mode & 0o777));
+        let mut opaque = None;
+        match rustix::fs::mkdirat(parent.fd(), base, mode) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let there = at::lstat_at(parent.fd(), base).during("reading the status")?;
+                if there.is_none_or(|stat| kind(&stat) != FileType::Directory) {
+                    opaque = there.and_then(|stat| self.whiteout_of(&stat));
+                    self.displace(parent, base, recorder)?;
+                    rustix::fs::mkdirat(parent.fd(), base, mode).during("making a directory")?;
+                }
+            }
+            Err(error) => return Err(Error::io("making a directory", error)),
+        }
+        let dir = at::open_dir_at(parent.fd(), base).during("opening a directory")?;
+        self.rules.open_file(dir.as_fd(), entry, owner, false)?;
+        let mut real = std::mem::take(&mut self.real);
+        parent.child(base, &mut real);
+        let closed = self.close_later(dir.as_fd(), &real, entry);
+        self.real = real;
+        closed?;
+        if let Some(namespace) = opaque {
+            mark_opaque(dir.as_fd(), namespace)?;
+        }
+        self.dir_times
+            .push(path, metadata::times(entry.mtime, entry.atime));
+        self.keep_open(path, parent, base, dir);
+        Ok(())
+    }
+
+    /// An empty file for what cannot be made; an attribute tells what it is.
+    fn stand_in(
+        &mut self,
+        entry: &Entry,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, Mode::RUSR | Mode::WUSR);
+        let file = self.make(parent, base, recorder, make).during("making a file")?;
+        self.rules.open_file(file.as_fd(), entry, owner, true)?;
+        self.sync_tracker.file(file);
+        Ok(())
+    }
+
+    fn symlink(
+        &mut self,
+        entry: &Entry,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let make = || rustix::fs::symlinkat(entry.link.as_slice(), parent.fd(), base);
+        self.make(parent, base, recorder, make)
+            .during("making a symbolic link")?;
+        self.state.size += entry.link.len() as u64;
+        self.rules.node(parent.fd(), base, entry, owner)
+    }
+
+    fn node(
+        &mut self,
+        entry: &Entry,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let owner = self.rules.owner(entry)?;
+        let kind = match entry.kind {
+            b'3' => FileType::CharacterDevice,
+            b'4' => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        // The kernel's own split: 12 bits of major number, 20 of minor.
+        let part = |number: i64, mask: i64| u32::try_from(number & mask).unwrap_or(0);
+        let device = match kind {
+            FileType::Fifo => 0,
+            _ => rustix::fs::makedev(part(entry.dev_major, 0xfff), part(entry.dev_minor, 0xf_ffff)),
+        };
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        let make = || rustix::fs::mknodat(parent.fd(), base, kind, mode, device);
+        self.make(parent, base, recorder, make)
+            .during("making a device or FIFO")?;
+        self.rules.node(parent.fd(), base, entry, owner)
+    }
+
+    /// The metadata of a hard link's header is applied to the file that it shares.
+    fn hard_link(
+        &mut self,
+        entry: &Entry,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let mut target = Vec::new();
+        clean(&entry.link, &mut target);
+        if self.form == WhiteoutFormat::Apply
+            && let Some(file) = self.aufs.target(&target)?
+        {
+            let make = || file.link(parent.fd(), base);
+            return self
+                .make(parent, base, recorder, make)
+                .during("linking an AUFS pseudo-link");
+        }
+        let missing = || {
+            let text = format!(
+                "hard link to {}, which does not exist in this layer",
+                show(&entry.link)
+            );
+            ErrorKind::InvalidArchive.err(text)
+        };
+        let owner = self.rules.owner(entry)?;
+        let (target_parent, target_base) = split(&target);
+        if target.contains(&0) || target_base.is_empty() {
+            return Err(missing());
+        }
+        let Found::Directory(target_parent) = self.parents.find(target_parent)? else {
+            return Err(missing());
+        };
+        let status = |dir: &Parent, name: &[u8]| at::lstat_at(dir.fd(), name).during("reading the status");
+        let there = status(&target_parent, target_base)?.ok_or_else(missing)?;
+        if kind(&there) == FileType::Directory {
+            return Err(
+                ErrorKind::InvalidArchive.err(format!("hard link to directory {}", show(&entry.link)))
+            );
+        }
+        let same =
+            status(parent, base)?.is_some_and(|now| (now.st_dev, now.st_ino) == (there.st_dev, there.st_ino));
+        if !same {
+            let link = || {
+                rustix::fs::linkat(
+                    target_parent.fd(),
+                    target_base,
+                    parent.fd(),
+                    base,
+                    AtFlags::empty(),
+                )
+            };
+            match self.make(parent, base, recorder, link) {
+                // What was in the way held the target.
+                Err(MakeError::Make(Errno::NOENT)) => return Err(missing()),
+                result => result.during("making a hard link")?,
+            }
+        }
+        self.rules.node(parent.fd(), base, entry, owner)
+    }
+
+    fn regular<S: ChunkSource>(
+        &mut self,
+        entry: &Entry,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recordable: bool,
+        reader: &mut TarReader<S>,
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<Placed> {
+        let owner = self.rules.owner(entry)?;
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, mode);
+        let file = File::from(self.make(parent, base, recorder, make).during("making a file")?);
+        let recordable = recordable && entry.sparse.is_none();
+        let crc = &mut self.crc;
+        write_payload(entry, &file, reader, |piece| {
+            if recordable {
+                crc.update(piece);
+                Ok(())
+            } else {
+                recorder.raw(piece)
+            }
+        })?;
+        self.rules.open_file(file.as_fd(), entry, owner, true)?;
+        self.state.size += entry.size;
+        self.sync_tracker.file(file.into());
+        let sum = self.crc.take();
+        if !recordable {
+            return Ok(Placed::Unrecorded);
+        }
+        let line = recorder.file(&entry.name, entry.size, sum)?;
+        if entry.size > 0 {
+            parent.child(base, &mut self.real);
+            self.state.seen.set_line(&self.real, line);
+            if parent.via_link() {
+                self.state.via_links.push((line, entry.name.clone()));
+            }
+        }
+        Ok(Placed::Recorded)
+    }
+
+    /// Makes something, removing what is in its place.
+    fn make<T>(
+        &mut self,
+        parent: &Rc<Parent>,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+        make: impl Fn() -> rustix::io::Result<T>,
+    ) -> Result<T, MakeError> {
+        match make() {
+            Err(Errno::EXIST) => {}
+            result => return result.map_err(MakeError::Make),
+        }
+        self.displace(parent, base, recorder)
+            .map_err(MakeError::Displace)?;
+        make().map_err(MakeError::Make)
+    }
+
+    /// Removes what is at `base`, whatever it is; nothing is fine.
+    pub(crate) fn displace(
+        &mut self,
+        parent: &Parent,
+        base: &[u8],
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<()> {
+        let Some(stat) = at::lstat_at(parent.fd(), base).during("reading the status")? else {
+            return Ok(());
+        };
+        let kind = kind(&stat);
+        let mut real = Vec::new();
+        parent.child(base, &mut real);
+        let root = Rc::clone(self.parents.root());
+        self.deferred_modes.open_up(parent.fd(), parent.real())?;
+        let mut removing = Removing {
+            state: &mut self.state,
+            recorder,
+            root: root.fd(),
+            spare_new: false,
+        };
+        prune::remove(parent.fd(), base, &real, kind, &mut removing)?;
+        if matches!(kind, FileType::Directory | FileType::Symlink) {
+            self.directories_went();
+        }
+        Ok(())
+    }
+
+    /// The directory that an entry goes into, made where it is missing.
+    pub(crate) fn ensure(&mut self, path: &[u8], recorder: &mut TarSplitRecorder) -> Result<Rc<Parent>> {
+        let parent = match self.parents.find(path)? {
+            Found::Directory(parent) => parent,
+            Found::Missing | Found::Blocked => self.make_all(path, recorder)?,
+        };
+        self.touch(&parent)?;
+        Ok(parent)
+    }
+
+    /// Notes that a directory belongs to this archive, which writes to it.
+    pub(crate) fn touch(&mut self, dir: &Parent) -> Result<()> {
+        if !dir.touched.replace(true) {
+            self.state.seen.touch_all(dir.real());
+            self.deferred_modes.open_up(dir.fd(), dir.real())?;
+        }
+        Ok(())
+    }
+
+    fn make_all(&mut self, path: &[u8], recorder: &mut TarSplitRecorder) -> Result<Rc<Parent>> {
+        // The deepest directory that exists, then down again.
+        let mut ends: Vec<usize> = vec![path.len()];
+        ends.extend(
+            path.iter()
+                .enumerate()
+                .rev()
+                .filter(|(_, byte)| **byte == b'/')
+                .map(|(index, _)| index),
+        );
+        let prefix = |end: usize| path.get(..end).unwrap_or_default();
+        let mut missing = 0;
+        let mut parent = loop {
+            missing += 1;
+            let above = ends.get(missing).map_or(&[][..], |end| prefix(*end));
+            if let Found::Directory(parent) = self.parents.find(above)? {
+                break parent;
+            }
+        };
+        for end in ends.iter().take(missing).rev() {
+            parent = self.make_implied(prefix(*end), &parent, recorder)?;
+        }
+        Ok(parent)
+    }
+
+    fn make_implied(
+        &mut self,
+        path: &[u8],
+        parent: &Rc<Parent>,
+        recorder: &mut TarSplitRecorder,
+    ) -> Result<Rc<Parent>> {
+        let (_, base) = split(path);
+        let doing = || format!("making the directory {}", show(path));
+        let mut opaque = None;
+        let mode = Mode::from_raw_mode(0o755);
+        match rustix::fs::mkdirat(parent.fd(), base, mode) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                // A whiteout hides what the layers below have here; the new directory must hide it too.
+                let there = at::lstat_at(parent.fd(), base).during(doing())?;
+                opaque = there.and_then(|stat| self.whiteout_of(&stat));
+                if opaque.is_none() {
+                    let link = there.is_some_and(|stat| kind(&stat) == FileType::Symlink);
+                    return Err(Error::io(
+                        doing(),
+                        if link { Errno::NOENT } else { Errno::NOTDIR },
+                    ));
+                }
+                self.displace(parent, base, recorder)?;
+                rustix::fs::mkdirat(parent.fd(), base, mode).during(doing())?;
+            }
+            Err(error) => return Err(Error::io(doing(), error)),
+        }
+        let dir = at::open_dir_at(parent.fd(), base).during(doing())?;
+        let stat = rustix::fs::fstat(&dir).during(doing())?;
+        let owner = self.rules.mappings.root()?;
+        self.rules.permissions(dir.as_fd(), &stat, owner, 0o755)?;
+        self.rules.keep_real(dir.as_fd(), owner, 0o755, "dir")?;
+        let mut real = std::mem::take(&mut self.real);
+        parent.child(base, &mut real);
+        self.deferred_modes.set(&real, 0o755);
+        self.real = real;
+        if let Some(namespace) = opaque {
+            mark_opaque(dir.as_fd(), namespace)?;
+        }
+        self.sync_tracker.dir(parent.real());
+        Ok(self.keep_open(path, parent, base, dir))
+    }
+
+    fn keep_open(&mut self, path: &[u8], parent: &Rc<Parent>, base: &[u8], dir: OwnedFd) -> Rc<Parent> {
+        let real = parent.via_link().then(|| {
+            let mut real = Vec::new();
+            parent.child(base, &mut real);
+            real
+        });
+        self.parents.insert(path.to_vec(), real, dir)
+    }
+
+    /// Directories were removed: their times must not be set on what took their place.
+    pub(crate) fn directories_went(&mut self) {
+        self.parents.clear();
+        self.dirs_gone = true;
+    }
+
+    /// If this is a whiteout of overlayfs: where its attributes are.
+    pub(crate) fn whiteout_of(&self, stat: &Stat) -> Option<Namespace> {
+        match self.form {
+            WhiteoutFormat::Overlay(namespace)
+                if kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0 =>
+            {
+                Some(namespace)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why something could not be made.
+enum MakeError {
+    Make(Errno),
+    Displace(Error),
+}
+
+/// As [`crate::error::IoContext`]: only the failed call needs to be told what was being done.
+trait During<T> {
+    fn during(self, action: &'static str) -> Result<T>;
+}
+
+impl<T> During<T> for Result<T, MakeError> {
+    fn during(self, action: &'static str) -> Result<T> {
+        self.map_err(|error| match error {
+            MakeError::Make(error) => Error::io(action, error),
+            MakeError::Displace(error) => error,
+        })
+    }
+}
+
+/// The type of what a status describes.
+pub(crate) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// Makes overlayfs hide what the layers below have in this directory.
+pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
+    // Through a path, since the descriptor may be one that cannot be read.
+    xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
+        .during("marking a directory opaque")
+}

@@ -1,0 +1,262 @@
+//! Owner, mode, times and attributes of what was unpacked.
+//!
+//! The order matters: the owner first (changing it clears set-ID bits and drops `security.capability`), then the
+//! mode, the times, the attributes. Each is set only where it differs from what is there.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::archive::path::show;
+use crate::archive::tar::header::Timestamp;
+use crate::archive::tar::reader::Entry;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::idmap::{IdMappings, Owner};
+use crate::sys::{at, xattr};
+use crate::whiteout::{self, OVERRIDE_STAT};
+
+/// How an archive's metadata becomes the tree's.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// Container IDs in the archive, host IDs in the tree.
+    pub(crate) mappings: IdMappings,
+    /// The owner (a container's ID) of everything, whatever the archive says.
+    pub(crate) owner: Option<Owner>,
+    /// Go on with a warning when an owner cannot be set.
+    pub(crate) ignore_chown_errors: bool,
+    /// Some attributes cannot be set and are left out.
+    pub(crate) in_user_namespace: bool,
+    /// Mode of everything but symbolic links. No owner is set; the real ones, and the real type, go into an attribute.
+    pub(crate) force_mask: Option<u32>,
+}
+
+/// What a file stands for where all that can be made of it is a file or a directory.
+pub(crate) fn override_value(owner: Owner, mode: u32, kind: &str) -> String {
+    format!("{}:{}:{:04o}:{kind}", owner.uid, owner.gid, mode & 0o7777)
+}
+
+/// The type of an entry in such a value.
+fn override_kind(entry: &Entry) -> String {
+    match entry.kind {
+        b'5' => "dir".into(),
+        b'3' => format!("char-{}-{}", entry.dev_major, entry.dev_minor),
+        b'4' => format!("block-{}-{}", entry.dev_major, entry.dev_minor),
+        b'6' => "pipe".into(),
+        _ => "file".into(),
+    }
+}
+
+/// An ID from a header. Archives made where `nobody` is -2 have it negative.
+pub(crate) fn id(number: i64) -> Result<u32> {
+    u32::try_from(number)
+        .or_else(|_reason| i32::try_from(number).map(i32::cast_unsigned))
+        .map_err(|_reason| ErrorKind::InvalidArchive.err(format!("owner or group {number} is out of range")))
+}
+
+fn timespec(time: Timestamp) -> Timespec {
+    Timespec {
+        tv_sec: time.secs,
+        tv_nsec: time.nanos.into(),
+    }
+}
+
+/// The times for an entry: without a time of access, or with one before the last modification, both are the same.
+pub(crate) fn times(mtime: Timestamp, atime: Option<Timestamp>) -> Timestamps {
+    let atime = atime.map_or(mtime, |atime| atime.max(mtime));
+    Timestamps {
+        last_access: timespec(atime),
+        last_modification: timespec(mtime),
+    }
+}
+
+/// Whether setting the mode is needed, given that the owner was changed or not.
+fn mode_differs(stat: &Stat, mode: u32, chowned: bool) -> bool {
+    stat.st_mode & 0o7777 != mode || (chowned && mode & 0o6000 != 0)
+}
+
+impl Rules {
+    /// The owner in the tree.
+    pub(crate) fn owner(&self, entry: &Entry) -> Result<Owner> {
+        self.mappings.to_host(match self.owner {
+            Some(owner) => owner,
+            None => Owner {
+                uid: id(entry.uid)?,
+                gid: id(entry.gid)?,
+            },
+        })
+    }
+
+    /// Runs `chown` if the owner differs; whether it did.
+    fn chown(
+        &self,
+        stat: &Stat,
+        owner: Owner,
+        chown: impl FnOnce(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
+    ) -> Result<bool> {
+        // The largest ID means "leave it" to the kernel.
+        let uid = (owner.uid != stat.st_uid && owner.uid != u32::MAX).then(|| Uid::from_raw(owner.uid));
+        let gid = (owner.gid != stat.st_gid && owner.gid != u32::MAX).then(|| Gid::from_raw(owner.gid));
+        if uid.is_none() && gid.is_none() {
+            return Ok(false);
+        }
+        match chown(uid, gid) {
+            Ok(()) => Ok(true),
+            Err(error) if self.ignore_chown_errors => {
+                tracing::warn!(uid = owner.uid, gid = owner.gid, %error, "cannot set an owner, going on");
+                Ok(false)
+            }
+            Err(error) => {
+                let hint = if error == Errno::INVAL {
+                    " (potentially insufficient UIDs or GIDs available in the user namespace: \
+                     check /etc/subuid and /etc/subgid)"
+                } else {
+                    ""
+                };
+                Err(Error::io(
+                    format!("setting owner {}:{}{hint}", owner.uid, owner.gid),
+                    error,
+                ))
+            }
+        }
+    }
+
+    /// Owner and mode of an open file or directory, whose present state is `stat`.
+    pub(crate) fn permissions(
+        &self,
+        file: BorrowedFd<'_>,
+        stat: &Stat,
+        owner: Owner,
+        mode: u32,
+    ) -> Result<()> {
+        if let Some(mask) = self.force_mask {
+            if mode_differs(stat, mask, false) {
+                rustix::fs::fchmod(file, Mode::from_raw_mode(mask)).during("setting the mode")?;
+            }
+            return Ok(());
+        }
+        let chowned = self.chown(stat, owner, |uid, gid| rustix::fs::fchown(file, uid, gid))?;
+        if mode_differs(stat, mode, chowned) {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).during("setting the mode")?;
+        }
+        Ok(())
+    }
+
+    /// Everything of an open file; of an open directory everything but the times.
+    pub(crate) fn open_file(
+        &self,
+        file: BorrowedFd<'_>,
+        entry: &Entry,
+        owner: Owner,
+        with_times: bool,
+    ) -> Result<()> {
+        let stat = rustix::fs::fstat(file).during("reading the status")?;
+        self.permissions(file, &stat, owner, entry.mode)?;
+        if with_times {
+            rustix::fs::futimens(file, &times(entry.mtime, entry.atime)).during("setting the times")?;
+        }
+        self.attributes(entry, |name, value| xattr::fset(file, name, value))?;
+        self.keep_real(file, owner, entry.mode, &override_kind(entry))
+    }
+
+    /// Keeps in an attribute what a forced mode has hidden.
+    pub(crate) fn keep_real(&self, file: BorrowedFd<'_>, owner: Owner, mode: u32, kind: &str) -> Result<()> {
+        if self.force_mask.is_none() {
+            return Ok(());
+        }
+        let value = override_value(owner, mode, kind);
+        xattr::fset(file, OVERRIDE_STAT.as_bytes(), value.as_bytes())
+            .during("keeping owner and mode in an attribute")
+    }
+
+    /// Everything of something that cannot or must not be opened.
+    pub(crate) fn node(&self, dir: BorrowedFd<'_>, name: &[u8], entry: &Entry, owner: Owner) -> Result<()> {
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).during("reading the status")?;
+        let chowned = self.force_mask.is_none()
+            && self.chown(&stat, owner, |uid, gid| {
+                rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            })?;
+        let mode = self.force_mask.unwrap_or(entry.mode);
+        let is_link = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Symlink;
+        if !is_link && mode_differs(&stat, mode, chowned) {
+            chmod_node(dir, name, mode).during("setting the mode")?;
+        }
+        let times = times(entry.mtime, entry.atime);
+        let same = |secs: i64, nanos: u64, time: Timespec| {
+            secs == time.tv_sec && i64::try_from(nanos) == Ok(time.tv_nsec)
+        };
+        if !same(stat.st_mtime, stat.st_mtime_nsec, times.last_modification)
+            || !same(stat.st_atime, stat.st_atime_nsec, times.last_access)
+        {
+            rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+                .during("setting the times")?;
+        }
+        self.attributes(entry, |attribute, value| {
+            xattr::set_at(dir, name, attribute, value)
+        })
+    }
+
+    /// Attributes that layers may carry.
+    ///
+    /// SELinux labels belong to the host. The attributes by which overlayfs and fuse-overlayfs mark their layers are
+    /// left out too: a layer says what it hides by whiteouts, and one that set the marks itself
+    /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer say
+    /// its owners and modes twice.
+    fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
+        for (name, value) in entry.records.xattrs() {
+            if whiteout::is_mark(name) || name == b"security.selinux" {
+                tracing::debug!(
+                    attribute = show(name),
+                    entry = show(&entry.name),
+                    "attribute left out"
+                );
+                continue;
+            }
+            match set(name, value) {
+                Ok(()) => {}
+                Err(error @ (Errno::OPNOTSUPP | Errno::PERM))
+                    if error == Errno::OPNOTSUPP || self.in_user_namespace =>
+                {
+                    tracing::debug!(attribute = show(name), entry = show(&entry.name), %error, "attribute not set");
+                }
+                Err(error) => return Err(Error::io(format!("setting attribute {}", show(name)), error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets the mode of something that is no symbolic link and must not be opened (a device, a FIFO).
+fn chmod_node(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> rustix::io::Result<()> {
+    // A path descriptor pins what is there now, so that a link put in its place would not be followed.
+    let pinned = rustix::fs::openat(
+        dir,
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    at::chmod_open(pinned.as_fd(), mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_may_be_negative_but_not_wider_than_32_bits() {
+        for (number, value) in [(0, 0), (-2, u32::MAX - 1), (4_294_967_295, u32::MAX)] {
+            assert_eq!(id(number).unwrap(), value);
+        }
+        for number in [4_294_967_296, -2_147_483_649, i64::MIN, i64::MAX] {
+            assert_eq!(id(number).unwrap_err().kind(), ErrorKind::InvalidArchive);
+        }
+    }
+
+    #[test]
+    fn access_is_never_before_modification() {
+        let at = |secs| Timestamp { secs, nanos: 1 };
+        for (atime, expected) in [(None, 5), (Some(at(3)), 5), (Some(at(9)), 9)] {
+            assert_eq!(times(at(5), atime).last_access.tv_sec, expected);
+        }
+    }
+}

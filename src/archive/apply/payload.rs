@@ -1,0 +1,48 @@
+//! Writing a payload to its file, straight from the chunks in which it came.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+
+use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::error::{IoContext as _, Result};
+
+/// Writes a payload to a new file, with holes where a sparse file has them.
+pub(crate) fn write_payload<S: ChunkSource>(
+    entry: &Entry,
+    mut file: &File,
+    reader: &mut TarReader<S>,
+    mut recorder: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let doing = "writing a file";
+    let Some(map) = &entry.sparse else {
+        while let Some(piece) = reader.payload()? {
+            file.write_all(&piece).during(doing)?;
+            recorder(&piece)?;
+        }
+        return Ok(());
+    };
+    file.set_len(entry.size).during("making a sparse file")?;
+    let mut fragments = map.iter().copied();
+    let mut fragment = crate::archive::tar::sparse::Fragment { offset: 0, length: 0 };
+    while let Some(piece) = reader.payload()? {
+        recorder(&piece)?;
+        let mut rest: &[u8] = &piece;
+        while !rest.is_empty() {
+            if fragment.length == 0 {
+                let Some(next) = fragments.next() else { break };
+                fragment = next;
+                continue;
+            }
+            let count = rest
+                .len()
+                .min(usize::try_from(fragment.length).unwrap_or(usize::MAX));
+            let (now, later) = rest.split_at(count);
+            file.write_all_at(now, fragment.offset).during(doing)?;
+            fragment.offset += count as u64;
+            fragment.length -= count as u64;
+            rest = later;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Decoding what comes in, compressing what goes out.
+
+pub(crate) mod blob_reader;
+mod buffers;
+pub(crate) mod decode;
+mod deflate_blocks;
+pub(crate) mod gzip;
+pub(crate) mod hash_queue;
+pub(crate) mod parallel;
+pub(crate) mod zstd_frames;

@@ -1,0 +1,368 @@
+//! What a layer changes: a list of paths that were added, modified or deleted.
+//!
+//! [`upper_changes`] reads it off an overlay upper directory, [`tree_changes`] compares two complete trees. Neither
+//! looks at content: a file counts as modified when its status, link target or attributes differ. The trees' roots
+//! are never listed.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Stat};
+use serde::de::{Deserializer, Error as _};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{IoContext as _, Result};
+use crate::idmap::{IdMappings, Owner};
+use crate::sys::{at, xattr};
+use crate::whiteout::{self, Namespace};
+
+use crate::archive::diff::lowers::{Lowers, is_opaque, is_whiteout};
+use crate::archive::diff::walk::{TreeWalk, absolute};
+use crate::archive::lookup::Lookup;
+use crate::archive::path;
+
+/// What happened to a path.
+///
+/// Serialised as the number that the Go library uses: 0 modified, 1 added, 2 deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// It existed before and is different now; also a directory in which something changed.
+    Modify,
+    /// It is new.
+    Add,
+    /// It is gone, with everything in it.
+    Delete,
+}
+
+impl ChangeKind {
+    /// The letter that stands for it in listings: `C`, `A` or `D`.
+    pub const fn letter(self) -> char {
+        match self {
+            Self::Modify => 'C',
+            Self::Add => 'A',
+            Self::Delete => 'D',
+        }
+    }
+}
+
+impl Serialize for ChangeKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(match self {
+            Self::Modify => 0,
+            Self::Add => 1,
+            Self::Delete => 2,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for ChangeKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u8::deserialize(deserializer)? {
+            0 => Ok(Self::Modify),
+            1 => Ok(Self::Add),
+            2 => Ok(Self::Delete),
+            other => Err(D::Error::custom(format_args!("unknown kind of change {other}"))),
+        }
+    }
+}
+
+/// One changed path. Displayed as `C /a`, `A /a` or `D /a`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Change {
+    /// Path from the layer's root, beginning with a slash. Serialised with U+FFFD for what is not UTF-8.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// What happened to it.
+    pub kind: ChangeKind,
+}
+
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.letter(), self.path.display())
+    }
+}
+
+/// Collects changes, and the directories above them.
+#[derive(Default)]
+struct List {
+    changes: Vec<Change>,
+    /// For each directory on the way down, the root excepted, whether it is in the list.
+    listed: Vec<bool>,
+    /// So many of them from the top are known to be.
+    known: usize,
+}
+
+impl List {
+    fn push(&mut self, path: &[u8], kind: ChangeKind) {
+        self.changes.push(Change {
+            path: absolute(path),
+            kind,
+        });
+    }
+
+    /// Lists the directories above the walk's current entry that are not listed yet.
+    fn push_parents(&mut self, walk: &TreeWalk) {
+        for index in self.known..self.listed.len() {
+            let listed = self
+                .listed
+                .get_mut(index)
+                .is_none_or(|listed| std::mem::replace(listed, true));
+            if !listed {
+                // The root is depth 1, the first directory in `listed` depth 2.
+                self.push(walk.path_at(index + 2), ChangeKind::Modify);
+            }
+        }
+        self.known = self.listed.len();
+    }
+
+    fn enter(&mut self, listed: bool) {
+        self.listed.push(listed);
+    }
+
+    fn leave_to(&mut self, depth: usize) {
+        self.listed.truncate(depth.saturating_sub(1));
+        self.known = self.known.min(self.listed.len());
+    }
+}
+
+/// Equal, or the same second where one of the two file systems keeps only seconds.
+fn same_time(a: &Stat, b: &Stat) -> bool {
+    a.st_mtime == b.st_mtime
+        && (a.st_mtime_nsec == b.st_mtime_nsec || a.st_mtime_nsec == 0 || b.st_mtime_nsec == 0)
+}
+
+fn is_dir(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// What the overlay upper directory `upper` changes in the trees below, `lowers`, topmost first. `namespace` says
+/// which attributes mark opaque directories.
+///
+/// Directories that are in `upper` only because something in them was copied up are left out, unless something in
+/// them was added or deleted. A directory that was deleted and made anew is listed as deleted, what is in it as added.
+/// Ordered component by component: what is in a directory follows it at once.
+pub(crate) fn upper_changes(
+    upper: BorrowedFd<'_>,
+    lowers: &[OwnedFd],
+    namespace: Namespace,
+) -> Result<Vec<Change>> {
+    let mut walk = TreeWalk::new(upper)?;
+    let mut lowers = Lowers::new(lowers, namespace);
+    let mut list = List::default();
+    while walk.next()? {
+        lowers.leave_to(walk.depth());
+        list.leave_to(walk.depth());
+        let Some(stat) = walk.stat()? else { continue };
+        let (dir_path, name) = (walk.dir_path(), walk.name());
+        if is_whiteout(&stat) {
+            list.push_parents(&walk);
+            list.push(walk.path(), ChangeKind::Delete);
+            continue;
+        }
+        let opaque = is_dir(&stat)
+            && is_opaque(walk.dir()?, name, namespace).at("reading attributes of", absolute(walk.path()))?;
+        let kind = match lowers.find(dir_path, name)? {
+            None => Some(ChangeKind::Add),
+            Some(_) if opaque => Some(ChangeKind::Delete),
+            Some(below) => {
+                let unchanged = is_dir(&stat)
+                    && is_dir(&below)
+                    && stat.st_size == below.st_size
+                    && stat.st_mode == below.st_mode
+                    && same_time(&stat, &below);
+                (!unchanged).then_some(ChangeKind::Modify)
+            }
+        };
+        if matches!(kind, Some(ChangeKind::Add | ChangeKind::Delete)) {
+            list.push_parents(&walk);
+        }
+        if let Some(kind) = kind {
+            list.push(walk.path(), kind);
+        }
+        if is_dir(&stat) {
+            lowers.enter(dir_path, name, opaque)?;
+            list.enter(kind.is_some());
+            // If it is gone, the next round leaves the two again.
+            walk.enter()?;
+        }
+    }
+    // In order already, but for directories that were listed after something in them.
+    list.changes.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(list.changes)
+}
+
+/// What has to be done to the tree `old` (nothing: the empty tree) to make it look like `new`; owners are compared
+/// as the container sees them.
+///
+/// A directory that both trees have, the very same inode, is not looked into. Sorted by the bytes of the path.
+pub(crate) fn tree_changes(
+    new: (BorrowedFd<'_>, &IdMappings),
+    old: Option<(BorrowedFd<'_>, &IdMappings)>,
+) -> Result<Vec<Change>> {
+    let identity = IdMappings::default();
+    let mut new_walk = TreeWalk::new(new.0)?;
+    let (mut old_walk, old_maps) = match old {
+        Some((root, maps)) => (TreeWalk::new(root)?, maps),
+        None => (TreeWalk::empty(), &identity),
+    };
+    let mut list = List::default();
+    loop {
+        // Both walks are always equally deep.
+        let side = match (new_walk.peek(), old_walk.peek()) {
+            (Some(new), Some(old)) => new.cmp(old),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) if new_walk.depth() == 1 => break,
+            (None, None) => {
+                new_walk.leave()?;
+                old_walk.leave()?;
+                list.leave_to(new_walk.depth());
+                continue;
+            }
+        };
+        let new_stat = if side.is_le() && new_walk.advance() {
+            new_walk.stat()?
+        } else {
+            None
+        };
+        let old_stat = if side.is_ge() && old_walk.advance() {
+            old_walk.stat()?
+        } else {
+            None
+        };
+        let kind = match (&new_stat, &old_stat) {
+            (Some(_), None) => ChangeKind::Add,
+            (None, Some(_)) => ChangeKind::Delete,
+            // Gone while it was being looked at.
+            (None, None) => continue,
+            (Some(new_stat), Some(old_stat)) => {
+                if is_dir(new_stat)
+                    && is_dir(old_stat)
+                    && (new_stat.st_dev, new_stat.st_ino) == (old_stat.st_dev, old_stat.st_ino)
+                {
+                    continue;
+                }
+                ChangeKind::Modify
+            }
+        };
+        let listed = match (&new_stat, &old_stat) {
+            (Some(new_stat), Some(old_stat)) => {
+                !same_owner(new_stat, new.1, old_stat, old_maps)
+                    || !same_status(new_stat, old_stat)
+                    || !same_details(&new_walk, &old_walk, new_stat)?
+            }
+            _ => true,
+        };
+        if listed {
+            // The walk that has the entry knows the path; the directories above are the same in both.
+            let walk = if new_stat.is_some() { &new_walk } else { &old_walk };
+            list.push_parents(walk);
+            list.push(walk.path(), kind);
+        }
+        if new_stat.as_ref().is_some_and(is_dir) && new_walk.enter()? {
+            if !(old_stat.as_ref().is_some_and(is_dir) && old_walk.enter()?) {
+                old_walk.enter_empty();
+            }
+            list.enter(listed);
+        }
+    }
+    let key = |change: &Change| change.path.as_os_str().as_bytes().to_vec();
+    list.changes.sort_by_cached_key(key);
+    Ok(list.changes)
+}
+
+fn same_owner(new: &Stat, new_maps: &IdMappings, old: &Stat, old_maps: &IdMappings) -> bool {
+    let new = Owner {
+        uid: new.st_uid,
+        gid: new.st_gid,
+    };
+    let old = Owner {
+        uid: old.st_uid,
+        gid: old.st_gid,
+    };
+    match (new_maps.to_container(new), old_maps.to_container(old)) {
+        (Ok(new), Ok(old)) => new == old,
+        // Owners that no container can have are compared as they are.
+        (Ok(new), Err(_unmapped)) => new == old,
+        (Err(_unmapped), _) => new == old,
+    }
+}
+
+fn same_status(new: &Stat, old: &Stat) -> bool {
+    new.st_mode == old.st_mode
+        && new.st_rdev == old.st_rdev
+        && same_time(new, old)
+        // The size of a directory says nothing.
+        && (is_dir(new) || new.st_size == old.st_size)
+}
+
+/// Compares what takes more calls: link target, attributes.
+fn same_details(new: &TreeWalk, old: &TreeWalk, stat: &Stat) -> Result<bool> {
+    let name = new.name();
+    let (new_dir, old_dir) = (new.dir()?, old.dir()?);
+    let what = || absolute(new.path());
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        let target = |dir| at::read_link_at(dir, name).at("reading link", what());
+        if target(new_dir)? != target(old_dir)? {
+            return Ok(false);
+        }
+    }
+    let attributes = |dir| compared_attributes(dir, name).at("reading attributes of", what());
+    Ok(attributes(new_dir)? == attributes(old_dir)?)
+}
+
+/// The attributes that count as content, sorted by name.
+fn compared_attributes(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Vec<(String, Vec<u8>)>> {
+    let mut names = xattr::list_at(dir, name)?;
+    // What is kept for lack of room elsewhere is in the status already.
+    names.retain(|name| {
+        name == "security.capability" || (name.starts_with("user.") && !whiteout::is_mark(name.as_bytes()))
+    });
+    names.sort_unstable();
+    let mut attributes = Vec::with_capacity(names.len());
+    for attribute in names {
+        if let Some(value) = xattr::get_at(dir, name, &attribute)? {
+            attributes.push((attribute, value));
+        }
+    }
+    Ok(attributes)
+}
+
+/// The sizes of everything added or modified in the tree `new`, directories excepted; a file with several names
+/// counts once, one that cannot be looked at not at all.
+pub(crate) fn changes_size(new: BorrowedFd<'_>, changes: &[Change]) -> Result<u64> {
+    let mut lookup = Lookup::new(new);
+    let mut seen = HashSet::new();
+    let mut size = 0u64;
+    for change in changes.iter().filter(|change| change.kind != ChangeKind::Delete) {
+        let bytes = change.path.as_os_str().as_bytes();
+        let (dir, name) = path::split(bytes.strip_prefix(b"/").unwrap_or(bytes));
+        let stat = match lookup.dir(dir) {
+            Ok(None) => Ok(None),
+            Ok(Some(dir)) => at::lstat_at(dir, name),
+            Err(error) => Err(error),
+        };
+        let stat = match stat {
+            Ok(Some(stat)) => stat,
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::warn!(path = %change.path.display(), %error, "cannot tell the size of a changed file");
+                continue;
+            }
+        };
+        if !is_dir(&stat) && (stat.st_nlink < 2 || seen.insert((stat.st_dev, stat.st_ino))) {
+            size = size.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
+        }
+    }
+    Ok(size)
+}

@@ -1,0 +1,6 @@
+//! Two trees, or an overlay diff, become a list of changes or a tar stream.
+
+pub(crate) mod changes;
+pub(crate) mod export;
+mod lowers;
+mod walk;

@@ -1,0 +1,7 @@
+//! The tar format: headers, PAX records, sparse maps, a reader and a writer.
+
+pub(crate) mod header;
+pub(crate) mod pax;
+pub(crate) mod reader;
+pub(crate) mod sparse;
+pub(crate) mod writer;

@@ -1,0 +1,110 @@
+//! How a layer stream is compressed, and how its first bytes tell.
+
+use std::fmt;
+
+/// How a layer stream is compressed.
+///
+/// Layer records keep the number ([`Compression::as_i64`]), as the Go library does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all, or in a way that nobody recognises.
+    #[default]
+    None = 0,
+    /// bzip2; can be read, not written.
+    Bzip2 = 1,
+    /// gzip.
+    Gzip = 2,
+    /// xz; can be read, not written.
+    Xz = 3,
+    /// Zstandard.
+    Zstd = 4,
+}
+
+impl Compression {
+    /// The number that stands for it in layer records.
+    pub const fn as_i64(self) -> i64 {
+        match self {
+            Self::None => 0,
+            Self::Bzip2 => 1,
+            Self::Gzip => 2,
+            Self::Xz => 3,
+            Self::Zstd => 4,
+        }
+    }
+
+    /// The compression that a layer record's number stands for.
+    pub const fn from_i64(number: i64) -> Option<Self> {
+        match number {
+            0 => Some(Self::None),
+            1 => Some(Self::Bzip2),
+            2 => Some(Self::Gzip),
+            3 => Some(Self::Xz),
+            4 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// The usual extension of a file with such a tar stream, without the first dot.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::None => "tar",
+            Self::Bzip2 => "tar.bz2",
+            Self::Gzip => "tar.gz",
+            Self::Xz => "tar.xz",
+            Self::Zstd => "tar.zst",
+        }
+    }
+
+    /// Tells by the first bytes of a stream. There is no "unknown": what has no magic number is not compressed.
+    pub fn detect(start: &[u8]) -> Self {
+        let magic: [(&[u8], Self); 4] = [
+            (b"BZh", Self::Bzip2),
+            (b"\x1f\x8b\x08", Self::Gzip),
+            (b"\xfd7zXZ\0", Self::Xz),
+            (b"\x28\xb5\x2f\xfd", Self::Zstd),
+        ];
+        magic
+            .iter()
+            .find(|(magic, _)| start.starts_with(magic))
+            .map_or(Self::None, |(_, compression)| *compression)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bzip2 => "bzip2",
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Compression; 5] = [
+        Compression::None,
+        Compression::Bzip2,
+        Compression::Gzip,
+        Compression::Xz,
+        Compression::Zstd,
+    ];
+
+    #[test]
+    fn numbers_stay_as_they_are_on_disk() {
+        for (number, compression) in (0..).zip(ALL) {
+            assert_eq!(compression.as_i64(), number);
+            assert_eq!(Compression::from_i64(number), Some(compression));
+        }
+        assert_eq!(Compression::from_i64(5), None);
+        assert_eq!(Compression::from_i64(-1), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! What all clones of an open store share.
+
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use crate::driver::Driver;
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::LockFile;
+use crate::options::{Durability, StoreOptions};
+use crate::record::container::ContainerRow;
+use crate::record::image::ImageRow;
+use crate::record::layer::LayerRow;
+use crate::record::mount_point::MountPoints;
+use crate::record::table::Record;
+use crate::record::{ReadOnlyRecords, Records};
+use crate::store::access;
+use crate::store::dirs::Dirs;
+use crate::store::stage;
+
+/// Layers that one store unpacks at the same time. Each holds a thread of the blocking pool (512 by default) and a
+/// few MiB, and may be waiting for a slow network, so the number of processors is no measure for it.
+pub(crate) const MAX_UNPACKERS: usize = 64;
+
+/// The driver in use and the state of `storage.lock` in which it was started.
+#[derive(Debug)]
+pub(crate) struct DriverState {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) token: Token,
+}
+
+/// A store that is searched after the primary one: its records and the directory of their files.
+pub(crate) struct Additional<R: Record> {
+    pub(crate) records: ReadOnlyRecords<R>,
+    pub(crate) dir: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+impl<R: Record> Additional<R> {
+    pub(crate) fn home(&self, index: usize) -> access::StoreOrigin {
+        access::StoreOrigin::Additional {
+            index,
+            read_only: self.read_only,
+        }
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) options: StoreOptions,
+    pub(crate) dirs: Dirs,
+    pub(crate) graph_lock: Arc<LockFile>,
+    pub(crate) userns_lock: Arc<LockFile>,
+    /// Changed only under the graph lock, read everywhere for a moment: std's lock is the right one.
+    pub(crate) driver: RwLock<DriverState>,
+    pub(crate) layers: Records<LayerRow>,
+    pub(crate) mounts: MountPoints,
+    pub(crate) additional_layers: Vec<Additional<LayerRow>>,
+    pub(crate) images: Records<ImageRow>,
+    /// The image store of the graph root, if images lie apart. It is read as the first of the additional ones.
+    pub(crate) graph_images: Option<Records<ImageRow>>,
+    pub(crate) additional_images: Vec<Additional<ImageRow>>,
+    pub(crate) containers: Records<ContainerRow>,
+    /// Bounds the layers that are unpacked at the same time.
+    pub(crate) unpackers: Arc<tokio::sync::Semaphore>,
+    /// Unpacked layers that wait for the lock.
+    pub(crate) commits: stage::commit::Commits,
+}
+
+impl Inner {
+    /// The driver. It may be replaced when another process has shut the store down.
+    pub(crate) fn driver(&self) -> Arc<dyn Driver> {
+        let state = self
+            .driver
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(&state.driver)
+    }
+
+    /// Every lock file that the store's records are protected by.
+    pub(crate) fn lock_files(&self) -> Vec<PathBuf> {
+        let options = &self.options;
+        let containers = if options.transient {
+            self.dirs.run_containers()
+        } else {
+            self.dirs.containers()
+        };
+        let mut files = vec![
+            options.graph_root.join("storage.lock"),
+            options.graph_root.join("userns.lock"),
+            self.dirs.layers().join("layers.lock"),
+            self.dirs.run_layers().join("mountpoints.lock"),
+            self.dirs.images().join("images.lock"),
+            containers.join("containers.lock"),
+        ];
+        if let Some(image_store) = &options.image_store {
+            files.push(self.dirs.sub(image_store, "layers").join("layers.lock"));
+            files.push(self.dirs.graph_images().join("images.lock"));
+        }
+        files
+    }
+
+    /// Whether layer content has to be on disk before its record is.
+    pub(crate) fn sync_content(&self) -> bool {
+        self.options.durability != Durability::None
+    }
+}

@@ -1,0 +1,165 @@
+//! Opening the records of a store: which files there are, and what they are locked with.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use crate::driver::Driver;
+use crate::error::Result;
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{LockFile, LockMode};
+use crate::options::StoreOptions;
+use crate::record::mount_point::MountPoints;
+use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
+use crate::store::dirs::Dirs;
+use crate::store::inner::{Additional, DriverState, Inner, MAX_UNPACKERS};
+use crate::store::stage;
+use crate::sys::make_private_dir;
+
+impl Inner {
+    /// Opens everything; `storage.lock` is held exclusively by `graph_lock`'s holder while the driver starts.
+    pub(crate) fn assemble(
+        options: StoreOptions,
+        graph_lock: Arc<LockFile>,
+        driver: Arc<dyn Driver>,
+        token: Token,
+    ) -> Result<Self> {
+        let dirs = Dirs {
+            driver_name: driver.name(),
+            graph_root: options.graph_root.clone(),
+            run_root: options.run_root.clone(),
+            image_store: options.image_store.clone(),
+        };
+        for dir in [
+            dirs.layers(),
+            dirs.run_layers(),
+            dirs.images(),
+            dirs.graph_images(),
+            dirs.containers(),
+        ]
+        .iter()
+        .chain(&[dirs.run_containers(), dirs.locks()])
+        {
+            make_private_dir(dir)?;
+        }
+        let location = |path: PathBuf, sync: bool| Location { path, sync };
+        let layers_dir = dirs.layers();
+        let volatile_layers = if options.transient {
+            dirs.run_layers()
+        } else {
+            layers_dir.clone()
+        };
+        let mut layer_locks = vec![layers_dir.join("layers.lock")];
+        let mut layer_locations = vec![
+            location(layers_dir.join("layers.json"), true),
+            location(volatile_layers.join("volatile-layers.json"), false),
+        ];
+        if let Some(image_store) = &options.image_store {
+            let dir = dirs.sub(image_store, "layers");
+            make_private_dir(&dir)?;
+            layer_locks.push(dir.join("layers.lock"));
+            layer_locations.push(location(dir.join("layers.json"), true));
+        }
+        let containers_dir = dirs.containers();
+        let volatile_containers = if options.transient {
+            dirs.run_containers()
+        } else {
+            containers_dir.clone()
+        };
+        let lock_timeout = options.lock_timeout;
+        let layers = Records::open(RecordsConfig {
+            lock_files: layer_locks,
+            locations: layer_locations,
+            check_mtimes: true,
+            lock_timeout,
+        })?;
+        let images = Records::open(RecordsConfig {
+            lock_files: vec![dirs.images().join("images.lock")],
+            locations: vec![location(dirs.images().join("images.json"), true)],
+            check_mtimes: false,
+            lock_timeout,
+        })?;
+        let containers = Records::open(RecordsConfig {
+            lock_files: vec![
+                volatile_or(&containers_dir, &volatile_containers, options.transient).join("containers.lock"),
+            ],
+            locations: vec![
+                location(containers_dir.join("containers.json"), true),
+                location(volatile_containers.join("volatile-containers.json"), false),
+            ],
+            check_mtimes: false,
+            lock_timeout,
+        })?;
+        let mounts = MountPoints::open(&dirs.run_layers(), lock_timeout)?;
+        let (mut additional_layers, mut additional_images) = (Vec::new(), Vec::new());
+        let mut graph_images = None;
+        if options.image_store.is_some() {
+            let dir = dirs.graph_images();
+            let images = Records::open(RecordsConfig {
+                lock_files: vec![dir.join("images.lock")],
+                locations: vec![location(dir.join("images.json"), true)],
+                check_mtimes: false,
+                lock_timeout,
+            })?;
+            additional_images.push(Additional {
+                records: images.reader(),
+                dir,
+                read_only: false,
+            });
+            graph_images = Some(images);
+        }
+        for root in driver.additional_image_stores() {
+            let dir = dirs.sub(root, "layers");
+            let records = ReadOnlyRecords::open(RecordsConfig {
+                lock_files: vec![dir.join("layers.lock")],
+                locations: vec![
+                    location(dir.join("layers.json"), true),
+                    location(dir.join("volatile-layers.json"), false),
+                ],
+                check_mtimes: true,
+                lock_timeout,
+            })?;
+            additional_layers.push(Additional {
+                records,
+                dir,
+                read_only: true,
+            });
+            let dir = dirs.sub(root, "images");
+            let records = ReadOnlyRecords::open(RecordsConfig {
+                lock_files: vec![dir.join("images.lock")],
+                locations: vec![location(dir.join("images.json"), true)],
+                check_mtimes: false,
+                lock_timeout,
+            })?;
+            additional_images.push(Additional {
+                records,
+                dir,
+                read_only: true,
+            });
+        }
+        let userns_lock = LockFile::open(&options.graph_root.join("userns.lock"), LockMode::ReadWrite)?;
+        let inner = Self {
+            dirs,
+            graph_lock,
+            userns_lock,
+            driver: RwLock::new(DriverState { driver, token }),
+            layers,
+            mounts,
+            additional_layers,
+            images,
+            graph_images,
+            additional_images,
+            containers,
+            unpackers: Arc::new(tokio::sync::Semaphore::new(MAX_UNPACKERS)),
+            commits: stage::commit::Commits::default(),
+            options,
+        };
+        inner.recover()?;
+        inner.images.prefetch(&inner.layers);
+        inner.layers.prefetch(&inner.images);
+        Ok(inner)
+    }
+}
+
+fn volatile_or<'a>(stable: &'a Path, volatile: &'a Path, transient: bool) -> &'a Path {
+    if transient { volatile } else { stable }
+}

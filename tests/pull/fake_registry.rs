@@ -1,0 +1,309 @@
+//! A registry that misbehaves on command.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use graphroot::Digest;
+use serde_json::json;
+
+use crate::support::tar::Tar;
+
+/// What to do about one request for a blob.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// Close the connection after so many bytes.
+    Drop(usize),
+    /// Send nothing more after so many bytes, for ever.
+    Stall(usize),
+    /// Turn one bit around.
+    Flip,
+    /// Claim another length.
+    Length(usize),
+    /// Answer with this status and this `Retry-After`.
+    Status(u16, &'static str),
+    /// Know nothing of ranges.
+    NoRange,
+}
+
+/// How the registry wants to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    Basic,
+    Bearer,
+}
+
+/// A request and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) path: String,
+    /// Where the asked-for range begins.
+    pub(crate) start: usize,
+    /// Bytes of the body that were sent.
+    pub(crate) sent: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    content: HashMap<String, Vec<u8>>,
+    faults: HashMap<String, VecDeque<Fault>>,
+    requests: Vec<Request>,
+    login: Option<Login>,
+}
+
+/// The registry. Its threads end with the test's process.
+#[derive(Clone, Debug)]
+pub(crate) struct FakeRegistry {
+    state: Arc<(Mutex<State>, Condvar)>,
+    address: String,
+}
+
+/// An image that a stand-in has.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) reference: String,
+    /// Digests of the layers' blobs.
+    pub(crate) layers: Vec<Digest>,
+}
+
+impl FakeRegistry {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stand_in = Self {
+            state: Arc::default(),
+            address: listener.local_addr().unwrap().to_string(),
+        };
+        let server = stand_in.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (server, stream) = (server.clone(), stream.unwrap());
+                // A client that goes away is no failure.
+                std::thread::spawn(move || server.answer(stream).ok());
+            }
+        });
+        stand_in
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.0.lock().unwrap()
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Adds an image of these layers (uncompressed tar files).
+    pub(crate) fn add(&self, name: &str, layers: &[Vec<u8>]) -> Image {
+        let digests: Vec<Digest> = layers.iter().map(Digest::sha256).collect();
+        let config = serde_json::to_vec(&json!({
+            "architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": digests},
+        }))
+        .unwrap();
+        let listed: Vec<_> = layers
+            .iter()
+            .zip(&digests)
+            .map(|(layer, digest)| {
+                json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len()})
+            })
+            .collect();
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": Digest::sha256(&config),
+                "size": config.len(),
+            },
+            "layers": listed,
+        }))
+        .unwrap();
+        let mut state = self.state();
+        for blob in layers.iter().chain([&config]) {
+            let path = format!("/v2/{name}/blobs/{}", Digest::sha256(blob));
+            state.content.insert(path, blob.clone());
+        }
+        state.content.insert(format!("/v2/{name}/manifests/v1"), manifest);
+        Image {
+            reference: format!("docker://{}/{name}:v1", self.address),
+            layers: digests,
+        }
+    }
+
+    /// Lets requests for a blob fail in these ways, in turn; the last way is for all that follow if `for_ever`.
+    pub(crate) fn fail(&self, blob: &Digest, faults: &[Fault]) {
+        self.state()
+            .faults
+            .insert(blob.to_string(), faults.iter().cloned().collect());
+    }
+
+    /// Asks for credentials (`user`, `secret`) from now on.
+    pub(crate) fn lock(&self, login: Login) {
+        self.state().login = Some(login);
+    }
+
+    /// Requests for a blob so far.
+    pub(crate) fn requests(&self, blob: &Digest) -> Vec<Request> {
+        let state = self.state();
+        let requests = state.requests.iter();
+        requests
+            .filter(|request| request.path.ends_with(blob.as_str()))
+            .cloned()
+            .collect()
+    }
+
+    /// Waits until so many bytes of a blob have been sent since ever.
+    pub(crate) fn wait_for_bytes(&self, blob: &Digest, bytes: usize) {
+        let sent = |state: &State| -> usize {
+            let requests = state.requests.iter();
+            requests
+                .filter(|request| request.path.ends_with(blob.as_str()))
+                .map(|request| request.sent)
+                .sum()
+        };
+        let timeout = std::time::Duration::from_secs(60);
+        let wait = self
+            .state
+            .1
+            .wait_timeout_while(self.state(), timeout, |state| sent(state) < bytes);
+        assert!(
+            !wait.unwrap().1.timed_out(),
+            "the client does not read {bytes} bytes"
+        );
+    }
+
+    fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        let header = |name: &str| {
+            head.lines().find_map(|line| {
+                let (key, value) = line.split_once(':')?;
+                key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+            })
+        };
+        let authorization = header("authorization").unwrap_or_default();
+        // `user:secret`
+        let basic = "Basic dXNlcjpzZWNyZXQ=";
+        if path.starts_with("/token") {
+            let body = if authorization == basic {
+                r#"{"token":"sesame"}"#
+            } else {
+                "{}"
+            };
+            return respond(&mut stream, 200, "", body.as_bytes());
+        }
+        let challenge = match self.state().login {
+            Some(Login::Basic) if authorization != basic => Some("Basic realm=\"here\"".to_owned()),
+            Some(Login::Bearer) if authorization != "Bearer sesame" => Some(format!(
+                "Bearer realm=\"http://{}/token\",service=\"here\"",
+                self.address
+            )),
+            _ => None,
+        };
+        if let Some(challenge) = challenge {
+            return respond(
+                &mut stream,
+                401,
+                &format!("WWW-Authenticate: {challenge}\r\n"),
+                b"",
+            );
+        }
+        let range =
+            header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+        let (content, fault, index) = {
+            let mut state = self.state();
+            let Some(content) = state.content.get(&path).cloned() else {
+                drop(state);
+                let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no such thing"}]}"#;
+                return respond(&mut stream, 404, "", body);
+            };
+            let digest = path.rsplit('/').next().unwrap();
+            let fault = state.faults.get_mut(digest).and_then(VecDeque::pop_front);
+            let start = range.unwrap_or(0);
+            state.requests.push(Request { path, start, sent: 0 });
+            (content, fault, state.requests.len() - 1)
+        };
+        if let Some(Fault::Status(status, after)) = fault {
+            return respond(&mut stream, status, &format!("Retry-After: {after}\r\n"), b"");
+        }
+        self.send(stream, content, range, fault, index)
+    }
+
+    fn send(
+        &self,
+        mut stream: TcpStream,
+        mut content: Vec<u8>,
+        range: Option<usize>,
+        fault: Option<Fault>,
+        index: usize,
+    ) -> std::io::Result<()> {
+        let total = content.len();
+        if let Some(Fault::Flip) = fault {
+            content[total / 2] ^= 1;
+        }
+        let range = range.filter(|_| !matches!(fault, Some(Fault::NoRange)));
+        let mut body = &content[range.unwrap_or(0)..];
+        let mut length = body.len();
+        if let Some(Fault::Length(claimed)) = fault {
+            length = claimed;
+        }
+        let mut head = match range {
+            Some(start) => format!(
+                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{total}\r\n",
+                total - 1
+            ),
+            None => "HTTP/1.1 200 OK\r\n".into(),
+        };
+        head.push_str(&format!("Content-Length: {length}\r\nConnection: close\r\n\r\n"));
+        stream.write_all(head.as_bytes())?;
+        if let Some(Fault::Drop(bytes) | Fault::Stall(bytes)) = fault {
+            body = &body[..bytes.min(body.len())];
+        }
+        for chunk in body.chunks(64 * 1024) {
+            // Noted first: the client may be done before this thread goes on.
+            self.state().requests[index].sent += chunk.len();
+            stream.write_all(chunk)?;
+            self.state.1.notify_all();
+        }
+        if let Some(Fault::Stall(_)) = fault {
+            // Until the client has had enough.
+            stream.read_to_end(&mut Vec::new())?;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        // What the client still sends must not reset the connection under what it has not read yet.
+        stream.read_to_end(&mut Vec::new())?;
+        Ok(())
+    }
+}
+
+fn respond(stream: &mut TcpStream, status: u16, headers: &str, body: &[u8]) -> std::io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 {status} Status\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )?;
+    stream.write_all(body)?;
+    stream.shutdown(Shutdown::Write)?;
+    stream.read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// A layer with one file of so many MiB that do not repeat.
+pub(crate) fn layer(name: &str, mebibytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ name.len() as u64;
+    let mut content = Vec::with_capacity(mebibytes << 20);
+    while content.len() < mebibytes << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        content.extend(state.to_le_bytes());
+    }
+    Tar::new().file(name, content).finish()
+}
