@@ -6,7 +6,7 @@ type Graph<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 /// Shortest circles, each from its least node and without its end, that together show every edge that lies on any
 /// circle. None if the graph has no circle.
-pub fn circles<'a>(edges: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Vec<&'a str>> {
+pub(crate) fn circles<'a>(edges: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<Vec<&'a str>> {
     let mut graph = Graph::new();
     for (from, to) in edges {
         graph.entry(from).or_default().insert(to);
@@ -36,7 +36,7 @@ pub fn circles<'a>(edges: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<V
 }
 
 /// The groups of nodes that reach each other, largest first.
-pub fn groups<'a>(circles: &[Vec<&'a str>]) -> Vec<BTreeSet<&'a str>> {
+pub(crate) fn groups<'a>(circles: &[Vec<&'a str>]) -> Vec<BTreeSet<&'a str>> {
     let mut groups: Vec<BTreeSet<&str>> = Vec::new();
     for circle in circles {
         let mut joined: BTreeSet<_> = circle.iter().copied().collect();

@@ -7,33 +7,33 @@ use super::tokens::{Kind, Token, tokens};
 
 /// A path that the file names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
-    pub path: Vec<String>,
-    pub line: usize,
+pub(crate) struct Named {
+    pub(crate) path: Vec<String>,
+    pub(crate) line: usize,
     /// The inline modules around it.
-    pub scope: Vec<String>,
+    pub(crate) scope: Vec<String>,
     /// The name that a `use` gives it, `*` for all names of a module; no name for an inline path.
-    pub alias: Option<String>,
+    pub(crate) alias: Option<String>,
 }
 
 /// `mod name;` or `mod name { … }`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
-    pub name: String,
-    pub scope: Vec<String>,
-    pub inline: bool,
-    pub test: bool,
+pub(crate) struct Module {
+    pub(crate) name: String,
+    pub(crate) scope: Vec<String>,
+    pub(crate) inline: bool,
+    pub(crate) test: bool,
 }
 
 #[derive(Debug, Default)]
-pub struct Items {
-    pub named: Vec<Named>,
-    pub modules: Vec<Module>,
+pub(crate) struct Items {
+    pub(crate) named: Vec<Named>,
+    pub(crate) modules: Vec<Module>,
     /// What the file defines, by name.
-    pub defined: BTreeSet<String>,
+    pub(crate) defined: BTreeSet<String>,
 }
 
-pub fn items(source: &str) -> Items {
+pub(crate) fn items(source: &str) -> Items {
     let mut parser = Parser {
         tokens: tokens(source),
         at: 0,

@@ -1,7 +1,7 @@
 //! Rust source as tokens with line numbers, without comments and without the text of literals.
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Ident(String),
     /// `::`
     PathSep,
@@ -11,30 +11,30 @@ pub enum Kind {
 }
 
 #[derive(Clone, Debug)]
-pub struct Token {
-    pub kind: Kind,
-    pub line: usize,
+pub(crate) struct Token {
+    pub(crate) kind: Kind,
+    pub(crate) line: usize,
 }
 
 impl Token {
-    pub fn ident(&self) -> Option<&str> {
+    pub(crate) fn ident(&self) -> Option<&str> {
         match &self.kind {
             Kind::Ident(name) => Some(name),
             _ => None,
         }
     }
 
-    pub fn is(&self, punct: char) -> bool {
+    pub(crate) fn is(&self, punct: char) -> bool {
         self.kind == Kind::Punct(punct)
     }
 
-    pub fn is_word(&self, word: &str) -> bool {
+    pub(crate) fn is_word(&self, word: &str) -> bool {
         self.ident() == Some(word)
     }
 }
 
 /// The tokens of a file that the compiler accepts.
-pub fn tokens(source: &str) -> Vec<Token> {
+pub(crate) fn tokens(source: &str) -> Vec<Token> {
     let mut lexer = Lexer {
         chars: source.chars().collect(),
         at: 0,

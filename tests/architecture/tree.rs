@@ -20,25 +20,25 @@ struct Module {
 
 /// One place where a file names another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub line: usize,
+pub(crate) struct Place {
+    pub(crate) line: usize,
     /// The path as written.
-    pub path: String,
+    pub(crate) path: String,
     /// The file that the name really comes from, where the named one imports it.
-    pub defined_in: Option<String>,
+    pub(crate) defined_in: Option<String>,
 }
 
 /// For each file and file it uses: where.
-pub type Edges = BTreeMap<(String, String), Vec<Place>>;
+pub(crate) type Edges = BTreeMap<(String, String), Vec<Place>>;
 
 #[derive(Debug)]
-pub struct Tree {
-    pub root: String,
+pub(crate) struct Tree {
+    pub(crate) root: String,
     /// Files of every build, below the source directory.
-    pub files: BTreeSet<String>,
+    pub(crate) files: BTreeSet<String>,
     /// Files that only a test build has.
-    pub test_files: BTreeSet<String>,
-    pub edges: Edges,
+    pub(crate) test_files: BTreeSet<String>,
+    pub(crate) edges: Edges,
 }
 
 /// Where a path leads.
@@ -48,7 +48,7 @@ struct Target {
 }
 
 /// Reads the crate whose root is `root`. `read_file` gives the text of a file, if there is one.
-pub fn read(root: &str, read_file: &dyn Fn(&str) -> Option<String>) -> Tree {
+pub(crate) fn read(root: &str, read_file: &dyn Fn(&str) -> Option<String>) -> Tree {
     let mut loader = Loader {
         read_file,
         modules: Modules::new(),
@@ -97,7 +97,7 @@ pub fn read(root: &str, read_file: &dyn Fn(&str) -> Option<String>) -> Tree {
 }
 
 /// Every `.rs` file below `directory`, as paths below it.
-pub fn rust_files(directory: &Path) -> BTreeSet<String> {
+pub(crate) fn rust_files(directory: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open = vec![directory.to_owned()];
     while let Some(next) = open.pop() {
