@@ -112,16 +112,16 @@ pub use json::go_json;
 pub use lock::owners::LockOwner;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
-    ImageBigData, ImageOptions, LayerBigData, LayerOptions, Remap, StoreOptions,
+    ImageBigData, ImageOptions, LayerBigData, LayerOptions, MultiListOptions, Remap, StoreOptions,
 };
 pub use store::Store;
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::diff::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, GraphDriver};
-pub use store::multi_list::{MultiListOptions, MultiListResult};
+pub use store::multi_list::MultiListResult;
+pub use store::put_layer::PutLayer;
 pub use store::sizes::ParentOwners;
-pub use store::stage::put_layer::PutLayer;
 pub use store::views::{Container, Image, Layer};
 
 /// The README's example is compiled and run like every other.

@@ -397,3 +397,24 @@ impl DiffOptions {
         }
     }
 }
+
+/// Which kinds [`Store::multi_list`] lists.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MultiListOptions {
+    /// Images.
+    pub images: bool,
+    /// Layers.
+    pub layers: bool,
+    /// Containers.
+    pub containers: bool,
+}
+
+impl MultiListOptions {
+    /// All three kinds.
+    pub const ALL: Self = Self {
+        images: true,
+        layers: true,
+        containers: true,
+    };
+}

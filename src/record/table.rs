@@ -333,6 +333,11 @@ impl<R: Record> Table<R> {
         !self.index.incomplete.is_empty()
     }
 
+    /// Whether a writer has something to put right: what is not finished, or names that were given twice.
+    pub(crate) fn needs_repair(&self) -> bool {
+        self.needs_save() || self.has_incomplete()
+    }
+
     /// Whether some location's file does not say what the table says.
     pub(crate) fn needs_save(&self) -> bool {
         self.dirty.contains(&true) || !self.takers.is_empty()

@@ -17,66 +17,25 @@
 //! caller that is dropped while waiting takes nothing with it, one that is dropped later lets the step end.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use crate::bridge;
-use crate::driver::select::open_driver;
 use crate::error::{ErrorKind, Result};
 use crate::lock::record_lock::ExclusiveLock;
+use crate::options::MultiListOptions;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountTable;
 use crate::record::table::{Record, Table};
 use crate::record::{ReadGuard, Records, WriteGuard};
-use crate::store::inner::{Additional, DriverState, Inner};
-use crate::store::layer_store::LayerStore;
-use crate::store::multi_list::MultiListOptions;
-use crate::store::{Store, registry};
+use crate::store::Store;
+use crate::store::all_stores::{AllStores, LockedImages};
+use crate::store::inner::{Additional, StoreOrigin};
+use crate::store::layer_store::locked::LayerStore;
 
 /// How often a reader has what a crash left behind cleaned up before it gives up.
 const MAX_CLEANUPS: usize = 3;
-
-/// Which of several stores of one kind is being visited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StoreOrigin {
-    /// The one that new items go to.
-    Primary,
-    /// One that is searched after it.
-    Additional {
-        /// Its place in the list of those.
-        index: usize,
-        /// Whether it can only be read. Images in the graph root beside a separate image store can also be deleted.
-        read_only: bool,
-    },
-}
-
-impl StoreOrigin {
-    /// Whether it can only be read.
-    pub(crate) fn read_only(self) -> bool {
-        matches!(self, Self::Additional { read_only: true, .. })
-    }
-
-    /// Whether new items go here.
-    pub(crate) fn is_primary(self) -> bool {
-        self == Self::Primary
-    }
-}
-
-/// All stores that can be written, locked exclusively.
-pub(crate) struct AllStores {
-    pub(crate) containers: WriteGuard<ContainerRow>,
-    /// The primary image store, then that of the graph root if images lie apart.
-    pub(crate) images: Vec<LockedImages>,
-    pub(crate) layers: LayerStore,
-}
-
-/// One of the image stores that can be written, and the directory of its images' data.
-pub(crate) struct LockedImages {
-    pub(crate) dir: PathBuf,
-    pub(crate) records: WriteGuard<ImageRow>,
-}
 
 /// The graph lock, held; the driver is current while it is.
 pub(crate) struct GraphGuard {
@@ -99,14 +58,14 @@ impl Store {
                 let inner = Arc::clone(&self.inner);
                 bridge::run(move || inner.recover()).await?;
             }
-            if !needs_repair(&guard) {
+            if !guard.needs_repair() {
                 return Ok(guard);
             }
             drop(guard);
             self.write_to_layer_store(|_cleaned_on_entry| Ok(())).await?;
         }
         let guard = self.inner.layers.read().await?;
-        if needs_repair(&guard) {
+        if guard.needs_repair() {
             return Err(
                 ErrorKind::LoadError.err(format!("cleaning up layer records ({MAX_CLEANUPS} attempts)"))
             );
@@ -117,7 +76,7 @@ impl Store {
     /// A snapshot of the primary layer store of some moment during this call, without its lock if that can be had.
     pub(crate) async fn unlocked_layers(&self) -> Result<ReadGuard<LayerRow>> {
         let guard = self.inner.layers.unlocked_snapshot().await?;
-        if guard.reloaded() || needs_repair(&guard) {
+        if guard.reloaded() || guard.needs_repair() {
             drop(guard);
             return self.read_layers_after(true).await;
         }
@@ -170,7 +129,7 @@ impl Store {
         let mut attempts = 0;
         loop {
             let guard = records.read().await?;
-            if !needs_repair(&guard) {
+            if !guard.needs_repair() {
                 return Ok(guard);
             }
             drop(guard);
@@ -181,7 +140,7 @@ impl Store {
     /// As [`Store::unlocked_layers`], at images or containers.
     async fn glance_at<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
         let guard = records.unlocked_snapshot().await?;
-        if needs_repair(&guard) {
+        if guard.needs_repair() {
             drop(guard);
             return self.read_repaired(records).await;
         }
@@ -385,14 +344,14 @@ impl Store {
             }
             if kinds.images {
                 let images = self.inner.images.read().await?;
-                sound = !needs_repair(&images);
+                sound = !images.needs_repair();
                 held.images.push((StoreOrigin::Primary, images));
                 held.images
                     .extend(read_homes(&self.inner.additional_images).await?);
             }
             if kinds.containers {
                 let containers = self.inner.containers.read().await?;
-                sound = sound && !needs_repair(&containers);
+                sound = sound && !containers.needs_repair();
                 held.containers = Some(containers);
             }
             if sound {
@@ -477,26 +436,6 @@ pub(crate) struct LayersAndImages {
     pub(crate) layers: LayerStore,
 }
 
-impl Inner {
-    /// Removes temporary directories of processes that were killed; their locks tell.
-    pub(crate) fn recover(&self) -> Result<()> {
-        crate::lock::temp_dir::recover(&self.dirs.layers_tmp())?;
-        self.driver()
-            .temp_dir_roots()
-            .iter()
-            .try_for_each(|root| crate::lock::temp_dir::recover(root))
-    }
-
-    fn restart_driver(&self, token: crate::lock::last_write::Token) -> Result<()> {
-        let mut config = registry::driver_config(&self.options);
-        config.name = Some(self.dirs.driver_name.to_owned());
-        let driver = open_driver(&config)?;
-        let mut state = self.driver.write().unwrap_or_else(PoisonError::into_inner);
-        *state = DriverState { driver, token };
-        Ok(())
-    }
-}
-
 /// Snapshots of additional stores, under their shared locks.
 async fn read_additional<R: Record>(additional: &[Additional<R>]) -> Result<Vec<ReadGuard<R>>> {
     let mut held = Vec::with_capacity(additional.len());
@@ -540,12 +479,11 @@ async fn visit_all<R: Record, T: Send>(
 
 /// Writes back what loading had to sort out (one name given to two records).
 fn save_resolved<R: Record>(guard: &mut WriteGuard<R>) -> Result<()> {
-    if needs_repair(guard) { guard.save() } else { Ok(()) }
-}
-
-/// Whether a writer has something to put right: what is not finished, or names that were given twice.
-pub(crate) fn needs_repair<R: Record>(table: &Table<R>) -> bool {
-    table.needs_save() || table.has_incomplete()
+    if guard.needs_repair() {
+        guard.save()
+    } else {
+        Ok(())
+    }
 }
 
 /// Breaks a visit with what was found, if something was.

@@ -17,8 +17,9 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items, Recorded};
 use crate::record::image::ImageRow;
-use crate::store::access::{StoreOrigin, hit};
+use crate::store::access::hit;
 use crate::store::dirs::item_dir;
+use crate::store::inner::StoreOrigin;
 use crate::store::{Store, containers, images};
 use crate::sys::make_private_dir;
 

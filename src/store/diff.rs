@@ -32,8 +32,9 @@ use crate::idmap::IdMappings;
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
-use crate::store::access::{StoreOrigin, hit};
-use crate::store::layer_store::mappings_of;
+use crate::store::access::hit;
+use crate::store::inner::StoreOrigin;
+use crate::store::layer_store::new_layer::mappings_of;
 
 /// A layer's diff as a stream of bytes, made by [`Store::diff`].
 ///

@@ -1,9 +1,11 @@
 //! What all clones of an open store share.
 
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::driver::Driver;
+use crate::driver::select::{DriverConfig, open_driver};
+use crate::error::Result;
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::LockFile;
 use crate::options::{Durability, StoreOptions};
@@ -13,13 +15,38 @@ use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPoints;
 use crate::record::table::Record;
 use crate::record::{ReadOnlyRecords, Records};
-use crate::store::access;
 use crate::store::dirs::Dirs;
-use crate::store::stage;
+use crate::store::stage::queue::Commits;
 
 /// Layers that one store unpacks at the same time. Each holds a thread of the blocking pool (512 by default) and a
 /// few MiB, and may be waiting for a slow network, so the number of processors is no measure for it.
 pub(crate) const MAX_UNPACKERS: usize = 64;
+
+/// Which of several stores of one kind is being visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreOrigin {
+    /// The one that new items go to.
+    Primary,
+    /// One that is searched after it.
+    Additional {
+        /// Its place in the list of those.
+        index: usize,
+        /// Whether it can only be read. Images in the graph root beside a separate image store can also be deleted.
+        read_only: bool,
+    },
+}
+
+impl StoreOrigin {
+    /// Whether it can only be read.
+    pub(crate) fn read_only(self) -> bool {
+        matches!(self, Self::Additional { read_only: true, .. })
+    }
+
+    /// Whether new items go here.
+    pub(crate) fn is_primary(self) -> bool {
+        self == Self::Primary
+    }
+}
 
 /// The driver in use and the state of `storage.lock` in which it was started.
 #[derive(Debug)]
@@ -36,8 +63,8 @@ pub(crate) struct Additional<R: Record> {
 }
 
 impl<R: Record> Additional<R> {
-    pub(crate) fn home(&self, index: usize) -> access::StoreOrigin {
-        access::StoreOrigin::Additional {
+    pub(crate) fn home(&self, index: usize) -> StoreOrigin {
+        StoreOrigin::Additional {
             index,
             read_only: self.read_only,
         }
@@ -62,16 +89,13 @@ pub(crate) struct Inner {
     /// Bounds the layers that are unpacked at the same time.
     pub(crate) unpackers: Arc<tokio::sync::Semaphore>,
     /// Unpacked layers that wait for the lock.
-    pub(crate) commits: stage::commit::Commits,
+    pub(crate) commits: Commits,
 }
 
 impl Inner {
     /// The driver. It may be replaced when another process has shut the store down.
     pub(crate) fn driver(&self) -> Arc<dyn Driver> {
-        let state = self
-            .driver
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let state = self.driver.read().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&state.driver)
     }
 
@@ -101,5 +125,37 @@ impl Inner {
     /// Whether layer content has to be on disk before its record is.
     pub(crate) fn sync_content(&self) -> bool {
         self.options.durability != Durability::None
+    }
+
+    /// Removes temporary directories of processes that were killed; their locks tell.
+    pub(crate) fn recover(&self) -> Result<()> {
+        crate::lock::temp_dir::recover(&self.dirs.layers_tmp())?;
+        self.driver()
+            .temp_dir_roots()
+            .iter()
+            .try_for_each(|root| crate::lock::temp_dir::recover(root))
+    }
+
+    /// Starts the driver anew after another process has shut it down.
+    pub(crate) fn restart_driver(&self, token: Token) -> Result<()> {
+        let mut config = driver_config(&self.options);
+        config.name = Some(self.dirs.driver_name.to_owned());
+        let driver = open_driver(&config)?;
+        let mut state = self.driver.write().unwrap_or_else(PoisonError::into_inner);
+        *state = DriverState { driver, token };
+        Ok(())
+    }
+}
+
+/// The driver configuration that the options describe.
+pub(crate) fn driver_config(options: &StoreOptions) -> DriverConfig {
+    DriverConfig {
+        name: options.driver.clone(),
+        root: options.graph_root.clone(),
+        run_root: options.run_root.clone(),
+        image_store: options.image_store.clone(),
+        priority: options.driver_priority.clone(),
+        options: options.driver_options.clone(),
+        search_path: None,
     }
 }

@@ -9,7 +9,8 @@ use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountTable;
 use crate::record::table::DigestKind;
 use crate::store::Store;
-use crate::store::access::{StoreOrigin, hit};
+use crate::store::access::hit;
+use crate::store::inner::StoreOrigin;
 use crate::store::views::{Layer, MountState};
 
 /// Joins a record with its mount count.

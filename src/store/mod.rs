@@ -16,6 +16,7 @@
 //! blocking step that owns its locks, so a caller that is dropped leaves either no trace or a finished step.
 
 pub(crate) mod access;
+mod all_stores;
 pub(crate) mod big_data;
 mod containers;
 mod delete;
@@ -35,6 +36,7 @@ mod mount;
 pub(crate) mod multi_list;
 mod names;
 mod open;
+pub(crate) mod put_layer;
 pub(crate) mod registry;
 pub(crate) mod sizes;
 pub(crate) mod stage;

@@ -1,28 +1,8 @@
 //! Listing several kinds as they are at one moment.
 
 use crate::error::Result;
+use crate::options::MultiListOptions;
 use crate::store::Store;
-
-/// Which kinds [`Store::multi_list`] lists.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MultiListOptions {
-    /// Images.
-    pub images: bool,
-    /// Layers.
-    pub layers: bool,
-    /// Containers.
-    pub containers: bool,
-}
-
-impl MultiListOptions {
-    /// All three kinds.
-    pub const ALL: Self = Self {
-        images: true,
-        layers: true,
-        containers: true,
-    };
-}
 
 /// What [`Store::multi_list`] found, all of one moment.
 #[non_exhaustive]

@@ -12,7 +12,7 @@ use crate::record::mount_point::MountPoints;
 use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
 use crate::store::dirs::Dirs;
 use crate::store::inner::{Additional, DriverState, Inner, MAX_UNPACKERS};
-use crate::store::stage;
+use crate::store::stage::queue::Commits;
 use crate::sys::make_private_dir;
 
 impl Inner {
@@ -150,7 +150,7 @@ impl Inner {
             additional_images,
             containers,
             unpackers: Arc::new(tokio::sync::Semaphore::new(MAX_UNPACKERS)),
-            commits: stage::commit::Commits::default(),
+            commits: Commits::default(),
             options,
         };
         inner.recover()?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::bridge;
 use crate::config::{Loader, load};
 use crate::driver::Driver;
-use crate::driver::select::{DriverConfig, open_driver};
+use crate::driver::select::open_driver;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode};
 use crate::options::StoreOptions;
@@ -60,19 +60,6 @@ fn absolute(path: PathBuf, what: &str) -> Result<PathBuf> {
         }
     }
     Ok(clean)
-}
-
-/// The driver configuration that the options describe.
-pub(crate) fn driver_config(options: &StoreOptions) -> DriverConfig {
-    DriverConfig {
-        name: options.driver.clone(),
-        root: options.graph_root.clone(),
-        run_root: options.run_root.clone(),
-        image_store: options.image_store.clone(),
-        priority: options.driver_priority.clone(),
-        options: options.driver_options.clone(),
-        search_path: None,
-    }
 }
 
 /// Fills in what the caller left to the configuration: everything, or one of the two roots. Files are read only if
@@ -159,7 +146,7 @@ enum Begun {
 /// Opens everything under the graph lock.
 fn assemble(options: StoreOptions, lock: Arc<LockFile>, held: ExclusiveLock) -> Result<Arc<Inner>> {
     let token = held.token()?;
-    let driver: Arc<dyn Driver> = open_driver(&driver_config(&options))?;
+    let driver: Arc<dyn Driver> = open_driver(&crate::store::inner::driver_config(&options))?;
     let inner = Inner::assemble(options, lock, driver, token)?;
     drop(held);
     Ok(Arc::new(inner))

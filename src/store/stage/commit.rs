@@ -8,7 +8,7 @@
 //! in the commit of each single layer would: staging directories, and records that are marked incomplete.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures::future::{Either, select};
 use tokio::sync::oneshot;
@@ -19,36 +19,10 @@ use crate::options::LayerOptions;
 use crate::record::WriteGuard;
 use crate::record::layer::LayerRow;
 use crate::store::inner::Inner;
-use crate::store::layer_store::{LayerStore, NewLayer, Unpacked};
-use crate::store::stage::put_layer::LayerPlan;
-
-type Answer = Result<Arc<LayerRow>>;
-
-/// The queue.
-#[derive(Debug, Default)]
-pub(crate) struct Commits(Mutex<Queue>);
-
-#[derive(Debug, Default)]
-struct Queue {
-    next: u64,
-    waiting: Vec<Commit>,
-}
-
-/// A layer that is ready.
-#[derive(Debug)]
-struct Commit {
-    number: u64,
-    plan: LayerPlan,
-    options: LayerOptions,
-    unpacked: Unpacked,
-    answer: oneshot::Sender<Answer>,
-}
-
-impl Commits {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::new_layer::{NewLayer, Unpacked};
+use crate::store::stage::plan::LayerPlan;
+use crate::store::stage::queue::{Answer, Commit};
 
 /// A place in the queue, given up on drop.
 struct Place {
@@ -167,7 +141,7 @@ fn commit_waiting(inner: Arc<Inner>, guard: WriteGuard<LayerRow>) {
             layers.discard(commit.unpacked);
             continue;
         }
-        wanted.push(commit.plan.layer(&layers, commit.options, commit.unpacked));
+        wanted.push(commit.plan.layer(layers.table(), commit.options, commit.unpacked));
         answers.push(commit.answer);
     }
     let results = layers.create_all(wanted);

@@ -9,23 +9,23 @@
 //! Dropped or killed at any point, the staging directories are unlocked and the next open removes them; a record
 //! that is already there is marked incomplete and removed by the next user of the lock.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use tokio::io::AsyncRead;
 use tracing::Instrument as _;
 
-use crate::archive::apply::pipeline::{self, ApplyOptions, Target};
+use crate::archive::apply::pipeline::{self, ApplyOptions};
 use crate::bridge;
-use crate::driver::{CreateOptions, LayerTree};
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::idmap::IdMappings;
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
-use crate::record::layer::LayerRow;
 use crate::store::Store;
-use crate::store::layer_store::{LayerStore, NewLayer, StagedTarSplit, Start, Unpacked, mappings_of};
+use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::new_layer::{StagedTarSplit, Start, Unpacked, mappings_of, record_applied};
 use crate::store::stage::commit;
+use crate::store::stage::plan::{LayerPlan, new_layer};
+use crate::store::stage::staged_diff::StagedDiff;
+use crate::store::stage::unpack::{create_tar_split, target_of};
 use crate::store::views::Layer;
 
 /// What [`Store::put_layer`] made.
@@ -55,7 +55,7 @@ impl Store {
         let start_from = options.template.clone();
         let row = self
             .write_to_layer_store(move |layers| {
-                let parent = plan.recheck(layers)?;
+                let parent = plan.recheck(layers.table())?;
                 let start = match start_from {
                     Some(template) => Start::Template(layers.find(&template)?),
                     None => Start::Empty,
@@ -115,71 +115,6 @@ impl Store {
         let below = plan.parent_id();
         let unpacked = self.unpack(below, &plan.mappings, &options, diff).await?;
         self.commit(plan, options, unpacked).await
-    }
-
-    /// Unpacks a stream into a staging directory of the driver, for a layer on `below`. Takes no store lock.
-    pub(super) async fn unpack(
-        &self,
-        below: Option<String>,
-        mappings: &IdMappings,
-        options: &LayerOptions,
-        diff: BoxReader,
-    ) -> Result<Unpacked> {
-        let _permit = Arc::clone(&self.inner.unpackers)
-            .acquire_owned()
-            .await
-            .map_err(|closed| {
-                ErrorKind::Cancelled
-                    .err("waiting for a free unpacker")
-                    .with_source(closed)
-            })?;
-        let create = CreateOptions {
-            read_write: options.writeable,
-            mappings: mappings.clone(),
-            mount_label: options.mount_label.clone(),
-            storage_opt: options.storage_opt.clone(),
-            durable: self.inner.sync_content() && !options.volatile,
-        };
-        let inner = Arc::clone(&self.inner);
-        let owners = mappings.clone();
-        let (staged, tar_split, file, target) = bridge::run(move || {
-            let mut temp = TempDir::create(&inner.dirs.layers_tmp())?;
-            let path = temp.addition();
-            let staged = inner.driver().stage(below.as_deref(), &create)?;
-            let (file, target) = (create_tar_split(&path)?, target_of(&staged.content, owners)?);
-            Ok((staged, StagedTarSplit { path, temp }, file, target))
-        })
-        .await?;
-        let apply_options = ApplyOptions {
-            tar_split: Some(file),
-            original_digest: options.original_digest.clone(),
-            original_size: options.original_size,
-            uncompressed_digest: options.uncompressed_digest.clone(),
-            verify: options.verify,
-            sync: self.inner.sync_content() && !options.volatile,
-        };
-        let (applied, (staged, tar_split)) =
-            pipeline::apply(diff, target, apply_options, (staged, tar_split)).await?;
-        Ok(Unpacked {
-            staged,
-            tar_split,
-            applied,
-        })
-    }
-
-    /// Makes an unpacked diff a layer.
-    pub(super) async fn commit(
-        &self,
-        plan: LayerPlan,
-        options: LayerOptions,
-        unpacked: Unpacked,
-    ) -> Result<PutLayer> {
-        let size = unpacked.applied.content_size;
-        let row = commit::commit(&self.inner, plan, options, unpacked).await?;
-        Ok(PutLayer {
-            layer: Layer::new(&row, None, false),
-            size,
-        })
     }
 
     /// Stacks several layers on `parent` (an ID, name or ID prefix), the first one lowest, each as
@@ -289,7 +224,7 @@ impl Store {
                 let path = layers.inner.dirs.tar_split(&row.id)?;
                 std::fs::rename(&tar_split.path, &path).at("moving tar-split to", &path)?;
                 layers.table_mut().update(&row.id, |row| {
-                    crate::store::layer_store::record_applied(row, &applied);
+                    record_applied(row, &applied);
                 })?;
                 layers.save_content()?;
                 drop(tar_split);
@@ -299,175 +234,57 @@ impl Store {
         .await
     }
 
-    /// Checks the request under shared locks and finds the parent and the owners to use.
-    pub(super) async fn plan_layer(&self, parent: Option<&str>, options: &LayerOptions) -> Result<LayerPlan> {
-        if !options.id.is_empty() {
-            crate::driver::check_id(&options.id)?;
-        }
-        let mut found = None;
-        let free = |table: &_| LayerStore::check_free(table, &options.id, &options.names);
-        match parent {
-            None => free(&*self.unlocked_layers().await?)?,
-            Some(key) => {
-                found = self
-                    .read_all_layer_stores(|home, table| {
-                        if !home.read_only() {
-                            free(table)?;
-                        }
-                        Ok(match table.find(key) {
-                            Some(row) => ControlFlow::Break((Arc::clone(row), home.read_only())),
-                            None => ControlFlow::Continue(()),
-                        })
-                    })
-                    .await?;
-                let Some((row, _)) = &found else {
-                    return Err(ErrorKind::LayerUnknown.err(format!("locating parent layer {key:?}")));
-                };
-                let used = self
-                    .read_container_store(|table| Ok(table.by_layer(&row.id).is_some()))
-                    .await?;
-                if used {
-                    return Err(ErrorKind::ParentIsContainer.err(format!("creating a layer on {key:?}")));
-                }
-            }
-        }
-        let mappings = self.choose_mappings(&options.id_mappings, found.as_ref().map(|(row, _)| &**row))?;
-        let (parent, parent_read_only) = match found {
-            Some((row, read_only)) => (Some(row), read_only),
-            None => (None, false),
-        };
-        Ok(LayerPlan {
-            parent,
-            parent_read_only,
+    /// Makes an unpacked diff a layer.
+    async fn commit(&self, plan: LayerPlan, options: LayerOptions, unpacked: Unpacked) -> Result<PutLayer> {
+        let size = unpacked.applied.content_size;
+        let row = commit::commit(&self.inner, plan, options, unpacked).await?;
+        Ok(PutLayer {
+            layer: Layer::new(&row, None, false),
+            size,
+        })
+    }
+
+    /// Whether a layer can be unpacked before the one below it is there.
+    pub(crate) fn stages_apart(&self) -> bool {
+        self.inner.driver().stages_apart()
+    }
+
+    /// Unpacks a stream for a layer that will lie somewhere above `on`, or directly on it if the driver does not
+    /// keep layers apart.
+    pub(crate) async fn stage_diff(
+        &self,
+        on: Option<&str>,
+        options: &LayerOptions,
+        diff: BoxReader,
+    ) -> Result<StagedDiff> {
+        let plan = self.plan_layer(on, options).await?;
+        let below = plan.parent_id();
+        let mappings = plan.mappings;
+        let unpacked = self.unpack(below, &mappings, options, diff).await?;
+        Ok(StagedDiff {
+            unpacked: Some(Box::new(unpacked)),
             mappings,
         })
     }
 
-    /// The owners to bake into a layer: what was asked for, else the parent's, else the store's; none at all where
-    /// the driver maps them when it mounts.
-    pub(crate) fn choose_mappings(
+    /// Makes an unpacked stream the layer that `options` describe, on `parent`.
+    pub(crate) async fn commit_diff(
         &self,
-        wanted: &IdMappingOptions,
-        parent: Option<&LayerRow>,
-    ) -> Result<IdMappings> {
-        let inherited = parent.map_or_else(|| self.inner.options.id_mappings.clone(), mappings_of);
-        let choose = |host: bool, asked: &Vec<_>, inherited: Vec<_>| match (host, asked.is_empty()) {
-            (true, _) => Vec::new(),
-            (false, false) => asked.clone(),
-            (false, true) => inherited,
-        };
-        let mappings = IdMappings {
-            uids: choose(wanted.host_uid_mapping, &wanted.uid_map, inherited.uids),
-            gids: choose(wanted.host_gid_mapping, &wanted.gid_map, inherited.gids),
-        };
-        mappings.validate()?;
-        if mappings.is_identity() || self.inner.driver().supports_shifting(&mappings) {
-            return Ok(IdMappings::default());
-        }
-        Ok(mappings)
-    }
-}
-
-/// What was found out before the work began; checked again under the exclusive lock.
-#[derive(Debug)]
-pub(crate) struct LayerPlan {
-    parent: Option<Arc<LayerRow>>,
-    /// A parent in an additional store cannot be checked again, and need not be: nobody here can delete it.
-    parent_read_only: bool,
-    /// The owners to bake in.
-    pub(super) mappings: IdMappings,
-}
-
-impl LayerPlan {
-    /// ID of the parent.
-    pub(super) fn parent_id(&self) -> Option<String> {
-        self.parent.as_ref().map(|row| row.id.to_string())
-    }
-
-    /// The layer to make of what was unpacked, if that is still possible.
-    pub(crate) fn layer(
-        self,
-        layers: &LayerStore,
+        parent: Option<&str>,
         options: LayerOptions,
-        unpacked: Unpacked,
-    ) -> Result<NewLayer> {
-        let parent = self.recheck(layers)?;
-        let start = Start::Unpacked(Box::new(unpacked));
-        Ok(new_layer(options, parent, self.mappings, start))
-    }
-
-    fn recheck(&self, layers: &LayerStore) -> Result<Option<Arc<LayerRow>>> {
-        let Some(parent) = &self.parent else {
-            return Ok(None);
-        };
-        if self.parent_read_only {
-            return Ok(Some(Arc::clone(parent)));
-        }
-        let Some(row) = layers.table().get(&parent.id) else {
+        mut staged: StagedDiff,
+    ) -> Result<PutLayer> {
+        let plan = self.plan_layer(parent, &options).await?;
+        if plan.mappings != staged.mappings {
             let what = format!(
-                "parent layer {:?} was deleted while the layer was made",
-                parent.id
-            );
-            return Err(ErrorKind::LayerUnknown.err(what));
-        };
-        if row.uid_map != parent.uid_map || row.gid_map != parent.gid_map {
-            let what = format!(
-                "parent layer {:?} changed its ID mappings while the layer was made",
-                parent.id
+                "layer {:?} was unpacked for other owners than its parent has",
+                options.id
             );
             return Err(ErrorKind::InvalidMappings.err(what));
         }
-        Ok(Some(Arc::clone(row)))
+        match staged.unpacked.take() {
+            Some(unpacked) => self.commit(plan, options, *unpacked).await,
+            None => Err(ErrorKind::InvalidInput.err("a diff that is a layer already")),
+        }
     }
-}
-
-fn new_layer(
-    options: LayerOptions,
-    parent: Option<Arc<LayerRow>>,
-    mappings: IdMappings,
-    start: Start,
-) -> NewLayer {
-    NewLayer {
-        id: options.id,
-        names: options.names,
-        parent,
-        start,
-        mount_label: options.mount_label,
-        writeable: options.writeable,
-        mappings,
-        metadata: options.metadata,
-        flags: options.flags,
-        big_data: options.big_data,
-        storage_opt: options.storage_opt,
-        volatile: options.volatile,
-    }
-}
-
-fn create_tar_split(path: &std::path::Path) -> Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut open = std::fs::OpenOptions::new();
-    open.read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .at("creating tar-split", path)
-}
-
-/// Describes a driver's tree to the unpacker.
-fn target_of(content: &LayerTree, mappings: IdMappings) -> Result<Target> {
-    let dir = content
-        .dir
-        .try_clone()
-        .map_err(|error| Error::io("duplicating a directory handle", error))?;
-    Ok(Target {
-        dir,
-        form: content.form,
-        root_entry: content.root_entry,
-        mappings,
-        owner: None,
-        ignore_chown_errors: content.ignore_chown_errors,
-        force_mask: content.force_mask,
-        in_user_namespace: content.in_user_namespace,
-    })
 }

@@ -1,0 +1,205 @@
+//! Creating layers.
+
+use std::sync::Arc;
+
+use crate::driver::CreateOptions;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::record::big_data;
+use crate::record::layer::LayerRow;
+use crate::store::dirs::layer_location;
+use crate::store::ids::random_id;
+use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::new_layer::{
+    NewLayer, Start, Unpacked, flags_json, mappings_of, record_applied,
+};
+use crate::time::Time;
+
+impl LayerStore {
+    /// Creates a layer, its record last. On failure nothing of it is left.
+    pub(crate) fn create(&mut self, new: NewLayer) -> Result<Arc<LayerRow>> {
+        self.create_with(new, |_layer| Ok(()))
+    }
+
+    /// As [`LayerStore::create`]; `record` is called when everything is in place but the layer's own record, which
+    /// until then says that a crash shall undo it all.
+    pub(crate) fn create_with(
+        &mut self,
+        new: NewLayer,
+        record: impl FnOnce(&LayerRow) -> Result<()>,
+    ) -> Result<Arc<LayerRow>> {
+        let mut record = Some(record);
+        let record = |layer: &LayerRow| record.take().map_or(Ok(()), |record| record(layer));
+        let none = || Err(ErrorKind::LayerUnknown.err("creating no layer"));
+        self.create_each(vec![Ok(new)], record).pop().unwrap_or_else(none)
+    }
+
+    /// As [`LayerStore::create`] for several layers, none of which stands on another: all of them share the save that
+    /// announces them and the one that completes them. What went wrong before stays as it is.
+    pub(crate) fn create_all(&mut self, wanted: Vec<Result<NewLayer>>) -> Vec<Result<Arc<LayerRow>>> {
+        self.create_each(wanted, |_layer| Ok(()))
+    }
+
+    fn create_each(
+        &mut self,
+        wanted: Vec<Result<NewLayer>>,
+        mut record: impl FnMut(&LayerRow) -> Result<()>,
+    ) -> Vec<Result<Arc<LayerRow>>> {
+        let mut announced: Vec<_> = wanted
+            .into_iter()
+            .map(|new| new.and_then(|new| self.announce(new)))
+            .collect();
+        if let Err(error) = self.guard.save() {
+            for result in announced.iter_mut().filter(|result| result.is_ok()) {
+                *result = Err(error.again());
+            }
+        }
+        let mut failed = Vec::new();
+        let mut made = Vec::with_capacity(announced.len());
+        for new in announced {
+            made.push(new.and_then(|(id, new)| {
+                let complete = self.make(&id, new).and_then(|()| {
+                    record(&*self.get(&id)?)?;
+                    let table = self.guard.table_mut();
+                    table.update(&id, |row| row.set_incomplete(false))
+                });
+                complete.map(|_| id.clone()).map_err(|error| {
+                    let error = error.context(format!("creating layer {id:?}"));
+                    failed.push(id);
+                    error
+                })
+            }));
+        }
+        if made.iter().any(Result::is_ok)
+            && let Err(error) = self.save_content()
+        {
+            for result in &mut made {
+                if let Ok(id) = result {
+                    failed.push(id.clone());
+                    *result = Err(error.again().context(format!("creating layer {id:?}")));
+                }
+            }
+        }
+        for id in &failed {
+            if let Err(error) = self.delete_all(std::slice::from_ref(id)) {
+                tracing::warn!(layer = id, error = %error.chain(), "cannot clean up after a failed creation");
+            }
+        }
+        made.into_iter().map(|id| self.get(&id?)).collect()
+    }
+
+    /// Enters the incomplete record of a new layer.
+    fn announce(&mut self, mut new: NewLayer) -> Result<(String, NewLayer)> {
+        Self::check_free(&self.guard, &new.id, &new.names)?;
+        if new.id.is_empty() {
+            new.id = random_id(|id| self.guard.get(id).is_some())?;
+        } else {
+            crate::driver::check_id(&new.id)?;
+        }
+        let id = new.id.clone();
+        let mut row = LayerRow {
+            id: id.as_str().into(),
+            names: new.names.clone(),
+            parent: new
+                .parent
+                .as_ref()
+                .map(|parent| parent.id.clone())
+                .unwrap_or_default(),
+            metadata: std::mem::take(&mut new.metadata),
+            mount_label: new.mount_label.clone(),
+            created: Time::now(),
+            flags: flags_json(std::mem::take(&mut new.flags)),
+            uid_map: new.mappings.uids.clone(),
+            gid_map: new.mappings.gids.clone(),
+            ..LayerRow::default()
+        };
+        match &new.start {
+            Start::Empty => {}
+            Start::Template(template) => {
+                row.compressed_digest.clone_from(&template.compressed_digest);
+                row.compressed_size = template.compressed_size;
+                row.diff_digest.clone_from(&template.diff_digest);
+                row.diff_size = template.diff_size;
+                row.compression = template.compression;
+                row.uids.clone_from(&template.uids);
+                row.gids.clone_from(&template.gids);
+                row.toc_digest.clone_from(&template.toc_digest);
+                if row.metadata.is_empty() {
+                    row.metadata.clone_from(&template.metadata);
+                }
+            }
+            Start::Unpacked(unpacked) => record_applied(&mut row, &unpacked.applied),
+        }
+        for item in &new.big_data {
+            if !row.big_data_names.contains(&item.key) {
+                row.big_data_names.push(item.key.clone());
+            }
+        }
+        row.set_incomplete(true);
+        let location = match (new.volatile, new.writeable, &self.inner.options.image_store) {
+            (true, ..) => layer_location::VOLATILE,
+            (false, false, Some(_)) => layer_location::IMAGE_STORE,
+            _ => layer_location::STABLE,
+        };
+        drop(self.guard.table_mut().insert(row, location)?);
+        Ok((id, new))
+    }
+
+    /// The driver's and the files' part of creating a layer.
+    fn make(&mut self, id: &str, new: NewLayer) -> Result<()> {
+        let dirs = &self.inner.dirs;
+        if !new.big_data.is_empty() {
+            let dir = dirs.layer_data(id)?;
+            crate::sys::make_private_dir(&dir)?;
+            for item in &new.big_data {
+                big_data::write_bytes(&dir, &item.key, &item.data, true)?;
+            }
+        }
+        let options = CreateOptions {
+            read_write: new.writeable,
+            mappings: new.mappings,
+            mount_label: new.mount_label,
+            storage_opt: new.storage_opt,
+            durable: self.inner.sync_content() && !new.volatile,
+        };
+        let parent = new.parent.as_deref();
+        match new.start {
+            Start::Empty => {
+                self.driver
+                    .create(id, parent.map(|row| row.id.as_str()), &options)?;
+                self.map_owners(id, parent, &options)
+            }
+            Start::Template(template) => {
+                self.driver.create(id, Some(&template.id), &options)?;
+                self.map_owners(id, Some(&template), &options)?;
+                let (from, to) = (dirs.tar_split(&template.id)?, dirs.tar_split(id)?);
+                match std::fs::copy(&from, &to) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                    result => result.map(drop).at("copying tar-split", from),
+                }
+            }
+            Start::Unpacked(unpacked) => {
+                let Unpacked {
+                    staged,
+                    tar_split,
+                    applied: _,
+                } = *unpacked;
+                let target = dirs.tar_split(id)?;
+                std::fs::rename(&tar_split.path, &target).at("moving tar-split to", &target)?;
+                self.trash.push(tar_split.temp);
+                self.driver
+                    .commit_staged(id, parent.map(|row| row.id.as_str()), &options, staged)
+            }
+        }
+    }
+
+    /// Re-owns the files that a new layer shows from below, where its mapping is another one.
+    fn map_owners(&self, id: &str, below: Option<&LayerRow>, options: &CreateOptions) -> Result<()> {
+        let Some(below) = below else { return Ok(()) };
+        let from = mappings_of(below);
+        if from == options.mappings {
+            return Ok(());
+        }
+        self.driver
+            .update_id_map(id, &from, &options.mappings, &options.mount_label)
+    }
+}

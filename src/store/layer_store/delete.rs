@@ -1,0 +1,76 @@
+//! Deleting layers.
+
+use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::lock::temp_dir::TempDir;
+use crate::store::layer_store::locked::LayerStore;
+
+impl LayerStore {
+    /// Deletes layers and their records, without asking who uses them.
+    ///
+    /// The records are marked in one save: from then on the layers are as good as deleted, whatever happens. Then
+    /// they are unmounted, everything is renamed away, and one save drops the records.
+    pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
+        let (mut doomed, mut marked) = (Vec::with_capacity(ids.len()), Vec::new());
+        for id in ids {
+            let row = self.get(id)?;
+            // Before it is marked: what cannot be deleted would be marked for ever.
+            crate::driver::check_id(&row.id)?;
+            if !row.is_incomplete() {
+                marked.push(row.id.to_string());
+            }
+            doomed.push(row.id.to_string());
+        }
+        self.mark_incomplete(&marked, true)?;
+        for id in &doomed {
+            if let Err(error) = self.unmount_all(id) {
+                // Nothing is lost yet, and the next one would fail on it too.
+                self.mark_incomplete(&marked, false)?;
+                return Err(error);
+            }
+        }
+        let mut result = Ok(());
+        for id in &doomed {
+            let removed = self.move_away(id).context(|| format!("deleting layer {id:?}"));
+            match removed {
+                Ok(()) => drop(self.guard.table_mut().remove(id)),
+                // The record stays, marked: whoever takes the lock next tries again.
+                Err(error) if result.is_ok() => result = Err(error),
+                Err(error) => tracing::warn!(layer = id, error = %error.chain(), "cannot delete layer"),
+            }
+        }
+        self.guard.save()?;
+        result
+    }
+
+    fn mark_incomplete(&mut self, ids: &[String], incomplete: bool) -> Result<()> {
+        for id in ids {
+            let table = self.guard.table_mut();
+            table.update(id, |row| row.set_incomplete(incomplete))?;
+        }
+        self.guard.save()
+    }
+
+    /// Renames a layer's content and files into temporary directories that are removed after the lock is released.
+    pub(crate) fn move_away(&mut self, id: &str) -> Result<()> {
+        if let Some(temp) = self.driver.defer_remove(id)? {
+            self.trash.push(temp);
+        }
+        let dirs = &self.inner.dirs;
+        let (tar_split, data) = (dirs.tar_split(id)?, dirs.layer_data(id)?);
+        if exists(&tar_split)? || exists(&data)? {
+            let mut temp = TempDir::create(&dirs.layers_tmp())?;
+            temp.stage_deletion(&tar_split)?;
+            temp.stage_deletion(&data)?;
+            self.trash.push(temp);
+        }
+        Ok(())
+    }
+}
+
+fn exists(path: &std::path::Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).at("looking at", path),
+    }
+}

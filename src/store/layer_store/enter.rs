@@ -1,0 +1,35 @@
+//! Taking over the exclusive lock: what a crash left incomplete is deleted first.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::record::WriteGuard;
+use crate::record::layer::LayerRow;
+use crate::store::inner::Inner;
+use crate::store::layer_store::locked::LayerStore;
+
+impl LayerStore {
+    /// Takes over a held lock and deletes what a crash left incomplete.
+    pub(crate) fn enter(inner: Arc<Inner>, guard: WriteGuard<LayerRow>) -> Result<Self> {
+        let driver = inner.driver();
+        let mut store = Self {
+            guard,
+            inner,
+            driver,
+            trash: Vec::new(),
+        };
+        if store.guard.reloaded() {
+            store.inner.recover()?;
+        }
+        if store.guard.needs_repair() {
+            let incomplete = store.guard.incomplete();
+            for id in &incomplete {
+                tracing::warn!(layer = id, "deleting incomplete layer");
+            }
+            store.delete_all(&incomplete)?;
+            // Names that two records claimed were sorted out when the file was read.
+            store.guard.save()?;
+        }
+        Ok(store)
+    }
+}

@@ -1,0 +1,129 @@
+//! The primary layer store under its exclusive lock: its table, its saves, and what is removed after the lock.
+
+use std::sync::Arc;
+
+use crate::driver::Driver;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::lock::temp_dir::TempDir;
+use crate::options::Durability;
+use crate::record::WriteGuard;
+use crate::record::layer::LayerRow;
+use crate::record::table::Table;
+use crate::store::inner::Inner;
+use crate::store::layer_store::new_layer::Unpacked;
+
+/// The primary layer store, held exclusively.
+pub(crate) struct LayerStore {
+    pub(super) guard: WriteGuard<LayerRow>,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) driver: Arc<dyn Driver>,
+    /// Removed from disk after the lock is released.
+    pub(super) trash: Vec<TempDir>,
+}
+
+impl LayerStore {
+    /// Keeps what was unpacked for a layer that is not wanted any more until the lock is released: removing it may take
+    /// long.
+    pub(crate) fn discard(&mut self, unpacked: Unpacked) {
+        self.trash.push(unpacked.staged.temp);
+        self.trash.push(unpacked.tar_split.temp);
+    }
+
+    /// Runs `change`, releases the lock, then removes from disk what was deleted.
+    pub(crate) fn leave<T>(mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let result = change(&mut self);
+        self.finish(result)
+    }
+
+    /// Releases the lock, then removes from disk what was deleted.
+    pub(crate) fn finish<T>(self, result: Result<T>) -> Result<T> {
+        let Self { guard, trash, .. } = self;
+        drop(guard);
+        for temp in trash {
+            // The record is gone already; what is left of the content is litter that the next open removes.
+            if let Err(error) = temp.remove() {
+                tracing::warn!(error = %error.chain(), "cannot remove a deleted layer's files yet");
+            }
+        }
+        result
+    }
+
+    pub(crate) fn table(&self) -> &Table<LayerRow> {
+        &self.guard
+    }
+
+    pub(crate) fn table_mut(&mut self) -> &mut Table<LayerRow> {
+        self.guard.table_mut()
+    }
+
+    /// Removes what killed writers of the records left.
+    pub(crate) fn remove_stale(&self) -> Result<()> {
+        self.guard.remove_stale().map(drop)
+    }
+
+    /// Saves the records.
+    pub(crate) fn save(&mut self) -> Result<()> {
+        self.guard.save()
+    }
+
+    /// Saves the records after content has changed; with the driver option `sync=filesystem` the file system of the
+    /// records is synced before. With [`Durability::Full`] directories in which names have changed are synced too.
+    pub(crate) fn save_content(&mut self) -> Result<()> {
+        let full = self.inner.options.durability == Durability::Full;
+        let records = self.inner.dirs.layers();
+        if full {
+            let home = self.driver.home();
+            for dir in [home, &home.join("l"), &records] {
+                sync_dir(dir)?;
+            }
+        }
+        let sync = self.driver.sync_filesystem();
+        self.guard.save_with(|path| {
+            let Some(dir) = path.parent().filter(|_| sync) else {
+                return Ok(());
+            };
+            let opened = match crate::sys::at::open_dir(dir) {
+                // It is made together with the file.
+                Err(rustix::io::Errno::NOENT) => return Ok(()),
+                opened => opened.at("opening", dir)?,
+            };
+            rustix::fs::syncfs(&opened).at("syncing the file system of", dir)
+        })?;
+        if full { sync_dir(&records) } else { Ok(()) }
+    }
+
+    /// The layer with exactly this ID, as a record or an earlier look has it: another one may have it for a name.
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<LayerRow>> {
+        self.guard
+            .get(id)
+            .map(Arc::clone)
+            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")))
+    }
+
+    /// Finds a layer by ID, name or ID prefix.
+    pub(crate) fn find(&self, key: &str) -> Result<Arc<LayerRow>> {
+        self.guard
+            .find(key)
+            .map(Arc::clone)
+            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {key:?}")))
+    }
+
+    /// Refuses an ID or a name that is taken.
+    pub(crate) fn check_free(table: &Table<LayerRow>, id: &str, names: &[String]) -> Result<()> {
+        if !id.is_empty() && table.get(id).is_some() {
+            return Err(ErrorKind::DuplicateId.err(format!("creating layer with ID {id:?}")));
+        }
+        match names.iter().find(|name| table.by_name(name).is_some()) {
+            Some(name) => Err(ErrorKind::DuplicateName.err(format!("creating layer with name {name:?}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits until the names in a directory are on disk; one that does not exist has none.
+fn sync_dir(dir: &std::path::Path) -> Result<()> {
+    match crate::sys::at::open_dir(dir) {
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        opened => rustix::fs::fsync(opened.at("opening", dir)?).at("syncing", dir),
+    }
+}

@@ -1,0 +1,90 @@
+//! What a new layer is made of, before it has a record.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::archive::apply::pipeline::Applied;
+use crate::driver::Staged;
+use crate::idmap::IdMappings;
+use crate::lock::temp_dir::TempDir;
+use crate::options::{Flag, LayerBigData};
+use crate::record::layer::LayerRow;
+
+/// A tar-split file that waits in a locked temporary directory for its layer.
+#[derive(Debug)]
+pub(crate) struct StagedTarSplit {
+    pub(crate) path: PathBuf,
+    /// Owns the directory; kept until the file has been renamed out of it.
+    pub(crate) temp: TempDir,
+}
+
+/// What a new layer starts with.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// Nothing.
+    Empty,
+    /// The content (and the recorded digests) of another layer.
+    Template(Arc<LayerRow>),
+    /// An unpacked diff.
+    Unpacked(Box<Unpacked>),
+}
+
+/// A diff that was unpacked outside the lock.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    pub(crate) staged: Staged,
+    pub(crate) tar_split: StagedTarSplit,
+    pub(crate) applied: Applied,
+}
+
+/// Everything about a new layer.
+#[derive(Debug)]
+pub(crate) struct NewLayer {
+    /// Empty: a random one.
+    pub(crate) id: String,
+    pub(crate) names: Vec<String>,
+    pub(crate) parent: Option<Arc<LayerRow>>,
+    pub(crate) start: Start,
+    pub(crate) mount_label: String,
+    pub(crate) writeable: bool,
+    /// Owners to bake in.
+    pub(crate) mappings: IdMappings,
+    pub(crate) metadata: String,
+    pub(crate) flags: BTreeMap<String, Flag>,
+    pub(crate) big_data: Vec<LayerBigData>,
+    pub(crate) storage_opt: BTreeMap<String, String>,
+    pub(crate) volatile: bool,
+}
+
+/// The owners baked into a layer.
+pub(crate) fn mappings_of(row: &LayerRow) -> IdMappings {
+    IdMappings {
+        uids: row.uid_map.clone(),
+        gids: row.gid_map.clone(),
+    }
+}
+
+/// JSON of the caller's flags.
+pub(crate) fn flags_json(flags: BTreeMap<String, Flag>) -> BTreeMap<String, serde_json::Value> {
+    let convert = |flag| match flag {
+        Flag::Bool(truth) => serde_json::Value::Bool(truth),
+        Flag::Text(text) => serde_json::Value::String(text),
+        Flag::List(items) => items.into_iter().map(serde_json::Value::String).collect(),
+    };
+    flags
+        .into_iter()
+        .map(|(name, flag)| (name, convert(flag)))
+        .collect()
+}
+
+/// Writes what unpacking found out into a record.
+pub(crate) fn record_applied(row: &mut LayerRow, applied: &Applied) {
+    row.compressed_digest = applied.compressed_digest.clone().into();
+    row.compressed_size = i64::try_from(applied.compressed_size).unwrap_or(-1);
+    row.diff_digest = applied.diff_digest.clone().into();
+    row.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
+    row.compression = applied.compression.as_i64();
+    row.uids.clone_from(&applied.uids);
+    row.gids.clone_from(&applied.gids);
+}

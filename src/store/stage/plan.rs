@@ -1,0 +1,87 @@
+//! What is found out about a new layer before the work begins, and checked again under the exclusive lock.
+
+use std::sync::Arc;
+
+use crate::error::{ErrorKind, Result};
+use crate::idmap::IdMappings;
+use crate::options::LayerOptions;
+use crate::record::layer::LayerRow;
+use crate::record::table::Table;
+use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked};
+
+/// What was found out before the work began; checked again under the exclusive lock.
+#[derive(Debug)]
+pub(crate) struct LayerPlan {
+    pub(crate) parent: Option<Arc<LayerRow>>,
+    /// A parent in an additional store cannot be checked again, and need not be: nobody here can delete it.
+    pub(crate) parent_read_only: bool,
+    /// The owners to bake in.
+    pub(crate) mappings: IdMappings,
+}
+
+impl LayerPlan {
+    /// ID of the parent.
+    pub(crate) fn parent_id(&self) -> Option<String> {
+        self.parent.as_ref().map(|row| row.id.to_string())
+    }
+
+    /// The layer to make of what was unpacked, if that is still possible.
+    pub(crate) fn layer(
+        self,
+        table: &Table<LayerRow>,
+        options: LayerOptions,
+        unpacked: Unpacked,
+    ) -> Result<NewLayer> {
+        let parent = self.recheck(table)?;
+        let start = Start::Unpacked(Box::new(unpacked));
+        Ok(new_layer(options, parent, self.mappings, start))
+    }
+
+    /// The parent as it is now, if the layer can still be made on it.
+    pub(crate) fn recheck(&self, table: &Table<LayerRow>) -> Result<Option<Arc<LayerRow>>> {
+        let Some(parent) = &self.parent else {
+            return Ok(None);
+        };
+        if self.parent_read_only {
+            return Ok(Some(Arc::clone(parent)));
+        }
+        let Some(row) = table.get(&parent.id) else {
+            let what = format!(
+                "parent layer {:?} was deleted while the layer was made",
+                parent.id
+            );
+            return Err(ErrorKind::LayerUnknown.err(what));
+        };
+        if row.uid_map != parent.uid_map || row.gid_map != parent.gid_map {
+            let what = format!(
+                "parent layer {:?} changed its ID mappings while the layer was made",
+                parent.id
+            );
+            return Err(ErrorKind::InvalidMappings.err(what));
+        }
+        Ok(Some(Arc::clone(row)))
+    }
+}
+
+/// Joins the options with what was found out.
+pub(crate) fn new_layer(
+    options: LayerOptions,
+    parent: Option<Arc<LayerRow>>,
+    mappings: IdMappings,
+    start: Start,
+) -> NewLayer {
+    NewLayer {
+        id: options.id,
+        names: options.names,
+        parent,
+        start,
+        mount_label: options.mount_label,
+        writeable: options.writeable,
+        mappings,
+        metadata: options.metadata,
+        flags: options.flags,
+        big_data: options.big_data,
+        storage_opt: options.storage_opt,
+        volatile: options.volatile,
+    }
+}

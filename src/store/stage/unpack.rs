@@ -1,0 +1,95 @@
+//! Unpacking a stream outside every store lock.
+
+use std::sync::Arc;
+
+use crate::archive::apply::pipeline::{self, ApplyOptions, Target};
+use crate::bridge;
+use crate::driver::{CreateOptions, LayerTree};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
+use crate::lock::temp_dir::TempDir;
+use crate::options::{BoxReader, LayerOptions};
+use crate::store::Store;
+use crate::store::layer_store::new_layer::{StagedTarSplit, Unpacked};
+
+impl Store {
+    /// Unpacks a stream into a staging directory of the driver, for a layer on `below`. Takes no store lock.
+    pub(crate) async fn unpack(
+        &self,
+        below: Option<String>,
+        mappings: &IdMappings,
+        options: &LayerOptions,
+        diff: BoxReader,
+    ) -> Result<Unpacked> {
+        let _permit = Arc::clone(&self.inner.unpackers)
+            .acquire_owned()
+            .await
+            .map_err(|closed| {
+                ErrorKind::Cancelled
+                    .err("waiting for a free unpacker")
+                    .with_source(closed)
+            })?;
+        let create = CreateOptions {
+            read_write: options.writeable,
+            mappings: mappings.clone(),
+            mount_label: options.mount_label.clone(),
+            storage_opt: options.storage_opt.clone(),
+            durable: self.inner.sync_content() && !options.volatile,
+        };
+        let inner = Arc::clone(&self.inner);
+        let owners = mappings.clone();
+        let (staged, tar_split, file, target) = bridge::run(move || {
+            let mut temp = TempDir::create(&inner.dirs.layers_tmp())?;
+            let path = temp.addition();
+            let staged = inner.driver().stage(below.as_deref(), &create)?;
+            let (file, target) = (create_tar_split(&path)?, target_of(&staged.content, owners)?);
+            Ok((staged, StagedTarSplit { path, temp }, file, target))
+        })
+        .await?;
+        let apply_options = ApplyOptions {
+            tar_split: Some(file),
+            original_digest: options.original_digest.clone(),
+            original_size: options.original_size,
+            uncompressed_digest: options.uncompressed_digest.clone(),
+            verify: options.verify,
+            sync: self.inner.sync_content() && !options.volatile,
+        };
+        let (applied, (staged, tar_split)) =
+            pipeline::apply(diff, target, apply_options, (staged, tar_split)).await?;
+        Ok(Unpacked {
+            staged,
+            tar_split,
+            applied,
+        })
+    }
+}
+
+/// The file that the tar-split recorder writes to.
+pub(crate) fn create_tar_split(path: &std::path::Path) -> Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut open = std::fs::OpenOptions::new();
+    open.read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .at("creating tar-split", path)
+}
+
+/// Describes a driver's tree to the unpacker.
+pub(crate) fn target_of(content: &LayerTree, mappings: IdMappings) -> Result<Target> {
+    let dir = content
+        .dir
+        .try_clone()
+        .map_err(|error| Error::io("duplicating a directory handle", error))?;
+    Ok(Target {
+        dir,
+        form: content.form,
+        root_entry: content.root_entry,
+        mappings,
+        owner: None,
+        ignore_chown_errors: content.ignore_chown_errors,
+        force_mask: content.force_mask,
+        in_user_namespace: content.in_user_namespace,
+    })
+}
