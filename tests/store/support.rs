@@ -1,6 +1,7 @@
 //! A store in a temporary directory, and small archives to put into it.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use graphroot::{Durability, Layer, LayerOptions, Result, Store, StoreOptions};
 use tokio::io::AsyncReadExt as _;
@@ -264,32 +265,47 @@ pub fn kind<T>(result: Result<T>) -> graphroot::ErrorKind {
     }
 }
 
+/// A case, as a value: what the compiler makes of it is made once, however many drivers it runs over.
+type Case = fn(TestStore) -> Pin<Box<dyn Future<Output = ()>>>;
+
+/// Runs a case over one driver.
+pub fn over(driver: &str, layout: Layout, case: Case) {
+    // Over vfs on the current-thread runtime: nothing may depend on a second worker.
+    let mut runtime = match driver {
+        "vfs" => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.enable_all().build().unwrap().block_on(async {
+        if let Some(store) = TestStore::open(driver, layout).await {
+            case(store).await;
+        }
+    });
+}
+
 /// One named test per driver for each function; the function gets a fresh store.
 macro_rules! each_driver {
     ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
         mod cases {
             use super::*;
-            $($(#[$doc])* pub async fn $name($store: crate::support::TestStore) $body)*
+            $($(#[$doc])* pub fn $name($store: crate::support::TestStore) -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+                Box::pin(async move $body)
+            })*
         }
-        each_driver!(@layout overlay, "overlay", Plain, "multi_thread", $($name)*);
-        each_driver!(@layout overlay_split, "overlay", Split, "multi_thread", $($name)*);
-        each_driver!(@layout overlay_transient, "overlay", Transient, "multi_thread", $($name)*);
-        each_driver!(@layout overlay_additional, "overlay", Additional, "multi_thread", $($name)*);
-        each_driver!(@layout overlay_program, "overlay", Program, "multi_thread", $($name)*);
-        // The current-thread runtime: nothing may depend on a second worker.
-        each_driver!(@layout vfs, "vfs", Plain, "current_thread", $($name)*);
-        each_driver!(@layout vfs_split, "vfs", Split, "current_thread", $($name)*);
-        each_driver!(@layout vfs_transient, "vfs", Transient, "current_thread", $($name)*);
-        each_driver!(@layout vfs_additional, "vfs", Additional, "current_thread", $($name)*);
+        each_driver!(@layout overlay, "overlay", Plain, $($name)*);
+        each_driver!(@layout overlay_split, "overlay", Split, $($name)*);
+        each_driver!(@layout overlay_transient, "overlay", Transient, $($name)*);
+        each_driver!(@layout overlay_additional, "overlay", Additional, $($name)*);
+        each_driver!(@layout overlay_program, "overlay", Program, $($name)*);
+        each_driver!(@layout vfs, "vfs", Plain, $($name)*);
+        each_driver!(@layout vfs_split, "vfs", Split, $($name)*);
+        each_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);
+        each_driver!(@layout vfs_additional, "vfs", Additional, $($name)*);
     };
-    (@layout $module:ident, $driver:literal, $layout:ident, $flavor:literal, $($name:ident)*) => {
+    (@layout $module:ident, $driver:literal, $layout:ident, $($name:ident)*) => {
         mod $module {
-            $(#[tokio::test(flavor = $flavor)]
-            async fn $name() {
-                let layout = crate::support::Layout::$layout;
-                if let Some(store) = crate::support::TestStore::open($driver, layout).await {
-                    super::cases::$name(store).await;
-                }
+            $(#[test]
+            fn $name() {
+                crate::support::over($driver, crate::support::Layout::$layout, super::cases::$name);
             })*
         }
     };
