@@ -1,18 +1,18 @@
 //! Single flight: of all tasks and processes that want the same thing made, one makes it.
 //!
 //! ```text
-//! <run root>/<driver>-flight/<key>      empty; flock'ed by the process that is at work
+//! <directory>/<key>      empty; flock'ed by the process that makes the thing
 //! ```
 //!
-//! A [`Flight`] is the right to be at work on one key. Whoever waits for it looks afterwards whether the thing is
-//! there by now; if it isn't, because the one that worked failed, was dropped or died, it is the next one's turn.
+//! A [`Flight`] is the exclusive lock of one key. Whoever waited for it checks whether the thing exists by now; if it
+//! does not, because the former holder failed, was dropped or died, the new holder makes it.
 //!
-//! Two steps, as everywhere: an async lock per path lets in one task of this process, then `flock` one process. Only
-//! a wait for another process takes a thread, of its own and never more than one per key. The locks are of no
-//! interest to the Go library, so plain `flock` will do; the kernel gives them back when their holder dies.
+//! Two steps: an async lock per path admits one task of this process, then `flock` admits one process. Only the wait
+//! for another process takes a thread, and never more than one per key. The Go library does not use these locks, so
+//! plain `flock` is enough; the kernel releases it when its holder dies.
 //!
-//! A file is removed by its last holder before it is unlocked. So whoever gets the lock checks that the file it has
-//! locked still has its name, and starts again if not.
+//! The holder removes the file before it unlocks it. So a new holder checks that the file it has locked still has its
+//! name, and starts again if not.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,8 +24,7 @@ use fd_lock::RwLock;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::bridge;
-use crate::error::{Error, IoContext as _, Result};
-use crate::store::Store;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::make_private_dir;
 
 type Gate = tokio::sync::Mutex<()>;
@@ -44,8 +43,8 @@ fn gate(path: &Path) -> Arc<Gate> {
     gate
 }
 
-/// The right to be the one that works on a key; given back when dropped.
-#[must_use = "the right is given back when this is dropped"]
+/// The exclusive lock of one key; released when dropped.
+#[must_use = "the lock is released when this is dropped"]
 #[derive(Debug)]
 pub(crate) struct Flight {
     path: PathBuf,
@@ -130,44 +129,44 @@ fn wait(mut lock: RwLock<File>, path: &Path) -> Result<Attempt> {
     still_named(lock, path)
 }
 
-impl Store {
-    /// Waits for the right to work on `key`, a plain file name.
-    ///
-    /// Whoever holds several must take them in an order that all agree on.
-    ///
-    /// # Cancellation
-    /// Nothing is held.
-    pub(crate) async fn flight(&self, key: &str) -> Result<Flight> {
-        crate::driver::check_id(key)?;
-        let path = self.inner.dirs.flight().join(key);
-        let mut gate = gate(&path).lock_owned().await;
-        loop {
-            let file = path.clone();
-            let taken = match bridge::run(move || attempt(&file)).await? {
-                Attempt::Locked(file) => {
-                    return Ok(Flight {
-                        path,
-                        _file: file,
-                        _gate: gate,
-                    });
-                }
-                Attempt::Gone => continue,
-                Attempt::Taken(file) => file,
-            };
-            tracing::debug!(key, "waiting for another process that is at work on it");
-            let named = path.clone();
-            // The gate goes along: should this future be dropped, nobody else of this process queues meanwhile.
-            let waited = bridge::park(move || Ok((wait(taken, &named)?, gate))).await?;
-            match waited {
-                (Attempt::Locked(file), gate) => {
-                    return Ok(Flight {
-                        path,
-                        _file: file,
-                        _gate: gate,
-                    });
-                }
-                (_, back) => gate = back,
+/// Waits for the lock of `key`, a plain file name, in `dir`, which is made if it is missing.
+///
+/// Whoever holds several must take them in an order that all agree on.
+///
+/// # Cancellation
+/// Nothing is held.
+pub(crate) async fn acquire(dir: &Path, key: &str) -> Result<Flight> {
+    if matches!(key, "" | "." | "..") || key.contains(['/', '\0']) {
+        return Err(ErrorKind::InvalidInput.err(format!("{key:?} is no name of a lock file")));
+    }
+    let path = dir.join(key);
+    let mut gate = gate(&path).lock_owned().await;
+    loop {
+        let file = path.clone();
+        let taken = match bridge::run(move || attempt(&file)).await? {
+            Attempt::Locked(file) => {
+                return Ok(Flight {
+                    path,
+                    _file: file,
+                    _gate: gate,
+                });
             }
+            Attempt::Gone => continue,
+            Attempt::Taken(file) => file,
+        };
+        tracing::debug!(path = %path.display(), "waiting for another process that holds the lock");
+        let named = path.clone();
+        // The gate moves along: if this future is dropped, no other task of this process starts a second thread.
+        let waited = bridge::park(move || Ok((wait(taken, &named)?, gate))).await?;
+        match waited {
+            (Attempt::Locked(file), gate) => {
+                return Ok(Flight {
+                    path,
+                    _file: file,
+                    _gate: gate,
+                });
+            }
+            (_, back) => gate = back,
         }
     }
 }
@@ -175,38 +174,32 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::StoreOptions;
-
-    async fn store(dir: &Path) -> Store {
-        let options = StoreOptions::new(dir.join("graph"), dir.join("run")).driver("vfs");
-        Store::open(options).await.unwrap()
-    }
 
     #[tokio::test]
     async fn one_at_a_time_and_the_next_when_it_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path()).await;
-        let first = store.flight("key").await.unwrap();
-        let other = store.flight("other").await.unwrap();
-        let mut waiting = Box::pin(store.flight("key"));
+        let dir = dir.path().join("flights");
+        let first = acquire(&dir, "key").await.unwrap();
+        let other = acquire(&dir, "other").await.unwrap();
+        let mut waiting = Box::pin(acquire(&dir, "key"));
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(first);
         let second = waiting.await.unwrap();
         drop((second, other));
-        let left = std::fs::read_dir(store.inner.dirs.flight()).unwrap().count();
+        let left = std::fs::read_dir(&dir).unwrap().count();
         assert_eq!(left, 0, "lock files are removed");
     }
 
     #[tokio::test]
     async fn a_lock_of_another_process_is_waited_for_even_if_its_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path()).await;
-        let path = store.inner.dirs.flight().join("key");
+        let dir = dir.path().join("flights");
+        let path = dir.join("key");
         // As another process would: past the gate of this one.
         let Attempt::Locked(foreign) = attempt(&path).unwrap() else {
             panic!("the lock is free");
         };
-        let mut waiting = Box::pin(store.flight("key"));
+        let mut waiting = Box::pin(acquire(&dir, "key"));
         let waits = tokio::time::timeout(std::time::Duration::from_millis(20), &mut waiting).await;
         assert!(waits.is_err(), "it is taken");
         std::fs::remove_file(&path).unwrap();
@@ -222,9 +215,9 @@ mod tests {
     #[tokio::test]
     async fn keys_are_plain_names() {
         let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path()).await;
+        let dir = dir.path().join("flights");
         for key in ["", "..", "a/b"] {
-            assert!(store.flight(key).await.is_err(), "{key:?}");
+            assert!(acquire(&dir, key).await.is_err(), "{key:?}");
         }
     }
 }

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::document::Fetched;
 use super::manifest::{Blob, Config, DOCKER_CONFIG, DOCKER_MANIFEST, MAX_DOCUMENT};
 use super::reference::full_name;
-use super::source::Fetched;
 use super::tarball::Tarball;
 use crate::compression::Compression;
 use crate::digest::Digest;

@@ -21,9 +21,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use super::context::PullContext;
 use super::manifest::{self, Blob};
 use super::progress::BlobState;
-use super::puller::PullContext;
 use super::source::ImageSource;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,7 +57,7 @@ impl From<Error> for Failure {
 
 /// Makes sure that all layers are in the store. Returns the ID of the top one.
 pub(crate) async fn ensure(
-    shared: &Arc<PullContext>,
+    context: &Arc<PullContext>,
     source: &ImageSource,
     blobs: Vec<Blob>,
     diff_ids: Vec<Digest>,
@@ -65,11 +65,11 @@ pub(crate) async fn ensure(
     let mut tally = Tally::default();
     let mut top = None;
     for (blob, diff_id) in blobs.iter().zip(&diff_ids) {
-        let Some(layer) = find(&shared.store, top.as_deref(), diff_id).await? else {
+        let Some(layer) = find(&context.store, top.as_deref(), diff_id).await? else {
             break;
         };
         let item = layer.id().to_owned();
-        shared
+        context
             .options
             .progress
             .blob(&blob.digest, || BlobState::Reused { item });
@@ -86,7 +86,7 @@ pub(crate) async fn ensure(
         let (done, is_ready) = watch::channel(None);
         let id = manifest::layer_id(expected.as_deref(), &diff_id);
         let job = Job {
-            shared: Arc::clone(shared),
+            context: Arc::clone(context),
             source: source.clone(),
             blob,
             diff_id,
@@ -146,7 +146,7 @@ async fn same_diff(store: &Store, diff_id: &Digest) -> Result<Vec<Layer>> {
 
 /// One missing layer.
 struct Job {
-    shared: Arc<PullContext>,
+    context: Arc<PullContext>,
     source: ImageSource,
     blob: Blob,
     diff_id: Digest,
@@ -171,8 +171,8 @@ async fn wait(ready: &Ready) -> Result<Option<String>, Failure> {
 impl Job {
     /// Makes the layer, unless somebody else does. Returns whether its blob was transferred.
     async fn run(self, done: watch::Sender<Option<String>>) -> Result<bool, Failure> {
-        let store = &self.shared.store;
-        let _flight = store.flight(&format!("layer-{}", self.id)).await?;
+        let store = &self.context.store;
+        let _flight = self.context.flight(&format!("layer-{}", self.id)).await?;
         if let Some(layer) = find(store, self.parent.as_deref(), &self.diff_id).await? {
             return Ok(self.reused(&layer, &done));
         }
@@ -186,9 +186,9 @@ impl Job {
             self.place().await?
         };
         let key = format!("diff-{}-{}", self.diff_id.algorithm(), self.diff_id.encoded());
-        let mut diff_flight = Some(store.flight(&key).await?);
+        let mut diff_flight = Some(self.context.flight(&key).await?);
         let (staged, transferred) = self.unpack(on.as_deref()).await?;
-        let progress = &self.shared.options.progress;
+        let progress = &self.context.options.progress;
         if self.below.as_ref().is_some_and(|below| below.borrow().is_none()) {
             drop(diff_flight.take());
         }
@@ -208,7 +208,7 @@ impl Job {
             }
             Err(error) => return Err(error.into()),
         }
-        if let Some(partials) = &self.shared.partials {
+        if let Some(partials) = &self.context.partials {
             partials.discard(&self.blob.digest).await;
         }
         let layer = id.clone();
@@ -219,7 +219,7 @@ impl Job {
 
     fn reused(&self, layer: &Layer, done: &watch::Sender<Option<String>>) -> bool {
         let item = layer.id().to_owned();
-        let progress = &self.shared.options.progress;
+        let progress = &self.context.options.progress;
         progress.blob(&self.blob.digest, || BlobState::Reused { item });
         done.send_replace(Some(layer.id().to_owned()));
         false
@@ -243,7 +243,7 @@ impl Job {
 
     /// Unpacks the diff, from a layer that has it or from the source. Returns whether it was transferred.
     async fn unpack(&self, on: Option<&str>) -> Result<(StagedDiff, bool)> {
-        if let Some(layer) = same_diff(&self.shared.store, &self.diff_id).await?.first() {
+        if let Some(layer) = same_diff(&self.context.store, &self.diff_id).await?.first() {
             match self.copy(on, layer.id()).await {
                 Ok(staged) => {
                     self.unpacked();
@@ -255,21 +255,21 @@ impl Job {
                 }
             }
         }
-        let _download = self.shared.download(&self.source).await?;
-        let _unpacker = self.shared.unpacker().await?;
+        let _download = self.context.download(&self.source).await?;
+        let _unpacker = self.context.unpacker().await?;
         let staged = self.transfer(on).await?;
         self.unpacked();
         Ok((staged, true))
     }
 
     fn unpacked(&self) {
-        let progress = &self.shared.options.progress;
+        let progress = &self.context.options.progress;
         progress.blob(&self.blob.digest, || BlobState::Unpacked);
     }
 
     async fn copy(&self, on: Option<&str>, layer: &str) -> Result<StagedDiff> {
-        let _unpacker = self.shared.unpacker().await?;
-        let store = &self.shared.store;
+        let _unpacker = self.context.unpacker().await?;
+        let store = &self.context.store;
         let stream = store.diff(None, layer, DiffOptions::uncompressed()).await?;
         // The blob's digest is for the record; it cannot be checked here, so the diff's is.
         let mut options = self.options(None);
@@ -285,17 +285,17 @@ impl Job {
     async fn transfer(&self, on: Option<&str>) -> Result<StagedDiff> {
         let blob = &self.blob;
         loop {
-            let partial = match &self.shared.partials {
+            let partial = match &self.context.partials {
                 Some(partials) if self.source.is_remote() => partials.open(&blob.digest, blob.size).await,
                 _ => None,
             };
             let kept = partial.as_ref().map_or(0, |partial| partial.kept());
             let stream = self
                 .source
-                .blob(blob, &self.shared.options.progress, partial)
+                .blob(blob, &self.context.options.progress, partial)
                 .await?;
             let staged = self
-                .shared
+                .context
                 .store
                 .stage_diff(on, &self.options(None), stream)
                 .await;
@@ -307,7 +307,7 @@ impl Job {
                 error.kind(),
                 ErrorKind::DigestMismatch | ErrorKind::InvalidArchive
             );
-            if wrong && let Some(partials) = &self.shared.partials {
+            if wrong && let Some(partials) = &self.context.partials {
                 partials.discard(&blob.digest).await;
                 if kept > 0 {
                     tracing::warn!(blob = %blob.digest, error = %error.chain(), "what was kept of it is wrong");

@@ -28,13 +28,16 @@
 //!   Either side reuses the other's layers.
 
 mod auth;
+mod context;
 mod destination;
 mod docker_archive;
+mod document;
 mod download;
 mod files;
 mod layers;
 mod layout;
 mod manifest;
+mod options;
 mod partial;
 mod platform;
 mod progress;
@@ -47,8 +50,9 @@ mod source;
 mod spool;
 mod tarball;
 
+pub use options::PullOptions;
 pub use platform::Platform;
 pub use progress::{BlobState, Event, Events, ImageState, Progress};
-pub use puller::{PullOptions, Pulled, Puller};
+pub use puller::{Pulled, Puller};
 pub use push::{PushOptions, Pushed, push};
 pub use reference::{ImageRef, RegistryRef};

@@ -1,123 +1,25 @@
 //! Pulling images: what a caller sees.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use super::context::PullContext;
+use super::document::{Fetched, check};
 use super::layers::{self, Tally};
 use super::manifest::{self, Config, Document, Manifest};
+use super::options::PullOptions;
 use super::partial::Partials;
-use super::platform::Platform;
-use super::progress::{ImageState, Progress};
+use super::progress::ImageState;
 use super::record::{self, NewImage};
 use super::reference::{self, ImageRef};
-use super::registry::{Registries, RegistryOptions};
-use super::source::{Fetched, ImageSource, check};
+use super::source::ImageSource;
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
 use crate::store::views::Image;
-
-/// How a [`Puller`] works.
-#[non_exhaustive]
-#[derive(Clone, Debug)]
-pub struct PullOptions {
-    /// Which image of an index is meant; by default the one for this machine.
-    pub platform: Platform,
-    /// Blobs that are downloaded at the same time.
-    pub downloads: usize,
-    /// Layers that are unpacked at the same time. A blob is unpacked while it is downloaded, so fewer than
-    /// [`PullOptions::downloads`] bound those too.
-    pub unpackers: usize,
-    /// Keep what came of a blob when its download is interrupted, for the next attempt. It costs writing each blob to
-    /// disk beside its layer's files.
-    pub keep_partial: bool,
-    /// File of credentials instead of the usual ones (`auth.json`, Docker's `config.json`).
-    pub auth_file: Option<PathBuf>,
-    /// Registries (`HOST[:PORT]`) that are talked to without TLS. Those on this machine always are.
-    pub plain_http: Vec<String>,
-    /// How often in a row a request is repeated when nothing comes of it.
-    pub retries: u32,
-    /// Wait before the first repetition, doubled for each further one, unless the registry asks for another.
-    pub backoff: Duration,
-    /// No wait is longer than this, whatever the registry asks for.
-    pub max_wait: Duration,
-    /// A registry that sends nothing for this long counts as gone.
-    pub stall: Duration,
-    /// Where events go.
-    pub progress: Progress,
-}
-
-impl Default for PullOptions {
-    fn default() -> Self {
-        Self {
-            platform: Platform::default(),
-            downloads: 6,
-            unpackers: 8,
-            keep_partial: false,
-            auth_file: None,
-            plain_http: Vec::new(),
-            retries: 5,
-            backoff: Duration::from_millis(250),
-            max_wait: Duration::from_secs(60),
-            stall: Duration::from_secs(60),
-            progress: Progress::default(),
-        }
-    }
-}
-
-impl PullOptions {
-    /// Sets [`PullOptions::platform`].
-    #[must_use]
-    pub fn platform(mut self, platform: Platform) -> Self {
-        self.platform = platform;
-        self
-    }
-
-    /// Sets [`PullOptions::downloads`].
-    #[must_use]
-    pub fn downloads(mut self, downloads: usize) -> Self {
-        self.downloads = downloads;
-        self
-    }
-
-    /// Sets [`PullOptions::unpackers`].
-    #[must_use]
-    pub fn unpackers(mut self, unpackers: usize) -> Self {
-        self.unpackers = unpackers;
-        self
-    }
-
-    /// Sets [`PullOptions::keep_partial`].
-    #[must_use]
-    pub fn keep_partial(mut self, keep: bool) -> Self {
-        self.keep_partial = keep;
-        self
-    }
-
-    /// Sets [`PullOptions::progress`].
-    #[must_use]
-    pub fn progress(mut self, progress: Progress) -> Self {
-        self.progress = progress;
-        self
-    }
-
-    pub(crate) fn registry(&self) -> RegistryOptions {
-        RegistryOptions {
-            auth_file: self.auth_file.clone(),
-            plain_http: self.plain_http.clone(),
-            retries: self.retries,
-            backoff: self.backoff,
-            max_wait: self.max_wait,
-            stall: self.stall,
-        }
-    }
-}
 
 /// What a pull has brought.
 #[non_exhaustive]
@@ -138,55 +40,14 @@ pub struct Pulled {
 /// Pulls images into one store. Cheap to clone; the clones share connections and bounds.
 #[derive(Clone, Debug)]
 pub struct Puller {
-    pub(crate) shared: Arc<PullContext>,
-}
-
-/// What all pulls of a puller have in common.
-#[derive(Debug)]
-pub(crate) struct PullContext {
-    pub(crate) store: Store,
-    pub(crate) options: PullOptions,
-    pub(crate) registries: Registries,
-    pub(crate) partials: Option<Partials>,
-    downloads: Arc<Semaphore>,
-    unpackers: Arc<Semaphore>,
-}
-
-async fn acquire(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
-    let permit = Arc::clone(semaphore).acquire_owned().await;
-    permit.map_err(|closed| ErrorKind::Cancelled.err("waiting for a turn").with_source(closed))
-}
-
-impl PullContext {
-    /// A place among the downloads; nobody needs one for what is on this machine.
-    pub(crate) async fn download(&self, source: &ImageSource) -> Result<Option<OwnedSemaphorePermit>> {
-        match source.is_remote() {
-            true => acquire(&self.downloads).await.map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// A place among the unpackers; to be asked for after that among the downloads.
-    pub(crate) async fn unpacker(&self) -> Result<OwnedSemaphorePermit> {
-        acquire(&self.unpackers).await
-    }
+    context: Arc<PullContext>,
 }
 
 impl Puller {
     /// A puller for a store. Nothing is connected to yet.
     pub fn new(store: &Store, options: PullOptions) -> Self {
-        let partials = options
-            .keep_partial
-            .then(|| Partials::new(store.inner.dirs.partial()));
         Self {
-            shared: Arc::new(PullContext {
-                store: store.clone(),
-                registries: Registries::new(options.registry()),
-                partials,
-                downloads: Arc::new(Semaphore::new(options.downloads.max(1))),
-                unpackers: Arc::new(Semaphore::new(options.unpackers.max(1))),
-                options,
-            }),
+            context: Arc::new(PullContext::new(store, options)),
         }
     }
 
@@ -257,14 +118,14 @@ impl Puller {
     /// # Errors
     /// [`ErrorKind::Io`].
     pub async fn discard_partial(&self) -> Result<u64> {
-        let partials = Partials::new(self.shared.store.inner.dirs.partial());
+        let partials = Partials::new(self.context.store.transfer_dirs().partial_blobs);
         bridge::run(move || partials.discard_all()).await
     }
 
     async fn observed(&self, image: ImageRef, names: Option<Vec<String>>) -> Result<Pulled> {
         let text: Arc<str> = image.to_string().into();
         let span = tracing::info_span!("pull", image = &*text);
-        let progress = &self.shared.options.progress;
+        let progress = &self.context.options.progress;
         // Boxed: the state of a pull is large.
         let result = Box::pin(self.work(&image, &text, names)).instrument(span).await;
         match &result {
@@ -277,8 +138,8 @@ impl Puller {
     }
 
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
-        let PullContext { store, options, .. } = &*self.shared;
-        let source = ImageSource::open(image, &self.shared.registries).await?;
+        let PullContext { store, options, .. } = &*self.context;
+        let source = ImageSource::open(image, &self.context.registries).await?;
         let (top, instance, manifest) = self.resolve(&source).await?;
         // Before anything is transferred: a name that cannot be given is found out now.
         let names = match names {
@@ -295,11 +156,11 @@ impl Puller {
         });
         let id = manifest.config.digest.encoded().to_owned();
         // Images with one config are one image. Whoever comes second finds it done.
-        let _flight = store.flight(&format!("image-{id}")).await?;
+        let _flight = self.context.flight(&format!("image-{id}")).await?;
         let config_bytes = match record::known_config(store, &manifest.config.digest).await? {
             Some(bytes) => bytes,
             None => {
-                let _turn = self.shared.download(&source).await?;
+                let _turn = self.context.download(&source).await?;
                 source.small(&manifest.config).await?
             }
         };
@@ -313,7 +174,7 @@ impl Puller {
             );
             return Err(ErrorKind::InvalidInput.err(what));
         }
-        let (layer, tally) = layers::ensure(&self.shared, &source, blobs, diff_ids).await?;
+        let (layer, tally) = layers::ensure(&self.context, &source, blobs, diff_ids).await?;
         let new = NewImage {
             id,
             layer,
@@ -336,12 +197,12 @@ impl Puller {
 
     /// Fetches what the reference names, and the manifest for the platform.
     async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, Manifest)> {
-        let _turn = self.shared.download(source).await?;
+        let _turn = self.context.download(source).await?;
         let top = source.top().await?;
         match manifest::parse(&top.bytes, top.media_type.as_deref())? {
             Document::Image(manifest) => Ok((top.clone(), top, manifest)),
             Document::Index(index) => {
-                let chosen = manifest::choose(&index, &self.shared.options.platform)?;
+                let chosen = manifest::choose(&index, &self.context.options.platform)?;
                 let instance = source.manifest(&chosen.digest).await?;
                 check(&instance.bytes, &chosen.digest, "the manifest")?;
                 match manifest::parse(&instance.bytes, Some(&chosen.media_type))? {

@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use tracing::Instrument as _;
 
 use super::destination::{self, Destination};
+use super::document::check;
 use super::manifest::{self, Blob, Config, DOCKER_MANIFEST, Document, OCI_CONFIG, OCI_MANIFEST};
+use super::options::PullOptions;
 use super::progress::{BlobState, ImageState, Progress};
-use super::puller::PullOptions;
 use super::reference::ImageRef;
 use super::registry::Registries;
-use super::source::check;
 use super::spool::Spool;
 use crate::compression::Compression;
 use crate::digest::Digest;

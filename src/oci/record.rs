@@ -70,7 +70,7 @@ pub(crate) async fn known_config(store: &Store, digest: &Digest) -> Result<Optio
             return Ok(None);
         }
     };
-    let intact = super::source::check(&bytes, digest, "the stored config").is_ok();
+    let intact = super::document::check(&bytes, digest, "the stored config").is_ok();
     Ok(intact.then(|| bytes.into()))
 }
 

@@ -6,7 +6,7 @@
 //! it is, and only when it is answered with 401 does signing in begin.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,15 +17,11 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE, R
 use reqwest::{Response, StatusCode};
 
 use super::auth;
-use super::download::Transfer;
+use super::document::{Fetched, check};
 use super::manifest::{Blob, MANIFEST_TYPES, MAX_DOCUMENT};
-use super::partial::Partial;
-use super::progress::Meter;
 use super::reference::RegistryRef;
-use super::source::{Fetched, check};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::BoxReader;
 
 /// How registries are talked to.
 #[derive(Clone, Debug)]
@@ -218,11 +214,6 @@ impl Repository {
         let what = format!("fetching {} of {}", blob.digest, self.image);
         let response = self.get(&self.blob_url(&blob.digest), &what, None).await?;
         read_all(response, &what).await
-    }
-
-    /// A blob as a stream that mends itself; its digest is not verified.
-    pub(crate) fn blob(self: &Arc<Self>, blob: &Blob, meter: Meter, partial: Option<Partial>) -> BoxReader {
-        Transfer::start(Arc::clone(self), blob.clone(), meter, partial)
     }
 
     /// Asks for a blob from `offset` on. The answer may begin at 0 all the same.

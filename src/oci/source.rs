@@ -5,6 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::docker_archive::DockerArchive;
+use super::document::{Fetched, check};
+use super::download::Transfer;
 use super::layout::Layout;
 use super::manifest::{Blob, MAX_DOCUMENT};
 use super::partial::Partial;
@@ -12,7 +14,7 @@ use super::progress::{Meter, Progress};
 use super::reference::{self, ImageRef};
 use super::registry::{Registries, Repository};
 use super::tarball::Tarball;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
 
@@ -22,15 +24,6 @@ pub(crate) enum ImageSource {
     Registry(Arc<Repository>),
     Layout { layout: Layout, name: Option<String> },
     Docker(Arc<DockerArchive>),
-}
-
-/// A manifest or index as it came.
-#[derive(Clone, Debug)]
-pub(crate) struct Fetched {
-    pub(crate) bytes: Bytes,
-    pub(crate) digest: Digest,
-    /// What the source says it is.
-    pub(crate) media_type: Option<String>,
 }
 
 impl ImageSource {
@@ -113,7 +106,14 @@ impl ImageSource {
         let kept = partial.as_ref().map_or(0, Partial::kept);
         let meter = Meter::start(progress, &blob.digest, blob.size, kept);
         let inner = match self {
-            Self::Registry(repository) => return Ok(repository.blob(blob, meter, partial)),
+            Self::Registry(repository) => {
+                return Ok(Transfer::start(
+                    Arc::clone(repository),
+                    blob.clone(),
+                    meter,
+                    partial,
+                ));
+            }
             Self::Layout { layout, .. } => layout.blob(blob).await?,
             Self::Docker(archive) => archive.blob(blob).await?,
         };
@@ -133,17 +133,6 @@ impl ImageSource {
             (Self::Registry(_), _) => Ok(Vec::new()),
         }
     }
-}
-
-/// Checks a whole document.
-pub(crate) fn check(bytes: &[u8], digest: &Digest, what: &str) -> Result<()> {
-    let mut hasher = Hasher::like(digest);
-    hasher.update(bytes);
-    let found = hasher.finish();
-    if found == *digest {
-        return Ok(());
-    }
-    Err(ErrorKind::DigestMismatch.err(format!("{what} has digest {found}, expected {digest}")))
 }
 
 /// A stream whose bytes are counted.

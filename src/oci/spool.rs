@@ -29,7 +29,7 @@ pub(crate) struct Spool {
 impl Spool {
     /// Writes a stream to its end.
     pub(crate) async fn fill(store: &Store, mut stream: impl AsyncRead + Send + Unpin) -> Result<Self> {
-        let dir = store.inner.dirs.layers_tmp();
+        let dir = store.transfer_dirs().temporary;
         let (mut file, path, temp) = bridge::run(move || {
             let mut temp = TempDir::create(&dir)?;
             let path = temp.addition();

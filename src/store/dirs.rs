@@ -70,18 +70,6 @@ impl Dirs {
         self.sub(&self.run_root, "locks")
     }
 
-    /// Locks for what is made once, see `single_flight`.
-    #[cfg(feature = "pull")]
-    pub(crate) fn flight(&self) -> PathBuf {
-        self.sub(&self.run_root, "flight")
-    }
-
-    /// Blobs whose download was interrupted, see `oci::partial`.
-    #[cfg(feature = "pull")]
-    pub(crate) fn partial(&self) -> PathBuf {
-        self.sub(&self.graph_root, "partial")
-    }
-
     pub(crate) fn tar_split(&self, id: &str) -> Result<PathBuf> {
         crate::driver::check_id(id)?;
         Ok(self.layers().join(format!("{id}.tar-split.gz")))

@@ -40,6 +40,8 @@ pub(crate) mod put_layer;
 pub(crate) mod registry;
 pub(crate) mod sizes;
 pub(crate) mod stage;
+#[cfg(feature = "pull")]
+pub(crate) mod transfer_dirs;
 pub(crate) mod views;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,71 @@
+//! What all pulls of one [`Puller`](super::Puller) share: the store, options, connections and bounds.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::options::PullOptions;
+use super::partial::Partials;
+use super::registry::Registries;
+use super::source::ImageSource;
+use crate::error::{ErrorKind, Result};
+use crate::lock::single_flight::{self, Flight};
+use crate::store::Store;
+use crate::store::transfer_dirs::TransferDirs;
+
+/// The state that the pulls of one puller share.
+#[derive(Debug)]
+pub(crate) struct PullContext {
+    pub(crate) store: Store,
+    pub(crate) options: PullOptions,
+    pub(crate) registries: Registries,
+    /// Interrupted downloads, if they are kept.
+    pub(crate) partials: Option<Partials>,
+    dirs: TransferDirs,
+    downloads: Arc<Semaphore>,
+    unpackers: Arc<Semaphore>,
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+    let permit = Arc::clone(semaphore).acquire_owned().await;
+    permit.map_err(|closed| {
+        ErrorKind::Cancelled
+            .err("waiting for a permit")
+            .with_source(closed)
+    })
+}
+
+impl PullContext {
+    pub(crate) fn new(store: &Store, options: PullOptions) -> Self {
+        let dirs = store.transfer_dirs();
+        Self {
+            store: store.clone(),
+            registries: Registries::new(options.registry()),
+            partials: options
+                .keep_partial
+                .then(|| Partials::new(dirs.partial_blobs.clone())),
+            dirs,
+            downloads: Arc::new(Semaphore::new(options.downloads.max(1))),
+            unpackers: Arc::new(Semaphore::new(options.unpackers.max(1))),
+            options,
+        }
+    }
+
+    /// Waits for the exclusive lock of `key` among all tasks and processes that pull into this store.
+    pub(crate) async fn flight(&self, key: &str) -> Result<Flight> {
+        single_flight::acquire(&self.dirs.flights, key).await
+    }
+
+    /// A permit to download; none is needed for a source on this machine.
+    pub(crate) async fn download(&self, source: &ImageSource) -> Result<Option<OwnedSemaphorePermit>> {
+        match source.is_remote() {
+            true => acquire(&self.downloads).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// A permit to unpack; to be asked for after that to download.
+    pub(crate) async fn unpacker(&self) -> Result<OwnedSemaphorePermit> {
+        acquire(&self.unpackers).await
+    }
+}
