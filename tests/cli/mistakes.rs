@@ -104,7 +104,7 @@ fn unknown_things_are_named() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so() {
+fn what_is_not_implemented_says_so() {
     let root = filled();
     for line in [
         "check",
@@ -115,7 +115,7 @@ fn what_is_not_there_yet_says_so() {
     ] {
         let answer = fails(&root, line);
         let name = line.split(' ').next().unwrap();
-        let expected = format!("{name}: not there yet in this version\n");
+        let expected = format!("{name}: not implemented in this version\n");
         assert_eq!((answer.code, answer.out.as_str()), (1, ""), "{line}: {answer:?}");
         assert_eq!(answer.err, expected);
     }

@@ -1,21 +1,19 @@
-//! Usage texts. Those of containers-storage's commands are its own; what is added comes after.
+//! Usage texts: those of containers-storage, then what graphroot adds (examples, extra commands).
 
 use std::io::IsTerminal as _;
 
-use crate::call::{Failure, Out};
-use crate::commands::{COMMANDS, EXTRAS};
+use crate::command::{Command, PROGRAM_NAME};
+use crate::commands::{COMMANDS, EXTRA_COMMANDS};
 use crate::mflag::Flags;
-use crate::table::Command;
-
-/// The name under which the general flags are parsed.
-pub(crate) const OWN_NAME: &str = "graphroot";
+use crate::outcome::CommandError;
+use crate::output::Output;
 
 /// Prints usage texts.
 #[derive(Debug)]
 pub(crate) struct Help<'a> {
-    /// As the program was called.
-    program: &'a str,
-    /// As it calls itself.
+    /// The path or name by which the program was called.
+    called_as: &'a str,
+    /// The name in usage texts.
     name: &'static str,
     home: String,
     bold: bool,
@@ -23,23 +21,27 @@ pub(crate) struct Help<'a> {
 
 impl<'a> Help<'a> {
     pub(crate) fn new(program: &'a str) -> Self {
-        // Under the name of what it stands in for it does not give itself away.
-        let stands_in = program.rsplit('/').next() == Some("containers-storage");
+        // Called as `containers-storage`, the program prints the usage of that one, without additions.
+        let replaces = program.rsplit('/').next() == Some("containers-storage");
         Self {
-            program,
-            name: if stands_in { "containers-storage" } else { OWN_NAME },
+            called_as: program,
+            name: if replaces {
+                "containers-storage"
+            } else {
+                PROGRAM_NAME
+            },
             home: std::env::var("HOME").unwrap_or_default(),
             bold: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         }
     }
 
-    /// Where to look after a mistake.
+    /// The line that refers to the help after a wrong flag.
     pub(crate) fn hint(&self, what: &str) -> String {
-        let what = if what == OWN_NAME { self.name } else { what };
-        if self.program == what {
-            format!("See '{} --help'.", self.program)
+        let what = if what == PROGRAM_NAME { self.name } else { what };
+        if self.called_as == what {
+            format!("See '{} --help'.", self.called_as)
         } else {
-            format!("See '{} {what} --help'.", self.program)
+            format!("See '{} {what} --help'.", self.called_as)
         }
     }
 
@@ -52,16 +54,16 @@ impl<'a> Help<'a> {
     }
 
     /// The program's usage. The table of flags goes to standard error unless the usage was `asked` for.
-    pub(crate) fn general(&self, out: &mut Out, flags: &Flags, asked: bool) -> Result<(), Failure> {
+    pub(crate) fn program(&self, out: &mut Output, flags: &Flags, asked: bool) -> Result<(), CommandError> {
         let usage = self.heading("Usage:");
         out.line(format!("{usage} {} command [options [...]]\n", self.name))?;
         out.line(format!("{}\n", self.heading("Commands:")))?;
         for command in &COMMANDS {
             Self::row(out, command)?;
         }
-        if self.name == OWN_NAME {
-            out.line(format!("\n{}\n", self.heading("Commands for people:")))?;
-            for command in EXTRAS {
+        if self.name == PROGRAM_NAME {
+            out.line(format!("\n{}\n", self.heading("Extra commands:")))?;
+            for command in EXTRA_COMMANDS {
                 Self::row(out, command)?;
             }
         }
@@ -69,7 +71,7 @@ impl<'a> Help<'a> {
         self.table(out, flags, asked)
     }
 
-    fn row(out: &mut Out, command: &Command) -> Result<(), Failure> {
+    fn row(out: &mut Output, command: &Command) -> Result<(), CommandError> {
         let name = command.names.first().copied().unwrap_or_default();
         out.line(format!("  {name:<30}{}", command.usage))
     }
@@ -77,36 +79,31 @@ impl<'a> Help<'a> {
     /// A command's usage, with examples if it was `asked` for.
     pub(crate) fn command(
         &self,
-        out: &mut Out,
+        out: &mut Output,
         name: &str,
         command: &Command,
         flags: &Flags,
         asked: bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandError> {
         let usage = self.heading("Usage:");
         out.line(format!("{usage} {} {name} {}\n", self.name, command.arguments))?;
         out.line(command.usage)?;
-        if asked && self.name == OWN_NAME && !command.examples.is_empty() {
+        if asked && self.name == PROGRAM_NAME && !command.examples.is_empty() {
             out.line(format!("\n{}\n", self.heading("Examples:")))?;
-            for example in command.examples {
-                let shown = if example.contains(OWN_NAME) {
-                    (*example).to_owned()
-                } else {
-                    format!("{OWN_NAME} {example}")
-                };
-                out.line(format!("  {shown}"))?;
+            for example in command.example_lines() {
+                out.line(format!("  {example}"))?;
             }
         }
         out.line(format!("\n{}", self.heading("Options:")))?;
         self.table(out, flags, false)
     }
 
-    fn table(&self, out: &mut Out, flags: &Flags, asked: bool) -> Result<(), Failure> {
+    fn table(&self, out: &mut Output, flags: &Flags, asked: bool) -> Result<(), CommandError> {
         let table = flags.table(&self.home);
         if asked {
             out.raw(table.as_bytes())
         } else {
-            out.complain(table.trim_end_matches('\n'))
+            out.stderr_line(table.trim_end_matches('\n'))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Streams into the store, with a progress bar for people.
+//! Streams into the store, and progress bars on a terminal.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
@@ -9,19 +9,20 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::call::{Call, Failure, file_failure};
+use crate::call::Call;
 use crate::mflag::Flag;
+use crate::outcome::{CommandError, file_failure};
 
-/// Streams shorter than this need no bar.
+/// Shorter streams get no progress bar.
 const WORTH_A_BAR: u64 = 16 << 20;
 
-/// Most bytes read at once.
+/// Most bytes of one read.
 const CHUNK: usize = 256 * 1024;
 
 /// A file or standard input as a stream.
 ///
-/// Reads block the only thread of the runtime. The command has no other task there, and what works on the stream does so
-/// on threads of its own.
+/// A read blocks the thread of the runtime. The command runs no other task on it, and the library unpacks on threads of
+/// its own.
 pub(crate) struct Input {
     source: Box<dyn Read + Send>,
     bar: ProgressBar,
@@ -29,7 +30,7 @@ pub(crate) struct Input {
 
 impl Input {
     /// The file that a flag names, or else standard input.
-    pub(crate) fn open(call: &Call, flag: &Flag, what: &'static str) -> Result<Self, Failure> {
+    pub(crate) fn open(call: &Call, flag: &Flag, what: &'static str) -> Result<Self, CommandError> {
         let path = call.flags.text(flag);
         if path.is_empty() {
             return Ok(Self {
@@ -72,7 +73,7 @@ impl Drop for Input {
     }
 }
 
-/// A bar for `size` bytes, or for nobody knows how many. Hidden unless standard error is a terminal.
+/// A progress bar for `size` bytes, or for an unknown number. Hidden unless standard error is a terminal.
 pub(crate) fn bar(size: Option<u64>, what: &'static str) -> ProgressBar {
     if !io::stderr().is_terminal() || size.is_some_and(|size| size < WORTH_A_BAR) {
         return ProgressBar::hidden();
@@ -89,7 +90,7 @@ pub(crate) fn bar(size: Option<u64>, what: &'static str) -> ProgressBar {
     bar
 }
 
-/// Shows that something takes its time; nothing unless standard error is a terminal.
+/// A spinner for a step of unknown length. Hidden unless standard error is a terminal.
 pub(crate) fn spinner(what: &'static str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -1,4 +1,4 @@
-//! What the library reports while it works, on standard error.
+//! Log events of the library, written to standard error.
 
 use std::io::IsTerminal as _;
 
@@ -7,10 +7,10 @@ use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::defaults::GlobalArguments;
+use crate::global_arguments::GlobalArguments;
 
-/// Starts the log: errors only, or everything with `debug`, or what `RUST_LOG` says (`LEVEL` or `TARGET=LEVEL`, with
-/// commas between).
+/// Starts the log. `RUST_LOG` chooses what is shown (`LEVEL` or `TARGET=LEVEL`, separated by commas); without it errors
+/// are shown, or everything up to the level of debugging with `debug`.
 pub(crate) fn start(debug: bool) {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let level = if debug {
@@ -18,7 +18,7 @@ pub(crate) fn start(debug: bool) {
     } else {
         LevelFilter::ERROR
     };
-    // A filter that cannot be read is as good as none.
+    // An invalid filter is ignored.
     let filter = Some(wanted)
         .filter(|wanted| !wanted.is_empty())
         .and_then(|wanted| wanted.parse::<Targets>().ok())
@@ -27,12 +27,12 @@ pub(crate) fn start(debug: bool) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_span_events(FmtSpan::CLOSE);
-    // Whoever comes first has started the log; there is nobody else in this program.
-    let _first = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    // Fails only if a subscriber is set already, which nothing else in this program does.
+    let _already_set = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }
 
-/// Says where the store is.
-pub(crate) fn say_options(given: &GlobalArguments) {
+/// Logs where the store is, in the words of containers-storage.
+pub(crate) fn log_options(given: &GlobalArguments) {
     tracing::debug!("Root: {}", given.graph);
     tracing::debug!("Run Root: {}", given.run);
     tracing::debug!("Driver Name: {}", given.driver);

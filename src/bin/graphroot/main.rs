@@ -1,66 +1,66 @@
-//! `graphroot`, the command of the library: everything that `containers-storage` does, in its words, and a little more
-//! for people. See `differences.md` for what is different on purpose.
+//! The command `graphroot`: every command of `containers-storage` with the same flags, output and exit codes, and a few
+//! extra commands. `differences.md` lists what differs on purpose.
 //!
-//! The program's frame: finds the command, reads the flags on both sides of its name, opens the store, runs the
-//! command, and turns its outcome into an exit code.
+//! `main` finds the command, parses the flags before and after its name, opens the store, runs the command, and turns
+//! the outcome into an exit code.
 
 #![doc = include_str!("differences.md")]
 
 mod call;
+mod command;
 mod commands;
-mod copy;
-mod create;
-mod data;
-mod defaults;
-mod delete;
-mod diff;
-mod examine;
-mod extra_commands;
+mod flags;
+mod global_arguments;
 mod help;
 mod input;
-mod layer_tree;
-mod list;
 mod logging;
 mod mflag;
 mod model;
-mod mount;
-mod names;
-mod service;
-mod table;
+mod outcome;
+mod output;
 mod text;
-#[cfg(feature = "pull")]
-mod transfer;
-mod unshare;
+mod user_namespace;
 
 use std::process::ExitCode;
 
-use crate::call::{Call, Failure, Out, complain};
-use crate::defaults::GlobalArguments;
+use graphroot::StoreOptions;
+use tokio::runtime::Runtime;
+
+use crate::call::Call;
+use crate::command::{Command, PROGRAM_NAME};
+use crate::flags::{DEBUG, HELP, UNSHARE};
+use crate::global_arguments::GlobalArguments;
+use crate::help::Help;
 use crate::mflag::Flags;
+use crate::outcome::CommandError;
+use crate::output::{Output, stderr_line};
 
-/// What a shell shows for a program that wrote to a closed pipe.
-const SIGPIPE_CODE: u8 = 141;
+/// Written to a closed pipe: the exit code that a shell shows for a process that SIGPIPE ended.
+const CLOSED_PIPE: u8 = 141;
 
-/// Bad flags after the command.
-const BAD_FLAGS: u8 = 125;
+/// Wrong flags after the command's name.
+const WRONG_FLAGS: u8 = 125;
+
+/// Every other failure.
+const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let mut out = Out::default();
+    let mut out = Output::default();
     let outcome = run(&mut out).and_then(|code| out.flush().map(|()| code));
     match outcome {
         Ok(code) => code.into(),
-        Err(Failure::Unread) => SIGPIPE_CODE.into(),
-        Err(Failure::Said(line)) => {
-            // Whatever was said before comes first.
-            let _unread = out.flush();
-            complain(&line);
-            ExitCode::FAILURE
+        Err(CommandError::ClosedPipe) => CLOSED_PIPE.into(),
+        Err(CommandError::Message(line)) => {
+            // Buffered output comes before the error. If it cannot be written, the error still can.
+            let _not_written = out.flush();
+            stderr_line(&line);
+            FAILURE.into()
         }
     }
 }
 
-/// The arguments, the program's own name first.
-fn arguments() -> Result<(String, Vec<String>), Failure> {
+/// The name by which the program was called, and its arguments.
+fn arguments() -> Result<(String, Vec<String>), CommandError> {
     let mut all = std::env::args_os();
     let program = all.next().unwrap_or_default().to_string_lossy().into_owned();
     let mut args = Vec::new();
@@ -73,124 +73,174 @@ fn arguments() -> Result<(String, Vec<String>), Failure> {
     Ok((program, args))
 }
 
-fn run(out: &mut Out) -> Result<u8, Failure> {
+fn run(out: &mut Output) -> Result<u8, CommandError> {
     let (program, args) = arguments()?;
-    let help = help::Help::new(&program);
+    let help = Help::new(&program);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("starting the runtime: {error}"))?;
-
-    let mut flags = Flags::default();
-    table::add_global(&mut flags, &GlobalArguments::default(), false);
-    flags.add(table::HELP);
-    if args.is_empty() {
-        // The flag for help belongs to those that are parsed.
-        let mut bare = Flags::default();
-        table::add_global(&mut bare, &GlobalArguments::default(), false);
-        help.general(out, &bare, false)?;
-        return Ok(1);
+    match Invocation::parse(&help, &runtime, &args, out)? {
+        Parsed::Exit(code) => Ok(code),
+        Parsed::Run(invocation) => invocation.run(runtime, out),
     }
-    let parsed = flags.parse(&args);
-    for line in std::mem::take(&mut flags.messages) {
-        out.complain(line)?;
-    }
-    let args = match parsed {
-        Ok(args) => args,
-        Err(stop) => {
-            if stop.usage {
-                help.general(out, &flags, false)?;
-            }
-            for said in &stop.said {
-                out.complain(said)?;
-                out.complain(help.hint(help::OWN_NAME))?;
-            }
-            let said = stop.said.last().map_or("flag: help requested", String::as_str);
-            out.line(format!("{said} while parsing arguments (1)"))?;
-            help.general(out, &flags, false)?;
-            return Ok(1);
-        }
-    };
-    if flags.is_on(&table::HELP) {
-        help.general(out, &flags, true)?;
-        return Ok(0);
-    }
-    let mut given = table::given(&flags);
-    let mut configured = None;
-    if given.says_nothing() {
-        let options = runtime.block_on(graphroot::StoreOptions::default_for_user())?;
-        given = GlobalArguments::from_options(&options);
-        configured = Some(options);
-    }
-    let debug = flags.is_on(&table::DEBUG);
-    let Some((name, args)) = args.split_first() else {
-        help.general(out, &flags, false)?;
-        return Ok(1);
-    };
-    let Some(command) = commands::find(name) else {
-        out.line(format!("{name}: unrecognized command."))?;
-        return Ok(1);
-    };
-
-    let mut flags = Flags::default();
-    table::add_global(&mut flags, &given, debug);
-    for flag in command.flags {
-        flags.add(*flag);
-    }
-    let args = match flags.parse(args) {
-        Ok(args) => args,
-        Err(stop) => {
-            if stop.usage {
-                help.command(out, name, command, &flags, true)?;
-            }
-            for said in &stop.said {
-                out.complain(said)?;
-                out.complain(help.hint(name))?;
-            }
-            return Ok(BAD_FLAGS);
-        }
-    };
-    if args.len() < command.min_args {
-        out.line(format!("{name}: more arguments required."))?;
-        help.command(out, name, command, &flags, false)?;
-        return Ok(1);
-    }
-    if command.max_args.is_some_and(|most| args.len() > most) {
-        out.line(format!("{name}: too many arguments ([{}]).", args.join(" ")))?;
-        help.command(out, name, command, &flags, false)?;
-        return Ok(1);
-    }
-    if flags.is_on(&table::UNSHARE) && command.opens_store {
-        unshare::enter()?;
-    }
-    let given = table::given(&flags);
-    logging::start(flags.is_on(&table::DEBUG));
-    logging::say_options(&given);
-
-    let code = runtime.block_on(async {
-        let options = match given.complete(configured).await {
-            Ok(options) => options,
-            Err(failure) if command.opens_store => return not_open(out, failure),
-            Err(_) => graphroot::StoreOptions::default(),
-        };
-        let mut call = Call::new(name.clone(), flags, args, options);
-        if command.opens_store
-            && let Err(error) = call.open().await
-        {
-            return not_open(out, error.into());
-        }
-        (command.run)(&call, out).await
-    });
-    // What still runs in the background is the cleaning up after a failure.
-    drop(runtime);
-    code
 }
 
-/// The store does not open: said on standard output, as ever.
-fn not_open(out: &mut Out, failure: Failure) -> Result<u8, Failure> {
-    match failure {
-        Failure::Unread => return Err(Failure::Unread),
-        Failure::Said(line) => out.line(format!("error initializing: {line}"))?,
+/// What the arguments ask for.
+enum Parsed {
+    /// Nothing more: the help or a message is already printed.
+    Exit(u8),
+    Run(Box<Invocation>),
+}
+
+/// A command with its flags and arguments.
+struct Invocation {
+    command: &'static Command,
+    /// The spelling of the command's name that was used.
+    name: String,
+    /// The global arguments and the command's own flags.
+    flags: Flags,
+    args: Vec<String>,
+    /// The configuration of the system and the user, if the arguments before the command's name leave it in force.
+    configured: Option<StoreOptions>,
+}
+
+impl Invocation {
+    /// Parses the flags before the command's name, the name, and the flags and arguments after it.
+    fn parse(
+        help: &Help<'_>,
+        runtime: &Runtime,
+        args: &[String],
+        out: &mut Output,
+    ) -> Result<Parsed, CommandError> {
+        let mut flags = Flags::default();
+        GlobalArguments::default().add_to(&mut flags, false);
+        if args.is_empty() {
+            help.program(out, &flags, false)?;
+            return Ok(Parsed::Exit(FAILURE));
+        }
+        flags.add(HELP);
+        let parsed = flags.parse(args);
+        for line in std::mem::take(&mut flags.messages) {
+            out.stderr_line(line)?;
+        }
+        let args = match parsed {
+            Ok(args) => args,
+            Err(stop) => {
+                if stop.usage {
+                    help.program(out, &flags, false)?;
+                }
+                for message in &stop.messages {
+                    out.stderr_line(message)?;
+                    out.stderr_line(help.hint(PROGRAM_NAME))?;
+                }
+                let reason = stop
+                    .messages
+                    .last()
+                    .map_or("flag: help requested", String::as_str);
+                out.line(format!("{reason} while parsing arguments (1)"))?;
+                help.program(out, &flags, false)?;
+                return Ok(Parsed::Exit(FAILURE));
+            }
+        };
+        if flags.is_on(&HELP) {
+            help.program(out, &flags, true)?;
+            return Ok(Parsed::Exit(0));
+        }
+        let mut given = GlobalArguments::from_flags(&flags);
+        let mut configured = None;
+        if given.use_configuration() {
+            let options = runtime.block_on(StoreOptions::default_for_user())?;
+            given = GlobalArguments::from_options(&options);
+            configured = Some(options);
+        }
+        let debug = flags.is_on(&DEBUG);
+        let Some((name, args)) = args.split_first() else {
+            help.program(out, &flags, false)?;
+            return Ok(Parsed::Exit(FAILURE));
+        };
+        let Some(command) = commands::find(name) else {
+            out.line(format!("{name}: unrecognized command."))?;
+            return Ok(Parsed::Exit(FAILURE));
+        };
+
+        let mut flags = Flags::default();
+        given.add_to(&mut flags, debug);
+        for flag in command.flags {
+            flags.add(*flag);
+        }
+        let args = match flags.parse(args) {
+            Ok(args) => args,
+            Err(stop) => {
+                if stop.usage {
+                    help.command(out, name, command, &flags, true)?;
+                }
+                for message in &stop.messages {
+                    out.stderr_line(message)?;
+                    out.stderr_line(help.hint(name))?;
+                }
+                return Ok(Parsed::Exit(WRONG_FLAGS));
+            }
+        };
+        if args.len() < command.min_args {
+            out.line(format!("{name}: more arguments required."))?;
+            help.command(out, name, command, &flags, false)?;
+            return Ok(Parsed::Exit(FAILURE));
+        }
+        if command.max_args.is_some_and(|most| args.len() > most) {
+            out.line(format!("{name}: too many arguments ([{}]).", args.join(" ")))?;
+            help.command(out, name, command, &flags, false)?;
+            return Ok(Parsed::Exit(FAILURE));
+        }
+        Ok(Parsed::Run(Box::new(Self {
+            command,
+            name: name.clone(),
+            flags,
+            args,
+            configured,
+        })))
     }
-    Ok(1)
+
+    /// Opens the store and runs the command.
+    fn run(self, runtime: Runtime, out: &mut Output) -> Result<u8, CommandError> {
+        let Self {
+            command,
+            name,
+            flags,
+            args,
+            configured,
+        } = self;
+        if flags.is_on(&UNSHARE) && command.opens_store {
+            user_namespace::enter()?;
+        }
+        let given = GlobalArguments::from_flags(&flags);
+        logging::start(flags.is_on(&DEBUG));
+        logging::log_options(&given);
+        let code = runtime.block_on(async {
+            let options = match given.complete(configured).await {
+                Ok(options) => options,
+                Err(error) if command.opens_store => return not_open(out, error),
+                Err(_) => StoreOptions::default(),
+            };
+            let mut call = Call::new(name, flags, args, options);
+            if command.opens_store
+                && let Err(error) = call.open().await
+            {
+                return not_open(out, error.into());
+            }
+            (command.run)(&call, out).await
+        });
+        // Waits for the library's background tasks, which clean up after a failure.
+        drop(runtime);
+        code
+    }
+}
+
+/// Reports on standard output, as `containers-storage` does, that the store does not open.
+fn not_open(out: &mut Output, error: CommandError) -> Result<u8, CommandError> {
+    match error {
+        CommandError::ClosedPipe => return Err(CommandError::ClosedPipe),
+        CommandError::Message(line) => out.line(format!("error initializing: {line}"))?,
+    }
+    Ok(FAILURE)
 }

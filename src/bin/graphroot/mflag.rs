@@ -1,32 +1,31 @@
 //! The flag grammar of containers-storage.
 //!
-//! clap cannot be made to speak it: parsing stops at the first argument that is no flag, `-json` is tried as one word
-//! and then as the letters `-j -s -o -n`, a boolean takes a value only after `=`, a value may stand in quotes, an
-//! unknown flag ends the program with 125 after the command's name and with 1 before it. Scripts have grown around all
-//! of that, so it is spoken here in full.
+//! clap cannot parse it: parsing stops at the first argument that is not a flag, `-json` is tried as one name and then as
+//! the letters `-j -s -o -n`, a boolean takes a value only after `=`, a value may be in quotes, and an unknown flag gives
+//! exit code 125 after the command's name and 1 before it. Scripts rely on it, so it is implemented in full.
 //!
-//! Pure: messages are returned, in the order and for the stream that they belong to.
+//! The parser does no I/O: it returns its messages in the order in which they are printed.
 
 use std::collections::VecDeque;
 
-/// What a flag takes.
+/// What value a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Nothing, or a truth value after `=`.
+pub(crate) enum FlagKind {
+    /// None, or a boolean after `=`.
     Bool,
-    /// One text; the last one counts.
+    /// One text; the last occurrence wins.
     Text,
-    /// Any number of texts.
+    /// One text for each occurrence.
     List,
 }
 
-/// A flag that a command knows.
+/// A flag of a command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flag {
-    /// All spellings, without the first dash; a `#` marks one that is not shown.
+    /// All names, each without its first dash; a name with a `#` before it is deprecated and not shown.
     pub(crate) names: &'static [&'static str],
-    pub(crate) kind: Kind,
-    /// What it has if it is not given.
+    pub(crate) kind: FlagKind,
+    /// The value if the flag is not given.
     pub(crate) default: &'static str,
     pub(crate) usage: &'static str,
 }
@@ -36,7 +35,7 @@ impl Flag {
     pub(crate) const fn bool(names: &'static [&'static str], usage: &'static str) -> Self {
         Self {
             names,
-            kind: Kind::Bool,
+            kind: FlagKind::Bool,
             default: "",
             usage,
         }
@@ -46,7 +45,7 @@ impl Flag {
     pub(crate) const fn text(names: &'static [&'static str], usage: &'static str) -> Self {
         Self {
             names,
-            kind: Kind::Text,
+            kind: FlagKind::Text,
             default: "",
             usage,
         }
@@ -56,7 +55,7 @@ impl Flag {
     pub(crate) const fn list(names: &'static [&'static str], usage: &'static str) -> Self {
         Self {
             names,
-            kind: Kind::List,
+            kind: FlagKind::List,
             default: "",
             usage,
         }
@@ -68,7 +67,7 @@ impl Flag {
         self
     }
 
-    /// The spellings without marks, each without its first dash.
+    /// All names without `#`, each without its first dash.
     pub(crate) fn spellings(&self) -> impl Iterator<Item = &'static str> {
         self.names.iter().map(|name| name.trim_start_matches('#'))
     }
@@ -76,14 +75,14 @@ impl Flag {
 
 /// The value of a flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Value {
+pub(crate) enum FlagValue {
     Bool(bool),
     Text(String),
     List(Vec<String>),
 }
 
-impl Value {
-    /// As the usage shows it; empty if it is not worth showing.
+impl FlagValue {
+    /// The default in the usage; empty if none is shown.
     fn shown(&self) -> String {
         match self {
             Self::Bool(false) => String::new(),
@@ -95,52 +94,52 @@ impl Value {
     }
 }
 
-/// Why parsing ended early: what to print, in this order.
+/// Why parsing ended early: what is printed, in this order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stop {
-    /// The usage.
+    /// Whether the usage is printed.
     pub(crate) usage: bool,
-    /// Messages, each with a hint where to look.
-    pub(crate) said: Vec<String>,
+    /// Error messages, each followed by a hint.
+    pub(crate) messages: Vec<String>,
 }
 
 impl Stop {
     fn help() -> Self {
         Self {
             usage: true,
-            said: Vec::new(),
+            messages: Vec::new(),
         }
     }
 
     fn bad(text: String) -> Self {
         Self {
             usage: false,
-            said: vec![text],
+            messages: vec![text],
         }
     }
 }
 
-/// The flags of one command, and what was given of them.
+/// The flags of one command with their values.
 #[derive(Debug, Default)]
 pub(crate) struct Flags {
-    known: Vec<Known>,
-    /// What the parser has to say, line by line, for standard error.
+    known: Vec<FlagState>,
+    /// Warnings for standard error, a line each.
     pub(crate) messages: Vec<String>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct FlagState {
     flag: Flag,
-    value: Value,
+    value: FlagValue,
     default: String,
 }
 
-/// What one step of the parser came to.
+/// The result of one step of the parser.
 enum Step {
     Flag,
     /// No more flags.
     End,
-    /// Not a flag as one word; perhaps its letters are.
+    /// Not the name of a flag; each letter may be one.
     Letters(String),
 }
 
@@ -148,17 +147,17 @@ impl Flags {
     /// Adds a flag with its built-in default.
     pub(crate) fn add(&mut self, flag: Flag) {
         let value = match flag.kind {
-            Kind::Bool => Value::Bool(false),
-            Kind::Text => Value::Text(flag.default.to_owned()),
-            Kind::List => Value::List(Vec::new()),
+            FlagKind::Bool => FlagValue::Bool(false),
+            FlagKind::Text => FlagValue::Text(flag.default.to_owned()),
+            FlagKind::List => FlagValue::List(Vec::new()),
         };
         self.add_with(flag, value);
     }
 
     /// Adds a flag whose default is this value.
-    pub(crate) fn add_with(&mut self, flag: Flag, value: Value) {
+    pub(crate) fn add_with(&mut self, flag: Flag, value: FlagValue) {
         let default = value.shown();
-        self.known.push(Known { flag, value, default });
+        self.known.push(FlagState { flag, value, default });
     }
 
     fn find(&self, spelling: &str) -> Option<usize> {
@@ -167,20 +166,20 @@ impl Flags {
             .position(|known| known.flag.spellings().any(|name| name == spelling))
     }
 
-    fn value(&self, flag: &Flag) -> Option<&Value> {
+    fn value(&self, flag: &Flag) -> Option<&FlagValue> {
         let known = self.known.iter().find(|known| known.flag.names == flag.names)?;
         Some(&known.value)
     }
 
-    /// Whether a boolean flag is on.
+    /// The value of a boolean flag.
     pub(crate) fn is_on(&self, flag: &Flag) -> bool {
-        self.value(flag) == Some(&Value::Bool(true))
+        self.value(flag) == Some(&FlagValue::Bool(true))
     }
 
     /// The text of a flag, empty if there is none.
     pub(crate) fn text(&self, flag: &Flag) -> &str {
         match self.value(flag) {
-            Some(Value::Text(text)) => text,
+            Some(FlagValue::Text(text)) => text,
             _ => "",
         }
     }
@@ -188,12 +187,12 @@ impl Flags {
     /// The texts of a flag that may be given several times.
     pub(crate) fn list(&self, flag: &Flag) -> &[String] {
         match self.value(flag) {
-            Some(Value::List(items)) => items,
+            Some(FlagValue::List(items)) => items,
             _ => &[],
         }
     }
 
-    /// Parses flags up to the first argument that is none, and returns the rest.
+    /// Parses flags up to the first argument that is not one, and returns the rest.
     pub(crate) fn parse(&mut self, args: &[String]) -> Result<Vec<String>, Stop> {
         let mut args: VecDeque<String> = args.iter().cloned().collect();
         loop {
@@ -207,8 +206,8 @@ impl Flags {
                             Ok(Step::Flag | Step::End) => {}
                             Ok(Step::Letters(_)) => return Err(undefined(&word)),
                             Err(mut stop) => {
-                                // First what is wrong with the letter, then that the word is no flag.
-                                stop.said.extend(undefined(&word).said);
+                                // The error of the letter comes first, then that of the word.
+                                stop.messages.extend(undefined(&word).messages);
                                 return Err(stop);
                             }
                         }
@@ -251,10 +250,10 @@ impl Flags {
             return Err(undefined(name));
         };
         match &mut known.value {
-            Value::Bool(on) => match given {
+            FlagValue::Bool(on) => match given {
                 None => *on = true,
                 Some(text) => {
-                    *on = truth(text).ok_or_else(|| {
+                    *on = parse_bool(text).ok_or_else(|| {
                         Stop::bad(format!(
                             "invalid boolean value {quoted} for  -{name}: strconv.ParseBool: parsing {quoted}: \
                              invalid syntax",
@@ -267,8 +266,8 @@ impl Flags {
                 let text = given.map(str::to_owned).or_else(|| args.pop_front());
                 let text = text.ok_or_else(|| Stop::bad(format!("flag needs an argument: -{name}")))?;
                 match value {
-                    Value::List(items) => items.push(text),
-                    value => *value = Value::Text(text),
+                    FlagValue::List(items) => items.push(text),
+                    value => *value = FlagValue::Text(text),
                 }
             }
         }
@@ -340,8 +339,8 @@ fn undefined(name: &str) -> Stop {
     Stop::bad(format!("flag provided but not defined: -{name}"))
 }
 
-/// A truth value in one of the spellings that count.
-fn truth(text: &str) -> Option<bool> {
+/// A boolean as Go's `strconv.ParseBool` reads it.
+fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
@@ -402,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_as_ever() {
+    fn errors_are_those_of_the_go_program() {
         for (line, expected) in [
             ("--bogus", "flag provided but not defined: --bogus"),
             ("-zz", "flag provided but not defined: -zz"),
@@ -421,7 +420,7 @@ mod tests {
         }
         let letters = Stop {
             usage: false,
-            said: vec![
+            messages: vec![
                 "flag needs an argument: -f".into(),
                 "flag provided but not defined: -jf".into(),
             ],
@@ -430,7 +429,7 @@ mod tests {
         assert!(
             parse("-jh")
                 .1
-                .is_err_and(|stop| stop.usage && stop.said.len() == 1)
+                .is_err_and(|stop| stop.usage && stop.messages.len() == 1)
         );
         for line in ["-h", "-help", "--help", "--help=x"] {
             assert_eq!(parse(line).1, Err(Stop::help()), "{line}");
@@ -443,7 +442,7 @@ mod tests {
         flags.add(HELP);
         flags.add(QUIET);
         flags.add(NAME);
-        flags.add_with(FILE, Value::Text("/home/me/file".into()));
+        flags.add_with(FILE, FlagValue::Text("/home/me/file".into()));
         assert_eq!(
             flags.table("/home/me"),
             "\n  --file, -f=~/file    file\n  --help               help\n  --name, -n=[]        name\n  \

@@ -1,23 +1,22 @@
-//! Completion scripts and manual pages, made from the tables of commands and flags.
+//! Completion scripts and manual pages, generated from the tables of commands and flags.
 //!
-//! clap serves as a description here; it parses nothing.
+//! A [`clap::Command`] describes the program to the generators. It parses nothing: see `mflag` for the reason.
 
 use clap::{Arg, ArgAction};
 
-use crate::call::{Call, DONE, Failure, Out, Outcome};
-use crate::commands::{COMMANDS, EXTRAS};
-use crate::help::OWN_NAME;
-use crate::mflag::{Flag, Kind};
-use crate::table::{Command, GLOBAL};
+use crate::command::{Command, PROGRAM_NAME};
+use crate::flags::global;
+use crate::mflag::{Flag, FlagKind};
+use crate::outcome::CommandError;
 
 fn argument(flag: &Flag) -> Arg {
     let id = flag.names.first().copied().unwrap_or_default();
     let mut argument = Arg::new(id).help(flag.usage).action(match flag.kind {
-        Kind::Bool => ArgAction::SetTrue,
-        Kind::Text => ArgAction::Set,
-        Kind::List => ArgAction::Append,
+        FlagKind::Bool => ArgAction::SetTrue,
+        FlagKind::Text => ArgAction::Set,
+        FlagKind::List => ArgAction::Append,
     });
-    if flag.kind != Kind::Bool {
+    if flag.kind != FlagKind::Bool {
         argument = argument.value_name("VALUE");
     }
     let mut first = true;
@@ -43,7 +42,7 @@ fn subcommand(command: &'static Command) -> clap::Command {
         .aliases(others);
     if !command.arguments.is_empty() {
         model = model
-            .override_usage(format!("{OWN_NAME} {name} {}", command.arguments))
+            .override_usage(format!("{PROGRAM_NAME} {name} {}", command.arguments))
             .arg(
                 Arg::new("ARGUMENT")
                     .num_args(0..)
@@ -51,11 +50,7 @@ fn subcommand(command: &'static Command) -> clap::Command {
             );
     }
     if !command.examples.is_empty() {
-        let examples: Vec<String> = command
-            .examples
-            .iter()
-            .map(|line| format!("  {OWN_NAME} {line}"))
-            .collect();
+        let examples: Vec<String> = command.example_lines().map(|line| format!("  {line}")).collect();
         model = model.after_help(format!("Examples:\n{}", examples.join("\n")));
     }
     command
@@ -64,45 +59,50 @@ fn subcommand(command: &'static Command) -> clap::Command {
         .fold(model, |model, flag| model.arg(argument(flag)))
 }
 
-fn model() -> clap::Command {
-    let mut model = clap::Command::new(OWN_NAME)
+fn program(commands: impl Iterator<Item = &'static Command>) -> clap::Command {
+    let mut model = clap::Command::new(PROGRAM_NAME)
         .version(env!("CARGO_PKG_VERSION"))
         .about("Manage layers, images and containers of a containers/storage store")
         .disable_help_subcommand(true)
         .disable_help_flag(true)
         .disable_version_flag(true);
-    for flag in &GLOBAL {
+    for flag in &global::ALL {
         model = model.arg(argument(flag));
     }
-    for command in COMMANDS.iter().chain(EXTRAS) {
+    for command in commands {
         model = model.subcommand(subcommand(command));
     }
     model
 }
 
-pub(crate) async fn completions(call: &Call, out: &mut Out) -> Outcome {
-    let shell = call.arg(0);
+/// A completion script for every command.
+pub(crate) fn completions(
+    commands: impl Iterator<Item = &'static Command>,
+    shell: &str,
+) -> Result<Vec<u8>, CommandError> {
     let shell: clap_complete::Shell = shell
         .parse()
         .map_err(|_reason| format!("completions for {shell:?}: not bash, elvish, fish, powershell or zsh"))?;
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut model(), OWN_NAME, &mut script);
-    out.raw(&script)?;
-    DONE
+    clap_complete::generate(shell, &mut program(commands), PROGRAM_NAME, &mut script);
+    Ok(script)
 }
 
-pub(crate) async fn man(call: &Call, out: &mut Out) -> Outcome {
-    let page = match call.optional(0) {
-        None => model(),
-        Some(name) => {
-            let command =
-                crate::commands::find(name).ok_or_else(|| format!("{name}: unrecognized command"))?;
-            subcommand(command)
-        }
-    };
+/// The manual page of the program.
+pub(crate) fn program_page(
+    commands: impl Iterator<Item = &'static Command>,
+) -> Result<Vec<u8>, CommandError> {
+    page(program(commands))
+}
+
+/// The manual page of one command.
+pub(crate) fn command_page(command: &'static Command) -> Result<Vec<u8>, CommandError> {
+    page(subcommand(command))
+}
+
+fn page(model: clap::Command) -> Result<Vec<u8>, CommandError> {
     let mut text = Vec::new();
-    let rendered = clap_mangen::Man::new(page).render(&mut text);
-    rendered.map_err(|error| Failure::from(format!("rendering the manual page: {error}")))?;
-    out.raw(&text)?;
-    DONE
+    let rendered = clap_mangen::Man::new(model).render(&mut text);
+    rendered.map_err(|error| format!("rendering the manual page: {error}"))?;
+    Ok(text)
 }

@@ -1,9 +1,9 @@
-//! Text as the Go program prints it.
+//! Text formatted as the Go program formats it.
 
 use std::fmt::Write as _;
 use std::io;
 
-/// A text in double quotes as Go's `%q` writes it.
+/// A text in double quotes, escaped as by Go's `%q`.
 pub(crate) fn go_quote(text: &[u8]) -> String {
     let mut out = String::from("\"");
     for chunk in text.utf8_chunks() {
@@ -38,14 +38,15 @@ pub(crate) fn go_quote(text: &[u8]) -> String {
     out
 }
 
-/// Whether Go would show a character as it is. Marks that combine with the letter before them are.
+/// Whether Go prints a character unescaped. Combining marks are: `escape_debug` escapes them only at the start of a
+/// text, so the character is put behind a letter.
 fn is_printable(letter: char) -> bool {
     let mut pair = String::from("a");
     pair.push(letter);
     pair.escape_debug().count() == 2
 }
 
-/// An error of the system without Rust's number, in the system's own lower-case words.
+/// The text of a system error as Go prints it: in lower case, without Rust's `(os error N)`.
 pub(crate) fn system_error(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
@@ -56,13 +57,13 @@ pub(crate) fn system_error(error: &io::Error) -> String {
     }
 }
 
-/// Numbers in brackets, as Go prints a slice.
+/// Numbers as Go prints a slice.
 pub(crate) fn numbers(items: &[u32]) -> String {
     let items: Vec<String> = items.iter().map(u32::to_string).collect();
     format!("[{}]", items.join(" "))
 }
 
-/// Bytes with a unit, for people.
+/// A size with a binary unit and one decimal.
 pub(crate) fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut whole, mut tenths, mut unit) = (bytes, 0, 0);

@@ -1,19 +1,20 @@
-//! Comparing layers, and their diffs as streams.
+//! Layers compared (`changes`, `diffsize`) and their diffs as tar streams (`diff`, `applydiff`).
 
 use graphroot::{ChangeKind, Compression, DiffOptions};
 use tokio::io::AsyncReadExt as _;
 
-use crate::call::{Call, DONE, Out, Outcome};
-use crate::data::Sink;
+use super::service::not_implemented;
+use crate::call::Call;
+use crate::flags::{BZIP2, GZIP, UNCOMPRESSED, XZ, file};
 use crate::input::{Input, bar};
-use crate::service::not_there_yet;
-use crate::table::{BZIP2, GZIP, UNCOMPRESSED, XZ, file};
+use crate::outcome::{DONE, Outcome};
+use crate::output::{DataOutput, Output};
 use crate::text::{go_quote, system_error};
 
-/// Bytes read from a diff at once.
+/// Size of the buffer between the diff and the output.
 const CHUNK: usize = 128 * 1024;
 
-pub(crate) async fn changes(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn changes(call: &Call, out: &mut Output) -> Outcome {
     use std::os::unix::ffi::OsStrExt as _;
     let changes = call.store()?.changes(call.optional(1), call.arg(0)).await?;
     if call.json() {
@@ -31,16 +32,16 @@ pub(crate) async fn changes(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn size(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn size(call: &Call, out: &mut Output) -> Outcome {
     let size = call.store()?.diff_size(call.optional(1), call.arg(0)).await?;
     out.line(size.to_string())?;
     DONE
 }
 
-pub(crate) async fn diff(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn diff(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let path = call.flags.text(&file::INSTEAD_OF_STDOUT);
-    let mut sink = Sink::new(path, out)?;
+    let mut output = DataOutput::new(path, out)?;
     let wanted = [
         (&XZ, Compression::Xz),
         (&BZIP2, Compression::Bzip2),
@@ -65,18 +66,18 @@ pub(crate) async fn diff(call: &Call, out: &mut Out) -> Outcome {
             break;
         }
         progress.inc(count as u64);
-        sink.write(&chunk)?;
+        output.write(&chunk)?;
     }
     progress.finish_and_clear();
     DONE
 }
 
-pub(crate) async fn apply(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn apply(call: &Call, _out: &mut Output) -> Outcome {
     let diff = Input::open(call, &file::INSTEAD_OF_STDIN, "Applying")?;
     call.store()?.apply_diff(call.arg(0), diff).await?;
     DONE
 }
 
-pub(crate) async fn apply_staged(call: &Call, _out: &mut Out) -> Outcome {
-    not_there_yet(call)
+pub(crate) async fn apply_staged(call: &Call, _out: &mut Output) -> Outcome {
+    not_implemented(call)
 }

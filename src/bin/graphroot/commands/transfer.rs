@@ -1,4 +1,4 @@
-//! `pull` and `push`: images from elsewhere into the store and out of it.
+//! `pull` and `push`: images copied between the store and registries, OCI layouts and archives.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -11,11 +11,13 @@ use graphroot::oci::{
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
-use crate::table::{NEW_NAME, QUIET_TRANSFER, transfer};
+use crate::call::Call;
+use crate::flags::{NEW_NAME, QUIET_TRANSFER, transfer};
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
+use crate::output::Output;
 use crate::text::human_size;
 
-/// The first digits of a digest tell blobs apart for people.
+/// Digits of a digest that are shown.
 const SHORT: usize = 12;
 
 fn short(digest: &Digest) -> &str {
@@ -23,11 +25,11 @@ fn short(digest: &Digest) -> &str {
     encoded.get(..SHORT).unwrap_or(encoded)
 }
 
-/// How the progress is told, chosen by flags and by what standard error is.
+/// How events are reported: JSON on standard output, nothing, progress bars on a terminal, or lines on standard error.
 fn progress(call: &Call) -> Progress {
     if call.json() {
         return Progress::new(|event| {
-            // Nobody needs to know if nobody listens any more.
+            // The transfer goes on if the reader has closed the pipe.
             drop(writeln!(io::stdout().lock(), "{}", as_json(&event)));
         });
     }
@@ -35,7 +37,7 @@ fn progress(call: &Call) -> Progress {
         return Progress::default();
     }
     if io::stderr().is_terminal() {
-        let bars = Arc::new(Mutex::new(Bars::default()));
+        let bars = Arc::new(Mutex::new(ProgressBars::default()));
         return Progress::new(move |event| {
             let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
             bars.show(event);
@@ -85,7 +87,7 @@ fn as_json(event: &Event) -> Value {
     }
 }
 
-/// An event as a line for logs; those that come in great numbers have none.
+/// An event as a line of text; `None` for events without a line of their own, such as transferred bytes.
 fn as_line(event: &Event) -> Option<String> {
     match event {
         Event::Image {
@@ -114,14 +116,14 @@ fn as_line(event: &Event) -> Option<String> {
     }
 }
 
-/// A bar for each blob that moves.
+/// A progress bar for each blob.
 #[derive(Default)]
-struct Bars {
+struct ProgressBars {
     all: MultiProgress,
     blobs: HashMap<Digest, ProgressBar>,
 }
 
-impl Bars {
+impl ProgressBars {
     fn show(&mut self, event: Event) {
         if let (Some(line), Event::Image { .. }) = (as_line(&event), &event) {
             drop(self.all.println(line));
@@ -153,7 +155,7 @@ impl Bars {
     }
 }
 
-fn connection(call: &Call) -> Result<PullOptions, Failure> {
+fn connection(call: &Call) -> Result<PullOptions, CommandError> {
     let mut options = PullOptions::default().progress(progress(call));
     let auth_file = call.flags.text(&transfer::AUTH_FILE);
     if !auth_file.is_empty() {
@@ -163,8 +165,8 @@ fn connection(call: &Call) -> Result<PullOptions, Failure> {
     Ok(options)
 }
 
-/// A number of things at the same time.
-fn count(text: &str, flag: &str) -> Result<Option<usize>, Failure> {
+/// The value of a flag that takes a number above 0.
+fn count(text: &str, flag: &str) -> Result<Option<usize>, CommandError> {
     match text.parse() {
         _ if text.is_empty() => Ok(None),
         Ok(count) if count > 0 => Ok(Some(count)),
@@ -172,8 +174,8 @@ fn count(text: &str, flag: &str) -> Result<Option<usize>, Failure> {
     }
 }
 
-/// Pulls all images at once; prints their IDs.
-pub(crate) async fn pull(call: &Call, out: &mut Out) -> Outcome {
+/// Pulls all images concurrently and prints their IDs.
+pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
     let mut options = connection(call)?;
     options.keep_partial = call.flags.is_on(&transfer::KEEP_PARTIAL);
     if let Some(downloads) = count(call.flags.text(&transfer::DOWNLOADS), "downloads")? {
@@ -202,15 +204,15 @@ pub(crate) async fn pull(call: &Call, out: &mut Out) -> Outcome {
             Ok(pulled) => out.line(pulled.image.id())?,
             Err(error) => {
                 failed = true;
-                out.complain(format!("{}: {}", call.name, told(&error)))?;
+                out.stderr_line(format!("{}: {}", call.name, describe(&error)))?;
             }
         }
     }
     if failed { FAILED } else { DONE }
 }
 
-/// Pushes one image; prints the digest of its manifest there.
-pub(crate) async fn push(call: &Call, out: &mut Out) -> Outcome {
+/// Pushes one image and prints the digest of its manifest at the destination.
+pub(crate) async fn push(call: &Call, out: &mut Output) -> Outcome {
     let mut options = PushOptions::default();
     options.connection = connection(call)?;
     let to: ImageRef = call.arg(1).parse()?;

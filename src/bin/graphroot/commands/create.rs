@@ -2,14 +2,16 @@
 
 use graphroot::{ContainerOptions, Digest, IdMap, IdMappingOptions, ImageOptions, Layer, LayerOptions};
 
-use crate::call::{Call, DONE, Failure, Out, Outcome, file_failure, told};
+use super::names::given_metadata;
+use crate::call::Call;
+use crate::flags::{file, new};
 use crate::input::Input;
-use crate::names::given_metadata;
-use crate::table::{file, new};
+use crate::outcome::{CommandError, DONE, Outcome, describe, file_failure};
+use crate::output::Output;
 use crate::text::go_quote;
 
-/// The owner mapping that the flags describe.
-fn id_mappings(call: &Call) -> Result<IdMappingOptions, Failure> {
+/// The ID mappings that the flags describe.
+fn id_mappings(call: &Call) -> Result<IdMappingOptions, CommandError> {
     let text = |flag| call.flags.text(flag);
     let mut options = IdMappingOptions::default();
     options.host_uid_mapping = call.flags.is_on(&new::HOST_UIDS);
@@ -47,8 +49,8 @@ fn id_mappings(call: &Call) -> Result<IdMappingOptions, Failure> {
     Ok(options)
 }
 
-/// Ranges written as `CONTAINER:HOST:SIZE`, any number of them with colons between.
-fn triples(text: &str, what: &str) -> Result<Vec<IdMap>, Failure> {
+/// ID maps written as `CONTAINER:HOST:SIZE`, several of them separated by colons.
+fn triples(text: &str, what: &str) -> Result<Vec<IdMap>, CommandError> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
@@ -73,8 +75,9 @@ fn triples(text: &str, what: &str) -> Result<Vec<IdMap>, Failure> {
         .collect())
 }
 
-/// The ranges that a file such as `/etc/subuid` gives to a user, by name or number, one after the other from 0 on.
-fn sub_ids(path: &str, user: &str) -> Result<Vec<IdMap>, Failure> {
+/// The ranges that a file such as `/etc/subuid` grants to a user (by name or number), mapped consecutively from
+/// container ID 0 on. The user `ALL` takes the ranges of every user, as in the Go library.
+fn sub_ids(path: &str, user: &str) -> Result<Vec<IdMap>, CommandError> {
     let text = std::fs::read_to_string(path).map_err(|error| file_failure("open", path, &error))?;
     let number = user_number(user);
     let (mut ranges, mut next) = (Vec::new(), 0_u32);
@@ -106,14 +109,14 @@ fn sub_ids(path: &str, user: &str) -> Result<Vec<IdMap>, Failure> {
     Ok(maps)
 }
 
-/// The number of a user whose name is known.
+/// The user ID of a name in `/etc/passwd`.
 fn user_number(name: &str) -> Option<String> {
     let users = std::fs::read_to_string("/etc/passwd").ok()?;
     let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
     line.split(':').nth(2).map(str::to_owned)
 }
 
-fn layer_options(call: &Call) -> Result<LayerOptions, Failure> {
+fn layer_options(call: &Call) -> Result<LayerOptions, CommandError> {
     let mut options = LayerOptions::default().id(call.flags.text(&new::LAYER_ID));
     options.names = call.flags.list(&new::LAYER_NAME).to_vec();
     options.mount_label = call.flags.text(&new::LABEL).to_owned();
@@ -122,7 +125,7 @@ fn layer_options(call: &Call) -> Result<LayerOptions, Failure> {
     Ok(options)
 }
 
-pub(crate) async fn storage_layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn storage_layer(call: &Call, out: &mut Output) -> Outcome {
     let options = layer_options(call)?;
     let driver = call.store()?.graph_driver();
     let id = driver.create_layer(call.optional(0), options).await?;
@@ -134,8 +137,8 @@ pub(crate) async fn storage_layer(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-/// The ID and the names of what was created.
-fn created(out: &mut Out, id: &str, names: &[String]) -> Outcome {
+/// Prints the ID and the names of a new item.
+fn created(out: &mut Output, id: &str, names: &[String]) -> Outcome {
     out.line(id)?;
     for name in names {
         out.line(format!("\t{name}"))?;
@@ -143,7 +146,7 @@ fn created(out: &mut Out, id: &str, names: &[String]) -> Outcome {
     DONE
 }
 
-fn created_layer(call: &Call, out: &mut Out, layer: &Layer) -> Outcome {
+fn created_layer(call: &Call, out: &mut Output, layer: &Layer) -> Outcome {
     if call.json() {
         out.json(layer)?;
         return DONE;
@@ -151,20 +154,20 @@ fn created_layer(call: &Call, out: &mut Out, layer: &Layer) -> Outcome {
     created(out, layer.id(), layer.names())
 }
 
-pub(crate) async fn layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn layer(call: &Call, out: &mut Output) -> Outcome {
     let options = layer_options(call)?;
     let layer = call.store()?.create_layer(call.optional(0), options).await?;
     created_layer(call, out, &layer)
 }
 
-pub(crate) async fn import_layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn import_layer(call: &Call, out: &mut Output) -> Outcome {
     let diff = Input::open(call, &file::INSTEAD_OF_STDIN, "Importing")?;
     let options = layer_options(call)?;
     let put = call.store()?.put_layer(call.optional(0), options, diff).await?;
     created_layer(call, out, &put.layer)
 }
 
-pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
     let mut options = ImageOptions::default().id(call.flags.text(&new::IMAGE_ID));
     options.names = call.flags.list(&new::IMAGE_NAME).to_vec();
     options.metadata = given_metadata(call)?;
@@ -178,7 +181,7 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
     };
     options.digest = given
         .transpose()
-        .map_err(|error| format!("validating digests for new image: {}", told(&error)))?;
+        .map_err(|error| format!("validating digests for new image: {}", describe(&error)))?;
     let image = call
         .store()?
         .create_image(top.as_ref().map(Layer::id), options)
@@ -190,7 +193,7 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
     created(out, image.id(), image.names())
 }
 
-pub(crate) async fn container(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container(call: &Call, out: &mut Output) -> Outcome {
     let mut options = ContainerOptions::default();
     options.id = call.flags.text(&new::CONTAINER_ID).to_owned();
     options.names = call.flags.list(&new::CONTAINER_NAME).to_vec();

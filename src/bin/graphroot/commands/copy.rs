@@ -1,14 +1,16 @@
-//! Copying files into layers, out of layers, and between them.
+//! `copy`: files copied into layers, out of layers and between layers.
 
 use graphroot::{CopyEnd, IdMappings, Layer, Owner, Store, copy_content};
 
-use crate::call::{Call, DONE, Failure, Out, Outcome, complain, plain_error, told};
+use crate::call::Call;
+use crate::flags::CHOWN;
 use crate::input::spinner;
-use crate::table::CHOWN;
+use crate::outcome::{CommandError, DONE, Outcome, describe, describe_briefly};
+use crate::output::{Output, stderr_line};
 use crate::text::go_quote;
 
-/// An ID of the flag `--chown`.
-fn id(text: &str, what: &str) -> Result<u32, Failure> {
+/// A user or group ID of `--chown`; errors read as those of the Go program.
+fn id(text: &str, what: &str) -> Result<u32, CommandError> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.parse().ok().filter(|_| plain);
     number.ok_or_else(|| {
@@ -18,11 +20,11 @@ fn id(text: &str, what: &str) -> Result<u32, Failure> {
             "invalid syntax"
         };
         let text = go_quote(text.as_bytes());
-        Failure::from(format!("bad {what}: strconv.ParseUint: parsing {text}: {reason}"))
+        CommandError::from(format!("bad {what}: strconv.ParseUint: parsing {text}: {reason}"))
     })
 }
 
-fn owner(call: &Call) -> Result<Option<Owner>, Failure> {
+fn owner(call: &Call) -> Result<Option<Owner>, CommandError> {
     let text = call.flags.text(&CHOWN);
     if text.is_empty() {
         return Ok(None);
@@ -34,15 +36,15 @@ fn owner(call: &Call) -> Result<Option<Owner>, Failure> {
     }))
 }
 
-/// Layers that are mounted while the copying goes on.
-struct Mounts<'a> {
+/// Layers that are mounted for the copy.
+struct CopyMounts<'a> {
     store: &'a Store,
     layers: Vec<String>,
 }
 
-impl Mounts<'_> {
-    /// The place that `[LAYER:]PATH` names; mounts the layer.
-    async fn place(&mut self, spec: &str) -> Result<CopyEnd, Failure> {
+impl CopyMounts<'_> {
+    /// The source or target that `[LAYER:]PATH` names. Mounts the layer.
+    async fn copy_end(&mut self, spec: &str) -> Result<CopyEnd, CommandError> {
         let Some((layer, path)) = spec.split_once(':') else {
             let here = std::path::absolute(spec).map_err(|error| format!("path {spec:?}: {error}"))?;
             return Ok(CopyEnd::new("/", here));
@@ -50,12 +52,12 @@ impl Mounts<'_> {
         let found = self.store.layer(layer).await;
         let layer: Layer = found.map_err(|error| {
             let name = go_quote(layer.as_bytes());
-            format!("error finding layer {name}: {}", plain_error(&error))
+            format!("error finding layer {name}: {}", describe_briefly(&error))
         })?;
         let mounted = self.store.mount(layer.id(), layer.mount_label()).await;
         let mounted = mounted.map_err(|error| {
             let id = go_quote(layer.id().as_bytes());
-            format!("error mounting layer {id}: {}", told(&error))
+            format!("error mounting layer {id}: {}", describe(&error))
         })?;
         self.layers.push(layer.id().to_owned());
         let mappings = IdMappings {
@@ -65,40 +67,45 @@ impl Mounts<'_> {
         Ok(CopyEnd::new(mounted, path).mappings(mappings))
     }
 
-    /// Unmounts everything, the last one first. Failures are told but do not count.
-    async fn undo(self) {
+    /// Unmounts the layers, the last one first. Errors are printed and do not fail the command.
+    async fn unmount(self) {
         for id in self.layers.iter().rev() {
             if let Err(error) = self.store.unmount(id, false).await {
                 let id = go_quote(id.as_bytes());
-                complain(&format!("error unmounting layer {id}: {}", told(&error)));
+                stderr_line(&format!("error unmounting layer {id}: {}", describe(&error)));
             }
         }
     }
 }
 
-pub(crate) async fn copy(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn copy(call: &Call, _out: &mut Output) -> Outcome {
     let owner = owner(call)?;
-    let mut mounts = Mounts {
+    let mut mounts = CopyMounts {
         store: call.store()?,
         layers: Vec::new(),
     };
     let busy = spinner("Copying");
     let copied = copy_all(call, &mut mounts, owner).await;
-    mounts.undo().await;
+    mounts.unmount().await;
     busy.finish_and_clear();
     copied.and(DONE)
 }
 
-async fn copy_all(call: &Call, mounts: &mut Mounts<'_>, owner: Option<Owner>) -> Result<(), Failure> {
+async fn copy_all(
+    call: &Call,
+    mounts: &mut CopyMounts<'_>,
+    owner: Option<Owner>,
+) -> Result<(), CommandError> {
     let Some((target, sources)) = call.args.split_last() else {
         return Ok(());
     };
-    let to = mounts.place(target).await?;
-    // A layer's name without a path is a likelier slip than a directory here of the same name.
+    let to = mounts.copy_end(target).await?;
+    // A relative target is more often a layer's name without its path than a directory, so a directory is not copied
+    // to it. containers-storage refuses it as well.
     let on_host = !target.contains(':');
     let is_relative = on_host && !target.starts_with('/');
     for source in sources {
-        let from = mounts.place(source).await?;
+        let from = mounts.copy_end(source).await?;
         let is_dir = from
             .root
             .join(from.path.strip_prefix("/").unwrap_or(&from.path))
@@ -115,7 +122,7 @@ async fn copy_all(call: &Call, mounts: &mut Mounts<'_>, owner: Option<Owner>) ->
         }
         copy_content(from, to, owner)
             .await
-            .map_err(|error| format!("error {}", told(&error)))?;
+            .map_err(|error| format!("error {}", describe(&error)))?;
     }
     Ok(())
 }

@@ -1,20 +1,22 @@
-//! Everything about single items: `layer`, `image`, `container`, `exists` and the owners above a mount.
+//! Single items: `layer`, `image`, `container`, `exists`, `layer-parent-owners` and `container-parent-owners`.
 
 use std::collections::BTreeMap;
 
 use graphroot::ParentOwners;
 use serde::Serialize;
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
-use crate::table::{IS_CONTAINER, IS_IMAGE, IS_LAYER, NO_NAMES};
+use crate::call::Call;
+use crate::flags::{IS_CONTAINER, IS_IMAGE, IS_LAYER, NO_NAMES};
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
+use crate::output::Output;
 use crate::text::numbers;
 
-/// Success if everything that was asked for is there.
+/// Success if every argument was found.
 fn all_found(call: &Call, found: usize) -> Outcome {
     if found == call.args.len() { DONE } else { FAILED }
 }
 
-pub(crate) async fn layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn layer(call: &Call, out: &mut Output) -> Outcome {
     let mut found = Vec::new();
     for arg in &call.args {
         found.extend(call.store()?.layer(arg).await.ok());
@@ -46,7 +48,7 @@ pub(crate) async fn layer(call: &Call, out: &mut Out) -> Outcome {
     all_found(call, found.len())
 }
 
-pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let mut found = Vec::new();
     for arg in &call.args {
@@ -79,14 +81,14 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
     all_found(call, found.len())
 }
 
-fn size(out: &mut Out, size: graphroot::Result<u64>) -> Result<(), Failure> {
+fn size(out: &mut Output, size: graphroot::Result<u64>) -> Result<(), CommandError> {
     match size {
         Ok(size) => out.line(format!("Size: {size}")),
-        Err(error) => out.line(format!("Size unknown: {}", told(&error))),
+        Err(error) => out.line(format!("Size unknown: {}", describe(&error))),
     }
 }
 
-pub(crate) async fn container(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let images = store.images().await?;
     let mut found = Vec::new();
@@ -117,7 +119,7 @@ pub(crate) async fn container(call: &Call, out: &mut Out) -> Outcome {
     all_found(call, found.len())
 }
 
-pub(crate) async fn exists(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn exists(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let mut answers: Vec<(&str, bool)> = Vec::new();
     let mut all = true;
@@ -141,7 +143,7 @@ pub(crate) async fn exists(call: &Call, out: &mut Out) -> Outcome {
     if all { DONE } else { FAILED }
 }
 
-/// Owners as JSON, `null` where there are none.
+/// Parent owners as JSON, `null` for an empty list.
 #[derive(Serialize)]
 struct Owners<'a> {
     #[serde(rename = "ID")]
@@ -152,7 +154,13 @@ struct Owners<'a> {
     gids: Option<&'a [u32]>,
 }
 
-fn owners(call: &Call, out: &mut Out, id: &str, owners: &ParentOwners, always: bool) -> Result<(), Failure> {
+fn owners(
+    call: &Call,
+    out: &mut Output,
+    id: &str,
+    owners: &ParentOwners,
+    always: bool,
+) -> Result<(), CommandError> {
     let some = |ids: &'_ [u32]| !ids.is_empty();
     if call.json() {
         return out.json(&Owners {
@@ -170,7 +178,7 @@ fn owners(call: &Call, out: &mut Out, id: &str, owners: &ParentOwners, always: b
     Ok(())
 }
 
-pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let mut found = Vec::new();
     for arg in &call.args {
@@ -178,13 +186,13 @@ pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Out) -> Outcome {
     }
     for layer in &found {
         let above = store.layer_parent_owners(layer.id()).await;
-        let above = above.map_err(|error| format!("LayerParentOwner: {}", told(&error)))?;
+        let above = above.map_err(|error| format!("LayerParentOwner: {}", describe(&error)))?;
         owners(call, out, layer.id(), &above, false)?;
     }
     all_found(call, found.len())
 }
 
-pub(crate) async fn container_parent_owners(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container_parent_owners(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let mut found = Vec::new();
     for arg in &call.args {
@@ -192,7 +200,7 @@ pub(crate) async fn container_parent_owners(call: &Call, out: &mut Out) -> Outco
     }
     for container in &found {
         let above = store.container_parent_owners(container.id()).await;
-        let above = above.map_err(|error| format!("ContainerParentOwner: {}", told(&error)))?;
+        let above = above.map_err(|error| format!("ContainerParentOwner: {}", describe(&error)))?;
         owners(call, out, container.id(), &above, true)?;
     }
     all_found(call, found.len())

@@ -1,23 +1,25 @@
-//! Listing everything of a kind: `layers`, `storage-layers`, `images`, `images-by-digest`, `containers`.
+//! Lists of items: `layers`, `storage-layers`, `images`, `images-by-digest`, `containers`.
 
 use std::collections::HashMap;
 
 use graphroot::{Container, Digest, Image, Layer};
 
-use crate::call::{Call, DONE, Failure, Out, Outcome};
-use crate::layer_tree::{Node, print};
-use crate::table::{QUICK, QUIET_IDS, TREE};
+use super::layer_tree::{LayerNode, print};
+use crate::call::Call;
+use crate::flags::{QUICK, QUIET_IDS, TREE};
+use crate::outcome::{CommandError, DONE, Outcome};
+use crate::output::Output;
 
-/// Who uses a layer.
+/// The images and containers that use each layer.
 #[derive(Default)]
-pub(crate) struct Users {
+pub(crate) struct LayerUsers {
     images: HashMap<String, Vec<Image>>,
     containers: HashMap<String, Container>,
 }
 
-impl Users {
-    /// Reads all images and containers. A listing of layers goes on without those that cannot be read.
-    pub(crate) async fn read(call: &Call) -> Result<Self, Failure> {
+impl LayerUsers {
+    /// Reads all images and containers. If one kind cannot be read, layers are listed without it.
+    pub(crate) async fn read(call: &Call) -> Result<Self, CommandError> {
         let store = call.store()?;
         let mut users = Self::default();
         for image in store.images().await.unwrap_or_default() {
@@ -46,7 +48,7 @@ impl Users {
     }
 }
 
-pub(crate) async fn layers(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn layers(call: &Call, out: &mut Output) -> Outcome {
     let layers = call.store()?.layers().await?;
     if call.json() {
         out.json_or_null(&layers)?;
@@ -55,9 +57,9 @@ pub(crate) async fn layers(call: &Call, out: &mut Out) -> Outcome {
     let tree = call.flags.is_on(&TREE);
     let ids_only = call.flags.is_on(&QUICK) && !tree;
     let users = if ids_only {
-        Users::default()
+        LayerUsers::default()
     } else {
-        Users::read(call).await?
+        LayerUsers::read(call).await?
     };
     if tree {
         let nodes = layers.iter().map(|layer| node(layer, &users)).collect();
@@ -87,7 +89,7 @@ pub(crate) async fn layers(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-fn node(layer: &Layer, users: &Users) -> Node {
+fn node(layer: &Layer, users: &LayerUsers) -> LayerNode {
     let mut notes: Vec<String> = layer.names().iter().map(|name| format!("name: {name}")).collect();
     if let Some(path) = layer.mount_point() {
         notes.push(format!("mount: {}", path.display()));
@@ -105,14 +107,14 @@ fn node(layer: &Layer, users: &Users) -> Node {
                 .map(|name| format!("container name: {name}")),
         );
     }
-    Node {
+    LayerNode {
         parent: layer.parent().unwrap_or("(base)").to_owned(),
         id: layer.id().to_owned(),
         notes,
     }
 }
 
-pub(crate) async fn storage_layers(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn storage_layers(call: &Call, out: &mut Output) -> Outcome {
     let mut layers = call.store()?.graph_driver().list_layers().await?;
     layers.sort_unstable();
     if call.json() {
@@ -125,7 +127,7 @@ pub(crate) async fn storage_layers(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn images(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn images(call: &Call, out: &mut Output) -> Outcome {
     let images = call.store()?.images().await?;
     if call.json() {
         out.json_or_null(&images)?;
@@ -134,7 +136,7 @@ pub(crate) async fn images(call: &Call, out: &mut Out) -> Outcome {
     list_images(call, out, &images)
 }
 
-pub(crate) async fn images_by_digest(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn images_by_digest(call: &Call, out: &mut Output) -> Outcome {
     let digest: Digest = call.arg(0).parse()?;
     let images = call.store()?.images_by_digest(&digest).await?;
     if call.json() {
@@ -144,7 +146,7 @@ pub(crate) async fn images_by_digest(call: &Call, out: &mut Out) -> Outcome {
     list_images(call, out, &images)
 }
 
-fn list_images(call: &Call, out: &mut Out, images: &[Image]) -> Outcome {
+fn list_images(call: &Call, out: &mut Output, images: &[Image]) -> Outcome {
     for image in images {
         out.line(image.id())?;
         if call.flags.is_on(&QUIET_IDS) {
@@ -163,7 +165,7 @@ fn list_images(call: &Call, out: &mut Out, images: &[Image]) -> Outcome {
     DONE
 }
 
-pub(crate) async fn containers(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn containers(call: &Call, out: &mut Output) -> Outcome {
     let containers = call.store()?.containers().await?;
     if call.json() {
         out.json(&containers)?;

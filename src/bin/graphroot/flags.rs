@@ -1,82 +1,40 @@
-//! What a command is made of, and every flag.
+//! The flags of all commands.
 
-use crate::call::{Call, Out, Work};
-use crate::defaults::GlobalArguments;
-use crate::mflag::{Flag, Flags, Value};
-use crate::unshare;
+use crate::mflag::Flag;
 
-/// A command.
-#[derive(Debug)]
-pub(crate) struct Command {
-    /// Its name, then its other names.
-    pub(crate) names: &'static [&'static str],
-    /// What follows its name in the usage.
-    pub(crate) arguments: &'static str,
-    pub(crate) usage: &'static str,
-    pub(crate) min_args: usize,
-    /// `None`: any number.
-    pub(crate) max_args: Option<usize>,
-    pub(crate) flags: &'static [Flag],
-    pub(crate) examples: &'static [&'static str],
-    /// Whether it works on the open store.
-    pub(crate) opens_store: bool,
-    pub(crate) run: for<'a> fn(&'a Call, &'a mut Out) -> Work<'a>,
+/// Global arguments, which every command takes. [`DEBUG`] and [`UNSHARE`] are global too.
+pub(crate) mod global {
+    use super::{DEBUG, Flag, UNSHARE};
+    pub(crate) const GRAPH: Flag = Flag::text(&["-graph", "g"], "Root of the storage tree");
+    pub(crate) const RUN: Flag = Flag::text(&["-run", "R"], "Root of the runtime state tree");
+    pub(crate) const IMAGE_STORE: Flag = Flag::text(&["-image-store"], "Root of the separate image store");
+    pub(crate) const TRANSIENT: Flag = Flag::bool(&["-transient-store"], "Transient store");
+    pub(crate) const DRIVER: Flag = Flag::text(
+        &["-storage-driver", "s"],
+        "Storage driver to use ($STORAGE_DRIVER)",
+    );
+    pub(crate) const DRIVER_OPTION: Flag =
+        Flag::list(&["-storage-opt"], "Set storage driver options ($STORAGE_OPTS)");
+    /// [`UNSHARE`] where it is on by default.
+    pub(crate) const UNSHARE_ROOTLESS: Flag =
+        Flag::bool(&["-unshare", "U"], "Run in a user namespace (default true)");
+
+    pub(crate) const ALL: [Flag; 8] = [
+        RUN,
+        GRAPH,
+        IMAGE_STORE,
+        TRANSIENT,
+        DRIVER,
+        DRIVER_OPTION,
+        DEBUG,
+        UNSHARE,
+    ];
 }
 
-const GRAPH: Flag = Flag::text(&["-graph", "g"], "Root of the storage tree");
-const RUN: Flag = Flag::text(&["-run", "R"], "Root of the runtime state tree");
-const IMAGE_STORE: Flag = Flag::text(&["-image-store"], "Root of the separate image store");
-const TRANSIENT: Flag = Flag::bool(&["-transient-store"], "Transient store");
-const DRIVER: Flag = Flag::text(
-    &["-storage-driver", "s"],
-    "Storage driver to use ($STORAGE_DRIVER)",
-);
-const DRIVER_OPTION: Flag = Flag::list(&["-storage-opt"], "Set storage driver options ($STORAGE_OPTS)");
 pub(crate) const DEBUG: Flag = Flag::bool(&["-debug", "D"], "Print debugging information");
 pub(crate) const UNSHARE: Flag = Flag::bool(&["-unshare", "U"], "Run in a user namespace (default false)");
-const UNSHARE_ROOTLESS: Flag = Flag::bool(&["-unshare", "U"], "Run in a user namespace (default true)");
+/// Before the command's name only; `--help` after it is part of the grammar.
 pub(crate) const HELP: Flag = Flag::bool(&["#help", "-help"], "Print usage");
-
-/// Every flag that goes with all commands.
-pub(crate) const GLOBAL: [Flag; 8] = [
-    RUN,
-    GRAPH,
-    IMAGE_STORE,
-    TRANSIENT,
-    DRIVER,
-    DRIVER_OPTION,
-    DEBUG,
-    UNSHARE,
-];
-
-/// Adds the flags that go with all commands; `given` is what they have without being said.
-pub(crate) fn add_global(flags: &mut Flags, given: &GlobalArguments, debug: bool) {
-    let rootless = unshare::is_rootless();
-    flags.add_with(RUN, Value::Text(given.run.clone()));
-    flags.add_with(GRAPH, Value::Text(given.graph.clone()));
-    flags.add_with(IMAGE_STORE, Value::Text(given.image_store.clone()));
-    flags.add_with(TRANSIENT, Value::Bool(given.transient));
-    flags.add_with(DRIVER, Value::Text(given.driver.clone()));
-    flags.add_with(DRIVER_OPTION, Value::List(given.driver_options.clone()));
-    flags.add_with(DEBUG, Value::Bool(debug));
-    // What was said before the command does not count, as ever.
-    flags.add_with(
-        if rootless { UNSHARE_ROOTLESS } else { UNSHARE },
-        Value::Bool(rootless),
-    );
-}
-
-/// What the flags that go with all commands say.
-pub(crate) fn given(flags: &Flags) -> GlobalArguments {
-    GlobalArguments {
-        graph: flags.text(&GRAPH).to_owned(),
-        run: flags.text(&RUN).to_owned(),
-        image_store: flags.text(&IMAGE_STORE).to_owned(),
-        transient: flags.is_on(&TRANSIENT),
-        driver: flags.text(&DRIVER).to_owned(),
-        driver_options: flags.list(&DRIVER_OPTION).to_vec(),
-    }
-}
 
 pub(crate) const JSON: Flag = Flag::bool(&["-json", "j"], "Prefer JSON output");
 pub(crate) const QUIET_IDS: Flag = Flag::bool(&["-quiet", "q"], "Only print IDs");
@@ -154,7 +112,7 @@ pub(crate) const REMOVE_NAME: Flag = Flag::list(&["-name", "n"], "Name to remove
 pub(crate) const NEW_NAME: Flag = Flag::list(&["-name", "n"], "New name");
 
 #[cfg(feature = "pull")]
-pub(crate) const QUIET_TRANSFER: Flag = Flag::bool(&["-quiet", "q"], "Don't tell the progress");
+pub(crate) const QUIET_TRANSFER: Flag = Flag::bool(&["-quiet", "q"], "Don't print progress");
 
 /// Flags of `pull` and `push`.
 #[cfg(feature = "pull")]
@@ -162,12 +120,13 @@ pub(crate) mod transfer {
     use super::Flag;
     pub(crate) const PLATFORM: Flag =
         Flag::text(&["-platform"], "Platform OS/ARCH[/VARIANT] to take from an index");
-    pub(crate) const AUTH_FILE: Flag = Flag::text(&["-authfile"], "File of credentials");
+    pub(crate) const AUTH_FILE: Flag = Flag::text(&["-authfile"], "File of registry credentials");
     pub(crate) const PLAIN_HTTP: Flag =
-        Flag::list(&["-plain-http"], "Registry HOST[:PORT] to talk to without TLS");
+        Flag::list(&["-plain-http"], "Registry HOST[:PORT] to access without TLS");
     pub(crate) const KEEP_PARTIAL: Flag = Flag::bool(
         &["-keep-partial"],
-        "Keep what came of interrupted downloads for the next attempt",
+        "Keep interrupted downloads and resume them at the next pull",
     );
-    pub(crate) const DOWNLOADS: Flag = Flag::text(&["-downloads"], "Blobs to download at the same time");
+    pub(crate) const DOWNLOADS: Flag =
+        Flag::text(&["-downloads"], "Number of blobs to download at the same time");
 }

@@ -1,25 +1,27 @@
-//! Deleting.
+//! Deleting layers, images and containers.
 
 use std::collections::BTreeMap;
 
 use graphroot::{Error, Store};
 use serde::Serialize;
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, plain_error};
+use crate::call::Call;
+use crate::flags::TEST;
 use crate::input::spinner;
-use crate::table::TEST;
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe_briefly};
+use crate::output::Output;
 
-/// Deletes each argument in one way and reports on all.
+/// Deletes each argument with `delete` and reports all outcomes.
 async fn each(
     call: &Call,
-    out: &mut Out,
+    out: &mut Output,
     delete: impl AsyncFn(&Store, &str) -> Result<(), Error>,
-) -> Result<BTreeMap<String, String>, Failure> {
+) -> Result<BTreeMap<String, String>, CommandError> {
     let mut outcomes: BTreeMap<String, String> = BTreeMap::new();
     let busy = spinner("Deleting");
     for arg in &call.args {
         let deleted = delete(call.store()?, arg).await;
-        let text = deleted.err().as_ref().map(plain_error).unwrap_or_default();
+        let text = deleted.err().as_ref().map(describe_briefly).unwrap_or_default();
         outcomes.insert(arg.clone(), text);
     }
     busy.finish_and_clear();
@@ -27,7 +29,7 @@ async fn each(
         out.json(&outcomes)?;
     } else {
         for (arg, text) in outcomes.iter().filter(|(_, text)| !text.is_empty()) {
-            out.complain(format!("{arg}: {text}"))?;
+            out.stderr_line(format!("{arg}: {text}"))?;
         }
     }
     Ok(outcomes)
@@ -41,19 +43,19 @@ fn outcome(outcomes: &BTreeMap<String, String>) -> Outcome {
     }
 }
 
-pub(crate) async fn anything(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn anything(call: &Call, out: &mut Output) -> Outcome {
     outcome(&each(call, out, async |store, arg| store.delete(arg).await).await?)
 }
 
-pub(crate) async fn layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn layer(call: &Call, out: &mut Output) -> Outcome {
     outcome(&each(call, out, async |store, arg| store.delete_layer(arg).await).await?)
 }
 
-pub(crate) async fn container(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container(call: &Call, out: &mut Output) -> Outcome {
     outcome(&each(call, out, async |store, arg| store.delete_container(arg).await).await?)
 }
 
-/// What deleting an image came to.
+/// The layers deleted with an image, or why it was not deleted.
 #[derive(Default, Serialize)]
 struct DeletedImage {
     #[serde(rename = "deleted-layers", skip_serializing_if = "Vec::is_empty")]
@@ -62,7 +64,7 @@ struct DeletedImage {
     error: String,
 }
 
-pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
     let commit = !call.flags.is_on(&TEST);
     let mut outcomes: BTreeMap<&str, DeletedImage> = BTreeMap::new();
     let busy = spinner("Deleting");
@@ -73,7 +75,7 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
                 ..DeletedImage::default()
             },
             Err(error) => DeletedImage {
-                error: plain_error(&error),
+                error: describe_briefly(&error),
                 ..DeletedImage::default()
             },
         };
@@ -85,10 +87,10 @@ pub(crate) async fn image(call: &Call, out: &mut Out) -> Outcome {
     } else {
         for (arg, deleted) in &outcomes {
             if !deleted.error.is_empty() {
-                out.complain(format!("{arg}: {}", deleted.error))?;
+                out.stderr_line(format!("{arg}: {}", deleted.error))?;
             }
             for layer in &deleted.layers {
-                out.complain(format!("{arg}: {layer}"))?;
+                out.stderr_line(format!("{arg}: {layer}"))?;
             }
         }
     }

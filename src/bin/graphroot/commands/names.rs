@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome};
+use crate::call::Call;
+use crate::flags::{ADD_NAME, NEW_NAME, OMIT_NAMES, REMOVE_NAME, new};
 use crate::mflag::Flag;
-use crate::table::{ADD_NAME, NEW_NAME, OMIT_NAMES, REMOVE_NAME, new};
+use crate::outcome::{CommandError, DONE, FAILED, Outcome};
+use crate::output::Output;
 
-pub(crate) async fn get(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn get(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
     let names = store.names(&id).await?;
@@ -20,12 +22,12 @@ pub(crate) async fn get(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-fn wanted<'a>(call: &'a Call, flag: &Flag) -> Vec<&'a str> {
+fn names_of<'a>(call: &'a Call, flag: &Flag) -> Vec<&'a str> {
     call.flags.list(flag).iter().map(String::as_str).collect()
 }
 
-/// Shows the names that something has now, where JSON is wanted.
-async fn show(call: &Call, out: &mut Out, id: &str) -> Outcome {
+/// Prints the new names if JSON is asked for.
+async fn show(call: &Call, out: &mut Output, id: &str) -> Outcome {
     let names = call.store()?.names(id).await?;
     if call.json() {
         out.json_or_null(&names)?;
@@ -33,28 +35,28 @@ async fn show(call: &Call, out: &mut Out, id: &str) -> Outcome {
     DONE
 }
 
-pub(crate) async fn add(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn add(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
-    store.add_names(&id, &wanted(call, &ADD_NAME)).await?;
+    store.add_names(&id, &names_of(call, &ADD_NAME)).await?;
     show(call, out, &id).await
 }
 
-pub(crate) async fn remove(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn remove(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
-    store.remove_names(&id, &wanted(call, &REMOVE_NAME)).await?;
+    store.remove_names(&id, &names_of(call, &REMOVE_NAME)).await?;
     show(call, out, &id).await
 }
 
-pub(crate) async fn set(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn set(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
-    store.set_names(&id, &wanted(call, &NEW_NAME)).await?;
+    store.set_names(&id, &names_of(call, &NEW_NAME)).await?;
     show(call, out, &id).await
 }
 
-pub(crate) async fn metadata(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn metadata(call: &Call, out: &mut Output) -> Outcome {
     let mut found: BTreeMap<&str, String> = BTreeMap::new();
     let mut missing = false;
     for arg in &call.args {
@@ -81,18 +83,18 @@ pub(crate) async fn metadata(call: &Call, out: &mut Out) -> Outcome {
     if missing { FAILED } else { DONE }
 }
 
-/// The metadata that the flags give, from the file if there is one.
-pub(crate) fn given_metadata(call: &Call) -> Result<String, Failure> {
+/// The metadata of `--metadata-file`, or else of `--metadata`.
+pub(crate) fn given_metadata(call: &Call) -> Result<String, CommandError> {
     match call.read_file(&new::METADATA_FILE)? {
         Some(data) => String::from_utf8(data).map_err(|error| {
             let path = call.flags.text(&new::METADATA_FILE);
-            Failure::from(format!("metadata in {path}: {error}"))
+            CommandError::from(format!("metadata in {path}: {error}"))
         }),
         None => Ok(call.flags.text(&new::METADATA).to_owned()),
     }
 }
 
-pub(crate) async fn set_metadata(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn set_metadata(call: &Call, _out: &mut Output) -> Outcome {
     if call.flags.text(&new::METADATA).is_empty() && call.flags.text(&new::METADATA_FILE).is_empty() {
         return Err("no new metadata provided".into());
     }

@@ -1,20 +1,21 @@
-//! Layers as a tree of box-drawing characters.
+//! Layers printed as trees (`layers --tree`).
 
 use std::collections::{HashMap, HashSet};
 
-use crate::call::{Failure, Out};
+use crate::outcome::CommandError;
+use crate::output::Output;
 
-/// A layer below its parent.
+/// A layer and its parent.
 #[derive(Clone, Debug)]
-pub(crate) struct Node {
+pub(crate) struct LayerNode {
     pub(crate) parent: String,
     pub(crate) id: String,
-    /// Lines below it.
+    /// Lines printed below the ID.
     pub(crate) notes: Vec<String>,
 }
 
-/// Prints the trees, the one whose root has the fewest children first. A root is a parent that is no node itself.
-pub(crate) fn print(out: &mut Out, mut nodes: Vec<Node>) -> Result<(), Failure> {
+/// Prints all trees, the one whose root has the fewest children first. A root is a parent that is not a node itself.
+pub(crate) fn print(out: &mut Output, mut nodes: Vec<LayerNode>) -> Result<(), CommandError> {
     while let Some(root) = root(&nodes) {
         out.line(&root)?;
         let before = nodes.len();
@@ -26,8 +27,8 @@ pub(crate) fn print(out: &mut Out, mut nodes: Vec<Node>) -> Result<(), Failure> 
     Ok(())
 }
 
-/// The next root; none if there are only circles left.
-fn root(nodes: &[Node]) -> Option<String> {
+/// The next root; none if the remaining nodes are their own ancestors.
+fn root(nodes: &[LayerNode]) -> Option<String> {
     let ids: HashSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
     let mut children: HashMap<&str, usize> = HashMap::new();
     for node in nodes {
@@ -37,24 +38,24 @@ fn root(nodes: &[Node]) -> Option<String> {
         .iter()
         .map(|node| node.parent.as_str())
         .filter(|parent| !ids.contains(parent));
-    // The first one of those that have equally many.
+    // `min_by_key` takes the first of several roots with equally many children.
     roots
         .min_by_key(|parent| children.get(parent).copied())
         .map(str::to_owned)
 }
 
-/// What is left to print at one level.
-struct Level {
-    children: std::vec::IntoIter<Node>,
-    /// What the lines of this level begin with.
+/// The nodes of one level that are not printed yet.
+struct TreeLevel {
+    children: std::vec::IntoIter<LayerNode>,
+    /// The prefix of each line of this level.
     indent: String,
 }
 
-/// Prints everything below `root` and returns the other nodes. Records of a store are no match for the stack: however
-/// long a chain of layers is, this goes on.
-fn print_below(out: &mut Out, root: &str, nodes: Vec<Node>) -> Result<Vec<Node>, Failure> {
+/// Prints everything below `root` and returns the other nodes. It keeps its own stack, because records may describe a
+/// chain of layers of any length.
+fn print_below(out: &mut Output, root: &str, nodes: Vec<LayerNode>) -> Result<Vec<LayerNode>, CommandError> {
     let (mut left, children) = split(nodes, root);
-    let mut levels = vec![Level {
+    let mut levels = vec![TreeLevel {
         children: children.into_iter(),
         indent: String::new(),
     }];
@@ -72,7 +73,7 @@ fn print_below(out: &mut Out, root: &str, nodes: Vec<Node>) -> Result<Vec<Node>,
         }
         let (others, children) = split(left, &node.id);
         left = others;
-        levels.push(Level {
+        levels.push(TreeLevel {
             children: children.into_iter(),
             indent: indent + below,
         });
@@ -80,8 +81,8 @@ fn print_below(out: &mut Out, root: &str, nodes: Vec<Node>) -> Result<Vec<Node>,
     Ok(left)
 }
 
-/// The nodes whose parent is not `parent`, and those whose parent it is.
-fn split(nodes: Vec<Node>, parent: &str) -> (Vec<Node>, Vec<Node>) {
+/// The nodes that are not children of `parent`, and those that are.
+fn split(nodes: Vec<LayerNode>, parent: &str) -> (Vec<LayerNode>, Vec<LayerNode>) {
     nodes.into_iter().partition(|node| node.parent != parent)
 }
 
@@ -90,8 +91,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_is_chosen_by_its_children_and_circles_have_none() {
-        let node = |parent: &str, id: &str| Node {
+    fn the_root_with_the_fewest_children_comes_first_and_a_cycle_has_no_root() {
+        let node = |parent: &str, id: &str| LayerNode {
             parent: parent.into(),
             id: id.into(),
             notes: Vec::new(),

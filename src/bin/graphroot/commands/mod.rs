@@ -1,16 +1,34 @@
-//! Every command, in the order in which the usage lists them. Parsing, usage, completions and manual pages all come from
-//! these tables.
+//! Every command, in the order in which the usage lists them. The parser, the usage texts, the completion scripts and
+//! the manual pages use these tables.
 
-use crate::table::{
-    ADD_NAME, BZIP2, CHOWN, Command, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, IS_CONTAINER,
-    IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
-    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
+mod copy;
+mod create;
+mod data;
+mod delete;
+mod diff;
+mod examine;
+mod image_usage;
+mod layer_tree;
+mod list;
+mod mount;
+mod names;
+mod service;
+#[cfg(feature = "pull")]
+mod transfer;
+mod unshare;
+
+use crate::call::Call;
+use crate::command::Command;
+use crate::flags::{
+    ADD_NAME, BZIP2, CHOWN, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, IS_CONTAINER, IS_IMAGE,
+    IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK, QUIET_IDS,
+    REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
 };
 #[cfg(feature = "pull")]
-use crate::table::{QUIET_TRANSFER, transfer};
-use crate::{
-    copy, create, data, delete, diff, examine, extra_commands, list, model, mount, names, service, unshare,
-};
+use crate::flags::{QUIET_TRANSFER, transfer as transfer_flags};
+use crate::model;
+use crate::outcome::{DONE, Outcome};
+use crate::output::Output;
 
 const ANY: Option<usize> = None;
 
@@ -32,10 +50,7 @@ macro_rules! command {
 
 /// The command of this name.
 pub(crate) fn find(name: &str) -> Option<&'static Command> {
-    COMMANDS
-        .iter()
-        .chain(EXTRAS)
-        .find(|command| command.names.contains(&name))
+    all().find(|command| command.names.contains(&name))
 }
 
 /// The commands of containers-storage.
@@ -170,7 +185,7 @@ pub(crate) static COMMANDS: [Command; 61] = [
     command!(["shutdown"], "", "Shut down layer storage", 0, Some(0), [JSON, FORCE_SHUTDOWN], service::shutdown, []),
     command!(["status"], "", "Check on graph driver status", 0, Some(0), [JSON], service::status, []),
     command!(["unshare"], "[command [...]]", "Run a command in a user namespace", 0, ANY,
-        [], unshare::run_command, ["unshare id -u"]),
+        [], unshare::unshare, ["unshare id -u"]),
     command!(["version"], "", "Return containers-storage version information", 0, Some(0),
         [JSON], service::version, []),
     command!(["wipe"], "", "Wipe all layers, images, and containers", 0, Some(0), [JSON], service::wipe, []),
@@ -178,33 +193,54 @@ pub(crate) static COMMANDS: [Command; 61] = [
 
 /// The commands that containers-storage does not have.
 #[rustfmt::skip]
-pub(crate) static EXTRAS: &[Command] = &[
+pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     #[cfg(feature = "pull")]
     command!(["pull"], "[options [...]] image [...]", "Pull images from registries, layouts and archives", 1, ANY,
-        [JSON, QUIET_TRANSFER, NEW_NAME, transfer::PLATFORM, transfer::AUTH_FILE, transfer::PLAIN_HTTP, transfer::KEEP_PARTIAL,
-        transfer::DOWNLOADS], crate::transfer::pull,
+        [JSON, QUIET_TRANSFER, NEW_NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP, transfer_flags::KEEP_PARTIAL,
+        transfer_flags::DOWNLOADS], transfer::pull,
         ["pull docker://registry.example/app:1 oci:layout:app", "pull --json --keep-partial docker://registry.example/app"]),
     #[cfg(feature = "pull")]
     command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or layout", 2, Some(2),
-        [JSON, QUIET_TRANSFER, transfer::AUTH_FILE, transfer::PLAIN_HTTP], crate::transfer::push,
+        [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP], transfer::push,
         ["push app:1 docker://registry.example/app:1"]),
     command!(["tree"], "[options [...]]", "Show images, the layers below them, and containers", 0, Some(0),
-        [JSON], extra_commands::tree, ["tree"]),
+        [JSON], image_usage::tree, ["tree"]),
     command!(["du"], "[options [...]]", "Show how much space each image takes, alone and shared", 0, Some(0),
-        [JSON], extra_commands::du, ["du --json"]),
+        [JSON], image_usage::du, ["du --json"]),
     Command {
         opens_store: false,
         ..command!(["locks"], "[options [...]]", "Show which processes hold the store's locks", 0, Some(0),
-            [JSON], extra_commands::locks, ["locks"])
+            [JSON], service::locks, ["locks"])
     },
     Command {
         opens_store: false,
         ..command!(["completions"], "bash|elvish|fish|powershell|zsh", "Print a completion script for a shell",
-            1, Some(1), [], model::completions, ["completions bash > /etc/bash_completion.d/graphroot"])
+            1, Some(1), [], completions, ["completions bash > /etc/bash_completion.d/graphroot"])
     },
     Command {
         opens_store: false,
         ..command!(["man"], "[command]", "Print the manual page of the program or of one of its commands", 0, Some(1),
-            [], model::man, ["man import-layer | man -l -"])
+            [], man, ["man import-layer | man -l -"])
     },
 ];
+
+fn all() -> impl Iterator<Item = &'static Command> {
+    COMMANDS.iter().chain(EXTRA_COMMANDS)
+}
+
+async fn completions(call: &Call, out: &mut Output) -> Outcome {
+    out.raw(&model::completions(all(), call.arg(0))?)?;
+    DONE
+}
+
+async fn man(call: &Call, out: &mut Output) -> Outcome {
+    let page = match call.optional(0) {
+        None => model::program_page(all())?,
+        Some(name) => {
+            let command = find(name).ok_or_else(|| format!("{name}: unrecognized command"))?;
+            model::command_page(command)?
+        }
+    };
+    out.raw(&page)?;
+    DONE
+}

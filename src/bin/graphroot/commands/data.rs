@@ -1,15 +1,14 @@
-//! Big data items and directories of layers, images and containers.
-
-use std::fs::File;
-use std::io::Write as _;
+//! Big data of layers, images and containers, and the directories of images and containers.
 
 use tokio::io::AsyncReadExt as _;
 
-use crate::call::{Call, DONE, Failure, Out, Outcome, file_failure};
+use crate::call::Call;
+use crate::flags::file;
 use crate::input::Input;
-use crate::table::file;
+use crate::outcome::{DONE, Outcome};
+use crate::output::{DataOutput, Output};
 
-fn list(call: &Call, out: &mut Out, keys: &[String]) -> Outcome {
+fn list(call: &Call, out: &mut Output, keys: &[String]) -> Outcome {
     if call.json() {
         out.json_or_null(keys)?;
         return DONE;
@@ -20,50 +19,25 @@ fn list(call: &Call, out: &mut Out, keys: &[String]) -> Outcome {
     DONE
 }
 
-pub(crate) async fn list_layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn list_layer(call: &Call, out: &mut Output) -> Outcome {
     let keys = call.store()?.list_layer_big_data(call.arg(0)).await?;
     list(call, out, &keys)
 }
 
-pub(crate) async fn list_image(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn list_image(call: &Call, out: &mut Output) -> Outcome {
     let keys = call.store()?.list_image_big_data(call.arg(0)).await?;
     list(call, out, &keys)
 }
 
-pub(crate) async fn list_container(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn list_container(call: &Call, out: &mut Output) -> Outcome {
     let keys = call.store()?.list_container_big_data(call.arg(0)).await?;
     list(call, out, &keys)
 }
 
-/// Where data goes: to the file that a flag names, made at once, or to standard output.
-pub(crate) enum Sink<'a> {
-    File(File, &'a str),
-    Out(&'a mut Out),
-}
-
-impl<'a> Sink<'a> {
-    pub(crate) fn new(path: &'a str, out: &'a mut Out) -> Result<Self, Failure> {
-        if path.is_empty() {
-            return Ok(Self::Out(out));
-        }
-        let file = File::create(path).map_err(|error| file_failure("open", path, &error))?;
-        Ok(Self::File(file, path))
-    }
-
-    pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
-        match self {
-            Self::File(file, path) => file
-                .write_all(data)
-                .map_err(|error| file_failure("write", path, &error)),
-            Self::Out(out) => out.raw(data),
-        }
-    }
-}
-
-pub(crate) async fn get_layer(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn get_layer(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let layer = store.layer(call.arg(0)).await?;
-    let mut sink = Sink::new(call.flags.text(&file::WRITE), out)?;
+    let mut output = DataOutput::new(call.flags.text(&file::WRITE), out)?;
     let mut data = store.layer_big_data(layer.id(), call.arg(1)).await?;
     let mut chunk = Vec::with_capacity(128 * 1024);
     loop {
@@ -72,27 +46,27 @@ pub(crate) async fn get_layer(call: &Call, out: &mut Out) -> Outcome {
         if read.map_err(|error| format!("reading item {:?}: {error}", call.arg(1)))? == 0 {
             return DONE;
         }
-        sink.write(&chunk)?;
+        output.write(&chunk)?;
     }
 }
 
-pub(crate) async fn get_image(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn get_image(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let image = store.image(call.arg(0)).await?;
-    let mut sink = Sink::new(call.flags.text(&file::WRITE), out)?;
-    sink.write(&store.image_big_data(image.id(), call.arg(1)).await?)?;
+    let mut output = DataOutput::new(call.flags.text(&file::WRITE), out)?;
+    output.write(&store.image_big_data(image.id(), call.arg(1)).await?)?;
     DONE
 }
 
-pub(crate) async fn get_container(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn get_container(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let container = store.container(call.arg(0)).await?;
-    let mut sink = Sink::new(call.flags.text(&file::WRITE), out)?;
-    sink.write(&store.container_big_data(container.id(), call.arg(1)).await?)?;
+    let mut output = DataOutput::new(call.flags.text(&file::WRITE), out)?;
+    output.write(&store.container_big_data(container.id(), call.arg(1)).await?)?;
     DONE
 }
 
-pub(crate) async fn image_size(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image_size(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let image = store.image(call.arg(0)).await?;
     let size = store.image_big_data_size(image.id(), call.arg(1)).await?;
@@ -100,7 +74,7 @@ pub(crate) async fn image_size(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn container_size(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container_size(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let container = store.container(call.arg(0)).await?;
     let size = store.container_big_data_size(container.id(), call.arg(1)).await?;
@@ -108,7 +82,7 @@ pub(crate) async fn container_size(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn image_digest(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image_digest(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let image = store.image(call.arg(0)).await?;
     let digest = store.image_big_data_digest(image.id(), call.arg(1)).await?;
@@ -116,7 +90,7 @@ pub(crate) async fn image_digest(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn container_digest(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container_digest(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let container = store.container(call.arg(0)).await?;
     let digest = store
@@ -126,7 +100,7 @@ pub(crate) async fn container_digest(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn set_layer(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn set_layer(call: &Call, _out: &mut Output) -> Outcome {
     let store = call.store()?;
     let layer = store.layer(call.arg(0)).await?;
     let data = Input::open(call, &file::READ, "Storing")?;
@@ -134,18 +108,19 @@ pub(crate) async fn set_layer(call: &Call, _out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn set_image(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn set_image(call: &Call, _out: &mut Output) -> Outcome {
     let store = call.store()?;
     let image = store.image(call.arg(0)).await?;
     let data = call.read_input(&file::READ)?;
-    // The digest of a manifest is that of all its bytes here, which is wrong for some old formats, as ever.
+    // As in containers-storage, the digest of a manifest is that of all its bytes, which is wrong for signed manifests
+    // of schema 1.
     store
         .set_image_big_data(image.id(), call.arg(1), data, None)
         .await?;
     DONE
 }
 
-pub(crate) async fn set_container(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn set_container(call: &Call, _out: &mut Output) -> Outcome {
     let store = call.store()?;
     let container = store.container(call.arg(0)).await?;
     let data = call.read_input(&file::READ)?;
@@ -155,23 +130,23 @@ pub(crate) async fn set_container(call: &Call, _out: &mut Out) -> Outcome {
     DONE
 }
 
-fn directory(out: &mut Out, path: &std::path::Path) -> Outcome {
+fn directory(out: &mut Output, path: &std::path::Path) -> Outcome {
     out.line(path.to_string_lossy())?;
     DONE
 }
 
-pub(crate) async fn image_dir(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image_dir(call: &Call, out: &mut Output) -> Outcome {
     directory(out, &call.store()?.image_directory(call.arg(0)).await?)
 }
 
-pub(crate) async fn image_run_dir(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn image_run_dir(call: &Call, out: &mut Output) -> Outcome {
     directory(out, &call.store()?.image_run_directory(call.arg(0)).await?)
 }
 
-pub(crate) async fn container_dir(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container_dir(call: &Call, out: &mut Output) -> Outcome {
     directory(out, &call.store()?.container_directory(call.arg(0)).await?)
 }
 
-pub(crate) async fn container_run_dir(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn container_run_dir(call: &Call, out: &mut Output) -> Outcome {
     directory(out, &call.store()?.container_run_directory(call.arg(0)).await?)
 }

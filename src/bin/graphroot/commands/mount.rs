@@ -1,24 +1,26 @@
-//! Mounting and unmounting.
+//! `mount`, `unmount` and `mounted`.
 
 use serde::Serialize;
 
-use crate::call::{Call, DONE, FAILED, Out, Outcome, plain_error};
-use crate::table::{FORCE_UNMOUNT, MOUNT_READ_ONLY, new};
+use crate::call::Call;
+use crate::flags::{FORCE_UNMOUNT, MOUNT_READ_ONLY, new};
+use crate::outcome::{DONE, FAILED, Outcome, describe_briefly};
+use crate::output::Output;
 
 #[derive(Serialize)]
-struct Mounted<'a> {
+struct MountResult<'a> {
     id: &'a str,
     mountpoint: String,
     error: String,
 }
 
 #[derive(Serialize)]
-struct Unmounted<'a> {
+struct ItemResult<'a> {
     id: &'a str,
     error: String,
 }
 
-pub(crate) async fn mount(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn mount(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let label = call.flags.text(&new::LABEL);
     let mut mounts = Vec::new();
@@ -29,15 +31,15 @@ pub(crate) async fn mount(call: &Call, out: &mut Out) -> Outcome {
             store.mount(arg, label).await
         };
         mounts.push(match mounted {
-            Ok(path) => Mounted {
+            Ok(path) => MountResult {
                 id: arg,
                 mountpoint: path.to_string_lossy().into_owned(),
                 error: String::new(),
             },
-            Err(error) => Mounted {
+            Err(error) => MountResult {
                 id: arg,
                 mountpoint: String::new(),
-                error: plain_error(&error),
+                error: describe_briefly(&error),
             },
         });
     }
@@ -46,7 +48,7 @@ pub(crate) async fn mount(call: &Call, out: &mut Out) -> Outcome {
     } else {
         for mounted in &mounts {
             if !mounted.error.is_empty() {
-                out.complain(format!("{} while mounting {}", mounted.error, mounted.id))?;
+                out.stderr_line(format!("{} while mounting {}", mounted.error, mounted.id))?;
             }
             out.line(&mounted.mountpoint)?;
         }
@@ -58,7 +60,7 @@ pub(crate) async fn mount(call: &Call, out: &mut Out) -> Outcome {
     }
 }
 
-pub(crate) async fn unmount(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn unmount(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let force = call.flags.is_on(&FORCE_UNMOUNT);
     let mut unmounted = Vec::new();
@@ -68,37 +70,42 @@ pub(crate) async fn unmount(call: &Call, out: &mut Out) -> Outcome {
             Ok(true) => {}
             Ok(false) => out.line(format!("{arg} mountpoint unmounted"))?,
             Err(error) => {
-                // Not a layer or container; perhaps an image. If not, the first error is the one to tell.
+                // The argument may be an image that `mount -r` has mounted. If not, the first error is reported.
                 if store.unmount_image(arg, force).await.is_err() {
-                    text = plain_error(&error);
+                    text = describe_briefly(&error);
                 }
             }
         }
-        unmounted.push(Unmounted { id: arg, error: text });
+        unmounted.push(ItemResult { id: arg, error: text });
     }
     report(call, out, &unmounted, |id| format!("while unmounting {id}"))
 }
 
-pub(crate) async fn mounted(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn mounted(call: &Call, out: &mut Output) -> Outcome {
     let mut answers = Vec::new();
     for arg in &call.args {
         let mut text = String::new();
         match call.store()?.mounted(arg).await {
             Ok(count) if count > 0 => out.line(format!("{arg} mounted"))?,
             Ok(_) => {}
-            Err(error) => text = plain_error(&error),
+            Err(error) => text = describe_briefly(&error),
         }
-        answers.push(Unmounted { id: arg, error: text });
+        answers.push(ItemResult { id: arg, error: text });
     }
     report(call, out, &answers, |id| format!("checking if {id} is mounted"))
 }
 
-fn report(call: &Call, out: &mut Out, answers: &[Unmounted<'_>], doing: impl Fn(&str) -> String) -> Outcome {
+fn report(
+    call: &Call,
+    out: &mut Output,
+    answers: &[ItemResult<'_>],
+    doing: impl Fn(&str) -> String,
+) -> Outcome {
     if call.json() {
         out.json(answers)?;
     } else {
         for answer in answers.iter().filter(|answer| !answer.error.is_empty()) {
-            out.complain(format!("{} {}", answer.error, doing(answer.id)))?;
+            out.stderr_line(format!("{} {}", answer.error, doing(answer.id)))?;
         }
     }
     if answers.iter().all(|answer| answer.error.is_empty()) {

@@ -1,14 +1,16 @@
-//! Commands for people, which containers-storage does not have: `tree`, `du`, `locks`.
+//! `tree` and `du`: images with their layers and containers, and the space that they take.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use graphroot::{Image, Layer, Store};
 use serde::Serialize;
 
-use crate::call::{Call, DONE, Failure, Out, Outcome};
+use crate::call::Call;
+use crate::outcome::{CommandError, DONE, Outcome};
+use crate::output::Output;
 use crate::text::human_size;
 
-/// How many digits of an ID people want to see.
+/// The first 12 digits of a random ID; a chosen ID as it is.
 fn short(id: &str) -> &str {
     let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     if is_id { id.get(..12).unwrap_or(id) } else { id }
@@ -21,12 +23,12 @@ fn title(names: &[String], id: &str) -> String {
     }
 }
 
-/// An image with what belongs to it.
+/// An image with its layers and containers.
 #[derive(Serialize)]
 struct ImageTree {
     id: String,
     names: Vec<String>,
-    /// From the top down.
+    /// The top layer first.
     layers: Vec<LayerLine>,
     containers: Vec<ContainerLine>,
 }
@@ -35,9 +37,9 @@ struct ImageTree {
 struct LayerLine {
     id: String,
     names: Vec<String>,
-    /// Bytes of the uncompressed stream, where it is known.
+    /// Size of the uncompressed diff in bytes, if recorded.
     size: Option<u64>,
-    /// Whether another image stands on it too.
+    /// Whether several images use it.
     shared: bool,
 }
 
@@ -49,14 +51,14 @@ struct ContainerLine {
     mounted: bool,
 }
 
-/// Images, layers and containers of one moment.
-struct Snapshot {
+/// All layers and images of the store.
+struct StoreContents {
     layers: HashMap<String, Layer>,
     images: Vec<Image>,
 }
 
-impl Snapshot {
-    async fn read(store: &Store) -> Result<Self, Failure> {
+impl StoreContents {
+    async fn read(store: &Store) -> Result<Self, CommandError> {
         let layers = store.layers().await?;
         Ok(Self {
             layers: layers
@@ -67,7 +69,7 @@ impl Snapshot {
         })
     }
 
-    /// The layers from `top` down to the base. Ends where a parent is missing or comes again.
+    /// The layers from `top` down to the base. Ends at a parent that is missing or in the chain already.
     fn chain(&self, top: Option<&str>) -> Vec<&Layer> {
         let mut chain: Vec<&Layer> = Vec::new();
         let mut seen = HashSet::new();
@@ -81,7 +83,7 @@ impl Snapshot {
         chain
     }
 
-    /// Every layer of an image, copies of its top layer with other owners included.
+    /// Every layer of an image, including the ID-mapped copies of its top layer.
     fn layers_of(&self, image: &Image) -> Vec<&Layer> {
         let mut all = self.chain(image.top_layer());
         for copy in image.mapped_top_layers() {
@@ -94,8 +96,8 @@ impl Snapshot {
         all
     }
 
-    /// How many images stand on each layer.
-    fn uses(&self) -> HashMap<&str, usize> {
+    /// How many images use each layer.
+    fn use_counts(&self) -> HashMap<&str, usize> {
         let mut uses = HashMap::new();
         for image in &self.images {
             for layer in self.layers_of(image) {
@@ -106,14 +108,14 @@ impl Snapshot {
     }
 }
 
-pub(crate) async fn tree(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn tree(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let snapshot = Snapshot::read(store).await?;
+    let contents = StoreContents::read(store).await?;
     let containers = store.containers().await?;
-    let uses = snapshot.uses();
+    let uses = contents.use_counts();
     let mut trees = Vec::new();
-    for image in &snapshot.images {
-        let layers = snapshot.layers_of(image).into_iter().map(|layer| LayerLine {
+    for image in &contents.images {
+        let layers = contents.layers_of(image).into_iter().map(|layer| LayerLine {
             id: layer.id().to_owned(),
             names: layer.names().to_vec(),
             size: layer.diff_size(),
@@ -126,7 +128,7 @@ pub(crate) async fn tree(call: &Call, out: &mut Out) -> Outcome {
                 id: container.id().to_owned(),
                 names: container.names().to_vec(),
                 layer: container.layer_id().to_owned(),
-                mounted: snapshot
+                mounted: contents
                     .layers
                     .get(container.layer_id())
                     .is_some_and(|layer| layer.mount_count() > 0),
@@ -163,19 +165,19 @@ pub(crate) async fn tree(call: &Call, out: &mut Out) -> Outcome {
             out.line(format!("{branch}─{line}"))?;
         }
     }
-    let lonely: Vec<_> = containers
+    let without_image: Vec<_> = containers
         .iter()
         .filter(|container| {
-            !snapshot
+            !contents
                 .images
                 .iter()
                 .any(|image| Some(image.id()) == container.image_id())
         })
         .collect();
-    if !lonely.is_empty() {
+    if !without_image.is_empty() {
         out.line("(no image)")?;
-        let last = lonely.len().saturating_sub(1);
-        for (index, container) in lonely.iter().enumerate() {
+        let last = without_image.len().saturating_sub(1);
+        for (index, container) in without_image.iter().enumerate() {
             let branch = if index == last { '└' } else { '├' };
             out.line(format!(
                 "{branch}─container {}",
@@ -186,33 +188,33 @@ pub(crate) async fn tree(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-/// The space of one image, in bytes.
+/// The space that one image takes, in bytes.
 #[derive(Default, Serialize)]
-struct Usage {
+struct ImageUsage {
     id: String,
     names: Vec<String>,
-    /// What would be free without it.
+    /// Layers and big data of this image only.
     unique: u64,
-    /// What other images stand on too.
+    /// Layers that other images use too.
     shared: u64,
     total: u64,
 }
 
 #[derive(Serialize)]
-struct Report {
-    images: Vec<Usage>,
-    /// All images together, each layer once.
+struct UsageReport {
+    images: Vec<ImageUsage>,
+    /// All images, each layer counted once.
     total: u64,
 }
 
-pub(crate) async fn du(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn du(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let snapshot = Snapshot::read(store).await?;
-    let uses = snapshot.uses();
-    // Recorded sizes of the uncompressed streams; what was never recorded is measured, once.
+    let contents = StoreContents::read(store).await?;
+    let uses = contents.use_counts();
+    // The recorded size of the uncompressed diff; a size that is not recorded is measured once.
     let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
-    for image in &snapshot.images {
-        for layer in snapshot.layers_of(image) {
+    for image in &contents.images {
+        for layer in contents.layers_of(image) {
             if !sizes.contains_key(layer.id()) {
                 let size = match layer.diff_size() {
                     Some(size) => size,
@@ -222,17 +224,17 @@ pub(crate) async fn du(call: &Call, out: &mut Out) -> Outcome {
             }
         }
     }
-    let mut report = Report {
+    let mut report = UsageReport {
         images: Vec::new(),
         total: sizes.values().sum(),
     };
-    for image in &snapshot.images {
-        let mut usage = Usage {
+    for image in &contents.images {
+        let mut usage = ImageUsage {
             id: image.id().to_owned(),
             names: image.names().to_vec(),
-            ..Usage::default()
+            ..ImageUsage::default()
         };
-        for layer in snapshot.layers_of(image) {
+        for layer in contents.layers_of(image) {
             let size = sizes.get(layer.id()).copied().unwrap_or_default();
             if uses.get(layer.id()).is_some_and(|count| *count > 1) {
                 usage.shared += size;
@@ -273,35 +275,5 @@ pub(crate) async fn du(call: &Call, out: &mut Out) -> Outcome {
         "",
         human_size(report.total)
     ))?;
-    DONE
-}
-
-#[derive(Serialize)]
-struct Lock {
-    file: String,
-    pid: u32,
-    command: String,
-    exclusive: bool,
-}
-
-pub(crate) async fn locks(call: &Call, out: &mut Out) -> Outcome {
-    let owners = Store::lock_owners_of(&call.options).await?;
-    let locks: Vec<Lock> = owners
-        .into_iter()
-        .map(|owner| Lock {
-            file: owner.path.to_string_lossy().into_owned(),
-            pid: owner.pid,
-            command: owner.command,
-            exclusive: owner.exclusive,
-        })
-        .collect();
-    if call.json() {
-        out.json(&locks)?;
-        return DONE;
-    }
-    for lock in locks {
-        let how = if lock.exclusive { "exclusive" } else { "shared" };
-        out.line(format!("{} {how} {} {}", lock.file, lock.pid, lock.command))?;
-    }
     DONE
 }

@@ -1,36 +1,40 @@
-//! Commands about the store as a whole.
+//! Commands about the store as a whole, its configuration and its locks.
 
 use std::io::IsTerminal as _;
 
+use graphroot::Store;
 use graphroot::config::Loader;
+use serde::Serialize;
 
-use crate::call::{Call, DONE, FAILED, Failure, Out, Outcome, told};
+use crate::call::Call;
+use crate::flags::{FORCE_SHUTDOWN, HASH_METHOD, check as check_flags};
 use crate::input::spinner;
-use crate::table::{FORCE_SHUTDOWN, HASH_METHOD, check as check_flags};
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
+use crate::output::Output;
 use crate::text::go_quote;
 
-/// For commands whose part of the library does not exist.
-pub(crate) fn not_there_yet(call: &Call) -> Outcome {
-    Err(format!("{}: not there yet in this version", call.name).into())
+/// The outcome of a command whose part of the library does not exist.
+pub(crate) fn not_implemented(call: &Call) -> Outcome {
+    Err(format!("{}: not implemented in this version", call.name).into())
 }
 
-fn pairs(call: &Call, out: &mut Out, pairs: &[(String, String)]) -> Outcome {
+fn pairs(call: &Call, out: &mut Output, pairs: &[(String, String)]) -> Outcome {
     if call.json() {
         out.json(pairs)?;
         return DONE;
     }
     for (name, value) in pairs {
-        out.complain(format!("{name}: {value}"))?;
+        out.stderr_line(format!("{name}: {value}"))?;
     }
     DONE
 }
 
-pub(crate) async fn version(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn version(call: &Call, out: &mut Output) -> Outcome {
     let version = call.store()?.version().await;
     pairs(call, out, &version)
 }
 
-pub(crate) async fn status(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn status(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     let mut status = vec![
@@ -46,8 +50,8 @@ pub(crate) async fn status(call: &Call, out: &mut Out) -> Outcome {
     pairs(call, out, &status)
 }
 
-/// One line of JSON for scripts; for people every value and where it came from.
-pub(crate) async fn config(call: &Call, out: &mut Out) -> Outcome {
+/// One line of JSON; on a terminal one line for each value with its origin.
+pub(crate) async fn config(call: &Call, out: &mut Output) -> Outcome {
     let mut loader = Loader::for_process();
     if let Some(file) = call.args.first() {
         loader = loader.variable("CONTAINERS_STORAGE_CONF", file);
@@ -61,31 +65,31 @@ pub(crate) async fn config(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-/// The outcome of a command that has nothing to tell but whether it worked.
-fn plain(call: &Call, out: &mut Out, result: graphroot::Result<()>) -> Outcome {
+/// The outcome of a command that has no output besides success or failure.
+fn plain(call: &Call, out: &mut Output, result: graphroot::Result<()>) -> Outcome {
     match result {
         Ok(()) if call.json() => out.json("").and(DONE),
         Ok(()) => DONE,
-        // An error has no fields that its JSON could show, as ever.
+        // Go encodes an error value as an empty object.
         Err(_) if call.json() => out.line("{}").and(FAILED),
-        Err(error) => Err(format!("{}: {}", call.name, told(&error)).into()),
+        Err(error) => Err(format!("{}: {}", call.name, describe(&error)).into()),
     }
 }
 
-pub(crate) async fn shutdown(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn shutdown(call: &Call, out: &mut Output) -> Outcome {
     let force = call.flags.is_on(&FORCE_SHUTDOWN);
     let result = call.store()?.shutdown(force).await.map(drop);
     plain(call, out, result)
 }
 
-pub(crate) async fn wipe(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn wipe(call: &Call, out: &mut Output) -> Outcome {
     let busy = spinner("Wiping");
     let result = call.store()?.wipe().await;
     busy.finish_and_clear();
     plain(call, out, result)
 }
 
-pub(crate) async fn gc(call: &Call, out: &mut Out) -> Outcome {
+pub(crate) async fn gc(call: &Call, out: &mut Output) -> Outcome {
     call.store()?.garbage_collect().await?;
     if call.json() {
         out.json("")?;
@@ -93,26 +97,56 @@ pub(crate) async fn gc(call: &Call, out: &mut Out) -> Outcome {
     DONE
 }
 
-pub(crate) async fn dedup(call: &Call, _out: &mut Out) -> Outcome {
+pub(crate) async fn dedup(call: &Call, _out: &mut Output) -> Outcome {
     let method = call.flags.text(&HASH_METHOD);
     if !["crc", "size", "sha256"].contains(&method) {
         return Err(format!("invalid hash method: {method}").into());
     }
-    not_there_yet(call)
+    not_implemented(call)
 }
 
-pub(crate) async fn check(call: &Call, _out: &mut Out) -> Outcome {
-    let max = call.flags.text(&check_flags::MAX);
-    if !max.is_empty() && !is_duration(max) {
-        return Err(Failure::from(format!(
+pub(crate) async fn check(call: &Call, _out: &mut Output) -> Outcome {
+    let max_age = call.flags.text(&check_flags::MAX);
+    if !max_age.is_empty() && !is_duration(max_age) {
+        return Err(CommandError::from(format!(
             "time: invalid duration {}",
-            go_quote(max.as_bytes())
+            go_quote(max_age.as_bytes())
         )));
     }
-    not_there_yet(call)
+    not_implemented(call)
 }
 
-/// Whether a text is a length of time as Go writes it, such as `1h30m` or `-1.5s`.
+#[derive(Serialize)]
+struct LockRow {
+    file: String,
+    pid: u32,
+    command: String,
+    exclusive: bool,
+}
+
+pub(crate) async fn locks(call: &Call, out: &mut Output) -> Outcome {
+    let owners = Store::lock_owners_of(&call.options).await?;
+    let locks: Vec<LockRow> = owners
+        .into_iter()
+        .map(|owner| LockRow {
+            file: owner.path.to_string_lossy().into_owned(),
+            pid: owner.pid,
+            command: owner.command,
+            exclusive: owner.exclusive,
+        })
+        .collect();
+    if call.json() {
+        out.json(&locks)?;
+        return DONE;
+    }
+    for lock in locks {
+        let mode = if lock.exclusive { "exclusive" } else { "shared" };
+        out.line(format!("{} {mode} {} {}", lock.file, lock.pid, lock.command))?;
+    }
+    DONE
+}
+
+/// Whether Go's `time.ParseDuration` accepts a text, such as `1h30m` or `-1.5s`.
 fn is_duration(text: &str) -> bool {
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
@@ -123,7 +157,7 @@ fn is_duration(text: &str) -> bool {
         let number = rest.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
         let digits = rest.strip_suffix(number).unwrap_or_default();
         let units = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"];
-        // The longest unit that fits: `ms` is not `m` and a rest.
+        // The longest unit that matches: `ms` is milliseconds, not minutes.
         let unit = units
             .iter()
             .filter(|unit| number.starts_with(**unit))
