@@ -105,11 +105,11 @@ pub use compression::Compression;
 pub use config::default_mount_options;
 pub use copy_content::{CopyEnd, copy_content};
 pub use digest::Digest;
-pub use driver::options::mount_options;
 pub use error::{Error, ErrorKind, Result};
 pub use idmap::{IdMap, IdMappings, Owner};
 pub use json::go_json;
 pub use lock::owners::LockOwner;
+pub use options::driver::mount_options;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, MultiListOptions, Remap, StoreOptions,

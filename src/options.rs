@@ -2,6 +2,8 @@
 //!
 //! All option structs are `Default`, have public fields and setters that can be chained.
 
+pub(crate) mod driver;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -8,10 +8,10 @@ use crate::config::keys::{KEYS, Key, Kind, Role};
 use crate::config::merge::Settings;
 use crate::config::paths;
 use crate::config::value::{Origin, Value, Warning, quoted};
-use crate::driver::options::DRIVER_NAMES;
 use crate::error::Result;
 use crate::idmap::text::parse_ranges;
 use crate::options::StoreOptions;
+use crate::options::driver::DRIVER_NAMES;
 
 /// The configuration in effect.
 #[non_exhaustive]

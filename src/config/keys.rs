@@ -1,6 +1,6 @@
 //! Every key of `storage.conf`: what it holds and what becomes of it.
 
-use crate::driver::options::{DRIVER_NAMES, parse_bool, ram_in_bytes};
+use crate::options::driver::{DRIVER_NAMES, parse_bool, ram_in_bytes};
 
 /// What a key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -130,9 +130,9 @@ pub use value::{Origin, Value, Warning};
 
 use crate::config::environment::Environment;
 use crate::config::merge::Settings;
-use crate::driver::options::mount_options;
 use crate::error::Result;
 use crate::options::StoreOptions;
+use crate::options::driver::mount_options;
 
 /// Reads the configuration, of this process or of an invented one.
 #[derive(Clone, Debug)]

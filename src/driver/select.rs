@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::driver::Driver;
-use crate::driver::options::DRIVER_NAMES;
 use crate::driver::overlay::Overlay;
 use crate::driver::vfs::Vfs;
 use crate::error::{ErrorKind, Result};
+use crate::options::driver::DRIVER_NAMES;
 
 /// What a driver is started with.
 #[derive(Clone, Debug, Default)]

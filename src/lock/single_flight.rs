@@ -1,18 +1,18 @@
-//! Single flight: of all tasks and processes that want the same thing made, one makes it.
+//! Single flight: of all tasks and processes that want to make the same thing, one makes it.
 //!
 //! ```text
-//! <directory>/<key>      empty; flock'ed by the process that makes the thing
+//! <directory>/<key>      empty; locked with flock by the process that makes it
 //! ```
 //!
-//! A [`Flight`] is the exclusive lock of one key. Whoever waited for it checks whether the thing exists by now; if it
-//! does not, because the former holder failed, was dropped or died, the new holder makes it.
+//! A [`Flight`] is the lock of one key. A caller that had to wait for it checks afterwards whether the thing exists. If
+//! it does not, because the former holder failed, was dropped or died, the caller makes it.
 //!
-//! Two steps: an async lock per path admits one task of this process, then `flock` admits one process. Only the wait
-//! for another process takes a thread, and never more than one per key. The Go library does not use these locks, so
-//! plain `flock` is enough; the kernel releases it when its holder dies.
+//! The lock has two steps: an async lock per path lets in one task of this process, then `flock` lets in one process.
+//! Only a wait for another process takes a thread, at most one per key. The Go library does not use these files, so
+//! plain `flock` suffices; the kernel releases it when the holder dies.
 //!
-//! The holder removes the file before it unlocks it. So a new holder checks that the file it has locked still has its
-//! name, and starts again if not.
+//! The last holder removes the file before it unlocks it. So a process that gets the lock checks that the file it has
+//! locked still has its name, and starts again if not.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -43,29 +43,29 @@ fn gate(path: &Path) -> Arc<Gate> {
     gate
 }
 
-/// The exclusive lock of one key; released when dropped.
+/// The lock of a key; released when dropped.
 #[must_use = "the lock is released when this is dropped"]
 #[derive(Debug)]
 pub(crate) struct Flight {
     path: PathBuf,
-    /// Locked for as long as it is open. Declared before the gate: the kernel's lock goes first.
+    /// Locked for as long as it is open. Declared before the gate, so that the lock is released first.
     _file: RwLock<File>,
     _gate: OwnedMutexGuard<()>,
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        // Still locked: nobody can hold a lock of this file. Left over it does no harm.
+        // It is still locked, so nobody else uses this file. A file that stays does no harm.
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "leaving a lock file behind");
         }
     }
 }
 
-/// What became of an attempt to lock.
+/// The outcome of an attempt to lock.
 enum Attempt {
     Locked(RwLock<File>),
-    /// Another process has it; this is the file to wait with.
+    /// Another process holds the lock; this is the file to wait on.
     Taken(RwLock<File>),
     /// The file was removed by its last holder.
     Gone,
@@ -94,11 +94,11 @@ fn open(path: &Path) -> Result<RwLock<File>> {
 /// Whether the locked file is still the one that others will open.
 fn still_named(lock: RwLock<File>, path: &Path) -> Result<Attempt> {
     let file = lock.into_inner();
-    let ours = file.metadata().at("looking at", path)?;
+    let ours = file.metadata().at("reading the status of", path)?;
     let same = match std::fs::metadata(path) {
         Ok(named) => (named.dev(), named.ino()) == (ours.dev(), ours.ino()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(Error::io_at("looking at", path, error)),
+        Err(error) => return Err(Error::io_at("reading the status of", path, error)),
     };
     Ok(if same {
         Attempt::Locked(RwLock::new(file))
@@ -129,15 +129,18 @@ fn wait(mut lock: RwLock<File>, path: &Path) -> Result<Attempt> {
     still_named(lock, path)
 }
 
-/// Waits for the lock of `key`, a plain file name, in `dir`, which is made if it is missing.
+/// Waits for the lock of `key`, a plain file name, in `dir`.
 ///
-/// Whoever holds several must take them in an order that all agree on.
+/// A task that takes several must take them in an order that all tasks agree on.
+///
+/// # Errors
+/// [`ErrorKind::UnsafePath`] if `key` is not a plain file name.
 ///
 /// # Cancellation
 /// Nothing is held.
 pub(crate) async fn acquire(dir: &Path, key: &str) -> Result<Flight> {
-    if matches!(key, "" | "." | "..") || key.contains(['/', '\0']) {
-        return Err(ErrorKind::InvalidInput.err(format!("{key:?} is no name of a lock file")));
+    if matches!(key, "" | "." | "..") || key.bytes().any(|byte| matches!(byte, b'/' | 0)) {
+        return Err(ErrorKind::UnsafePath.err(format!("key {key:?} of a lock")));
     }
     let path = dir.join(key);
     let mut gate = gate(&path).lock_owned().await;
@@ -154,9 +157,9 @@ pub(crate) async fn acquire(dir: &Path, key: &str) -> Result<Flight> {
             Attempt::Gone => continue,
             Attempt::Taken(file) => file,
         };
-        tracing::debug!(path = %path.display(), "waiting for another process that holds the lock");
+        tracing::debug!(key, "waiting for another process that works on the same key");
         let named = path.clone();
-        // The gate moves along: if this future is dropped, no other task of this process starts a second thread.
+        // The thread keeps the gate: if this future is dropped, no other task of this process starts a second waiter.
         let waited = bridge::park(move || Ok((wait(taken, &named)?, gate))).await?;
         match waited {
             (Attempt::Locked(file), gate) => {
@@ -177,8 +180,8 @@ mod tests {
 
     #[tokio::test]
     async fn one_at_a_time_and_the_next_when_it_is_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("flights");
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("flight");
         let first = acquire(&dir, "key").await.unwrap();
         let other = acquire(&dir, "other").await.unwrap();
         let mut waiting = Box::pin(acquire(&dir, "key"));
@@ -186,16 +189,16 @@ mod tests {
         drop(first);
         let second = waiting.await.unwrap();
         drop((second, other));
-        let left = std::fs::read_dir(&dir).unwrap().count();
+        let left = std::fs::read_dir(dir).unwrap().count();
         assert_eq!(left, 0, "lock files are removed");
     }
 
     #[tokio::test]
     async fn a_lock_of_another_process_is_waited_for_even_if_its_file_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("flights");
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("flight");
         let path = dir.join("key");
-        // As another process would: past the gate of this one.
+        // As another process locks it: not through the gate of this process.
         let Attempt::Locked(foreign) = attempt(&path).unwrap() else {
             panic!("the lock is free");
         };
@@ -214,10 +217,10 @@ mod tests {
 
     #[tokio::test]
     async fn keys_are_plain_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("flights");
-        for key in ["", "..", "a/b"] {
-            assert!(acquire(&dir, key).await.is_err(), "{key:?}");
+        let tmp = tempfile::tempdir().unwrap();
+        for key in ["", ".", "..", "a/b", "a\0b"] {
+            let error = acquire(tmp.path(), key).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnsafePath, "{key:?}");
         }
     }
 }

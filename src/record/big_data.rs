@@ -30,7 +30,7 @@ use crate::bridge::CHUNK;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::raw_digest::RawDigest;
-use crate::record::table::Record;
+use crate::record::record_trait::Record;
 use crate::sys::atomic::{self, AtomicFile};
 
 /// What the name of a file begins with that waits for the place of an item's.

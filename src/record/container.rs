@@ -10,8 +10,8 @@ use crate::record::big_data::Items;
 use crate::record::inline_id::InlineId;
 use crate::record::intent;
 use crate::record::raw_digest::RawDigest;
+use crate::record::record_trait::Record;
 use crate::record::row::row;
-use crate::record::table::Record;
 use crate::time::Time;
 
 row! {

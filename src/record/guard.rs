@@ -7,8 +7,9 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, SharedLock};
-use crate::record::table::{Record, Table};
-use crate::record::{Core, HeldLocks, Snapshot};
+use crate::record::cache::{Core, HeldLocks, Snapshot};
+use crate::record::record_trait::Record;
+use crate::record::table::Table;
 use crate::sys::atomic::{self, Mtime};
 
 /// The rows as they are on disk. While it lives nobody can change them, unless it comes from

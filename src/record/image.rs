@@ -10,8 +10,8 @@ use crate::record::big_data::Items;
 use crate::record::inline_id::InlineId;
 use crate::record::intent;
 use crate::record::raw_digest::RawDigest;
+use crate::record::record_trait::{DigestKind, Record};
 use crate::record::row::row;
-use crate::record::table::{DigestKind, Record};
 use crate::time::Time;
 
 /// What the keys of big data items begin with that are manifests.
@@ -100,7 +100,7 @@ impl Record for ImageRow {
         // Each name in turn moves to the front, so the last one ends first.
         let mut history: Vec<String> = self.names.iter().rev().cloned().collect();
         history.append(&mut self.names_history);
-        super::table::dedupe(&mut history);
+        super::names::dedupe(&mut history);
         self.names_history = history;
     }
 

@@ -9,20 +9,7 @@ use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
 use crate::digest::Digest;
-use crate::record::table::Record;
-
-/// What a digest in an index is the digest of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DigestKind {
-    /// A layer's blob as fetched.
-    Compressed,
-    /// A layer's uncompressed tar.
-    Uncompressed,
-    /// A layer's table of contents.
-    Toc,
-    /// An image's manifest.
-    Image,
-}
+use crate::record::record_trait::{DigestKind, Record};
 
 const DIGEST_KINDS: usize = 4;
 

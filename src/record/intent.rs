@@ -9,7 +9,7 @@
 //! Compat: the Go library does not know the field and drops it when it writes the file. It sees what it sees after
 //! one of its own processes was killed: a record without a layer, a name that two records have.
 
-use crate::record::layer::LayerRow;
+use crate::time::Time;
 
 /// The container's layer is being made; with the layer complete, so is the container.
 pub(crate) const CREATE: &str = "create";
@@ -30,7 +30,8 @@ pub(crate) fn is_deletion(mark: &str) -> bool {
     mark.starts_with(DELETE)
 }
 
-/// The mark of a container that is being deleted with this layer: one that is made later under the same ID is another.
-pub(crate) fn deletion_with(layer: &LayerRow) -> String {
-    format!("{DELETE} {}", layer.created)
+/// The intent of a container that is deleted together with its layer, created at this time. A layer that is created later
+/// under the same ID is another one.
+pub(crate) fn deletion_with(created: &Time) -> String {
+    format!("{DELETE} {}", created)
 }

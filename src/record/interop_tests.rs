@@ -13,7 +13,9 @@ use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPoints;
-use crate::record::table::{NameOperation, Record, Table};
+use crate::record::names::NameOperation;
+use crate::record::record_trait::Record;
+use crate::record::table::Table;
 use crate::record::{Location, Records, RecordsConfig, big_data};
 
 /// A store of the vfs driver that the Go library's command line works on.

@@ -9,8 +9,8 @@ use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::inline_id::InlineId;
 use crate::record::raw_digest::RawDigest;
+use crate::record::record_trait::{DigestKind, Record};
 use crate::record::row::row;
-use crate::record::table::{DigestKind, Record};
 use crate::time::Time;
 
 /// The flag of a layer whose content is not complete: whoever opens the store for writing deletes it.

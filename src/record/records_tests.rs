@@ -13,7 +13,9 @@ use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
-use crate::record::table::{NameOperation, Record, Table};
+use crate::record::names::NameOperation;
+use crate::record::record_trait::Record;
+use crate::record::table::Table;
 use crate::record::{Location, ReadGuard, ReadOnlyRecords, Records, RecordsConfig, WriteGuard};
 
 fn config(dir: &Path) -> RecordsConfig {
@@ -537,7 +539,7 @@ async fn large_records_are_loaded_beside_others() {
     let (one, other) = beside();
     assert!(one.read().await.unwrap().reloaded());
     let loaded = async {
-        while other.0.cached().is_none() {
+        while !other.is_cached() {
             tokio::task::yield_now().await;
         }
     };

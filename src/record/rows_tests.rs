@@ -16,7 +16,7 @@ use crate::record::inline_id::InlineId;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPointRow;
 use crate::record::raw_digest::RawDigest;
-use crate::record::table::Record;
+use crate::record::record_trait::Record;
 use crate::time::Time;
 
 fn texts() -> impl Strategy<Value = Vec<String>> {

@@ -5,98 +5,18 @@
 //! concatenation. Locations whose file no longer says what the table says are marked as needing a save.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::json;
 use crate::record::index::{Clash, Index, Position};
 use crate::record::intent;
-
-pub(crate) use crate::record::index::DigestKind;
-
-/// A row of one of the stores.
-pub(crate) trait Record:
-    Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
-{
-    /// What a row describes, for messages.
-    const NOUN: &'static str;
-    /// The error for an ID that is not in the table.
-    const UNKNOWN: ErrorKind;
-    /// The error for a name that two rows of a read-only store have.
-    const AMBIGUOUS_NAMES: ErrorKind;
-    /// Whether several rows with one ID stay in the file (the last one is found). Else the later ones are passed
-    /// over.
-    const KEEPS_DUPLICATE_IDS: bool = false;
-
-    /// The row's ID.
-    fn id(&self) -> &str;
-
-    /// The row's names.
-    fn names(&self) -> &[String];
-
-    /// The row's names, to change.
-    fn names_mut(&mut self) -> &mut Vec<String>;
-
-    /// Called after the names were changed by name, for records with a history of names.
-    fn remember_names(&mut self) {}
-
-    /// Fills in what follows from other fields; `true` if something changed.
-    fn normalise(&mut self) -> bool {
-        false
-    }
-
-    /// Whether the row describes something that was never completed, or whose deletion was not.
-    fn is_incomplete(&self) -> bool {
-        false
-    }
-
-    /// What is under way with the row, see [`intent`]; empty for nothing.
-    fn intent(&self) -> &str;
-
-    /// The same, to change.
-    fn intent_mut(&mut self) -> &mut String;
-
-    /// The layer that belongs to this row alone, by whose ID it is found too.
-    fn layer(&self) -> Option<&str> {
-        None
-    }
-
-    /// Calls `visit` for every digest by which the row is found.
-    fn each_digest(&self, _visit: &mut dyn FnMut(DigestKind, &Digest)) {}
-}
-
-/// A change to a list of names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NameOperation {
-    /// The given names replace the old ones.
-    Set,
-    /// The given names come before the old ones.
-    Add,
-    /// The given names go.
-    Remove,
-}
-
-/// Drops repetitions, the first occurrence stays; `true` if there were any.
-pub(crate) fn dedupe(names: &mut Vec<String>) -> bool {
-    if names.len() < 2 {
-        return false;
-    }
-    let mut seen = HashSet::with_capacity(names.len());
-    let keep: Vec<bool> = names.iter().map(|name| seen.insert(name.as_str())).collect();
-    if keep.iter().all(|keep| *keep) {
-        return false;
-    }
-    let mut keep = keep.into_iter();
-    names.retain(|_| keep.next().unwrap_or(true));
-    true
-}
+use crate::record::names::{NameOperation, dedupe};
+use crate::record::record_trait::{DigestKind, Record};
 
 #[derive(Clone, Debug)]
 struct Slot<R> {

@@ -10,7 +10,9 @@ use crate::json;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
-use crate::record::table::{DigestKind, NameOperation, Record, Table};
+use crate::record::names::NameOperation;
+use crate::record::record_trait::{DigestKind, Record};
+use crate::record::table::Table;
 
 fn strings(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()

@@ -10,7 +10,7 @@ use crate::record::WriteGuard;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::intent;
-use crate::record::table::Record;
+use crate::record::record_trait::Record;
 use crate::store::dirs::{Dirs, item_dir};
 use crate::store::layer_store::locked::LayerStore;
 
@@ -52,7 +52,7 @@ fn delete_marked_container(
     row: &ContainerRow,
 ) -> Result<()> {
     let layer = layers.table().get(&row.layer);
-    if layer.is_some_and(|layer| row.intent == intent::deletion_with(layer)) {
+    if layer.is_some_and(|layer| row.intent == intent::deletion_with(&layer.created)) {
         layers.delete_all(&[row.layer.to_string()])?;
     }
     remove_dirs(&[
@@ -120,7 +120,10 @@ impl AllStores {
         };
         let mut row = ContainerRow::clone(row);
         let layer = self.layers.table().get(&row.layer);
-        row.intent = layer.map_or_else(|| intent::DELETE.to_owned(), |layer| intent::deletion_with(layer));
+        row.intent = layer.map_or_else(
+            || intent::DELETE.to_owned(),
+            |layer| intent::deletion_with(&layer.created),
+        );
         mark(&mut self.containers, &row.id, &row.intent)?;
         let deleted = delete_marked_container(&mut self.containers, &mut self.layers, dirs, &row);
         if deleted.is_err() {

@@ -13,7 +13,7 @@ use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountPoints;
-use crate::record::table::Record;
+use crate::record::record_trait::Record;
 use crate::record::{ReadOnlyRecords, Records};
 use crate::store::dirs::Dirs;
 use crate::store::stage::queue::Commits;

@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountTable;
-use crate::record::table::DigestKind;
+use crate::record::record_trait::DigestKind;
 use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::inner::StoreOrigin;

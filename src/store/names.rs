@@ -2,7 +2,7 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::options::ImageOptions;
-use crate::record::table::NameOperation;
+use crate::record::names::NameOperation;
 use crate::store::Store;
 use crate::store::access::hit;
 

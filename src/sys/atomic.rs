@@ -143,7 +143,7 @@ pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sy
     match write_file(target, content, mode, sync) {
         Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
             if let Some(dir) = target.parent() {
-                crate::sys::make_private_dir(dir)?;
+                crate::sys::private_dir::make_private_dir(dir)?;
             }
             write_file(target, content, mode, sync)
         }

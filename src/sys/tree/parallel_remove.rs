@@ -18,7 +18,8 @@ use std::thread::Scope;
 use rustix::fs::{AtFlags, FileType, RawDir};
 use rustix::io::Errno;
 
-use crate::sys::tree::{is_dot, listing_buffer, open_on_same_mount};
+use crate::sys::processors::processors;
+use crate::sys::tree::dir::{is_dot, listing_buffer, open_on_same_mount};
 
 /// Entries that one thread removes before it asks for help: less than the start of a thread takes.
 const ALONE: usize = 256;
@@ -65,7 +66,7 @@ struct Work {
 
 /// Removes what can be removed of directory `name` in `parent`.
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &CStr) {
-    let processors = crate::sys::processors();
+    let processors = processors();
     if processors > 1 {
         remove_with(parent, name, processors.min(MAX_THREADS) - 1);
     }

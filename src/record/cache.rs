@@ -1,0 +1,216 @@
+//! The table of one store as last loaded or saved, and how to tell whether the files still say the same.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{ExclusiveLock, LockFile, SharedLock};
+use crate::record::files::read_rows;
+use crate::record::record_trait::Record;
+use crate::record::table::Table;
+use crate::sys::atomic::Mtime;
+
+/// One file of rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Location {
+    /// The JSON file.
+    pub(crate) path: PathBuf,
+    /// Whether a save forces it to disk.
+    pub(crate) sync: bool,
+}
+
+/// Where a store's records are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RecordsConfig {
+    /// All of these are locked, in this order, and get a token at a save; that of the first one is compared.
+    pub(crate) lock_files: Vec<PathBuf>,
+    /// The files, in the order in which they are loaded; a row's location is an index into this list.
+    pub(crate) locations: Vec<Location>,
+    /// Whether a file whose time has changed is loaded again even if the token has not changed.
+    pub(crate) check_mtimes: bool,
+    /// How long to wait for the locks, all together; `None` is for ever.
+    pub(crate) lock_timeout: Option<Duration>,
+}
+
+/// Bytes of records from which on it takes longer to load them than to hop between threads.
+const LARGE: u64 = 64 * 1024;
+
+/// What is shared by all handles on one store's records.
+#[derive(Debug)]
+pub(super) struct Core<R: Record> {
+    /// Empty only for a read-only store that cannot have lock files.
+    pub(super) locks: Vec<Arc<LockFile>>,
+    pub(super) locations: Vec<Location>,
+    read_only: bool,
+    check_mtimes: bool,
+    pub(super) lock_timeout: Option<Duration>,
+    /// The table as last loaded or saved; `None` if it is not known what the files say. HeldLocks for moments only.
+    cache: Mutex<Option<Arc<Snapshot<R>>>>,
+    /// HeldLocks by the one reader that loads, so that many readers of a changed store parse it once.
+    pub(super) loading: Arc<tokio::sync::Mutex<()>>,
+    pub(super) prefetch: OnceLock<Prefetch>,
+}
+
+/// What is to be started when records are loaded.
+pub(super) struct Prefetch(pub(super) Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Prefetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prefetch")
+    }
+}
+
+/// A table and what was true of the files when it was the same as they.
+#[derive(Debug)]
+pub(super) struct Snapshot<R> {
+    pub(super) table: Table<R>,
+    /// `None` without lock files.
+    pub(super) token: Option<Token>,
+    /// Per location; `None` if there was no file.
+    pub(super) mtimes: Vec<Option<Mtime>>,
+}
+
+/// Guards of all lock files. The first is kept apart, so that the usual case of one allocates nothing.
+#[derive(Debug)]
+pub(super) struct HeldLocks<L> {
+    pub(super) first: Option<L>,
+    pub(super) rest: Vec<L>,
+}
+
+impl<L> HeldLocks<L> {
+    pub(super) fn new() -> Self {
+        Self {
+            first: None,
+            rest: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, lock: L) {
+        match &self.first {
+            None => self.first = Some(lock),
+            Some(_) => self.rest.push(lock),
+        }
+    }
+}
+
+impl<R: Record> Core<R> {
+    pub(super) fn new(config: RecordsConfig, locks: Vec<Arc<LockFile>>, read_only: bool) -> Arc<Self> {
+        Arc::new(Self {
+            check_mtimes: config.check_mtimes || locks.is_empty(),
+            locks,
+            locations: config.locations,
+            read_only,
+            lock_timeout: config.lock_timeout,
+            cache: Mutex::new(None),
+            loading: Arc::default(),
+            prefetch: OnceLock::new(),
+        })
+    }
+
+    /// The cached table, if it is what the files say. The token was read with the locks held, or just now.
+    pub(super) fn fresh(&self, token: &Option<Token>) -> Result<Option<Arc<Snapshot<R>>>> {
+        let Some(snapshot) = self.cached().as_ref().map(Arc::clone) else {
+            return Ok(None);
+        };
+        if snapshot.token != *token {
+            return Ok(None);
+        }
+        if self.check_mtimes {
+            for (location, remembered) in self.locations.iter().zip(&snapshot.mtimes) {
+                // Compat: a file that has vanished does not count.
+                let now = Mtime::at(&location.path)?;
+                if now.is_some() && now != *remembered {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(snapshot))
+    }
+
+    /// As [`Core::fresh`] without the locks; `None` also while a writer of this process is at work.
+    pub(super) fn unlocked(&self) -> Result<Option<Arc<Snapshot<R>>>> {
+        // Whoever writes puts the token first: with the one of the table nothing can have changed yet.
+        match self.locks.first() {
+            Some(lock) => self.fresh(&Some(lock.token()?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether loading takes a while.
+    pub(super) fn is_large(&self) -> bool {
+        let sizes = self.locations.iter().map(|location| {
+            let stat = rustix::fs::stat(&location.path);
+            stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+        });
+        sizes.sum::<u64>() >= LARGE
+    }
+
+    /// Loads the rows before anybody asks for them. Does nothing while a writer or another reader is at work; errors are
+    /// left to whoever asks.
+    pub(super) fn load_ahead(&self) {
+        let Ok(_loading) = self.loading.try_lock() else {
+            return;
+        };
+        let mut held = HeldLocks::<SharedLock>::new();
+        for lock in &self.locks {
+            match lock.try_shared() {
+                Ok(Some(lock)) => held.push(lock),
+                Ok(None) | Err(_) => return,
+            }
+        }
+        let loaded = token_of(held.first.as_ref()).and_then(|token| match self.fresh(&token)? {
+            Some(_somebody_was_quicker) => Ok(()),
+            None => self.load_and_publish(token).map(drop),
+        });
+        if let Err(error) = loaded {
+            tracing::debug!(error = %error.chain(), "cannot load the {} records ahead", R::NOUN);
+        }
+    }
+
+    pub(super) fn load_and_publish(&self, token: Option<Token>) -> Result<Arc<Snapshot<R>>> {
+        let snapshot = Arc::new(self.load(token)?);
+        *self.cached() = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+
+    /// Reads all files. `token` was read before, so a change in between costs no more than another load.
+    pub(super) fn load(&self, token: Option<Token>) -> Result<Snapshot<R>> {
+        let mut files = Vec::with_capacity(self.locations.len());
+        let mut mtimes = Vec::with_capacity(self.locations.len());
+        for location in &self.locations {
+            let (rows, mtime) = read_rows(&location.path, Arc::new)?;
+            files.push(rows);
+            mtimes.push(mtime);
+        }
+        let table = Table::load(files, self.read_only)?;
+        tracing::debug!(rows = table.len(), "loaded the {} records", R::NOUN);
+        Ok(Snapshot { table, token, mtimes })
+    }
+
+    pub(super) fn cached(&self) -> std::sync::MutexGuard<'_, Option<Arc<Snapshot<R>>>> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A lock whose file holds a token.
+pub(super) trait Tokened {
+    fn token(&self) -> Result<Token>;
+}
+
+pub(super) fn token_of<L: Tokened>(lock: Option<&L>) -> Result<Option<Token>> {
+    lock.map(Tokened::token).transpose()
+}
+
+impl Tokened for SharedLock {
+    fn token(&self) -> Result<Token> {
+        Self::token(self)
+    }
+}
+
+impl Tokened for ExclusiveLock {
+    fn token(&self) -> Result<Token> {
+        Self::token(self)
+    }
+}

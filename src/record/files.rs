@@ -1,0 +1,36 @@
+//! Reading the files of rows.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use bytes::Bytes;
+use rustix::fs::fstat;
+
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::json;
+use crate::sys::atomic::Mtime;
+
+pub(super) type Rows<T> = Vec<(T, Bytes)>;
+
+/// The rows in one file, each put `into` something, and the file's time; no file is no rows.
+pub(super) fn read_rows<T: serde::de::DeserializeOwned, U>(
+    path: &Path,
+    into: fn(T) -> U,
+) -> Result<(Rows<U>, Option<Mtime>)> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), None)),
+        Err(error) => return Err(error).at("opening", path),
+    };
+    let mtime = Mtime::of(&fstat(&file).at("reading the status of", path)?);
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).at("reading", path)?;
+    let rows = json::parse_array_into(&Bytes::from(content), into).map_err(|error| {
+        ErrorKind::CorruptMetadata
+            .err("loading")
+            .at(path)
+            .with_source(error)
+    })?;
+    Ok((rows, Some(mtime)))
+}

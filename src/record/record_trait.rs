@@ -1,0 +1,73 @@
+//! What every kind of record has in common: layers, images, containers and mount points.
+
+use std::fmt::Debug;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::digest::Digest;
+use crate::error::ErrorKind;
+
+/// What a digest in an index is the digest of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DigestKind {
+    /// A layer's blob as fetched.
+    Compressed,
+    /// A layer's uncompressed tar.
+    Uncompressed,
+    /// A layer's table of contents.
+    Toc,
+    /// An image's manifest.
+    Image,
+}
+
+/// A row of one of the stores.
+pub(crate) trait Record:
+    Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// What a row describes, for messages.
+    const NOUN: &'static str;
+    /// The error for an ID that is not in the table.
+    const UNKNOWN: ErrorKind;
+    /// The error for a name that two rows of a read-only store have.
+    const AMBIGUOUS_NAMES: ErrorKind;
+    /// Whether several rows with one ID stay in the file (the last one is found). Else the later ones are passed
+    /// over.
+    const KEEPS_DUPLICATE_IDS: bool = false;
+
+    /// The row's ID.
+    fn id(&self) -> &str;
+
+    /// The row's names.
+    fn names(&self) -> &[String];
+
+    /// The row's names, to change.
+    fn names_mut(&mut self) -> &mut Vec<String>;
+
+    /// Called after the names were changed by name, for records with a history of names.
+    fn remember_names(&mut self) {}
+
+    /// Fills in what follows from other fields; `true` if something changed.
+    fn normalise(&mut self) -> bool {
+        false
+    }
+
+    /// Whether the row describes something that was never completed, or whose deletion was not.
+    fn is_incomplete(&self) -> bool {
+        false
+    }
+
+    /// What is under way with the row, see [`intent`](crate::record::intent); empty for nothing.
+    fn intent(&self) -> &str;
+
+    /// The same, to change.
+    fn intent_mut(&mut self) -> &mut String;
+
+    /// The layer that belongs to this row alone, by whose ID it is found too.
+    fn layer(&self) -> Option<&str> {
+        None
+    }
+
+    /// Calls `visit` for every digest by which the row is found.
+    fn each_digest(&self, _visit: &mut dyn FnMut(DigestKind, &Digest)) {}
+}

@@ -1,0 +1,231 @@
+//! Handles on the records of one store: taking the locks and returning guards.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::bridge;
+use crate::error::{ErrorKind, Result};
+use crate::lock::record_lock::{LockFile, LockMode, SharedLock};
+use crate::record::cache::{Core, HeldLocks, Prefetch, RecordsConfig, token_of};
+use crate::record::guard::{ReadGuard, WriteGuard};
+use crate::record::record_trait::Record;
+
+/// What remains of a time-out that covers several locks.
+struct Deadline(Option<(Instant, Duration)>);
+
+impl Deadline {
+    fn new(timeout: Option<Duration>) -> Self {
+        Self(timeout.map(|timeout| (Instant::now(), timeout)))
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.0
+            .map(|(start, timeout)| timeout.saturating_sub(start.elapsed()))
+    }
+}
+
+/// The records of a store that may be changed. A cheap handle.
+#[derive(Debug)]
+pub(crate) struct Records<R: Record>(Arc<Core<R>>);
+
+impl<R: Record> Clone for Records<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<R: Record> Records<R> {
+    /// Prepares access: opens (and where missing creates) the lock files, loads nothing yet.
+    pub(crate) fn open(config: RecordsConfig) -> Result<Self> {
+        if config.lock_files.is_empty() {
+            return Err(ErrorKind::InvalidInput.err(format!("{} store without a lock file", R::NOUN)));
+        }
+        let locks = config
+            .lock_files
+            .iter()
+            .map(|path| LockFile::open(path, LockMode::ReadWrite));
+        let locks = locks.collect::<Result<Vec<_>>>()?;
+        Ok(Self(Core::new(config, locks, false)))
+    }
+
+    /// Takes the locks shared and returns the rows as they are on disk.
+    ///
+    /// If dropped: nothing happened.
+    pub(crate) async fn read(&self) -> Result<ReadGuard<R>> {
+        self.0.read().await
+    }
+
+    /// When these records are loaded, loads `other` at the same time unless it has been already: whoever needs one
+    /// mostly needs both.
+    pub(crate) fn prefetch<O: Record>(&self, other: &Records<O>) {
+        let other = Arc::downgrade(&other.0);
+        let load = move || {
+            if let Some(other) = other.upgrade()
+                && other.cached().is_none()
+                && other.is_large()
+            {
+                bridge::spawn_detached(move || other.load_ahead());
+            }
+        };
+        // Only ever set here, once.
+        drop(self.0.prefetch.set(Prefetch(Box::new(load))));
+    }
+
+    /// A handle for those who only read.
+    pub(crate) fn reader(&self) -> ReadOnlyRecords<R> {
+        ReadOnlyRecords(Arc::clone(&self.0))
+    }
+
+    /// The rows as they were on disk at some moment during this call, without the locks: a writer that comes at the
+    /// same time may already have other ones. Waits and reads as [`Records::read`] does where what is known is no
+    /// longer true.
+    ///
+    /// If dropped: nothing happened.
+    pub(crate) async fn unlocked_snapshot(&self) -> Result<ReadGuard<R>> {
+        match self.0.unlocked()? {
+            Some(snapshot) => Ok(ReadGuard::new(snapshot, HeldLocks::new(), false)),
+            None => self.0.read().await,
+        }
+    }
+
+    /// Whether a loaded table is known.
+    #[cfg(test)]
+    pub(super) fn is_cached(&self) -> bool {
+        self.0.cached().is_some()
+    }
+
+    /// As [`Records::read`], for use in a blocking task.
+    #[cfg(test)]
+    pub(crate) fn read_blocking(&self) -> Result<ReadGuard<R>> {
+        self.0.read_blocking()
+    }
+
+    /// Takes the locks exclusively and returns the rows as they are on disk, to be changed and saved.
+    ///
+    /// If dropped: nothing happened.
+    pub(crate) async fn write(&self) -> Result<WriteGuard<R>> {
+        let core = &self.0;
+        let deadline = Deadline::new(core.lock_timeout);
+        let mut held = HeldLocks::new();
+        for lock in &core.locks {
+            // Without waiting first: an uncontended lock costs no timer and no turn of the scheduler.
+            held.push(match lock.try_exclusive()? {
+                Some(lock) => lock,
+                None => lock.exclusive(deadline.left()).await?,
+            });
+        }
+        let token = token_of(held.first.as_ref())?;
+        if let Some(snapshot) = core.fresh(&token)? {
+            return Ok(WriteGuard::new(Arc::clone(core), held, snapshot, false));
+        }
+        let core = Arc::clone(core);
+        bridge::run(move || {
+            let snapshot = Arc::new(core.load(token)?);
+            Ok(WriteGuard::new(core, held, snapshot, true))
+        })
+        .await
+    }
+
+    /// As [`Records::write`], for use in a blocking task.
+    pub(crate) fn write_blocking(&self) -> Result<WriteGuard<R>> {
+        let core = &self.0;
+        let deadline = Deadline::new(core.lock_timeout);
+        let mut held = HeldLocks::new();
+        for lock in &core.locks {
+            held.push(lock.exclusive_blocking(deadline.left())?);
+        }
+        let token = token_of(held.first.as_ref())?;
+        let (snapshot, reloaded) = match core.fresh(&token)? {
+            Some(snapshot) => (snapshot, false),
+            None => (Arc::new(core.load(token)?), true),
+        };
+        Ok(WriteGuard::new(Arc::clone(core), held, snapshot, reloaded))
+    }
+}
+
+/// Records that are only read, those of an additional store for instance. A cheap handle.
+#[derive(Debug)]
+pub(crate) struct ReadOnlyRecords<R: Record>(Arc<Core<R>>);
+
+impl<R: Record> Clone for ReadOnlyRecords<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<R: Record> ReadOnlyRecords<R> {
+    /// Prepares access. On a read-only file system without lock files there is nothing to lock and nobody to lock
+    /// out: the times of the files then tell whether to load again.
+    pub(crate) fn open(config: RecordsConfig) -> Result<Self> {
+        let mut locks = Vec::with_capacity(config.lock_files.len());
+        for path in &config.lock_files {
+            match LockFile::open(path, LockMode::ReadOnly) {
+                Ok(lock) => locks.push(lock),
+                Err(error) if error.io_kind() == Some(io::ErrorKind::ReadOnlyFilesystem) => {
+                    tracing::debug!(path = %path.display(), "read-only file system: no lock");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self(Core::new(config, locks, true)))
+    }
+
+    /// Takes the locks shared and returns the rows as they are on disk.
+    ///
+    /// If dropped: nothing happened.
+    pub(crate) async fn read(&self) -> Result<ReadGuard<R>> {
+        self.0.read().await
+    }
+}
+
+impl<R: Record> Core<R> {
+    async fn read(self: &Arc<Self>) -> Result<ReadGuard<R>> {
+        let deadline = Deadline::new(self.lock_timeout);
+        let mut held = HeldLocks::<SharedLock>::new();
+        for lock in &self.locks {
+            held.push(match lock.try_shared()? {
+                Some(lock) => lock,
+                None => lock.shared(deadline.left()).await?,
+            });
+        }
+        let token = token_of(held.first.as_ref())?;
+        if let Some(snapshot) = self.fresh(&token)? {
+            return Ok(ReadGuard::new(snapshot, held, false));
+        }
+        let loading = Arc::clone(&self.loading).lock_owned().await;
+        if let Some(snapshot) = self.fresh(&token)? {
+            return Ok(ReadGuard::new(snapshot, held, false));
+        }
+        let core = Arc::clone(self);
+        bridge::run(move || {
+            let _loading = loading;
+            // From here: the caller's processor is free by now.
+            if let Some(Prefetch(start)) = core.prefetch.get() {
+                start();
+            }
+            let snapshot = core.load_and_publish(token)?;
+            Ok(ReadGuard::new(snapshot, held, true))
+        })
+        .await
+    }
+
+    #[cfg(test)]
+    fn read_blocking(self: &Arc<Self>) -> Result<ReadGuard<R>> {
+        let deadline = Deadline::new(self.lock_timeout);
+        let mut held = HeldLocks::<SharedLock>::new();
+        for lock in &self.locks {
+            held.push(lock.shared_blocking(deadline.left())?);
+        }
+        let token = token_of(held.first.as_ref())?;
+        if let Some(snapshot) = self.fresh(&token)? {
+            return Ok(ReadGuard::new(snapshot, held, false));
+        }
+        let _loading = self.loading.blocking_lock();
+        let (snapshot, reloaded) = match self.fresh(&token)? {
+            Some(snapshot) => (snapshot, false),
+            None => (self.load_and_publish(token)?, true),
+        };
+        Ok(ReadGuard::new(snapshot, held, reloaded))
+    }
+}
