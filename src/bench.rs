@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::archive::apply::pipeline::{ApplyOptions, Target, apply};
 use crate::archive::compress::blob_reader::BlobReader;
-use crate::archive::compress::decode;
+use crate::archive::compress::decode::Decoder;
 use crate::archive::stream_writer::{StreamWriter, read_spare};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
@@ -27,16 +27,6 @@ use crate::sys::at;
 use crate::time::Time;
 use crate::whiteout::{Namespace, WhiteoutFormat};
 
-/// Counts what a decoder makes.
-struct Count(u64);
-
-impl decode::ChunkConsumer for Count {
-    async fn take(&mut self, chunk: Bytes) -> bool {
-        self.0 += chunk.len() as u64;
-        true
-    }
-}
-
 /// Decodes a blob as [`Store::put_layer`](crate::Store::put_layer) does, without digests; returns the bytes that come
 /// out.
 ///
@@ -45,10 +35,13 @@ impl decode::ChunkConsumer for Count {
 pub async fn decode(blob: &Path) -> Result<u64> {
     let file = tokio_file(blob)?;
     let mut stream = BlobReader::new(file);
-    let kind = stream.detect().await.at("reading", blob)?;
-    let mut count = Count(0);
-    decode::decode(&mut stream, kind, CHUNK, &mut count).await?;
-    Ok(count.0)
+    let compression = stream.detect().await.at("reading", blob)?;
+    let mut decoder = Decoder::new(stream, compression, CHUNK);
+    let mut count = 0;
+    while let Some(chunk) = decoder.next_chunk().await? {
+        count += chunk.len() as u64;
+    }
+    Ok(count)
 }
 
 /// A file that is read on this thread: hops between threads are not what is measured.

@@ -4,8 +4,8 @@ use crate::error::{ErrorKind, Result};
 
 /// Runs one blocking step on tokio's blocking pool and returns its result; a panic in `step` goes on here.
 ///
-/// If the returned future is dropped the step still runs to its end; what it returns is dropped there. So a step
-/// must own everything it needs, and must leave the store consistent by itself.
+/// If the returned future is dropped the step still runs to its end; what it returns is dropped in a step too. So a
+/// step must own everything it needs, and must leave the store consistent by itself.
 pub(crate) async fn run<T, F>(step: F) -> Result<T>
 where
     F: FnOnce() -> Result<T> + Send + 'static,
@@ -13,9 +13,9 @@ where
 {
     let span = tracing::Span::current();
     #[expect(clippy::disallowed_methods, reason = "this is the one door")]
-    let task = tokio::task::spawn_blocking(move || span.in_scope(step));
+    let task = tokio::task::spawn_blocking(move || Detached::new(span.in_scope(step)));
     match task.await {
-        Ok(result) => result,
+        Ok(result) => result.into_inner(),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_shutdown) => Err(ErrorKind::Cancelled.err("the runtime is shutting down")),
     }
@@ -29,6 +29,35 @@ where
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn_blocking(step)),
         Err(_no_runtime) => step(),
+    }
+}
+
+/// A value whose drop may block, since it may remove a whole tree: dropped by a task, it is dropped in a step.
+#[derive(Debug)]
+pub(crate) struct Detached<T: Send + 'static>(
+    /// `None` once it was taken out.
+    Option<T>,
+);
+
+impl<T: Send + 'static> Detached<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+
+    /// The value, for a caller that does not hold it across an await.
+    pub(crate) fn into_inner(mut self) -> T {
+        #[expect(clippy::expect_used, reason = "only this takes it, and it takes `self` too")]
+        self.0.take().expect("a value that was not taken out")
+    }
+}
+
+impl<T: Send + 'static> Drop for Detached<T> {
+    fn drop(&mut self) {
+        if let Some(value) = self.0.take()
+            && std::mem::needs_drop::<T>()
+        {
+            spawn_detached(move || drop(value));
+        }
     }
 }
 

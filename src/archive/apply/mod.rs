@@ -2,6 +2,7 @@
 
 mod aufs;
 mod deferred_modes;
+mod digests;
 mod durability;
 mod extract;
 mod extract_state;
@@ -11,4 +12,6 @@ mod payload;
 pub(crate) mod pipeline;
 mod prune;
 mod seen;
+mod target;
+mod unpack;
 mod whiteouts;

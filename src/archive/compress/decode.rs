@@ -1,42 +1,57 @@
-//! Compression of layer streams: detected by magic numbers, undone by `async-compression`. Diffs are compressed
-//! elsewhere, on several threads ([`gzip`](crate::archive::compress::gzip), [`zstd_frames`](crate::archive::compress::zstd_frames)).
+//! Decoding of layer streams by `async-compression`, on an async task or on an unpack thread.
 //!
-//! Everything is decoded in process. gzip runs on flate2's `zlib-rs`: this crate asks for that back end, and feature
-//! unification gives it to `async-compression` as well.
+//! gzip runs on flate2's `zlib-rs`: this crate asks for that back end, and feature unification gives it to
+//! `async-compression` as well. Diffs are compressed elsewhere, on several threads
+//! ([`gzip`](crate::archive::compress::gzip), [`zstd_frames`](crate::archive::compress::zstd_frames)).
 //!
 //! All members or frames of a stream are decoded, skippable zstd frames are skipped. After the end only zero bytes
 //! may follow (tools pad to whole records; for zstd not even these, as its own tools refuse them). Anything else is
 //! an error, where a lenient reader would unpack half of a damaged blob.
 
 use std::io;
+use std::sync::Arc;
 
 use async_compression::tokio::bufread::{BzDecoder, GzipDecoder, XzDecoder, ZstdDecoder};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use bytes::{BufMut as _, Bytes};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _};
 
 use crate::archive::compress::blob_reader::BlobReader;
 use crate::archive::compress::buffers::Buffers;
+use crate::archive::compress::pace::STEP;
 use crate::compression::Compression;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A decoder of one member (of all frames for zstd).
-enum Decoder<'a, R: AsyncRead + Unpin> {
-    None(&'a mut BlobReader<R>),
-    Bzip2(BzDecoder<&'a mut BlobReader<R>>),
-    Gzip(GzipDecoder<&'a mut BlobReader<R>>),
-    Xz(XzDecoder<&'a mut BlobReader<R>>),
-    Zstd(ZstdDecoder<&'a mut BlobReader<R>>),
+/// What the start of a member costs, in bytes of the pace: its decoder is made anew.
+const MEMBER: usize = 16 * 1024;
+
+/// Whether a format is decoded fast enough for an async thread. A block of bzip2 takes tens of milliseconds, and
+/// nothing can be done in between; xz needs a millisecond for some 80 KiB.
+pub(crate) fn is_fast(compression: Compression) -> bool {
+    match compression {
+        Compression::None | Compression::Gzip | Compression::Zstd => true,
+        Compression::Bzip2 | Compression::Xz => false,
+    }
 }
 
-impl<'a, R: AsyncRead + Unpin> Decoder<'a, R> {
-    fn new(stream: &'a mut BlobReader<R>, compression: Compression) -> Self {
+/// A decoder of one member (of all frames for zstd).
+enum Member<R> {
+    None(BlobReader<R>),
+    Bzip2(BzDecoder<BlobReader<R>>),
+    Gzip(GzipDecoder<BlobReader<R>>),
+    Xz(XzDecoder<BlobReader<R>>),
+    Zstd(ZstdDecoder<BlobReader<R>>),
+}
+
+impl<R: AsyncRead + Unpin> Member<R> {
+    fn new(blob: BlobReader<R>, compression: Compression) -> Self {
         match compression {
-            Compression::None => Self::None(stream),
-            Compression::Bzip2 => Self::Bzip2(BzDecoder::new(stream)),
-            Compression::Gzip => Self::Gzip(GzipDecoder::new(stream)),
-            Compression::Xz => Self::Xz(XzDecoder::new(stream)),
+            Compression::None => Self::None(blob),
+            Compression::Bzip2 => Self::Bzip2(BzDecoder::new(blob)),
+            Compression::Gzip => Self::Gzip(GzipDecoder::new(blob)),
+            Compression::Xz => Self::Xz(XzDecoder::new(blob)),
             Compression::Zstd => {
                 // One context for all frames: chunked layers have one frame per file.
-                let mut decoder = ZstdDecoder::new(stream);
+                let mut decoder = ZstdDecoder::new(blob);
                 decoder.multiple_members(true);
                 Self::Zstd(decoder)
             }
@@ -44,85 +59,141 @@ impl<'a, R: AsyncRead + Unpin> Decoder<'a, R> {
     }
 
     async fn read(&mut self, out: &mut Vec<u8>) -> io::Result<usize> {
+        // Never to be grown: the allocator may have given more than was asked for, but not less.
+        let room = out.capacity() - out.len();
+        let mut out = out.limit(room.min(STEP));
         match self {
-            Self::None(stream) => stream.read_buf(out).await,
-            Self::Bzip2(decoder) => decoder.read_buf(out).await,
-            Self::Gzip(decoder) => decoder.read_buf(out).await,
-            Self::Xz(decoder) => decoder.read_buf(out).await,
-            Self::Zstd(decoder) => decoder.read_buf(out).await,
+            Self::None(blob) => blob.read_buf(&mut out).await,
+            Self::Bzip2(decoder) => decoder.read_buf(&mut out).await,
+            Self::Gzip(decoder) => decoder.read_buf(&mut out).await,
+            Self::Xz(decoder) => decoder.read_buf(&mut out).await,
+            Self::Zstd(decoder) => decoder.read_buf(&mut out).await,
+        }
+    }
+
+    fn blob(&mut self) -> &mut BlobReader<R> {
+        match self {
+            Self::None(blob) => blob,
+            Self::Bzip2(decoder) => decoder.get_mut(),
+            Self::Gzip(decoder) => decoder.get_mut(),
+            Self::Xz(decoder) => decoder.get_mut(),
+            Self::Zstd(decoder) => decoder.get_mut(),
+        }
+    }
+
+    fn into_blob(self) -> BlobReader<R> {
+        match self {
+            Self::None(blob) => blob,
+            Self::Bzip2(decoder) => decoder.into_inner(),
+            Self::Gzip(decoder) => decoder.into_inner(),
+            Self::Xz(decoder) => decoder.into_inner(),
+            Self::Zstd(decoder) => decoder.into_inner(),
         }
     }
 }
 
-/// Where decoded bytes go, a chunk at a time.
-pub(crate) trait ChunkConsumer {
-    /// Takes one chunk; `false` stops the decoding.
-    fn take(&mut self, chunk: bytes::Bytes) -> impl Future<Output = bool> + Send;
+/// A blob's decoded stream, in chunks of one size (the last one shorter).
+pub(crate) struct Decoder<R> {
+    compression: Compression,
+    state: State<R>,
+    buffers: Arc<Buffers>,
+    chunk: Vec<u8>,
 }
 
-/// Decodes the whole stream into chunks of `size` bytes (the last one shorter). Returns early, and without error, if
-/// the sink wants no more.
-pub(crate) async fn decode<R, S>(
-    stream: &mut BlobReader<R>,
-    compression: Compression,
-    size: usize,
-    sink: &mut S,
-) -> Result<()>
-where
-    R: AsyncRead + Send + Unpin,
-    S: ChunkConsumer + Send,
-{
-    let failed = |error: io::Error| {
-        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
-            return Error::io("unpacking", error);
+enum State<R> {
+    Within(Box<Member<R>>),
+    /// After the last member.
+    Ended(BlobReader<R>),
+    /// Within a call, or after one that failed or was dropped.
+    Broken,
+}
+
+impl<R: AsyncRead + Unpin> Decoder<R> {
+    /// Decodes `blob`, whose compression was detected, into chunks of `size` bytes.
+    pub(crate) fn new(blob: BlobReader<R>, compression: Compression, size: usize) -> Self {
+        let buffers = Buffers::new(size);
+        Self {
+            compression,
+            state: State::Within(Box::new(Member::new(blob, compression))),
+            chunk: buffers.take(),
+            buffers,
         }
-        ErrorKind::InvalidArchive
-            .err(format!("decompressing {compression} data"))
-            .with_source(error)
-    };
-    let buffers = Buffers::new(size);
-    let mut chunk = buffers.take();
-    loop {
-        let mut decoder = Decoder::new(stream, compression);
-        while decoder.read(&mut chunk).await.map_err(failed)? > 0 {
-            // Never to be grown: the allocator may have given more than was asked for, but not less.
-            if chunk.len() == chunk.capacity() {
-                let filled = std::mem::replace(&mut chunk, buffers.take());
-                if !sink.take(buffers.share(filled)).await {
-                    return Ok(());
+    }
+
+    /// The next chunk, `None` at the end. Yields now and then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArchive`] for damaged data; what the source reports. It must not be called again then.
+    pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        let compression = self.compression;
+        let failed = |error: io::Error| {
+            if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+                return Error::io("unpacking", error);
+            }
+            ErrorKind::InvalidArchive
+                .err(format!("decompressing {compression} data"))
+                .with_source(error)
+        };
+        loop {
+            let mut member = match std::mem::replace(&mut self.state, State::Broken) {
+                State::Within(member) => member,
+                State::Ended(blob) => {
+                    self.state = State::Ended(blob);
+                    let rest = std::mem::take(&mut self.chunk);
+                    return Ok((!rest.is_empty()).then(|| self.buffers.share(rest)));
+                }
+                State::Broken => return Err(ErrorKind::InvalidArchive.err("a stream that failed before")),
+            };
+            loop {
+                let count = member.read(&mut self.chunk).await.map_err(failed)?;
+                if count == 0 {
+                    break;
+                }
+                let pace = member.blob().pace();
+                pace.spend(count);
+                pace.keep().await;
+                if self.chunk.len() == self.chunk.capacity() {
+                    self.state = State::Within(member);
+                    let filled = std::mem::replace(&mut self.chunk, self.buffers.take());
+                    return Ok(Some(self.buffers.share(filled)));
                 }
             }
-        }
-        drop(decoder);
-        if matches!(compression, Compression::None | Compression::Zstd)
-            || !another_member(stream, compression).await?
-        {
-            break;
+            let mut blob = member.into_blob();
+            let one_only = matches!(compression, Compression::None | Compression::Zstd);
+            self.state = if !one_only && another_member(&mut blob, compression).await? {
+                blob.pace().spend(MEMBER);
+                State::Within(Box::new(Member::new(blob, compression)))
+            } else {
+                State::Ended(blob)
+            };
         }
     }
-    if !chunk.is_empty() {
-        sink.take(buffers.share(chunk)).await;
+
+    /// Bytes of the blob, once it has ended.
+    pub(crate) fn blob_size(&self) -> Option<u64> {
+        match &self.state {
+            State::Ended(blob) => Some(blob.count()),
+            State::Within(_) | State::Broken => None,
+        }
     }
-    Ok(())
 }
 
 /// After the end of a member: whether another one begins. Zeros up to the end of the stream are read over.
 async fn another_member<R: AsyncRead + Unpin>(
-    stream: &mut BlobReader<R>,
+    blob: &mut BlobReader<R>,
     compression: Compression,
 ) -> Result<bool> {
-    use tokio::io::AsyncBufReadExt as _;
     let failed = |error| Error::io("unpacking", error);
     let mut zeros = false;
     loop {
-        let bytes = stream.fill_buf().await.map_err(failed)?;
+        let bytes = blob.fill_buf().await.map_err(failed)?;
         let Some(first) = bytes.first() else {
             return Ok(false);
         };
         let padding = bytes.iter().take_while(|byte| **byte == 0).count();
         if padding > 0 {
             zeros = true;
-            stream.consume(padding);
+            blob.consume(padding);
         } else if !zeros && *first == magic_start(compression) {
             return Ok(true);
         } else {
@@ -161,20 +232,6 @@ mod tests {
         Compression::Zstd,
     ];
 
-    #[derive(Default)]
-    struct Collect {
-        bytes: Vec<u8>,
-        chunks: usize,
-    }
-
-    impl ChunkConsumer for Collect {
-        async fn take(&mut self, chunk: bytes::Bytes) -> bool {
-            self.bytes.extend_from_slice(&chunk);
-            self.chunks += 1;
-            true
-        }
-    }
-
     /// Gives its bytes one at a time.
     struct Slow(Vec<u8>, usize);
 
@@ -210,14 +267,18 @@ mod tests {
     }
 
     async fn decoded<R: AsyncRead + Send + Unpin>(reader: R) -> Result<(Compression, Vec<u8>, u64)> {
-        let mut stream = BlobReader::new(reader);
-        let compression = stream
+        let mut blob = BlobReader::new(reader);
+        let compression = blob
             .detect()
             .await
             .map_err(|error| Error::io("detecting", error))?;
-        let mut sink = Collect::default();
-        decode(&mut stream, compression, 1000, &mut sink).await?;
-        Ok((compression, sink.bytes, stream.count()))
+        let mut decoder = Decoder::new(blob, compression, 1000);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = decoder.next_chunk().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        assert!(decoder.next_chunk().await?.is_none(), "the end is the end");
+        Ok((compression, bytes, decoder.blob_size().unwrap()))
     }
 
     #[tokio::test]

@@ -1,9 +1,9 @@
-//! Digests of a stream on its way in, computed by whichever half has time.
+//! Digests of a stream on its way in, computed by whichever side of the pipeline would have to wait.
 //!
-//! Decoding is dear for gzip and cheap for zstd, and unpacking is dear for small files and cheap for large ones: a
-//! fixed place for the hashing leaves one processor idle. So chunks are put in a line (they are shared, not copied),
-//! and each half takes from it when it would have to wait for the other one. Whoever finds too many in the line hashes
-//! some at once, which bounds memory.
+//! Decoding is expensive for gzip and cheap for zstd, and unpacking is expensive for small files and cheap for large
+//! ones: at a fixed place the hashing would leave one processor idle. So chunks are queued (they are shared, not
+//! copied), and each side takes from the queue when it would have to wait for the other one. The side that finds too
+//! many bytes in the queue hashes a chunk at once, which bounds memory.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError, TryLockError};
@@ -12,12 +12,11 @@ use bytes::Bytes;
 
 use crate::digest::{Digest, Hasher};
 
-/// Bytes that may wait. Chunks that are pushed while the other half is hashing come on top: the channel between the
-/// halves bounds how many.
+/// Bytes that may wait. Chunks that are pushed while the other side is hashing come on top: the channel between the
+/// sides bounds how many.
 const LIMIT: usize = 1024 * 1024;
 
 /// The chunks of one stream that are still to be hashed, and what has been computed so far.
-#[derive(Default)]
 pub(crate) struct HashQueue {
     /// Held while a chunk is taken and hashed, which keeps the order.
     hashers: Mutex<Vec<Hasher>>,
@@ -32,26 +31,27 @@ struct Waiting {
 }
 
 impl HashQueue {
-    /// Says which digests are wanted. To be called before the first chunk.
-    pub(crate) fn expect(&self, hashers: Vec<Hasher>) {
-        *self.hashers.lock().unwrap_or_else(PoisonError::into_inner) = hashers;
+    /// An empty queue for the digests that `hashers` compute.
+    pub(crate) fn new(hashers: Vec<Hasher>) -> Self {
+        Self {
+            hashers: Mutex::new(hashers),
+            waiting: Mutex::default(),
+        }
     }
 
-    /// Puts the stream's next chunk in the line.
+    /// Queues the stream's next chunk; hashes one if too many bytes wait.
     pub(crate) fn push(&self, chunk: Bytes) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.bytes += chunk.len();
         waiting.chunks.push_back(chunk);
+        let is_long = waiting.bytes > LIMIT;
         drop(waiting);
-        while self.is_long() && self.help() {}
+        if is_long {
+            self.help();
+        }
     }
 
-    fn is_long(&self) -> bool {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.bytes > LIMIT
-    }
-
-    /// Hashes one chunk; `false` if there is none or the other half is at it. Never waits.
+    /// Hashes one chunk; `false` if there is none or the other side is hashing. Never waits.
     pub(crate) fn help(&self) -> bool {
         let mut hashers = match self.hashers.try_lock() {
             Ok(hashers) => hashers,
@@ -61,7 +61,7 @@ impl HashQueue {
         self.hash_next(&mut hashers)
     }
 
-    /// Hashes the rest of the line, waits for a chunk that the other half has in hand, and returns the digests. To be
+    /// Hashes what is queued, waits for the chunk that the other side is hashing, and returns the digests. To be
     /// called when no more chunks can come.
     pub(crate) fn finish(&self) -> Vec<Digest> {
         let mut hashers = self.hashers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,43 +95,41 @@ mod tests {
             .collect()
     }
 
-    fn waiting(line: &HashQueue) -> usize {
-        line.waiting.lock().unwrap().bytes
+    fn waiting(queue: &HashQueue) -> usize {
+        queue.waiting.lock().unwrap().bytes
     }
 
     #[test]
     fn the_digest_is_the_same_whoever_hashes() {
-        let line = Arc::new(HashQueue::default());
-        line.expect(vec![Hasher::sha256()]);
+        let queue = Arc::new(HashQueue::new(vec![Hasher::sha256()]));
         let helper = {
-            let line = Arc::clone(&line);
+            let queue = Arc::clone(&queue);
             std::thread::spawn(move || {
-                while Arc::strong_count(&line) > 1 {
-                    line.help();
+                while Arc::strong_count(&queue) > 1 {
+                    queue.help();
                 }
             })
         };
         for chunk in chunks() {
-            line.push(chunk);
-            line.help();
+            queue.push(chunk);
+            queue.help();
         }
-        assert_eq!(line.finish(), [Digest::sha256(chunks().concat())]);
-        drop(line);
+        assert_eq!(queue.finish(), [Digest::sha256(chunks().concat())]);
+        drop(queue);
         helper.join().unwrap();
     }
 
     #[test]
-    fn the_line_stays_short_though_nobody_helps() {
-        let line = HashQueue::default();
-        line.expect(vec![Hasher::sha256()]);
+    fn the_queue_stays_short_without_help() {
+        let queue = HashQueue::new(vec![Hasher::sha256()]);
         for chunk in chunks() {
-            line.push(chunk);
-            assert!(waiting(&line) <= LIMIT);
+            queue.push(chunk);
+            assert!(waiting(&queue) <= LIMIT);
         }
-        let before = waiting(&line);
+        let before = waiting(&queue);
         assert!(before > LIMIT / 2);
-        assert!(line.help());
-        assert!(waiting(&line) < before);
-        assert_eq!(line.finish(), [Digest::sha256(chunks().concat())]);
+        assert!(queue.help());
+        assert!(waiting(&queue) < before);
+        assert_eq!(queue.finish(), [Digest::sha256(chunks().concat())]);
     }
 }

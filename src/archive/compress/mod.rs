@@ -6,5 +6,6 @@ pub(crate) mod decode;
 mod deflate_blocks;
 pub(crate) mod gzip;
 pub(crate) mod hash_queue;
+mod pace;
 pub(crate) mod parallel;
 pub(crate) mod zstd_frames;

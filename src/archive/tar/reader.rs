@@ -194,6 +194,11 @@ impl<S: ChunkSource> TarReader<S> {
         }
     }
 
+    /// Bytes taken from the stream so far.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Where the current entry's payload begins in the stream, and how long it is. To be asked for before it is read.
     #[cfg(feature = "pull")]
     pub(crate) fn payload_place(&self) -> (u64, u64) {

@@ -1,0 +1,70 @@
+//! Where a layer is unpacked to, what is known of it already, and what is known of it afterwards.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use crate::compression::Compression;
+use crate::digest::Digest;
+use crate::idmap::{IdMappings, Owner};
+use crate::whiteout::WhiteoutFormat;
+
+/// Where a layer goes, and how.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// The directory, open for reading before anything was written below it.
+    pub(crate) dir: OwnedFd,
+    /// What deletions become.
+    pub(crate) form: WhiteoutFormat,
+    /// Whether the entry `./` changes the directory itself.
+    pub(crate) root_entry: bool,
+    /// Owners.
+    pub(crate) mappings: IdMappings,
+    /// The owner (inside the container) of every entry, whatever the archive says.
+    pub(crate) owner: Option<Owner>,
+    /// Go on when an owner cannot be set.
+    pub(crate) ignore_chown_errors: bool,
+    /// Mode for everything; owner, mode and type go into an attribute.
+    pub(crate) force_mask: Option<u32>,
+    /// Devices cannot be made and are left out.
+    pub(crate) in_user_namespace: bool,
+}
+
+/// What else is wanted, and what is known already.
+#[derive(Debug, Default)]
+pub(crate) struct ApplyOptions {
+    /// An empty file, open for writing, for the tar-split data.
+    pub(crate) tar_split: Option<File>,
+    /// Digest of the stream as sent (or of the blob that it comes from); believed unless `verify`.
+    pub(crate) original_digest: Option<Digest>,
+    /// Size of that blob; counts only together with `original_digest`.
+    pub(crate) original_size: Option<u64>,
+    /// Digest of the decoded stream; believed unless `verify`.
+    pub(crate) uncompressed_digest: Option<Digest>,
+    /// Whether given digests are checked.
+    pub(crate) verify: bool,
+    /// Whether everything is on disk before [`apply`] returns.
+    pub(crate) sync: bool,
+}
+
+/// What a layer's record says after it was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// How the stream was compressed.
+    pub(crate) compression: Compression,
+    /// Digest of the stream as sent, or the one given for it.
+    pub(crate) compressed_digest: Digest,
+    /// Its size, or the one given for it.
+    pub(crate) compressed_size: u64,
+    /// Digest of the decoded stream, or the one given for it.
+    pub(crate) diff_digest: Digest,
+    /// Size of the decoded stream.
+    pub(crate) diff_size: u64,
+    /// User IDs in the headers (inside the container), sorted.
+    pub(crate) uids: Vec<u32>,
+    /// Group IDs in the headers, sorted.
+    pub(crate) gids: Vec<u32>,
+    /// Bytes in files: for a complete tree what all headers declare, else what lies in files and symbolic links.
+    pub(crate) content_size: u64,
+    /// How many entries the archive had.
+    pub(crate) entries: u64,
+}
