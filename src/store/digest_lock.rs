@@ -1,4 +1,4 @@
-//! Locks by content digest, for callers who want to do something about one blob once.
+//! Locks by digest, which callers use to process a blob only once, and the owners of the store's locks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,89 +12,89 @@ use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode, SharedLock};
 use crate::options::StoreOptions;
 use crate::store::Store;
 
-/// The lock files in the directories of records, by the end of the directory's name.
+/// The lock files in the record directories, by the suffix of the directory's name.
 const RECORD_LOCKS: [(&str, &[&str]); 3] = [
     ("-layers", &["layers.lock", "mountpoints.lock"]),
     ("-images", &["images.lock"]),
     ("-containers", &["containers.lock"]),
 ];
 
-/// A lock that belongs to one digest, shared with every process that uses the store, Go's included. Made by
-/// [`Store::get_digest_lock`]; not held yet.
+/// The lock of one digest, from [`Store::get_digest_lock`]. It excludes every process that uses the store, also those
+/// of the Go library. It is not held until one of its methods takes it.
 #[derive(Clone, Debug)]
 pub struct DigestLock {
     file: Arc<LockFile>,
     timeout: Option<Duration>,
 }
 
-/// A held [`DigestLock`]; given back when dropped.
-#[must_use = "the lock is given back when this is dropped"]
+/// A held [`DigestLock`], released when dropped.
+#[must_use = "the lock is released when this is dropped"]
 pub struct DigestLockGuard {
-    _held: Held,
+    _guard: AnyGuard,
 }
 
-enum Held {
-    ExclusiveLock { _guard: ExclusiveLock },
-    SharedLock { _guard: SharedLock },
+enum AnyGuard {
+    Exclusive { _lock: ExclusiveLock },
+    Shared { _lock: SharedLock },
 }
 
 impl fmt::Debug for DigestLockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match &self._held {
-            Held::ExclusiveLock { .. } => "exclusive",
-            Held::SharedLock { .. } => "shared",
+        let kind = match &self._guard {
+            AnyGuard::Exclusive { .. } => "exclusive",
+            AnyGuard::Shared { .. } => "shared",
         };
         f.debug_tuple("DigestLockGuard").field(&kind).finish()
     }
 }
 
 impl DigestLock {
-    /// Takes the lock alone.
+    /// Takes the lock exclusively.
     ///
     /// # Errors
     /// [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after the store's time-out,
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     ///
     /// # Cancellation
-    /// Nothing is held.
+    /// The lock is not held.
     pub async fn lock(&self) -> Result<DigestLockGuard> {
         Ok(DigestLockGuard {
-            _held: Held::ExclusiveLock {
-                _guard: self.file.exclusive(self.timeout).await?,
+            _guard: AnyGuard::Exclusive {
+                _lock: self.file.exclusive(self.timeout).await?,
             },
         })
     }
 
-    /// Takes the lock together with others who only read.
+    /// Takes the lock shared.
     ///
     /// # Errors
     /// As [`DigestLock::lock`].
     ///
     /// # Cancellation
-    /// Nothing is held.
+    /// The lock is not held.
     pub async fn read_lock(&self) -> Result<DigestLockGuard> {
         Ok(DigestLockGuard {
-            _held: Held::SharedLock {
-                _guard: self.file.shared(self.timeout).await?,
+            _guard: AnyGuard::Shared {
+                _lock: self.file.shared(self.timeout).await?,
             },
         })
     }
 
-    /// Takes the lock alone if nobody is in the way.
+    /// Takes the lock exclusively if it is free, without waiting.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub fn try_lock(&self) -> Result<Option<DigestLockGuard>> {
         let guard = self.file.try_exclusive()?;
         Ok(guard.map(|guard| DigestLockGuard {
-            _held: Held::ExclusiveLock { _guard: guard },
+            _guard: AnyGuard::Exclusive { _lock: guard },
         }))
     }
 }
 
 impl Store {
-    /// Who holds the store's lock files at this moment, as far as this process may see (its own always; those of
-    /// other users' processes need privileges). For people and logs: it may be out of date when it arrives.
+    /// The processes that hold locks of the store. Processes of other users are found only with privileges. The answer
+    /// may be out of date at once; it is meant for diagnostics.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -103,8 +103,8 @@ impl Store {
         bridge::run(move || owners::owners(&paths)).await
     }
 
-    /// As [`Store::lock_owners`], without opening the store, which would wait for whoever holds `storage.lock`. Looks
-    /// into the directories of every driver.
+    /// As [`Store::lock_owners`], but without opening the store, which would wait for the owner of `storage.lock`.
+    /// Covers the directories of every driver.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -134,7 +134,7 @@ impl Store {
         .await
     }
 
-    /// The lock for one digest. What it protects is the caller's business.
+    /// The lock of one digest. Nothing in the store takes it; callers agree on what it protects.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).

@@ -1,4 +1,4 @@
-//! Directories and files that callers keep with images and containers.
+//! Directories and files of callers that belong to images and containers.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -20,8 +20,8 @@ impl Store {
         .await
     }
 
-    /// A directory for the caller's data about an image (an ID, name or ID prefix), made if missing. It is deleted
-    /// with the image.
+    /// The directory for the caller's data about an image (an ID, name or ID prefix), created if missing. It is
+    /// deleted with the image. No lock is held when this returns.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::Io`].
@@ -30,7 +30,7 @@ impl Store {
         self.user_data(self.inner.dirs.graph_images(), image.id()).await
     }
 
-    /// As [`Store::image_directory`], for data that shall not survive a reboot.
+    /// As [`Store::image_directory`], for data that does not survive a reboot.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::Io`].
@@ -39,34 +39,35 @@ impl Store {
         self.user_data(self.inner.dirs.run_images(), image.id()).await
     }
 
-    /// A directory for the caller's data about a container (an ID, name or ID prefix), made if missing. It is
-    /// deleted with the container.
+    /// The directory for the caller's data about a container (an ID, name or ID prefix), created if missing. It is
+    /// deleted with the container. No lock is held when this returns.
     ///
     /// # Errors
-    /// [`ErrorKind::ContainerUnknown`],
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::Io`].
     pub async fn container_directory(&self, id: &str) -> Result<PathBuf> {
         let container = self.container(id).await?;
         self.user_data(self.inner.dirs.containers(), container.id()).await
     }
 
-    /// As [`Store::container_directory`], for data that shall not survive a reboot.
+    /// As [`Store::container_directory`], for data that does not survive a reboot.
     ///
     /// # Errors
-    /// [`ErrorKind::ContainerUnknown`],
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::Io`].
     pub async fn container_run_directory(&self, id: &str) -> Result<PathBuf> {
         let container = self.container(id).await?;
         self.user_data(self.inner.dirs.run_containers(), container.id())
             .await
     }
 
-    /// Stores a file in a container's directory (an ID, name or ID prefix), replacing an old one as a whole. `file` is
-    /// a relative path; directories on the way are made.
+    /// Stores a file in the directory of a container (an ID, name or ID prefix), atomically replacing an existing one.
+    /// `file` is a relative path; missing directories of it are created.
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`] for a path that leaves the directory,
     /// [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Either nothing has changed, or the file is written in the background.
     pub async fn set_container_directory_file(
         &self,
         id: &str,
@@ -76,7 +77,7 @@ impl Store {
         write_below(self.container_directory(id).await?, file, data.into()).await
     }
 
-    /// Reads a file of a container's directory (an ID, name or ID prefix).
+    /// Reads a file of the directory of a container (an ID, name or ID prefix).
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`], [`ErrorKind::Io`] (also for a missing file, see
@@ -85,10 +86,13 @@ impl Store {
         read_below(self.container_directory(id).await?, file).await
     }
 
-    /// As [`Store::set_container_directory_file`], for data that shall not survive a reboot.
+    /// As [`Store::set_container_directory_file`], for data that does not survive a reboot.
     ///
     /// # Errors
     /// As [`Store::set_container_directory_file`].
+    ///
+    /// # Cancellation
+    /// Either nothing has changed, or the file is written in the background.
     pub async fn set_container_run_directory_file(
         &self,
         id: &str,
@@ -98,7 +102,7 @@ impl Store {
         write_below(self.container_run_directory(id).await?, file, data.into()).await
     }
 
-    /// As [`Store::from_container_directory`], for data that shall not survive a reboot.
+    /// As [`Store::from_container_directory`], for data that does not survive a reboot.
     ///
     /// # Errors
     /// As [`Store::from_container_directory`].
@@ -107,7 +111,7 @@ impl Store {
     }
 }
 
-/// A caller's path below one of the directories: relative, and without `..`.
+/// The path of a caller's file in `dir`. It must be relative and without `..`.
 fn below(dir: &Path, file: &str) -> Result<PathBuf> {
     let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     let path = Path::new(file);

@@ -1,4 +1,5 @@
-//! Removing what no record names: left-overs of unclean ends, and of reboots in transient mode.
+//! Garbage collection: removes files and layers without a record, which killed processes leave behind, and which a
+//! reboot leaves behind in transient mode.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -8,7 +9,7 @@ use crate::record::big_data::{self, Items as _};
 use crate::store::Store;
 use crate::store::dirs::item_dir;
 
-/// Names in `dir` that look like IDs (64 hexadecimal digits) before `suffix`; a missing directory has none.
+/// The IDs (64 hexadecimal digits) among the names in `dir` that end in `suffix`; none if `dir` is missing.
 fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -31,27 +32,28 @@ fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Removes sub-directories of `dir` that are named like an ID which `known` does not have.
+/// Removes the directories in `dir` whose names are IDs that are not `known`.
 fn sweep(dir: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
     for id in ids_in(dir, "")?.into_iter().filter(|id| !known(id)) {
         let path = dir.join(&id);
-        tracing::info!(path = %path.display(), "removing a directory that no record names");
+        tracing::info!(path = %path.display(), "removing a directory without a record");
         crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
     }
     Ok(())
 }
 
 impl Store {
-    /// Removes directories and driver layers that no record names, and what killed processes have left of files that
-    /// they were writing.
+    /// Removes directories and layers of the driver that have no record, and stale temporary files of killed
+    /// processes.
     ///
     /// Takes the container, image and layer locks exclusively, one after the other.
     ///
     /// # Errors
-    /// The first failure; the other parts are done all the same.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) and others. A
+    /// failure with one kind of item does not keep the others from being collected; the first error is returned.
     ///
     /// # Cancellation
-    /// Some parts may not have been done.
+    /// Kinds of items that were not reached are not collected. A running step completes in the background.
     pub async fn garbage_collect(&self) -> Result<()> {
         let dirs = self.inner.dirs.clone();
         let containers = self
@@ -82,12 +84,12 @@ impl Store {
                 for row in layers.table().rows() {
                     big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
                 }
-                let mut strays: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
-                strays.extend(ids_in(&dirs.layers(), "")?);
-                strays.extend(ids_in(&dirs.layers(), ".tar-split.gz")?);
-                strays.retain(|id| layers.table().get(id).is_none());
-                for id in strays {
-                    tracing::info!(layer = id, "removing a layer that no record names");
+                let mut unrecorded: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
+                unrecorded.extend(ids_in(&dirs.layers(), "")?);
+                unrecorded.extend(ids_in(&dirs.layers(), ".tar-split.gz")?);
+                unrecorded.retain(|id| layers.table().get(id).is_none());
+                for id in unrecorded {
+                    tracing::info!(layer = id, "removing a layer without a record");
                     layers.move_away(&id)?;
                 }
                 Ok(())

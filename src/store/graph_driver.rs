@@ -1,4 +1,4 @@
-//! The storage driver as callers see it: where a layer's content lies.
+//! The storage driver for callers: paths of layers, disk usage, layers without records.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,9 +15,9 @@ use crate::store::ids::random_id;
 
 pub use crate::driver::DiskUsage;
 
-/// A handle to the storage driver, made by [`Store::graph_driver`]. Cheap to clone.
+/// A handle to the storage driver, from [`Store::graph_driver`]. Cheap to clone.
 ///
-/// It knows layers by ID only and takes no lock: what it says may be out of date when it arrives.
+/// It knows layers by ID only and takes no lock, so another task or process may change the answer at once.
 #[derive(Clone)]
 pub struct GraphDriver {
     driver: Arc<dyn Driver>,
@@ -37,7 +37,7 @@ impl GraphDriver {
         self.driver.name()
     }
 
-    /// The driver's directory, below the graph root.
+    /// The driver's directory in the graph root.
     pub fn home(&self) -> &Path {
         self.driver.home()
     }
@@ -47,7 +47,7 @@ impl GraphDriver {
         self.driver.additional_image_stores()
     }
 
-    /// Whether the driver has a layer with this ID, also in an additional store.
+    /// Whether the driver has a layer with this ID in its home or in an additional store.
     ///
     /// # Errors
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) while the runtime shuts down.
@@ -56,7 +56,7 @@ impl GraphDriver {
         bridge::run(move || Ok(driver.exists(&id))).await
     }
 
-    /// IDs of everything in the driver's home that it takes for a layer.
+    /// The IDs of all layers in the driver's home, with and without records.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -65,19 +65,18 @@ impl GraphDriver {
         bridge::run(move || driver.list_layers()).await
     }
 
-    /// Creates an empty layer in the driver alone, without a record, and returns its ID. Nothing protects it:
-    /// [`Store::garbage_collect`] by anybody removes it again. For tests and repairs; everybody else wants
-    /// [`Store::create_layer`].
+    /// Creates an empty layer without a record and returns its ID. The next [`Store::garbage_collect`] of any process
+    /// removes it. This is for tests and repairs; otherwise use [`Store::create_layer`].
     ///
-    /// `parent` is the ID of a layer of the driver. Of the options the ID, the mount label, the ID mappings,
-    /// [`LayerOptions::writeable`] and the driver's own count.
+    /// `parent` is the ID of a layer of the driver. The ID, the mount label, the ID mappings,
+    /// [`LayerOptions::writeable`] and the options of the driver are used; the other options are ignored.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown) for the parent,
     /// [`ErrorKind::UnsafePath`](crate::ErrorKind::UnsafePath), [`ErrorKind::Io`](crate::ErrorKind::Io).
     ///
     /// # Cancellation
-    /// Nothing has happened, or the layer is created in the background.
+    /// Either nothing has changed, or the layer is created in the background.
     pub async fn create_layer(&self, parent: Option<&str>, options: LayerOptions) -> Result<String> {
         let (driver, parent) = (Arc::clone(&self.driver), parent.map(str::to_owned));
         bridge::run(move || {
@@ -102,8 +101,8 @@ impl GraphDriver {
         .await
     }
 
-    /// Paths of a layer by their well-known names: `UpperDir`, `LowerDir`, `WorkDir`, `MergedDir` with overlay,
-    /// nothing with vfs.
+    /// The paths of a layer by the names that the Go library gives them: `UpperDir`, `LowerDir`, `WorkDir` and
+    /// `MergedDir` with overlay, none with vfs.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -112,7 +111,7 @@ impl GraphDriver {
         bridge::run(move || driver.metadata(&id)).await
     }
 
-    /// Space that a layer's own files take.
+    /// The space that the files of a layer take, without those of its parents.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -123,7 +122,7 @@ impl GraphDriver {
 }
 
 impl Store {
-    /// A handle to the storage driver. If another process shuts the store down, ask for a new one.
+    /// A handle to the storage driver. After another process has shut the store down, get a new one.
     pub fn graph_driver(&self) -> GraphDriver {
         GraphDriver {
             driver: self.inner.driver(),

@@ -1,10 +1,12 @@
-//! Metadata of the caller on layers, images and containers.
+//! The metadata text that callers store with layers, images and containers.
 
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
 
 impl Store {
-    /// The metadata of the layer, image or container with this ID, name or ID prefix, looked for in this order.
+    /// The metadata of the layer, image or container with this ID, name or ID prefix, searched in this order.
+    ///
+    /// Takes the layer, image and container locks shared, one after the other, until the item is found.
     ///
     /// # Errors
     /// [`ErrorKind::NotAnId`] if there is none.
@@ -17,16 +19,18 @@ impl Store {
                 |row| row.metadata.clone(),
             )
             .await?;
-        found.ok_or_else(|| ErrorKind::NotAnId.err(format!("looking for the metadata of {id:?}")))
+        found.ok_or_else(|| ErrorKind::NotAnId.err(format!("reading the metadata of {id:?}")))
     }
 
-    /// Replaces the metadata of a layer, image or container of the primary stores.
+    /// Replaces the metadata of a layer, image or container (an ID, name or ID prefix) of the primary store.
+    ///
+    /// Takes all locks of the primary store exclusively.
     ///
     /// # Errors
     /// [`ErrorKind::NotAnId`] if there is nothing with this ID, name or ID prefix.
     ///
     /// # Cancellation
-    /// Nothing has happened, or the step finishes in the background.
+    /// Either nothing has changed, or the change completes in the background.
     pub async fn set_metadata(&self, id: &str, metadata: impl Into<String>) -> Result<()> {
         let (key, metadata) = (id.to_owned(), metadata.into());
         self.write_to_all_stores(move |all| {

@@ -1,10 +1,10 @@
-//! Listing several kinds as they are at one moment.
+//! Consistent listing of layers, images and containers.
 
 use crate::error::Result;
 use crate::options::MultiListOptions;
 use crate::store::Store;
 
-/// What [`Store::multi_list`] found, all of one moment.
+/// The result of [`Store::multi_list`].
 #[non_exhaustive]
 #[derive(Clone, Debug, Default)]
 pub struct MultiListResult {
@@ -17,7 +17,7 @@ pub struct MultiListResult {
 }
 
 impl Store {
-    /// Lists several kinds as they are at one moment: the shared locks of all of them are held together.
+    /// Lists several kinds of items consistently: the shared locks of all of them are held together.
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -25,17 +25,17 @@ impl Store {
         let mounts = self.mounts().await?;
         let mut result = MultiListResult::default();
         let held = self.read_everything(options).await?;
-        for (home, table) in held.layers() {
+        for (origin, table) in held.layers() {
             result.layers.extend(
                 table
                     .rows()
-                    .map(|row| crate::store::layers::view(row, &mounts, home)),
+                    .map(|row| crate::store::layers::view(row, &mounts, origin)),
             );
         }
-        for (home, table) in held.images() {
+        for (origin, table) in held.images() {
             result
                 .images
-                .extend(table.rows().map(|row| crate::Image::new(row, home.read_only())));
+                .extend(table.rows().map(|row| crate::Image::new(row, origin.read_only())));
         }
         if let Some(table) = &held.containers {
             result.containers.extend(table.rows().map(crate::Container::new));

@@ -7,7 +7,9 @@ use crate::store::Store;
 use crate::store::access::hit;
 
 impl Store {
-    /// The names of the layer, image or container with this ID, name or ID prefix, looked for in this order.
+    /// The names of the layer, image or container with this ID, name or ID prefix, searched in this order.
+    ///
+    /// Takes the layer, image and container locks shared, one after the other, until the item is found.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
@@ -20,40 +22,47 @@ impl Store {
                 |row| row.names.clone(),
             )
             .await?;
-        found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("looking for the names of {id:?}")))
+        found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("reading the names of {id:?}")))
     }
 
-    /// Replaces the names of a layer, image or container. Names that another one of the same kind has are taken from
-    /// it. [`Store::add_names`] and [`Store::remove_names`] do not race with others; prefer them.
+    /// Replaces the names of a layer, image or container (an ID, name or ID prefix). A name that another item of the
+    /// same kind has is removed from that item.
+    ///
+    /// Prefer [`Store::add_names`] and [`Store::remove_names`]: this method discards names that somebody has added
+    /// since the caller read them.
+    ///
+    /// Takes the layer, image and container locks exclusively, one after the other, until the item is found. An image
+    /// of an additional store is first copied into the primary store.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is nothing with this ID, name or ID prefix.
     ///
     /// # Cancellation
-    /// Nothing has happened, or the step finishes in the background.
+    /// Either nothing has changed, or the change completes in the background.
     pub async fn set_names(&self, id: &str, names: &[&str]) -> Result<()> {
         self.update_names(id, NameOperation::Set, names).await
     }
 
-    /// Puts names in front of those that a layer, image or container has. Names that another one of the same kind
-    /// has are taken from it.
+    /// Adds names to a layer, image or container, before the names that it has. A name that another item of the same
+    /// kind has is removed from that item. Locks as [`Store::set_names`].
     ///
     /// # Errors
     /// As [`Store::set_names`].
     ///
     /// # Cancellation
-    /// Nothing has happened, or the step finishes in the background.
+    /// Either nothing has changed, or the change completes in the background.
     pub async fn add_names(&self, id: &str, names: &[&str]) -> Result<()> {
         self.update_names(id, NameOperation::Add, names).await
     }
 
-    /// Takes names from a layer, image or container. Names that it does not have are ignored.
+    /// Removes names from a layer, image or container. Names that it does not have are ignored. Locks as
+    /// [`Store::set_names`].
     ///
     /// # Errors
     /// As [`Store::set_names`].
     ///
     /// # Cancellation
-    /// Nothing has happened, or the step finishes in the background.
+    /// Either nothing has changed, or the change completes in the background.
     pub async fn remove_names(&self, id: &str, names: &[&str]) -> Result<()> {
         self.update_names(id, NameOperation::Remove, names).await
     }
@@ -75,13 +84,14 @@ impl Store {
         if done {
             return Ok(());
         }
-        // An image of an additional store gets a record here first, under its full ID, and is changed there.
+        // An image of an additional store is read-only. It gets a record with its ID in the primary store, which is
+        // changed instead.
         let key = id.to_owned();
         let in_primary = self.read_images().await?.find(&key).is_some();
         if !in_primary {
             let original: Option<String> = self
-                .read_all_image_stores(|home, table| {
-                    let row = table.find(&key).filter(|_| !home.is_primary());
+                .read_all_image_stores(|origin, table| {
+                    let row = table.find(&key).filter(|_| !origin.is_primary());
                     Ok(hit(row.map(|row| row.id.to_string())))
                 })
                 .await?;

@@ -1,4 +1,4 @@
-//! How much space layers, images and containers take, and who owns the way to a mount.
+//! Sizes of layers, images and containers, and the owners of the directories above a mount.
 
 use std::collections::{BTreeSet, HashSet};
 use std::os::fd::AsFd as _;
@@ -15,7 +15,7 @@ use crate::store::dirs::item_dir;
 use crate::store::{Store, images};
 use crate::sys::{at, tree};
 
-/// Owners of the directories above a mount that the mount's own mapping does not know.
+/// Owners of the directories above a mount that the ID mapping of the layer does not contain.
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParentOwners {
@@ -25,7 +25,7 @@ pub struct ParentOwners {
     pub gids: Vec<u32>,
 }
 
-/// The recorded size of a layer's uncompressed stream.
+/// The recorded size of a layer's uncompressed diff; `None` if the layer has no recorded diff.
 fn recorded_size(row: &LayerRow) -> Option<u64> {
     if row.diff_digest.is_empty() && row.toc_digest.is_empty() {
         return None;
@@ -40,8 +40,10 @@ fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
 }
 
 impl Store {
-    /// The recorded size in bytes of a layer's uncompressed stream (an ID, name or ID prefix); `None` if the layer
-    /// did not come in as one. Nothing is computed.
+    /// The recorded size in bytes of the uncompressed diff of a layer (an ID, name or ID prefix); `None` if the layer
+    /// was not made from a diff. Nothing is computed.
+    ///
+    /// Takes the layer locks shared.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
@@ -52,16 +54,18 @@ impl Store {
         found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")))
     }
 
-    /// Bytes that an image (an ID, name or ID prefix) takes: its layers, each once, by their recorded or else
-    /// measured sizes, and its big data.
+    /// The size in bytes of an image (an ID, name or ID prefix): its layers, each counted once, and its big data. The
+    /// size of a layer is the recorded one, or else measured.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::LayerUnknown`] if one of its layers is missing, [`ErrorKind::Io`].
     pub async fn image_size(&self, id: &str) -> Result<u64> {
         let found = self
-            .read_all_image_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
+            .read_all_image_stores(|origin, table| {
+                Ok(hit(table.find(id).map(|row| (Arc::clone(row), origin))))
+            })
             .await?;
-        let (image, home) = found.ok_or_else(|| images::unknown(id))?;
+        let (image, origin) = found.ok_or_else(|| images::unknown(id))?;
         let mut layers: Vec<Arc<LayerRow>> = Vec::new();
         let mut seen: HashSet<String> = HashSet::new();
         let mut todo: Vec<String> = image
@@ -98,14 +102,14 @@ impl Store {
                 .and_then(|size| u64::try_from(*size).ok());
             size += match recorded {
                 Some(size) => size,
-                None => self.read_image_item(&image, home, key).await?.len() as u64,
+                None => self.read_image_item(&image, origin, key).await?.len() as u64,
             };
         }
         Ok(size)
     }
 
-    /// Bytes that a container (an ID, name or ID prefix) takes: what its layer changes, its big data, and what lies
-    /// in its two directories. Walks all of that.
+    /// The size in bytes of a container (an ID, name or ID prefix): the diff of its layer, its big data, and the files
+    /// in its two directories. Reads the whole tree of the layer.
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
@@ -124,8 +128,8 @@ impl Store {
         Ok(size + files)
     }
 
-    /// Owners of the directories above a mounted layer (an ID, name or ID prefix) that its ID mapping does not have;
-    /// none for a layer without a mapping.
+    /// The owners of the directories above the mount point of a mounted layer (an ID, name or ID prefix) that its ID
+    /// mapping does not contain. Empty for a layer without an ID mapping.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`], [`ErrorKind::Io`].
@@ -135,13 +139,13 @@ impl Store {
             return Ok(ParentOwners::default());
         }
         let Some(path) = layer.mount_point().map(Path::to_owned) else {
-            return Err(ErrorKind::LayerNotMounted.err(format!("looking for the owners above layer {id:?}")));
+            return Err(ErrorKind::LayerNotMounted.err(format!("reading the parent owners of layer {id:?}")));
         };
         let (uid_map, gid_map) = (layer.uid_map().to_vec(), layer.gid_map().to_vec());
         bridge::run(move || {
             let (mut uids, mut gids) = (BTreeSet::new(), BTreeSet::new());
             for above in path.ancestors().skip(1) {
-                let meta = above.symlink_metadata().at("looking at", above)?;
+                let meta = above.symlink_metadata().at("reading the owner of", above)?;
                 uids.insert(meta.uid());
                 gids.insert(meta.gid());
             }
@@ -166,7 +170,7 @@ impl Store {
     }
 }
 
-/// Bytes in a directory's files; a missing one has none.
+/// The size in bytes of the files in a directory; 0 if it is missing.
 fn directory_size(dir: &Path) -> Result<u64> {
     match at::open_dir(dir) {
         Err(rustix::io::Errno::NOENT) => Ok(0),

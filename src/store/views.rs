@@ -1,4 +1,4 @@
-//! What the store tells about a layer, image or container: cheap, immutable views of records.
+//! Layers, images and containers as the store returns them: immutable views of records, cheap to clone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::raw_digest::RawDigest;
 
-/// Serialised as the record that the Go library's JSON shows and its files hold.
+/// Serialises a view as its record, in the JSON of the Go library and its record files.
 macro_rules! serialize_record {
     ($($view:ty),*) => {$(
         impl serde::Serialize for $view {
@@ -28,7 +28,7 @@ macro_rules! serialize_record {
 
 serialize_record!(Layer, Image, Container);
 
-/// A layer as it was when it was asked for. Cheap to clone. Serialised as its record.
+/// A layer at the time of the query. Cheap to clone. Serialised as its record.
 #[derive(Clone, Debug)]
 pub struct Layer {
     row: Arc<LayerRow>,
@@ -36,7 +36,7 @@ pub struct Layer {
     read_only: bool,
 }
 
-/// Where a layer is mounted and how often.
+/// The mount point of a layer and its mount count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountState {
     pub(crate) path: PathBuf,
@@ -84,17 +84,17 @@ impl Layer {
         &self.row.names
     }
 
-    /// ID of the layer below, if there is one.
+    /// The ID of the parent layer; `None` for a base layer.
     pub fn parent(&self) -> Option<&str> {
         Some(self.row.parent.as_str()).filter(|parent| !parent.is_empty())
     }
 
-    /// The caller's metadata.
+    /// The metadata text of the caller.
     pub fn metadata(&self) -> &str {
         &self.row.metadata
     }
 
-    /// The SELinux label it is mounted with, or empty.
+    /// The SELinux label of its mounts; empty for none.
     pub fn mount_label(&self) -> &str {
         &self.row.mount_label
     }
@@ -104,85 +104,85 @@ impl Layer {
         self.row.created.system_time()
     }
 
-    /// Digest of the blob that it was made from, as it came in.
+    /// The digest of the blob that it was unpacked from, compressed or not.
     pub fn compressed_digest(&self) -> Option<Digest> {
         digest(&self.row.compressed_digest)
     }
 
-    /// Size in bytes of that blob; `None` if it is not known.
+    /// The size of that blob in bytes; `None` if it is not known.
     pub fn compressed_size(&self) -> Option<u64> {
         self.compressed_digest()?;
         u64::try_from(self.row.compressed_size).ok()
     }
 
-    /// Digest of the uncompressed tar stream: the diff ID.
+    /// The digest of the uncompressed tar stream: the diff ID.
     pub fn diff_digest(&self) -> Option<Digest> {
         digest(&self.row.diff_digest)
     }
 
-    /// Size in bytes of the uncompressed tar stream; `None` if it is not known.
+    /// The size of the uncompressed tar stream in bytes; `None` if it is not known.
     pub fn diff_size(&self) -> Option<u64> {
         self.diff_digest()?;
         u64::try_from(self.row.diff_size).ok()
     }
 
-    /// Digest of the table of contents that it was made from, for partially pulled layers.
+    /// The digest of the table of contents that it was made from; set for partially pulled layers only.
     pub fn toc_digest(&self) -> Option<Digest> {
         digest(&self.row.toc_digest)
     }
 
-    /// Compression of the blob that it was made from.
+    /// The compression of the blob that it was unpacked from.
     pub fn compression(&self) -> Compression {
         Compression::from_i64(self.row.compression).unwrap_or_default()
     }
 
-    /// User IDs that own something in the diff, sorted, inside the container.
+    /// The user IDs of the owners in the diff, as container IDs, sorted.
     pub fn uids(&self) -> &[u32] {
         &self.row.uids
     }
 
-    /// Group IDs that own something in the diff, sorted, inside the container.
+    /// The group IDs of the owners in the diff, as container IDs, sorted.
     pub fn gids(&self) -> &[u32] {
         &self.row.gids
     }
 
-    /// User ID ranges baked into its files; empty for none.
+    /// The user ID mapping with which its files are stored; empty for none.
     pub fn uid_map(&self) -> &[IdMap] {
         &self.row.uid_map
     }
 
-    /// Group ID ranges baked into its files; empty for none.
+    /// The group ID mapping with which its files are stored; empty for none.
     pub fn gid_map(&self) -> &[IdMap] {
         &self.row.gid_map
     }
 
-    /// Flags of the record.
+    /// The flags of its record.
     pub fn flags(&self) -> BTreeMap<String, Flag> {
         flags(&self.row.flags)
     }
 
-    /// Keys of its big data items, in the order in which they were first set.
+    /// The keys of its big data items, in the order in which they were first set.
     pub fn big_data_names(&self) -> &[String] {
         &self.row.big_data_names
     }
 
-    /// How often it is mounted, over all processes.
+    /// Its mount count, over all processes.
     pub fn mount_count(&self) -> i64 {
         self.mount.as_ref().map_or(0, |mount| mount.count)
     }
 
-    /// Where it is mounted, if it is.
+    /// Its mount point; `None` if it is not mounted.
     pub fn mount_point(&self) -> Option<&Path> {
         self.mount.as_ref().map(|mount| mount.path.as_path())
     }
 
-    /// Whether it lies in a store that this one only reads.
+    /// Whether it belongs to an additional store, which is read-only.
     pub fn read_only(&self) -> bool {
         self.read_only
     }
 }
 
-/// An image as it was when it was asked for. Cheap to clone. Serialised as its record.
+/// An image at the time of the query. Cheap to clone. Serialised as its record.
 #[derive(Clone, Debug)]
 pub struct Image {
     row: Arc<ImageRow>,
@@ -197,7 +197,7 @@ impl Image {
         }
     }
 
-    /// Its ID; clients use the hexadecimal part of the config's digest.
+    /// Its ID: by convention the hexadecimal part of the digest of its config.
     pub fn id(&self) -> &str {
         &self.row.id
     }
@@ -207,47 +207,47 @@ impl Image {
         &self.row.names
     }
 
-    /// Names that it had, newest first.
+    /// Its former names, newest first.
     pub fn names_history(&self) -> &[String] {
         &self.row.names_history
     }
 
-    /// ID of its top layer, if it has one.
+    /// The ID of its top layer; `None` for an image without layers.
     pub fn top_layer(&self) -> Option<&str> {
         Some(self.row.layer.as_str()).filter(|layer| !layer.is_empty())
     }
 
-    /// IDs of copies of the top layer with other owners.
+    /// The IDs of the ID-mapped copies of its top layer.
     pub fn mapped_top_layers(&self) -> &[String] {
         &self.row.mapped_layers
     }
 
-    /// The digest given by hand, or that of its first manifest.
+    /// The digest given at its creation, or that of its first manifest.
     pub fn digest(&self) -> Option<Digest> {
         digest(&self.row.digest)
     }
 
-    /// Every digest by which it can be found: [`Image::digest`] and those of all its manifests.
+    /// Every digest under which it is found: [`Image::digest`] and those of all its manifests.
     pub fn digests(&self) -> Vec<Digest> {
         self.row.digests()
     }
 
-    /// The caller's metadata.
+    /// The metadata text of the caller.
     pub fn metadata(&self) -> &str {
         &self.row.metadata
     }
 
-    /// When it was made.
+    /// When it was created.
     pub fn created(&self) -> SystemTime {
         self.row.created.system_time()
     }
 
-    /// Keys of its big data items.
+    /// The keys of its big data items.
     pub fn big_data_names(&self) -> &[String] {
         &self.row.big_data_names
     }
 
-    /// Recorded size in bytes of a big data item.
+    /// The recorded size of a big data item in bytes.
     pub fn big_data_size(&self, key: &str) -> Option<u64> {
         self.row
             .big_data_sizes
@@ -255,23 +255,23 @@ impl Image {
             .and_then(|size| u64::try_from(*size).ok())
     }
 
-    /// Recorded digest of a big data item.
+    /// The recorded digest of a big data item.
     pub fn big_data_digest(&self, key: &str) -> Option<Digest> {
         self.row.big_data_digests.get(key).and_then(digest)
     }
 
-    /// Flags of the record.
+    /// The flags of its record.
     pub fn flags(&self) -> BTreeMap<String, Flag> {
         flags(&self.row.flags)
     }
 
-    /// Whether it lies in a store that this one only reads.
+    /// Whether it belongs to an additional store, which is read-only.
     pub fn read_only(&self) -> bool {
         self.read_only
     }
 }
 
-/// A container as it was when it was asked for. Cheap to clone. Serialised as its record.
+/// A container at the time of the query. Cheap to clone. Serialised as its record.
 #[derive(Clone, Debug)]
 pub struct Container {
     row: Arc<ContainerRow>,
@@ -292,17 +292,17 @@ impl Container {
         &self.row.names
     }
 
-    /// ID of the image that it was made from, if there is one.
+    /// The ID of its image; `None` for a container without an image.
     pub fn image_id(&self) -> Option<&str> {
         Some(self.row.image.as_str()).filter(|image| !image.is_empty())
     }
 
-    /// ID of its own layer.
+    /// The ID of its read-write layer.
     pub fn layer_id(&self) -> &str {
         &self.row.layer
     }
 
-    /// The caller's metadata.
+    /// The metadata text of the caller.
     pub fn metadata(&self) -> &str {
         &self.row.metadata
     }
@@ -312,12 +312,12 @@ impl Container {
         self.row.created.system_time()
     }
 
-    /// Keys of its big data items.
+    /// The keys of its big data items.
     pub fn big_data_names(&self) -> &[String] {
         &self.row.big_data_names
     }
 
-    /// Recorded size in bytes of a big data item.
+    /// The recorded size of a big data item in bytes.
     pub fn big_data_size(&self, key: &str) -> Option<u64> {
         self.row
             .big_data_sizes
@@ -325,7 +325,7 @@ impl Container {
             .and_then(|size| u64::try_from(*size).ok())
     }
 
-    /// Recorded digest of a big data item.
+    /// The recorded digest of a big data item.
     pub fn big_data_digest(&self, key: &str) -> Option<Digest> {
         self.row.big_data_digests.get(key).and_then(digest)
     }
@@ -335,22 +335,22 @@ impl Container {
         self.row.recorded(key)
     }
 
-    /// User ID ranges asked for.
+    /// The user ID mapping that it was created with.
     pub fn uid_map(&self) -> &[IdMap] {
         &self.row.uid_map
     }
 
-    /// Group ID ranges asked for.
+    /// The group ID mapping that it was created with.
     pub fn gid_map(&self) -> &[IdMap] {
         &self.row.gid_map
     }
 
-    /// Flags of the record.
+    /// The flags of its record.
     pub fn flags(&self) -> BTreeMap<String, Flag> {
         flags(&self.row.flags)
     }
 
-    /// Options of every mount of it.
+    /// The mount options of its layer, from the flag `MountOpts`.
     pub fn mount_opts(&self) -> Vec<String> {
         match self.flags().remove("MountOpts") {
             Some(Flag::List(options)) => options,
@@ -358,7 +358,7 @@ impl Container {
         }
     }
 
-    /// Whether record and content may be lost in a crash.
+    /// Whether its record and content may be lost in a crash, from the flag `Volatile`.
     pub fn volatile(&self) -> bool {
         self.row
             .flags

@@ -1,4 +1,4 @@
-//! Where the store is if the command line does not say so.
+//! The configuration decides where the store is unless global arguments do.
 
 use std::fs;
 
@@ -8,15 +8,11 @@ use crate::program::{Answer, Program, good};
 use crate::support::needs;
 use crate::support::root::TestRoot;
 
-fn run(root: &TestRoot, arguments: &[&str]) -> Answer {
-    Program::Ours.bare(root).args(arguments).output().unwrap().into()
-}
-
 #[test]
 fn the_configuration_says_where_the_store_is() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     good(&root, "create-layer -i from-flags");
-    let listed = run(&root, &["layers", "-q"]);
+    let listed = Program::Ours.run_bare(&root, &["layers", "-q"]);
     assert_eq!(
         (listed.code, listed.out.as_str()),
         (0, "from-flags\n"),
@@ -26,22 +22,22 @@ fn the_configuration_says_where_the_store_is() {
 
 #[test]
 fn config_prints_json_to_scripts() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
-    let printed: Value = serde_json::from_str(&run(&root, &["config"]).out).unwrap();
+    let root = TestRoot::vfs();
+    let printed: Value = serde_json::from_str(&Program::Ours.run_bare(&root, &["config"]).out).unwrap();
     assert_eq!(printed["root"], root.graph().to_str().unwrap());
     assert_eq!(printed["driver"], "vfs");
     let other = root.path().join("other.conf");
     fs::write(&other, "[storage]\ndriver = \"overlay\"\n").unwrap();
-    let other = run(&root, &["config", other.to_str().unwrap()]);
+    let other = Program::Ours.run_bare(&root, &["config", other.to_str().unwrap()]);
     let printed: Value = serde_json::from_str(&other.out).unwrap();
     assert_eq!(printed["driver"], "overlay");
     assert_eq!(printed["root"], "/var/lib/containers/storage");
 }
 
 #[test]
-fn config_tells_people_where_each_value_comes_from() {
+fn config_on_a_terminal_shows_the_origin_of_each_value() {
     needs!("script");
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let line = format!("{} config", env!("CARGO_BIN_EXE_graphroot"));
     let output = root
         .program("script")
@@ -59,17 +55,17 @@ fn config_tells_people_where_each_value_comes_from() {
 
 #[test]
 fn a_mistake_in_the_configuration_is_one_line_that_names_it() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let file = root.path().join("etc/storage.conf");
     fs::write(&file, "[storage]\ndriver = 3\n").unwrap();
     for command in ["config", "layers"] {
-        let answer = run(&root, &[command]);
+        let answer = Program::Ours.run_bare(&root, &[command]);
         assert_ne!(answer.code, 0, "{answer:?}");
-        let said = format!("{}{}", answer.out, answer.err);
+        let text = format!("{}{}", answer.out, answer.err);
         assert!(
-            said.contains(&format!("{}: line 2", file.display())),
+            text.contains(&format!("{}: line 2", file.display())),
             "{answer:?}"
         );
-        assert!(said.contains("driver") && said.lines().count() == 1, "{answer:?}");
+        assert!(text.contains("driver") && text.lines().count() == 1, "{answer:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! `copy`, into layers, out of them and between them.
+//! `copy` into layers, out of layers and between layers.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -22,13 +22,13 @@ fn source(root: &TestRoot) -> String {
     dir.display().to_string()
 }
 
-/// What both programs make of the same copies, times of what had to be made aside.
+/// Both programs make the same trees, except for the times of directories that `copy` creates on the way.
 #[test]
 fn both_programs_copy_the_same() {
     needs!("containers-storage");
     let mut trees = Vec::new();
     for program in [Program::Theirs, Program::Ours] {
-        let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+        let root = TestRoot::vfs();
         let source = source(&root);
         let file = format!("{source}/sub/file");
         good(&root, "create-layer -i A -n a");
@@ -76,7 +76,7 @@ fn both_programs_copy_the_same() {
         let content = ["A", "B"].map(|id| {
             let mut tree = manifest(&root.graph().join("vfs/dir").join(id));
             for entry in tree.values_mut() {
-                // Directories on the way were made now, and so were links.
+                // Created now: directories on the way, and links.
                 if entry.mtime.0 != 1_000_000_000 {
                     entry.mtime = (0, 0);
                 }
@@ -91,7 +91,7 @@ fn both_programs_copy_the_same() {
 }
 
 #[test]
-fn a_link_in_a_layer_does_not_lead_out_of_it() {
+fn a_link_in_a_layer_is_resolved_inside_the_layer() {
     needs!();
     let root = TestRoot::new();
     let source = source(&root);

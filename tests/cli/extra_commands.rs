@@ -11,7 +11,7 @@ use crate::support::needs;
 use crate::support::root::TestRoot;
 
 fn filled() -> TestRoot {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let tar = |blocks: usize| {
         let file = root.path().join("layer.tar");
         fs::write(&file, vec![0; blocks * 512]).unwrap();
@@ -50,7 +50,7 @@ fn du_counts_shared_layers_once() {
 }
 
 #[test]
-fn tree_shows_who_stands_on_whom() {
+fn tree_shows_the_layers_and_containers_of_each_image() {
     let root = filled();
     let expected = "first (I1)\n├─layer one 3.0 KiB\n├─layer base 2.0 KiB, shared\n└─container web (C1)\n\
                     second (I2)\n├─layer two 4.0 KiB\n└─layer base 2.0 KiB, shared\n\
@@ -65,7 +65,7 @@ fn tree_shows_who_stands_on_whom() {
 }
 
 #[test]
-fn locks_names_the_holder_of_a_lock_that_would_keep_everybody_out() {
+fn locks_shows_the_process_that_holds_a_lock() {
     needs!("python3");
     let root = filled();
     assert_eq!(good(&root, "locks -j"), "[]\n");
@@ -84,7 +84,7 @@ fn locks_names_the_holder_of_a_lock_that_would_keep_everybody_out() {
 
 #[test]
 fn completions_and_manual_pages_know_every_command() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let bash = good(&root, "completions bash");
     let zsh = good(&root, "completions zsh");
     let page = good(&root, "man");
@@ -97,6 +97,10 @@ fn completions_and_manual_pages_know_every_command() {
         page.contains("\\-\\-read\\-only") && page.contains("mount web"),
         "{page}"
     );
+    let page = good(&root, "man mount");
+    assert!(page.contains("\n  cd $(graphroot mount web)"), "{page}");
+    let page = good(&root, "man layers");
+    assert!(page.contains("\n  graphroot layers \\-\\-tree"), "{page}");
     let wrong = ours(&root, "completions tcsh");
     assert_eq!((wrong.code, wrong.err.lines().count()), (1, 1), "{wrong:?}");
     assert_eq!(ours(&root, "man nosuch").code, 1);

@@ -1,4 +1,4 @@
-//! Usage texts and the flags on both sides of a command's name.
+//! Usage texts, and flags before and after the command's name.
 
 use std::os::unix::fs::symlink;
 
@@ -6,14 +6,10 @@ use crate::program::{Answer, Program, good, ours};
 use crate::support::needs;
 use crate::support::root::TestRoot;
 
-fn run(root: &TestRoot, args: &[&str]) -> Answer {
-    Program::Ours.bare(root).args(args).output().unwrap().into()
-}
-
 #[test]
 fn asking_for_help_has_three_outcomes() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
-    let asked = run(&root, &["--help"]);
+    let root = TestRoot::vfs();
+    let asked = Program::Ours.run_bare(&root, &["--help"]);
     assert_eq!((asked.code, asked.err.as_str()), (0, ""));
     assert!(
         asked
@@ -25,7 +21,7 @@ fn asking_for_help_has_three_outcomes() {
         "{asked:?}"
     );
     for args in [&[][..], &["-h"], &["--bogus"], &["--graph"], &["-D"]] {
-        let answer = run(&root, args);
+        let answer = Program::Ours.run_bare(&root, args);
         assert_eq!(answer.code, 1, "{args:?}");
         assert!(answer.out.contains("\nCommands:\n"), "{args:?}");
         assert!(
@@ -48,11 +44,12 @@ fn asking_for_help_has_three_outcomes() {
     assert!(!root.graph().exists(), "help opens no store");
 }
 
-/// Under the other program's name its usage is that program's. The distribution's lacks some of the flags.
+/// Called as `containers-storage`, the program prints the usage of that one. The distribution's version lacks some of
+/// the flags.
 #[test]
-fn under_the_other_name_the_usage_is_the_other_one() {
+fn called_as_containers_storage_it_prints_that_usage() {
     needs!("containers-storage");
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let link = root.path().join("containers-storage");
     symlink(env!("CARGO_BIN_EXE_graphroot"), &link).unwrap();
     for line in [
@@ -83,21 +80,21 @@ fn under_the_other_name_the_usage_is_the_other_one() {
 }
 
 #[test]
-fn flags_count_on_both_sides_and_the_later_ones_win() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+fn global_arguments_work_before_and_after_the_command_and_the_last_wins() {
+    let root = TestRoot::vfs();
     let (graph, run_root) = (
         root.graph().display().to_string(),
         root.run().display().to_string(),
     );
     good(&root, "create-layer -i L1");
-    let after = run(
+    let after = Program::Ours.run_bare(
         &root,
         &[
             "-g", "/nowhere", "layers", "-g", &graph, "--run", &run_root, "-s", "vfs", "-q",
         ],
     );
     assert_eq!((after.code, after.out.as_str()), (0, "L1\n"), "{after:?}");
-    let only_after = run(
+    let only_after = Program::Ours.run_bare(
         &root,
         &[
             "layers",
@@ -112,7 +109,7 @@ fn flags_count_on_both_sides_and_the_later_ones_win() {
         (0, "L1\n"),
         "{only_after:?}"
     );
-    let dashes = run(
+    let dashes = Program::Ours.run_bare(
         &root,
         &["-g", &graph, "-R", &run_root, "-s", "vfs", "--", "layers", "--"],
     );
@@ -121,15 +118,15 @@ fn flags_count_on_both_sides_and_the_later_ones_win() {
 
 #[test]
 fn the_log_goes_to_standard_error_when_asked_for() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     good(&root, "create-layer -i L1");
     for place in [["-D", "layers"], ["layers", "--debug"]] {
         let output = Program::Ours.on(&root).args(place).output().unwrap();
         let answer = Answer::from(output);
         assert_eq!((answer.code, answer.out.as_str()), (0, "L1\n"));
-        let said = format!("Root: {}", root.graph().display());
+        let line = format!("Root: {}", root.graph().display());
         assert!(
-            answer.err.contains(&said) && answer.err.contains("DEBUG"),
+            answer.err.contains(&line) && answer.err.contains("DEBUG"),
             "{answer:?}"
         );
     }
@@ -142,15 +139,18 @@ fn the_log_goes_to_standard_error_when_asked_for() {
     assert!(Answer::from(output).err.contains("Driver Name: vfs"));
 }
 
-/// The newest program's words.
+/// As the newest `containers-storage` prints it.
 #[test]
 fn the_table_of_flags_shows_what_they_have_already() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let home = root.path().join("home").display().to_string();
     let graph = format!("{home}/store");
-    let answer = run(&root, &["--debug", "-g", &graph, "-R=/r", "-svfs-is-no-letter"]);
-    assert_eq!(answer.code, 1, "a value is not glued to a letter: {answer:?}");
-    let answer = run(
+    let answer = Program::Ours.run_bare(&root, &["--debug", "-g", &graph, "-R=/r", "-svfs-is-no-letter"]);
+    assert_eq!(
+        answer.code, 1,
+        "a value cannot follow a letter directly: {answer:?}"
+    );
+    let answer = Program::Ours.run_bare(
         &root,
         &[
             "-D",

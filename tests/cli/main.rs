@@ -1,13 +1,13 @@
-//! The command `graphroot` beside the program that it stands in for, and by itself.
+//! The command `graphroot`, alone and compared with `containers-storage`.
 //!
-//! One file per behaviour, one binary, run with `--features cli`. What another program is missing for says `SKIPPED`;
-//! with `GRAPHROOT_TEST_REQUIRE=all` in the environment it fails instead.
+//! One file per behaviour, one binary, run with `--features cli`. A test that lacks another program prints `SKIPPED`; with
+//! `GRAPHROOT_TEST_REQUIRE=all` in the environment it fails instead.
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
     dead_code,
-    reason = "a test fails by panicking and says what it skips; the support code serves other binaries too"
+    reason = "tests fail by panicking and print what they skip; other binaries use the support code too"
 )]
 
 #[path = "../support/mod.rs"]
@@ -26,7 +26,7 @@ mod side_by_side;
 #[cfg(feature = "pull")]
 mod transfer;
 
-/// A file that nobody lists would never run.
+/// The tests of a file that is not listed would not run.
 #[test]
 fn every_file_is_listed() {
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli");

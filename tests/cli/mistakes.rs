@@ -1,35 +1,25 @@
-//! Whatever is wrong: one clear line, an exit code that says so, and nothing is changed.
+//! Mistakes and errors: one line that names the item and the reason, an exit code, and an unchanged store.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::program::{Answer, Program, good, ours};
+use crate::support::manifest::manifest;
 use crate::support::root::TestRoot;
 
-/// The files below a directory with their contents. Lock files do not count, because opening a store writes into them,
-/// nor do directories for temporary files.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut queue = vec![dir.to_path_buf()];
-    while let Some(dir) = queue.pop() {
-        for entry in fs::read_dir(&dir).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            if path.is_dir() && !path.is_symlink() {
-                if !path.ends_with("tmp") {
-                    found.insert(path.clone(), Vec::new());
-                }
-                queue.push(path);
-            } else if path.extension().is_none_or(|end| end != "lock") {
-                found.insert(path.clone(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
+/// The files below a directory with digests of their contents. Left out are lock files, because opening a store writes
+/// to them, and directories for temporary files.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Option<String>> {
+    manifest(dir)
+        .into_iter()
+        .filter(|(path, _)| path.extension().is_none_or(|end| end != "lock") && !path.ends_with("tmp"))
+        .map(|(path, entry)| (path, entry.content))
+        .collect()
 }
 
 fn filled() -> TestRoot {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     for line in [
         "create-layer -i L1 -n base",
         "create-layer -i L2 L1",
@@ -41,7 +31,7 @@ fn filled() -> TestRoot {
     root
 }
 
-/// Runs a line that has to fail and returns the answer, which has one line of error.
+/// Runs a line that must fail without a change to the store.
 #[track_caller]
 fn fails(root: &TestRoot, line: &str) -> Answer {
     let before = files(&root.graph());
@@ -144,7 +134,7 @@ fn flags_and_arguments() {
         );
         assert_eq!((answer.code, answer.out.as_str()), (125, ""), "{line}");
     }
-    for (line, said) in [
+    for (line, message) in [
         ("layer", "layer: more arguments required."),
         ("get-image-data img", "get-image-data: more arguments required."),
         ("layers a b", "layers: too many arguments ([a b])."),
@@ -153,7 +143,7 @@ fn flags_and_arguments() {
         let answer = fails(&root, line);
         assert_eq!(
             (answer.code, answer.out.lines().next()),
-            (1, Some(said)),
+            (1, Some(message)),
             "{line}"
         );
         assert!(answer.err.contains("--graph, -g="), "{answer:?}");
@@ -197,7 +187,7 @@ fn corrupt_records_are_named_and_kept() {
 #[test]
 fn a_read_only_store_is_only_read() {
     let other = filled();
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let before = files(&other.graph());
     let option = format!("--storage-opt vfs.imagestore={}", other.graph().display());
     let listed = good(&root, &format!("layers -q {option}"));
@@ -226,15 +216,14 @@ fn a_read_only_store_is_only_read() {
 }
 
 #[test]
-fn a_store_that_does_not_open_is_told_on_standard_output() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+fn a_store_that_does_not_open_is_reported_on_standard_output() {
+    let root = TestRoot::vfs();
     let answer = ours(&root, "layers --storage-driver nosuch");
     assert_eq!((answer.code, answer.err.as_str()), (1, ""), "{answer:?}");
     assert!(answer.out.starts_with("error initializing: "), "{answer:?}");
     assert_eq!(answer.out.lines().count(), 1, "{answer:?}");
     assert!(answer.out.contains("nosuch"), "{answer:?}");
-    let bare = |args: &[&str]| -> Answer { Program::Ours.bare(&root).args(args).output().unwrap().into() };
-    let answer = bare(&["-s", "vfs", "layers"]);
+    let answer = Program::Ours.run_bare(&root, &["-s", "vfs", "layers"]);
     let expected =
         "error initializing: no storage runroot or graphroot specified: missing necessary StoreOptions\n";
     assert_eq!((answer.code, answer.out.as_str()), (1, expected));
@@ -246,7 +235,7 @@ fn a_store_that_does_not_open_is_told_on_standard_output() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_error_message() {
+fn a_closed_pipe_is_no_error_message() {
     use std::process::Stdio;
     let root = filled();
     for _ in 0..40 {

@@ -1,4 +1,4 @@
-//! Both programs on one store: what one of them made the other one shows in the same bytes.
+//! Both programs on one store: each shows what the other one has made, in the same bytes.
 
 use std::fs;
 
@@ -61,13 +61,13 @@ fn container_layer(root: &TestRoot) -> String {
 }
 
 #[test]
-fn what_theirs_made_ours_shows() {
+fn ours_shows_what_theirs_made() {
     needs!("containers-storage");
     ask(Program::Theirs);
 }
 
 #[test]
-fn what_ours_made_theirs_shows() {
+fn theirs_shows_what_ours_made() {
     needs!("containers-storage");
     ask(Program::Ours);
 }
@@ -91,7 +91,7 @@ fn a_mount_is_counted_by_both() {
 
 #[test]
 fn standard_input_and_output_carry_layers_and_data() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let tar = vec![0; 10240];
     let mut import = Program::Ours.on(&root);
     import.args(["import-layer", "-i", "L1"]);
@@ -119,7 +119,7 @@ fn standard_input_and_output_carry_layers_and_data() {
             .unwrap();
         assert_eq!(get.stdout, data, "{kind}");
     }
-    // What is no layer leaves nothing.
+    // An invalid archive leaves no layer behind.
     let before = good(&root, "layers -q");
     let mut broken = Program::Ours.on(&root);
     broken.args(["import-layer", "-i", "L2"]);

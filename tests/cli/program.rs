@@ -1,4 +1,4 @@
-//! Running the command on a store, and what came of it in a form that can be compared.
+//! Runs of the command and of `containers-storage` on a store, and outputs that can be compared.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -6,9 +6,10 @@ use std::fmt;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
+use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
 
-/// What a run came to.
+/// Exit code and output of a run.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) code: i32,
@@ -36,10 +37,10 @@ impl From<Output> for Answer {
     }
 }
 
-/// Names the file of the other program, where it shall not be the distribution's.
+/// The path of the `containers-storage` to compare with, in place of the distribution's.
 const PEER: &str = "GRAPHROOT_TEST_CONTAINERS_STORAGE";
 
-/// Whether the other program was chosen, and so is the newest one.
+/// Whether that variable is set: the program is then the newest release.
 pub(crate) fn newest() -> bool {
     std::env::var_os(PEER).is_some()
 }
@@ -65,22 +66,22 @@ impl Program {
         root.program(self.path().to_str().unwrap())
     }
 
+    /// Runs the program in the environment of a test's store, with these arguments only.
+    pub(crate) fn run_bare(self, root: &TestRoot, arguments: &[&str]) -> Answer {
+        self.bare(root).args(arguments).output().unwrap().into()
+    }
+
     /// The program with the store as arguments.
     pub(crate) fn on(self, root: &TestRoot) -> Command {
-        let mut command = self.bare(root);
-        command
-            .arg("--graph")
-            .arg(root.graph())
-            .arg("--run")
-            .arg(root.run())
-            .arg("--storage-driver")
-            .arg(root.driver());
-        command
+        root.with_store(
+            self.path().to_str().unwrap(),
+            &["--graph", "--run", "--storage-driver"],
+        )
     }
 
     /// Runs the program on a store with the words of a line.
     pub(crate) fn run(self, root: &TestRoot, line: &str) -> Answer {
-        self.on(root).args(words(line)).output().unwrap().into()
+        self.on(root).words(line).output().unwrap().into()
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn ours(root: &TestRoot, line: &str) -> Answer {
     Program::Ours.run(root, line)
 }
 
-/// What our program prints where it has to succeed.
+/// The standard output of a run of our program that must succeed without a word on standard error.
 #[track_caller]
 pub(crate) fn good(root: &TestRoot, line: &str) -> String {
     let answer = ours(root, line);
@@ -97,7 +98,7 @@ pub(crate) fn good(root: &TestRoot, line: &str) -> String {
     answer.out
 }
 
-/// Runs a command that reads `input`.
+/// Runs a command with `input` on its standard input.
 pub(crate) fn with_input(mut command: Command, input: &[u8]) -> Answer {
     let mut child = command
         .stdin(Stdio::piped())
@@ -106,44 +107,20 @@ pub(crate) fn with_input(mut command: Command, input: &[u8]) -> Answer {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // A program that fails early does not read.
+    // A program that fails early closes its end without reading.
     let _closed = stdin.write_all(input);
     drop(stdin);
     child.wait_with_output().unwrap().into()
 }
 
-/// The words of a line; single quotes keep spaces and make empty words.
-pub(crate) fn words(line: &str) -> Vec<String> {
-    let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
-    for letter in line.chars() {
-        match letter {
-            '\'' => {
-                quoted = !quoted;
-                any = true;
-            }
-            ' ' if !quoted => {
-                if any || !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-                any = false;
-            }
-            letter => word.push(letter),
-        }
-    }
-    if any || !word.is_empty() {
-        words.push(word);
-    }
-    words
-}
-
-/// Makes texts of two stores comparable: the store's directory, random IDs (in the order in which they first appear)
-/// and times of creation get fixed names.
+/// Replaces what differs between equal stores: the store's directory, random IDs (numbered by first appearance) and
+/// times of creation.
 #[derive(Debug, Default)]
-pub(crate) struct Normal {
+pub(crate) struct Normalizer {
     ids: HashMap<String, usize>,
 }
 
-impl Normal {
+impl Normalizer {
     pub(crate) fn answer(&mut self, root: &TestRoot, answer: &Answer) -> Answer {
         Answer {
             code: answer.code,
@@ -188,17 +165,16 @@ impl Normal {
 }
 
 #[test]
-fn normal_texts_have_no_ids_and_no_times() {
+fn normalized_texts_have_no_ids_and_no_times() {
     let id = |letter: &str| letter.repeat(64);
     let text = format!(
         "{a} sha256:{a} {b}x {a} \"created\":\"2026\" end",
         a = id("a"),
         b = id("b")
     );
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
-    let mut normal = Normal::default();
+    let root = TestRoot::vfs();
+    let mut normal = Normalizer::default();
     let expected = format!("ID0 sha256:{} ID1x ID0 \"created\":\"TIME\" end", id("a"));
     assert_eq!(normal.text(&root, &text), expected);
     assert_eq!(normal.text(&root, &root.path().display().to_string()), "ROOT");
-    assert_eq!(words("a  'b c' '' d"), ["a", "b c", "", "d"]);
 }

@@ -1,14 +1,15 @@
-//! Commands that the distribution's `containers-storage` lacks or does otherwise: what the newest one prints.
+//! Commands that the distribution's `containers-storage` lacks or implements differently, compared with recorded output
+//! of the newest release.
 
 use std::fs;
 
 use crate::program::{Program, good, ours};
 use crate::support::root::TestRoot;
 
-/// Steps on one store: the line, the exit code, standard output and standard error of the newest program.
-type Step = (&'static str, i32, &'static str, &'static str);
+/// A line, and the exit code, standard output and standard error of the newest program.
+type RecordedStep = (&'static str, i32, &'static str, &'static str);
 
-const STEPS: &[Step] = &[
+const STEPS: &[RecordedStep] = &[
     ("storage-layers", 0, "", ""),
     ("storage-layers -j", 0, "[]\n", ""),
     ("create-storage-layer -i S1", 0, "S1\n", ""),
@@ -73,8 +74,8 @@ const STEPS: &[Step] = &[
 ];
 
 #[test]
-fn the_newest_programs_answers() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+fn answers_are_those_of_the_newest_program() {
+    let root = TestRoot::vfs();
     for (line, code, out, err) in STEPS {
         let answer = ours(&root, line);
         let text = |text: &str| text.replace(root.path().to_str().unwrap(), "ROOT");
@@ -90,10 +91,10 @@ fn the_newest_programs_answers() {
     }
 }
 
-/// The options that the newest program prints, here of what the environment says.
+/// The fields are those of the newest program; the values come from the environment.
 #[test]
 fn config_is_one_line_of_json() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let output = Program::Ours
         .on(&root)
         .arg("config")
@@ -112,8 +113,8 @@ fn config_is_one_line_of_json() {
 }
 
 #[test]
-fn a_tree_of_layers_has_the_newest_programs_lines() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+fn trees_of_layers_are_printed_as_by_the_newest_program() {
+    let root = TestRoot::vfs();
     fs::write(root.path().join("x"), "").unwrap();
     for line in [
         "create-layer -i A -n one -n two",

@@ -1,17 +1,17 @@
-//! Both programs, step by step, each on a store of its own.
+//! Both programs run the same steps, each on its own store, and their answers are compared.
 
 use std::fs;
 
-use crate::program::{Answer, Normal, Program, newest};
+use crate::program::{Answer, Normalizer, Program, newest};
 use crate::script::{Alike, STEPS};
 use crate::support::needs;
 use crate::support::root::TestRoot;
 
-/// A store, its program, and how its texts are made comparable.
+/// A program with its store.
 struct Side {
     program: Program,
     root: TestRoot,
-    normal: Normal,
+    normalizer: Normalizer,
 }
 
 impl Side {
@@ -22,7 +22,7 @@ impl Side {
         Self {
             program,
             root,
-            normal: Normal::default(),
+            normalizer: Normalizer::default(),
         }
     }
 
@@ -33,11 +33,11 @@ impl Side {
             .replace("TEXT", &at("text"))
             .replace("OUT", &at("written"));
         let answer = self.program.run(&self.root, &line);
-        self.normal.answer(&self.root, &answer)
+        self.normalizer.answer(&self.root, &answer)
     }
 }
 
-/// A layer whose bytes are the same in every run.
+/// Makes a layer whose bytes are the same in every run.
 fn small_layer(root: &TestRoot) {
     let dir = root.path().join("content");
     fs::create_dir_all(dir.join("sub")).unwrap();
@@ -61,7 +61,7 @@ fn small_layer(root: &TestRoot) {
     assert!(made.success());
 }
 
-/// Why two answers are not alike enough.
+/// Why two answers differ more than allowed.
 fn objection(alike: Alike, theirs: &Answer, ours: &Answer) -> Option<String> {
     if theirs.code != ours.code {
         return Some("the exit codes differ".into());
@@ -76,15 +76,15 @@ fn objection(alike: Alike, theirs: &Answer, ours: &Answer) -> Option<String> {
     match alike {
         _ if theirs.err == ours.err => None,
         Alike::Fully | Alike::Newer => Some("the errors differ".into()),
-        Alike::Says if !one_line || !contains(&ours.err, &theirs.err) => {
-            Some("our error does not say what theirs says".into())
+        Alike::Contains if !one_line || !contains(&ours.err, &theirs.err) => {
+            Some("our error lacks a part of theirs".into())
         }
         Alike::Fails if !one_line || theirs.err.is_empty() => Some("not one line of error each".into()),
         _ => None,
     }
 }
 
-/// Whether one line of error has every part of another one, in their order.
+/// Whether a line contains the parts of an error, which colons separate, in their order.
 fn contains(line: &str, parts: &str) -> bool {
     let mut rest = line;
     parts.trim_end().split(": ").all(|part| match rest.find(part) {
@@ -96,7 +96,7 @@ fn contains(line: &str, parts: &str) -> bool {
     })
 }
 
-/// The items of a list, one on each line or in JSON, in one fixed order.
+/// The items of a list (lines, or elements of a JSON array), sorted.
 fn in_order(text: &str) -> String {
     let list: Option<Vec<serde_json::Value>> = serde_json::from_str(text).ok();
     let mut items: Vec<String> = match &list {
@@ -114,7 +114,7 @@ fn compare(driver: &'static str) {
     for (alike, line) in STEPS {
         let (mut their, mut our) = (theirs.step(line), ours.step(line));
         if line.starts_with("changes") {
-            // The other program compares two trees in the random order of its maps.
+            // containers-storage lists changes in the random order of its maps.
             their.out = in_order(&their.out);
             our.out = in_order(&our.out);
         }

@@ -1,4 +1,4 @@
-//! `pull` and `push`, with an OCI layout at the other end.
+//! `pull` and `push` from and to an OCI layout.
 
 use graphroot::LayerOptions;
 use serde_json::Value;
@@ -13,18 +13,14 @@ const NAME: &str = "localhost/app:1";
 
 /// A store with an image of one layer, and the image's ID.
 async fn filled() -> (TestRoot, String) {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let store = root.open().await;
     let tar = Tar::new().file("hello", "hello\n").finish();
     let layer = put_bytes(&store, None, LayerOptions::default(), tar)
         .await
         .unwrap();
-    let image = OciImage::new(std::slice::from_ref(&layer));
-    store
-        .create_image(Some(layer.id()), image.options(NAME))
-        .await
-        .unwrap();
-    let id = image.id().to_string();
+    let image = OciImage::create(&store, &layer, NAME).await;
+    let id = image.id().to_owned();
     (root, id)
 }
 
@@ -38,11 +34,11 @@ async fn an_image_goes_out_and_comes_back() {
         pushed.out.starts_with("sha256:") && pushed.out.lines().count() == 1,
         "{pushed:?}"
     );
-    // No terminal: the progress is lines on standard error.
+    // Standard error is not a terminal, so events are lines of text.
     assert!(pushed.err.contains("1 layers"), "{pushed:?}");
     assert_eq!(good(&root, &format!("push --quiet {NAME} {layout}")), pushed.out);
 
-    let other = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let other = TestRoot::vfs();
     let pulled = ours(&other, &format!("pull --name {NAME} {layout}"));
     assert_eq!((pulled.code, pulled.out.trim()), (0, &*id), "{pulled:?}");
     assert!(pulled.err.contains("done"), "{pulled:?}");
@@ -61,9 +57,9 @@ async fn an_image_goes_out_and_comes_back() {
 
 #[test]
 fn what_cannot_be_pulled_is_one_line_and_changes_nothing() {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), "vfs");
+    let root = TestRoot::vfs();
     let missing = root.path().join("nothing");
-    for (line, said) in [
+    for (line, message) in [
         (format!("pull --quiet oci:{}:x", missing.display()), "nothing"),
         ("pull --quiet --downloads 0 oci:x".into(), "--downloads 0"),
         ("pull --quiet --platform x oci:x".into(), "platform"),
@@ -74,7 +70,7 @@ fn what_cannot_be_pulled_is_one_line_and_changes_nothing() {
         let answer = ours(&root, &line);
         assert_eq!((answer.code, answer.out.as_str()), (1, ""), "{line}: {answer:?}");
         assert!(
-            answer.err.contains(said) && answer.err.lines().count() == 1,
+            answer.err.contains(message) && answer.err.lines().count() == 1,
             "{line}: {answer:?}"
         );
     }

@@ -163,11 +163,7 @@ async fn assert_unpacked_as_by_others(archive: &Path) {
     let layer = put_file(&store, None, LayerOptions::default(), archive)
         .await
         .unwrap();
-    let image = OciImage::new(std::slice::from_ref(&layer));
-    let image = store
-        .create_image(Some(layer.id()), image.options(NAME))
-        .await
-        .unwrap();
+    let image = OciImage::create(&store, &layer, NAME).await;
     let mounted = store.mount_image(image.id(), &[], "").await.unwrap();
 
     let (record, imported) = import_with_podman(&theirs, archive);
@@ -269,11 +265,7 @@ async fn a_container_of_ours_is_mounted_and_deleted_by_go() {
     let layer = put_bytes(&store, None, LayerOptions::default(), tar)
         .await
         .unwrap();
-    let image = OciImage::new(std::slice::from_ref(&layer));
-    let image = store
-        .create_image(Some(layer.id()), image.options(NAME))
-        .await
-        .unwrap();
+    let image = OciImage::create(&store, &layer, NAME).await;
     let container = store
         .create_container(Some(image.id()), ContainerOptions::default().name("ours"))
         .await

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use graphroot::{Digest, ImageOptions, Layer};
+use graphroot::{Digest, Image, ImageOptions, Layer, Store};
 use serde_json::json;
 
 /// What image programs read of an image besides its layers.
@@ -71,6 +71,15 @@ impl OciImage {
 
     pub(crate) fn manifest_digest(&self) -> Digest {
         Digest::sha256(&self.manifest)
+    }
+
+    /// Creates an image of one layer, under `name`.
+    pub(crate) async fn create(store: &Store, layer: &Layer, name: &str) -> Image {
+        let image = Self::new(std::slice::from_ref(layer));
+        store
+            .create_image(Some(layer.id()), image.options(name))
+            .await
+            .unwrap()
     }
 
     /// Options to create the image with, under `name`.

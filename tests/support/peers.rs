@@ -1,4 +1,4 @@
-//! The programs that share a store with us, run on a [`TestRoot`].
+//! The programs that share a store with the library, run on a [`TestRoot`].
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
@@ -37,7 +37,8 @@ impl TestRoot {
         command
     }
 
-    fn with_store(&self, program: &str, [graph, run, driver]: &[&str; 3]) -> Command {
+    /// A program with the store as arguments of these names.
+    pub(crate) fn with_store(&self, program: &str, [graph, run, driver]: &[&str; 3]) -> Command {
         let mut command = self.program(program);
         command
             .arg(graph)
@@ -55,7 +56,7 @@ pub(crate) trait Run {
     /// Adds arguments, as `Command::args`, by value.
     fn with<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> Self;
 
-    /// Adds the words of a line as arguments.
+    /// Adds the words of a line as arguments. Single quotes keep spaces and make empty words.
     fn words(self, line: &str) -> Self;
 
     /// The standard output of a command that succeeds, without the final newline; panics with everything that is
@@ -70,7 +71,7 @@ impl Run for Command {
     }
 
     fn words(self, line: &str) -> Self {
-        self.with(line.split_whitespace())
+        self.with(words(line))
     }
 
     fn run(&mut self) -> String {
@@ -84,6 +85,30 @@ impl Run for Command {
     }
 }
 
+/// The words of a line. Single quotes keep spaces and make empty words.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
+    for letter in line.chars() {
+        match letter {
+            '\'' => {
+                quoted = !quoted;
+                any = true;
+            }
+            letter if letter.is_whitespace() && !quoted => {
+                if any || !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+                any = false;
+            }
+            letter => word.push(letter),
+        }
+    }
+    if any || !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
 fn report(command: &Command, output: &Output) -> String {
     let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
     format!(
@@ -94,4 +119,9 @@ fn report(command: &Command, output: &Output) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     )
+}
+
+#[test]
+fn words_end_at_spaces_outside_quotes() {
+    assert_eq!(words("a  'b c' '' d"), ["a", "b c", "", "d"]);
 }
