@@ -9,6 +9,13 @@ use std::process::{Command, Output, Stdio};
 use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
 
+impl TestRoot {
+    /// A store of the vfs driver below `$TMPDIR`.
+    pub(crate) fn vfs() -> Self {
+        Self::in_dir(&std::env::temp_dir(), "vfs")
+    }
+}
+
 /// Exit code and output of a run.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Answer {

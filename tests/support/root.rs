@@ -18,11 +18,6 @@ impl TestRoot {
         Self::in_dir(&std::env::temp_dir(), "overlay")
     }
 
-    /// A store of the vfs driver below `$TMPDIR`.
-    pub(crate) fn vfs() -> Self {
-        Self::in_dir(&std::env::temp_dir(), "vfs")
-    }
-
     /// A store of the overlay driver in memory.
     pub(crate) fn in_memory() -> Self {
         Self::in_dir(Path::new("/dev/shm"), "overlay")
