@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::program::{Answer, Program, good};
+use crate::program::{Program, good};
 use crate::support::needs;
 use crate::support::root::TestRoot;
 
