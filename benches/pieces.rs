@@ -13,8 +13,10 @@
     reason = "flock is what the locks are compared with"
 )]
 
+#[expect(dead_code, reason = "not every benchmark uses all of it")]
+mod support;
+
 use std::collections::HashMap;
-use std::error::Error;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{self, Read as _};
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 use graphroot::bench::{self, Lock, Rows};
 use tokio::runtime::Runtime;
 
-type Res<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use support::{Res, print_rows, run};
 
 const ROUNDS: usize = 7;
 
@@ -33,24 +35,10 @@ const ROUNDS: usize = 7;
 type Contender<'a> = (&'a str, Box<dyn FnMut() -> Res<(u32, Duration)> + 'a>);
 
 fn main() -> Res<()> {
-    let blob = std::env::args_os()
-        .skip(1)
-        .map(PathBuf::from)
-        .find(|path| path.is_file());
-    let base =
-        std::env::var_os("GRAPHROOT_BENCH_DIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
-    let home = tempfile::Builder::new()
-        .prefix("graphroot-bench-")
-        .tempdir_in(base)?;
-    let home = home.path();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    let blob = match blob {
-        Some(blob) => blob,
-        None => pack(home)?,
-    };
+    let dir = support::directory()?;
+    let home = dir.path();
+    let runtime = support::runtime()?;
+    let blob = support::layer(home, "usr/lib/python3")?;
     archives(home, &runtime, &blob)?;
     locks(home, &runtime)?;
     for count in [10, 1_000, 10_000] {
@@ -69,16 +57,8 @@ fn compare(group: &str, contenders: &mut [Contender<'_>]) -> Res<()> {
         }
     }
     println!("{group}");
-    let mut first = None;
-    for ((name, _), times) in contenders.iter().zip(&mut times) {
-        times.sort();
-        let [least, .., most] = times.as_slice() else {
-            return Err("no rounds".into());
-        };
-        let median = times.get(times.len() / 2).copied().unwrap_or_default();
-        let ratio = median.as_secs_f64() / first.get_or_insert(median).as_secs_f64();
-        println!("  {name:34} {median:>9.2?} ({least:.2?} to {most:.2?})  x{ratio:.2}");
-    }
+    let names = contenders.iter().map(|(name, _)| *name);
+    print_rows(names.zip(times.iter().map(Vec::as_slice)));
     Ok(())
 }
 
@@ -89,24 +69,6 @@ fn repeat(count: u32, mut step: impl FnMut() -> Res<()>) -> Res<(u32, Duration)>
         step()?;
     }
     Ok((count, started.elapsed()))
-}
-
-fn run(command: &mut Command) -> Res<()> {
-    if command.stdout(Stdio::null()).status()?.success() {
-        Ok(())
-    } else {
-        Err(format!("{command:?} failed").into())
-    }
-}
-
-/// A gzip layer of real files.
-fn pack(home: &Path) -> Res<PathBuf> {
-    let blob = home.join("layer.tar.gz");
-    run(Command::new("tar")
-        .args(["-C", "/", "-czf"])
-        .arg(&blob)
-        .arg("usr/lib/python3"))?;
-    Ok(blob)
 }
 
 fn archives(home: &Path, runtime: &Runtime, blob: &Path) -> Res<()> {

@@ -10,16 +10,18 @@
 //! first row. Skopeo pulls one image per call; all eight are started at the same time. Needs root.
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
-use std::error::Error;
+#[expect(dead_code, reason = "not every benchmark uses all of it")]
+mod support;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use graphroot::oci::{ImageRef, PullOptions, Puller};
-use graphroot::{Durability, Store, StoreOptions};
+use graphroot::{Durability, Store};
 
-type Res<T> = Result<T, Box<dyn Error>>;
+use support::{Res, overlay, print_rows, remove, run, timed};
 
 /// How often each contender runs.
 const ROUNDS: usize = 3;
@@ -49,10 +51,7 @@ impl Drop for Registry {
 }
 
 fn main() -> Res<()> {
-    let base = std::env::var_os("GRAPHROOT_BENCH_DIR").unwrap_or_else(|| "/dev/shm".into());
-    let dir = tempfile::Builder::new()
-        .prefix("graphroot-bench-")
-        .tempdir_in(base)?;
+    let dir = support::directory()?;
     let registry = start(dir.path())?;
     let names = fill(dir.path(), &registry.address)?;
     for count in [1, IMAGES] {
@@ -79,18 +78,7 @@ fn main() -> Res<()> {
             rows[3].1.push(skopeo(dir.path(), images)?);
             rows[4].1.push(podman(dir.path(), images)?);
         }
-        let mut baseline = None;
-        for (name, times) in &mut rows {
-            times.sort();
-            let at = |index: usize| times.get(index).map_or(0.0, Duration::as_secs_f64);
-            let median = at(ROUNDS / 2);
-            let ratio = median / *baseline.get_or_insert(median);
-            println!(
-                "  {name:32} {median:6.2} s ({:.2} to {:.2})  x{ratio:.2}",
-                at(0),
-                at(ROUNDS - 1)
-            );
-        }
+        print_rows(rows.iter().map(|(name, times)| (*name, times.as_slice())));
     }
     Ok(())
 }
@@ -124,14 +112,6 @@ fn start(dir: &Path) -> Res<Registry> {
         line.clear();
     }
     Err("the registry does not listen".into())
-}
-
-fn run(command: &mut Command) -> Res<()> {
-    let output = command.stdin(Stdio::null()).output()?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into()),
-    }
 }
 
 /// Builds the images by Buildah and pushes them by Skopeo; returns their names.
@@ -186,19 +166,16 @@ fn ours(dir: &Path, images: &[String], durability: Durability, keep: bool) -> Re
         .iter()
         .map(|image| image.parse())
         .collect::<Result<Vec<ImageRef>, _>>()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    support::runtime()?.block_on(async {
         // The others start a process; so the clock runs from the opening of the store.
         let started = Instant::now();
-        let options = StoreOptions::new(root.path().join("graph"), root.path().join("run"));
-        let store = Store::open(options.driver("overlay").durability(durability)).await?;
+        let store = Store::open(overlay(root.path()).durability(durability)).await?;
         let puller = Puller::new(&store, PullOptions::default().keep_partial(keep));
         for pulled in puller.pull_all(&images).await {
             pulled?;
         }
         let time = started.elapsed();
-        store.wipe().await?;
-        store.shutdown(true).await?;
+        remove(&store).await?;
         Ok(time)
     })
 }
@@ -250,9 +227,7 @@ fn podman(dir: &Path, images: &[String]) -> Res<Duration> {
             "--tls-verify=false",
         ])
         .args(images);
-    let started = Instant::now();
-    run(&mut command)?;
-    let time = started.elapsed();
+    let time = timed(&mut command)?;
     clean(&root.path().join("graph"));
     Ok(time)
 }

@@ -9,33 +9,23 @@
 //! shows the median and the range of each, and the ratio of the median to that of the first row. Needs root.
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
-use std::error::Error;
+mod support;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use graphroot::{Digest, Durability, LayerOptions, Store, StoreOptions};
+use graphroot::{Digest, Durability, LayerOptions, Store};
 
-type Res<T> = Result<T, Box<dyn Error>>;
+use support::{Res, is_there, overlay, print_rows, remove, runtime, timed};
 
 /// How often each contender runs.
 const ROUNDS: usize = 5;
 
 fn main() -> Res<()> {
-    // `cargo bench` passes options of its own.
-    let blob = std::env::args_os()
-        .skip(1)
-        .map(PathBuf::from)
-        .find(|path| path.is_file());
-    let base =
-        std::env::var_os("GRAPHROOT_BENCH_DIR").map_or_else(|| PathBuf::from("/dev/shm"), PathBuf::from);
-    let dir = tempfile::Builder::new()
-        .prefix("graphroot-bench-")
-        .tempdir_in(base)?;
-    let blob = match blob {
-        Some(blob) => blob,
-        None => pack(dir.path())?,
-    };
+    let dir = support::directory()?;
+    let dir = dir.path();
+    let blob = support::layer(dir, "usr/share")?;
     println!(
         "{} ({} MB), {ROUNDS} rounds each",
         blob.display(),
@@ -43,7 +33,7 @@ fn main() -> Res<()> {
     );
     let command = is_there("containers-storage", "version");
     let layout = match is_there("skopeo", "--version") {
-        true => Some(layout(dir.path(), &blob)?),
+        true => Some(layout(dir, &blob)?),
         false => None,
     };
     let mut rows = [
@@ -54,64 +44,18 @@ fn main() -> Res<()> {
         ("skopeo copy", Vec::new()),
     ];
     for _ in 0..ROUNDS {
-        rows[0].1.push(put_layer(dir.path(), &blob, Durability::None)?);
-        rows[1].1.push(put_layer(dir.path(), &blob, Durability::Default)?);
-        rows[2].1.push(tar(dir.path(), &blob)?);
+        rows[0].1.push(put_layer(dir, &blob, Durability::None)?);
+        rows[1].1.push(put_layer(dir, &blob, Durability::Default)?);
+        rows[2].1.push(tar(dir, &blob)?);
         if command {
-            rows[3].1.push(import_layer(dir.path(), &blob)?);
+            rows[3].1.push(import_layer(dir, &blob)?);
         }
         if let Some(layout) = &layout {
-            rows[4].1.push(skopeo(dir.path(), layout)?);
+            rows[4].1.push(skopeo(dir, layout)?);
         }
     }
-    let baseline = median(&rows[0].1);
-    for (name, times) in rows.iter().filter(|(_, times)| !times.is_empty()) {
-        let ratio = median(times).as_secs_f64() / baseline.as_secs_f64();
-        let range = (
-            times.iter().min().copied().unwrap_or_default(),
-            times.iter().max().copied().unwrap_or_default(),
-        );
-        println!(
-            "{name:32} {:>8.2?} ({:.2?} to {:.2?})  x{ratio:.2}",
-            median(times),
-            range.0,
-            range.1
-        );
-    }
+    print_rows(rows.iter().map(|(name, times)| (*name, times.as_slice())));
     Ok(())
-}
-
-fn is_there(program: &str, argument: &str) -> bool {
-    let status = Command::new(program)
-        .arg(argument)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if status.is_err() {
-        println!("SKIPPED {program}: it is not installed");
-    }
-    status.is_ok()
-}
-
-fn median(times: &[Duration]) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort();
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-}
-
-/// A gzip layer of real files.
-fn pack(dir: &Path) -> Res<PathBuf> {
-    let blob = dir.join("layer.tar.gz");
-    let status = Command::new("tar")
-        .args(["-C", "/", "-czf"])
-        .arg(&blob)
-        .arg("usr/share")
-        .status()?;
-    if status.success() {
-        Ok(blob)
-    } else {
-        Err("packing /usr/share failed".into())
-    }
 }
 
 /// An OCI layout with an image of the one layer.
@@ -147,32 +91,16 @@ fn layout(dir: &Path, blob: &Path) -> Res<PathBuf> {
 
 fn put_layer(dir: &Path, blob: &Path, durability: Durability) -> Res<Duration> {
     let root = tempfile::tempdir_in(dir)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let options = StoreOptions::new(root.path().join("graph"), root.path().join("run"));
-        let store = Store::open(options.driver("overlay").durability(durability)).await?;
+    runtime()?.block_on(async {
+        let store = Store::open(overlay(root.path()).durability(durability)).await?;
         let started = Instant::now();
         store
             .put_layer(None, LayerOptions::default(), tokio::fs::File::open(blob).await?)
             .await?;
         let time = started.elapsed();
-        store.wipe().await?;
-        store.shutdown(true).await?;
+        remove(&store).await?;
         Ok(time)
     })
-}
-
-fn timed(command: &mut Command) -> Res<Duration> {
-    let started = Instant::now();
-    let status = command.stdout(Stdio::null()).status()?;
-    if status.success() {
-        Ok(started.elapsed())
-    } else {
-        Err(format!("{command:?} failed").into())
-    }
 }
 
 fn tar(dir: &Path, blob: &Path) -> Res<Duration> {
@@ -198,18 +126,9 @@ fn containers_storage(root: &Path, verb: &str) -> Command {
     command
 }
 
-/// Empties the store of another program, so that its directory can be removed.
+/// Empties the store of another program.
 fn empty(root: &Path) -> Res<()> {
-    let options = StoreOptions::new(root.join("graph"), root.join("run")).driver("overlay");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let store = Store::open(options).await?;
-        store.wipe().await?;
-        store.shutdown(true).await?;
-        Ok(())
-    })
+    runtime()?.block_on(async { remove(&Store::open(overlay(root)).await?).await })
 }
 
 fn import_layer(dir: &Path, blob: &Path) -> Res<Duration> {
