@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -286,7 +286,7 @@ fn locks(home: &Path, runtime: &Runtime) -> Res<()> {
                             thread
                                 .join()
                                 .map_err(|_panic| "a thread failed")?
-                                .map_err(Box::<dyn Error + Send + Sync>::from)
+                                .map_err(Box::<dyn std::error::Error + Send + Sync>::from)
                         })
                     })?;
                     Ok((COUNT, started.elapsed()))
