@@ -118,7 +118,7 @@ pub use store::Store;
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::diff::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
-pub use store::graph_driver::{DiskUsage, GraphDriver};
+pub use store::graph_driver::{DiskUsage, DriverCapabilities, GraphDriver};
 pub use store::multi_list::MultiListResult;
 pub use store::put_layer::PutLayer;
 pub use store::sizes::ParentOwners;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use crate::driver::conformance::MountGuard;
-use crate::driver::select::{DriverConfig, open_driver};
-use crate::driver::{CreateOptions, Driver, MountOptions};
+use crate::driver::conformance::{MountGuard, path_of};
+use crate::driver::select::open_driver;
+use crate::driver::{CreateOptions, Driver, DriverConfig, MountOptions};
 use crate::skip::skip;
 use crate::sys::mount::is_mount_point;
 use crate::sys::privilege;
@@ -86,12 +86,12 @@ fn is_mounted(merged: &Path) -> bool {
 }
 
 /// Gives a layer that Go has a record of content made by our driver.
-fn fill(driver: &dyn Driver, id: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {
-    let staged = driver.stage(parent, &CreateOptions::default()).unwrap();
-    fill(&staged.path);
-    driver
-        .commit_staged(id, parent, &CreateOptions::default(), staged)
+fn fill(driver: &Arc<dyn Driver>, id: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {
+    let staged = Arc::clone(driver)
+        .stage(parent, &CreateOptions::default())
         .unwrap();
+    fill(&path_of(&*staged));
+    staged.commit(id, parent, &CreateOptions::default()).unwrap();
 }
 
 /// Kind, mode, owner and size (of files) of everything in a layer directory.
@@ -121,7 +121,7 @@ fn overlay_layers_have_the_shape_that_go_gives_them() {
     driver
         .create("child", Some("base"), &CreateOptions::default())
         .unwrap();
-    fill(&*driver, "staged", Some("go-base"), |_tree| {});
+    fill(&driver, "staged", Some("go-base"), |_tree| {});
     let home = driver.home();
     assert_eq!(shape(&home.join("base")), shape(&home.join("go-base")));
     assert_eq!(shape(&home.join("child")), shape(&home.join("go-child")));
@@ -188,26 +188,26 @@ fn go_mounts_what_we_made() {
         root.go(&["create-layer", "--id", "base"]);
         root.go(&["create-layer", "--id", "child", "base"]);
         let driver = root.ours();
-        fill(&*driver, "base", None, |tree| {
+        fill(&driver, "base", None, |tree| {
             fs::write(tree.join("base"), "base").unwrap();
             fs::write(tree.join("changed"), "base").unwrap();
         });
-        fill(&*driver, "child", Some("base"), |tree| {
+        fill(&driver, "child", Some("base"), |tree| {
             fs::write(tree.join("changed"), "child").unwrap();
         });
         let merged = root.go_mount("child");
         assert_eq!(fs::read_to_string(merged.join("base")).unwrap(), "base");
         assert_eq!(fs::read_to_string(merged.join("changed")).unwrap(), "child");
         // Its mount is the one that we use, and ours to look at does not end it.
-        assert_eq!(driver.get("child", &MountOptions::default()).unwrap(), merged);
-        driver.put("child").unwrap();
+        assert_eq!(driver.mount("child", &MountOptions::default()).unwrap(), merged);
+        driver.unmount("child").unwrap();
         assert!(merged.join("base").exists());
         fs::write(merged.join("new"), "by go's mount").unwrap();
         root.go(&["unmount", "child"]);
         assert!(driver_name == "vfs" || !is_mounted(&merged));
-        let merged = driver.get("child", &MountOptions::default()).unwrap();
+        let merged = driver.mount("child", &MountOptions::default()).unwrap();
         assert_eq!(fs::read_to_string(merged.join("new")).unwrap(), "by go's mount");
-        driver.put("child").unwrap();
+        driver.unmount("child").unwrap();
         drop(driver.defer_remove("child").unwrap());
         root.go(&["shutdown"]);
     }
@@ -233,13 +233,13 @@ fn we_mount_what_go_made() {
         driver
             .create("top", Some("child"), &CreateOptions::default())
             .unwrap();
-        let merged = driver.get("top", &MountOptions::default()).unwrap();
+        let merged = driver.mount("top", &MountOptions::default()).unwrap();
         assert_eq!(fs::read_to_string(merged.join("base")).unwrap(), "base");
         assert_eq!(fs::read_to_string(merged.join("child")).unwrap(), "child");
         assert!(!merged.join("doomed").exists());
-        driver.put("top").unwrap();
+        driver.unmount("top").unwrap();
         assert_eq!(
-            driver.upper("child", Some("base")).unwrap().is_some(),
+            driver.overlay_diff("child", Some("base")).unwrap().is_some(),
             driver_name == "overlay"
         );
     }
@@ -252,14 +252,14 @@ fn our_mounts_are_where_go_sees_them() {
     let driver = root.ours();
     driver.cleanup().unwrap();
     assert!(!is_mount_point(driver.home()).unwrap());
-    let merged = driver.get("a", &MountOptions::default()).unwrap();
+    let merged = driver.mount("a", &MountOptions::default()).unwrap();
     fs::write(merged.join("file"), "").unwrap();
     // Another process that starts now must find the mount, not hide it.
     assert_eq!(root.go_mount("a"), merged);
     assert!(merged.join("file").exists());
     root.go(&["unmount", "a"]);
     assert!(!is_mounted(&merged), "the last use, by go's count");
-    driver.put("a").unwrap();
+    driver.unmount("a").unwrap();
 }
 
 #[test]
@@ -267,14 +267,14 @@ fn go_clears_what_a_killed_process_of_ours_left_and_we_what_go_left() {
     let Some(root) = Root::new("overlay") else { return };
     root.go(&["create-layer", "--id", "a"]);
     let driver = root.ours();
-    let staged = driver.stage(Some("a"), &CreateOptions::default()).unwrap();
-    fs::write(staged.path.join("file"), "").unwrap();
+    let staged = Arc::clone(&driver)
+        .stage(Some("a"), &CreateOptions::default())
+        .unwrap();
+    fs::write(path_of(&*staged).join("file"), "").unwrap();
     root.go(&["create-layer", "--id", "b", "a"]);
     root.go(&["delete-layer", "b"]);
-    assert!(staged.path.join("file").exists(), "in use");
-    driver
-        .commit_staged("c", Some("a"), &CreateOptions::default(), staged)
-        .unwrap();
+    assert!(path_of(&*staged).join("file").exists(), "in use");
+    staged.commit("c", Some("a"), &CreateOptions::default()).unwrap();
     assert_eq!(
         root.try_go(&["mount", "c"]).status.code(),
         Some(1),

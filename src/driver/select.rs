@@ -1,35 +1,17 @@
-//! Which driver a store uses: the one asked for, else the one that is on disk, else the first that works.
+//! Driver selection: the driver that the caller names, else the one whose directory has content, else the first that
+//! works here.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::driver::Driver;
+use crate::driver::config::DriverConfig;
+use crate::driver::contract::Driver;
 use crate::driver::overlay::Overlay;
 use crate::driver::vfs::Vfs;
 use crate::error::{ErrorKind, Result};
 use crate::options::driver::DRIVER_NAMES;
 
-/// What a driver is started with.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct DriverConfig {
-    /// The driver asked for.
-    pub(crate) name: Option<String>,
-    /// The graph root; the driver's home is a directory in it.
-    pub(crate) root: PathBuf,
-    /// The run root.
-    pub(crate) run_root: PathBuf,
-    /// Root of a separate image store.
-    pub(crate) image_store: Option<PathBuf>,
-    /// Drivers to try, in this order; empty for the built-in order.
-    pub(crate) priority: Vec<String>,
-    /// Option strings.
-    pub(crate) options: Vec<String>,
-    /// Where programs are looked for; `None` for `$PATH`.
-    pub(crate) search_path: Option<OsString>,
-}
-
-/// Drivers to try where nothing tells; vfs copies whole trees and comes last.
+/// Drivers to try in a new store. vfs copies whole trees and comes last.
 const PRIORITY: &[&str] = &["overlay", "vfs"];
 
 /// Starts the driver for a graph root.
@@ -44,7 +26,7 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
         .collect();
     match used[..] {
         [] => {}
-        // Its name for itself is overlay, and so are those of its records; only its directory is not.
+        // An old name of the overlay driver: its records have the new name, only its directory has the old one.
         ["overlay2"] => {
             let what = format!(
                 "{} holds layers of the old name of the overlay driver: rename overlay2 to overlay",
@@ -62,7 +44,7 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
             return Err(ErrorKind::InvalidInput.err(what));
         }
     }
-    // What was asked for comes first; after that anything is better than nothing.
+    // The drivers of the configuration come first, then all others.
     let asked = config.priority.iter().map(String::as_str);
     let others = PRIORITY
         .iter()
@@ -81,7 +63,7 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     Err(ErrorKind::NotSupported.err(format!("no storage driver works here: {}", refused.join("; "))))
 }
 
-/// Whether a driver has left anything in its directory. Go makes an empty one for `overlay` beside `overlay2`.
+/// Whether a driver's directory has content. Go makes an empty one for `overlay` beside `overlay2`.
 fn is_used(home: &Path) -> bool {
     std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
 }
@@ -160,7 +142,7 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let mut config = self::config(other.path());
         config.priority = vec!["zfs".into(), "nonsense".into()];
-        config.search_path = Some(OsString::new());
+        config.search_path = Some(std::ffi::OsString::new());
         std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
         std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
@@ -209,7 +191,7 @@ mod tests {
         std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
         std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
         let config = DriverConfig {
-            search_path: Some(OsString::new()),
+            search_path: Some(std::ffi::OsString::new()),
             ..config
         };
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");

@@ -1,7 +1,7 @@
-//! The vfs driver: every layer is a complete tree. Works anywhere; costs a copy per layer.
+//! The vfs driver: every layer is a complete directory tree, copied from its parent's. It works on every file system.
 //!
-//! Who is not root makes layers of his own files only: those of others are an error, or with `ignore_chown_errors`
-//! become his. In a user namespace, where he is root, he has as many owners as it maps.
+//! Without root privileges every file in a layer must belong to the user of the process: another owner is an error, or
+//! with `ignore_chown_errors` is replaced by that user. In a user namespace the owners can be all that it maps.
 //!
 //! ```text
 //! <graph root>/vfs/            0700
@@ -9,29 +9,38 @@
 //!   tempdirs/                  staged and deleted trees, each with its lock
 //! ```
 //!
-//! A new layer is copied and filled in `tempdirs` and renamed to its place, so that a crash leaves a whole layer or
-//! litter that the next open removes.
+//! A new layer is copied and filled in `tempdirs` and renamed to its place. A crash leaves a whole layer, or a temporary
+//! directory that the next open removes.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use crate::driver::options::VfsOptions;
-use crate::driver::select::DriverConfig;
-use crate::driver::{
-    CreateOptions, DiskUsage, Driver, LayerTree, MountOptions, OverlayDiff, Staged, check_id, chown, copy,
+use crate::driver::config::DriverConfig;
+use crate::driver::contract::{
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
+    OverlayDiff, Staged,
 };
+use crate::driver::layer_id::check_id;
+use crate::driver::options::VfsOptions;
+use crate::driver::{chown, copy};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
-use crate::lock::temp_dir::TempDir;
+use crate::lock::temp_dir::{self, TempDir};
 use crate::sys::{at, make_private_dir, privilege, tree};
 use crate::whiteout::WhiteoutFormat;
 
-/// The driver's name.
-pub(super) const NAME: &str = "vfs";
+/// The driver's name, and that of its directory.
+const NAME: &str = "vfs";
+
+/// The directory of the layers, in the driver's.
+const LAYERS: &str = "dir";
+/// Locked temporary directories.
+const TEMP_DIRS: &str = "tempdirs";
 
 /// The driver. It has no state but its settings.
 #[derive(Debug)]
@@ -51,7 +60,7 @@ impl Vfs {
             options,
         };
         for home in driver.writable() {
-            make_private_dir(&home.join("dir"))?;
+            make_private_dir(&home.join(LAYERS))?;
         }
         Ok(driver)
     }
@@ -79,7 +88,7 @@ impl Vfs {
         let mut trees = own
             .chain(additional)
             .chain(self.image_store.clone())
-            .map(|home| home.join("dir").join(id));
+            .map(|home| home.join(LAYERS).join(id));
         trees
             .find(|tree| tree.is_dir())
             .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
@@ -95,7 +104,7 @@ impl Vfs {
         if !options.storage_opt.is_empty() {
             return Err(ErrorKind::NotSupported.err("storage options of a layer with the vfs driver"));
         }
-        let mut temp = TempDir::create(&self.base(options.read_write).join("tempdirs"))?;
+        let mut temp = TempDir::create(&self.base(options.read_write).join(TEMP_DIRS))?;
         let path = temp.addition();
         rustix::fs::mkdir(&path, Mode::RWXU).at("creating directory", &path)?;
         let dir = at::open_dir(&path).at("opening", &path)?;
@@ -103,7 +112,7 @@ impl Vfs {
             Some(parent) => {
                 let below = self.open_tree(parent)?;
                 let copied = copy::copy_tree(below.as_fd(), dir.as_fd(), self.options.ignore_chown_errors);
-                // Files that vanish are the parent being removed.
+                // If the parent is being removed its files vanish during the copy.
                 copied
                     .map_err(|error| self.find(parent).map_or_else(|gone| gone, |_still_there| error))
                     .context(|| format!("copying layer {parent:?}"))?;
@@ -139,10 +148,10 @@ impl Vfs {
         }
     }
 
-    /// Renames a finished tree to its place; what lies there is from a creation that was never recorded.
+    /// Renames a finished tree to its place. A tree that is there already belongs to a layer that was never recorded.
     fn place(&self, id: &str, options: &CreateOptions, temp: &mut TempDir, path: &Path) -> Result<()> {
         check_id(id)?;
-        let target = self.base(options.read_write).join("dir").join(id);
+        let target = self.base(options.read_write).join(LAYERS).join(id);
         // An empty directory would be replaced by the rename itself.
         let mut renamed = at::rename(path, &target);
         if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) = renamed {
@@ -167,6 +176,10 @@ impl Driver for Vfs {
         self.place(id, options, &mut temp, &path)
     }
 
+    fn capabilities(&self) -> DriverCapabilities {
+        DriverCapabilities::default()
+    }
+
     fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, _mount_label: &str) -> Result<()> {
         let path = self.find(id)?;
         if !self.writable().any(|home| path.starts_with(home)) {
@@ -182,40 +195,27 @@ impl Driver for Vfs {
         false
     }
 
-    fn stages_apart(&self) -> bool {
-        false
-    }
-
-    fn stage(&self, parent: Option<&str>, options: &CreateOptions) -> Result<Staged> {
+    fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>> {
         let (temp, path, dir) = self.prepare(parent, options)?;
-        Ok(Staged {
-            content: self.content_of(dir),
+        Ok(Box::new(StagedTree {
+            tree: self.tree_of(dir),
             path,
             temp,
-            link: String::new(),
-            lower: String::new(),
-        })
+            driver: self,
+        }))
     }
 
-    fn commit_staged(
-        &self,
-        id: &str,
-        parent: Option<&str>,
-        options: &CreateOptions,
-        staged: Staged,
-    ) -> Result<()> {
-        // The tree is complete without it, but the layer would be one whose parent nobody knows.
-        parent.map(|parent| self.find(parent)).transpose()?;
-        let Staged { path, mut temp, .. } = staged;
-        self.place(id, options, &mut temp, &path)
+    fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let tree = self.find(id)?;
+        Ok(tree.parent().map(Path::to_owned).into_iter().collect())
     }
 
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
         check_id(id)?;
         for home in self.writable() {
-            let path = home.join("dir").join(id);
+            let path = home.join(LAYERS).join(id);
             if rustix::fs::lstat(&path).is_ok() {
-                let mut temp = TempDir::create(&home.join("tempdirs"))?;
+                let mut temp = TempDir::create(&home.join(TEMP_DIRS))?;
                 temp.stage_deletion(&path)?;
                 return Ok(Some(temp));
             }
@@ -227,42 +227,47 @@ impl Driver for Vfs {
         self.find(id).is_ok()
     }
 
-    fn list_layers(&self) -> Result<Vec<String>> {
-        let dir = self.home.join("dir");
-        let mut ids = Vec::new();
-        for entry in std::fs::read_dir(&dir).at("listing", &dir)? {
-            let entry = entry.at("listing", &dir)?;
-            if entry.file_type().at("listing", &dir)?.is_dir() {
-                ids.extend(entry.file_name().into_string().ok());
-            }
-        }
-        Ok(ids)
+    fn list(&self) -> Result<Vec<Entry>> {
+        let mut entries = list_dir(&self.home, |name, is_dir| match name {
+            Some(LAYERS | TEMP_DIRS) if is_dir => EntryKind::Internal,
+            _ => EntryKind::Unknown,
+        })?;
+        entries.extend(list_dir(&self.home.join(LAYERS), |name, is_dir| match name {
+            Some(name) if is_dir && check_id(name).is_ok() => EntryKind::Layer,
+            _ => EntryKind::Unknown,
+        })?);
+        Ok(entries)
     }
 
-    fn temp_dir_roots(&self) -> Vec<PathBuf> {
-        self.writable().map(|home| home.join("tempdirs")).collect()
+    fn prune(&self) -> Result<()> {
+        self.writable()
+            .try_for_each(|home| temp_dir::recover(&home.join(TEMP_DIRS)))
     }
 
-    fn get(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+    fn mount(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
         if let Some(option) = options.options.iter().find(|option| *option != "ro") {
             return Err(ErrorKind::NotSupported.err(format!("mount option {option:?} with the vfs driver")));
         }
         self.find(id)
     }
 
-    fn put(&self, _id: &str) -> Result<()> {
+    fn unmount(&self, _id: &str) -> Result<()> {
         Ok(())
     }
 
-    fn content(&self, id: &str) -> Result<LayerTree> {
-        Ok(self.content_of(self.open_tree(id)?))
+    fn mount_private(&self, id: &str) -> Result<OwnedFd> {
+        self.open_tree(id)
+    }
+
+    fn layer_tree(&self, id: &str) -> Result<LayerTree> {
+        Ok(self.tree_of(self.open_tree(id)?))
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
         Ok(vec![self.open_tree(id)?])
     }
 
-    fn upper(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
+    fn overlay_diff(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
         Ok(None)
     }
 
@@ -297,14 +302,50 @@ impl Driver for Vfs {
 }
 
 impl Vfs {
-    fn content_of(&self, dir: OwnedFd) -> LayerTree {
+    fn tree_of(&self, dir: OwnedFd) -> LayerTree {
         LayerTree {
             dir,
-            form: WhiteoutFormat::Apply,
+            whiteouts: WhiteoutFormat::Apply,
             root_entry: true,
             ignore_chown_errors: self.options.ignore_chown_errors,
             force_mask: None,
             in_user_namespace: privilege::is_rootless(),
         }
     }
+}
+
+/// A tree in a temporary directory.
+#[derive(Debug)]
+struct StagedTree {
+    driver: Arc<Vfs>,
+    tree: LayerTree,
+    /// The tree, inside `temp`.
+    path: PathBuf,
+    /// Owns the temporary directory and its lock.
+    temp: TempDir,
+}
+
+impl Staged for StagedTree {
+    fn tree(&self) -> &LayerTree {
+        &self.tree
+    }
+
+    fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        // The tree is complete without its parent, but no record names the parent any more.
+        parent.map(|parent| self.driver.find(parent)).transpose()?;
+        self.driver.place(id, options, &mut self.temp, &self.path)
+    }
+}
+
+/// The entries of a directory; `kind` gets the name, if it is UTF-8, and whether it is a directory.
+fn list_dir(dir: &Path, kind: impl Fn(Option<&str>, bool) -> EntryKind) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(dir).at("listing", dir)? {
+        let entry = entry.at("listing", dir)?;
+        let is_dir = entry.file_type().at("listing", dir)?.is_dir();
+        let name = entry.file_name();
+        let kind = kind(name.to_str(), is_dir);
+        entries.push(Entry { name, kind });
+    }
+    Ok(entries)
 }

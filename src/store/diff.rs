@@ -26,7 +26,7 @@ use crate::archive::stream_writer::StreamWriter;
 use crate::archive::tar_split::replay;
 use crate::bridge::{self, ChunkStream, ChunkWriter};
 use crate::compression::Compression;
-use crate::driver::{Driver, OverlayDiff, TreeMount, mount_tree};
+use crate::driver::{Driver, OverlayDiff};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::options::DiffOptions;
@@ -82,12 +82,13 @@ enum DiffSource {
 enum Comparison {
     /// The driver keeps changes apart.
     OverlayDiff(OverlayDiff, IdMappings),
-    /// Two mounted trees.
+    /// Two whole trees.
     Trees { new: Tree, old: Option<Tree> },
 }
 
 struct Tree {
-    mount: TreeMount,
+    /// The root directory, perhaps of a private mount.
+    dir: OwnedFd,
     mappings: IdMappings,
 }
 
@@ -101,11 +102,11 @@ impl DiffSource {
                 export::write_upper(upper.dir.as_fd(), &upper.lowers, upper.namespace, mappings, out)
             }
             Self::Fresh(Comparison::Trees { new, old: None }) => {
-                export::write_tree(new.mount.dir.as_fd(), &new.mappings, out)
+                export::write_tree(new.dir.as_fd(), &new.mappings, out)
             }
             Self::Fresh(comparison @ Comparison::Trees { new, old: Some(_) }) => {
                 let changes = comparison.changes()?;
-                export::write_changes(new.mount.dir.as_fd(), &new.mappings, &changes, out)
+                export::write_changes(new.dir.as_fd(), &new.mappings, &changes, out)
             }
         }
     }
@@ -132,12 +133,12 @@ impl DiffSource {
 
 impl Comparison {
     fn open(driver: &Arc<dyn Driver>, to: &LayerRow, from: Option<&LayerRow>) -> Result<Self> {
-        if let Some(upper) = driver.upper(&to.id, from.map(|row| row.id.as_str()))? {
+        if let Some(upper) = driver.overlay_diff(&to.id, from.map(|row| row.id.as_str()))? {
             return Ok(Self::OverlayDiff(upper, mappings_of(to)));
         }
         let tree = |row: &LayerRow| -> Result<Tree> {
             Ok(Tree {
-                mount: mount_tree(driver, &row.id)?,
+                dir: driver.mount_private(&row.id)?,
                 mappings: mappings_of(row),
             })
         };
@@ -153,8 +154,8 @@ impl Comparison {
                 changes::upper_changes(upper.dir.as_fd(), &upper.lowers, upper.namespace)
             }
             Self::Trees { new, old } => {
-                let old = old.as_ref().map(|old| (old.mount.dir.as_fd(), &old.mappings));
-                changes::tree_changes((new.mount.dir.as_fd(), &new.mappings), old)
+                let old = old.as_ref().map(|old| (old.dir.as_fd(), &old.mappings));
+                changes::tree_changes((new.dir.as_fd(), &new.mappings), old)
             }
         }
     }
@@ -250,9 +251,7 @@ impl Store {
         let comparison = self.comparison(&pair).await?;
         bridge::run(move || match &comparison {
             Comparison::OverlayDiff(..) => Ok(driver.disk_usage(&pair.to.id)?.size),
-            Comparison::Trees { new, .. } => {
-                changes::changes_size(new.mount.dir.as_fd(), &comparison.changes()?)
-            }
+            Comparison::Trees { new, .. } => changes::changes_size(new.dir.as_fd(), &comparison.changes()?),
         })
         .await
     }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::driver::Driver;
+use crate::error::{ErrorKind, Result};
 
 /// Where a layer's record lies, as an index into the layer records' locations.
 pub(crate) mod layer_location {
@@ -80,8 +81,22 @@ impl Dirs {
     }
 
     pub(crate) fn layers_tmp(&self) -> PathBuf {
-        self.layers().join("tmp")
+        self.layers().join(TMP)
     }
+}
+
+/// Name of the directory of temporary files among the layers' files.
+const TMP: &str = "tmp";
+
+/// Refuses layer IDs that are no single file name, and names that the store or its driver needs itself.
+///
+/// # Errors
+/// [`ErrorKind::UnsafePath`].
+pub(crate) fn check_layer_id(driver: &dyn Driver, id: &str) -> Result<()> {
+    if id == TMP {
+        return Err(ErrorKind::UnsafePath.err(format!("ID {id:?}, a directory of the store")));
+    }
+    driver.check_id(id)
 }
 
 /// The directory of one item of a store. An ID that is no single file name (records may be damaged, or come from

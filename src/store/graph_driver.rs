@@ -11,9 +11,10 @@ use crate::error::Result;
 use crate::idmap::IdMappings;
 use crate::options::LayerOptions;
 use crate::store::Store;
+use crate::store::dirs::check_layer_id;
 use crate::store::ids::random_id;
 
-pub use crate::driver::DiskUsage;
+pub use crate::driver::{DiskUsage, DriverCapabilities};
 
 /// A handle to the storage driver, from [`Store::graph_driver`]. Cheap to clone.
 ///
@@ -45,6 +46,11 @@ impl GraphDriver {
     /// Roots of additional read-only stores.
     pub fn additional_image_stores(&self) -> &[PathBuf] {
         self.driver.additional_image_stores()
+    }
+
+    /// What the driver can do beside making and mounting layers.
+    pub fn capabilities(&self) -> DriverCapabilities {
+        self.driver.capabilities()
     }
 
     /// Whether the driver has a layer with this ID in its home or in an additional store.
@@ -95,6 +101,7 @@ impl GraphDriver {
                 durable: false,
             };
             create.mappings.validate()?;
+            check_layer_id(&*driver, &id)?;
             driver.create(&id, parent.as_deref(), &create)?;
             Ok(id)
         })

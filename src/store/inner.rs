@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::driver::Driver;
-use crate::driver::select::{DriverConfig, open_driver};
+use crate::driver::select::open_driver;
+use crate::driver::{Driver, DriverConfig};
 use crate::error::Result;
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::LockFile;
@@ -130,10 +130,7 @@ impl Inner {
     /// Removes temporary directories of processes that were killed; their locks tell.
     pub(crate) fn recover(&self) -> Result<()> {
         crate::lock::temp_dir::recover(&self.dirs.layers_tmp())?;
-        self.driver()
-            .temp_dir_roots()
-            .iter()
-            .try_for_each(|root| crate::lock::temp_dir::recover(root))
+        self.driver().prune()
     }
 
     /// Starts the driver anew after another process has shut it down.

@@ -137,7 +137,7 @@ impl Store {
     ) -> Result<Vec<PutLayer>> {
         let mut below = parent.map(str::to_owned);
         let mut done = Vec::with_capacity(layers.len());
-        if !self.inner.driver().stages_apart() {
+        if !self.inner.driver().capabilities().stages_apart {
             for (options, diff) in layers {
                 let put = self.put_layer_boxed(below.as_deref(), options, diff).await?;
                 below = Some(put.layer.id().to_owned());
@@ -205,7 +205,7 @@ impl Store {
         let (layers, row, tar_split, file, target) = bridge::run(move || {
             let layers = LayerStore::enter(inner, guard)?;
             let row = layers.find(&key)?;
-            let content = layers.driver.content(&row.id)?;
+            let content = layers.driver.layer_tree(&row.id)?;
             let mut temp = TempDir::create(&layers.inner.dirs.layers_tmp())?;
             let path = temp.addition();
             let (file, target) = (create_tar_split(&path)?, target_of(&content, mappings_of(&row))?);
@@ -226,7 +226,7 @@ impl Store {
                 layers.table_mut().update(&row.id, |row| {
                     record_applied(row, &applied);
                 })?;
-                layers.save_content()?;
+                layers.save_content(&[row.id.to_string()])?;
                 drop(tar_split);
                 Ok(applied.content_size)
             })
@@ -246,7 +246,7 @@ impl Store {
 
     /// Whether a layer can be unpacked before the one below it is there.
     pub(crate) fn stages_apart(&self) -> bool {
-        self.inner.driver().stages_apart()
+        self.inner.driver().capabilities().stages_apart
     }
 
     /// Unpacks a stream for a layer that will lie somewhere above `on`, or directly on it if the driver does not

@@ -158,7 +158,17 @@ pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<
     if result == 0 { Ok(tree) } else { Err(last_errno()) }
 }
 
-/// Attaches a mount that is nowhere yet.
+/// A copy of the mount at `path`, without what is mounted below it. It is attached nowhere. `EINVAL` if nothing is
+/// mounted there.
+pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    if !is_mount_point(path)? {
+        return Err(Errno::INVAL.into());
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, path, flags)?)
+}
+
+/// Attaches a mount that is attached nowhere yet.
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
     move_mount(
         mount,

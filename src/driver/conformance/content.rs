@@ -9,7 +9,7 @@ pub(super) fn empty_layer(bench: &Bench) {
     assert_eq!(mode(&root), 0o555);
     let me = privilege::effective_owner();
     assert_eq!(owner(&root), (me.uid, me.gid));
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
     bench.nothing_temporary();
 }
 
@@ -71,7 +71,7 @@ pub(super) fn deep_chain(bench: &Bench) {
     assert!(seen.contains(&("top".into(), (depth - 1).to_string())));
     let root = bench.mount(&top, &[]);
     write(&root, "file0", "written");
-    bench.driver.put(&top).unwrap();
+    bench.driver.unmount(&top).unwrap();
     assert!(bench.seen(&top).contains(&("file0".into(), "written".into())));
     assert!(bench.seen("layer0").contains(&("file0".into(), String::new())));
 }
@@ -87,7 +87,7 @@ pub(super) fn root_mode_is_inherited(bench: &Bench) {
     for id in ["child", "staged"] {
         let root = bench.mount(id, &["ro"]);
         assert_eq!(mode(&root), expected, "{id}");
-        bench.driver.put(id).unwrap();
+        bench.driver.unmount(id).unwrap();
     }
 }
 
@@ -144,7 +144,7 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
         let inode = |path: &str| root.join(path).metadata().unwrap().ino();
         assert_eq!(inode("dir/file"), inode("link"), "{id}");
         assert_eq!(fs::read_to_string(root.join("link")).unwrap(), "content");
-        bench.driver.put(id).unwrap();
+        bench.driver.unmount(id).unwrap();
     }
     // A second time: back again, as far as it goes.
     bench
@@ -158,16 +158,20 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
         .unwrap();
     let root = bench.mount("back", &["ro"]);
     assert_eq!(owner(&root.join("a")), (30_007, 30_008));
-    bench.driver.put("back").unwrap();
+    bench.driver.unmount("back").unwrap();
     let root = bench.mount("base", &["ro"]);
     assert_eq!(owner(&root.join("a")), (7, 8), "the parent is as it was");
-    bench.driver.put("base").unwrap();
+    bench.driver.unmount("base").unwrap();
     if bench.is_overlay() {
         assert!(bench.dir("back").join("diff2/a").exists() && bench.dir("back").join("diff1/a").exists());
         assert_eq!(bench.driver.disk_usage("mapped").unwrap().inodes, 1);
     }
     if bench.tells_changes() {
-        let upper = bench.driver.upper("mapped", Some("base")).unwrap().unwrap();
+        let upper = bench
+            .driver
+            .overlay_diff("mapped", Some("base"))
+            .unwrap()
+            .unwrap();
         assert!(
             is_empty(&upper.dir),
             "new owners are no change of the layer's own"
@@ -203,20 +207,24 @@ pub(super) fn files_are_found_through_all_trees(bench: &Bench) {
     let holds = |tree: &OwnedFd, name: &[u8]| at::lstat_at(tree.as_fd(), name).unwrap().is_some();
     assert!(holds(&trees[0], b"above"));
     assert!(trees.iter().any(|tree| holds(tree, b"below")));
-    let upper = bench.driver.upper("child", Some("base")).unwrap();
+    let upper = bench.driver.overlay_diff("child", Some("base")).unwrap();
     assert_eq!(upper.is_some(), bench.tells_changes());
     if let Some(upper) = upper {
         assert!(holds(&upper.dir, b"above") && !holds(&upper.dir, b"below"));
         assert!(upper.lowers.len() == 1 && holds(&upper.lowers[0], b"below"));
         assert!(
-            bench.driver.upper("child", None).unwrap().is_none(),
+            bench.driver.overlay_diff("child", None).unwrap().is_none(),
             "it has a parent"
         );
         bench.create("grandchild", Some("child"));
         assert!(
-            bench.driver.upper("grandchild", Some("base")).unwrap().is_none(),
+            bench
+                .driver
+                .overlay_diff("grandchild", Some("base"))
+                .unwrap()
+                .is_none(),
             "not the direct parent"
         );
-        assert!(bench.driver.upper("base", None).unwrap().is_some());
+        assert!(bench.driver.overlay_diff("base", None).unwrap().is_some());
     }
 }

@@ -11,18 +11,19 @@ mod stores;
 mod user;
 
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
-use crate::driver::select::{DriverConfig, open_driver};
-use crate::driver::{CreateOptions, Driver, MountOptions, Staged, mount_tree};
+use crate::driver::contract::{CreateOptions, Driver, EntryKind, MountOptions, Staged};
+use crate::driver::select::open_driver;
+use crate::driver::{DriverConfig, quota::Quota};
 use crate::error::ErrorKind;
 use crate::idmap::{IdMap, IdMappings};
-use crate::lock::temp_dir;
+use crate::lock::temp_dir::TempDir;
 use crate::skip::skip;
 use crate::sys::mount::{in_directory, is_mount_point, mounts_below, unmount_lazily};
 use crate::sys::{at, privilege, xattr};
@@ -151,23 +152,23 @@ impl Bench {
         self.driver.create(id, parent, &CreateOptions::default()).unwrap();
     }
 
-    fn stage(&self, parent: Option<&str>) -> Staged {
-        self.driver.stage(parent, &CreateOptions::default()).unwrap()
+    fn stage(&self, parent: Option<&str>) -> Box<dyn Staged> {
+        Arc::clone(&self.driver)
+            .stage(parent, &CreateOptions::default())
+            .unwrap()
     }
 
     /// A layer with content.
     fn layer(&self, id: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {
         let staged = self.stage(parent);
-        fill(&staged.path);
-        self.driver
-            .commit_staged(id, parent, &CreateOptions::default(), staged)
-            .unwrap();
+        fill(&path_of(&*staged));
+        staged.commit(id, parent, &CreateOptions::default()).unwrap();
     }
 
     fn mount(&self, id: &str, options: &[&str]) -> PathBuf {
         let options = options.iter().map(ToString::to_string).collect();
         self.driver
-            .get(
+            .mount(
                 id,
                 &MountOptions {
                     options,
@@ -181,7 +182,7 @@ impl Bench {
     fn seen(&self, id: &str) -> Vec<(String, String)> {
         let root = self.mount(id, &["ro"]);
         let found = listing(&root);
-        self.driver.put(id).unwrap();
+        self.driver.unmount(id).unwrap();
         found
     }
 
@@ -219,7 +220,7 @@ impl Bench {
     }
 
     fn form(&self) -> WhiteoutFormat {
-        self.stage(None).content.form
+        self.stage(None).tree().whiteouts
     }
 
     /// The directory of a layer of this driver's own home.
@@ -233,20 +234,35 @@ impl Bench {
     }
 
     fn nothing_temporary(&self) {
-        for root in self.driver.temp_dir_roots() {
+        for root in self.temp_dirs() {
             let left = fs::read_dir(&root).map_or(0, Iterator::count);
             assert_eq!(left, 0, "left in {}", root.display());
         }
     }
 
-    /// Everything of the driver that carries a layer's name, for checks that nothing of it is left.
-    fn short_names(&self) -> usize {
+    /// The directories of temporary directories.
+    fn temp_dirs(&self) -> Vec<PathBuf> {
+        let config = &self.config;
+        let roots = [&config.root, &config.run_root]
+            .into_iter()
+            .chain(&config.image_store);
+        let homes = roots.map(|root| root.join(self.driver.name()));
+        homes.map(|home| home.join("tempdirs")).collect()
+    }
+
+    /// How many link IDs there are, for checks that none of a removed layer is left.
+    fn link_ids(&self) -> usize {
         fs::read_dir(self.driver.home().join("l")).map_or(0, Iterator::count)
     }
 
     fn second_driver(&self) -> Arc<dyn Driver> {
         open_driver(&self.config).unwrap()
     }
+}
+
+/// The path of the tree of staged content.
+pub(super) fn path_of(staged: &dyn Staged) -> PathBuf {
+    fs::read_link(format!("/proc/self/fd/{}", staged.tree().dir.as_raw_fd())).unwrap()
 }
 
 fn listing(root: &Path) -> Vec<(String, String)> {
@@ -348,7 +364,9 @@ macro_rules! suites {
                 a_mount_whose_program_died_is_made_again
                 a_mounted_layer_can_be_removed
                 owners_can_be_mapped_by_the_mount
-                a_tree_mount_ends_with_its_guard
+                a_private_mount_has_no_path_and_is_nobody_elses
+                a_private_mount_shows_what_was_written_so_far
+                private_mounts_of_a_killed_process_are_detached
                 shutdown_leaves_no_mount
                 unknown_mount_options_are_refused
                 volatile_mounts_can_be_repeated,
@@ -359,6 +377,9 @@ macro_rules! suites {
                 a_vanished_parent_is_noticed
                 content_can_be_staged_apart
                 layers_are_listed_and_described
+                entries_have_kinds
+                names_of_a_layer_are_told
+                limits_need_quotas
                 bad_ids_are_refused;
             additional_stores_are_read
             images_can_lie_in_a_store_of_their_own

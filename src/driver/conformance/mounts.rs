@@ -10,7 +10,7 @@ pub(super) fn read_only_mount(bench: &Bench) {
         let error = fs::write(root.join("file"), "x").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     }
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
 }
 
 pub(super) fn writes_land_in_the_layer_only(bench: &Bench) {
@@ -23,10 +23,10 @@ pub(super) fn writes_land_in_the_layer_only(bench: &Bench) {
     write(&root, "file", "child");
     write(&root, "new", "child");
     fs::remove_file(root.join("doomed")).unwrap();
-    bench.driver.put("child").unwrap();
+    bench.driver.unmount("child").unwrap();
     assert_eq!(bench.seen("child"), pairs(&[("file", "child"), ("new", "child")]));
     assert_eq!(bench.seen("base"), pairs(&[("doomed", "base"), ("file", "base")]));
-    let content = bench.driver.content("child").unwrap();
+    let content = bench.driver.layer_tree("child").unwrap();
     assert!(at::lstat_at(content.dir.as_fd(), b"new").unwrap().is_some());
 }
 
@@ -39,17 +39,17 @@ pub(super) fn mounts_are_counted(bench: &Bench) {
         "the second use gets the same mount"
     );
     let other = bench.second_driver();
-    assert_eq!(other.get("a", &MountOptions::default()).unwrap(), path);
+    assert_eq!(other.mount("a", &MountOptions::default()).unwrap(), path);
     for remaining in [2, 1, 0] {
         assert_eq!(
             is_mount_point(&path).unwrap(),
             bench.is_overlay(),
             "{remaining} uses and this one"
         );
-        bench.driver.put("a").unwrap();
+        bench.driver.unmount("a").unwrap();
     }
     assert!(!is_mount_point(&path).unwrap());
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&path).unwrap());
 }
 
@@ -71,12 +71,12 @@ pub(super) fn a_mount_of_another_process_counts_once(bench: &Bench) {
     write(&merged, "foreign", "");
     assert_eq!(bench.mount("a", &[]), merged);
     assert!(merged.join("foreign").exists(), "nothing was mounted over it");
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
     assert!(
         is_mount_point(&merged).unwrap(),
         "a use that only looks does not end it"
     );
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&merged).unwrap());
     assert_eq!(mode(&merged), 0o700);
 }
@@ -90,7 +90,7 @@ pub(super) fn a_mount_ended_by_another_process_is_made_again(bench: &Bench) {
     unmount_lazily(&path).unwrap();
     assert_eq!(bench.mount("a", &[]), path);
     assert!(is_mount_point(&path).unwrap());
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&path).unwrap());
 }
 
@@ -111,7 +111,7 @@ pub(super) fn a_mount_whose_program_died_is_made_again(bench: &Bench) {
             assert_eq!(bench.mount("a", &[]), path);
             assert_eq!(listing(&path).len(), 1);
         }
-        bench.driver.put("a").unwrap();
+        bench.driver.unmount("a").unwrap();
         assert!(!is_mount_point(&path).unwrap());
     }
     assert_eq!(bench.seen("a").len(), 1);
@@ -171,7 +171,7 @@ pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
         ..MountOptions::default()
     };
     for round in 0..2 {
-        let root = bench.driver.get("top", &options).unwrap();
+        let root = bench.driver.mount("top", &options).unwrap();
         assert_eq!(owner(&root), (10_000, 20_000));
         assert_eq!(owner(&root.join("base")), (10_000, 20_000));
         assert_eq!(owner(&root.join("middle")), (10_007, 20_008));
@@ -193,26 +193,107 @@ pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
         assert_eq!(
             inside,
             std::slice::from_ref(&root),
-            "views are gone, round {round}"
+            "ID-mapped mounts are gone, round {round}"
         );
         assert!(!bench.dir("top").join("mapped").exists());
-        bench.driver.put("top").unwrap();
+        bench.driver.unmount("top").unwrap();
     }
     let plain = MountOptions {
         disable_shifting: true,
         ..options
     };
-    let root = bench.driver.get("top", &plain).unwrap();
+    let root = bench.driver.mount("top", &plain).unwrap();
     assert_eq!(owner(&root.join("middle")), (7, 8));
-    bench.driver.put("top").unwrap();
+    bench.driver.unmount("top").unwrap();
 }
 
-pub(super) fn a_tree_mount_ends_with_its_guard(bench: &Bench) {
-    bench.layer("a", None, |tree| write(tree, "file", ""));
-    let mount = mount_tree(&bench.driver, "a").unwrap();
-    assert!(at::lstat_at(mount.dir.as_fd(), b"file").unwrap().is_some());
-    drop(mount);
-    let mounts = mounts_below(bench.driver.home()).unwrap();
+pub(super) fn a_private_mount_has_no_path_and_is_nobody_elses(bench: &Bench) {
+    bench.layer("base", None, |tree| write(tree, "below", ""));
+    bench.layer("a", Some("base"), |tree| {
+        write(tree, "file", "content");
+        bench.hide(tree, "below");
+    });
+    let only_the_home = || {
+        let mounts = mounts_below(bench.config.root.parent().unwrap()).unwrap();
+        mounts.iter().all(|mounted| mounted == bench.driver.home())
+    };
+    let root = bench.driver.mount_private("a").unwrap();
+    assert!(only_the_home());
+    bench.nothing_temporary();
+    let names = || {
+        let mut entries = rustix::fs::Dir::read_from(&root).unwrap();
+        let mut names = Vec::new();
+        while let Some(entry) = entries.read() {
+            let name = entry.unwrap().file_name().to_str().unwrap().to_owned();
+            names.extend(Some(name).filter(|name| !name.starts_with('.')));
+        }
+        names
+    };
+    assert_eq!(names(), ["file"]);
+    // The layer's own mount comes and goes beside it.
+    let merged = bench.mount("a", &[]);
+    let second = bench.driver.mount_private("a").unwrap();
+    bench.driver.unmount("a").unwrap();
+    assert!(!is_mount_point(&merged).unwrap());
+    drop(second);
+    assert_eq!(names(), ["file"]);
+    if bench.is_overlay() {
+        let flags = OFlags::WRONLY | OFlags::CREATE;
+        let refused = rustix::fs::openat(&root, c"new", flags, Mode::RUSR).unwrap_err();
+        assert_eq!(refused, rustix::io::Errno::ROFS);
+    }
+    // Neither does the removal of the layer need the mount to end.
+    drop(bench.driver.defer_remove("a").unwrap().unwrap());
+    drop(root);
+    assert!(only_the_home());
+    let error = bench.driver.mount_private("a").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LayerUnknown);
+}
+
+pub(super) fn a_private_mount_shows_what_was_written_so_far(bench: &Bench) {
+    bench.layer("base", None, |tree| write(tree, "below", "base"));
+    bench.create("a", Some("base"));
+    let merged = bench.mount("a", &[]);
+    for round in 0..20 {
+        let content = format!("{round}").repeat(20_000);
+        write(&merged, "file", &content);
+        fs::remove_file(merged.join("below")).unwrap_or_default();
+        let root = bench.driver.mount_private("a").unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        assert!(
+            fs::read_to_string(path.join("file")).unwrap() == content,
+            "{round}"
+        );
+        assert!(!path.join("below").exists(), "{round}");
+    }
+    bench.driver.unmount("a").unwrap();
+}
+
+pub(super) fn private_mounts_of_a_killed_process_are_detached(bench: &Bench) {
+    bench.layer("a", None, |tree| write(tree, "file", "content"));
+    let treasure = bench.config.root.join("treasure");
+    fs::create_dir(&treasure).unwrap();
+    write(&treasure, "file", "");
+    for root in bench.temp_dirs().into_iter().filter(|root| root.exists()) {
+        // What is left when the process ends between a mount and its detachment: no lock is held.
+        let stale = root.join("temp-dir-1/0-addition/merged");
+        fs::create_dir_all(&stale).unwrap();
+        fs::write(root.join("lock-1"), "").unwrap();
+        if privilege::is_root() {
+            rustix::mount::mount_bind(&treasure, &stale).unwrap();
+        }
+        let used = TempDir::create(&root).unwrap();
+        bench.driver.prune().unwrap();
+        assert!(!root.join("temp-dir-1").exists() && !root.join("lock-1").exists());
+        assert!(used.path().exists());
+        assert!(
+            treasure.join("file").exists(),
+            "nothing is deleted through a mount"
+        );
+        drop(used);
+    }
+    bench.nothing_temporary();
+    let mounts = mounts_below(bench.config.root.parent().unwrap()).unwrap();
     assert!(
         mounts.iter().all(|mounted| mounted == bench.driver.home()),
         "{mounts:?}"
@@ -222,7 +303,7 @@ pub(super) fn a_tree_mount_ends_with_its_guard(bench: &Bench) {
 pub(super) fn shutdown_leaves_no_mount(bench: &Bench) {
     bench.create("a", None);
     let _path = bench.mount("a", &[]);
-    bench.driver.put("a").unwrap();
+    bench.driver.unmount("a").unwrap();
     assert_eq!(
         is_mount_point(bench.driver.home()).unwrap(),
         bench.is_overlay(),
@@ -244,7 +325,7 @@ pub(super) fn unknown_mount_options_are_refused(bench: &Bench) {
     if bench.uses_program() {
         return;
     }
-    bench.driver.get("a", &options).unwrap_err();
+    bench.driver.mount("a", &options).unwrap_err();
     assert!(!bench.is_overlay() || !is_mount_point(&bench.dir("a").join("merged")).unwrap());
     assert_eq!(bench.seen("a"), [], "a failed mount does not count");
     let storage = CreateOptions {
@@ -262,9 +343,9 @@ pub(super) fn volatile_mounts_can_be_repeated(bench: &Bench) {
             volatile: true,
             ..MountOptions::default()
         };
-        let root = bench.driver.get("a", &options).unwrap();
+        let root = bench.driver.mount("a", &options).unwrap();
         write(&root, "file", "");
-        bench.driver.put("a").unwrap();
+        bench.driver.unmount("a").unwrap();
     }
     assert_eq!(bench.seen("a").len(), 1);
 }

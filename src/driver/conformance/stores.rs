@@ -12,11 +12,11 @@ pub(super) fn additional_stores_are_read(variant: Variant) {
         };
         let driver = open_driver(&first).unwrap();
         for (id, parent) in [("base", None), ("image", Some("base"))] {
-            let staged = driver.stage(parent, &CreateOptions::default()).unwrap();
-            write(&staged.path, id, "");
-            driver
-                .commit_staged(id, parent, &CreateOptions::default(), staged)
+            let staged = Arc::clone(&driver)
+                .stage(parent, &CreateOptions::default())
                 .unwrap();
+            write(&path_of(&*staged), id, "");
+            staged.commit(id, parent, &CreateOptions::default()).unwrap();
         }
         config
             .options
@@ -36,7 +36,7 @@ pub(super) fn additional_stores_are_read(variant: Variant) {
     let root = bench.mount("container", &[]);
     write(&root, "new", "");
     assert_eq!(listing(&root).len(), 3);
-    bench.driver.put("container").unwrap();
+    bench.driver.unmount("container").unwrap();
     let root = bench.mount("image", &[]);
     assert_eq!(listing(&root).len(), 2);
     if bench.is_overlay() {
@@ -49,7 +49,7 @@ pub(super) fn additional_stores_are_read(variant: Variant) {
             bench.driver.metadata("container").unwrap()["LowerDir"]
                 .contains("/additional/overlay/image/diff:")
         );
-        bench.driver.put("image").unwrap();
+        bench.driver.unmount("image").unwrap();
         assert!(!bench.config.run_root.join("overlay/image").exists());
     }
     // A layer of the same ID is made in the own home, whatever the other store has.
@@ -87,16 +87,15 @@ pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
         .driver
         .create("container", Some("image"), &read_write)
         .unwrap();
-    let staged = bench.driver.stage(Some("image"), &read_write).unwrap();
-    assert!(
-        staged.path.starts_with(bench.driver.home()),
-        "{}",
-        staged.path.display()
-    );
-    bench
-        .driver
-        .commit_staged("staged", Some("image"), &read_write, staged)
+    let staged = Arc::clone(&bench.driver)
+        .stage(Some("image"), &read_write)
         .unwrap();
+    assert!(
+        path_of(&*staged).starts_with(bench.driver.home()),
+        "{}",
+        path_of(&*staged).display()
+    );
+    staged.commit("staged", Some("image"), &read_write).unwrap();
     let in_images = |id: &str| {
         images
             .join(if bench.is_overlay() { "" } else { "dir" })
@@ -114,7 +113,7 @@ pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
             .unwrap();
         let root = bench.mount("mapped", &["ro"]);
         assert_eq!(owner(&root.join("image")), (100, 100));
-        bench.driver.put("mapped").unwrap();
+        bench.driver.unmount("mapped").unwrap();
     }
     drop(bench.driver.defer_remove("image").unwrap().unwrap());
     assert!(!bench.driver.exists("image"));
@@ -122,9 +121,9 @@ pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
         assert_eq!(
             fs::read_dir(images.join("l")).unwrap().count(),
             1,
-            "the short name went too"
+            "the link ID is gone too"
         );
     }
-    assert_eq!(bench.driver.temp_dir_roots().len(), 2);
+    assert_eq!(bench.temp_dirs().len(), 3);
     bench.nothing_temporary();
 }

@@ -1,48 +1,53 @@
-//! What lies in an overlay driver's home, as names and file contents. Pure.
+//! The directories and files of the overlay driver: names and contents. Pure.
 //!
 //! ```text
 //! <graph root>/overlay/           0755, a private mount on itself while layers are mounted
 //!   .has-mount-program            0600  "false": whiteouts are in the kernel's form; "true": they are files
-//!   l/<26 characters>             symbolic link to ../<layer ID>/diff; short names keep mount data short
-//!   tempdirs/                     what is being built or deleted, each with its lock
-//!   staging/                      partial pulls of the Go library
+//!   l/<link ID>                   symbolic link to ../<layer ID>/diff; 26 characters, which keep mount data short
+//!   tempdirs/                     layers that are being built or deleted, each with its lock
+//!   staging/                      staged layers of the Go library
 //!   <layer ID>/                   0700
 //!     diff/                       the layer's own files; the upper directory of its mount
-//!     diff1/ diff2/ …             what lay in diff before owners were changed; higher numbers are lower
-//!     link                        the layer's name in l/, without a newline
-//!     lower                       l/<name> of every layer below, topmost first, joined by colons
-//!     empty/                      stands in for lower where there is no parent
+//!     diff1/ diff2/ …             older generations: diff before owners were changed; higher numbers are lower
+//!     link                        the layer's link ID, without a newline
+//!     lower                       l/<link ID> of every layer below, topmost first, joined by colons
+//!     empty/                      the lower directory of a layer without a parent
 //!     work/ merged/               0700  the kernel's scratch space; the mount point
 //!     mapped/<n>/                 mount points of ID-mapped lowers, while a mount is being made
 //! <run root>/overlay/
-//!   <feature>-true, <feature>-false       what probes of the kernel have found
+//!   <feature>-true, <feature>-false       results of probes of the kernel
 //!   <layer ID>/merged             mount point of a layer of another store
+//!   tempdirs/                     mount points of private mounts while they are made, each with its lock
 //! ```
 //!
 //! The Go library takes every other directory in the home for a layer, and removes it as garbage.
 
-use crate::driver::check_id;
+use crate::driver::contract::EntryKind;
+use crate::driver::layer_id;
 use crate::error::{ErrorKind, Result};
 
-/// The directory of short names.
+/// The driver's name, and that of its directories.
+pub(super) const NAME: &str = "overlay";
+
+/// The directory of link IDs.
 pub(super) const LINKS: &str = "l";
 /// Locked temporary directories.
 pub(super) const TEMP_DIRS: &str = "tempdirs";
-/// Staging directories of partial pulls.
+/// Staged layers of the Go library.
 pub(super) const STAGING: &str = "staging";
-/// Tells whether the store's whiteouts are those of a mount program.
+/// File that says whether whiteouts are written as a mount program reads them.
 pub(super) const MOUNT_PROGRAM_FLAG: &str = ".has-mount-program";
 
-/// Length of the short names that are made; any length is read.
+/// Length of new link IDs; any length is read.
 pub(super) const LINK_LENGTH: usize = 26;
 
 /// The kernel's and the Go library's limit on layers below one.
 pub(super) const MAX_LOWERS: usize = 500;
 
-/// More than [`MAX_LOWERS`] names of the longest kind need.
+/// Most bytes that are read of a `link` or `lower` file; [`MAX_LOWERS`] link IDs of the greatest length take less.
 pub(super) const MAX_LOWER_FILE: u64 = 256 * 1024;
 
-/// A new short name.
+/// A new link ID.
 pub(super) fn new_link() -> Result<String> {
     let mut random = [0; 17];
     getrandom::fill(&mut random)
@@ -50,7 +55,7 @@ pub(super) fn new_link() -> Result<String> {
     Ok(encode_link(random))
 }
 
-/// Base 32 (RFC 4648) of the bytes, cut to the length of a short name.
+/// Base 32 (RFC 4648) of the bytes, cut to the length of a link ID.
 fn encode_link(bytes: [u8; 17]) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let bit = |index: usize| {
@@ -76,13 +81,13 @@ fn is_component(name: &str) -> bool {
         && !name.bytes().any(|b| matches!(b, b'/' | b':' | 0))
 }
 
-/// Reads a `link` file. A newline at the end, which somebody's editor may have left, is dropped.
+/// Reads a `link` file. Newlines at the end, which an editor may have added, are dropped.
 pub(super) fn parse_link(content: &[u8]) -> Option<&str> {
     let name = std::str::from_utf8(content).ok()?.trim_end_matches('\n');
     is_component(name).then_some(name)
 }
 
-/// Reads a `lower` file: the short names of the layers below, topmost first.
+/// Reads a `lower` file: the link IDs of the layers below, topmost first.
 pub(super) fn parse_lower(content: &str) -> Result<Vec<&str>> {
     if content.is_empty() {
         return Ok(Vec::new());
@@ -98,7 +103,7 @@ pub(super) fn parse_lower(content: &str) -> Result<Vec<&str>> {
     Ok(names)
 }
 
-/// The `lower` file of a child, from its parent's short name and own `lower` file.
+/// The `lower` file of a child, from its parent's link ID and `lower` file.
 pub(super) fn format_lower(parent_link: &str, parent_lower: &str) -> Result<String> {
     if parse_lower(parent_lower)?.len() >= MAX_LOWERS {
         return Err(too_deep());
@@ -111,21 +116,37 @@ fn too_deep() -> crate::error::Error {
     ErrorKind::InvalidInput.err(format!("more than {MAX_LOWERS} layers on top of each other"))
 }
 
-/// Where the short name of a layer points. Anything else is removed by the Go library's repair.
+/// The target of a layer's symbolic link in `l/`. The Go library's repair removes links with any other target.
 pub(super) fn link_target(id: &str) -> String {
     format!("../{id}/diff")
 }
 
-/// The layer ID from the target of a short name.
+/// The layer ID from the target of a link in `l/`.
 pub(super) fn parse_link_target(target: &[u8]) -> Option<&str> {
     let target = std::str::from_utf8(target).ok()?;
     let id = target.strip_prefix("../")?.strip_suffix("/diff")?;
     check_id(id).is_ok().then_some(id)
 }
 
-/// Whether a directory in the home is a layer.
-pub(super) fn is_layer(name: &str) -> bool {
-    check_id(name).is_ok() && !matches!(name, LINKS | TEMP_DIRS | STAGING)
+/// Refuses IDs that are no single file name, and names that the driver needs itself.
+///
+/// # Errors
+/// [`ErrorKind::UnsafePath`].
+pub(super) fn check_id(id: &str) -> Result<()> {
+    if matches!(id, LINKS | TEMP_DIRS | STAGING) {
+        return Err(ErrorKind::UnsafePath.err(format!("ID {id:?}, a directory of the overlay driver")));
+    }
+    layer_id::check_id(id)
+}
+
+/// What a name in the home stands for.
+pub(super) fn kind_of(name: &str, is_dir: bool) -> EntryKind {
+    match name {
+        LINKS | TEMP_DIRS | STAGING if is_dir => EntryKind::Internal,
+        MOUNT_PROGRAM_FLAG => EntryKind::Internal,
+        _ if is_dir && check_id(name).is_ok() => EntryKind::Layer,
+        _ => EntryKind::Unknown,
+    }
 }
 
 /// Owner and mode of a directory as `user.containers.override_stat` has them.
@@ -146,7 +167,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn short_names_are_base_32() {
+    fn link_ids_are_base_32() {
         assert_eq!(encode_link([0; 17]), "A".repeat(26));
         assert_eq!(encode_link([0xff; 17]), "7".repeat(26));
         // "foobarfoobarfooba" by coreutils' base32: MZXW6YTBOJTG633CMFZGM33PMJQQ====
@@ -176,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn lower_files_list_short_names() {
+    fn lower_files_list_link_ids() {
         assert_eq!(parse_lower("").unwrap(), [""; 0]);
         assert_eq!(parse_lower("l/A:l/B").unwrap(), ["A", "B"]);
         for bad in [
@@ -228,7 +249,19 @@ mod tests {
         }
         assert_eq!(parse_link_target(b"../../diff"), None);
         assert_eq!(parse_link_target(b"../l/diff"), None);
-        assert!(is_layer("abc") && !is_layer("l") && !is_layer("staging") && !is_layer("tempdirs"));
+    }
+
+    #[test]
+    fn names_in_the_home_have_kinds() {
+        assert_eq!(kind_of("abc", true), EntryKind::Layer);
+        for name in ["l", "staging", "tempdirs"] {
+            assert_eq!(kind_of(name, true), EntryKind::Internal);
+            assert_eq!(kind_of(name, false), EntryKind::Unknown);
+            assert_eq!(check_id(name).unwrap_err().kind(), ErrorKind::UnsafePath);
+        }
+        assert_eq!(kind_of(".has-mount-program", false), EntryKind::Internal);
+        assert_eq!(kind_of("abc", false), EntryKind::Unknown);
+        assert_eq!(kind_of(&"x".repeat(201), true), EntryKind::Unknown);
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The overlay mount itself, by the cheapest of three ways that can carry it.
+//! The overlay mount itself, by the cheapest of three ways that works.
 //!
-//! 1. `mount(2)`: one call. The data may have no more than a page, about 59 layers under `/var/lib/containers`, and a
-//!    path in it no comma or colon.
+//! 1. `mount(2)`: one call. The data may take no more than a page, about 59 layers under `/var/lib/containers`, and a
+//!    path in it must not have a comma or colon.
 //! 2. `fsopen`, and one parameter for each layer: no limit but the kernel's 500 layers, any path. Linux 6.8.
 //! 3. `mount(2)` with open directories for paths: on a thread whose current directory is `/proc/self/fd` a layer is
 //!    its descriptor's number.
+//!
+//! The second way also makes a mount that is attached nowhere.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -25,16 +27,14 @@ use crate::sys::mount::{MAX_PARAMETER, attach, in_directory, is_plain};
 /// A mount to be made.
 #[derive(Debug)]
 pub(super) struct OverlayMount<'a> {
-    /// Read-only layers, topmost first.
+    /// Lower directories, topmost first.
     pub(super) lowers: Vec<PathBuf>,
-    /// Where changes go, and the scratch space beside it; `None` makes it read-only.
+    /// The upper directory and the work directory; `None` makes the mount read-only.
     pub(super) upper: Option<(PathBuf, PathBuf)>,
-    /// Flags and what else the file system reads.
+    /// Flags, and the options of the file system.
     pub(super) options: Sorted,
     /// SELinux label, or empty.
     pub(super) label: &'a str,
-    /// Where it goes.
-    pub(super) target: &'a Path,
 }
 
 /// The ways to mount, for tests.
@@ -45,40 +45,14 @@ enum Way {
     Descriptors,
 }
 
-/// Makes the mount.
-pub(super) fn mount_overlay(plan: &OverlayMount<'_>) -> Result<()> {
-    let way = if plan.data().is_some() {
-        Way::Data
-    } else {
-        Way::Parameters
-    };
-    match plan.mount(way) {
-        // The kernel does not know the interface, or a seccomp filter does not let it through, or it is older than
-        // the parameters.
-        Err(Failure {
-            errno: Errno::NOSYS | Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP,
-            early: true,
-            ..
-        }) => plan.mount(Way::Descriptors),
-        result => result,
-    }
-    .map_err(|failure| failure.explain(plan.target))?;
-    match plan.options.propagation {
-        None => Ok(()),
-        Some(propagation) => {
-            mount_change(plan.target, propagation).at("changing propagation of", plan.target)
-        }
-    }
-}
-
 /// A failed mount.
 #[derive(Debug)]
 struct Failure {
     errno: Errno,
     doing: &'static str,
-    /// What the kernel says about it.
+    /// The messages of the kernel.
     log: String,
-    /// The interface itself was refused.
+    /// The first use of the interface failed.
     early: bool,
 }
 
@@ -90,6 +64,16 @@ impl Failure {
             log: String::new(),
             early: false,
         }
+    }
+
+    /// Whether the kernel does not know the interface, or a seccomp filter does not let it through, or the kernel is older
+    /// than the parameters.
+    fn is_refusal(&self) -> bool {
+        let refused = matches!(
+            self.errno,
+            Errno::NOSYS | Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP
+        );
+        self.early && refused
     }
 
     fn explain(self, target: &Path) -> Error {
@@ -125,7 +109,35 @@ impl Data {
 }
 
 impl OverlayMount<'_> {
-    fn mount(&self, way: Way) -> std::result::Result<(), Failure> {
+    /// Makes the mount at `target`.
+    pub(super) fn mount_at(&self, target: &Path) -> Result<()> {
+        let way = if self.data().is_some() {
+            Way::Data
+        } else {
+            Way::Parameters
+        };
+        match self.mount(way, target) {
+            Err(failure) if failure.is_refusal() => self.mount(Way::Descriptors, target),
+            result => result,
+        }
+        .map_err(|failure| failure.explain(target))?;
+        match self.options.propagation {
+            None => Ok(()),
+            Some(propagation) => mount_change(target, propagation).at("changing propagation of", target),
+        }
+    }
+
+    /// Makes the mount without attaching it: it has no path, and ends when the returned descriptor, and every file that
+    /// was opened through it, is closed. `None` if the kernel cannot do that.
+    pub(super) fn detached(&self) -> Result<Option<OwnedFd>> {
+        match self.mount_parameters() {
+            Ok(made) => Ok(Some(made)),
+            Err(failure) if failure.is_refusal() => Ok(None),
+            Err(failure) => Err(failure.explain(self.lowers.first().map_or(Path::new(""), |top| top))),
+        }
+    }
+
+    fn mount(&self, way: Way, target: &Path) -> std::result::Result<(), Failure> {
         match way {
             Way::Data => {
                 let data = self
@@ -133,19 +145,20 @@ impl OverlayMount<'_> {
                     .ok_or(Failure::new("mounting overlay at", Errno::TOOBIG))?;
                 mount(
                     OsStr::new("overlay"),
-                    self.target,
+                    target,
                     OsStr::new("overlay"),
                     self.options.flags,
                     &*data,
                 )
                 .map_err(|errno| Failure::new("mounting overlay at", errno))
             }
-            Way::Parameters => self.mount_parameters(),
-            Way::Descriptors => self.mount_descriptors(),
+            Way::Parameters => attach(self.mount_parameters()?.as_fd(), target)
+                .map_err(|errno| Failure::new("attaching the overlay mount at", errno)),
+            Way::Descriptors => self.mount_descriptors(target),
         }
     }
 
-    /// Everything but the flags as one list, whatever its length.
+    /// The options and directories as one comma-separated list, of any length.
     pub(super) fn data_of(&self, lowers: &[&OsStr], upper: Option<(&OsStr, &OsStr)>) -> Vec<u8> {
         let mut data = Data::default();
         data.push("lowerdir", lowers);
@@ -162,7 +175,7 @@ impl OverlayMount<'_> {
         data.0
     }
 
-    /// The whole of it for `mount(2)`, if it fits and can be written so.
+    /// The data for `mount(2)`, if it fits and the paths can be written in it.
     fn data(&self) -> Option<CString> {
         let upper = self.upper.iter().flat_map(|(upper, work)| [upper, work]);
         if !self.lowers.iter().chain(upper).all(|path| is_plain(path)) {
@@ -180,7 +193,8 @@ impl OverlayMount<'_> {
         CString::new(data).ok()
     }
 
-    fn mount_parameters(&self) -> std::result::Result<(), Failure> {
+    /// The mount, attached nowhere.
+    fn mount_parameters(&self) -> std::result::Result<OwnedFd, Failure> {
         let early = |errno| Failure {
             early: true,
             ..Failure::new("opening an overlay configuration for", errno)
@@ -190,7 +204,7 @@ impl OverlayMount<'_> {
             failure.log = kernel_log(&context);
             failure
         };
-        // What stands for a path that is too long or would be read differently; open until the mount is made.
+        // Directories whose paths are too long or would be read differently; open until the mount is made.
         let mut open = Vec::new();
         for (index, lower) in self.lowers.iter().enumerate() {
             let value = parameter(lower, &mut open)?;
@@ -227,12 +241,10 @@ impl OverlayMount<'_> {
         let failed = |errno| logged(Failure::new("mounting overlay at", errno));
         fsconfig_create(&context).map_err(failed)?;
         let attributes = flags::attributes(self.options.flags);
-        let made = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
-        attach(made.as_fd(), self.target)
-            .map_err(|errno| Failure::new("attaching the overlay mount at", errno))
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)
     }
 
-    fn mount_descriptors(&self) -> std::result::Result<(), Failure> {
+    fn mount_descriptors(&self, target: &Path) -> std::result::Result<(), Failure> {
         let mut lowers = Vec::with_capacity(self.lowers.len());
         for path in &self.lowers {
             lowers.push(open_for_mount(path)?);
@@ -241,7 +253,7 @@ impl OverlayMount<'_> {
             Some((upper, work)) => Some((open_for_mount(upper)?, open_for_mount(work)?)),
             None => None,
         };
-        let target = open_for_mount(self.target)?;
+        let target = open_for_mount(target)?;
         let number = |dir: &OwnedFd| dir.as_raw_fd().to_string();
         let names: Vec<String> = lowers.iter().map(number).collect();
         let upper_names = upper.as_ref().map(|(upper, work)| (number(upper), number(work)));
@@ -301,7 +313,7 @@ fn parameter(path: &Path, open: &mut Vec<OwnedFd>) -> std::result::Result<PathBu
     Ok(PathBuf::from(name))
 }
 
-/// What the kernel has to say about a configuration.
+/// The messages of the kernel about a configuration.
 fn kernel_log(context: &OwnedFd) -> String {
     let mut lines = Vec::new();
     let mut buffer = [0; 1024];
@@ -350,9 +362,9 @@ mod tests {
             upper,
             options,
             label: "",
-            target: &target,
         };
-        plan.mount(way).map_err(|failure| failure.explain(&target))?;
+        plan.mount(way, &target)
+            .map_err(|failure| failure.explain(&target))?;
         assert_eq!(std::fs::read_to_string(target.join("top")).unwrap(), "0");
         assert_eq!(std::fs::read_dir(&target).unwrap().count(), count + 1);
         assert_eq!(std::fs::write(target.join("new"), "").is_ok(), read_write);
@@ -405,9 +417,8 @@ mod tests {
             upper: None,
             options: Sorted::default(),
             label: "",
-            target: tmp.path(),
         };
-        let error = mount_overlay(&plan).unwrap_err();
+        let error = plan.mount_at(tmp.path()).unwrap_err();
         assert!(error.chain().contains("mount"), "{}", error.chain());
         assert_eq!(
             error.io_kind(),

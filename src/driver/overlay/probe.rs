@@ -1,8 +1,8 @@
-//! What the kernel can do with overlay on the home's file system, found out by trying.
+//! Probes: trial mounts that show what the kernel's overlayfs can do on the home's file system.
 //!
-//! Results are kept in files `<run root>/overlay/<feature>-true` and `-false`, in the Go library's names, and read
-//! back by both; the run root is emptied at boot. The content of a file is the reason for a `-false`, if any. Probes
-//! work in a locked temporary directory of the home: one that is killed leaves litter that the next open removes,
+//! Results are kept in files `<run root>/overlay/<feature>-true` and `-false`, with the Go library's names, and read by
+//! both libraries; the run root is emptied at boot. The content of a `-false` file is the reason, if there is one.
+//! Probes work in a locked temporary directory of the home: that of a killed process is removed by the next open, its
 //! mounts included.
 
 use std::os::fd::AsFd as _;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::home_state::HomeState;
 use crate::driver::overlay::layout::TEMP_DIRS;
-use crate::driver::overlay::mount::{OverlayMount, is_invalid, mount_overlay};
+use crate::driver::overlay::mount::{OverlayMount, is_invalid};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
@@ -71,13 +71,13 @@ impl Trial {
         if namespace == Namespace::User {
             options.data.push("userxattr".into());
         }
-        mount_overlay(&OverlayMount {
+        let mount = OverlayMount {
             lowers: lowers.iter().map(|name| self.path(name)).collect(),
             upper: Some((self.path("upper"), self.path("work"))),
             options,
             label: "",
-            target: &self.path("merged"),
-        })
+        };
+        mount.mount_at(&self.path("merged"))
     }
 }
 
@@ -114,7 +114,7 @@ impl Probe<'_> {
         }
     }
 
-    /// A yes or no from memory, a file, or `probe`; a failed probe is no and is not kept.
+    /// The result of a feature from memory, from its file, or from `probe`. An error of `probe` is not kept.
     fn decide(&self, feature: &str, probe: impl FnOnce() -> Result<(bool, String)>) -> Result<bool> {
         if let Some(works) = self.shared.feature(feature) {
             return Ok(works);
@@ -141,7 +141,7 @@ impl Probe<'_> {
             Some((true, _text)) => {}
             Some((false, text)) => return Err(ErrorKind::NotSupported.err(text)),
             None => {
-                // A trial that cannot be prepared says nothing about overlay.
+                // An error while the trial is prepared is no result.
                 let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
                 trial.write("lower2/subdir/file", b"")?;
                 if let Err(error) = self.try_overlay(&trial) {
@@ -212,7 +212,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Whether a layer's own directory tells its changes: not where directories may be redirected.
+    /// Whether a layer's own directory holds its changes: not where directories may be redirected.
     pub(super) fn native_diff(&self) -> bool {
         let probe = || match self.try_native_diff() {
             Ok(()) => Ok((true, String::new())),
@@ -304,45 +304,4 @@ fn has_file_types(dir: &Path) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Whether anything in a home was written through a mount program: its whiteouts are files, and its attributes differ.
-pub(super) fn has_mount_program_traces(home: &Path) -> Result<bool> {
-    let scan = || -> rustix::io::Result<bool> {
-        let mut buffer = tree::listing_buffer();
-        let mut stack = tree::DirStack::new(at::open_dir(home)?);
-        let mut names = tree::list_names(stack.current()?, &mut buffer)?;
-        let mut pending = Vec::new();
-        loop {
-            let Some(name) = tree::last_name(&names) else {
-                let Some(above) = pending.pop() else {
-                    return Ok(false);
-                };
-                stack.leave()?;
-                names = above;
-                continue;
-            };
-            if name.to_bytes().starts_with(b".wh.") {
-                return Ok(true);
-            }
-            let opened = rustix::fs::openat(stack.current()?, name, tree::DIR_FLAGS, Mode::empty());
-            tree::pop_name(&mut names);
-            let next = match opened {
-                Ok(next) => next,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                Err(error) => return Err(error),
-            };
-            let attributes = xattr::flist_raw(next.as_fd())?;
-            let foreign = |name: &[u8]| {
-                name.starts_with(b"user.fuseoverlayfs.") || name.starts_with(b"user.containers.")
-            };
-            if attributes.split(|byte| *byte == 0).any(foreign) {
-                return Ok(true);
-            }
-            stack.enter(next)?;
-            let inner = tree::list_names(stack.current()?, &mut buffer)?;
-            pending.push(std::mem::replace(&mut names, inner));
-        }
-    };
-    scan().at("looking for traces of a mount program in", home)
 }

@@ -50,15 +50,21 @@ pub(super) struct Extras<'a> {
     pub(super) masked: bool,
 }
 
-/// Has `program` make the mount of `plan`, working in `home`.
-pub(super) fn mount(program: &Path, home: &Path, plan: &OverlayMount<'_>, extras: &Extras<'_>) -> Result<()> {
+/// Starts `program` in the directory `home` to make the mount of `plan` at `target`.
+pub(super) fn mount(
+    program: &Path,
+    home: &Path,
+    plan: &OverlayMount<'_>,
+    target: &Path,
+    extras: &Extras<'_>,
+) -> Result<()> {
     let data = data(plan, extras)?;
     tracing::debug!(program = %program.display(), data = %data.display(), "mounting through a program");
     let mut messages = messages_file()?;
     let status = Command::new(program)
         .arg("-o")
         .arg(data)
-        .arg(plan.target)
+        .arg(target)
         .current_dir(home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -70,7 +76,7 @@ pub(super) fn mount(program: &Path, home: &Path, plan: &OverlayMount<'_>, extras
         let reason = format!("mount program failed ({status}): {said}:");
         return Err(ErrorKind::Io.err(reason).at(program));
     }
-    if !is_mount_point(plan.target).at("looking for a mount at", plan.target)? {
+    if !is_mount_point(target).at("looking for a mount at", target)? {
         return Err(ErrorKind::Io
             .err("mount program claims to have made a mount that is not there:")
             .at(program));
@@ -216,13 +222,12 @@ mod tests {
     use super::*;
     use crate::driver::overlay::flags;
 
-    fn plan(target: &Path) -> OverlayMount<'_> {
+    fn plan() -> OverlayMount<'static> {
         OverlayMount {
             lowers: vec![PathBuf::from("/s/l/A"), PathBuf::from("/s/l/B")],
             upper: Some((PathBuf::from("/s/x/diff"), PathBuf::from("/s/x/work"))),
             options: flags::sort(["nodev,volatile", "noatime"]).unwrap(),
             label: "",
-            target,
         }
     }
 
@@ -239,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_program_is_told_everything_in_one_argument() {
-        let plain = data(&plan(Path::new("/m")), &Extras::default()).unwrap();
+        let plain = data(&plan(), &Extras::default()).unwrap();
         let start = "lowerdir=/s/l/A:/s/l/B,upperdir=/s/x/diff,workdir=/s/x/work,volatile,nodev";
         assert_eq!(plain, start);
         let mappings = maps(&[(0, 1000, 1), (1, 1001, 9)]);
@@ -247,7 +252,7 @@ mod tests {
             mappings: Some(&mappings),
             masked: true,
         };
-        let mapped = data(&plan(Path::new("/m")), &extras).unwrap();
+        let mapped = data(&plan(), &extras).unwrap();
         let range = "0:1000:1:1:1001:9";
         assert_eq!(
             mapped.to_str().unwrap(),
@@ -258,12 +263,12 @@ mod tests {
             mappings: Some(&single),
             masked: false,
         };
-        let squashed = data(&plan(Path::new("/m")), &extras).unwrap();
+        let squashed = data(&plan(), &extras).unwrap();
         assert_eq!(
             squashed.to_str().unwrap(),
             format!("{start},squash_to_uid=1000,squash_to_gid=1000")
         );
-        let mut odd = plan(Path::new("/m"));
+        let mut odd = plan();
         odd.lowers.push(PathBuf::from("/s/a,b"));
         let error = data(&odd, &Extras::default()).unwrap_err();
         assert!(error.chain().contains("/s/a,b"), "{}", error.chain());
@@ -294,7 +299,7 @@ mod tests {
             path
         };
         let run = |program: &Path| {
-            mount(program, tmp.path(), &plan(tmp.path()), &Extras::default())
+            mount(program, tmp.path(), &plan(), tmp.path(), &Extras::default())
                 .unwrap_err()
                 .chain()
         };

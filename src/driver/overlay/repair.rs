@@ -1,18 +1,20 @@
-//! Puts back lost short names: every layer has a `link` file, and a symbolic link of that name in `l/`.
+//! Repairs link IDs: every layer has a `link` file, and a symbolic link of that name in `l/`.
 //!
-//! A crash of the machine, or a backup that left links out, can lose either. Each is made again from the other.
-//! Strange entries do not stop the repair of the others; whether the one that was needed is back, the caller sees.
+//! A crash of the machine, or a backup without symbolic links, can lose either. Each is made again from the other.
+//! Entries that cannot be read do not stop the repair of the others; the caller looks again for the link ID that it
+//! needs.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use crate::driver::contract::EntryKind;
 use crate::driver::overlay::layout::{self, LINKS};
-use crate::driver::overlay::stores::read_link_name;
+use crate::driver::overlay::link_files::read_link_name;
 use crate::error::{IoContext as _, Result};
 use crate::sys::{at, atomic};
 
@@ -33,7 +35,8 @@ pub(super) fn repair(home: &Path) -> Result<()> {
         let Ok(id) = entry.file_name().into_string() else {
             continue;
         };
-        if !layout::is_layer(&id) || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if layout::kind_of(&id, is_dir) != EntryKind::Layer {
             continue;
         }
         match read_link_name(&entry.path()) {
@@ -45,7 +48,7 @@ pub(super) fn repair(home: &Path) -> Result<()> {
                 }
                 named.insert(id);
             }
-            // Its name may still be found in `l/` below; without one this may be no layer at all.
+            // Its link ID may still be found in `l/` below; without one it is not treated as a layer.
             Ok(None) => {}
             Err(error) => tracing::warn!(layer = id, "{}", error.chain()),
         }
@@ -55,7 +58,7 @@ pub(super) fn repair(home: &Path) -> Result<()> {
         let target = match at::read_link_at(dir.as_fd(), name.as_bytes()) {
             Ok(target) => target,
             Err(error) => {
-                tracing::warn!(link = ?name, %error, "no link between the short names of layers");
+                tracing::warn!(link = ?name, %error, "an entry of the directory of link IDs is no symbolic link");
                 continue;
             }
         };
@@ -65,7 +68,7 @@ pub(super) fn repair(home: &Path) -> Result<()> {
             continue;
         };
         let layer = home.join(id);
-        // Layers with a name of their own keep it: two links to one layer do no harm.
+        // Layers that have a `link` file keep it: two links to one layer do no harm.
         if !named.contains(id) && layer.is_dir() && name.to_str().is_some() {
             tracing::warn!(layer = id, link = ?name, "put back a lost link file");
             atomic::write_file(&layer.join("link"), name.as_bytes(), 0o644, false)?;
@@ -75,7 +78,7 @@ pub(super) fn repair(home: &Path) -> Result<()> {
     Ok(())
 }
 
-fn remove(dir: &std::os::fd::OwnedFd, name: &[u8], links: &Path) -> Result<()> {
+fn remove(dir: &OwnedFd, name: &[u8], links: &Path) -> Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error).at("removing link in", links),

@@ -1,19 +1,16 @@
 //! Where layers are: the driver's home, a separate image store, additional read-only stores.
 //!
-//! A `lower` file names short links without saying in which store; each is looked for in the home, then the image
-//! store, then the additional stores. Only the home holds layers that can be written to through a mount: the others
-//! have no lock that would keep two mounts apart.
+//! A `lower` file names link IDs without saying in which store; each is looked for in the home, then the image store,
+//! then the additional stores. Only layers in the home are mounted read-write: no lock of the other stores would keep
+//! two processes from mounting the same layer.
 
 use std::collections::HashMap;
-use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Access, CWD, Mode, OFlags};
-use rustix::io::Errno;
-
-use crate::driver::overlay::layout::{self, LINKS, MAX_LOWER_FILE};
+use crate::driver::overlay::layout::{self, LINKS};
+use crate::driver::overlay::link_files::{exists, read_lower};
 use crate::driver::overlay::repair;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::at;
@@ -27,17 +24,17 @@ pub(super) struct Stores {
     pub(super) image_store: Option<PathBuf>,
     /// The overlay directories of the additional stores.
     pub(super) additional: Vec<PathBuf>,
-    /// What has been found out about lowers, by their short names. A layer that others stand on does not change.
-    pub(super) known: Mutex<HashMap<String, Known>>,
+    /// What is known of lowers, by their link IDs. A layer that has children does not change.
+    known: Mutex<HashMap<String, Known>>,
 }
 
-/// Short names that are remembered at a time.
+/// Most lowers that are remembered.
 const MAX_KNOWN: usize = 4096;
 
-/// What mounts need to know of a lower that they can use.
+/// What mounts need to know of a lower.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
-    /// Which of [`Stores::all`] has it.
+struct Known {
+    /// Index of its store in [`Stores::all`].
     home: usize,
     /// How many older generations it has.
     older: usize,
@@ -52,7 +49,7 @@ pub(super) struct Located {
     pub(super) own: bool,
 }
 
-/// A short link: `<home>/l/<name>` and, if the layer has older generations, their paths.
+/// A directory of a lower, as a path by link ID: `<home>/l/<link ID>`, or that of an older generation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lower {
     /// The overlay directory that it is in.
@@ -69,6 +66,16 @@ impl Lower {
 }
 
 impl Stores {
+    /// The stores in these directories.
+    pub(super) fn new(home: PathBuf, image_store: Option<PathBuf>, additional: Vec<PathBuf>) -> Self {
+        Self {
+            home,
+            image_store,
+            additional,
+            known: Mutex::default(),
+        }
+    }
+
     /// Every overlay directory, in the order of searches.
     pub(super) fn all(&self) -> impl Iterator<Item = &Path> {
         let first = std::iter::once(&self.home).chain(&self.image_store);
@@ -103,11 +110,11 @@ impl Stores {
 
     /// Finds a layer that must be there.
     pub(super) fn require(&self, id: &str) -> Result<Located> {
-        crate::driver::check_id(id)?;
+        layout::check_id(id)?;
         self.locate(id)?.ok_or_else(|| unknown(id))
     }
 
-    /// Which of [`Stores::all`] has the layer of short name `name`.
+    /// Index in [`Stores::all`] of the store that has the link ID `name`.
     fn home_of_link(&self, name: &str) -> Result<Option<usize>> {
         for (index, home) in self.all().enumerate() {
             if exists(&home.join(LINKS).join(name))? {
@@ -121,7 +128,7 @@ impl Stores {
         self.all().nth(index).unwrap_or(&self.home)
     }
 
-    /// [`Stores::home_of_link`] that puts lost links back first where it has to.
+    /// As [`Stores::home_of_link`], after a repair if the link ID is not found.
     fn require_link(&self, name: &str, id: &str) -> Result<usize> {
         if let Some(home) = self.home_of_link(name)? {
             return Ok(home);
@@ -135,7 +142,7 @@ impl Stores {
         })
     }
 
-    /// The short names of the layers below the layer in `dir`, topmost first.
+    /// The link IDs of the layers below the layer in `dir`, topmost first.
     pub(super) fn lower_names(dir: &Path) -> Result<Vec<String>> {
         let content = read_lower(dir)?;
         Ok(layout::parse_lower(&content)?
@@ -144,7 +151,7 @@ impl Stores {
             .collect())
     }
 
-    /// What a mount of the layer in `dir` has below, topmost first: each layer followed by its older generations.
+    /// The lowers of a mount of the layer in `dir`, topmost first: each layer followed by its older generations.
     pub(super) fn lowers(&self, id: &str, dir: &Path) -> Result<Vec<Lower>> {
         let names = Self::lower_names(dir)?;
         let mut lowers = Vec::with_capacity(names.len());
@@ -167,7 +174,7 @@ impl Stores {
         Ok(lowers)
     }
 
-    /// Finds out about a lower of layer `id`, and remembers it.
+    /// Looks at a lower of layer `id` on disk, and remembers the result.
     fn examine(&self, name: &str, id: &str) -> Result<Known> {
         let index = self.require_link(name, id)?;
         let home = self.home(index);
@@ -187,8 +194,8 @@ impl Stores {
         Ok(known)
     }
 
-    /// Forgets what was remembered of lowers, as a mount has failed: a short name may have been lost since. Returns
-    /// whether there was anything.
+    /// Forgets what is known of lowers after a failed mount: a link ID may have been lost since. Returns whether anything
+    /// was known.
     pub(super) fn forget_known(&self) -> bool {
         let mut all = self.known();
         let any = !all.is_empty();
@@ -200,19 +207,18 @@ impl Stores {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The own trees of the layers below the layer in `dir`, topmost first, without older generations.
+    /// The directories of the files of the layers below the layer in `dir`, topmost first, without older generations.
     pub(super) fn lower_trees(&self, id: &str, dir: &Path) -> Result<Vec<PathBuf>> {
         let mut trees = Vec::new();
         for name in Self::lower_names(dir)? {
             let links = self.home(self.require_link(&name, id)?).join(LINKS);
             let links_dir = at::open_dir(&links).at("opening", &links)?;
-            use std::os::fd::AsFd as _;
             let target =
                 at::read_link_at(links_dir.as_fd(), name.as_bytes()).at("reading link in", &links)?;
             let below = layout::parse_link_target(&target).ok_or_else(|| {
                 let target = String::from_utf8_lossy(&target).into_owned();
                 ErrorKind::CorruptMetadata
-                    .err(format!("short name {name:?} leads to {target:?}"))
+                    .err(format!("link ID {name:?} leads to {target:?}"))
                     .at(&links)
             })?;
             let home = links.parent().unwrap_or(&self.home);
@@ -222,7 +228,7 @@ impl Stores {
     }
 }
 
-/// The error for a layer that is nowhere.
+/// The error for a layer that no store has.
 pub(super) fn unknown(id: &str) -> crate::error::Error {
     ErrorKind::LayerUnknown.err(format!("locating layer {id:?} in the overlay driver"))
 }
@@ -252,55 +258,4 @@ fn generation(home: &Path, dir: &str, number: usize) -> Lower {
         home: home.to_owned(),
         path: format!("{dir}/diff{number}"),
     }
-}
-
-/// Whether something is at `path`, links followed.
-pub(super) fn exists(path: &Path) -> Result<bool> {
-    match rustix::fs::access(path, Access::EXISTS) {
-        Ok(()) => Ok(true),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-        Err(error) => Err(error).at("looking for", path),
-    }
-}
-
-/// The `lower` file of the layer in `dir`; empty where there is none.
-pub(super) fn read_lower(dir: &Path) -> Result<String> {
-    Ok(read_small(&dir.join("lower"))?.unwrap_or_default())
-}
-
-/// The short name of the layer in `dir`; `None` if it has none that can be read.
-pub(super) fn read_link_name(dir: &Path) -> Result<Option<String>> {
-    let content = read_small(&dir.join("link"))?;
-    Ok(content.and_then(|content| layout::parse_link(content.as_bytes()).map(str::to_owned)))
-}
-
-/// A small text file, `None` if it does not exist.
-fn read_small(path: &Path) -> Result<Option<String>> {
-    let file = match rustix::fs::openat(
-        CWD,
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    ) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error).at("opening", path),
-    };
-    let mut text = String::new();
-    let mut limited = std::fs::File::from(file).take(MAX_LOWER_FILE + 1);
-    if let Err(error) = limited.read_to_string(&mut text) {
-        if error.kind() == std::io::ErrorKind::InvalidData {
-            return Err(ErrorKind::CorruptMetadata.err("not text:").at(path));
-        }
-        return Err(error).at("reading", path);
-    }
-    if limited.limit() == 0 {
-        return Err(ErrorKind::CorruptMetadata.err("far too long:").at(path));
-    }
-    Ok(Some(text))
-}
-
-/// Opens a layer's own tree.
-pub(super) fn open_tree(path: &Path) -> Result<OwnedFd> {
-    at::open_dir(path).at("opening layer content", path)
 }

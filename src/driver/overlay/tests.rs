@@ -4,10 +4,19 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use super::*;
-use crate::driver::conformance::{MountGuard, need_overlay};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::driver::config::DriverConfig;
+use crate::driver::conformance::{MountGuard, need_overlay, path_of};
+use crate::driver::contract::{CreateOptions, Driver as _, MountOptions};
+use crate::driver::overlay::layout::{MOUNT_PROGRAM_FLAG, STAGING, TEMP_DIRS};
+use crate::driver::overlay::{Overlay, program};
+use crate::error::{ErrorKind, Result};
+use crate::lock::staging_lock::StagingLock;
 use crate::sys::mount::is_mount_point;
 use crate::sys::{at, xattr};
+use crate::whiteout::WhiteoutFormat;
 
 struct Place {
     config: DriverConfig,
@@ -35,8 +44,8 @@ impl Place {
         })
     }
 
-    fn open(&self) -> Result<Overlay> {
-        Overlay::open(&self.config)
+    fn open(&self) -> Result<Arc<Overlay>> {
+        Overlay::open(&self.config).map(Arc::new)
     }
 
     fn home(&self) -> PathBuf {
@@ -45,22 +54,22 @@ impl Place {
 }
 
 /// Three layers on top of each other, each with a file of its name.
-fn chain(driver: &Overlay) {
+fn chain(driver: &Arc<Overlay>) {
     let mut parent = None;
     for id in ["one", "two", "three"] {
-        let staged = driver.stage(parent, &CreateOptions::default()).unwrap();
-        fs::write(staged.path.join(id), "").unwrap();
-        driver
-            .commit_staged(id, parent, &CreateOptions::default(), staged)
+        let staged = Arc::clone(driver)
+            .stage(parent, &CreateOptions::default())
             .unwrap();
+        fs::write(path_of(&*staged).join(id), "").unwrap();
+        staged.commit(id, parent, &CreateOptions::default()).unwrap();
         parent = Some(id);
     }
 }
 
 fn count_seen(driver: &Overlay, id: &str) -> Result<usize> {
-    let merged = driver.get(id, &MountOptions::default())?;
+    let merged = driver.mount(id, &MountOptions::default())?;
     let count = fs::read_dir(merged).unwrap().count();
-    driver.put(id).unwrap();
+    driver.unmount(id).unwrap();
     Ok(count)
 }
 
@@ -113,7 +122,7 @@ fn a_mark_of_skipped_syncs_is_in_nobodys_way() {
     assert!(!mark.exists());
     // A mount that fails for another reason says why.
     fs::remove_dir_all(home.join("three/work")).unwrap();
-    let error = driver.get("three", &MountOptions::default()).unwrap_err();
+    let error = driver.mount("three", &MountOptions::default()).unwrap_err();
     assert_eq!(
         error.io_kind(),
         Some(std::io::ErrorKind::NotFound),
@@ -213,7 +222,10 @@ fn a_store_of_a_mount_program_needs_one() {
     place.config.search_path = Some(program_dir(&place).into());
     let driver = place.open().unwrap();
     assert_eq!(fs::read_to_string(&flag).unwrap(), "true");
-    assert_eq!(driver.content("one").unwrap().form, WhiteoutFormat::Verbatim);
+    assert_eq!(
+        driver.layer_tree("one").unwrap().whiteouts,
+        WhiteoutFormat::Verbatim
+    );
     let error = count_seen(&driver, "one").unwrap_err();
     assert!(error.chain().contains("not today"), "{}", error.chain());
     assert!(!is_mount_point(&place.home().join("one/merged")).unwrap());
@@ -285,7 +297,7 @@ fn probes_run_once() {
     assert!(!second.probe().native_diff());
     chain(&second);
     assert!(
-        second.upper("two", Some("one")).unwrap().is_none(),
+        second.overlay_diff("two", Some("one")).unwrap().is_none(),
         "trees have to be compared"
     );
     let rows = second.status();
@@ -294,7 +306,7 @@ fn probes_run_once() {
         "{rows:?}"
     );
     assert_eq!(fs::read_dir(place.home().join(TEMP_DIRS)).unwrap().count(), 0);
-    assert_eq!(rows[0].0, "FilesystemType Filesystem");
+    assert_eq!(rows[0].0, "Backing Filesystem");
 }
 
 #[test]
@@ -325,9 +337,9 @@ fn metacopy_is_found_and_kept_at_every_mount() {
     driver
         .create("top", Some("three"), &CreateOptions::default())
         .unwrap();
-    let merged = driver.get("top", &options).unwrap();
+    let merged = driver.mount("top", &options).unwrap();
     fs::set_permissions(merged.join("one"), fs::Permissions::from_mode(0o600)).unwrap();
-    driver.put("top").unwrap();
+    driver.unmount("top").unwrap();
     let upper = at::open_dir(&place.home().join("top/diff")).unwrap();
     assert!(
         xattr::get_at(upper.as_fd(), b"one", "trusted.overlay.metacopy")
@@ -353,9 +365,9 @@ fn the_home_can_stay_as_it_is() {
     };
     let driver = place.open().unwrap();
     chain(&driver);
-    let merged = driver.get("three", &MountOptions::default()).unwrap();
+    let merged = driver.mount("three", &MountOptions::default()).unwrap();
     assert!(!is_mount_point(&place.home()).unwrap() && is_mount_point(&merged).unwrap());
-    driver.put("three").unwrap();
+    driver.unmount("three").unwrap();
 }
 
 #[test]
@@ -393,6 +405,6 @@ fn a_layer_of_composefs_is_refused_and_can_be_removed() {
         assert_eq!(error.kind(), ErrorKind::NotSupported, "{}", error.chain());
     }
     assert_eq!(count_seen(&driver, "one").unwrap(), 1);
-    assert!(driver.upper("two", Some("one")).unwrap().is_none());
+    assert!(driver.overlay_diff("two", Some("one")).unwrap().is_none());
     drop(driver.defer_remove("two").unwrap().unwrap());
 }

@@ -6,7 +6,7 @@ use crate::driver::CreateOptions;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
-use crate::store::dirs::layer_location;
+use crate::store::dirs::{check_layer_id, layer_location};
 use crate::store::ids::random_id;
 use crate::store::layer_store::locked::LayerStore;
 use crate::store::layer_store::new_layer::{
@@ -69,8 +69,9 @@ impl LayerStore {
                 })
             }));
         }
-        if made.iter().any(Result::is_ok)
-            && let Err(error) = self.save_content()
+        let ids: Vec<String> = made.iter().flatten().cloned().collect();
+        if !ids.is_empty()
+            && let Err(error) = self.save_content(&ids)
         {
             for result in &mut made {
                 if let Ok(id) = result {
@@ -93,7 +94,7 @@ impl LayerStore {
         if new.id.is_empty() {
             new.id = random_id(|id| self.guard.get(id).is_some())?;
         } else {
-            crate::driver::check_id(&new.id)?;
+            check_layer_id(&*self.driver, &new.id)?;
         }
         let id = new.id.clone();
         let mut row = LayerRow {
@@ -186,8 +187,7 @@ impl LayerStore {
                 let target = dirs.tar_split(id)?;
                 std::fs::rename(&tar_split.path, &target).at("moving tar-split to", &target)?;
                 self.trash.push(tar_split.temp);
-                self.driver
-                    .commit_staged(id, parent.map(|row| row.id.as_str()), &options, staged)
+                staged.commit(id, parent.map(|row| row.id.as_str()), &options)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
+use crate::store::dirs::check_layer_id;
 use crate::store::layer_store::locked::LayerStore;
 
 impl LayerStore {
@@ -14,7 +15,7 @@ impl LayerStore {
         for id in ids {
             let row = self.get(id)?;
             // Before it is marked: what cannot be deleted would be marked for ever.
-            crate::driver::check_id(&row.id)?;
+            check_layer_id(&*self.driver, &row.id)?;
             if !row.is_incomplete() {
                 marked.push(row.id.to_string());
             }

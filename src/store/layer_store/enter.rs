@@ -17,6 +17,7 @@ impl LayerStore {
             inner,
             driver,
             trash: Vec::new(),
+            discarded: Vec::new(),
         };
         if store.guard.reloaded() {
             store.inner.recover()?;

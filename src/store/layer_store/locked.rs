@@ -1,8 +1,9 @@
 //! The primary layer store under its exclusive lock: its table, its saves, and what is removed after the lock.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Staged};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::options::Durability;
@@ -19,13 +20,15 @@ pub(crate) struct LayerStore {
     pub(crate) driver: Arc<dyn Driver>,
     /// Removed from disk after the lock is released.
     pub(super) trash: Vec<TempDir>,
+    /// Unpacked content that is not wanted any more; removed from disk after the lock is released.
+    pub(super) discarded: Vec<Box<dyn Staged>>,
 }
 
 impl LayerStore {
     /// Keeps what was unpacked for a layer that is not wanted any more until the lock is released: removing it may take
     /// long.
     pub(crate) fn discard(&mut self, unpacked: Unpacked) {
-        self.trash.push(unpacked.staged.temp);
+        self.discarded.push(unpacked.staged);
         self.trash.push(unpacked.tar_split.temp);
     }
 
@@ -37,8 +40,14 @@ impl LayerStore {
 
     /// Releases the lock, then removes from disk what was deleted.
     pub(crate) fn finish<T>(self, result: Result<T>) -> Result<T> {
-        let Self { guard, trash, .. } = self;
+        let Self {
+            guard,
+            trash,
+            discarded,
+            ..
+        } = self;
         drop(guard);
+        drop(discarded);
         for temp in trash {
             // The record is gone already; what is left of the content is litter that the next open removes.
             if let Err(error) = temp.remove() {
@@ -67,13 +76,17 @@ impl LayerStore {
     }
 
     /// Saves the records after content has changed; with the driver option `sync=filesystem` the file system of the
-    /// records is synced before. With [`Durability::Full`] directories in which names have changed are synced too.
-    pub(crate) fn save_content(&mut self) -> Result<()> {
+    /// records is synced before. With [`Durability::Full`] the directories in which the names of the layers `ids` stand are
+    /// synced too.
+    pub(crate) fn save_content(&mut self, ids: &[String]) -> Result<()> {
         let full = self.inner.options.durability == Durability::Full;
         let records = self.inner.dirs.layers();
         if full {
-            let home = self.driver.home();
-            for dir in [home, &home.join("l"), &records] {
+            let mut dirs = BTreeSet::from([records.clone()]);
+            for id in ids {
+                dirs.extend(self.driver.names_to_sync(id)?);
+            }
+            for dir in &dirs {
                 sync_dir(dir)?;
             }
         }

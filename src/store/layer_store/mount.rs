@@ -33,7 +33,7 @@ impl LayerStore {
         }
         let path = self
             .driver
-            .get(&row.id, &options)
+            .mount(&row.id, &options)
             .context(|| format!("mounting layer {:?}", row.id))?;
         let count = known.map_or(0, |known| known.count).saturating_add(1);
         let saved = match path.to_str() {
@@ -46,7 +46,7 @@ impl LayerStore {
                 .at(&path)),
         };
         if let Err(error) = saved {
-            self.driver.put(&row.id)?;
+            self.driver.unmount(&row.id)?;
             return Err(error);
         }
         Ok(path)
@@ -71,7 +71,7 @@ impl LayerStore {
             return Ok(true);
         }
         self.driver
-            .put(&row.id)
+            .unmount(&row.id)
             .context(|| format!("unmounting layer {:?}", row.id))?;
         if count > 0 {
             mounts.set(&row.id, "", 0);

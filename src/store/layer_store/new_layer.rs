@@ -33,7 +33,7 @@ pub(crate) enum Start {
 /// A diff that was unpacked outside the lock.
 #[derive(Debug)]
 pub(crate) struct Unpacked {
-    pub(crate) staged: Staged,
+    pub(crate) staged: Box<dyn Staged>,
     pub(crate) tar_split: StagedTarSplit,
     pub(crate) applied: Applied,
 }

@@ -8,6 +8,7 @@ use crate::idmap::IdMappings;
 use crate::options::{IdMappingOptions, LayerOptions};
 use crate::record::layer::LayerRow;
 use crate::store::Store;
+use crate::store::dirs::check_layer_id;
 use crate::store::layer_store::locked::LayerStore;
 use crate::store::layer_store::new_layer::mappings_of;
 use crate::store::stage::plan::LayerPlan;
@@ -16,7 +17,7 @@ impl Store {
     /// Checks the request under shared locks and finds the parent and the owners to use.
     pub(crate) async fn plan_layer(&self, parent: Option<&str>, options: &LayerOptions) -> Result<LayerPlan> {
         if !options.id.is_empty() {
-            crate::driver::check_id(&options.id)?;
+            check_layer_id(&*self.inner.driver(), &options.id)?;
         }
         let mut found = None;
         let free = |table: &_| LayerStore::check_free(table, &options.id, &options.names);

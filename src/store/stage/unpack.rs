@@ -42,7 +42,7 @@ impl Store {
             let mut temp = TempDir::create(&inner.dirs.layers_tmp())?;
             let path = temp.addition();
             let staged = inner.driver().stage(below.as_deref(), &create)?;
-            let (file, target) = (create_tar_split(&path)?, target_of(&staged.content, owners)?);
+            let (file, target) = (create_tar_split(&path)?, target_of(staged.tree(), owners)?);
             Ok((staged, StagedTarSplit { path, temp }, file, target))
         })
         .await?;
@@ -76,20 +76,20 @@ pub(crate) fn create_tar_split(path: &std::path::Path) -> Result<std::fs::File> 
         .at("creating tar-split", path)
 }
 
-/// Describes a driver's tree to the unpacker.
-pub(crate) fn target_of(content: &LayerTree, mappings: IdMappings) -> Result<Target> {
-    let dir = content
+/// Describes a layer tree to the unpacker.
+pub(crate) fn target_of(tree: &LayerTree, mappings: IdMappings) -> Result<Target> {
+    let dir = tree
         .dir
         .try_clone()
         .map_err(|error| Error::io("duplicating a directory handle", error))?;
     Ok(Target {
         dir,
-        form: content.form,
-        root_entry: content.root_entry,
+        form: tree.whiteouts,
+        root_entry: tree.root_entry,
         mappings,
         owner: None,
-        ignore_chown_errors: content.ignore_chown_errors,
-        force_mask: content.force_mask,
-        in_user_namespace: content.in_user_namespace,
+        ignore_chown_errors: tree.ignore_chown_errors,
+        force_mask: tree.force_mask,
+        in_user_namespace: tree.in_user_namespace,
     })
 }

@@ -1,4 +1,4 @@
-//! Mounting a layer and undoing it.
+//! Mounting a layer at its mount target, and unmounting it. Uses are counted per process.
 
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -7,24 +7,26 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
 
-use crate::driver::MountOptions;
-use crate::driver::overlay::Overlay;
-use crate::driver::overlay::flags;
+use crate::driver::contract::MountOptions;
+use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::home_state::Mounts;
 use crate::driver::overlay::id_mapped::MappedLowers;
-use crate::driver::overlay::mount::{OverlayMount, mount_overlay};
+use crate::driver::overlay::layout::check_id;
+use crate::driver::overlay::link_files::exists;
+use crate::driver::overlay::mount::OverlayMount;
 use crate::driver::overlay::program::{self, Extras};
-use crate::driver::overlay::stores::{self, Located, Lower, exists, generations};
+use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::stores::{self, Located, Lower, generations};
 use crate::error::{IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::mount::{make_private, unmount_lazily};
 use crate::sys::{privilege, tree};
 use crate::whiteout::Namespace;
 
-/// Mode of a layer's directory that has to be made again and no lower tells it.
+/// Mode of a layer's root directory that has to be made again and has no lower whose mode it could take.
 const LOST_MODE: u32 = 0o555;
 
-/// Where a layer is and where it is mounted.
+/// Where a layer is, and where it is mounted.
 struct MountTarget {
     place: Located,
     merged: PathBuf,
@@ -33,7 +35,7 @@ struct MountTarget {
 }
 
 impl Overlay {
-    /// Where a layer is mounted: beside its content if that is the driver's own, else below the run root.
+    /// The mount target of a layer: beside its files if it is in the driver's home, else below the run root.
     pub(super) fn merged(&self, id: &str, place: &Located) -> PathBuf {
         let dir = if place.own {
             place.dir.clone()
@@ -43,15 +45,15 @@ impl Overlay {
         dir.join("merged")
     }
 
-    /// Finds a layer and its mount point.
-    fn find_spot(&self, id: &str, mounts: &Mounts<'_>) -> Result<MountTarget> {
-        crate::driver::check_id(id)?;
+    /// Finds a layer and its mount target.
+    fn find_target(&self, id: &str, mounts: &Mounts<'_>) -> Result<MountTarget> {
+        check_id(id)?;
         let look = |place: Located| {
             let merged = self.merged(id, &place);
             let count = mounts.count(&merged, self.program.is_some())?;
             Ok(MountTarget { place, merged, count })
         };
-        // Mostly it is an own layer with a mount point: then one look is enough.
+        // In most cases it is a layer of the home that has a mount point: then one system call is enough.
         let own = look(Located {
             dir: self.stores.home.join(id),
             own: true,
@@ -63,23 +65,23 @@ impl Overlay {
     }
 
     /// Mounts a layer, or counts one more use.
-    pub(super) fn get_layer(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+    pub(super) fn mount_layer(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
         self.mount_at(id, options, false)
     }
 
     /// Mounts a layer for changing its owners: read-write also in the separate image store, whose layers are otherwise
-    /// only read.
-    pub(super) fn mount_layer_for_owners(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+    /// mounted read-only.
+    pub(super) fn mount_for_owners(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
         self.mount_at(id, options, true)
     }
 
     fn mount_at(&self, id: &str, options: &MountOptions, writable_anywhere: bool) -> Result<PathBuf> {
         let mut mounts = self.shared.mounts();
-        let spot = self.find_spot(id, &mounts)?;
-        let count = spot.count.unwrap_or(0);
+        let found = self.find_target(id, &mounts)?;
+        let count = found.count.unwrap_or(0);
         if count == 0 {
-            let writable = writable_anywhere || spot.place.own;
-            let mount = || self.mount_new(id, &spot, options, writable);
+            let writable = writable_anywhere || found.place.own;
+            let mount = || self.mount_new(id, &found, options, writable);
             mount()
                 .or_else(|error| match self.stores.forget_known() {
                     true => mount(),
@@ -87,11 +89,12 @@ impl Overlay {
                 })
                 .context(|| format!("mounting layer {id:?}"))?;
         }
-        mounts.set(spot.merged.clone(), count + 1);
-        Ok(spot.merged)
+        mounts.set(found.merged.clone(), count + 1);
+        Ok(found.merged)
     }
 
-    /// The options of a mount: the caller's, else the driver's; and what the driver's have to add.
+    /// The options of a mount: the caller's, or without any the driver's. Options that the layers cannot be read without
+    /// are added.
     pub(super) fn mount_options<'a>(&'a self, options: &'a MountOptions) -> Vec<&'a str> {
         let own = || {
             self.options
@@ -112,60 +115,58 @@ impl Overlay {
         list
     }
 
-    fn mount_new(&self, id: &str, spot: &MountTarget, options: &MountOptions, writable: bool) -> Result<()> {
-        let MountTarget { place, merged, count } = spot;
+    /// The options of a mount as flags and data, with what the kernel needs in a user namespace.
+    pub(super) fn sort_options(&self, options: &MountOptions) -> Result<Sorted> {
+        let mut sorted = flags::sort(self.mount_options(options))?;
+        if self.namespace == Namespace::User && self.program.is_none() {
+            sorted.data.push("userxattr".into());
+        }
+        Ok(sorted)
+    }
+
+    fn mount_new(
+        &self,
+        id: &str,
+        target: &MountTarget,
+        options: &MountOptions,
+        writable: bool,
+    ) -> Result<()> {
+        let MountTarget { place, merged, count } = target;
         let dir = &place.dir;
         if exists(&dir.join("composefs-data"))? {
             return Err(stores::composefs(id));
         }
-        let list = self.mount_options(options);
-        // Read-only is the lack of an upper directory, whatever else the flags say.
-        let mut sorted = flags::sort(list)?;
+        // A read-only mount has no upper directory.
+        let mut sorted = self.sort_options(options)?;
         let read_write = writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
         let shifting = !options.disable_shifting
             && !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
             && self.can_shift(&options.mappings);
-        if self.namespace == Namespace::User && self.program.is_none() {
-            sorted.data.push("userxattr".into());
-        }
         if options.volatile && read_write && self.volatile() {
             sorted.data.push("volatile".into());
         }
 
-        let Some(home) = dir.parent() else {
-            return Err(stores::unknown(id));
-        };
-        let mut lowers = generations(home, id)?;
-        lowers.extend(self.stores.lowers(id, dir)?);
-        let diff = dir.join("diff");
-        // A program maps what is written as well: there the owners on disk are the container's own.
+        // A program maps new files as well: with it the owners on disk are the container's own.
         let by_program = shifting && self.program.is_some();
         let owners = if by_program { None } else { Some(&options.mappings) };
-        self.prepare_diff(&diff, owners, place.own, lowers.first())?;
-        if lowers.is_empty() {
-            let path = format!("{id}/empty");
-            ensure_dir(&home.join(&path), privilege::effective_owner())?;
-            lowers.push(Lower {
-                home: home.to_owned(),
-                path,
-            });
-        }
+        let lowers = self.lowers_of(id, place, owners)?;
+        let diff = dir.join("diff");
 
         if count.is_none() {
             self.prepare_target(merged, place.own)?;
         }
-        // Once is enough: whoever takes it away says so, and then there is a new driver.
+        // Once for each driver object: a process that undoes it announces a shutdown, and then a new driver is started.
         if !self.options.skip_mount_home && !self.is_private.load(Ordering::Relaxed) {
             make_private(&self.stores.home).at("making a private mount of", &self.stores.home)?;
             self.is_private.store(true, Ordering::Relaxed);
         }
-        // Detached again when the mount is made: it has references of its own.
+        // Unmounted again when the mount is made, which keeps references of its own.
         let mapped = match shifting && !by_program {
             true => Some(MappedLowers::make(
                 &self.mapping_dir(id, place),
                 &lowers,
-                &*self.user_namespace(options)?,
+                &*self.namespaces.get(&options.mappings)?,
             )?),
             false => None,
         };
@@ -184,16 +185,15 @@ impl Overlay {
             upper,
             options: sorted,
             label: &options.mount_label,
-            target: merged,
         };
         let mount = || match &self.program {
-            None => mount_overlay(&plan),
+            None => plan.mount_at(merged),
             Some(program) => {
                 let extras = Extras {
                     mappings: by_program.then_some(&options.mappings),
                     masked: self.options.force_mask.is_some(),
                 };
-                program::mount(program, &self.stores.home, &plan, &extras)
+                program::mount(program, &self.stores.home, &plan, merged, &extras)
             }
         };
         mount().or_else(|error| match &plan.upper {
@@ -202,7 +202,32 @@ impl Overlay {
         })
     }
 
-    /// Where ID-mapped views of lowers go while a mount is made. Never into another store.
+    /// The lowers of a mount, topmost first, without the layer's own directory: that is made if it is missing, and with
+    /// `owners` given to their root.
+    pub(super) fn lowers_of(
+        &self,
+        id: &str,
+        place: &Located,
+        owners: Option<&IdMappings>,
+    ) -> Result<Vec<Lower>> {
+        let Some(home) = place.dir.parent() else {
+            return Err(stores::unknown(id));
+        };
+        let mut lowers = generations(home, id)?;
+        lowers.extend(self.stores.lowers(id, &place.dir)?);
+        self.prepare_diff(&place.dir.join("diff"), owners, place.own, lowers.first())?;
+        if lowers.is_empty() {
+            let path = format!("{id}/empty");
+            ensure_dir(&home.join(&path), privilege::effective_owner())?;
+            lowers.push(Lower {
+                home: home.to_owned(),
+                path,
+            });
+        }
+        Ok(lowers)
+    }
+
+    /// Where ID-mapped mounts of lowers go while a mount is made. Never into another store.
     fn mapping_dir(&self, id: &str, place: &Located) -> PathBuf {
         if place.own {
             place.dir.join("mapped")
@@ -211,8 +236,8 @@ impl Overlay {
         }
     }
 
-    /// Makes sure of the layer's own directory. With mappings it belongs to their root: a layer whose files are mapped
-    /// at mount time takes the owner of its parent's root directory when it is made.
+    /// Makes the layer's own directory if it is missing. With mappings it is given to their root: a layer whose owners are
+    /// mapped at mount time takes the owner of its parent's root directory when it is created.
     fn prepare_diff(
         &self,
         diff: &Path,
@@ -257,9 +282,9 @@ impl Overlay {
     }
 
     /// Undoes one use; the last one unmounts.
-    pub(super) fn put_layer(&self, id: &str) -> Result<()> {
+    pub(super) fn unmount_layer(&self, id: &str) -> Result<()> {
         let mut mounts = self.shared.mounts();
-        let MountTarget { place, merged, count } = self.find_spot(id, &mounts)?;
+        let MountTarget { place, merged, count } = self.find_target(id, &mounts)?;
         let count = count.unwrap_or(0);
         if count > 1 {
             mounts.set(merged, count - 1);
@@ -281,14 +306,14 @@ impl Overlay {
             for dir in [merged, &run.join("mapped"), &run] {
                 match rustix::fs::rmdir(dir) {
                     Ok(()) | Err(Errno::NOENT) => {}
-                    // Somebody else's, or not empty.
+                    // In use by another mount, or not empty.
                     Err(error) => tracing::debug!(dir = %dir.display(), %error, "mount point stays"),
                 }
             }
             return Ok(());
         }
-        // A new directory takes the place of the mount point: other mount namespaces may still have the mount on the
-        // old one, which would keep the layer from being removed.
+        // A new directory replaces the mount point: other mount namespaces may still have the mount on the old one, and
+        // a layer with a mount point in use cannot be removed.
         let Ok(stat) = merged.symlink_metadata() else {
             return Ok(());
         };
@@ -304,8 +329,7 @@ impl Overlay {
     }
 }
 
-/// Removes what a mount that skipped syncs has left: with it the kernel refuses to mount again. Returns whether there was
-/// such a mark.
+/// Removes the mark of a volatile mount: the kernel does not mount a layer with it again. Returns whether there was one.
 fn remove_volatile_mark(work: &Path) -> Result<bool> {
     let mark = work.join("work/incompat/volatile");
     let marked = exists(&mark)?;

@@ -1,0 +1,256 @@
+//! The contract between the store and a storage driver.
+//!
+//! [`Driver`] blocks and is object-safe: the store calls it from finite steps on the blocking pool. A driver knows
+//! layers by ID and parent; it reads neither archives nor records. It hands out open directories and says how
+//! deletions are written in them; the store passes both on to the archive code.
+//!
+//! Unless a method says otherwise the caller holds the layer store's lock, exclusively for everything that changes
+//! something. The driver checks the IDs that it is given ([`Driver::check_id`]).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::driver::layer_id::check_id;
+use crate::driver::quota::Quota;
+use crate::error::{ErrorKind, Result};
+use crate::idmap::IdMappings;
+use crate::lock::temp_dir::TempDir;
+use crate::whiteout::{Namespace, WhiteoutFormat};
+
+/// The properties of a new layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CreateOptions {
+    /// A container's layer rather than an image's: default quotas apply.
+    pub(crate) read_write: bool,
+    /// Owners inside the layer.
+    pub(crate) mappings: IdMappings,
+    /// SELinux label, or empty.
+    pub(crate) mount_label: String,
+    /// `--storage-opt` of a container, such as `size`.
+    pub(crate) storage_opt: BTreeMap<String, String>,
+    /// The files that the driver writes about the layer are on disk before the layer is visible.
+    pub(crate) durable: bool,
+}
+
+/// How to mount a layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MountOptions {
+    /// SELinux label, or empty.
+    pub(crate) mount_label: String,
+    /// Owners wanted in the mount.
+    pub(crate) mappings: IdMappings,
+    /// Mount options as in `mount -o`, one each; empty means the driver's own.
+    pub(crate) options: Vec<String>,
+    /// Skip syncing where the driver can.
+    pub(crate) volatile: bool,
+    /// Never map owners at mount time.
+    pub(crate) disable_shifting: bool,
+}
+
+/// The directory of a layer's own files, open, and how to write into it.
+#[derive(Debug)]
+pub(crate) struct LayerTree {
+    /// The directory; can be listed.
+    pub(crate) dir: OwnedFd,
+    /// How deletions are written in it.
+    pub(crate) whiteouts: WhiteoutFormat,
+    /// Whether an entry for the root (`./`) in a layer stream sets the root's mode and owner.
+    pub(crate) root_entry: bool,
+    /// Go on when an owner cannot be set.
+    pub(crate) ignore_chown_errors: bool,
+    /// Mode of every file; the real one goes into an attribute.
+    pub(crate) force_mask: Option<u32>,
+    /// In a user namespace: devices cannot be made and are skipped.
+    pub(crate) in_user_namespace: bool,
+}
+
+/// The content of a layer that does not exist yet, filled outside the locks. Dropped without a commit it is removed,
+/// which may block for long.
+pub(crate) trait Staged: Send + Sync + fmt::Debug {
+    /// Where the content goes.
+    fn tree(&self) -> &LayerTree;
+
+    /// Makes the content the layer `id` on `parent`, by renames. On failure nothing of the layer is left.
+    ///
+    /// The caller holds the layer store's lock exclusively. The options are those that the content was staged with.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if the parent is gone, [`ErrorKind::InvalidInput`] if it cannot be committed on that
+    /// parent, [`ErrorKind::UnsafePath`] for an ID that the driver refuses.
+    fn commit(self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()>;
+}
+
+/// The directories from which a layer's changes are read, for drivers that keep changes apart.
+#[derive(Debug)]
+pub(crate) struct OverlayDiff {
+    /// The layer's own changes.
+    pub(crate) dir: OwnedFd,
+    /// The directories of the layers below, topmost first.
+    pub(crate) lowers: Vec<OwnedFd>,
+    /// Which attributes mark opaque directories.
+    pub(crate) namespace: Namespace,
+}
+
+/// Space used by a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// Bytes in files, hard links counted once.
+    pub size: u64,
+    /// Distinct inodes.
+    pub inodes: u64,
+}
+
+/// What a storage driver can do beside making and mounting layers.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverCapabilities {
+    /// A layer can be unpacked before the layer below it exists. If not, an image's layers are unpacked one after the
+    /// other.
+    pub stages_apart: bool,
+    /// A layer can be put together from files that other layers have already, instead of being unpacked.
+    pub differ: bool,
+    /// Containers' layers can have limits on bytes and inodes.
+    pub quota: bool,
+}
+
+/// What an entry of a driver's directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    /// A layer.
+    Layer,
+    /// The driver's own.
+    Internal,
+    /// Neither: nothing that this driver makes.
+    Unknown,
+}
+
+/// An entry of a driver's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Its name; that of a layer is its ID.
+    pub(crate) name: OsString,
+    /// What it is.
+    pub(crate) kind: EntryKind,
+}
+
+/// A storage driver. The module's head says which locks the caller holds.
+pub(crate) trait Driver: Send + Sync + fmt::Debug {
+    /// The driver's name, also the prefix of the metadata directories.
+    fn name(&self) -> &'static str;
+
+    /// The driver's directory, `<graph root>/<name>`.
+    fn home(&self) -> &Path;
+
+    /// What the driver can do. No system call.
+    fn capabilities(&self) -> DriverCapabilities;
+
+    /// Refuses IDs that are no single file name, and names that the driver needs itself.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnsafePath`].
+    fn check_id(&self, id: &str) -> Result<()> {
+        check_id(id)
+    }
+
+    /// Creates an empty layer on `parent`. A copy of a template layer is a child of the template.
+    fn create(&self, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()>;
+
+    /// Changes the owners of the files that a new layer shows, from one mapping to another. The layer has no files of
+    /// its own yet.
+    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, mount_label: &str) -> Result<()>;
+
+    /// Sets the limits of a container's layer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] without [`DriverCapabilities::quota`].
+    fn set_quota(&self, id: &str, quota: &Quota) -> Result<()> {
+        let what = format!(
+            "limits {quota:?} for layer {id:?} with the {} driver",
+            self.name()
+        );
+        Err(ErrorKind::NotSupported.err(what))
+    }
+
+    /// Whether a mount can show other owners with these mappings: by ID-mapped mounts, or by a mount program that maps
+    /// them.
+    fn supports_shifting(&self, mappings: &IdMappings) -> bool;
+
+    /// Starts the content of a layer on `parent`. Takes no store lock and needs none. With
+    /// [`DriverCapabilities::stages_apart`] the content can be committed on another parent than this one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is no such parent, or not any more.
+    fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>>;
+
+    /// The directories in which the names of a layer stand that has just been created or committed. The layer survives
+    /// a power cut once they are synced.
+    fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>>;
+
+    /// Makes the layer unusable now; what has to be deleted moves to the returned directory, which is removed when
+    /// dropped: drop it after the locks are released. A layer that does not exist is not an error.
+    fn defer_remove(&self, id: &str) -> Result<Option<TempDir>>;
+
+    /// Whether the driver has the layer, in its home or an additional store.
+    fn exists(&self, id: &str) -> bool;
+
+    /// Everything in the driver's own home, by kind.
+    fn list(&self) -> Result<Vec<Entry>>;
+
+    /// The IDs of the layers in the driver's own home.
+    fn list_layers(&self) -> Result<Vec<String>> {
+        let layers = self.list()?.into_iter();
+        Ok(layers
+            .filter(|entry| entry.kind == EntryKind::Layer)
+            .filter_map(|entry| entry.name.into_string().ok())
+            .collect())
+    }
+
+    /// Removes the temporary data of killed processes, their temporary mounts included. What is in use, by this process
+    /// or another, stays. Needs no store lock.
+    fn prune(&self) -> Result<()>;
+
+    /// Mounts the layer, or counts one more use in this process, and returns the mount target.
+    fn mount(&self, id: &str, options: &MountOptions) -> Result<PathBuf>;
+
+    /// Undoes one [`Driver::mount`].
+    fn unmount(&self, id: &str) -> Result<()>;
+
+    /// Opens the root directory of the whole layer, with the layers below it, for reading.
+    ///
+    /// If that takes a mount it is read-only and has no path: nobody else sees it, uses it or unmounts it, and it is not
+    /// counted. It ends when the last file in it is closed. A mount of the same layer by [`Driver::mount`] neither
+    /// changes it nor is changed by it. Owners are those on disk.
+    fn mount_private(&self, id: &str) -> Result<OwnedFd>;
+
+    /// Opens the directory of the layer's own files for applying a diff to it or measuring it.
+    fn layer_tree(&self, id: &str) -> Result<LayerTree>;
+
+    /// The directories in which the layer's files are found, its own first.
+    fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;
+
+    /// The directories that hold the layer's changes against its direct parent `parent`; `None` if only a comparison of
+    /// whole trees shows them ([`Driver::mount_private`] for both).
+    fn overlay_diff(&self, id: &str, parent: Option<&str>) -> Result<Option<OverlayDiff>>;
+
+    /// The driver's report on itself, in the order in which it is shown.
+    fn status(&self) -> Vec<(String, String)>;
+
+    /// Paths of one layer by their well-known names (`UpperDir`, `LowerDir`, `WorkDir`, `MergedDir`).
+    fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>>;
+
+    /// Space used by the layer's own files.
+    fn disk_usage(&self, id: &str) -> Result<DiskUsage>;
+
+    /// Undoes what the driver has mounted for itself, at shutdown, and removes staging directories that nobody uses.
+    fn cleanup(&self) -> Result<()>;
+
+    /// Roots of additional read-only stores.
+    fn additional_image_stores(&self) -> &[PathBuf];
+
+    /// Whether saves that finish content sync the whole file system (option `sync=filesystem`).
+    fn sync_filesystem(&self) -> bool;
+}

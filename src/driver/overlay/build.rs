@@ -1,0 +1,253 @@
+//! Building a layer directory, whole but for the symbolic link that makes its link ID known.
+//!
+//! Modes do not depend on the process's umask.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+
+use crate::driver::contract::{CreateOptions, Driver as _};
+use crate::driver::overlay::layout;
+use crate::driver::overlay::link_files::{read_link_name, read_lower};
+use crate::driver::overlay::repair;
+use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::stores;
+use crate::driver::quota::Quota;
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::Owner;
+use crate::sys::{privilege, tree, xattr};
+use crate::whiteout::{FUSE_OVERRIDE_STAT, OVERRIDE_STAT};
+
+/// Mode and owner of a layer's root directory, as a mount shows them.
+#[derive(Clone, Copy)]
+pub(super) struct Root {
+    pub(super) mode: u32,
+    pub(super) owner: Owner,
+}
+
+/// Mode of the root directory of a layer without a parent.
+const BASE_MODE: u32 = 0o555;
+
+/// What a child takes from its parent.
+pub(super) struct Parent {
+    /// The child's `lower` file.
+    pub(super) lower: String,
+    /// The child's root directory.
+    pub(super) root: Root,
+}
+
+/// A layer directory that is complete, without the symbolic link in `l/`.
+pub(super) struct Built {
+    /// The directory of the layer's own files.
+    pub(super) diff: OwnedFd,
+    /// The layer's link ID.
+    pub(super) link: String,
+    /// The layer's `lower` file.
+    pub(super) lower: String,
+}
+
+impl Overlay {
+    /// The error for a parent: that it is unknown if it is gone by now, else `error`.
+    pub(super) fn gone_or(&self, id: &str, error: Error) -> Error {
+        match self.stores.locate(id) {
+            Ok(None) => stores::unknown(id),
+            _ => error,
+        }
+    }
+
+    /// The link ID of a layer, repaired if it was lost.
+    pub(super) fn link_name(&self, id: &str, dir: &Path) -> Result<String> {
+        if let Some(name) = read_link_name(dir)? {
+            return Ok(name);
+        }
+        if let Some(home) = dir.parent().filter(|_| dir.is_dir()) {
+            repair::repair(home)?;
+        }
+        let again = read_link_name(dir)?;
+        again.ok_or_else(|| ErrorKind::CorruptMetadata.err(format!("layer {id:?} has lost its link ID")))
+    }
+
+    /// What a child of layer `id` takes from it.
+    pub(super) fn parent(&self, id: &str) -> Result<Parent> {
+        let dir = self.stores.require(id)?.dir;
+        let read = || -> Result<Parent> {
+            let lower = layout::format_lower(&self.link_name(id, &dir)?, &read_lower(&dir)?)?;
+            let diff = dir.join("diff");
+            let stat = rustix::fs::stat(&diff).at("looking at", &diff)?;
+            // With a forced mode the real owner and mode are in an attribute.
+            let mut value = [0; 128];
+            let kept = match rustix::fs::getxattr(&diff, OVERRIDE_STAT, &mut value[..]) {
+                Ok(length) => value.get(..length).and_then(layout::parse_override_stat),
+                Err(_absent) => None,
+            };
+            let (uid, gid, mode) = kept.unwrap_or((stat.st_uid, stat.st_gid, stat.st_mode));
+            let root = Root {
+                mode: mode & 0o777,
+                owner: Owner { uid, gid },
+            };
+            Ok(Parent { lower, root })
+        };
+        read()
+            .map_err(|error| self.gone_or(id, error))
+            .context(|| format!("reading parent layer {id:?}"))
+    }
+
+    /// Mode and owner that a root directory has on disk.
+    pub(super) fn on_disk(&self, root: Root, container_root: Owner) -> Root {
+        match self.options.force_mask {
+            Some(mode) => Root {
+                mode,
+                owner: container_root,
+            },
+            None => root,
+        }
+    }
+
+    /// Writes the real mode and owner into an attribute if a mode is forced. `upper`: the directory will be written to
+    /// through a mount.
+    pub(super) fn keep_real(&self, diff: &OwnedFd, root: Root, upper: bool) -> rustix::io::Result<()> {
+        if self.options.force_mask.is_none() {
+            return Ok(());
+        }
+        let Owner { uid, gid } = root.owner;
+        let value = layout::format_override_stat(uid, gid, root.mode);
+        xattr::fset(diff.as_fd(), OVERRIDE_STAT.as_bytes(), value.as_bytes())?;
+        if !upper {
+            return Ok(());
+        }
+        // fuse-overlayfs 1.10 reads its own attribute in the upper directory; if it is missing it makes one from the mode
+        // and owner on disk.
+        let value = format!("{uid}:{gid}:{:o}", 0o040_000 | root.mode);
+        xattr::fset(diff.as_fd(), FUSE_OVERRIDE_STAT.as_bytes(), value.as_bytes())
+    }
+
+    /// Refuses options that cannot be carried out, and returns the limits that the options ask for.
+    pub(super) fn check_options(&self, options: &CreateOptions) -> Result<Option<Quota>> {
+        if self.options.force_mask.is_some() && options.read_write && self.program.is_none() {
+            return Err(ErrorKind::NotSupported
+                .err("layer of a container with overlay.force_mask and without overlay.mount_program"));
+        }
+        let quota = Quota::parse(&options.storage_opt)?;
+        if quota.is_some() && !options.read_write {
+            return Err(ErrorKind::InvalidInput.err("storage options of a layer that is not a container's"));
+        }
+        if quota.is_some() && !self.capabilities().quota {
+            return Err(ErrorKind::NotSupported.err("storage options of a layer without project quotas"));
+        }
+        Ok(quota)
+    }
+
+    /// Makes a layer directory at `dir`, which must not exist.
+    pub(super) fn build(&self, dir: &Path, parent: Option<&str>, options: &CreateOptions) -> Result<Built> {
+        let container_root = options.mappings.root()?;
+        let (lower, root) = match parent {
+            Some(id) => {
+                let parent = self.parent(id)?;
+                (parent.lower, parent.root)
+            }
+            None => {
+                let root = Root {
+                    mode: BASE_MODE,
+                    owner: container_root,
+                };
+                (String::new(), root)
+            }
+        };
+        let Root { mode, owner } = self.on_disk(root, container_root);
+        let link = layout::new_link()?;
+        rustix::fs::mkdir(dir, Mode::RWXU).at("creating layer directory", dir)?;
+        let make = || -> rustix::io::Result<OwnedFd> {
+            let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
+            let me = privilege::effective_owner();
+            if container_root != me {
+                rustix::fs::fchown(
+                    &layer,
+                    Some(Uid::from_raw(container_root.uid)),
+                    Some(Gid::from_raw(container_root.gid)),
+                )?;
+            }
+            let diff = make_dir(&layer, "diff", mode, owner, me)?;
+            self.keep_real(&diff, root, options.read_write)?;
+            for name in ["work", "merged"]
+                .into_iter()
+                .chain(parent.is_none().then_some("empty"))
+            {
+                make_plain_dir(&layer, name, owner, me)?;
+            }
+            write_new(&layer, "link", &link, options.durable)?;
+            if parent.is_some() {
+                write_new(&layer, "lower", &lower, options.durable)?;
+            }
+            Ok(diff)
+        };
+        let diff = make().at("filling layer directory", dir)?;
+        Ok(Built { diff, link, lower })
+    }
+}
+
+/// Makes a directory with exactly this mode and owner, and opens it. `me` is the owner that new files have.
+pub(super) fn make_dir(
+    parent: &OwnedFd,
+    name: &str,
+    mode: u32,
+    owner: Owner,
+    me: Owner,
+) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
+    let dir = rustix::fs::openat(parent, name, tree::DIR_FLAGS, Mode::empty())?;
+    if owner != me {
+        rustix::fs::fchown(
+            &dir,
+            Some(Uid::from_raw(owner.uid)),
+            Some(Gid::from_raw(owner.gid)),
+        )?;
+    }
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
+    Ok(dir)
+}
+
+/// Makes a directory for the kernel or for mounts, 0700.
+pub(super) fn make_plain_dir(
+    parent: &OwnedFd,
+    name: &str,
+    owner: Owner,
+    me: Owner,
+) -> rustix::io::Result<()> {
+    rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
+    if owner == me {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    rustix::fs::chownat(
+        parent,
+        name,
+        Some(uid),
+        Some(gid),
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )
+}
+
+/// Writes a new small file, 0644; `durable` waits until its content is on disk.
+pub(super) fn write_new(
+    parent: &OwnedFd,
+    name: &str,
+    content: &str,
+    durable: bool,
+) -> rustix::io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let file = rustix::fs::openat(parent, name, flags, mode)?;
+    let mut rest = content.as_bytes();
+    while !rest.is_empty() {
+        let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
+        rest = rest.get(count..).unwrap_or_default();
+    }
+    rustix::fs::fchmod(&file, mode)?;
+    // A power cut that empties the file would cut the layer off from the layers below.
+    if durable {
+        rustix::fs::fdatasync(&file)
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,243 @@
+//! The driver contract, carried out by the overlay driver.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::driver::contract::{
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, OverlayDiff, Staged,
+};
+use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
+use crate::driver::overlay::link_files::{exists, open_tree};
+use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::stores::generations;
+use crate::error::{IoContext as _, Result};
+use crate::idmap::IdMappings;
+use crate::lock::staging_lock::StagingLock;
+use crate::lock::temp_dir::{self, TempDir};
+use crate::sys::mount::unmount_lazily;
+use crate::sys::tree;
+
+impl Driver for Overlay {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn home(&self) -> &Path {
+        &self.stores.home
+    }
+
+    fn capabilities(&self) -> DriverCapabilities {
+        DriverCapabilities {
+            stages_apart: true,
+            differ: true,
+            quota: false,
+        }
+    }
+
+    fn check_id(&self, id: &str) -> Result<()> {
+        layout::check_id(id)
+    }
+
+    fn create(&self, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        self.create_layer(id, parent, options)
+    }
+
+    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, mount_label: &str) -> Result<()> {
+        self.map_owners(id, from, to, mount_label)
+    }
+
+    fn supports_shifting(&self, mappings: &IdMappings) -> bool {
+        self.can_shift(mappings)
+    }
+
+    fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>> {
+        Ok(Box::new(self.stage_layer(parent, options)?))
+    }
+
+    fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
+        let dir = self.stores.require(id)?.dir;
+        let home = dir.parent().unwrap_or(&self.stores.home).to_owned();
+        Ok(vec![dir, home.join(LINKS), home])
+    }
+
+    fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
+        self.remove_layer(id)
+    }
+
+    fn exists(&self, id: &str) -> bool {
+        self.stores.require(id).is_ok()
+    }
+
+    fn list(&self) -> Result<Vec<Entry>> {
+        let home = &self.stores.home;
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(home).at("listing", home)? {
+            let entry = entry.at("listing", home)?;
+            let (name, is_dir) = (entry.file_name(), entry.file_type().at("listing", home)?.is_dir());
+            // No ID is anything but UTF-8.
+            let kind = layout::kind_of(name.to_str().unwrap_or_default(), is_dir);
+            entries.push(Entry { name, kind });
+        }
+        Ok(entries)
+    }
+
+    fn prune(&self) -> Result<()> {
+        let homes = self.stores.writable().map(|home| home.join(TEMP_DIRS));
+        let mut roots = homes.chain([self.private_mounts()]);
+        roots.try_for_each(|root| temp_dir::recover(&root))
+    }
+
+    fn mount(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
+        self.mount_layer(id, options)
+    }
+
+    fn unmount(&self, id: &str) -> Result<()> {
+        self.unmount_layer(id)
+    }
+
+    fn mount_private(&self, id: &str) -> Result<OwnedFd> {
+        self.open_private(id)
+    }
+
+    fn layer_tree(&self, id: &str) -> Result<LayerTree> {
+        let place = self.stores.require(id)?;
+        Ok(self.tree_of(open_tree(&place.dir.join("diff"))?))
+    }
+
+    fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
+        let dir = self.stores.require(id)?.dir;
+        let mut trees = vec![open_tree(&dir.join("diff"))?];
+        for older in generations(dir.parent().unwrap_or(&dir), id)? {
+            trees.push(open_tree(&older.full())?);
+        }
+        for lower in self.stores.lowers(id, &dir)? {
+            trees.push(open_tree(&lower.full())?);
+        }
+        Ok(trees)
+    }
+
+    fn overlay_diff(&self, id: &str, parent: Option<&str>) -> Result<Option<OverlayDiff>> {
+        let dir = self.stores.require(id)?.dir;
+        if exists(&dir.join("composefs-data"))? || !self.native_diff() {
+            return Ok(None);
+        }
+        let below = self.stores.lower_trees(id, &dir)?;
+        let direct = match (parent, below.first()) {
+            (None, None) => true,
+            (Some(parent), Some(first)) => {
+                let place = self.stores.require(parent)?;
+                first.parent() == Some(&*place.dir)
+            }
+            _ => false,
+        };
+        if !direct {
+            return Ok(None);
+        }
+        Ok(Some(OverlayDiff {
+            dir: open_tree(&dir.join("diff"))?,
+            lowers: below.iter().map(|tree| open_tree(tree)).collect::<Result<_>>()?,
+            namespace: self.namespace,
+        }))
+    }
+
+    fn status(&self) -> Vec<(String, String)> {
+        let flags = [
+            ("Supports d_type", true),
+            ("Native Overlay Diff", self.native_diff()),
+            ("Using metacopy", self.metacopy),
+            ("Supports shifting", self.can_shift(&IdMappings::default())),
+            ("Supports volatile", self.volatile()),
+        ];
+        let mut rows = vec![("Backing Filesystem".to_owned(), self.filesystem_type.to_owned())];
+        rows.extend(flags.map(|(name, value)| (name.to_owned(), value.to_string())));
+        rows
+    }
+
+    fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>> {
+        let place = self.stores.require(id)?;
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut rows = BTreeMap::from([
+            ("WorkDir".to_owned(), text(&place.dir.join("work"))),
+            ("MergedDir".to_owned(), text(&self.merged(id, &place))),
+            ("UpperDir".to_owned(), text(&place.dir.join("diff"))),
+        ]);
+        let lowers = self.stores.lower_trees(id, &place.dir)?;
+        if !lowers.is_empty() {
+            let lowers: Vec<String> = lowers.iter().map(|tree| text(tree)).collect();
+            rows.insert("LowerDir".to_owned(), lowers.join(":"));
+        }
+        Ok(rows)
+    }
+
+    fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
+        let content = self.layer_tree(id)?;
+        let usage = tree::usage(content.dir.as_fd()).during(format!("measuring layer {id:?}"))?;
+        Ok(DiskUsage {
+            size: usage.size,
+            inodes: usage.inodes,
+        })
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        if self.prune_staging()? || self.options.skip_mount_home || !self.home_is_bound()? {
+            return Ok(());
+        }
+        self.is_private.store(false, Ordering::Relaxed);
+        unmount_lazily(&self.stores.home).at("unmounting", &self.stores.home)
+    }
+
+    fn additional_image_stores(&self) -> &[PathBuf] {
+        &self.options.image_stores
+    }
+
+    fn sync_filesystem(&self) -> bool {
+        self.options.sync_filesystem
+    }
+}
+
+impl Overlay {
+    /// Removes staged layers of the Go library that no process uses any more. Returns whether some are in use.
+    fn prune_staging(&self) -> Result<bool> {
+        let root = self.stores.home.join(STAGING);
+        let entries = match std::fs::read_dir(&root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).at("listing", root),
+        };
+        let mut in_use = false;
+        for entry in entries {
+            let dir = entry.at("listing", &root)?.path();
+            let lock = match StagingLock::try_acquire(&dir.join("staging.lock")) {
+                Ok(lock) => lock,
+                Err(error) => {
+                    tracing::warn!("{}", error.chain());
+                    continue;
+                }
+            };
+            match lock {
+                None => in_use = true,
+                Some(_lock) => {
+                    if let Err(error) = tree::remove_tree(&dir) {
+                        tracing::warn!(dir = %dir.display(), %error, "cannot remove a staging directory");
+                    }
+                }
+            }
+        }
+        Ok(in_use)
+    }
+
+    /// Whether the home is a mount of itself, made by a driver, and not a file system of its own.
+    fn home_is_bound(&self) -> Result<bool> {
+        let home = &self.stores.home;
+        let parent = home.parent().unwrap_or(home);
+        let device = |path: &Path| {
+            rustix::fs::stat(path)
+                .at("looking at", path)
+                .map(|stat| stat.st_dev)
+        };
+        Ok(device(home)? == device(parent)?)
+    }
+}

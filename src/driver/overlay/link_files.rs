@@ -1,0 +1,63 @@
+//! Reading what a layer directory says of itself: its link ID and the link IDs of the layers below.
+
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Access, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::driver::overlay::layout::{self, MAX_LOWER_FILE};
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::at;
+
+/// Whether something is at `path`, links followed.
+pub(super) fn exists(path: &Path) -> Result<bool> {
+    match rustix::fs::access(path, Access::EXISTS) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error).at("looking for", path),
+    }
+}
+
+/// The `lower` file of the layer in `dir`; empty where there is none.
+pub(super) fn read_lower(dir: &Path) -> Result<String> {
+    Ok(read_small(&dir.join("lower"))?.unwrap_or_default())
+}
+
+/// The link ID of the layer in `dir`; `None` if it has none that can be read.
+pub(super) fn read_link_name(dir: &Path) -> Result<Option<String>> {
+    let content = read_small(&dir.join("link"))?;
+    Ok(content.and_then(|content| layout::parse_link(content.as_bytes()).map(str::to_owned)))
+}
+
+/// A small text file, `None` if it does not exist.
+fn read_small(path: &Path) -> Result<Option<String>> {
+    let file = match rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+    ) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).at("opening", path),
+    };
+    let mut text = String::new();
+    let mut limited = std::fs::File::from(file).take(MAX_LOWER_FILE + 1);
+    if let Err(error) = limited.read_to_string(&mut text) {
+        if error.kind() == std::io::ErrorKind::InvalidData {
+            return Err(ErrorKind::CorruptMetadata.err("not text:").at(path));
+        }
+        return Err(error).at("reading", path);
+    }
+    if limited.limit() == 0 {
+        return Err(ErrorKind::CorruptMetadata.err("far too long:").at(path));
+    }
+    Ok(Some(text))
+}
+
+/// Opens a directory of layer files.
+pub(super) fn open_tree(path: &Path) -> Result<OwnedFd> {
+    at::open_dir(path).at("opening layer content", path)
+}

@@ -1,0 +1,201 @@
+//! Starting the overlay driver: what works here, and whether the kernel or a program mounts.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
+
+use crate::driver::config::DriverConfig;
+use crate::driver::filesystem_type::FilesystemType;
+use crate::driver::options::OverlayOptions;
+use crate::driver::overlay::home_state::HomeState;
+use crate::driver::overlay::id_mapped::UserNamespaces;
+use crate::driver::overlay::layout::{LINKS, MOUNT_PROGRAM_FLAG, NAME, TEMP_DIRS};
+use crate::driver::overlay::link_files::exists;
+use crate::driver::overlay::program;
+use crate::driver::overlay::program_traces::has_mount_program_traces;
+use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::stores::Stores;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::mount::may_mount;
+use crate::sys::{atomic, make_private_dir, privilege};
+use crate::whiteout::Namespace;
+
+impl Overlay {
+    /// Starts the driver, creating its home. [`ErrorKind::NotSupported`] if overlay does not work here; a home that
+    /// did not exist does not exist then either.
+    pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
+        let options = OverlayOptions::parse(&config.options)?;
+        let (home, run_home) = (config.root.join(NAME), config.run_root.join(NAME));
+        if !privilege::is_root() {
+            let what = "overlay without being root, at least in a user namespace (podman unshare, unshare --map-auto -rm)";
+            return Err(ErrorKind::NotSupported.err(what));
+        }
+        make_private_dir(&config.root)?;
+        let filesystem = FilesystemType::of(&config.root)?;
+        let rootless = privilege::is_rootless();
+        // Not left to the probes, which would remember that overlay does not work here.
+        if rootless && !may_mount(&config.root) {
+            let what =
+                "overlay in a mount namespace that belongs to another user namespace (unshare --mount)";
+            return Err(ErrorKind::NotSupported.err(what));
+        }
+        check_quota(filesystem, &options)?;
+        let fresh = !exists(&home)?;
+        make_home(&home)?;
+        make_private_dir(&run_home)?;
+        let image_store = config.image_store.as_ref().map(|root| root.join(NAME));
+        if let Some(store) = &image_store {
+            make_home(store)?;
+        }
+        let mut driver = Self {
+            stores: Stores::new(
+                home,
+                image_store,
+                options.image_stores.iter().map(|root| root.join(NAME)).collect(),
+            ),
+            shared: HomeState::of(&config.root.join(NAME), &run_home),
+            run_home,
+            program: options.mount_program.clone(),
+            options,
+            filesystem_type: filesystem.name(),
+            namespace: if rootless {
+                Namespace::User
+            } else {
+                Namespace::Trusted
+            },
+            metacopy: false,
+            is_private: AtomicBool::new(false),
+            namespaces: UserNamespaces::default(),
+        };
+        match driver.choose_mounter(config, filesystem, fresh) {
+            Ok(()) => Ok(driver),
+            Err(error) => {
+                if fresh {
+                    driver.remove_fresh_home();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds out whether the kernel or a program mounts layers, and marks the store accordingly.
+    fn choose_mounter(
+        &mut self,
+        config: &DriverConfig,
+        filesystem: FilesystemType,
+        fresh: bool,
+    ) -> Result<()> {
+        let flag = self.stores.home.join(MOUNT_PROGRAM_FLAG);
+        let written = if fresh {
+            None
+        } else {
+            std::fs::read_to_string(&flag).ok()
+        };
+        let known = match written.as_deref().map(str::trim) {
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            _ => None,
+        };
+        if self.program.is_none() {
+            let marked = match known {
+                Some(known) => known,
+                None if fresh => false,
+                None => has_mount_program_traces(&self.stores.home)?,
+            };
+            let search = || {
+                let path = config.search_path.clone().or_else(|| std::env::var_os("PATH"));
+                program::find(program::DEFAULT, &path.unwrap_or_default())
+            };
+            if marked {
+                // The kernel would show this store's whiteouts as files.
+                self.program = Some(search().ok_or_else(|| program::missing(&self.stores.home))?);
+            } else {
+                match self.check_kernel(filesystem) {
+                    // Compat: so does the Go library, which may be the next to open the store.
+                    Err(error) if error.kind() == ErrorKind::NotSupported => match search() {
+                        Some(program) => {
+                            tracing::info!(
+                                program = %program.display(), reason = %error.chain(),
+                                "mounting through a program"
+                            );
+                            self.program = Some(program);
+                        }
+                        None => return Err(error),
+                    },
+                    result => result?,
+                }
+            }
+        }
+        if self.program.is_some()
+            && self.options.force_mask.is_none()
+            && self.namespace == Namespace::User
+            && filesystem.is_network()
+        {
+            tracing::warn!("owners cannot be set on a network file system: using overlay.force_mask=700");
+            self.options.force_mask = Some(0o700);
+        }
+        let uses_program = self.program.is_some();
+        if known != Some(uses_program) {
+            // Compat: without it the Go library looks through every file of the store when it opens it.
+            let mark: &[u8] = if uses_program { b"true" } else { b"false" };
+            atomic::write_file(&flag, mark, 0o600, false)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel's overlay works here; [`ErrorKind::NotSupported`] if not.
+    fn check_kernel(&mut self, filesystem: FilesystemType) -> Result<()> {
+        if filesystem.refuses_overlay() || (self.namespace == Namespace::User && filesystem.is_network()) {
+            return Err(ErrorKind::NotSupported.err(format!(
+                "overlay over {} without a mount program",
+                filesystem.name()
+            )));
+        }
+        self.probe().overlay()?;
+        self.metacopy = self.probe().metacopy()?;
+        Ok(())
+    }
+
+    /// Removes the directories that [`Overlay::open`] has created: an existing home makes the driver selection choose
+    /// overlay.
+    fn remove_fresh_home(&self) {
+        for dir in [LINKS, TEMP_DIRS, ""] {
+            if let Err(error) = rustix::fs::rmdir(self.stores.home.join(dir))
+                && error != Errno::NOENT
+            {
+                tracing::debug!(%error, dir, "part of a new overlay home stays");
+            }
+        }
+    }
+}
+
+/// Refuses quotas that cannot be kept.
+fn check_quota(filesystem: FilesystemType, options: &OverlayOptions) -> Result<()> {
+    if options.size > 0 || options.inodes > 0 {
+        let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
+        return Err(match filesystem.name() {
+            "xfs" => ErrorKind::NotSupported.err(format!("{what} (project quotas)")),
+            name => ErrorKind::InvalidInput.err(format!("{what} need an xfs file system, not {name}")),
+        });
+    }
+    Ok(())
+}
+
+/// Makes an overlay directory and its directory of link IDs, 0755 whatever the umask.
+fn make_home(home: &Path) -> Result<()> {
+    if let Some(root) = home.parent() {
+        make_private_dir(root)?;
+    }
+    for dir in [home, &home.join(LINKS)] {
+        let mode = Mode::from_raw_mode(0o755);
+        match rustix::fs::mkdir(dir, mode) {
+            Ok(()) => rustix::fs::chmodat(CWD, dir, mode, rustix::fs::AtFlags::empty())
+                .at("changing the mode of", dir)?,
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).at("creating", dir),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Private mounts: read-only mounts of a layer that have no path, for reading the layer's files and nothing else.
+//!
+//! The kernel makes such a mount without attaching it. A mount program needs a mount point, and so does a kernel before
+//! Linux 6.8: the mount is then made in a locked temporary directory below the run root, its root directory opened, and
+//! the mount detached at once. From then on it lives as long as a file in it is open. The temporary directory is a mount
+//! of its own that propagates nothing, so that the mount never shows in another mount namespace. If the process is killed
+//! in between, [`Driver::prune`](crate::driver::contract::Driver::prune) of the next one detaches the mount and removes
+//! the directory.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::driver::contract::MountOptions;
+use crate::driver::overlay::layout::TEMP_DIRS;
+use crate::driver::overlay::link_files::exists;
+use crate::driver::overlay::mount::OverlayMount;
+use crate::driver::overlay::program::{self, Extras};
+use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::stores::{self, Located, Lower};
+use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::lock::temp_dir::TempDir;
+use crate::sys::at;
+use crate::sys::mount::{clone_mount, is_live_mount, make_private};
+
+impl Overlay {
+    /// Opens the root directory of a private mount of a layer.
+    pub(super) fn open_private(&self, id: &str) -> Result<OwnedFd> {
+        let place = self.stores.require(id)?;
+        let open = || self.mount_detached(id, &place);
+        open()
+            .or_else(|error| match self.stores.forget_known() {
+                true => open(),
+                false => Err(error),
+            })
+            .context(|| format!("mounting layer {id:?} for reading"))
+    }
+
+    fn mount_detached(&self, id: &str, place: &Located) -> Result<OwnedFd> {
+        if exists(&place.dir.join("composefs-data"))? {
+            return Err(stores::composefs(id));
+        }
+        let read_only = MountOptions {
+            options: vec!["ro".into()],
+            ..MountOptions::default()
+        };
+        let options = self.sort_options(&read_only)?;
+        let lowers = self.lowers_of(id, place, None)?;
+        let plan = OverlayMount {
+            lowers: std::iter::once(place.dir.join("diff"))
+                .chain(lowers.iter().map(Lower::full))
+                .collect(),
+            upper: None,
+            options,
+            label: "",
+        };
+        let merged = self.merged(id, place);
+        if let Some(program) = &self.program {
+            write_back(&merged);
+            return self.in_temp_dir(|target| {
+                let extras = Extras {
+                    mappings: None,
+                    masked: self.options.force_mask.is_some(),
+                };
+                program::mount(program, &self.stores.home, &plan, target, &extras)
+            });
+        }
+        match plan.detached() {
+            Ok(Some(mount)) => open_root(&mount).at("opening a private mount of", &place.dir),
+            Ok(None) => self.in_temp_dir(|target| plan.mount_at(target)),
+            // With the option `index=on` a directory that is the upper one of another mount cannot be a lower one.
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::ResourceBusy) => {
+                match clone_mount(&merged) {
+                    Ok(mount) => open_root(&mount).at("opening a copy of the mount at", &merged),
+                    Err(_not_mounted) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the mount points of private mounts are.
+    pub(super) fn private_mounts(&self) -> PathBuf {
+        self.run_home.join(TEMP_DIRS)
+    }
+
+    /// Has `mount` make a mount in a temporary directory, opens it, and detaches it.
+    fn in_temp_dir(&self, mount: impl FnOnce(&Path) -> Result<()>) -> Result<OwnedFd> {
+        // Dropped, the directory is removed; mounts in it are detached first, and never entered.
+        let mut temp = TempDir::create(&self.private_mounts())?;
+        let dir = temp.addition();
+        let target = dir.join("merged");
+        std::fs::create_dir_all(&target).at("creating", &target)?;
+        make_private(&dir).at("making a private mount of", &dir)?;
+        mount(&target)?;
+        let root = at::open_dir(&target).at("opening a private mount at", &target)?;
+        temp.remove()?;
+        Ok(root)
+    }
+}
+
+/// Opens the root directory of a mount for reading.
+fn open_root(mount: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(mount, c".", flags, Mode::empty())
+}
+
+/// Has the kernel hand changed pages of a mount that a program serves to the program: it is them that the private mount
+/// reads from the program's directories. A layer that is not mounted has none.
+fn write_back(merged: &Path) {
+    match is_live_mount(merged) {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => {
+            tracing::debug!(path = %merged.display(), %error, "no mount whose changes could be written back");
+            return;
+        }
+    }
+    let written = at::open_dir(merged).and_then(|root| match rustix::fs::syncfs(&root) {
+        Err(Errno::NOSYS) => Ok(()),
+        result => result,
+    });
+    if let Err(error) = written {
+        tracing::debug!(path = %merged.display(), %error, "cannot write back the changes of a mount");
+    }
+}

@@ -1,0 +1,139 @@
+//! Layers that are built in a temporary directory and then take their place.
+//!
+//! A layer with content is built whole inside a locked temporary directory, and takes its place by one rename; then
+//! its symbolic link is made. A crash leaves a temporary directory, or a whole layer that no record names.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::io::Errno;
+
+use crate::driver::contract::{CreateOptions, Driver as _, LayerTree, Staged};
+use crate::driver::overlay::build::{Root, write_new};
+use crate::driver::overlay::layer::{make_link, move_away};
+use crate::driver::overlay::layout::{LINKS, TEMP_DIRS, check_id};
+use crate::driver::overlay::state::Overlay;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::lock::temp_dir::TempDir;
+use crate::sys::tree;
+
+/// A layer directory in a temporary directory.
+#[derive(Debug)]
+pub(super) struct StagedOverlay {
+    driver: Arc<Overlay>,
+    tree: LayerTree,
+    /// The layer directory, inside `temp`.
+    dir: PathBuf,
+    /// Owns the temporary directory and its lock.
+    temp: TempDir,
+    /// The layer's link ID.
+    link: String,
+    /// The layer's `lower` file.
+    lower: String,
+}
+
+impl Overlay {
+    /// Builds a layer in a temporary directory.
+    pub(super) fn stage_layer(
+        self: Arc<Self>,
+        parent: Option<&str>,
+        options: &CreateOptions,
+    ) -> Result<StagedOverlay> {
+        self.check_options(options)?;
+        let mut temp = TempDir::create(&self.stores.base(options.read_write).join(TEMP_DIRS))?;
+        let dir = temp.addition();
+        let built = self.build(&dir, parent, options)?;
+        Ok(StagedOverlay {
+            tree: self.tree_of(built.diff),
+            dir,
+            temp,
+            link: built.link,
+            lower: built.lower,
+            driver: self,
+        })
+    }
+}
+
+impl Staged for StagedOverlay {
+    fn tree(&self) -> &LayerTree {
+        &self.tree
+    }
+
+    fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        check_id(id)?;
+        let quota = self.driver.check_options(options)?;
+        self.put_on(parent, options)?;
+        let driver = Arc::clone(&self.driver);
+        let home = driver.stores.base(options.read_write);
+        let target = home.join(id);
+        let mut renamed = rustix::fs::rename(&self.dir, &target);
+        if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR | Errno::BUSY) = renamed {
+            tracing::warn!(
+                layer = id,
+                "replacing the directory of a layer that was never recorded"
+            );
+            move_away(home, id, &mut self.temp)?;
+            renamed = rustix::fs::rename(&self.dir, &target);
+        }
+        renamed.at("moving a layer to its place", &target)?;
+        let limited = quota.map_or(Ok(()), |quota| driver.set_quota(id, &quota));
+        let linked = limited.and_then(|()| make_link(home, &self.link, id));
+        if linked.is_err() {
+            self.temp.stage_deletion(&target)?;
+        }
+        linked
+    }
+}
+
+impl StagedOverlay {
+    /// Makes the staged layer a child of `parent`, if it is not yet.
+    fn put_on(&self, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        let driver = &self.driver;
+        let Some(parent) = parent else {
+            if self.lower.is_empty() {
+                return Ok(());
+            }
+            return Err(
+                ErrorKind::InvalidInput.err("committing a layer without the parent that it was staged on")
+            );
+        };
+        // Another layer may have the same ID by now: the link ID tells.
+        let place = driver.stores.require(parent)?;
+        let link = driver
+            .link_name(parent, &place.dir)
+            .map_err(|error| driver.gone_or(parent, error))?;
+        let rest = self
+            .lower
+            .strip_prefix(LINKS)
+            .and_then(|rest| rest.strip_prefix('/')?.strip_prefix(&*link));
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':')) {
+            return Ok(());
+        }
+        let new = driver.parent(parent)?;
+        let container_root = options.mappings.root()?;
+        let diff = &self.tree.dir;
+        let write = || -> rustix::io::Result<()> {
+            let layer = rustix::fs::openat(CWD, &self.dir, tree::DIR_FLAGS, Mode::empty())?;
+            for (name, flags) in [("lower", AtFlags::empty()), ("empty", AtFlags::REMOVEDIR)] {
+                match rustix::fs::unlinkat(&layer, name, flags) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            write_new(&layer, "lower", &new.lower, options.durable)?;
+            let Root { mode, owner } = driver.on_disk(new.root, container_root);
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            let stat = rustix::fs::fstat(diff)?;
+            if (stat.st_uid, stat.st_gid) != (owner.uid, owner.gid) {
+                rustix::fs::fchown(diff, Some(uid), Some(gid))?;
+                for name in ["work", "merged"] {
+                    rustix::fs::chownat(&layer, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                }
+            }
+            driver.keep_real(diff, new.root, options.read_write)?;
+            rustix::fs::fchmod(diff, Mode::from_raw_mode(mode))
+        };
+        write().at("putting a staged layer on its parent in", &self.dir)
+    }
+}
