@@ -193,7 +193,7 @@ impl Growth {
                 let options = ImageOptions::default().id("extra-image");
                 drop(store.create_image(Some(&self.image.1), options).await?);
             }
-            Row::DeleteImage => drop(store.delete_image("extra-image", true).await?),
+            Row::DeleteImage => drop(store.delete_image("extra-image").await?),
             Row::CreateContainer => {
                 let options = ContainerOptions::default().id("extra-container");
                 drop(store.create_container(Some(&self.image.0), options).await?);
@@ -347,7 +347,7 @@ async fn grow(growth: &mut Growth) -> Res<()> {
     let started = Instant::now();
     store.wipe().await?;
     println!("\nwiped in {:.1?}", started.elapsed());
-    store.shutdown(true).await?;
+    store.shutdown_force().await?;
     Ok(())
 }
 

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use async_compression::tokio::write::GzipEncoder;
 use graphroot::{
-    BoxReader, Compression, ContainerOptions, DiffOptions, Digest, ImageOptions, Layer, LayerOptions, Store,
-    StoreOptions,
+    BoxReader, Compression, ContainerOptions, DiffOptions, Digest, ImageOptions, Layer, LayerOptions,
+    MountOptions, Store, StoreOptions,
 };
 use sha2::Digest as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
@@ -61,7 +61,7 @@ async fn run(home: &Path, arguments: Vec<PathBuf>) -> Res<()> {
     ));
     let outcome = main_job(&store, &blobs).await;
     store.wipe().await?;
-    store.shutdown(true).await?;
+    store.shutdown_force().await?;
     outcome
 }
 
@@ -106,7 +106,7 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
     let container = store
         .create_container(Some("localhost/quickstart:latest"), options)
         .await?;
-    let mounted = store.mount(container.id(), "").await?;
+    let mounted = store.mount(container.id(), MountOptions::default()).await?;
     say(&format!(
         "created container {} and mounted it on {}",
         short(container.id()),
@@ -157,11 +157,11 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
         rate(exported, started.elapsed())
     ));
 
-    let still = store.unmount(container.id(), false).await?;
+    let still = store.unmount(container.id()).await?;
     store.delete_container(container.id()).await?;
-    let removed = store.delete_image(image.id(), true).await?;
+    let removed = store.delete_image(image.id()).await?;
     say(&format!(
-        "unmounted ({still}), deleted the container, the image and {} layers",
+        "unmounted ({still} mounts left), deleted the container, the image and {} layers",
         removed.len()
     ));
     Ok(())

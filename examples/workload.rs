@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use graphroot::{ContainerOptions, DiffOptions, Durability, ImageOptions, LayerOptions, Store, StoreOptions};
+use graphroot::{
+    ContainerOptions, DiffOptions, Durability, ImageOptions, LayerOptions, MountOptions, Store, StoreOptions,
+};
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinSet;
 
@@ -127,7 +129,7 @@ async fn run(arguments: Arguments) -> Res<()> {
     }
     let store = arguments.open().await?;
     store.wipe().await?;
-    store.shutdown(true).await?;
+    store.shutdown_force().await?;
     std::fs::remove_dir_all(&arguments.root)?;
     Ok(())
 }
@@ -374,13 +376,13 @@ async fn containers(store: &Store) -> Res<()> {
 
     let started = Clock::start();
     for id in &ids {
-        store.mount(id, "").await?;
+        store.mount(id, MountOptions::default()).await?;
     }
     report("mount", CONTAINERS, started.stop(), None);
 
     let started = Clock::start();
     for id in &ids {
-        store.unmount(id, false).await?;
+        store.unmount(id).await?;
     }
     report("unmount", CONTAINERS, started.stop(), None);
 

@@ -23,7 +23,7 @@
 //!
 //! let image = store.create_image(Some(put.layer.id()), ImageOptions::default().name("localhost/demo")).await?;
 //! let container = store.create_container(Some(image.id()), ContainerOptions::default().name("demo")).await?;
-//! let directory = store.mount("demo", "").await?;
+//! let directory = store.mount("demo", MountOptions::default()).await?;
 //! # std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
 //! std::fs::write(directory.join("hello"), "hello")?;
 //! assert_eq!(store.changes(None, container.layer_id()).await?.len(), 1);
@@ -31,9 +31,9 @@
 //! let mut diff = Vec::new();
 //! store.diff(None, put.layer.id(), DiffOptions::uncompressed()).await?.read_to_end(&mut diff).await?;
 //! assert_eq!(diff, tar); // bit for bit
-//! store.unmount("demo", false).await?;
+//! store.unmount("demo").await?;
 //! # store.wipe().await?;
-//! # store.shutdown(true).await?;
+//! # store.shutdown_force().await?;
 //! # std::fs::remove_dir_all(&root)?;
 //! # Ok(())
 //! # }
@@ -112,7 +112,8 @@ pub use lock::owners::LockOwner;
 pub use options::driver::mount_options;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
-    ImageBigData, ImageOptions, LayerBigData, LayerOptions, MultiListOptions, Remap, StoreOptions,
+    ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions, Remap,
+    StoreOptions,
 };
 pub use store::Store;
 pub use store::big_data::{BigDataReader, ManifestDigest};

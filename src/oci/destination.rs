@@ -313,7 +313,7 @@ pub(crate) fn reused(progress: &Progress, digest: &Digest) {
 /// The manifest of an image of the store.
 pub(crate) async fn stored_manifest(store: &Store, image: &str) -> Result<Bytes> {
     match store.image_big_data(image, "manifest").await {
-        Ok(bytes) => Ok(bytes.into()),
+        Ok(bytes) => Ok(bytes),
         Err(error) => Err(error.context(format!("image {image:?} has no manifest to push"))),
     }
 }

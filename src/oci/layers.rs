@@ -123,7 +123,7 @@ pub(crate) async fn ensure(
 /// The layer with this diff on exactly this parent, with the owners that a new one would have.
 async fn find(store: &Store, parent: Option<&str>, diff_id: &Digest) -> Result<Option<Layer>> {
     let id = manifest::layer_id(parent, diff_id);
-    let mut found = same_diff(store, diff_id).await?;
+    let mut found = store.layers_by_uncompressed_digest(diff_id).await?;
     found.retain(|layer| layer.parent() == parent);
     if let Some(layer) = found.iter().find(|layer| layer.id() == id) {
         return Ok(Some(layer.clone()));
@@ -133,15 +133,6 @@ async fn find(store: &Store, parent: Option<&str>, diff_id: &Digest) -> Result<O
     Ok(found
         .into_iter()
         .find(|layer| layer.uid_map() == owners.uids && layer.gid_map() == owners.gids))
-}
-
-/// All layers with this diff.
-async fn same_diff(store: &Store, diff_id: &Digest) -> Result<Vec<Layer>> {
-    match store.layers_by_uncompressed_digest(diff_id).await {
-        Ok(layers) => Ok(layers),
-        Err(error) if error.kind() == ErrorKind::LayerUnknown => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
 }
 
 /// One missing layer.
@@ -243,7 +234,13 @@ impl Job {
 
     /// Unpacks the diff, from a layer that has it or from the source. Returns whether it was transferred.
     async fn unpack(&self, on: Option<&str>) -> Result<(StagedDiff, bool)> {
-        if let Some(layer) = same_diff(&self.context.store, &self.diff_id).await?.first() {
+        if let Some(layer) = self
+            .context
+            .store
+            .layers_by_uncompressed_digest(&self.diff_id)
+            .await?
+            .first()
+        {
             match self.copy(on, layer.id()).await {
                 Ok(staged) => {
                     self.unpacked();

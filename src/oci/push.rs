@@ -120,10 +120,9 @@ async fn work(
     let Document::Image(manifest) = manifest::parse(&bytes, None)? else {
         return Err(ErrorKind::NotSupported.err("an index as an image's manifest"));
     };
-    let config: Bytes = store
+    let config = store
         .image_big_data(image.id(), manifest.config.digest.as_str())
-        .await?
-        .into();
+        .await?;
     check(&config, &manifest.config.digest, "the stored config")?;
     let layers = layers_of(store, image.top_layer()).await?;
     let diff_ids = Config::parse(&config)?.diff_ids;

@@ -71,7 +71,7 @@ pub(crate) async fn known_config(store: &Store, digest: &Digest) -> Result<Optio
         }
     };
     let intact = super::document::check(&bytes, digest, "the stored config").is_ok();
-    Ok(intact.then(|| bytes.into()))
+    Ok(intact.then_some(bytes))
 }
 
 /// Writes the record, or completes the one that is there.

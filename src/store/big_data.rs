@@ -229,7 +229,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotFound`] for an item that does not exist (removing the image may
     /// resolve that), [`ErrorKind::InvalidBigDataName`] for an empty key.
-    pub async fn image_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
+    pub async fn image_big_data(&self, id: &str, key: &str) -> Result<Bytes> {
         let mut rows = Vec::new();
         let _none: Option<()> = self
             .read_all_image_stores(|home, table| {
@@ -239,7 +239,7 @@ impl Store {
             .await?;
         let mut result = Err(images::unknown(id));
         for (row, home) in rows {
-            result = self.read_image_item(&row, home, key).await;
+            result = self.read_image_item(&row, home, key).await.map(Bytes::from);
             if result.is_ok() {
                 break;
             }
@@ -360,14 +360,16 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
     /// [`ErrorKind::InvalidBigDataName`] for an empty key.
-    pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Vec<u8>> {
+    pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Bytes> {
         let container = self.container(id).await?;
         let id = container.id().to_owned();
         let key = named(container.big_data_names(), key, "container", &id)?.to_owned();
         let dir = item_dir(self.inner.dirs.containers(), &id)?;
         let recorded = container.recorded_big_data(&key);
         bridge::run(move || {
-            big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "container", &id))
+            let data = big_data::read(&dir, &key, recorded.as_ref())?;
+            let data = data.ok_or_else(|| missing_item(&key, "container", &id))?;
+            Ok(Bytes::from(data))
         })
         .await
     }

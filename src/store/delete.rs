@@ -2,8 +2,22 @@
 
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::all_stores::remove_dirs;
+use crate::store::all_stores::{AllStores, remove_dirs};
 use crate::store::dirs::item_dir;
+
+/// The ID of an image that no container uses.
+fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
+    let Some(id) = all.find_image(key) else {
+        return Err(ErrorKind::NotAnImage.err(format!("deleting image {key:?}")));
+    };
+    match all.containers.rows().find(|row| row.image == id) {
+        None => Ok(id),
+        Some(user) => {
+            let what = format!("deleting image {id:?}, used by {}", user.id);
+            Err(ErrorKind::ImageUsedByContainer.err(what))
+        }
+    }
+}
 
 impl Store {
     /// Deletes a layer (an ID, name or ID prefix) that nobody uses. It is unmounted first.
@@ -56,30 +70,36 @@ impl Store {
     }
 
     /// Deletes an image (an ID, name or ID prefix) that no container uses, and its layers from the top downwards as
-    /// long as nothing else needs them. Returns the IDs of those layers. With `commit` false nothing is deleted, only
-    /// the list is returned.
+    /// long as nothing else needs them. Returns the IDs of those layers;
+    /// [`Store::layers_deleted_with_image`] tells them beforehand.
     ///
     /// # Errors
     /// [`ErrorKind::NotAnImage`], [`ErrorKind::ImageUsedByContainer`] naming the container.
     ///
     /// # Cancellation
     /// As [`Store::delete_layer`].
-    pub async fn delete_image(&self, id: &str, commit: bool) -> Result<Vec<String>> {
+    pub async fn delete_image(&self, id: &str) -> Result<Vec<String>> {
         let key = id.to_owned();
         let dirs = self.inner.dirs.clone();
         self.write_to_all_stores(move |all| {
-            let Some(id) = all.find_image(&key) else {
-                return Err(ErrorKind::NotAnImage.err(format!("deleting image {key:?}")));
-            };
-            if let Some(user) = all.containers.rows().find(|row| row.image == id) {
-                let what = format!("deleting image {id:?}, used by {}", user.id);
-                return Err(ErrorKind::ImageUsedByContainer.err(what));
-            }
-            if commit {
-                all.delete_image(&dirs, &id)
-            } else {
-                Ok(all.layers_to_delete(&id))
-            }
+            let id = deletable_image(all, &key)?;
+            all.delete_image(&dirs, &id)
+        })
+        .await
+    }
+
+    /// The IDs of the layers that [`Store::delete_image`] would delete with this image (an ID, name or ID prefix) now;
+    /// nothing is deleted.
+    ///
+    /// Takes the layer, image and container locks exclusively for one step: the answer is of one moment.
+    ///
+    /// # Errors
+    /// As [`Store::delete_image`].
+    pub async fn layers_deleted_with_image(&self, id: &str) -> Result<Vec<String>> {
+        let key = id.to_owned();
+        self.write_to_all_stores(move |all| {
+            let id = deletable_image(all, &key)?;
+            Ok(all.layers_to_delete(&id))
         })
         .await
     }
@@ -132,7 +152,13 @@ impl Store {
         .await
     }
 
-    /// Deletes every container, image and layer, and whatever else the driver takes for a layer. No safety checks.
+    /// Deletes every container, image and layer of this store, whoever made it: also those that Podman, Buildah or
+    /// CRI-O keep in the same graph root, with what their containers hold, and whatever else the driver takes for a
+    /// layer. Mounted layers are unmounted. No safety checks; a program that wants to remove only what is its own
+    /// deletes that by ID.
+    ///
+    /// With a separate image store the images there and those in the graph root are deleted. Additional read-only
+    /// stores are left alone.
     ///
     /// # Errors
     /// The first failure stops it.

@@ -82,7 +82,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`], [`ErrorKind::Io`] (also for a missing file, see
     /// [`Error::io_kind`](crate::Error::io_kind)).
-    pub async fn from_container_directory(&self, id: &str, file: &str) -> Result<Vec<u8>> {
+    pub async fn from_container_directory(&self, id: &str, file: &str) -> Result<Bytes> {
         read_below(self.container_directory(id).await?, file).await
     }
 
@@ -106,7 +106,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::from_container_directory`].
-    pub async fn from_container_run_directory(&self, id: &str, file: &str) -> Result<Vec<u8>> {
+    pub async fn from_container_run_directory(&self, id: &str, file: &str) -> Result<Bytes> {
         read_below(self.container_run_directory(id).await?, file).await
     }
 }
@@ -132,7 +132,7 @@ async fn write_below(dir: PathBuf, file: &str, data: Bytes) -> Result<()> {
     .await
 }
 
-async fn read_below(dir: PathBuf, file: &str) -> Result<Vec<u8>> {
+async fn read_below(dir: PathBuf, file: &str) -> Result<Bytes> {
     let path = below(&dir, file)?;
-    bridge::run(move || std::fs::read(&path).at("reading", path)).await
+    bridge::run(move || std::fs::read(&path).map(Bytes::from).at("reading", path)).await
 }

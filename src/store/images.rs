@@ -188,7 +188,7 @@ impl Store {
             .await
     }
 
-    /// The images with this digest: their own or that of one of their manifests. None is no error.
+    /// The images with this digest, their own or that of one of their manifests; an empty list if there are none.
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].

@@ -22,19 +22,10 @@ pub(crate) fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: StoreOrigin) 
     let mount = mount.map(|row| {
         Arc::new(MountState {
             path: row.path.clone().into(),
-            count: row.count,
+            count: row.count.unsigned_abs(),
         })
     });
     Layer::new(row, mount, home.read_only())
-}
-
-fn what(kind: DigestKind) -> &'static str {
-    match kind {
-        DigestKind::Compressed => "compressed",
-        DigestKind::Uncompressed => "uncompressed",
-        DigestKind::Toc => "TOC",
-        DigestKind::Image => "image",
-    }
 }
 
 impl Store {
@@ -85,34 +76,29 @@ impl Store {
                 Ok(ControlFlow::Continue(()))
             })
             .await?;
-        if all.is_empty() {
-            return Err(
-                ErrorKind::LayerUnknown.err(format!("locating layers with {} digest {digest}", what(kind)))
-            );
-        }
         Ok(all)
     }
 
-    /// The layers made from a blob with this digest.
+    /// The layers made from a blob with this digest, an empty list if there are none.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`] if there is none.
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
     pub async fn layers_by_compressed_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
         self.layers_by_digest(DigestKind::Compressed, digest).await
     }
 
-    /// The layers whose uncompressed stream has this digest (diff ID).
+    /// The layers whose uncompressed stream has this digest (the diff ID), an empty list if there are none.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`] if there is none.
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
     pub async fn layers_by_uncompressed_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
         self.layers_by_digest(DigestKind::Uncompressed, digest).await
     }
 
-    /// The layers made from a table of contents with this digest.
+    /// The layers made from a table of contents with this digest, an empty list if there are none.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`] if there is none.
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
     pub async fn layers_by_toc_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
         self.layers_by_digest(DigestKind::Toc, digest).await
     }

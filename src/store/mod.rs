@@ -31,6 +31,7 @@ mod images;
 pub(crate) mod inner;
 pub(crate) mod layer_store;
 pub(crate) mod layers;
+mod lookup;
 mod metadata;
 mod mount;
 pub(crate) mod multi_list;
@@ -66,7 +67,7 @@ use crate::store::inner::Inner;
 /// let layer = store.create_layer(None, graphroot::LayerOptions::default().name("base")).await?;
 /// assert_eq!(store.lookup("base").await?, layer.id());
 /// store.wipe().await?;
-/// store.shutdown(false).await?;
+/// store.shutdown().await?;
 /// # std::fs::remove_dir_all(&root).ok();
 /// # Ok(())
 /// # }

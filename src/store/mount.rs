@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::bridge;
-use crate::driver::MountOptions;
+use crate::driver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::idmap::IdMappings;
-use crate::options::IdMappingOptions;
+use crate::options::{IdMappingOptions, MountOptions};
 use crate::record::layer::LayerRow;
 use crate::record::table::Table;
 use crate::store::Store;
@@ -47,7 +47,8 @@ impl LayerKey {
 
 impl Store {
     /// Mounts a layer, or the layer of a container, (an ID, name or ID prefix) and returns the directory. Mounts are
-    /// counted: each needs its [`Store::unmount`]. An empty `mount_label` means the layer's own.
+    /// counted over all processes: each needs its [`Store::unmount`]. [`Store::mount_guard`] does that by itself.
+    /// A layer that is mounted already stays mounted as it is, whatever `options` say.
     ///
     /// Takes the graph lock and the layer lock exclusively for one step.
     ///
@@ -57,7 +58,12 @@ impl Store {
     ///
     /// # Cancellation
     /// Nothing has happened, or the layer gets mounted in the background (and [`Store::mounted`] says so).
-    pub async fn mount(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
+    pub async fn mount(&self, id: &str, options: MountOptions) -> Result<PathBuf> {
+        self.mount_counted(id, options).await.map(|(_layer, path)| path)
+    }
+
+    /// As [`Store::mount`]; also returns the ID of the layer.
+    pub(crate) async fn mount_counted(&self, id: &str, wanted: MountOptions) -> Result<(String, PathBuf)> {
         let container = self
             .read_container_store(|table| Ok(table.find(id).map(Container::new)))
             .await?;
@@ -68,18 +74,19 @@ impl Store {
             ),
             None => (
                 LayerKey::Any(id.to_owned()),
-                MountOptions {
+                driver::MountOptions {
                     disable_shifting: true,
-                    ..MountOptions::default()
+                    ..driver::MountOptions::default()
                 },
             ),
         };
-        options.mount_label = mount_label.to_owned();
+        options.mount_label = wanted.label.unwrap_or_default();
+        options.options.extend(wanted.options);
         let graph = self.lock_graph().await?;
         self.read_or_write_all_layer_stores(move |layers, additional| {
             let _graph = graph;
             match key.find(layers.table()).map(|row| row.id.clone()) {
-                Some(id) => layers.mount(&id, options),
+                Some(id) => layers.mount(&id, options).map(|path| (id.to_string(), path)),
                 None if additional.iter().any(|table| key.find(table).is_some()) => {
                     let what = format!(
                         "mounting layer {:?} of a read-only store is not allowed",
@@ -93,13 +100,13 @@ impl Store {
         .await
     }
 
-    fn container_mount_options(&self, container: &Container) -> MountOptions {
+    fn container_mount_options(&self, container: &Container) -> driver::MountOptions {
         let mappings = IdMappings {
             uids: container.uid_map().to_vec(),
             gids: container.gid_map().to_vec(),
         };
         let shifting = !mappings.is_identity() && self.inner.driver().supports_shifting(&mappings);
-        MountOptions {
+        driver::MountOptions {
             mount_label: String::new(),
             mappings,
             options: container.mount_opts(),
@@ -108,19 +115,39 @@ impl Store {
         }
     }
 
-    /// Undoes one [`Store::mount`] of a layer or container (an ID, name, ID prefix or mount path); `force` undoes all. Returns
-    /// whether it is still mounted. A layer that is not mounted is no error.
+    /// Undoes one [`Store::mount`] of a layer or container (an ID, name, ID prefix or mount path). Returns how often it
+    /// is still mounted, over all processes. A layer that is not mounted is no error.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
-    pub async fn unmount(&self, id: &str, force: bool) -> Result<bool> {
+    pub async fn unmount(&self, id: &str) -> Result<u64> {
+        self.unmount_with(id, LayerStore::unmount).await
+    }
+
+    /// Undoes every mount of a layer or container (an ID, name, ID prefix or mount path), also those of other
+    /// processes, which go on as if it were mounted. A layer that is not mounted is no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn unmount_all(&self, id: &str) -> Result<()> {
+        self.unmount_with(id, LayerStore::unmount_all).await
+    }
+
+    async fn unmount_with<T: Send + 'static>(
+        &self,
+        id: &str,
+        unmount: fn(&mut LayerStore, &str) -> Result<T>,
+    ) -> Result<T> {
         let key = self.layer_of(id).await?;
         self.write_to_layer_store(move |layers| {
             let found = key.find(layers.table()).map(|row| row.id.clone());
-            layers.unmount(&found.ok_or_else(|| key.unknown())?, force, false)
+            unmount(layers, &found.ok_or_else(|| key.unknown())?)
         })
         .await
     }
@@ -129,13 +156,17 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
-    pub async fn mounted(&self, id: &str) -> Result<i64> {
+    pub async fn mounted(&self, id: &str) -> Result<u64> {
         let key = self.layer_of(id).await?;
         let found = self
             .read_all_layer_stores(|_, table| Ok(hit(key.find(table).map(|row| row.id.clone()))))
             .await?;
         let id = found.ok_or_else(|| key.unknown())?;
-        Ok(self.mounts().await?.get(&id).map_or(0, |mount| mount.count))
+        Ok(self
+            .mounts()
+            .await?
+            .get(&id)
+            .map_or(0, |mount| mount.count.unsigned_abs()))
     }
 
     /// The layer of a container, the layer that is mounted on this path, or what the key means.
@@ -153,8 +184,8 @@ impl Store {
         })
     }
 
-    /// Mounts the top layer of an image (an ID, name or ID prefix) read-only and returns the directory.
-    /// `mount_options` are as in `mount -o`, one each; `rw` is refused.
+    /// Mounts the top layer of an image (an ID, name or ID prefix) read-only and returns the directory. Mounts are
+    /// counted, as those of [`Store::mount`]; each needs its [`Store::unmount_image`]. The option `rw` is refused.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotSupported`] for the option `rw`, [`ErrorKind::LayerUnknown`] for
@@ -162,16 +193,26 @@ impl Store {
     ///
     /// # Cancellation
     /// As [`Store::mount`].
-    pub async fn mount_image(&self, id: &str, mount_options: &[&str], mount_label: &str) -> Result<PathBuf> {
-        if mount_options.contains(&"rw") {
+    pub async fn mount_image(&self, id: &str, options: MountOptions) -> Result<PathBuf> {
+        self.mount_image_counted(id, options)
+            .await
+            .map(|(_layer, path)| path)
+    }
+
+    /// As [`Store::mount_image`]; also returns the ID of the layer.
+    pub(crate) async fn mount_image_counted(
+        &self,
+        id: &str,
+        wanted: MountOptions,
+    ) -> Result<(String, PathBuf)> {
+        let MountOptions { label, mut options } = wanted;
+        if options.iter().any(|option| option == "rw") {
             return Err(ErrorKind::NotSupported.err("mount option \"rw\" for an image"));
         }
-        let mut options: Vec<String> = mount_options.iter().map(|option| (*option).to_owned()).collect();
-        if !mount_options.contains(&"ro") {
+        if options.iter().all(|option| option != "ro") {
             options.push("ro".into());
         }
         let key = id.to_owned();
-        let label = mount_label.to_owned();
         let graph = self.lock_graph().await?;
         self.write_to_layers_and_images(move |held| {
             let _graph = graph;
@@ -190,25 +231,48 @@ impl Store {
                 }
                 None => return Err(ErrorKind::LayerUnknown.err(format!("image {key:?} has no layer"))),
             };
-            let options = MountOptions {
-                mount_label: label,
+            let options = driver::MountOptions {
+                mount_label: label.unwrap_or_default(),
                 options,
                 disable_shifting: true,
-                ..MountOptions::default()
+                ..driver::MountOptions::default()
             };
-            held.layers.mount(&top.id, options)
+            let path = held.layers.mount(&top.id, options)?;
+            Ok((top.id.to_string(), path))
         })
         .await
     }
 
-    /// Undoes one [`Store::mount_image`]; `force` undoes all. Returns whether it is still mounted.
+    /// Undoes one [`Store::mount_image`] (an ID, name or ID prefix). Returns how often the image is still mounted, over
+    /// all processes.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
-    pub async fn unmount_image(&self, id: &str, force: bool) -> Result<bool> {
+    pub async fn unmount_image(&self, id: &str) -> Result<u64> {
+        let layer = self.unmapped_top_layer(id).await?;
+        self.write_to_layer_store(move |layers| layers.unmount(&layer))
+            .await
+    }
+
+    /// Undoes every mount of an image (an ID, name or ID prefix), also those of other processes, which go on as if it
+    /// were mounted.
+    ///
+    /// # Errors
+    /// As [`Store::unmount_image`].
+    ///
+    /// # Cancellation
+    /// As [`Store::unmount_image`].
+    pub async fn unmount_image_all(&self, id: &str) -> Result<()> {
+        let layer = self.unmapped_top_layer(id).await?;
+        self.write_to_layer_store(move |layers| layers.unmount_all(&layer))
+            .await
+    }
+
+    /// The layer that [`Store::mount_image`] mounts: the image's top layer or the copy of it that has no mapping.
+    async fn unmapped_top_layer(&self, id: &str) -> Result<String> {
         let image = self.image(id).await?;
         let mut candidates: Vec<String> = image.mapped_top_layers().to_vec();
         candidates.extend(image.top_layer().map(str::to_owned));
@@ -219,25 +283,51 @@ impl Store {
                 Ok(hit(found.map(|row| row.id.to_string())))
             })
             .await?;
-        let layer = unmapped.or_else(|| image.top_layer().map(str::to_owned));
-        let Some(layer) = layer else {
-            return Err(ErrorKind::LayerUnknown.err(format!("image {id:?} has no layer")));
-        };
-        self.write_to_layer_store(move |layers| layers.unmount(&layer, force, false))
-            .await
+        unmapped
+            .or_else(|| image.top_layer().map(str::to_owned))
+            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("image {id:?} has no layer")))
     }
 
-    /// Stops the driver so that the directories can be removed or unmounted. With `force` mounted layers are
-    /// unmounted first. Returns the IDs of layers that were mounted.
+    /// Stops the driver so that the directories can be removed or unmounted. Nothing of the store is deleted.
     ///
     /// Every process that uses the store, this one included, starts the driver again when it needs it.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUsedByContainer`] if layers are mounted and `force` is false, [`ErrorKind::Io`].
+    /// [`ErrorKind::LayerUsedByContainer`] if a layer is mounted, by whichever process; [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
-    pub async fn shutdown(&self, force: bool) -> Result<Vec<String>> {
+    pub async fn shutdown(&self) -> Result<()> {
+        self.stop_driver(|_layers, mounted| {
+            if mounted.is_empty() {
+                return Ok(());
+            }
+            let what = format!("a layer is mounted: {}", mounted.join(", "));
+            Err(ErrorKind::LayerUsedByContainer.err(what))
+        })
+        .await
+        .map(drop)
+    }
+
+    /// As [`Store::shutdown`], after unmounting every mounted layer of the store, whoever mounted it: also the root
+    /// file systems of containers that other processes, such as Podman, run at this moment. Returns the IDs of the
+    /// layers that were mounted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// As [`Store::shutdown`].
+    pub async fn shutdown_force(&self) -> Result<Vec<String>> {
+        self.stop_driver(|layers, mounted| mounted.iter().try_for_each(|id| layers.unmount_all(id)))
+            .await
+    }
+
+    /// Stops the driver after `prepare`, which gets the IDs of mounted layers; returns these.
+    async fn stop_driver(
+        &self,
+        prepare: fn(&mut LayerStore, &[String]) -> Result<()>,
+    ) -> Result<Vec<String>> {
         let graph = self.lock_graph().await?;
         let guard = self.inner.layers.write().await?;
         let inner = Arc::clone(&self.inner);
@@ -250,13 +340,7 @@ impl Store {
                     .filter(|row| mounts.get(&row.id).is_some())
                     .map(|row| row.id.to_string())
                     .collect();
-                if !mounted.is_empty() && !force {
-                    let what = format!("a layer is mounted: {}", mounted.join(", "));
-                    return Err(ErrorKind::LayerUsedByContainer.err(what));
-                }
-                for id in &mounted {
-                    layers.unmount_all(id)?;
-                }
+                prepare(layers, &mounted)?;
                 Self::mark_shut_down(&graph)?;
                 layers.driver.cleanup()?;
                 Ok(mounted)

@@ -6,6 +6,10 @@ use crate::record::names::NameOperation;
 use crate::store::Store;
 use crate::store::access::hit;
 
+fn owned(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<String> {
+    names.into_iter().map(|name| name.as_ref().to_owned()).collect()
+}
+
 impl Store {
     /// The names of the layer, image or container with this ID, name or ID prefix, searched in this order.
     ///
@@ -39,7 +43,8 @@ impl Store {
     ///
     /// # Cancellation
     /// Either nothing has changed, or the change completes in the background.
-    pub async fn set_names(&self, id: &str, names: &[&str]) -> Result<()> {
+    pub async fn set_names(&self, id: &str, names: impl IntoIterator<Item: AsRef<str>> + Send) -> Result<()> {
+        let names = owned(names);
         self.update_names(id, NameOperation::Set, names).await
     }
 
@@ -51,7 +56,8 @@ impl Store {
     ///
     /// # Cancellation
     /// Either nothing has changed, or the change completes in the background.
-    pub async fn add_names(&self, id: &str, names: &[&str]) -> Result<()> {
+    pub async fn add_names(&self, id: &str, names: impl IntoIterator<Item: AsRef<str>> + Send) -> Result<()> {
+        let names = owned(names);
         self.update_names(id, NameOperation::Add, names).await
     }
 
@@ -63,12 +69,16 @@ impl Store {
     ///
     /// # Cancellation
     /// Either nothing has changed, or the change completes in the background.
-    pub async fn remove_names(&self, id: &str, names: &[&str]) -> Result<()> {
+    pub async fn remove_names(
+        &self,
+        id: &str,
+        names: impl IntoIterator<Item: AsRef<str>> + Send,
+    ) -> Result<()> {
+        let names = owned(names);
         self.update_names(id, NameOperation::Remove, names).await
     }
 
-    async fn update_names(&self, id: &str, operation: NameOperation, names: &[&str]) -> Result<()> {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    async fn update_names(&self, id: &str, operation: NameOperation, names: Vec<String>) -> Result<()> {
         let key = id.to_owned();
         let wanted = names.clone();
         let done = self

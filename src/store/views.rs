@@ -40,7 +40,7 @@ pub struct Layer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountState {
     pub(crate) path: PathBuf,
-    pub(crate) count: i64,
+    pub(crate) count: u64,
 }
 
 fn digest(text: &RawDigest) -> Option<Digest> {
@@ -94,9 +94,9 @@ impl Layer {
         &self.row.metadata
     }
 
-    /// The SELinux label of its mounts; empty for none.
-    pub fn mount_label(&self) -> &str {
-        &self.row.mount_label
+    /// The SELinux label of its mounts, if it has one.
+    pub fn mount_label(&self) -> Option<&str> {
+        Some(self.row.mount_label.as_str()).filter(|label| !label.is_empty())
     }
 
     /// When it was created.
@@ -167,7 +167,7 @@ impl Layer {
     }
 
     /// Its mount count, over all processes.
-    pub fn mount_count(&self) -> i64 {
+    pub fn mount_count(&self) -> u64 {
         self.mount.as_ref().map_or(0, |mount| mount.count)
     }
 

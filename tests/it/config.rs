@@ -283,7 +283,7 @@ async fn podman_and_we_open_the_same_store() {
             assert_eq!(store.graph_options(), options.driver_options, "{}", case.name);
             assert_eq!(store.pull_options(), &options.pull_options, "{}", case.name);
             assert_eq!(store.transient_store(), options.transient, "{}", case.name);
-            store.shutdown(true).await.unwrap();
+            store.shutdown_force().await.unwrap();
             store.free();
         }
         place.compare(ours.map(|(_, found)| found), place.podman());

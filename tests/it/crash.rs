@@ -55,9 +55,9 @@ fn files(mounted: &Path) -> Manifest {
 }
 
 async fn assert_complete(store: &Store, expected: &Manifest, moment: &str) {
-    let mounted = store.mount(VICTIM, "").await.unwrap();
+    let mounted = store.mount(VICTIM, Default::default()).await.unwrap();
     assert_same(moment, &files(&mounted), "the whole layer", expected);
-    assert!(!store.unmount(VICTIM, false).await.unwrap());
+    assert_eq!(store.unmount(VICTIM).await.unwrap(), 0);
     let layer = store.layer(VICTIM).await.unwrap();
     assert!(layer.diff_digest().is_some(), "{moment}");
 }
@@ -88,8 +88,8 @@ async fn prepare(root: &TestRoot, file: &Path) -> Manifest {
     put_file(&store, None, LayerOptions::default().id(VICTIM), file)
         .await
         .unwrap();
-    let files = files(&store.mount(VICTIM, "").await.unwrap());
-    store.unmount(VICTIM, false).await.unwrap();
+    let files = files(&store.mount(VICTIM, Default::default()).await.unwrap());
+    store.unmount(VICTIM).await.unwrap();
     store.delete_layer(VICTIM).await.unwrap();
     files
 }

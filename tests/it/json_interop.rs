@@ -123,7 +123,7 @@ async fn rows_of_go_survive_our_rewrite() {
 
     // A change of a row touches only what it changes.
     store.set_metadata("container", "changed").await.unwrap();
-    store.add_names("base", &["third name"]).await.unwrap();
+    store.add_names("base", ["third name"]).await.unwrap();
     let mut expected = before.clone();
     // New names come first.
     let names = expected[0].1[0]["names"].as_array_mut().unwrap();
@@ -179,7 +179,7 @@ async fn our_rows_survive_gos_rewrite() {
         .await
         .unwrap();
     store
-        .set_names("image", &["localhost/i:2", "localhost/i:3"])
+        .set_names("image", ["localhost/i:2", "localhost/i:3"])
         .await
         .unwrap();
     store

@@ -122,22 +122,22 @@ async fn read_here(shared: &Shared) {
     assert_eq!(store.image("go/image").await.unwrap().id(), "go-image");
     assert_eq!(
         store.image_big_data("go-image", "item").await.unwrap(),
-        b"some data"
+        b"some data"[..]
     );
     let container = store.container("go-name").await.unwrap();
     assert_eq!(container.image_id(), Some("go-image"));
     assert_eq!(
         store.container_big_data("go-container", "item").await.unwrap(),
-        b"some data"
+        b"some data"[..]
     );
-    let path = store.mount("go-container", "").await.unwrap();
+    let path = store.mount("go-container", Default::default()).await.unwrap();
     assert_eq!(std::fs::read_to_string(path.join("dir/go")).unwrap(), "go");
     std::fs::write(path.join("dir/ours"), "ours").unwrap();
-    store.unmount("go-container", true).await.unwrap();
+    store.unmount_all("go-container").await.unwrap();
     let changes = shared.go("changes").with([container.layer_id()]).run();
     assert!(changes.contains("/dir/ours"), "{changes}");
     store.delete_container("go-container").await.unwrap();
-    store.delete_image("go-image", true).await.unwrap();
+    store.delete_image("go-image").await.unwrap();
     for list in ["layers", "images", "containers"] {
         let listed = shared.go(list).run();
         assert!(!listed.contains("go-"), "{list}: {listed}");
@@ -229,7 +229,7 @@ async fn additional(driver: &'static str) {
         .unwrap();
     let image = ImageOptions::default().id("our-image").name("our/image");
     store.create_image(Some("our-layer"), image).await.unwrap();
-    store.shutdown(true).await.unwrap();
+    store.shutdown_force().await.unwrap();
     let records = std::fs::read(base.root.metadata_dir("layers").join("layers.json")).unwrap();
 
     // A container of either side on it, in a store that both use.
@@ -240,17 +240,17 @@ async fn additional(driver: &'static str) {
         .unwrap();
     shared.go("create-container --id go-container our/image").run();
     assert!(store.image("our/image").await.unwrap().read_only());
-    let path = store.mount("go-container", "").await.unwrap();
+    let path = store.mount("go-container", Default::default()).await.unwrap();
     assert_eq!(std::fs::read_to_string(path.join("dir/ours")).unwrap(), "ours");
     std::fs::write(path.join("new"), "").unwrap();
-    store.unmount("go-container", true).await.unwrap();
+    store.unmount_all("go-container").await.unwrap();
     let mounted = PathBuf::from(shared.go("mount our-container").run());
     assert_eq!(std::fs::read_to_string(mounted.join("dir/go")).unwrap(), "go");
     shared.go("unmount our-container").run();
     let changes = shared.go("changes").with([container.layer_id()]).run();
     assert_eq!(changes, "");
     // Names are given to a copy of the record, on either side.
-    store.add_names("our-image", &["mine"]).await.unwrap();
+    store.add_names("our-image", ["mine"]).await.unwrap();
     assert!(shared.go("images").run().contains("mine"));
     shared.go("add-names --name yours go-image").run();
     assert_eq!(store.image("yours").await.unwrap().id(), "go-image");

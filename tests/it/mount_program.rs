@@ -93,9 +93,9 @@ fn seen(path: &Path) -> Manifest {
 }
 
 async fn seen_mounted(store: &Store, layer: &str) -> Manifest {
-    let path = store.mount(layer, "").await.unwrap();
+    let path = store.mount(layer, Default::default()).await.unwrap();
     let seen = seen(&path);
-    store.unmount(layer, false).await.unwrap();
+    store.unmount(layer).await.unwrap();
     seen
 }
 
@@ -143,10 +143,10 @@ async fn a_store_of_a_program_is_shared_with_go() {
         .create_container(None, ContainerOptions::default().id("box"))
         .await
         .unwrap();
-    let path = store.mount("box", "").await.unwrap();
+    let path = store.mount("box", Default::default()).await.unwrap();
     fs::write(path.join("file"), "ours").unwrap();
     assert_eq!(go().with(["mount", "box"]).run(), path.to_str().unwrap());
-    assert!(store.unmount("box", false).await.unwrap());
+    assert_eq!(store.unmount("box").await.unwrap(), 1);
     assert!(mounts_below(&ours.graph()).contains(&path));
     go().with(["unmount", "box"]).run();
     assert!(!mounts_below(&ours.graph()).contains(&path));
@@ -167,9 +167,9 @@ async fn a_store_of_a_program_is_shared_with_go() {
 async fn seen_image(store: &Store) -> Manifest {
     let image = ImageOptions::default().name("image");
     store.create_image(Some("child"), image).await.unwrap();
-    let path = store.mount_image("image", &[], "").await.unwrap();
+    let path = store.mount_image("image", Default::default()).await.unwrap();
     let seen = seen(&path);
-    store.unmount_image("image", false).await.unwrap();
+    store.unmount_image("image").await.unwrap();
     seen
 }
 
@@ -211,11 +211,11 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
         .create_container(Some("image"), ContainerOptions::default().id("box"))
         .await
         .unwrap();
-    let path = store.mount("box", "").await.unwrap();
+    let path = store.mount("box", Default::default()).await.unwrap();
     assert_same("the image", &ours, "a container", &seen(&path));
     fs::write(path.join("file"), "x").unwrap();
     std::os::unix::fs::chown(path.join("file"), Some(5), Some(6)).unwrap();
-    store.unmount("box", false).await.unwrap();
+    store.unmount("box").await.unwrap();
     let file = masked
         .graph()
         .join("overlay")
@@ -245,7 +245,7 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
     let file = theirs.remove(Path::new("file")).unwrap();
     assert_eq!((file.uid, file.gid), (5, 6));
     assert_same("ours", &ours, "theirs", &theirs);
-    store.unmount("box", true).await.unwrap();
+    store.unmount_all("box").await.unwrap();
     // Without a program containers cannot be written to.
     store.free();
     let other = TestRoot::new();

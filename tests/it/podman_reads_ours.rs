@@ -164,7 +164,7 @@ async fn assert_unpacked_as_by_others(archive: &Path) {
         .await
         .unwrap();
     let image = OciImage::create(&store, &layer, NAME).await;
-    let mounted = store.mount_image(image.id(), &[], "").await.unwrap();
+    let mounted = store.mount_image(image.id(), Default::default()).await.unwrap();
 
     let (record, imported) = import_with_podman(&theirs, archive);
     let our_record = json::row(&ours.metadata_dir("layers").join("layers.json"), layer.id());
@@ -207,7 +207,7 @@ async fn assert_unpacked_as_by_others(archive: &Path) {
         entry.xattrs.retain(|_, value| !value.is_empty());
     }
     manifest::assert_same("ours", &with_values, "podman import", &podman_manifest);
-    assert!(!store.unmount_image(image.id(), false).await.unwrap());
+    assert_eq!(store.unmount_image(image.id()).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -391,7 +391,7 @@ async fn use_container(store: &Store, peers: &Peers) -> String {
     let options = ContainerOptions::default().id("container");
     let container = store.create_container(Some(NAME), options).await.unwrap();
     let layer = container.layer_id().to_owned();
-    let path = store.mount("container", "").await.unwrap();
+    let path = store.mount("container", Default::default()).await.unwrap();
     assert_eq!(listing(&path), SEEN);
     assert_eq!(fs::read_to_string(path.join("closed/file")).unwrap(), "inside");
     fs::write(path.join("d/new"), "new").unwrap();
@@ -399,7 +399,7 @@ async fn use_container(store: &Store, peers: &Peers) -> String {
     fs::create_dir(path.join("d/dir")).unwrap();
     let mounts = mounts_below(&peers.graph);
     assert_eq!(mounts.contains(&path), peers.way != Way::Copies, "{mounts:?}");
-    assert!(!store.unmount("container", false).await.unwrap());
+    assert_eq!(store.unmount("container").await.unwrap(), 0);
     assert!(!mounts_below(&peers.graph).contains(&path));
     let changes: BTreeSet<String> = store
         .changes(None, &layer)
@@ -459,10 +459,10 @@ async fn seen_by_others(store: &Store, peers: &Peers, image: &OciImage, layer: &
     assert_eq!(store.mounted("container").await.unwrap(), 1);
     assert_eq!(fs::read_to_string(path.join("d/new")).unwrap(), "new");
     assert!(!path.join("d/kept").exists() && !path.join("d/gone").exists());
-    assert_eq!(store.mount("container", "").await.unwrap(), path);
+    assert_eq!(store.mount("container", Default::default()).await.unwrap(), path);
     peers.go().with(["unmount", "container"]).run();
     assert!(mounts_below(&peers.graph).contains(&path));
-    assert!(!store.unmount("container", false).await.unwrap());
+    assert_eq!(store.unmount("container").await.unwrap(), 0);
     assert!(!mounts_below(&peers.graph).contains(&path));
     let path = PathBuf::from(peers.podman().with(["image", "mount", NAME]).run());
     assert_eq!(listing(&path), SEEN);
@@ -489,7 +489,7 @@ async fn made_by_others(store: &Store, peers: &Peers) {
     let layer = store.layer("theirs").await.unwrap();
     assert_eq!(layer.diff_digest(), Some(Digest::sha256(&tar)));
     assert_eq!(exported(store, "theirs").await.0, Digest::sha256(&tar));
-    let path = store.mount("theirs", "").await.unwrap();
+    let path = store.mount("theirs", Default::default()).await.unwrap();
     let expected = [
         "closed",
         "closed/file",
@@ -500,14 +500,14 @@ async fn made_by_others(store: &Store, peers: &Peers) {
         "owned",
     ];
     assert_eq!(listing(&path), expected);
-    store.unmount("theirs", false).await.unwrap();
+    store.unmount("theirs").await.unwrap();
     // A container of theirs, with changes.
     peers.go().with(["create-container", "--id", "box", NAME]).run();
     let container = store.container("box").await.unwrap();
-    let path = store.mount("box", "").await.unwrap();
+    let path = store.mount("box", Default::default()).await.unwrap();
     assert_eq!(listing(&path), SEEN);
     fs::remove_file(path.join("d/more")).unwrap();
-    store.unmount("box", false).await.unwrap();
+    store.unmount("box").await.unwrap();
     let changes = peers.go().with(["changes", container.layer_id()]).run();
     assert!(changes.contains("Delete \"/d/more\""), "{changes}");
     peers.go().with(["delete-container", "box"]).run();
@@ -517,7 +517,7 @@ async fn made_by_others(store: &Store, peers: &Peers) {
 async fn delete_all(store: &Store, peers: &Peers) {
     store.delete_container("container").await.unwrap();
     store.delete_layer("theirs").await.unwrap();
-    store.delete_image(NAME, true).await.unwrap();
+    store.delete_image(NAME).await.unwrap();
     assert_eq!(layer_ids(store).await, BTreeSet::new());
     assert_eq!(peers.go().with(["layers"]).run(), "");
     assert_eq!(peers.podman().with(["images", "--quiet"]).run(), "");
@@ -535,5 +535,5 @@ async fn delete_all(store: &Store, peers: &Peers) {
     assert_eq!(names_in(&home.join("tempdirs")), BTreeSet::new());
     let mounts = mounts_below(&peers.graph);
     assert!(mounts.iter().all(|mounted| *mounted == home), "{mounts:?}");
-    store.shutdown(false).await.unwrap();
+    store.shutdown().await.unwrap();
 }

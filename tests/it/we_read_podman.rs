@@ -63,7 +63,7 @@ async fn assert_usable(store: &Store, name: &str, files: &[(&str, Option<&str>)]
         assert!(found.iter().any(|one| one.id() == layer.id()));
     }
 
-    let mounted = store.mount_image(image.id(), &[], "").await.unwrap();
+    let mounted = store.mount_image(image.id(), Default::default()).await.unwrap();
     for (file, content) in files {
         let path = mounted.join(file);
         match content {
@@ -74,13 +74,13 @@ async fn assert_usable(store: &Store, name: &str, files: &[(&str, Option<&str>)]
             None => assert!(!path.exists(), "{file} is there"),
         }
     }
-    assert!(!store.unmount_image(image.id(), false).await.unwrap());
+    assert_eq!(store.unmount_image(image.id()).await.unwrap(), 0);
 }
 
 /// Deletes the image and everything that only it used; nobody sees it any more.
 async fn delete(root: &TestRoot, store: &Store, name: &str) {
     let image = store.image(name).await.unwrap();
-    let removed = store.delete_image(image.id(), true).await.unwrap();
+    let removed = store.delete_image(image.id()).await.unwrap();
     for layer in &removed {
         assert!(!store.exists(layer).await.unwrap());
     }
@@ -271,7 +271,7 @@ async fn a_container_of_buildah_holds_its_image() {
         store.container_by_layer(container.layer_id()).await.unwrap().id(),
         container.id()
     );
-    let error = store.delete_image("localhost/base:1", true).await.unwrap_err();
+    let error = store.delete_image("localhost/base:1").await.unwrap_err();
     assert_eq!(
         error.kind(),
         graphroot::ErrorKind::ImageUsedByContainer,
@@ -280,7 +280,7 @@ async fn a_container_of_buildah_holds_its_image() {
 
     // Mounted by Buildah and by us: two counts of one mount.
     let theirs = root.buildah().with(["mount", "working"]).run();
-    let ours = store.mount("working", "").await.unwrap();
+    let ours = store.mount("working", Default::default()).await.unwrap();
     assert_eq!(Path::new(&theirs), ours);
     std::fs::write(ours.join("etc/ours"), "ours").unwrap();
     let changes: Vec<String> = store
@@ -292,7 +292,7 @@ async fn a_container_of_buildah_holds_its_image() {
         .collect();
     assert!(changes.contains(&"A /etc/ours".to_owned()), "{changes:?}");
     assert_eq!(store.mounted("working").await.unwrap(), 2);
-    assert!(store.unmount("working", false).await.unwrap());
+    assert_eq!(store.unmount("working").await.unwrap(), 1);
     root.buildah().with(["umount", "working"]).run();
     assert_eq!(store.mounted("working").await.unwrap(), 0);
 

@@ -312,15 +312,18 @@ impl Operation {
                 json!([made.id(), made.layer_id()])
             }
             Self::DeleteLayer(key) => json!(store.delete_layer(key).await?),
-            Self::DeleteImage { key, commit } => json!(store.delete_image(key, *commit).await?),
+            Self::DeleteImage { key, commit } => json!(if *commit {
+                store.delete_image(key).await?
+            } else {
+                store.layers_deleted_with_image(key).await?
+            }),
             Self::DeleteContainer(key) => json!(store.delete_container(key).await?),
             Self::Delete(key) => json!(store.delete(key).await?),
             Self::Names { key, change, names } => {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 match change {
-                    NameChange::Set => store.set_names(key, &names).await?,
-                    NameChange::Add => store.add_names(key, &names).await?,
-                    NameChange::Remove => store.remove_names(key, &names).await?,
+                    NameChange::Set => store.set_names(key, names).await?,
+                    NameChange::Add => store.add_names(key, names).await?,
+                    NameChange::Remove => store.remove_names(key, names).await?,
                 }
                 done
             }
@@ -344,12 +347,33 @@ impl Operation {
                 json!(set.await?)
             }
             Self::Ask { what, key, item } => ask(store, *what, key, item).await?,
-            Self::Mount(key) => listing(&store.mount(key, "").await?),
-            Self::Unmount { key, force } => json!(store.unmount(key, *force).await?),
-            Self::MountImage(key) => listing(&store.mount_image(key, &[], "").await?),
-            Self::UnmountImage { key, force } => json!(store.unmount_image(key, *force).await?),
+            Self::Mount(key) => listing(&store.mount(key, Default::default()).await?),
+            Self::Unmount { key, force } => {
+                if *force {
+                    store.unmount_all(key).await?;
+                    json!(false)
+                } else {
+                    json!(store.unmount(key).await? > 0)
+                }
+            }
+            Self::MountImage(key) => listing(&store.mount_image(key, Default::default()).await?),
+            Self::UnmountImage { key, force } => {
+                if *force {
+                    store.unmount_image_all(key).await?;
+                    json!(false)
+                } else {
+                    json!(store.unmount_image(key).await? > 0)
+                }
+            }
             Self::GarbageCollect => json!(store.garbage_collect().await?),
-            Self::Shutdown { force } => ids(store.shutdown(*force).await?.iter().map(String::as_str)),
+            Self::Shutdown { force } => {
+                if *force {
+                    ids(store.shutdown_force().await?.iter().map(String::as_str))
+                } else {
+                    store.shutdown().await?;
+                    json!([])
+                }
+            }
         })
     }
 }

@@ -49,7 +49,7 @@ async fn used_but_not_changed(driver: &str) {
             .image_big_data("additional-image", "manifest")
             .await
             .unwrap(),
-        b"{\"a\":1}"
+        b"{\"a\":1}"[..]
     );
     assert_eq!(
         read_all(store.layer_big_data(layer.id(), "item").await.unwrap()).await,
@@ -66,10 +66,10 @@ async fn used_but_not_changed(driver: &str) {
         .create_container(Some("additional-image"), ContainerOptions::default())
         .await
         .unwrap();
-    let path = store.mount(container.id(), "").await.unwrap();
+    let path = store.mount(container.id(), Default::default()).await.unwrap();
     assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
     std::fs::write(path.join("from-below"), "changed").unwrap();
-    store.unmount(container.id(), false).await.unwrap();
+    store.unmount(container.id()).await.unwrap();
     let options = LayerOptions::default().name("on-top");
     let put = store
         .put_layer(
@@ -79,12 +79,12 @@ async fn used_but_not_changed(driver: &str) {
         )
         .await;
     assert_eq!(put.unwrap().layer.parent(), Some(layer.id()));
-    let path = store.mount("on-top", "").await.unwrap();
+    let path = store.mount("on-top", Default::default()).await.unwrap();
     assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
-    store.unmount("on-top", false).await.unwrap();
+    store.unmount("on-top").await.unwrap();
     // Nothing can be changed there.
     assert_eq!(
-        kind(store.mount("additional-layer", "").await),
+        kind(store.mount("additional-layer", Default::default()).await),
         ErrorKind::StoreIsReadOnly
     );
     assert_eq!(
@@ -92,7 +92,7 @@ async fn used_but_not_changed(driver: &str) {
         ErrorKind::NotALayer
     );
     assert_eq!(
-        kind(store.delete_image("additional-image", true).await),
+        kind(store.delete_image("additional-image").await),
         ErrorKind::NotAnImage
     );
     assert_eq!(
@@ -111,21 +111,21 @@ async fn renamed_after_a_copy_of_the_record(driver: &str) {
         return;
     };
     let original = store.image("additional-image").await.unwrap();
-    store.add_names("additional-image", &["here"]).await.unwrap();
+    store.add_names("additional-image", ["here"]).await.unwrap();
     let here = store.image("here").await.unwrap();
     assert!(!here.read_only() && here.id() == original.id());
     assert_eq!(here.names(), ["here", "additional-image"]);
     assert_eq!(
         store.image_big_data("here", "manifest").await.unwrap(),
-        b"{\"a\":1}"
+        b"{\"a\":1}"[..]
     );
-    store.remove_names("here", &["additional-image"]).await.unwrap();
+    store.remove_names("here", ["additional-image"]).await.unwrap();
     assert_eq!(
         kind(store.image("additional-image").await),
         ErrorKind::ImageUnknown
     );
     // Deleting the copy leaves the layers, which are not ours.
-    assert!(store.delete_image("here", true).await.unwrap().is_empty());
+    assert!(store.delete_image("here").await.unwrap().is_empty());
     assert_eq!(store.image("additional-image").await.unwrap().id(), original.id());
 }
 
@@ -162,7 +162,7 @@ async fn read_only_mount(at: &std::path::Path, driver: &str, name: &str, locks: 
         .unwrap();
     let image = graphroot::ImageOptions::default().name(format!("{name}-image"));
     store.create_image(Some(put.layer.id()), image).await.unwrap();
-    store.shutdown(true).await.unwrap();
+    store.shutdown_force().await.unwrap();
     store.free();
     if !locks {
         for lock in ["layers/layers.lock", "images/images.lock"] {
@@ -216,16 +216,16 @@ async fn several_on_read_only_file_systems(driver: &str) {
             .create_container(Some(&image), ContainerOptions::default())
             .await
             .unwrap();
-        let path = store.mount(container.id(), "").await.unwrap();
+        let path = store.mount(container.id(), Default::default()).await.unwrap();
         assert_eq!(std::fs::read_to_string(path.join("who")).unwrap(), name);
         std::fs::write(path.join("new"), "x").unwrap();
-        store.unmount(container.id(), true).await.unwrap();
+        store.unmount_all(container.id()).await.unwrap();
         let exported = store
             .diff(None, &format!("{name}-layer"), DiffOptions::uncompressed())
             .await
             .unwrap();
         assert_eq!(read_all(exported).await, tar(&[("who", name)]));
-        store.add_names(&image, &["mine"]).await.unwrap();
+        store.add_names(&image, ["mine"]).await.unwrap();
         assert!(!store.image("mine").await.unwrap().read_only());
         store.delete_container(container.id()).await.unwrap();
     }

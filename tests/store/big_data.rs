@@ -22,7 +22,7 @@ each_driver! {
     async fn image_items_have_sizes_and_digests(store) {
         store.create_image(None, ImageOptions::default().id("i")).await.unwrap();
         store.set_image_big_data("i", "config", "abc", None).await.unwrap();
-        assert_eq!(store.image_big_data("i", "config").await.unwrap(), b"abc");
+        assert_eq!(store.image_big_data("i", "config").await.unwrap(), b"abc"[..]);
         assert_eq!(store.image_big_data_size("i", "config").await.unwrap(), 3);
         assert_eq!(store.image_big_data_digest("i", "config").await.unwrap(), Digest::sha256("abc"));
         let fixed = |_: &[u8]| Ok(Digest::sha256("by hand"));
@@ -42,7 +42,7 @@ each_driver! {
     async fn container_items_have_sizes_and_digests(store) {
         store.create_container(None, ContainerOptions::default().id("c")).await.unwrap();
         store.set_container_big_data("c", "spec", "abc").await.unwrap();
-        assert_eq!(store.container_big_data("c", "spec").await.unwrap(), b"abc");
+        assert_eq!(store.container_big_data("c", "spec").await.unwrap(), b"abc"[..]);
         assert_eq!(store.container_big_data_size("c", "spec").await.unwrap(), 3);
         assert_eq!(store.container_big_data_digest("c", "spec").await.unwrap(), Digest::sha256("abc"));
         assert_eq!(store.list_container_big_data("c").await.unwrap(), ["spec"]);

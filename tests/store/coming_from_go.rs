@@ -14,7 +14,7 @@ fn every_method_of_the_interface_is_on_the_page_as_it_is_in_the_source() {
         .split("# Methods of `Store`")
         .nth(1)
         .unwrap()
-        .split("# Package functions")
+        .split("\n# ")
         .next()
         .unwrap();
     let mut source = String::new();

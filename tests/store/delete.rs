@@ -11,11 +11,11 @@ each_driver! {
         assert_eq!(kind(store.delete_layer("one").await), ErrorKind::LayerHasChildren);
         assert_eq!(kind(store.delete_layer("two").await), ErrorKind::LayerHasChildren);
         assert_eq!(kind(store.delete_layer(container.layer_id()).await), ErrorKind::LayerUsedByContainer);
-        assert_eq!(kind(store.delete_image("image", true).await), ErrorKind::ImageUsedByContainer);
+        assert_eq!(kind(store.delete_image("image").await), ErrorKind::ImageUsedByContainer);
         store.delete_container("box").await.unwrap();
         assert_eq!(kind(store.delete_layer("two").await), ErrorKind::LayerUsedByImage);
         assert_eq!(kind(store.delete_layer("nobody").await), ErrorKind::NotALayer);
-        assert_eq!(kind(store.delete_image("nobody", true).await), ErrorKind::NotAnImage);
+        assert_eq!(kind(store.delete_image("nobody").await), ErrorKind::NotAnImage);
         assert_eq!(kind(store.delete_container("nobody").await), ErrorKind::NotAContainer);
         assert_eq!(kind(store.delete("nobody").await), ErrorKind::LayerUnknown);
         assert_eq!(store.own_layers().await.len(), 2);
@@ -28,10 +28,10 @@ each_driver! {
         let side = store.put(Some("one"), "side", &[("d", "1")]).await.id().to_owned();
         store.create_image(Some("three"), ImageOptions::default().name("top")).await.unwrap();
         store.create_image(Some("side"), ImageOptions::default().name("other")).await.unwrap();
-        assert_eq!(store.delete_image("top", false).await.unwrap(), [three.clone(), two.clone()]);
+        assert_eq!(store.layers_deleted_with_image("top").await.unwrap(), [three.clone(), two.clone()]);
         assert!(store.exists("top").await.unwrap());
-        assert_eq!(store.delete_image("top", true).await.unwrap(), [three, two]);
-        assert_eq!(store.delete_image("other", true).await.unwrap(), [side, one]);
+        assert_eq!(store.delete_image("top").await.unwrap(), [three, two]);
+        assert_eq!(store.delete_image("other").await.unwrap(), [side, one]);
         assert!(store.own_layers().await.is_empty());
         let again = store.reopen().await;
         assert!(again.layers().await.unwrap().iter().all(graphroot::Layer::read_only));
@@ -51,8 +51,8 @@ each_driver! {
 
     async fn a_mounted_layer_is_unmounted_first(store) {
         let container = store.create_container(None, ContainerOptions::default().name("box")).await.unwrap();
-        let path = store.mount("box", "").await.unwrap();
-        store.mount("box", "").await.unwrap();
+        let path = store.mount("box", Default::default()).await.unwrap();
+        store.mount("box", Default::default()).await.unwrap();
         store.delete_container("box").await.unwrap();
         assert!(!path.exists());
         assert!(!store.exists(container.layer_id()).await.unwrap());
@@ -63,7 +63,7 @@ each_driver! {
         store.put(Some("one"), "two", &[("b", "1")]).await;
         store.create_image(Some("two"), ImageOptions::default().name("image").big_data("manifest", "{}")).await.unwrap();
         store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
-        store.mount("box", "").await.unwrap();
+        store.mount("box", Default::default()).await.unwrap();
         store.wipe().await.unwrap();
         assert!(store.own_layers().await.is_empty());
         assert!(store.own_images().await.is_empty());

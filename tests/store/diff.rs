@@ -40,7 +40,7 @@ each_driver! {
         store.put(None, "base", &[("keep", "1"), ("change", "1"), ("gone", "1"), ("d/", ""), ("d/inner", "1")]).await;
         store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
         let container = store.create_container(Some("image"), ContainerOptions::default()).await.unwrap();
-        let path = crate::support::writable(store.mount(container.id(), "").await.unwrap());
+        let path = crate::support::writable(store.mount(container.id(), Default::default()).await.unwrap());
         std::fs::write(path.join("change"), "longer than before").unwrap();
         std::fs::remove_file(path.join("gone")).unwrap();
         std::fs::write(path.join("new"), "new").unwrap();
@@ -61,14 +61,14 @@ each_driver! {
         let diff = read_all(store.diff(None, layer, DiffOptions::uncompressed()).await.unwrap()).await;
         let second = read_all(store.diff(None, layer, DiffOptions::uncompressed()).await.unwrap()).await;
         assert_eq!(Digest::sha256(&diff), Digest::sha256(&second));
-        store.unmount(container.id(), false).await.unwrap();
+        store.unmount(container.id()).await.unwrap();
         let options = LayerOptions::default().name("again");
         store.put_layer(Some("base"), options, std::io::Cursor::new(diff)).await.unwrap();
-        let path = store.mount("again", "").await.unwrap();
+        let path = store.mount("again", Default::default()).await.unwrap();
         assert_eq!(std::fs::read_to_string(path.join("change")).unwrap(), "longer than before");
         assert_eq!(std::fs::read_to_string(path.join("keep")).unwrap(), "1");
         assert!(path.join("new").exists() && !path.join("gone").exists() && !path.join("d").exists());
-        store.unmount("again", false).await.unwrap();
+        store.unmount("again").await.unwrap();
     }
 
     async fn layers_that_are_not_neighbours_are_compared(store) {
@@ -84,9 +84,9 @@ each_driver! {
         assert_eq!(told(store.changes(Some("nobody"), "three").await.unwrap()), ["D /a", "A /d"]);
         let diff = read_all(store.diff(Some("one"), "three", DiffOptions::uncompressed()).await.unwrap()).await;
         store.put_layer(Some("one"), LayerOptions::default().name("x"), std::io::Cursor::new(diff)).await.unwrap();
-        let path = store.mount("x", "").await.unwrap();
+        let path = store.mount("x", Default::default()).await.unwrap();
         assert!(!path.join("a").exists() && path.join("b").exists() && path.join("c").exists() && path.join("d").exists());
-        store.unmount("x", false).await.unwrap();
+        store.unmount("x").await.unwrap();
     }
 
     async fn a_diff_is_applied_to_a_layer_that_is_there(store) {

@@ -82,10 +82,7 @@ async fn records_with_hostile_ids_lead_nowhere() {
         kind(store.layer_big_data("evil", "manifest").await),
         ErrorKind::UnsafePath
     );
-    assert_eq!(
-        kind(store.delete_image("evil", true).await),
-        ErrorKind::UnsafePath
-    );
+    assert_eq!(kind(store.delete_image("evil").await), ErrorKind::UnsafePath);
     assert_eq!(kind(store.delete_layer("evil").await), ErrorKind::UnsafePath);
     assert_eq!(kind(store.delete_container("evil").await), ErrorKind::UnsafePath);
     assert_eq!(std::fs::read(victim.join("manifest")).unwrap(), b"secret");
@@ -148,9 +145,9 @@ async fn owners_above_a_mount_need_a_mount() {
         kind(store.layer_parent_owners(layer.id()).await),
         ErrorKind::LayerNotMounted
     );
-    store.mount(layer.id(), "").await.unwrap();
+    store.mount(layer.id(), Default::default()).await.unwrap();
     store.layer_parent_owners(layer.id()).await.unwrap();
-    store.unmount(layer.id(), false).await.unwrap();
+    store.unmount(layer.id()).await.unwrap();
 }
 
 #[test]

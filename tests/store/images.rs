@@ -46,7 +46,7 @@ each_driver! {
             assert!(dir.is_dir() && dir.ends_with("i/userdata"), "{}", dir.display());
         }
         assert_eq!(kind(store.image_directory("nobody").await), ErrorKind::ImageUnknown);
-        store.delete_image("i", true).await.unwrap();
+        store.delete_image("i").await.unwrap();
         assert!(!store.records("images").join("i").exists());
     }
 }

@@ -17,7 +17,7 @@ each_driver! {
         assert_eq!(store.image_size("image").await.unwrap(), layer.diff_size().unwrap() + two + 2 + 4);
         assert_eq!(kind(store.image_size("nobody").await), ErrorKind::ImageUnknown);
         let container = store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
-        let path = crate::support::writable(store.mount("box", "").await.unwrap());
+        let path = crate::support::writable(store.mount("box", Default::default()).await.unwrap());
         std::fs::write(path.join("new"), "123").unwrap();
         store.set_container_big_data("box", "item", "4567").await.unwrap();
         store.set_container_directory_file("box", "a/b", "89").await.unwrap();
@@ -25,7 +25,7 @@ each_driver! {
         assert_eq!(kind(store.container_size("nobody").await), ErrorKind::ContainerUnknown);
         assert!(store.container_parent_owners("box").await.unwrap().uids.is_empty());
         assert!(store.layer_parent_owners(container.layer_id()).await.unwrap().gids.is_empty());
-        store.unmount("box", false).await.unwrap();
+        store.unmount("box").await.unwrap();
     }
 
     async fn files_in_container_directories_stay_inside(store) {
@@ -33,8 +33,8 @@ each_driver! {
         store.set_container_directory_file("box", "deep/er/file", "one").await.unwrap();
         store.set_container_directory_file("box", "deep/er/file", "two").await.unwrap();
         store.set_container_run_directory_file("box", "file", "run").await.unwrap();
-        assert_eq!(store.from_container_directory("box", "deep/er/file").await.unwrap(), b"two");
-        assert_eq!(store.from_container_run_directory("box", "file").await.unwrap(), b"run");
+        assert_eq!(store.from_container_directory("box", "deep/er/file").await.unwrap(), b"two"[..]);
+        assert_eq!(store.from_container_run_directory("box", "file").await.unwrap(), b"run"[..]);
         for bad in ["../x", "/etc/passwd", "a/../../x", "", "."] {
             assert_eq!(kind(store.set_container_directory_file("box", bad, "x").await), ErrorKind::UnsafePath, "{bad}");
             assert_eq!(kind(store.from_container_directory("box", bad).await), ErrorKind::UnsafePath, "{bad}");
@@ -90,8 +90,8 @@ each_driver! {
 
     async fn a_layer_is_unmounted_by_its_path(store) {
         let layer = store.put(None, "one", &[("f", "1")]).await;
-        let path = store.mount("one", "").await.unwrap();
-        assert!(!store.unmount(path.to_str().unwrap(), false).await.unwrap());
+        let path = store.mount("one", Default::default()).await.unwrap();
+        assert_eq!(store.unmount(path.to_str().unwrap()).await.unwrap(), 0);
         assert_eq!(store.mounted(layer.id()).await.unwrap(), 0);
     }
 }
@@ -116,12 +116,12 @@ async fn every_durability_gives_whole_layers() {
         };
         put("one", None).await.unwrap();
         put("two", Some("one")).await.unwrap();
-        let path = store.mount("two", "").await.unwrap();
+        let path = store.mount("two", Default::default()).await.unwrap();
         assert!(
             path.join("one").exists() && path.join("two").exists(),
             "{durability:?}"
         );
         store.wipe().await.unwrap();
-        store.shutdown(true).await.unwrap();
+        store.shutdown_force().await.unwrap();
     }
 }

@@ -24,7 +24,7 @@ async fn with_older_image(driver: &str) -> Option<(TestStore, String)> {
         .unwrap();
     let options = ImageOptions::default().name("older").big_data("manifest", "{}");
     let image = plain.create_image(Some(layer.id()), options).await.unwrap();
-    plain.shutdown(true).await.unwrap();
+    plain.shutdown_force().await.unwrap();
     plain.free();
     split.store = split.reopen().await;
     Some((split, image.id().to_owned()))
@@ -36,7 +36,10 @@ async fn found_and_deleted(driver: &str) {
     };
     let found = store.image("older").await.unwrap();
     assert!(found.id() == older && !found.read_only());
-    assert_eq!(store.image_big_data("older", "manifest").await.unwrap(), b"{}");
+    assert_eq!(
+        store.image_big_data("older", "manifest").await.unwrap(),
+        b"{}"[..]
+    );
     let listed = store.multi_list(MultiListOptions::ALL).await.unwrap();
     assert_eq!(listed.images.len(), 1);
     assert_eq!(
@@ -46,8 +49,8 @@ async fn found_and_deleted(driver: &str) {
     store.set_metadata("older", "changed").await.unwrap();
     assert_eq!(store.metadata("older").await.unwrap(), "changed");
     let layer = store.layer("older-layer").await.unwrap().id().to_owned();
-    assert_eq!(store.delete_image("older", false).await.unwrap(), [&*layer]);
-    assert_eq!(store.delete_image("older", true).await.unwrap(), [&*layer]);
+    assert_eq!(store.layers_deleted_with_image("older").await.unwrap(), [&*layer]);
+    assert_eq!(store.delete_image("older").await.unwrap(), [&*layer]);
     assert_eq!(kind(store.image("older").await), ErrorKind::ImageUnknown);
     let records = store.path().join(format!("graph/{driver}-images/images.json"));
     assert_eq!(std::fs::read_to_string(records).unwrap().trim(), "[]");
@@ -63,12 +66,12 @@ async fn renamed_and_deleted_from_both(driver: &str) {
     let Some((store, older)) = with_older_image(driver).await else {
         return;
     };
-    store.add_names("older", &["newer"]).await.unwrap();
+    store.add_names("older", ["newer"]).await.unwrap();
     let apart = store.path().join(format!("images/{driver}-images/images.json"));
     assert!(std::fs::read_to_string(&apart).unwrap().contains(&older));
     assert_eq!(store.image("newer").await.unwrap().id(), older);
     let layer = store.layer("older-layer").await.unwrap().id().to_owned();
-    assert_eq!(store.delete_image("newer", true).await.unwrap(), [&*layer]);
+    assert_eq!(store.delete_image("newer").await.unwrap(), [&*layer]);
     assert!(store.images().await.unwrap().is_empty());
     assert_eq!(kind(store.layer(&layer).await), ErrorKind::LayerUnknown);
 }
@@ -80,7 +83,7 @@ async fn layers_of_the_other_store_stay(driver: &str) {
     };
     let options = ImageOptions::default().name("second");
     store.create_image(Some("older-layer"), options).await.unwrap();
-    assert!(store.delete_image("second", true).await.unwrap().is_empty());
+    assert!(store.delete_image("second").await.unwrap().is_empty());
     store.layer("older-layer").await.unwrap();
     store.delete("older").await.unwrap();
     store.delete_layer("older-layer").await.unwrap();

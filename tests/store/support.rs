@@ -184,7 +184,7 @@ async fn fill_additional(root: &Path, driver: &str) {
         .name("additional-image")
         .big_data("manifest", "{\"a\":1}");
     store.create_image(Some(layer.id()), image).await.unwrap();
-    store.shutdown(true).await.unwrap();
+    store.shutdown_force().await.unwrap();
     store.free();
 }
 

@@ -23,7 +23,7 @@ impl LayerStore {
         }
         self.mark_incomplete(&marked, true)?;
         for id in &doomed {
-            if let Err(error) = self.unmount_all(id) {
+            if let Err(error) = self.unmount_counted(id) {
                 // Nothing is lost yet, and the next one would fail on it too.
                 self.mark_incomplete(&marked, false)?;
                 return Err(error);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::driver::MountOptions;
 use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::record::mount_point::MountGuard;
 use crate::store::layer_store::locked::LayerStore;
 use crate::store::layer_store::new_layer::mappings_of;
 
@@ -52,43 +53,47 @@ impl LayerStore {
         Ok(path)
     }
 
-    /// Undoes one mount. `force` counts all mounts as one; `conditional` makes "not mounted" an error. Returns
-    /// whether it is still mounted.
-    pub(crate) fn unmount(&mut self, id: &str, force: bool, conditional: bool) -> Result<bool> {
+    /// Undoes one mount and returns how many are left. The driver is asked even for a layer that is not counted as
+    /// mounted, which is no error.
+    pub(crate) fn unmount(&mut self, id: &str) -> Result<u64> {
         let row = self.get(id)?;
         let mut mounts = self.inner.mounts.lock_blocking()?;
-        let known = mounts.get(&row.id).cloned().unwrap_or_default();
-        let mut count = known.count;
-        if conditional && count <= 0 {
-            return Err(ErrorKind::LayerNotMounted.err(format!("unmounting layer {:?}", row.id)));
-        }
-        if force {
-            count = count.min(1);
-        }
-        if count > 1 {
-            mounts.set(&row.id, &known.path, count - 1);
+        let counted = mounts.get(&row.id).filter(|mount| mount.count > 1).cloned();
+        if let Some(mount) = counted {
+            let left = mount.count - 1;
+            mounts.set(&row.id, &mount.path, left);
             mounts.save(self.table())?;
-            return Ok(true);
+            return Ok(left.unsigned_abs());
         }
-        self.driver
-            .unmount(&row.id)
-            .context(|| format!("unmounting layer {:?}", row.id))?;
-        if count > 0 {
-            mounts.set(&row.id, "", 0);
-            mounts.save(self.table())?;
-        }
-        Ok(false)
+        self.unmount_last(&row.id, &mut mounts)?;
+        Ok(0)
     }
 
-    /// Unmounts a layer as often as it is mounted.
+    /// Undoes all mounts of a layer, as [`LayerStore::unmount`] undoes the last one.
     pub(crate) fn unmount_all(&mut self, id: &str) -> Result<()> {
-        loop {
-            match self.unmount(id, false, true) {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::LayerNotMounted => return Ok(()),
-                Err(error) => return Err(error),
-            }
+        let row = self.get(id)?;
+        let mut mounts = self.inner.mounts.lock_blocking()?;
+        self.unmount_last(&row.id, &mut mounts)
+    }
+
+    /// As [`LayerStore::unmount_all`]; does nothing for a layer that is not counted as mounted.
+    pub(crate) fn unmount_counted(&mut self, id: &str) -> Result<()> {
+        let row = self.get(id)?;
+        let mut mounts = self.inner.mounts.lock_blocking()?;
+        match mounts.get(&row.id) {
+            Some(_) => self.unmount_last(&row.id, &mut mounts),
+            None => Ok(()),
         }
+    }
+
+    fn unmount_last(&self, id: &str, mounts: &mut MountGuard) -> Result<()> {
+        self.driver
+            .unmount(id)
+            .context(|| format!("unmounting layer {id:?}"))?;
+        if mounts.get(id).is_some() {
+            mounts.set(id, "", 0);
+            mounts.save(self.table())?;
+        }
+        Ok(())
     }
 }

@@ -143,7 +143,7 @@ async fn run(driver: &'static str) {
             ));
         }
     }
-    store.shutdown(true).await.unwrap();
+    store.shutdown_force().await.unwrap();
     assert!(
         found.is_empty(),
         "{} differences:\n{}",

@@ -54,17 +54,17 @@ pub(super) async fn run(store: &Store, op: &Op, names: &Names, archives: &Archiv
         Op::Names(key) => Answer::List(store.names(&store.lookup(&id(key)).await?).await?),
         Op::SetNames(key, list) => {
             let item = store.lookup(&id(key)).await?;
-            store.set_names(&item, list).await?;
+            store.set_names(&item, *list).await?;
             Answer::List(store.names(&item).await?)
         }
         Op::AddNames(key, list) => {
             let item = store.lookup(&id(key)).await?;
-            store.add_names(&item, list).await?;
+            store.add_names(&item, *list).await?;
             Answer::List(store.names(&item).await?)
         }
         Op::RemoveNames(key, list) => {
             let item = store.lookup(&id(key)).await?;
-            store.remove_names(&item, list).await?;
+            store.remove_names(&item, *list).await?;
             Answer::List(store.names(&item).await?)
         }
         Op::Metadata(key) => Answer::Text(store.metadata(&id(key)).await?),
@@ -97,8 +97,10 @@ pub(super) async fn run(store: &Store, op: &Op, names: &Names, archives: &Archiv
             reader.read_to_end(&mut data).await.unwrap();
             bytes(data)
         }
-        Op::GetData(Kind::Image, key, item) => bytes(store.image_big_data(&id(key), item).await?),
-        Op::GetData(Kind::Container, key, item) => bytes(store.container_big_data(&id(key), item).await?),
+        Op::GetData(Kind::Image, key, item) => bytes(store.image_big_data(&id(key), item).await?.into()),
+        Op::GetData(Kind::Container, key, item) => {
+            bytes(store.container_big_data(&id(key), item).await?.into())
+        }
         Op::SetData(Kind::Layer, key, item, data) => {
             done(store.set_layer_big_data(&id(key), item, Cursor::new(*data)).await)?
         }
@@ -120,14 +122,17 @@ pub(super) async fn run(store: &Store, op: &Op, names: &Names, archives: &Archiv
             Answer::Text(store.image_big_data_digest(&id(key), item).await?.to_string())
         }
 
-        Op::Mount(key) => path(&store.mount(&id(key), "").await?),
-        Op::MountImage(key) => path(&store.mount_image(&id(key), &[], "").await?),
-        Op::Unmount(key) => Answer::Truth(store.unmount(&id(key), false).await?),
-        Op::UnmountForced(key) => Answer::Truth(store.unmount(&id(key), true).await?),
+        Op::Mount(key) => path(&store.mount(&id(key), Default::default()).await?),
+        Op::MountImage(key) => path(&store.mount_image(&id(key), Default::default()).await?),
+        Op::Unmount(key) => Answer::Truth(store.unmount(&id(key)).await? > 0),
+        Op::UnmountForced(key) => {
+            store.unmount_all(&id(key)).await?;
+            Answer::Truth(false)
+        }
         // As the command does, which does not say whether an image is still mounted.
         Op::UnmountImage(key) => {
-            if let Err(first) = store.unmount(&id(key), false).await
-                && store.unmount_image(&id(key), false).await.is_err()
+            if let Err(first) = store.unmount(&id(key)).await
+                && store.unmount_image(&id(key)).await.is_err()
             {
                 return Err(first.into());
             }
@@ -156,11 +161,11 @@ pub(super) async fn run(store: &Store, op: &Op, names: &Names, archives: &Archiv
 
         Op::Delete(key) => done(store.delete(&id(key)).await)?,
         Op::DeleteLayer(key) => done(store.delete_layer(&id(key)).await)?,
-        Op::TestDeleteImage(key) => Answer::List(store.delete_image(&id(key), false).await?),
-        Op::DeleteImage(key) => Answer::List(store.delete_image(&id(key), true).await?),
+        Op::TestDeleteImage(key) => Answer::List(store.layers_deleted_with_image(&id(key)).await?),
+        Op::DeleteImage(key) => Answer::List(store.delete_image(&id(key)).await?),
         Op::DeleteContainer(key) => done(store.delete_container(&id(key)).await)?,
-        Op::Shutdown => done(store.shutdown(false).await.map(drop))?,
-        Op::ShutdownForced => done(store.shutdown(true).await.map(drop))?,
+        Op::Shutdown => done(store.shutdown().await)?,
+        Op::ShutdownForced => done(store.shutdown_force().await.map(drop))?,
         Op::Wipe => done(store.wipe().await)?,
 
         Op::Edit(..) | Op::DateDeletions(_) | Op::Checkpoint(_) => Answer::Nothing,

@@ -1,6 +1,6 @@
 //! `copy`: files copied into layers, out of layers and between layers.
 
-use graphroot::{CopyEnd, IdMappings, Layer, Owner, Store, copy_content};
+use graphroot::{CopyEnd, IdMappings, Layer, MountOptions, Owner, Store, copy_content};
 
 use crate::call::Call;
 use crate::flags::CHOWN;
@@ -54,7 +54,7 @@ impl CopyMounts<'_> {
             let name = go_quote(layer.as_bytes());
             format!("error finding layer {name}: {}", describe_briefly(&error))
         })?;
-        let mounted = self.store.mount(layer.id(), layer.mount_label()).await;
+        let mounted = self.store.mount(layer.id(), MountOptions::default()).await;
         let mounted = mounted.map_err(|error| {
             let id = go_quote(layer.id().as_bytes());
             format!("error mounting layer {id}: {}", describe(&error))
@@ -70,7 +70,7 @@ impl CopyMounts<'_> {
     /// Unmounts the layers, the last one first. Errors are printed and do not fail the command.
     async fn unmount(self) {
         for id in self.layers.iter().rev() {
-            if let Err(error) = self.store.unmount(id, false).await {
+            if let Err(error) = self.store.unmount(id).await {
                 let id = go_quote(id.as_bytes());
                 stderr_line(&format!("error unmounting layer {id}: {}", describe(&error)));
             }

@@ -65,11 +65,17 @@ struct DeletedImage {
 }
 
 pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
-    let commit = !call.flags.is_on(&TEST);
+    let test = call.flags.is_on(&TEST);
     let mut outcomes: BTreeMap<&str, DeletedImage> = BTreeMap::new();
     let busy = spinner("Deleting");
     for arg in &call.args {
-        let deleted = match call.store()?.delete_image(arg, commit).await {
+        let store = call.store()?;
+        let deleted = if test {
+            store.layers_deleted_with_image(arg).await
+        } else {
+            store.delete_image(arg).await
+        };
+        let deleted = match deleted {
             Ok(layers) => DeletedImage {
                 layers,
                 ..DeletedImage::default()

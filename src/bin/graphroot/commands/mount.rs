@@ -1,5 +1,6 @@
 //! `mount`, `unmount` and `mounted`.
 
+use graphroot::MountOptions;
 use serde::Serialize;
 
 use crate::call::Call;
@@ -22,13 +23,14 @@ struct ItemResult<'a> {
 
 pub(crate) async fn mount(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let label = call.flags.text(&new::LABEL);
+    let mut options = MountOptions::default();
+    options.label = Some(call.flags.text(&new::LABEL).to_owned()).filter(|label| !label.is_empty());
     let mut mounts = Vec::new();
     for arg in &call.args {
         let mounted = if call.flags.is_on(&MOUNT_READ_ONLY) {
-            store.mount_image(arg, &[], label).await
+            store.mount_image(arg, options.clone()).await
         } else {
-            store.mount(arg, label).await
+            store.mount(arg, options.clone()).await
         };
         mounts.push(match mounted {
             Ok(path) => MountResult {
@@ -66,12 +68,22 @@ pub(crate) async fn unmount(call: &Call, out: &mut Output) -> Outcome {
     let mut unmounted = Vec::new();
     for arg in &call.args {
         let mut text = String::new();
-        match store.unmount(arg, force).await {
-            Ok(true) => {}
-            Ok(false) => out.line(format!("{arg} mountpoint unmounted"))?,
+        let unmounted_layer = if force {
+            store.unmount_all(arg).await.map(|()| 0)
+        } else {
+            store.unmount(arg).await
+        };
+        match unmounted_layer {
+            Ok(0) => out.line(format!("{arg} mountpoint unmounted"))?,
+            Ok(_left) => {}
             Err(error) => {
                 // The argument may be an image that `mount -r` has mounted. If not, the first error is reported.
-                if store.unmount_image(arg, force).await.is_err() {
+                let unmounted_image = if force {
+                    store.unmount_image_all(arg).await
+                } else {
+                    store.unmount_image(arg).await.map(drop)
+                };
+                if unmounted_image.is_err() {
                     text = describe_briefly(&error);
                 }
             }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::call::Call;
 use crate::flags::{ADD_NAME, NEW_NAME, OMIT_NAMES, REMOVE_NAME, new};
-use crate::mflag::Flag;
 use crate::outcome::{CommandError, DONE, FAILED, Outcome};
 use crate::output::Output;
 
@@ -22,10 +21,6 @@ pub(crate) async fn get(call: &Call, out: &mut Output) -> Outcome {
     DONE
 }
 
-fn names_of<'a>(call: &'a Call, flag: &Flag) -> Vec<&'a str> {
-    call.flags.list(flag).iter().map(String::as_str).collect()
-}
-
 /// Prints the new names if JSON is asked for.
 async fn show(call: &Call, out: &mut Output, id: &str) -> Outcome {
     let names = call.store()?.names(id).await?;
@@ -38,21 +33,21 @@ async fn show(call: &Call, out: &mut Output, id: &str) -> Outcome {
 pub(crate) async fn add(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
-    store.add_names(&id, &names_of(call, &ADD_NAME)).await?;
+    store.add_names(&id, call.flags.list(&ADD_NAME)).await?;
     show(call, out, &id).await
 }
 
 pub(crate) async fn remove(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
-    store.remove_names(&id, &names_of(call, &REMOVE_NAME)).await?;
+    store.remove_names(&id, call.flags.list(&REMOVE_NAME)).await?;
     show(call, out, &id).await
 }
 
 pub(crate) async fn set(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let id = store.lookup(call.arg(0)).await?;
-    store.set_names(&id, &names_of(call, &NEW_NAME)).await?;
+    store.set_names(&id, call.flags.list(&NEW_NAME)).await?;
     show(call, out, &id).await
 }
 

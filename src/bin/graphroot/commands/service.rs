@@ -77,8 +77,12 @@ fn plain(call: &Call, out: &mut Output, result: graphroot::Result<()>) -> Outcom
 }
 
 pub(crate) async fn shutdown(call: &Call, out: &mut Output) -> Outcome {
-    let force = call.flags.is_on(&FORCE_SHUTDOWN);
-    let result = call.store()?.shutdown(force).await.map(drop);
+    let store = call.store()?;
+    let result = if call.flags.is_on(&FORCE_SHUTDOWN) {
+        store.shutdown_force().await.map(drop)
+    } else {
+        store.shutdown().await
+    };
     plain(call, out, result)
 }
 
