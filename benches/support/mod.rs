@@ -49,7 +49,7 @@ pub(crate) fn overlay(root: &Path) -> StoreOptions {
 /// Empties a store and unmounts its home, so that its directory can be removed.
 pub(crate) async fn remove(store: &Store) -> Res<()> {
     store.wipe().await?;
-    store.shutdown(true).await?;
+    store.shutdown_force().await?;
     Ok(())
 }
 
