@@ -110,7 +110,7 @@ fn read_named(path: &Path, variable: &str) -> Result<ConfigFile> {
             Err(Error::io_at(
                 action,
                 path,
-                io::Error::from(io::ErrorKind::NotFound),
+                io::Error::from(rustix::io::Errno::NOENT),
             ))
         }
     }

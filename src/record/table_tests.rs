@@ -349,7 +349,7 @@ fn names_move_between_files_at_once() {
         table.saved(loser);
         assert!(table.needs_save() && table.unmark_takers());
         assert_eq!(table.dirty_locations(), [taker]);
-        assert!(!text(&table, taker).contains("intent"));
+        assert!(!text(&table, taker).contains("graphroot-pending"));
         table.saved(taker);
         assert!(!table.needs_save() && !table.unmark_takers());
         assert_eq!(names(&table, "taker"), ["x", "new"]);

@@ -57,11 +57,17 @@ fn tree_shows_the_layers_and_containers_of_each_image() {
                     (no image)\n└─container C2\n";
     assert_eq!(good(&root, "tree"), expected);
     let trees: Value = serde_json::from_str(&good(&root, "tree -j")).unwrap();
-    assert_eq!(trees[0]["containers"][0]["names"], json!(["web"]));
+    assert_eq!(trees["images"][0]["containers"][0]["names"], json!(["web"]));
     assert_eq!(
-        trees[1]["layers"][1],
+        trees["images"][1]["layers"][1],
         json!({"id": "base", "names": [], "size": 2048, "shared": true})
     );
+    assert_eq!(trees["containers_without_image"][0]["id"], "C2");
+    assert_eq!(trees["layers_without_image"], json!([]));
+    good(&root, "create-layer -i three -n work base");
+    assert!(good(&root, "tree").ends_with("(no image)\n├─layer work (three) size unknown\n└─container C2\n"));
+    let trees: Value = serde_json::from_str(&good(&root, "tree -j")).unwrap();
+    assert_eq!(trees["layers_without_image"][0]["names"], json!(["work"]));
 }
 
 #[test]
@@ -80,6 +86,23 @@ fn locks_shows_the_process_that_holds_a_lock() {
     let locks: Value = serde_json::from_str(&good(&root, "locks --json")).unwrap();
     assert_eq!(locks[0]["exclusive"], true);
     assert!(holder.release(b""));
+}
+
+#[test]
+fn help_prints_everything_to_standard_output() {
+    let root = TestRoot::vfs();
+    let program = good(&root, "help");
+    assert!(program.contains("\nExtra commands:\n") && program.contains("\n  --debug, -D "));
+    let command = good(&root, "help import-layer");
+    assert!(command.starts_with("Usage: graphroot import-layer "), "{command}");
+    assert!(command.contains("\n  zstd -dc layer.tar.zst | graphroot import-layer base\n"));
+    assert!(command.contains("\n  --name, -n=[] "), "{command}");
+    let wrong = ours(&root, "help nosuch");
+    assert_eq!(
+        (wrong.code, wrong.err.as_str()),
+        (1, "nosuch: unrecognized command\n")
+    );
+    assert!(!root.graph().exists(), "help opens no store");
 }
 
 #[test]

@@ -148,11 +148,43 @@ fn flags_and_arguments() {
         );
         assert!(answer.err.contains("--graph, -g="), "{answer:?}");
     }
+    for (line, hint) in [
+        (
+            "create-image L1 --name x",
+            "Flags must come before the arguments: create-image [options] ARGUMENT...\n",
+        ),
+        ("lyaers", "Did you mean 'layers'?\n"),
+    ] {
+        let answer = fails(&root, line);
+        assert!(answer.code == 1 && answer.err.ends_with(hint), "{answer:?}");
+    }
     let answer = fails(&root, "nosuch");
     assert_eq!(
         (answer.code, answer.out.as_str()),
         (1, "nosuch: unrecognized command.\n")
     );
+    assert_eq!(answer.err, "");
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let root = filled();
+    for (line, err) in [
+        (
+            "config /nosuch.conf",
+            "open /nosuch.conf: no such file or directory\n",
+        ),
+        (
+            "import-layer -f /nosuch",
+            "open /nosuch: no such file or directory\n",
+        ),
+        ("import-layer -f /etc", "read /etc: is a directory\n"),
+        ("set-image-data -f /etc img k", "read /etc: is a directory\n"),
+    ] {
+        let answer = fails(&root, line);
+        assert_eq!((answer.code, answer.out.as_str()), (1, ""), "{line}: {answer:?}");
+        assert!(answer.err.ends_with(err), "{line}: {answer:?}");
+    }
 }
 
 #[test]

@@ -127,3 +127,16 @@ fn standard_input_and_output_carry_layers_and_data() {
     assert_eq!((answer.code, answer.err.lines().count()), (1, 1), "{answer:?}");
     assert_eq!(good(&root, "layers -q"), before);
 }
+
+/// The distribution's version knows fewer rows than ours.
+#[test]
+fn status_has_every_row_of_theirs() {
+    needs!("containers-storage");
+    let root = TestRoot::new();
+    let ours = ours(&root, "status").err;
+    let theirs = Program::Theirs.run(&root, "status").err;
+    let rows: Vec<&str> = ours.lines().collect();
+    let missing: Vec<&str> = theirs.lines().filter(|row| !rows.contains(row)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "{ours}");
+    assert!(theirs.contains("Backing Filesystem: "), "{theirs}");
+}

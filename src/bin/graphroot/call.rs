@@ -12,6 +12,8 @@ use crate::outcome::{CommandError, file_failure};
 /// One run of a command.
 #[derive(Debug)]
 pub(crate) struct Call {
+    /// The path or name by which the program was called.
+    pub(crate) program: String,
     /// The spelling of the command's name that was used.
     pub(crate) name: String,
     pub(crate) flags: Flags,
@@ -24,8 +26,15 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub(crate) fn new(name: String, flags: Flags, args: Vec<String>, options: StoreOptions) -> Self {
+    pub(crate) fn new(
+        program: String,
+        name: String,
+        flags: Flags,
+        args: Vec<String>,
+        options: StoreOptions,
+    ) -> Self {
         Self {
+            program,
             name,
             flags,
             args,

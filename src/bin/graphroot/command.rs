@@ -27,23 +27,9 @@ pub(crate) struct Command {
     pub(crate) max_args: Option<usize>,
     /// The flags besides the global arguments.
     pub(crate) flags: &'static [Flag],
-    /// See [`Command::example_lines`].
+    /// Lines for a shell.
     pub(crate) examples: &'static [&'static str],
     /// Whether the store is opened before it runs.
     pub(crate) opens_store: bool,
     pub(crate) run: for<'a> fn(&'a Call, &'a mut Output) -> CommandFuture<'a>,
-}
-
-impl Command {
-    /// The examples as lines for a shell. In the table an example that does not name the program is a command's name
-    /// and its arguments.
-    pub(crate) fn example_lines(&self) -> impl Iterator<Item = String> {
-        self.examples.iter().map(|example| {
-            if example.contains(PROGRAM_NAME) {
-                (*example).to_owned()
-            } else {
-                format!("{PROGRAM_NAME} {example}")
-            }
-        })
-    }
 }

@@ -118,6 +118,10 @@ pub(crate) const QUIET_TRANSFER: Flag = Flag::bool(&["-quiet", "q"], "Don't prin
 #[cfg(feature = "pull")]
 pub(crate) mod transfer {
     use super::Flag;
+    pub(crate) const NAME: Flag = Flag::list(
+        &["-name", "n"],
+        "Name of the image in the store (instead of its own name)",
+    );
     pub(crate) const PLATFORM: Flag =
         Flag::text(&["-platform"], "Platform OS/ARCH[/VARIANT] to take from an index");
     pub(crate) const AUTH_FILE: Flag = Flag::text(&["-authfile"], "File of registry credentials");

@@ -3,10 +3,20 @@
 use std::io::IsTerminal as _;
 
 use crate::command::{Command, PROGRAM_NAME};
-use crate::commands::{COMMANDS, EXTRA_COMMANDS};
 use crate::mflag::Flags;
 use crate::outcome::CommandError;
 use crate::output::Output;
+
+/// Why a usage text is printed, which decides where its parts go. The first two are as in containers-storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// A mistake in the arguments: the table of flags goes to standard error.
+    Mistake,
+    /// A flag such as `--help`: with examples. The table of a command's flags goes to standard error.
+    HelpFlag,
+    /// The command `help`: with examples, everything on standard output.
+    HelpCommand,
+}
 
 /// Prints usage texts.
 #[derive(Debug)]
@@ -15,12 +25,18 @@ pub(crate) struct Help<'a> {
     called_as: &'a str,
     /// The name in usage texts.
     name: &'static str,
+    commands: &'static [Command],
+    extra_commands: &'static [Command],
     home: String,
     bold: bool,
 }
 
 impl<'a> Help<'a> {
-    pub(crate) fn new(program: &'a str) -> Self {
+    pub(crate) fn new(
+        program: &'a str,
+        commands: &'static [Command],
+        extra_commands: &'static [Command],
+    ) -> Self {
         // Called as `containers-storage`, the program prints the usage of that one, without additions.
         let replaces = program.rsplit('/').next() == Some("containers-storage");
         Self {
@@ -30,6 +46,8 @@ impl<'a> Help<'a> {
             } else {
                 PROGRAM_NAME
             },
+            commands,
+            extra_commands,
             home: std::env::var("HOME").unwrap_or_default(),
             bold: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         }
@@ -53,22 +71,36 @@ impl<'a> Help<'a> {
         }
     }
 
-    /// The program's usage. The table of flags goes to standard error unless the usage was `asked` for.
-    pub(crate) fn program(&self, out: &mut Output, flags: &Flags, asked: bool) -> Result<(), CommandError> {
+    pub(crate) fn called_as(&self) -> &str {
+        self.called_as
+    }
+
+    /// Whether the usage has examples, extra commands and hints that containers-storage does not have.
+    pub(crate) fn has_additions(&self) -> bool {
+        self.name == PROGRAM_NAME
+    }
+
+    /// The program's usage.
+    pub(crate) fn program(
+        &self,
+        out: &mut Output,
+        flags: &Flags,
+        occasion: Occasion,
+    ) -> Result<(), CommandError> {
         let usage = self.heading("Usage:");
         out.line(format!("{usage} {} command [options [...]]\n", self.name))?;
         out.line(format!("{}\n", self.heading("Commands:")))?;
-        for command in &COMMANDS {
+        for command in self.commands {
             Self::row(out, command)?;
         }
-        if self.name == PROGRAM_NAME {
+        if self.has_additions() {
             out.line(format!("\n{}\n", self.heading("Extra commands:")))?;
-            for command in EXTRA_COMMANDS {
+            for command in self.extra_commands {
                 Self::row(out, command)?;
             }
         }
         out.line(format!("\n{}", self.heading("Options:")))?;
-        self.table(out, flags, asked)
+        self.table(out, flags, occasion != Occasion::Mistake)
     }
 
     fn row(out: &mut Output, command: &Command) -> Result<(), CommandError> {
@@ -76,31 +108,31 @@ impl<'a> Help<'a> {
         out.line(format!("  {name:<30}{}", command.usage))
     }
 
-    /// A command's usage, with examples if it was `asked` for.
+    /// A command's usage.
     pub(crate) fn command(
         &self,
         out: &mut Output,
         name: &str,
         command: &Command,
         flags: &Flags,
-        asked: bool,
+        occasion: Occasion,
     ) -> Result<(), CommandError> {
         let usage = self.heading("Usage:");
         out.line(format!("{usage} {} {name} {}\n", self.name, command.arguments))?;
         out.line(command.usage)?;
-        if asked && self.name == PROGRAM_NAME && !command.examples.is_empty() {
+        if occasion != Occasion::Mistake && self.has_additions() && !command.examples.is_empty() {
             out.line(format!("\n{}\n", self.heading("Examples:")))?;
-            for example in command.example_lines() {
+            for example in command.examples {
                 out.line(format!("  {example}"))?;
             }
         }
         out.line(format!("\n{}", self.heading("Options:")))?;
-        self.table(out, flags, false)
+        self.table(out, flags, occasion == Occasion::HelpCommand)
     }
 
-    fn table(&self, out: &mut Output, flags: &Flags, asked: bool) -> Result<(), CommandError> {
+    fn table(&self, out: &mut Output, flags: &Flags, on_stdout: bool) -> Result<(), CommandError> {
         let table = flags.table(&self.home);
-        if asked {
+        if on_stdout {
             out.raw(table.as_bytes())
         } else {
             out.stderr_line(table.trim_end_matches('\n'))

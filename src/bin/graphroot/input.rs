@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::call::Call;
 use crate::mflag::Flag;
 use crate::outcome::{CommandError, file_failure};
+use crate::text::system_error;
 
 /// Shorter streams get no progress bar.
 const WORTH_A_BAR: u64 = 16 << 20;
@@ -24,6 +25,8 @@ const CHUNK: usize = 256 * 1024;
 /// A read blocks the thread of the runtime. The command runs no other task on it, and the library unpacks on threads of
 /// its own.
 pub(crate) struct Input {
+    /// In errors.
+    path: String,
     source: Box<dyn Read + Send>,
     bar: ProgressBar,
 }
@@ -34,6 +37,7 @@ impl Input {
         let path = call.flags.text(flag);
         if path.is_empty() {
             return Ok(Self {
+                path: "/dev/stdin".into(),
                 source: Box::new(io::stdin()),
                 bar: bar(None, what),
             });
@@ -42,6 +46,7 @@ impl Input {
         let size = file.metadata().ok().filter(std::fs::Metadata::is_file);
         Ok(Self {
             bar: bar(size.map(|meta| meta.len()), what),
+            path: path.into(),
             source: Box::new(file),
         })
     }
@@ -58,7 +63,11 @@ impl AsyncRead for Input {
         let count = loop {
             match self.source.read(unfilled) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read?,
+                Ok(count) => break count,
+                Err(error) => {
+                    let text = format!("read {}: {}", self.path, system_error(&error));
+                    return Poll::Ready(Err(io::Error::new(error.kind(), text)));
+                }
             }
         };
         buffer.advance(count);

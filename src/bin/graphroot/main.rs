@@ -30,7 +30,7 @@ use crate::call::Call;
 use crate::command::{Command, PROGRAM_NAME};
 use crate::flags::{DEBUG, HELP, UNSHARE};
 use crate::global_arguments::GlobalArguments;
-use crate::help::Help;
+use crate::help::{Help, Occasion};
 use crate::mflag::Flags;
 use crate::outcome::CommandError;
 use crate::output::{Output, stderr_line};
@@ -75,7 +75,7 @@ fn arguments() -> Result<(String, Vec<String>), CommandError> {
 
 fn run(out: &mut Output) -> Result<u8, CommandError> {
     let (program, args) = arguments()?;
-    let help = Help::new(&program);
+    let help = Help::new(&program, &commands::COMMANDS, commands::EXTRA_COMMANDS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -98,6 +98,8 @@ struct Invocation {
     command: &'static Command,
     /// The spelling of the command's name that was used.
     name: String,
+    /// The path or name by which the program was called.
+    program: String,
     /// The global arguments and the command's own flags.
     flags: Flags,
     args: Vec<String>,
@@ -116,7 +118,7 @@ impl Invocation {
         let mut flags = Flags::default();
         GlobalArguments::default().add_to(&mut flags, false);
         if args.is_empty() {
-            help.program(out, &flags, false)?;
+            help.program(out, &flags, Occasion::Mistake)?;
             return Ok(Parsed::Exit(FAILURE));
         }
         flags.add(HELP);
@@ -128,7 +130,7 @@ impl Invocation {
             Ok(args) => args,
             Err(stop) => {
                 if stop.usage {
-                    help.program(out, &flags, false)?;
+                    help.program(out, &flags, Occasion::Mistake)?;
                 }
                 for message in &stop.messages {
                     out.stderr_line(message)?;
@@ -139,12 +141,12 @@ impl Invocation {
                     .last()
                     .map_or("flag: help requested", String::as_str);
                 out.line(format!("{reason} while parsing arguments (1)"))?;
-                help.program(out, &flags, false)?;
+                help.program(out, &flags, Occasion::Mistake)?;
                 return Ok(Parsed::Exit(FAILURE));
             }
         };
         if flags.is_on(&HELP) {
-            help.program(out, &flags, true)?;
+            help.program(out, &flags, Occasion::HelpFlag)?;
             return Ok(Parsed::Exit(0));
         }
         let mut given = GlobalArguments::from_flags(&flags);
@@ -156,11 +158,16 @@ impl Invocation {
         }
         let debug = flags.is_on(&DEBUG);
         let Some((name, args)) = args.split_first() else {
-            help.program(out, &flags, false)?;
+            help.program(out, &flags, Occasion::Mistake)?;
             return Ok(Parsed::Exit(FAILURE));
         };
         let Some(command) = commands::find(name) else {
             out.line(format!("{name}: unrecognized command."))?;
+            if help.has_additions()
+                && let Some(similar) = commands::similar(name)
+            {
+                out.stderr_line(format!("Did you mean '{similar}'?"))?;
+            }
             return Ok(Parsed::Exit(FAILURE));
         };
 
@@ -173,7 +180,7 @@ impl Invocation {
             Ok(args) => args,
             Err(stop) => {
                 if stop.usage {
-                    help.command(out, name, command, &flags, true)?;
+                    help.command(out, name, command, &flags, Occasion::HelpFlag)?;
                 }
                 for message in &stop.messages {
                     out.stderr_line(message)?;
@@ -184,17 +191,23 @@ impl Invocation {
         };
         if args.len() < command.min_args {
             out.line(format!("{name}: more arguments required."))?;
-            help.command(out, name, command, &flags, false)?;
+            help.command(out, name, command, &flags, Occasion::Mistake)?;
             return Ok(Parsed::Exit(FAILURE));
         }
         if command.max_args.is_some_and(|most| args.len() > most) {
             out.line(format!("{name}: too many arguments ([{}]).", args.join(" ")))?;
-            help.command(out, name, command, &flags, false)?;
+            help.command(out, name, command, &flags, Occasion::Mistake)?;
+            if help.has_additions() && args.iter().any(|arg| arg.starts_with('-')) {
+                out.stderr_line(format!(
+                    "Flags must come before the arguments: {name} [options] ARGUMENT..."
+                ))?;
+            }
             return Ok(Parsed::Exit(FAILURE));
         }
         Ok(Parsed::Run(Box::new(Self {
             command,
             name: name.clone(),
+            program: help.called_as().to_owned(),
             flags,
             args,
             configured,
@@ -206,6 +219,7 @@ impl Invocation {
         let Self {
             command,
             name,
+            program,
             flags,
             args,
             configured,
@@ -222,7 +236,7 @@ impl Invocation {
                 Err(error) if command.opens_store => return not_open(out, error),
                 Err(_) => StoreOptions::default(),
             };
-            let mut call = Call::new(name, flags, args, options);
+            let mut call = Call::new(program, name, flags, args, options);
             if command.opens_store
                 && let Err(error) = call.open().await
             {

@@ -50,7 +50,7 @@ fn subcommand(command: &'static Command) -> clap::Command {
             );
     }
     if !command.examples.is_empty() {
-        let examples: Vec<String> = command.example_lines().map(|line| format!("  {line}")).collect();
+        let examples: Vec<String> = command.examples.iter().map(|line| format!("  {line}")).collect();
         model = model.after_help(format!("Examples:\n{}", examples.join("\n")));
     }
     command

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use graphroot::{Image, Layer, Store};
+use graphroot::{Container, Image, Layer, Store};
 use serde::Serialize;
 
 use crate::call::Call;
@@ -49,6 +49,92 @@ struct ContainerLine {
     names: Vec<String>,
     layer: String,
     mounted: bool,
+}
+
+impl LayerLine {
+    fn new(layer: &Layer, shared: bool) -> Self {
+        Self {
+            id: layer.id().to_owned(),
+            names: layer.names().to_vec(),
+            size: layer.diff_size(),
+            shared,
+        }
+    }
+
+    fn text(&self) -> String {
+        let size = self.size.map_or_else(|| "size unknown".to_owned(), human_size);
+        let shared = if self.shared { ", shared" } else { "" };
+        format!("layer {} {size}{shared}", title(&self.names, &self.id))
+    }
+}
+
+impl ContainerLine {
+    fn new(container: &Container, contents: &StoreContents) -> Self {
+        let layer = contents.layers.get(container.layer_id());
+        Self {
+            id: container.id().to_owned(),
+            names: container.names().to_vec(),
+            layer: container.layer_id().to_owned(),
+            mounted: layer.is_some_and(|layer| layer.mount_count() > 0),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mounted = if self.mounted { ", mounted" } else { "" };
+        format!("container {}{mounted}", title(&self.names, &self.id))
+    }
+}
+
+/// Everything in the store, by image.
+#[derive(Serialize)]
+struct Trees {
+    images: Vec<ImageTree>,
+    /// Layers of neither an image nor a container.
+    layers_without_image: Vec<LayerLine>,
+    containers_without_image: Vec<ContainerLine>,
+}
+
+impl Trees {
+    fn new(contents: &StoreContents, containers: &[Container]) -> Self {
+        let uses = contents.use_counts();
+        let image_tree = |image: &Image| ImageTree {
+            id: image.id().to_owned(),
+            names: image.names().to_vec(),
+            layers: contents
+                .layers_of(image)
+                .into_iter()
+                .map(|layer| LayerLine::new(layer, uses.get(layer.id()).is_some_and(|count| *count > 1)))
+                .collect(),
+            containers: containers
+                .iter()
+                .filter(|container| container.image_id() == Some(image.id()))
+                .map(|container| ContainerLine::new(container, contents))
+                .collect(),
+        };
+        let is_container_layer = |layer: &Layer| {
+            let mut ids = containers.iter().map(Container::layer_id);
+            ids.any(|id| id == layer.id())
+        };
+        let has_image = |container: &Container| {
+            let mut ids = contents.images.iter().map(Image::id);
+            ids.any(|id| Some(id) == container.image_id())
+        };
+        let mut layers: Vec<&Layer> = contents.layers.values().collect();
+        layers.retain(|layer| !uses.contains_key(layer.id()) && !is_container_layer(layer));
+        layers.sort_by_key(|layer| (layer.created(), layer.id().to_owned()));
+        Self {
+            images: contents.images.iter().map(image_tree).collect(),
+            layers_without_image: layers
+                .into_iter()
+                .map(|layer| LayerLine::new(layer, false))
+                .collect(),
+            containers_without_image: containers
+                .iter()
+                .filter(|container| !has_image(container))
+                .map(|container| ContainerLine::new(container, contents))
+                .collect(),
+        }
+    }
 }
 
 /// All layers and images of the store.
@@ -112,80 +198,35 @@ pub(crate) async fn tree(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let contents = StoreContents::read(store).await?;
     let containers = store.containers().await?;
-    let uses = contents.use_counts();
-    let mut trees = Vec::new();
-    for image in &contents.images {
-        let layers = contents.layers_of(image).into_iter().map(|layer| LayerLine {
-            id: layer.id().to_owned(),
-            names: layer.names().to_vec(),
-            size: layer.diff_size(),
-            shared: uses.get(layer.id()).is_some_and(|count| *count > 1),
-        });
-        let containers = containers
-            .iter()
-            .filter(|container| container.image_id() == Some(image.id()))
-            .map(|container| ContainerLine {
-                id: container.id().to_owned(),
-                names: container.names().to_vec(),
-                layer: container.layer_id().to_owned(),
-                mounted: contents
-                    .layers
-                    .get(container.layer_id())
-                    .is_some_and(|layer| layer.mount_count() > 0),
-            });
-        trees.push(ImageTree {
-            id: image.id().to_owned(),
-            names: image.names().to_vec(),
-            layers: layers.collect(),
-            containers: containers.collect(),
-        });
-    }
+    let trees = Trees::new(&contents, &containers);
     if call.json() {
         out.json(&trees)?;
         return DONE;
     }
-    for image in trees {
+    for image in &trees.images {
+        let layers = image.layers.iter().map(LayerLine::text);
+        let containers = image.containers.iter().map(ContainerLine::text);
         out.line(title(&image.names, &image.id))?;
-        let mut lines: Vec<String> = image
-            .layers
-            .iter()
-            .map(|layer| {
-                let size = layer.size.map_or_else(|| "size unknown".to_owned(), human_size);
-                let shared = if layer.shared { ", shared" } else { "" };
-                format!("layer {} {size}{shared}", title(&layer.names, &layer.id))
-            })
-            .collect();
-        lines.extend(image.containers.iter().map(|container| {
-            let mounted = if container.mounted { ", mounted" } else { "" };
-            format!("container {}{mounted}", title(&container.names, &container.id))
-        }));
-        let last = lines.len().saturating_sub(1);
-        for (index, line) in lines.iter().enumerate() {
-            let branch = if index == last { '└' } else { '├' };
-            out.line(format!("{branch}─{line}"))?;
-        }
+        branches(out, layers.chain(containers).collect())?;
     }
-    let without_image: Vec<_> = containers
-        .iter()
-        .filter(|container| {
-            !contents
-                .images
-                .iter()
-                .any(|image| Some(image.id()) == container.image_id())
-        })
-        .collect();
+    let layers = trees.layers_without_image.iter().map(LayerLine::text);
+    let containers = trees.containers_without_image.iter().map(ContainerLine::text);
+    let without_image: Vec<String> = layers.chain(containers).collect();
     if !without_image.is_empty() {
         out.line("(no image)")?;
-        let last = without_image.len().saturating_sub(1);
-        for (index, container) in without_image.iter().enumerate() {
-            let branch = if index == last { '└' } else { '├' };
-            out.line(format!(
-                "{branch}─container {}",
-                title(container.names(), container.id())
-            ))?;
-        }
+        branches(out, without_image)?;
     }
     DONE
+}
+
+/// Prints lines below a title.
+fn branches(out: &mut Output, lines: Vec<String>) -> Result<(), CommandError> {
+    let last = lines.len().saturating_sub(1);
+    for (index, line) in lines.iter().enumerate() {
+        let branch = if index == last { '└' } else { '├' };
+        out.line(format!("{branch}─{line}"))?;
+    }
+    Ok(())
 }
 
 /// The space that one image takes, in bytes.

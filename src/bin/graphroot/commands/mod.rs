@@ -20,12 +20,15 @@ mod unshare;
 use crate::call::Call;
 use crate::command::Command;
 use crate::flags::{
-    ADD_NAME, BZIP2, CHOWN, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, IS_CONTAINER, IS_IMAGE,
-    IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK, QUIET_IDS,
-    REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
+    ADD_NAME, BZIP2, CHOWN, DEBUG, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, HELP, IS_CONTAINER,
+    IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
+    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
 };
 #[cfg(feature = "pull")]
 use crate::flags::{QUIET_TRANSFER, transfer as transfer_flags};
+use crate::global_arguments::GlobalArguments;
+use crate::help::{Help, Occasion};
+use crate::mflag::Flags;
 use crate::model;
 use crate::outcome::{DONE, Outcome};
 use crate::output::Output;
@@ -48,6 +51,16 @@ macro_rules! command {
     };
 }
 
+/// The name of a command that is spelled similarly.
+pub(crate) fn similar(name: &str) -> Option<&'static str> {
+    let names = all().filter_map(|command| command.names.first().copied());
+    names
+        .map(|known| (strsim::damerau_levenshtein(name, known), known))
+        .filter(|(edits, known)| *edits <= 2 && 2 * edits < known.chars().count())
+        .min()
+        .map(|(_, known)| known)
+}
+
 /// The command of this name.
 pub(crate) fn find(name: &str) -> Option<&'static Command> {
     all().find(|command| command.names.contains(&name))
@@ -57,11 +70,11 @@ pub(crate) fn find(name: &str) -> Option<&'static Command> {
 #[rustfmt::skip]
 pub(crate) static COMMANDS: [Command; 61] = [
     command!(["check"], "", "Check storage consistency", 0, Some(0),
-        [JSON, check::MAX, check::REPAIR, check::FORCE, check::QUICK], service::check, ["check --quick"]),
+        [JSON, check::MAX, check::REPAIR, check::FORCE, check::QUICK], service::check, ["graphroot check --quick"]),
     command!(["config"], "[configurationFile]", "Print storage library configuration as JSON", 0, Some(1),
-        [], service::config, ["config"]),
+        [], service::config, ["graphroot config"]),
     command!(["container"], "[options [...]] containerNameOrID [...]", "Examine a container", 1, ANY,
-        [JSON], examine::container, ["container --json web"]),
+        [JSON], examine::container, ["graphroot container --json web"]),
     command!(["list-container-data", "listcontainerdata"], "[options [...]] containerNameOrID",
         "List data items that are attached to an container", 1, Some(1), [JSON], data::list_container, []),
     command!(["get-container-data", "getcontainerdata"], "[options [...]] containerNameOrID dataName",
@@ -80,59 +93,59 @@ pub(crate) static COMMANDS: [Command; 61] = [
         "Compute the set of unmapped parent UIDs and GIDs of the container", 1, ANY,
         [JSON], examine::container_parent_owners, []),
     command!(["containers"], "[options [...]]", "List containers", 0, Some(0),
-        [JSON], list::containers, ["containers --json"]),
+        [JSON], list::containers, ["graphroot containers --json"]),
     command!(["copy"], "[options [...]] [sourceLayerNameOrID:]/path [...] targetLayerNameOrID:/path",
         "Copy files or directories into a layer, possibly from another layer", 2, ANY,
-        [CHOWN, JSON], copy::copy, ["copy --chown 1000:1000 ./site web-layer:/srv/www"]),
+        [CHOWN, JSON], copy::copy, ["graphroot copy --chown 1000:1000 ./site web-layer:/srv/www"]),
     command!(["create-storage-layer"], "[options [...]] [parentLayerNameOrID]",
         "Create a new layer only in the storage driver", 0, Some(1),
         [new::LABEL, new::LAYER_ID, new::READ_ONLY, JSON, new::HOST_UIDS, new::HOST_GIDS, new::UIDS, new::GIDS,
          new::SUB_UIDS, new::SUB_GIDS], create::storage_layer, []),
     command!(["create-layer", "createlayer"], "[options [...]] [parentLayerNameOrID]", "Create a new layer", 0, Some(1),
         [new::LABEL, new::LAYER_NAME, new::LAYER_ID, new::READ_ONLY, JSON, new::HOST_UIDS, new::HOST_GIDS, new::UIDS,
-         new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::layer, ["create-layer --name work base"]),
+         new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::layer, ["graphroot create-layer --name work base"]),
     command!(["import-layer", "importlayer"], "[options [...]] [parentLayerNameOrID]", "Import a new layer", 0, Some(1),
         [new::LABEL, new::LAYER_NAME, new::LAYER_ID, new::READ_ONLY, JSON, file::INSTEAD_OF_STDIN, new::HOST_UIDS,
          new::HOST_GIDS, new::UIDS, new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::import_layer,
-        ["import-layer --name base -f layer.tar.gz", "zstd -dc layer.tar.zst | graphroot import-layer base"]),
+        ["graphroot import-layer --name base -f layer.tar.gz", "zstd -dc layer.tar.zst | graphroot import-layer base"]),
     command!(["create-image", "createimage"], "[options [...]] topLayerNameOrID", "Create a new image using layers",
         0, Some(1), [new::IMAGE_NAME, new::IMAGE_ID, new::DIGEST, new::METADATA, new::METADATA_FILE, JSON],
-        create::image, ["create-image --name localhost/demo base"]),
+        create::image, ["graphroot create-image --name localhost/demo base"]),
     command!(["create-container", "createcontainer"], "[options [...]] parentImageNameOrID",
         "Create a new container from an image", 1, Some(1),
         [new::CONTAINER_NAME, new::VOLATILE, new::CONTAINER_ID, new::METADATA, new::METADATA_FILE, JSON, new::HOST_UIDS,
          new::HOST_GIDS, new::UIDS, new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::container,
-        ["create-container --name web localhost/demo"]),
+        ["graphroot create-container --name web localhost/demo"]),
     command!(["dedup"], "", "Dedup all images", 0, Some(0), [JSON, HASH_METHOD], service::dedup, []),
     command!(["delete"], "[LayerOrImageOrContainerNameOrID [...]]",
         "Delete a layer or image or container, with no safety checks", 1, ANY, [JSON], delete::anything, []),
     command!(["delete-layer", "deletelayer"], "[LayerNameOrID [...]]", "Delete a layer, with safety checks", 1, ANY,
         [JSON], delete::layer, []),
     command!(["delete-image", "deleteimage"], "[ImageNameOrID [...]]", "Delete an image, with safety checks", 1, ANY,
-        [TEST, JSON], delete::image, ["delete-image --test localhost/demo"]),
+        [TEST, JSON], delete::image, ["graphroot delete-image --test localhost/demo"]),
     command!(["delete-container", "deletecontainer"], "[ContainerNameOrID [...]]",
         "Delete a container, with safety checks", 1, ANY, [JSON], delete::container, []),
     command!(["changes"], "[options [...]] layerNameOrID [referenceLayerNameOrID]", "Compare two layers", 1, Some(2),
-        [JSON], diff::changes, ["changes web-layer"]),
+        [JSON], diff::changes, ["graphroot changes web-layer"]),
     command!(["diffsize", "diff-size"], "[options [...]] layerNameOrID [referenceLayerNameOrID]", "Compare two layers",
         1, Some(2), [], diff::size, []),
     command!(["diff"], "[options [...]] layerNameOrID [referenceLayerNameOrID]", "Compare two layers", 1, Some(2),
-        [file::INSTEAD_OF_STDOUT, UNCOMPRESSED, GZIP, BZIP2, XZ], diff::diff, ["diff -u -f base.tar base"]),
+        [file::INSTEAD_OF_STDOUT, UNCOMPRESSED, GZIP, BZIP2, XZ], diff::diff, ["graphroot diff -u -f base.tar base"]),
     command!(["applydiff", "apply-diff"], "[options [...]] layerNameOrID [referenceLayerNameOrID]",
         "Apply a diff to a layer", 1, Some(1), [file::INSTEAD_OF_STDIN], diff::apply, []),
     command!(["applydiff-using-staging-dir"], "layerNameOrID directory",
         "Apply a diff to a layer using a staging directory", 2, Some(2), [], diff::apply_staged, []),
     command!(["exists"], "[LayerOrImageOrContainerNameOrID [...]]",
         "Check if a layer or image or container exists", 1, ANY,
-        [NO_NAMES, IS_LAYER, IS_IMAGE, IS_CONTAINER, JSON], examine::exists, ["exists --quiet --image localhost/demo"]),
+        [NO_NAMES, IS_LAYER, IS_IMAGE, IS_CONTAINER, JSON], examine::exists, ["graphroot exists --quiet --image localhost/demo"]),
     command!(["gc"], "", "Perform garbage collection", 0, Some(0), [JSON], service::gc, []),
     command!(["image"], "[options [...]] imageNameOrID [...]", "Examine an image", 1, ANY,
-        [JSON], examine::image, ["image localhost/demo"]),
+        [JSON], examine::image, ["graphroot image localhost/demo"]),
     command!(["list-image-data", "listimagedata"], "[options [...]] imageNameOrID",
         "List data items that are attached to an image", 1, Some(1), [JSON], data::list_image, []),
     command!(["get-image-data", "getimagedata"], "[options [...]] imageNameOrID dataName",
         "Get data that is attached to an image", 2, Some(2), [file::WRITE], data::get_image,
-        ["get-image-data localhost/demo manifest"]),
+        ["graphroot get-image-data localhost/demo manifest"]),
     command!(["get-image-data-size", "getimagedatasize"], "[options [...]] imageNameOrID dataName",
         "Get size of data that is attached to an image", 2, Some(2), [], data::image_size, []),
     command!(["get-image-data-digest", "getimagedatadigest"], "[options [...]] imageNameOrID dataName",
@@ -144,11 +157,11 @@ pub(crate) static COMMANDS: [Command; 61] = [
         "Find the image's associated data directory", 1, Some(1), [], data::image_dir, []),
     command!(["get-image-run-dir", "getimagerundir"], "[options [...]] imageNameOrID",
         "Find the image's associated runtime directory", 1, Some(1), [], data::image_run_dir, []),
-    command!(["images"], "[options [...]]", "List images", 0, Some(0), [JSON, QUIET_IDS], list::images, ["images -q"]),
+    command!(["images"], "[options [...]]", "List images", 0, Some(0), [JSON, QUIET_IDS], list::images, ["graphroot images -q"]),
     command!(["images-by-digest"], "[options [...]] DIGEST", "List images by digest", 1, Some(1),
         [JSON, QUIET_IDS], list::images_by_digest, []),
     command!(["layer"], "[options [...]] layerNameOrID [...]", "Examine a layer", 1, ANY,
-        [JSON], examine::layer, ["layer --json base"]),
+        [JSON], examine::layer, ["graphroot layer --json base"]),
     command!(["layer-parent-owners"], "[options [...]] layerNameOrID [...]",
         "Compute the set of unmapped parent UIDs and GIDs of the layer", 1, ANY,
         [JSON], examine::layer_parent_owners, []),
@@ -159,7 +172,7 @@ pub(crate) static COMMANDS: [Command; 61] = [
     command!(["set-layer-data", "setlayerdata"], "[options [...]] layerID dataName",
         "Set data that is attached to a layer", 2, Some(2), [file::READ], data::set_layer, []),
     command!(["layers"], "[options [...]]", "List layers", 0, Some(0),
-        [TREE, QUICK, JSON], list::layers, ["layers --tree", "layers --json"]),
+        [TREE, QUICK, JSON], list::layers, ["graphroot layers --tree", "graphroot layers --json"]),
     command!(["storage-layers"], "[options [...]]", "List storage layers", 0, Some(0),
         [JSON], list::storage_layers, []),
     command!(["metadata"], "[LayerOrImageOrContainerNameOrID [...]]",
@@ -177,7 +190,7 @@ pub(crate) static COMMANDS: [Command; 61] = [
         "Get layer, image, or container name or names", 1, Some(1), [JSON], names::get, []),
     command!(["add-names", "addnames"], "[options [...]] imageOrContainerNameOrID",
         "Add layer, image, or container name or names", 1, ANY, [ADD_NAME, JSON], names::add,
-        ["add-names --name localhost/demo:v2 localhost/demo"]),
+        ["graphroot add-names --name localhost/demo:v2 localhost/demo"]),
     command!(["remove-names", "removenames"], "[options [...]] imageOrContainerNameOrID",
         "Remove layer, image, or container name or names", 1, ANY, [REMOVE_NAME, JSON], names::remove, []),
     command!(["set-names", "setnames"], "[options [...]] imageOrContainerNameOrID",
@@ -185,7 +198,7 @@ pub(crate) static COMMANDS: [Command; 61] = [
     command!(["shutdown"], "", "Shut down layer storage", 0, Some(0), [JSON, FORCE_SHUTDOWN], service::shutdown, []),
     command!(["status"], "", "Check on graph driver status", 0, Some(0), [JSON], service::status, []),
     command!(["unshare"], "[command [...]]", "Run a command in a user namespace", 0, ANY,
-        [], unshare::unshare, ["unshare id -u"]),
+        [], unshare::unshare, ["graphroot unshare id -u"]),
     command!(["version"], "", "Return containers-storage version information", 0, Some(0),
         [JSON], service::version, []),
     command!(["wipe"], "", "Wipe all layers, images, and containers", 0, Some(0), [JSON], service::wipe, []),
@@ -195,32 +208,38 @@ pub(crate) static COMMANDS: [Command; 61] = [
 #[rustfmt::skip]
 pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     #[cfg(feature = "pull")]
-    command!(["pull"], "[options [...]] image [...]", "Pull images from registries, layouts and archives", 1, ANY,
-        [JSON, QUIET_TRANSFER, NEW_NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP, transfer_flags::KEEP_PARTIAL,
+    command!(["pull"], "[options [...]] image [...]", "Pull images from registries, OCI layouts and archives", 1, ANY,
+        [JSON, QUIET_TRANSFER, transfer_flags::NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP, transfer_flags::KEEP_PARTIAL,
         transfer_flags::DOWNLOADS], transfer::pull,
-        ["pull docker://registry.example/app:1 oci:layout:app", "pull --json --keep-partial docker://registry.example/app"]),
+        ["graphroot pull docker://registry.example/app:1 oci:DIRECTORY:app",
+         "graphroot pull --name app:1 docker-archive:saved.tar", "graphroot pull oci-archive:image.tar:app", "graphroot pull --json --keep-partial docker://registry.example/app"]),
     #[cfg(feature = "pull")]
-    command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or layout", 2, Some(2),
+    command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or an OCI layout", 2, Some(2),
         [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP], transfer::push,
-        ["push app:1 docker://registry.example/app:1"]),
-    command!(["tree"], "[options [...]]", "Show images, the layers below them, and containers", 0, Some(0),
-        [JSON], image_usage::tree, ["tree"]),
-    command!(["du"], "[options [...]]", "Show how much space each image takes, alone and shared", 0, Some(0),
-        [JSON], image_usage::du, ["du --json"]),
+        ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app"]),
+    command!(["tree"], "[options [...]]", "Show images with their layers and containers, and what belongs to no image", 0, Some(0),
+        [JSON], image_usage::tree, ["graphroot tree"]),
+    command!(["du"], "[options [...]]", "Show the space that each image takes, its own and shared", 0, Some(0),
+        [JSON], image_usage::du, ["graphroot du --json"]),
     Command {
         opens_store: false,
         ..command!(["locks"], "[options [...]]", "Show which processes hold the store's locks", 0, Some(0),
-            [JSON], service::locks, ["locks"])
+            [JSON], service::locks, ["graphroot locks"])
+    },
+    Command {
+        opens_store: false,
+        ..command!(["help"], "[command]", "Print the usage of the program or of one of its commands", 0, Some(1),
+            [], help, ["graphroot help import-layer"])
     },
     Command {
         opens_store: false,
         ..command!(["completions"], "bash|elvish|fish|powershell|zsh", "Print a completion script for a shell",
-            1, Some(1), [], completions, ["completions bash > /etc/bash_completion.d/graphroot"])
+            1, Some(1), [], completions, ["graphroot completions bash > /etc/bash_completion.d/graphroot"])
     },
     Command {
         opens_store: false,
         ..command!(["man"], "[command]", "Print the manual page of the program or of one of its commands", 0, Some(1),
-            [], man, ["man import-layer | man -l -"])
+            [], man, ["graphroot man import-layer | man -l -"])
     },
 ];
 
@@ -230,6 +249,26 @@ fn all() -> impl Iterator<Item = &'static Command> {
 
 async fn completions(call: &Call, out: &mut Output) -> Outcome {
     out.raw(&model::completions(all(), call.arg(0))?)?;
+    DONE
+}
+
+async fn help(call: &Call, out: &mut Output) -> Outcome {
+    let help = Help::new(&call.program, &COMMANDS, EXTRA_COMMANDS);
+    let mut flags = Flags::default();
+    GlobalArguments::from_flags(&call.flags).add_to(&mut flags, call.flags.is_on(&DEBUG));
+    match call.optional(0) {
+        None => {
+            flags.add(HELP);
+            help.program(out, &flags, Occasion::HelpCommand)?;
+        }
+        Some(name) => {
+            let command = find(name).ok_or_else(|| format!("{name}: unrecognized command"))?;
+            for flag in command.flags {
+                flags.add(*flag);
+            }
+            help.command(out, name, command, &flags, Occasion::HelpCommand)?;
+        }
+    }
     DONE
 }
 

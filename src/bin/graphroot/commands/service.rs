@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::call::Call;
 use crate::flags::{FORCE_SHUTDOWN, HASH_METHOD, check as check_flags};
 use crate::input::spinner;
-use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe, file_failure};
 use crate::output::Output;
 use crate::text::go_quote;
 
@@ -54,6 +54,8 @@ pub(crate) async fn status(call: &Call, out: &mut Output) -> Outcome {
 pub(crate) async fn config(call: &Call, out: &mut Output) -> Outcome {
     let mut loader = Loader::for_process();
     if let Some(file) = call.args.first() {
+        // The loader's error would name the variable.
+        std::fs::File::open(file).map_err(|error| file_failure("open", file, &error))?;
         loader = loader.variable("CONTAINERS_STORAGE_CONF", file);
     }
     let effective = loader.load().await?;

@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::call::Call;
-use crate::flags::{NEW_NAME, QUIET_TRANSFER, transfer};
+use crate::flags::{QUIET_TRANSFER, transfer};
 use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
 use crate::output::Output;
 use crate::text::human_size;
@@ -190,7 +190,12 @@ pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
         .iter()
         .map(|arg| arg.parse())
         .collect::<Result<_, _>>()?;
-    let names: Vec<&str> = call.flags.list(&NEW_NAME).iter().map(String::as_str).collect();
+    let names: Vec<&str> = call
+        .flags
+        .list(&transfer::NAME)
+        .iter()
+        .map(String::as_str)
+        .collect();
     let puller = Puller::new(call.store()?, options);
     let results = match (names.as_slice(), images.as_slice()) {
         ([], images) => puller.pull_all(images).await,
