@@ -105,7 +105,7 @@ async fn copy(from: CopyEnd, to: CopyEnd, owner: Option<Owner>) -> Result<()> {
     let (mut writer, stream) = bridge::chunks_out();
     bridge::spawn_detached(move || {
         let written = export::write_tree(source.as_fd(), &source_mappings, &mut writer);
-        writer.finish(written.map_err(Error::into_io));
+        writer.finish(written.map_err(std::io::Error::from));
     });
     let target = Target {
         dir: target,

@@ -1,8 +1,9 @@
-//! One error type for the whole crate: what was being done to which item, a kind to match on, and the cause.
+//! The error type of the whole crate: what was being done to which item, a kind to match on, and the cause.
 //!
 //! [`Error`] is opaque; callers match on [`Error::kind`]. `Display` prints this level only,
-//! [`std::error::Error::source`] carries the rest. There is deliberately no `From<std::io::Error>`: a path or an
-//! action is always attached.
+//! [`std::error::Error::source`] leads to the rest. There is deliberately no `From<std::io::Error>`: inside this crate
+//! an I/O error always gets the action or the path that it belongs to. Callers who get an [`Error`] back inside an
+//! `io::Error` (from an `AsyncRead`) take it out with [`Error::try_from_io`].
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -17,17 +18,30 @@ macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// What went wrong, in a form that can be matched.
         ///
-        /// The first group has one variant for each sentinel error of the Go library (`storage.ErrLayerUnknown` is
-        /// [`ErrorKind::LayerUnknown`]); the second group is this library's own.
+        /// The first variants stand for the sentinel errors of the Go library (`storage.ErrLayerUnknown` is
+        /// [`ErrorKind::LayerUnknown`]); those from [`ErrorKind::Io`] on are this library's own. By what a caller does
+        /// about them:
+        ///
+        /// | | Kinds | Query |
+        /// |---|---|---|
+        /// | It does not exist | `ContainerUnknown`, `ImageUnknown`, `LayerUnknown`, `ParentUnknown`, `NotAContainer`, `NotALayer`, `NotAnImage`, `NotAnId`, `NotFound`, and `Io` whose cause is `io::ErrorKind::NotFound` | [`Error::is_not_found`] |
+        /// | Something else has the ID or name, or uses the item | `DuplicateId`, `DuplicateName`, `DuplicateImageNames`, `DuplicateLayerNames`, `ImageUsedByContainer`, `LayerHasChildren`, `LayerUsedByContainer`, `LayerUsedByImage`, and `Io` whose cause is `io::ErrorKind::AlreadyExists` | [`Error::is_conflict`] |
+        /// | It may succeed later | `LockTimeout`, and `Io` whose cause is `io::ErrorKind::ResourceBusy` | [`Error::is_busy`] |
+        /// | The arguments are wrong | `IncompleteOptions`, `InvalidBigDataName`, `InvalidInput`, `InvalidMappings`, `ParentIsContainer`, `UnsafePath` | |
+        /// | The data is wrong | `CorruptMetadata`, `DigestMismatch`, `InvalidArchive`, `LoadError` | |
+        /// | It is not possible here | `NoAvailableIds`, `NotSupported`, `StoreIsReadOnly`, `LayerNotMounted` | |
+        /// | Nothing is known about it | `DigestUnknown`, `SizeUnknown` | |
+        /// | A check found it | all that begin with "Check:" | |
+        /// | Outside of the store | `Io`, `Registry`, `Cancelled` | |
         #[non_exhaustive]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum ErrorKind { $($(#[$doc])* $name,)* }
 
         impl ErrorKind {
             /// Every kind, for tables and tests.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The fixed text of this kind (for the sentinels: the text that the Go library prints).
+            /// The fixed text of this kind; for the sentinel errors the text that the Go library prints.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
@@ -191,6 +205,126 @@ impl Error {
         source.downcast_ref::<Self>()?.io_kind()
     }
 
+    /// Whether the item, or a file of it, does not exist: no such layer, image, container, parent or big data item.
+    ///
+    /// ```
+    /// # async fn look_up(store: &graphroot::Store) -> graphroot::Result<()> {
+    /// match store.image("example.com/app:1").await {
+    ///     Ok(image) => println!("{}", image.id()),
+    ///     Err(error) if error.is_not_found() => println!("not pulled yet"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn is_not_found(&self) -> bool {
+        use ErrorKind as K;
+        match self.kind() {
+            K::ContainerUnknown
+            | K::ImageUnknown
+            | K::LayerUnknown
+            | K::ParentUnknown
+            | K::NotAContainer
+            | K::NotALayer
+            | K::NotAnImage
+            | K::NotAnId
+            | K::NotFound => true,
+            K::Io => self.io_kind() == Some(io::ErrorKind::NotFound),
+            _ => false,
+        }
+    }
+
+    /// Whether something else stands in the way: an ID or name is taken, or the item is in use by another item.
+    pub fn is_conflict(&self) -> bool {
+        use ErrorKind as K;
+        match self.kind() {
+            K::DuplicateId
+            | K::DuplicateName
+            | K::DuplicateImageNames
+            | K::DuplicateLayerNames
+            | K::ImageUsedByContainer
+            | K::LayerHasChildren
+            | K::LayerUsedByContainer
+            | K::LayerUsedByImage => true,
+            K::Io => self.io_kind() == Some(io::ErrorKind::AlreadyExists),
+            _ => false,
+        }
+    }
+
+    /// Whether the same call may succeed later: a lock was not free in time, or the kernel says that something is in use
+    /// (`EBUSY`).
+    pub fn is_busy(&self) -> bool {
+        match self.kind() {
+            ErrorKind::LockTimeout => true,
+            ErrorKind::Io => self.io_kind() == Some(io::ErrorKind::ResourceBusy),
+            _ => false,
+        }
+    }
+
+    /// The [`Error`] inside an `io::Error`, as the streams of this crate return it; any other error comes back unchanged.
+    ///
+    /// This is the inverse of `io::Error::from`. It finds the [`Error`] also where other readers have wrapped the
+    /// `io::Error` in further ones.
+    ///
+    /// ```
+    /// # use std::io;
+    /// # use graphroot::{Error, ErrorKind};
+    /// # fn handle(result: io::Result<u64>) {
+    /// match result.map_err(Error::try_from_io) {
+    ///     Ok(bytes) => println!("{bytes} bytes"),
+    ///     Err(Ok(error)) if error.kind() == ErrorKind::LayerUnknown => println!("deleted meanwhile"),
+    ///     Err(Ok(error)) => println!("the store: {error}"),
+    ///     Err(Err(other)) => println!("something else: {other}"),
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `error` itself if there is no [`Error`] inside.
+    pub fn try_from_io(mut error: io::Error) -> std::result::Result<Self, io::Error> {
+        // Found before anything is taken apart, since that cannot be undone.
+        let mut level = &error;
+        loop {
+            match level.get_ref() {
+                Some(inner) if inner.is::<Self>() => break,
+                Some(inner) => match inner.downcast_ref::<io::Error>() {
+                    Some(next) => level = next,
+                    None => return Err(error),
+                },
+                None => return Err(error),
+            }
+        }
+        loop {
+            match error.downcast::<Self>() {
+                Ok(found) => return Ok(found),
+                Err(outer) => error = outer.downcast::<io::Error>()?,
+            }
+        }
+    }
+
+    /// The `io::ErrorKind` that says most of this error.
+    fn as_io_kind(&self) -> io::ErrorKind {
+        use ErrorKind as K;
+        match self.kind() {
+            _ if self.is_not_found() => io::ErrorKind::NotFound,
+            K::DuplicateId | K::DuplicateName => io::ErrorKind::AlreadyExists,
+            _ if self.is_conflict() => io::ErrorKind::ResourceBusy,
+            K::LockTimeout => io::ErrorKind::TimedOut,
+            K::IncompleteOptions
+            | K::InvalidBigDataName
+            | K::InvalidInput
+            | K::InvalidMappings
+            | K::ParentIsContainer
+            | K::UnsafePath => io::ErrorKind::InvalidInput,
+            K::CorruptMetadata | K::DigestMismatch | K::InvalidArchive | K::LoadError => {
+                io::ErrorKind::InvalidData
+            }
+            K::NotSupported => io::ErrorKind::Unsupported,
+            K::StoreIsReadOnly => io::ErrorKind::ReadOnlyFilesystem,
+            _ => self.io_kind().unwrap_or(io::ErrorKind::Other),
+        }
+    }
+
     /// An I/O failure while doing `action`.
     pub(crate) fn io(action: impl Into<Cow<'static, str>>, source: impl Into<io::Error>) -> Self {
         Self::from_io(action.into(), None, source.into())
@@ -206,32 +340,15 @@ impl Error {
     }
 
     fn from_io(what: Cow<'static, str>, path: Option<PathBuf>, source: io::Error) -> Self {
-        // A typed error that travelled through an `io::Error` (async readers) keeps its kind.
-        if source.get_ref().is_some_and(|inner| inner.is::<Self>()) {
-            let inner = source
-                .into_inner()
-                .and_then(|inner| inner.downcast::<Self>().ok());
-            if let Some(inner) = inner {
-                let kind = inner.kind();
-                return Self(Box::new(Inner {
-                    kind,
-                    what,
-                    path,
-                    source: Some(inner),
-                }));
-            }
-            return Self(Box::new(Inner {
-                kind: ErrorKind::Io,
-                what,
-                path,
-                source: None,
-            }));
-        }
+        let (kind, source): (_, Box<dyn StdError + Send + Sync>) = match Self::try_from_io(source) {
+            Ok(inner) => (inner.kind(), Box::new(inner)),
+            Err(source) => (ErrorKind::Io, Box::new(source)),
+        };
         Self(Box::new(Inner {
-            kind: ErrorKind::Io,
+            kind,
             what,
             path,
-            source: Some(Box::new(source)),
+            source: Some(source),
         }))
     }
 
@@ -258,7 +375,7 @@ impl Error {
         self
     }
 
-    /// The same error for somebody else who is concerned by it. Of causes that are of other types the text stays.
+    /// A copy of this error, for a second task that waited for the same result. Causes of other types become their text.
     pub(crate) fn again(&self) -> Self {
         let inner = &*self.0;
         let source = inner.source.as_ref().map(|source| {
@@ -282,9 +399,9 @@ impl Error {
         }))
     }
 
-    /// This error as an `io::Error`, for the inside of a reader or writer; [`Error::io`] takes it out again.
+    /// As `io::Error::from`, where a function is needed.
     pub(crate) fn into_io(self) -> io::Error {
-        io::Error::other(self)
+        self.into()
     }
 
     /// All levels in one line, `outer: inner: cause`.
@@ -332,6 +449,14 @@ impl StdError for Error {
             let source: &(dyn StdError + 'static) = &**source;
             source
         })
+    }
+}
+
+impl From<Error> for io::Error {
+    /// An `io::Error` of the kind that says most ([`io::ErrorKind::NotFound`] for what [`Error::is_not_found`], and so
+    /// on), with the whole [`Error`] inside. [`Error::try_from_io`] takes it out again.
+    fn from(error: Error) -> Self {
+        Self::new(error.as_io_kind(), error)
     }
 }
 
@@ -412,9 +537,92 @@ mod tests {
 
     #[test]
     fn a_typed_error_survives_the_trip_through_io() {
-        let io = ErrorKind::InvalidArchive.err("entry \"x\"").into_io();
+        let io = io::Error::from(ErrorKind::InvalidArchive.err("entry \"x\""));
         let back = Error::io("unpacking", io);
         assert_eq!(back.kind(), ErrorKind::InvalidArchive);
         assert_eq!(back.chain(), "unpacking: entry \"x\": invalid archive");
+        // Readers around readers wrap errors in errors.
+        let io = io::Error::from(ErrorKind::LayerUnknown.err("layer"));
+        let io = io::Error::new(io::ErrorKind::InvalidData, io::Error::other(io));
+        assert_eq!(Error::try_from_io(io).unwrap().kind(), ErrorKind::LayerUnknown);
+        for other in [
+            io::Error::from_raw_os_error(28),
+            io::Error::other("text"),
+            io::Error::other(io::Error::other("text")),
+            io::ErrorKind::TimedOut.into(),
+        ] {
+            let (kind, text) = (other.kind(), other.to_string());
+            let same = Error::try_from_io(other).unwrap_err();
+            assert_eq!((same.kind(), same.to_string()), (kind, text));
+        }
+    }
+
+    #[test]
+    fn every_kind_has_the_io_kind_that_says_most() {
+        for (kind, expected) in [
+            (ErrorKind::LayerUnknown, io::ErrorKind::NotFound),
+            (ErrorKind::NotFound, io::ErrorKind::NotFound),
+            (ErrorKind::DuplicateName, io::ErrorKind::AlreadyExists),
+            (ErrorKind::LayerHasChildren, io::ErrorKind::ResourceBusy),
+            (ErrorKind::LockTimeout, io::ErrorKind::TimedOut),
+            (ErrorKind::UnsafePath, io::ErrorKind::InvalidInput),
+            (ErrorKind::DigestMismatch, io::ErrorKind::InvalidData),
+            (ErrorKind::NotSupported, io::ErrorKind::Unsupported),
+            (ErrorKind::StoreIsReadOnly, io::ErrorKind::ReadOnlyFilesystem),
+            (ErrorKind::Registry, io::ErrorKind::Other),
+        ] {
+            assert_eq!(io::Error::from(kind.err("x")).kind(), expected, "{kind:?}");
+        }
+        let denied = Error::io("opening", io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(io::Error::from(denied).kind(), io::ErrorKind::PermissionDenied);
+        for kind in ErrorKind::ALL {
+            let back = Error::try_from_io(kind.err("x").into()).unwrap();
+            assert_eq!(back.kind(), *kind);
+        }
+    }
+
+    #[test]
+    fn queries_are_exclusive_and_look_through_context() {
+        let queries = |error: &Error| [error.is_not_found(), error.is_conflict(), error.is_busy()];
+        for kind in ErrorKind::ALL {
+            let yes = queries(&kind.err("x")).iter().filter(|yes| **yes).count();
+            assert!(yes <= 1, "{kind:?}");
+        }
+        let not_found = ErrorKind::ALL.iter().filter(|kind| kind.err("x").is_not_found());
+        assert_eq!(not_found.count(), 9);
+        let io =
+            |kind: io::ErrorKind| Error::io_at("opening", "/x", io::Error::from(kind)).context("loading");
+        for (kind, expected) in [
+            (io::ErrorKind::NotFound, [true, false, false]),
+            (io::ErrorKind::AlreadyExists, [false, true, false]),
+            (io::ErrorKind::ResourceBusy, [false, false, true]),
+            (io::ErrorKind::PermissionDenied, [false; 3]),
+        ] {
+            assert_eq!(queries(&io(kind)), expected, "{kind:?}");
+        }
+        // A layer that cannot be unpacked because a file is missing is no missing layer.
+        let cause = io(io::ErrorKind::NotFound);
+        assert!(
+            !ErrorKind::InvalidArchive
+                .err("x")
+                .with_source(cause)
+                .is_not_found()
+        );
+        assert_eq!(
+            queries(&ErrorKind::LockTimeout.err("x").context("y")),
+            [false, false, true]
+        );
+        assert_eq!(
+            queries(&ErrorKind::LayerHasChildren.err("x")),
+            [false, true, false]
+        );
+    }
+
+    #[test]
+    fn kinds_are_ordered_and_say_their_text() {
+        assert!(ErrorKind::ALL.is_sorted());
+        assert_eq!(ErrorKind::LayerUnknown.to_string(), "layer not known");
+        let distinct: std::collections::HashSet<_> = ErrorKind::ALL.iter().collect();
+        assert_eq!(distinct.len(), ErrorKind::ALL.len());
     }
 }

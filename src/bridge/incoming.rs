@@ -87,7 +87,7 @@ impl ChunkReader {
                 None => {
                     return Err(ErrorKind::Cancelled
                         .err("the stream was dropped before its end")
-                        .into_io());
+                        .into());
                 }
             }
         }

@@ -136,7 +136,7 @@ impl AsyncRead for ChunkStream {
                 None => {
                     self.ended = true;
                     let error = ErrorKind::Cancelled.err("the producer of the stream ended early");
-                    return Poll::Ready(Err(error.into_io()));
+                    return Poll::Ready(Err(error.into()));
                 }
             }
         }

@@ -4,40 +4,90 @@
 
 pub(crate) mod text;
 
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// One range of a mapping: `size` container IDs from `container_id` are the host IDs from `host_id`.
 ///
-/// Serialised as the Go library does, with all three fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Serialised as the Go library does, with all three fields. A value with an ID that does not fit into 32 bits is
+/// refused: the kernel has no such IDs.
+///
+/// ```
+/// use graphroot::IdMap;
+///
+/// let range = IdMap::new(0, 100_000, 65_536);
+/// assert_eq!(range.to_string(), "0:100000:65536");
+/// assert_eq!(range.host_ids(), 100_000..165_536);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IdMap {
     /// First ID inside the container.
-    pub container_id: i64,
+    pub container_id: u32,
     /// First ID on the host.
-    pub host_id: i64,
+    pub host_id: u32,
     /// How many IDs.
-    pub size: i64,
+    pub size: u32,
 }
 
 impl IdMap {
     /// A range of `size` IDs.
     pub const fn new(container_id: u32, host_id: u32, size: u32) -> Self {
         Self {
-            container_id: container_id as i64,
-            host_id: host_id as i64,
-            size: size as i64,
+            container_id,
+            host_id,
+            size,
+        }
+    }
+
+    /// The IDs inside the container.
+    pub fn container_ids(&self) -> Range<u64> {
+        ids(self.container_id, self.size)
+    }
+
+    /// The IDs on the host.
+    pub fn host_ids(&self) -> Range<u64> {
+        ids(self.host_id, self.size)
+    }
+}
+
+/// In 64 bits, because the end may lie beyond the last ID.
+fn ids(first: u32, size: u32) -> Range<u64> {
+    let first = u64::from(first);
+    first..first + u64::from(size)
+}
+
+impl fmt::Display for IdMap {
+    /// `CONTAINER:HOST:SIZE`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.container_id, self.host_id, self.size)
+    }
+}
+
+impl FromStr for IdMap {
+    type Err = Error;
+
+    /// Reads `CONTAINER:HOST:SIZE`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text::parse_ranges(text).as_deref() {
+            Some([range]) => Ok(*range),
+            _ => Err(ErrorKind::InvalidInput.err(format!("ID range {text:?} is not CONTAINER:HOST:SIZE"))),
         }
     }
 }
 
 /// The user and the group ranges of one layer or container. Empty lists are the identity.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct IdMappings {
     /// Ranges of user IDs.
+    #[serde(default)]
     pub uids: Vec<IdMap>,
     /// Ranges of group IDs.
+    #[serde(default)]
     pub gids: Vec<IdMap>,
 }
 
@@ -54,18 +104,14 @@ fn map(ranges: &[IdMap], id: u32, to_host: bool) -> Option<u32> {
     if ranges.is_empty() {
         return Some(id);
     }
-    let id = i64::from(id);
     ranges.iter().find_map(|range| {
         let (from, to) = if to_host {
             (range.container_id, range.host_id)
         } else {
             (range.host_id, range.container_id)
         };
-        let offset = id.checked_sub(from)?;
-        if offset < 0 || offset >= range.size {
-            return None;
-        }
-        u32::try_from(to.checked_add(offset)?).ok()
+        let offset = id.checked_sub(from).filter(|offset| *offset < range.size)?;
+        to.checked_add(offset)
     })
 }
 
@@ -129,7 +175,7 @@ impl IdMappings {
     /// [`ErrorKind::InvalidMappings`] if 0 is in no range.
     pub fn root(&self) -> Result<Owner> {
         let one = |ranges: &[IdMap]| match ranges {
-            [range] if range.size == 1 => u32::try_from(range.host_id).ok(),
+            [range] if range.size == 1 => Some(range.host_id),
             ranges => map(ranges, 0, true),
         };
         match (one(&self.uids), one(&self.gids)) {
@@ -138,29 +184,23 @@ impl IdMappings {
         }
     }
 
-    /// Checks that no two ranges of one list overlap, on either side, and that none is empty or negative.
+    /// Checks that no two ranges of one list overlap, on either side, that none is empty, and that none ends beyond the
+    /// last ID.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidMappings`] naming the range.
     pub fn validate(&self) -> Result<()> {
+        const END: u64 = 1 << 32;
+        let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
         for (what, ranges) in [("user", &self.uids), ("group", &self.gids)] {
             for (index, range) in ranges.iter().enumerate() {
-                let end = |start: i64| start.checked_add(range.size).filter(|end| *end <= 1 << 32);
-                let in_bounds = range.size > 0
-                    && range.container_id >= 0
-                    && range.host_id >= 0
-                    && end(range.container_id).is_some()
-                    && end(range.host_id).is_some();
-                let overlaps = |a: i64, a_size: i64, b: i64, b_size: i64| a < b + b_size && b < a + a_size;
-                let clash = ranges[..index].iter().any(|other| {
-                    overlaps(range.container_id, range.size, other.container_id, other.size)
-                        || overlaps(range.host_id, range.size, other.host_id, other.size)
+                let (container, host) = (range.container_ids(), range.host_ids());
+                let in_bounds = range.size > 0 && container.end <= END && host.end <= END;
+                let overlaps = ranges.iter().take(index).any(|other| {
+                    overlap(&container, &other.container_ids()) || overlap(&host, &other.host_ids())
                 });
-                if !in_bounds || clash {
-                    return Err(ErrorKind::InvalidMappings.err(format!(
-                        "{what} ID range {}:{}:{}",
-                        range.container_id, range.host_id, range.size
-                    )));
+                if !in_bounds || overlaps {
+                    return Err(ErrorKind::InvalidMappings.err(format!("{what} ID range {range}")));
                 }
             }
         }
@@ -215,21 +255,55 @@ mod tests {
         assert!(with(vec![IdMap::new(0, 1000, 10), IdMap::new(9, 2000, 10)]).is_err());
         assert!(with(vec![IdMap::new(0, 1000, 10), IdMap::new(20, 1005, 10)]).is_err());
         assert!(with(vec![IdMap::new(0, 1000, 0)]).is_err());
+        let last = u32::MAX;
+        assert!(with(vec![IdMap::new(last, last, 1)]).is_ok());
+        assert!(with(vec![IdMap::new(last, 0, 2)]).is_err());
+        assert!(with(vec![IdMap::new(0, last, 2)]).is_err());
+        let error = with(vec![IdMap::new(1, 2, last), IdMap::new(1, 2, last)]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidMappings);
         assert!(
-            with(vec![IdMap {
-                container_id: -1,
-                host_id: 0,
-                size: 1
-            }])
-            .is_err()
+            error.to_string().contains("user ID range 1:2:4294967295"),
+            "{error}"
         );
-        assert!(
-            with(vec![IdMap {
-                container_id: i64::MAX,
-                host_id: 0,
-                size: 2
-            }])
-            .is_err()
+    }
+
+    #[test]
+    fn the_last_id_is_mapped_and_nothing_overflows() {
+        let last = u32::MAX;
+        let maps = IdMappings {
+            uids: vec![IdMap::new(0, last - 1, last)],
+            gids: vec![IdMap::new(last - 1, 7, 2)],
+        };
+        let owner = |uid, gid| Owner { uid, gid };
+        assert_eq!(maps.to_host(owner(1, last)).unwrap(), owner(last, 8));
+        assert!(maps.to_host(owner(2, last)).is_err(), "there is no such host ID");
+        assert_eq!(maps.to_container(owner(last, 8)).unwrap(), owner(1, last));
+    }
+
+    #[test]
+    fn ranges_are_text_and_json() {
+        let range = IdMap::new(1, 2, 3);
+        assert_eq!(range.to_string().parse::<IdMap>().unwrap(), range);
+        for bad in ["", "1:2", "1:2:3:4:5:6", "1:2:-3", "1:2:4294967296"] {
+            let error = bad.parse::<IdMap>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad:?}");
+        }
+        let json = r#"{"container_id":1,"host_id":2,"size":3}"#;
+        assert_eq!(serde_json::to_string(&range).unwrap(), json);
+        assert_eq!(serde_json::from_str::<IdMap>(json).unwrap(), range);
+        for bad in ["-1", "4294967296", "1.5", "\"1\""] {
+            let json = json.replace('3', bad);
+            assert!(serde_json::from_str::<IdMap>(&json).is_err(), "{json}");
+        }
+        let mappings = IdMappings {
+            uids: vec![range],
+            gids: Vec::new(),
+        };
+        let json = serde_json::to_string(&mappings).unwrap();
+        assert_eq!(serde_json::from_str::<IdMappings>(&json).unwrap(), mappings);
+        assert_eq!(
+            serde_json::from_str::<IdMappings>("{}").unwrap(),
+            IdMappings::default()
         );
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod record_lock;
 pub(crate) mod single_flight;
 pub(crate) mod staging_lock;
 pub(crate) mod temp_dir;
+mod timer;
 
 #[cfg(test)]
 pub(crate) mod peer;

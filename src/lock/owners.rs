@@ -128,11 +128,12 @@ mod tests {
         let lock = LockFile::open(&paths[0], LockMode::ReadWrite).unwrap();
         assert_eq!(owners(&paths).unwrap(), []);
         let held = lock.exclusive(None).await.unwrap();
+        // Another test may be starting a program: its process shares all open files until it executes that program.
         let me = owners(&paths).unwrap();
-        assert_eq!(me.len(), 1, "{me:?}");
-        assert_eq!(
-            (me[0].path.as_path(), me[0].pid, me[0].exclusive),
-            (paths[0].as_path(), std::process::id(), true)
+        assert!(me.iter().any(|owner| owner.pid == std::process::id()), "{me:?}");
+        assert!(
+            me.iter().all(|owner| owner.path == paths[0] && owner.exclusive),
+            "{me:?}"
         );
         drop(held);
         let Some(mut peer) = crate::lock::peer::Peer::start() else {

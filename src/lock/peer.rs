@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Reads one expression per line, prints what it evaluates to.
 const SCRIPT: &str = "
-import errno, fcntl, os, sys
+import errno, fcntl, os, sys, time
 opened = {}
 def fd(path):
     if path not in opened:

@@ -157,7 +157,7 @@ impl Upload {
             let path = spool.path.clone();
             let file = bridge::run(move || files::open_regular(&path))
                 .await
-                .map_err(|error| OciDistributionError::IoError(error.into_io()))?;
+                .map_err(|error| OciDistributionError::IoError(error.into()))?;
             let reader = files::stream(file, 0, spool.size);
             let meter = Meter::start(progress, &spool.digest, spool.size, 0);
             let body = futures::stream::try_unfold((reader, meter), |(mut reader, mut meter)| async move {

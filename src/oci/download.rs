@@ -58,7 +58,7 @@ impl Transfer {
             partial,
         };
         let stream = futures::stream::try_unfold(transfer, |mut transfer| async move {
-            let chunk = transfer.next().await.map_err(Error::into_io)?;
+            let chunk = transfer.next().await.map_err(std::io::Error::from)?;
             Ok::<_, io::Error>(chunk.map(|chunk| (chunk, transfer)))
         });
         Box::pin(Chunks {

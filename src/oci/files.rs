@@ -21,7 +21,7 @@ pub(crate) fn stream(mut file: File, offset: u64, size: u64) -> ChunkStream {
                 })?;
                 if got.is_empty() {
                     let what = format!("a file that ends {left} bytes early");
-                    return Err(ErrorKind::InvalidInput.err(what).into_io());
+                    return Err(ErrorKind::InvalidInput.err(what).into());
                 }
                 left = left.saturating_sub(got.len() as u64);
             }

@@ -337,7 +337,7 @@ impl AsyncRead for Checked {
                 && found != self.expected
             {
                 let what = format!("the copied diff has digest {found}, expected {}", self.expected);
-                return Poll::Ready(Err(ErrorKind::DigestMismatch.err(what).into_io()));
+                return Poll::Ready(Err(ErrorKind::DigestMismatch.err(what).into()));
             }
         } else if let Some(hasher) = &mut self.hasher {
             hasher.update(bytes);

@@ -223,8 +223,9 @@ impl Field for IdMap {
             *target = match value {
                 serde_json::Value::Null => 0,
                 value => value
-                    .as_i64()
-                    .ok_or_else(|| D::Error::custom(format!("{key} is not an integer")))?,
+                    .as_u64()
+                    .and_then(|number| u32::try_from(number).ok())
+                    .ok_or_else(|| D::Error::custom(format!("{key} {value} is not an ID of 32 bits")))?,
             };
         }
         Ok(range)
@@ -388,6 +389,8 @@ mod tests {
             r#"{"id":1}"#,
             r#"{"names":"a"}"#,
             r#"{"maps":[{"size":1.5}]}"#,
+            r#"{"maps":[{"host_id":-1}]}"#,
+            r#"{"maps":[{"container_id":4294967296}]}"#,
             "null",
             "1",
         ] {

@@ -53,13 +53,9 @@ fn time() -> impl Strategy<Value = Time> {
 }
 
 fn maps() -> impl Strategy<Value = Vec<IdMap>> {
-    let one = (any::<i64>(), any::<i64>(), any::<i64>());
+    let one = (any::<u32>(), any::<u32>(), any::<u32>());
     vec(
-        one.prop_map(|(container_id, host_id, size)| IdMap {
-            container_id,
-            host_id,
-            size,
-        }),
+        one.prop_map(|(container, host, size)| IdMap::new(container, host, size)),
         0..3,
     )
 }

@@ -303,11 +303,9 @@ impl Store {
             let result = write(&source, &mut writer);
             // A temporary mount goes before the reader sees the end.
             drop(source);
-            writer.finish(result.map_err(|error| {
-                error
-                    .context(format!("reading the diff of layer {id:?}"))
-                    .into_io()
-            }));
+            writer.finish(
+                result.map_err(|error| error.context(format!("reading the diff of layer {id:?}")).into()),
+            );
         });
         Ok(DiffStream { stream, compression })
     }

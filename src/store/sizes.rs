@@ -36,7 +36,7 @@ fn recorded_size(row: &LayerRow) -> Option<u64> {
 fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
     ranges
         .iter()
-        .any(|range| (range.host_id..range.host_id.saturating_add(range.size)).contains(&i64::from(id)))
+        .any(|range| range.host_ids().contains(&u64::from(id)))
 }
 
 impl Store {

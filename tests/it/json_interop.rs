@@ -149,13 +149,7 @@ async fn our_rows_survive_gos_rewrite() {
     options.flags.insert("truth".into(), true.into());
     put_bytes(&store, None, options, tar()).await.unwrap();
     let mut options = LayerOptions::default().id("mapped");
-    let map = |host| {
-        vec![IdMap {
-            container_id: 0,
-            host_id: host,
-            size: 65536,
-        }]
-    };
+    let map = |host| vec![IdMap::new(0, host, 65536)];
     options.id_mappings = IdMappingOptions::mapped(map(100_000), map(200_000));
     put_bytes(&store, None, options, tar()).await.unwrap();
     store

@@ -98,7 +98,7 @@ impl<R: AsyncRead + Unpin> BlobReader<R> {
 
 /// Marks a failure of the caller's reader, so that it is not reported as damaged data.
 fn source_failed(error: io::Error) -> io::Error {
-    Error::io("reading the layer stream", error).into_io()
+    Error::io("reading the layer stream", error).into()
 }
 
 impl<R: AsyncRead + Unpin> AsyncBufRead for BlobReader<R> {

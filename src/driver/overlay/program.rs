@@ -150,10 +150,7 @@ fn mapping_option(mapping: &str, squash: &str, ranges: &[IdMap]) -> String {
     match ranges {
         [only] if only.size == 1 => format!("{squash}={}", only.host_id),
         ranges => {
-            let ranges: Vec<String> = ranges
-                .iter()
-                .map(|range| format!("{}:{}:{}", range.container_id, range.host_id, range.size))
-                .collect();
+            let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
             format!("{mapping}={}", ranges.join(":"))
         }
     }
@@ -162,7 +159,7 @@ fn mapping_option(mapping: &str, squash: &str, ranges: &[IdMap]) -> String {
 /// Whether a program can map by these: host and container IDs must each be without gaps, for it maps whatever is
 /// written too.
 pub(super) fn can_map(mappings: &IdMappings) -> bool {
-    let without_gaps = |ranges: &[IdMap], start: fn(&IdMap) -> i64| {
+    let without_gaps = |ranges: &[IdMap], start: fn(&IdMap) -> u32| {
         let mut sorted: Vec<&IdMap> = ranges.iter().collect();
         sorted.sort_by_key(|range| start(range));
         sorted.windows(2).all(|pair| match pair {

@@ -1,8 +1,16 @@
-use super::*;
+//! Locks between tasks, threads and processes.
 
+use std::future::poll_fn;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use crate::error::ErrorKind;
+use crate::lock::last_write::Token;
 use crate::lock::peer::Peer;
+use crate::lock::record_lock::lock_file::{LockFile, LockMode, REGISTRY, locked};
 
 const SOON: Option<Duration> = Some(Duration::from_millis(50));
 /// Fails a test that would hang.
@@ -178,6 +186,63 @@ async fn dropped_waiters_leave_no_lock_and_no_second_thread_waits() {
         peer.unlock(&path);
         assert_eq!(*locked(&file.sharing), 0);
     }
+}
+
+/// A paused clock goes on at once when nothing else is to be done; another process does not go on with it.
+#[tokio::test(start_paused = true)]
+async fn time_outs_are_real_time_under_a_paused_clock() {
+    const HELD: Duration = Duration::from_millis(200);
+    let Some(mut peer) = Peer::start() else { return };
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("layers.lock");
+    let file = open(&path);
+    assert!(peer.try_exclusive(&path));
+
+    let started = Instant::now();
+    let error = file.shared(Some(HELD)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LockTimeout);
+    assert!(started.elapsed() >= HELD);
+
+    let started = Instant::now();
+    peer.send(&format!(
+        "(time.sleep({}), unlock({path:?}))[1]",
+        HELD.as_secs_f64()
+    ));
+    drop(file.exclusive(LIMIT).await.unwrap());
+    assert!(started.elapsed() >= HELD / 2, "the holder released it first");
+    assert_eq!(peer.answer(), "unlocked");
+
+    // The same between tasks of this process.
+    let guard = file.exclusive(None).await.unwrap();
+    let started = Instant::now();
+    assert_eq!(
+        file.exclusive(Some(HELD)).await.unwrap_err().kind(),
+        ErrorKind::LockTimeout
+    );
+    assert!(started.elapsed() >= HELD);
+    let releaser = std::thread::spawn(move || {
+        std::thread::sleep(HELD);
+        drop(guard);
+    });
+    drop(file.shared(LIMIT).await.unwrap());
+    releaser.join().unwrap();
+}
+
+/// A runtime without a time driver.
+#[test]
+fn time_outs_need_no_timers_of_the_runtime() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = open(&tmp.path().join("layers.lock"));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let guard = file.exclusive(None).await.unwrap();
+        assert_eq!(
+            file.shared(SOON).await.unwrap_err().kind(),
+            ErrorKind::LockTimeout
+        );
+        drop(guard);
+        drop(file.exclusive(Some(Duration::MAX)).await.unwrap());
+    });
 }
 
 /// Two numbers in a file that are equal whenever nobody writes, counted up by tasks here and by other processes.

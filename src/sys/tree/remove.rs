@@ -238,7 +238,7 @@ impl<'a> Remover<'a> {
             }
             path.push(OsStr::from_bytes(name));
         }
-        Error::io_at("removing", path, error).into_io()
+        Error::io_at("removing", path, error).into()
     }
 }
 
