@@ -1,11 +1,18 @@
 //! How a layer stream is compressed, and how its first bytes tell.
 
 use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
 
 /// How a layer stream is compressed.
 ///
-/// Layer records keep the number ([`Compression::as_i64`]), as the Go library does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// Layer records keep the number ([`Compression::as_i64`]), as the Go library does. Where options are serialised it is
+/// the name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// Not at all, or in a way that nobody recognises.
     #[default]
@@ -82,7 +89,23 @@ impl Compression {
 
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    /// Reads the name that [`Display`](fmt::Display) writes: `none`, `bzip2`, `gzip`, `xz` or `zstd`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        (0..)
+            .map_while(Self::from_i64)
+            .find(|compression| compression.name() == text)
+            .ok_or_else(|| {
+                ErrorKind::InvalidInput.err(format!(
+                    "compression {text:?}; known are none, bzip2, gzip, xz and zstd"
+                ))
+            })
     }
 }
 
@@ -106,5 +129,22 @@ mod tests {
         }
         assert_eq!(Compression::from_i64(5), None);
         assert_eq!(Compression::from_i64(-1), None);
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for compression in ALL {
+            let name = compression.to_string();
+            assert_eq!(name.parse::<Compression>().unwrap(), compression);
+            assert_eq!(serde_json::to_value(compression).unwrap(), name);
+            assert_eq!(
+                serde_json::from_value::<Compression>(name.into()).unwrap(),
+                compression
+            );
+        }
+        for odd in ["", "GZIP", "gz", "gzip ", "lz4"] {
+            let error = odd.parse::<Compression>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{odd}");
+        }
     }
 }

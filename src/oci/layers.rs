@@ -226,7 +226,7 @@ impl Job {
 
     fn options(&self, id: Option<&str>) -> LayerOptions {
         let mut options = LayerOptions::default().verify_diff_digest(self.diff_id.clone());
-        options.id = id.unwrap_or_default().to_owned();
+        options.id = id.map(str::to_owned);
         options.original_digest = Some(self.blob.digest.clone());
         options.original_size = Some(self.blob.size);
         options

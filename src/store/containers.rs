@@ -44,10 +44,8 @@ impl Store {
                 ErrorKind::InvalidInput.err("process label and mount label must both be given or neither")
             );
         }
-        for id in [&options.id, &options.layer_id] {
-            if !id.is_empty() {
-                crate::driver::check_id(id)?;
-            }
+        for id in [&options.id, &options.layer_id].into_iter().flatten() {
+            crate::driver::check_id(id)?;
         }
         let asked = IdMappings {
             uids: options.id_mappings.uid_map.clone(),
@@ -88,8 +86,8 @@ impl Store {
         let mappings = self.choose_mappings(&options.id_mappings, top.as_deref())?;
         let mut containers = self.inner.containers.write_blocking()?;
         finish_containers(&mut containers, &mut held.layers, &self.inner.dirs)?;
-        if !options.id.is_empty() && containers.get(&options.id).is_some() {
-            return Err(ErrorKind::DuplicateId.err(format!("creating container with ID {:?}", options.id)));
+        if let Some(id) = options.id.as_ref().filter(|id| containers.get(id).is_some()) {
+            return Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
         }
         for name in &options.names {
             if let Some(owner) = containers.by_name(name) {
@@ -100,9 +98,9 @@ impl Store {
                 return Err(ErrorKind::DuplicateName.err(what));
             }
         }
-        let id = match options.id.is_empty() {
-            true => random_id(|id| containers.get(id).is_some())?,
-            false => options.id.clone(),
+        let id = match &options.id {
+            None => random_id(|id| containers.get(id).is_some())?,
+            Some(id) => id.clone(),
         };
         for item in &options.big_data {
             drop(big_data::file_name(&item.key)?);
@@ -120,7 +118,7 @@ impl Store {
             container_location::STABLE
         };
         let new = NewLayer {
-            id: options.layer_id.clone(),
+            id: options.layer_id.clone().unwrap_or_default(),
             names: Vec::new(),
             parent: top,
             start: Start::Empty,

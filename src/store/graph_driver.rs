@@ -87,8 +87,8 @@ impl GraphDriver {
         let (driver, parent) = (Arc::clone(&self.driver), parent.map(str::to_owned));
         bridge::run(move || {
             let id = match options.id {
-                id if id.is_empty() => random_id(|id| driver.exists(id))?,
-                id => id,
+                None => random_id(|id| driver.exists(id))?,
+                Some(id) => id,
             };
             let create = CreateOptions {
                 read_write: options.writeable,
@@ -96,7 +96,7 @@ impl GraphDriver {
                     uids: options.id_mappings.uid_map,
                     gids: options.id_mappings.gid_map,
                 },
-                mount_label: options.mount_label,
+                mount_label: options.mount_label.unwrap_or_default(),
                 storage_opt: options.storage_opt,
                 durable: false,
             };

@@ -55,17 +55,16 @@ impl Store {
     /// # }
     /// ```
     pub async fn create_image(&self, layer: Option<&str>, options: ImageOptions) -> Result<Image> {
-        if !options.id.is_empty() {
-            crate::driver::check_id(&options.id)?;
+        if let Some(id) = &options.id {
+            crate::driver::check_id(id)?;
         }
         let top = match layer {
             None => String::new(),
             Some(key) => self.layer(key).await?.id().to_owned(),
         };
-        let pulled_up = if options.id.is_empty() {
-            None
-        } else {
-            self.additional_image(&options.id).await?
+        let pulled_up = match &options.id {
+            None => None,
+            Some(id) => self.additional_image(id).await?,
         };
         let dirs = self.inner.dirs.clone();
         let row = self
@@ -78,11 +77,11 @@ impl Store {
                     names_after.append(&mut options.names);
                     merge_pulled_up(&mut options, &row, data);
                 }
-                if options.id.is_empty() {
-                    options.id = random_id(|id| table.get(id).is_some())?;
-                }
-                let id = options.id.clone();
-                let row = new_row(&mut options, top)?;
+                let id = match options.id.take() {
+                    Some(id) => id,
+                    None => random_id(|id| table.get(id).is_some())?,
+                };
+                let row = new_row(&id, &mut options, top)?;
                 drop(table.insert(row, 0)?);
                 let data = item_dir(dirs.images(), &id)?;
                 // What a killed process has left under this ID is no part of the new image.
@@ -223,9 +222,9 @@ fn merge_pulled_up(options: &mut ImageOptions, row: &ImageRow, data: Vec<ImageBi
     options.big_data = items;
 }
 
-fn new_row(options: &mut ImageOptions, top: String) -> Result<ImageRow> {
+fn new_row(id: &str, options: &mut ImageOptions, top: String) -> Result<ImageRow> {
     let mut row = ImageRow {
-        id: options.id.as_str().into(),
+        id: id.into(),
         digest: options.digest.clone().into(),
         names: std::mem::take(&mut options.names),
         names_history: std::mem::take(&mut options.names_history),

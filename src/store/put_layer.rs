@@ -96,7 +96,7 @@ impl Store {
         options: LayerOptions,
         diff: impl AsyncRead + Send + 'static,
     ) -> Result<PutLayer> {
-        let span = tracing::info_span!("put_layer", parent, id = options.id);
+        let span = tracing::info_span!("put_layer", parent, id = options.id.as_deref());
         self.put_layer_boxed(parent, options, Box::pin(diff))
             .instrument(span)
             .await

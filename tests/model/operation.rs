@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Write as _};
 use std::path::Path;
 
-use graphroot::{ContainerOptions, ErrorKind, Flag, ImageOptions, LayerBigData, LayerOptions, Store};
+use graphroot::{ContainerOptions, ErrorKind, Flag, ImageOptions, LayerOptions, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -207,14 +207,9 @@ fn layer_options(new: &New) -> LayerOptions {
     options.metadata.clone_from(&new.metadata);
     options.flags = flags(new);
     options.volatile = new.volatile;
-    options.big_data = new
-        .items
-        .iter()
-        .map(|(key, data)| LayerBigData {
-            key: key.clone(),
-            data: data.bytes().into(),
-        })
-        .collect();
+    for (key, data) in &new.items {
+        options = options.big_data(key, data.bytes());
+    }
     options
 }
 
@@ -242,15 +237,10 @@ fn container_options(new: &New, layer_id: &str) -> ContainerOptions {
     options.metadata.clone_from(&new.metadata);
     options.flags = flags(new);
     options.volatile = new.volatile;
-    layer_id.clone_into(&mut options.layer_id);
-    options.big_data = new
-        .items
-        .iter()
-        .map(|(key, data)| graphroot::ContainerBigData {
-            key: key.clone(),
-            data: data.bytes().into(),
-        })
-        .collect();
+    options.layer_id = Some(layer_id.to_owned());
+    for (key, data) in &new.items {
+        options = options.big_data(key, data.bytes());
+    }
     options
 }
 

@@ -7,7 +7,7 @@ each_driver! {
         let base = store.put(None, "base", &[("file", "1")]).await;
         let image = store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
         let mut options = ContainerOptions::default().id("c").name("box");
-        options.layer_id = "the-layer".into();
+        options.layer_id = Some("the-layer".into());
         options.metadata = "meta".into();
         options.mount_opts = vec!["nodev".into()];
         let container = store.create_container(Some("image"), options).await.unwrap();

@@ -1,4 +1,4 @@
-use graphroot::{Digest, ErrorKind, Flag, LayerBigData, LayerOptions};
+use graphroot::{Digest, ErrorKind, Flag, LayerOptions};
 
 use crate::support::{kind, tar};
 
@@ -11,7 +11,7 @@ each_driver! {
         let mut options = LayerOptions::default().id("my-own_ID");
         options.metadata = "meta".into();
         options.flags.insert("mine".into(), Flag::from(true));
-        options.big_data.push(LayerBigData { key: "Key".into(), data: bytes("data") });
+        options = options.big_data("Key", "data");
         let child = store.create_layer(Some("base"), options).await.unwrap();
         assert_eq!(child.id(), "my-own_ID");
         assert_eq!(child.parent(), Some(base.id()));
@@ -135,10 +135,6 @@ each_driver! {
         let diff = store.diff(None, "copy", graphroot::DiffOptions::uncompressed()).await.unwrap();
         assert_eq!(Some(Digest::sha256(crate::support::read_all(diff).await)), base.diff_digest());
     }
-}
-
-fn bytes(text: &str) -> bytes::Bytes {
-    bytes::Bytes::copy_from_slice(text.as_bytes())
 }
 
 fn compress(plain: &[u8]) -> Vec<u8> {

@@ -71,11 +71,11 @@ pub(crate) fn new_layer(
     start: Start,
 ) -> NewLayer {
     NewLayer {
-        id: options.id,
+        id: options.id.unwrap_or_default(),
         names: options.names,
         parent,
         start,
-        mount_label: options.mount_label,
+        mount_label: options.mount_label.unwrap_or_default(),
         writeable: options.writeable,
         mappings,
         metadata: options.metadata,

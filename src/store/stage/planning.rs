@@ -16,11 +16,12 @@ use crate::store::stage::plan::LayerPlan;
 impl Store {
     /// Checks the request under shared locks and finds the parent and the owners to use.
     pub(crate) async fn plan_layer(&self, parent: Option<&str>, options: &LayerOptions) -> Result<LayerPlan> {
-        if !options.id.is_empty() {
-            check_layer_id(&*self.inner.driver(), &options.id)?;
+        if let Some(id) = &options.id {
+            check_layer_id(&*self.inner.driver(), id)?;
         }
         let mut found = None;
-        let free = |table: &_| LayerStore::check_free(table, &options.id, &options.names);
+        let id = options.id.as_deref().unwrap_or_default();
+        let free = |table: &_| LayerStore::check_free(table, id, &options.names);
         match parent {
             None => free(&*self.unlocked_layers().await?)?,
             Some(key) => {

@@ -32,7 +32,7 @@ impl Store {
         let create = CreateOptions {
             read_write: options.writeable,
             mappings: mappings.clone(),
-            mount_label: options.mount_label.clone(),
+            mount_label: options.mount_label.clone().unwrap_or_default(),
             storage_opt: options.storage_opt.clone(),
             durable: self.inner.sync_content() && !options.volatile,
         };

@@ -6,6 +6,7 @@ use super::names::given_metadata;
 use crate::call::Call;
 use crate::flags::{file, new};
 use crate::input::Input;
+use crate::mflag::Flag;
 use crate::outcome::{CommandError, DONE, Outcome, describe, file_failure};
 use crate::output::Output;
 use crate::text::go_quote;
@@ -116,10 +117,16 @@ fn user_number(name: &str) -> Option<String> {
     line.split(':').nth(2).map(str::to_owned)
 }
 
+/// The text of a flag that is left out or empty where there is nothing to say.
+fn optional_text(call: &Call, flag: &Flag) -> Option<String> {
+    Some(call.flags.text(flag).to_owned()).filter(|text| !text.is_empty())
+}
+
 fn layer_options(call: &Call) -> Result<LayerOptions, CommandError> {
-    let mut options = LayerOptions::default().id(call.flags.text(&new::LAYER_ID));
+    let mut options = LayerOptions::default();
+    options.id = optional_text(call, &new::LAYER_ID);
     options.names = call.flags.list(&new::LAYER_NAME).to_vec();
-    options.mount_label = call.flags.text(&new::LABEL).to_owned();
+    options.mount_label = optional_text(call, &new::LABEL);
     options.writeable = !call.flags.is_on(&new::READ_ONLY);
     options.id_mappings = id_mappings(call)?;
     Ok(options)
@@ -168,7 +175,8 @@ pub(crate) async fn import_layer(call: &Call, out: &mut Output) -> Outcome {
 }
 
 pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
-    let mut options = ImageOptions::default().id(call.flags.text(&new::IMAGE_ID));
+    let mut options = ImageOptions::default();
+    options.id = optional_text(call, &new::IMAGE_ID);
     options.names = call.flags.list(&new::IMAGE_NAME).to_vec();
     options.metadata = given_metadata(call)?;
     let digest = call.flags.text(&new::DIGEST);
@@ -195,7 +203,7 @@ pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
 
 pub(crate) async fn container(call: &Call, out: &mut Output) -> Outcome {
     let mut options = ContainerOptions::default();
-    options.id = call.flags.text(&new::CONTAINER_ID).to_owned();
+    options.id = optional_text(call, &new::CONTAINER_ID);
     options.names = call.flags.list(&new::CONTAINER_NAME).to_vec();
     options.metadata = given_metadata(call)?;
     options.id_mappings = id_mappings(call)?;

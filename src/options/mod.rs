@@ -1,0 +1,27 @@
+//! Options: what callers say when they open a store, create something in it or ask it something.
+//!
+//! All structs are `Default`, have public fields, and for each field a setter that can be chained. A setter named in the
+//! singular (`name`) adds one item to a list, one named in the plural (`names`) adds several. All of them can be
+//! serialised; the names are those of the fields, and what is missing is the default.
+
+mod base64_bytes;
+pub(crate) mod container;
+pub(crate) mod diff;
+pub(crate) mod driver;
+pub(crate) mod flag;
+pub(crate) mod id_mapping;
+pub(crate) mod image;
+pub(crate) mod layer;
+pub(crate) mod mount;
+pub(crate) mod multi_list;
+pub(crate) mod store;
+
+pub use container::{ContainerBigData, ContainerOptions};
+pub use diff::DiffOptions;
+pub use flag::Flag;
+pub use id_mapping::IdMappingOptions;
+pub use image::{ImageBigData, ImageOptions};
+pub use layer::{BoxReader, LayerBigData, LayerOptions};
+pub use mount::MountOptions;
+pub use multi_list::MultiListOptions;
+pub use store::{Durability, Remap, StoreOptions};

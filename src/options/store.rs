@@ -1,0 +1,286 @@
+//! Where a store lies and how it behaves.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+use crate::idmap::{IdMap, IdMappings};
+
+/// How much is forced to disk before a call reports success.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Metadata files as the Go library does by default (data synced, so never torn), layer content not at all: a
+    /// power cut soon after a success may leave a recorded layer with missing content.
+    None,
+    /// Layer content is on disk before its record is: a recorded layer is a whole layer, also after a power cut.
+    #[default]
+    Default,
+    /// As `Default`, and the directories in which a new layer and its record get their names are synced as well, so
+    /// that a layer survives a power cut right after success, on every file system.
+    Full,
+}
+
+impl Durability {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Default => "default",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Durability {
+    type Err = Error;
+
+    /// Reads `none`, `default` or `full`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::None, Self::Default, Self::Full]
+            .into_iter()
+            .find(|durability| durability.name() == text)
+            .ok_or_else(|| {
+                ErrorKind::InvalidInput.err(format!("durability {text:?}; known are none, default and full"))
+            })
+    }
+}
+
+/// Where a store lies and how it behaves. Start with [`StoreOptions::default_for_user`] or [`StoreOptions::new`].
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreOptions {
+    /// Directory of everything that survives a reboot.
+    pub graph_root: PathBuf,
+    /// Directory of everything that does not, such as mount counts; on a tmpfs where possible.
+    pub run_root: PathBuf,
+    /// Directory for images and their layers, if they shall lie apart from the containers.
+    pub image_store: Option<PathBuf>,
+    /// Name of the driver (`overlay`, `vfs`); `None`: what is on disk already, else the first of
+    /// [`StoreOptions::driver_priority`] that works here. The page [`drivers`](crate::drivers) says what works where.
+    pub driver: Option<String>,
+    /// Drivers to try, in this order; empty: the library's own order.
+    pub driver_priority: Vec<String>,
+    /// Options of the driver, each `[driver.]key=value`; see the page [`drivers`](crate::drivers).
+    pub driver_options: Vec<String>,
+    /// Owner mapping of layers that have no parent and ask for none.
+    pub id_mappings: IdMappings,
+    /// Options for pulling images, carried for the caller.
+    pub pull_options: BTreeMap<String, String>,
+    /// Keep container records in the run root only.
+    pub transient: bool,
+    /// Never mount a container's layer without syncing, not even if the container may be lost
+    /// ([`ContainerOptions::volatile`]).
+    pub disable_volatile: bool,
+    /// Whose ranges of `/etc/subuid` and `/etc/subgid` root's automatic user namespaces use; `None`: `containers`.
+    pub root_auto_userns_user: Option<String>,
+    /// Smallest size of an automatic user namespace; 0: 1024.
+    pub auto_userns_min_size: u32,
+    /// Largest size of an automatic user namespace that is not asked for by size; 0: 65536.
+    pub auto_userns_max_size: u32,
+    /// What the removed keys of `storage.conf` ask for, carried for the caller.
+    pub remap: Remap,
+    /// What is synced when.
+    pub durability: Durability,
+    /// How long a call may wait for another process's lock; `None` waits for ever, as the Go library does.
+    pub lock_timeout: Option<Duration>,
+}
+
+impl StoreOptions {
+    /// Options for the store in these two directories, which are created if missing.
+    pub fn new(graph_root: impl Into<PathBuf>, run_root: impl Into<PathBuf>) -> Self {
+        Self {
+            graph_root: graph_root.into(),
+            run_root: run_root.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Sets [`StoreOptions::graph_root`].
+    #[must_use]
+    pub fn graph_root(mut self, graph_root: impl Into<PathBuf>) -> Self {
+        self.graph_root = graph_root.into();
+        self
+    }
+
+    /// Sets [`StoreOptions::run_root`].
+    #[must_use]
+    pub fn run_root(mut self, run_root: impl Into<PathBuf>) -> Self {
+        self.run_root = run_root.into();
+        self
+    }
+
+    /// Sets [`StoreOptions::image_store`].
+    #[must_use]
+    pub fn image_store(mut self, image_store: impl Into<PathBuf>) -> Self {
+        self.image_store = Some(image_store.into());
+        self
+    }
+
+    /// Sets [`StoreOptions::driver`].
+    #[must_use]
+    pub fn driver(mut self, driver: impl Into<String>) -> Self {
+        self.driver = Some(driver.into());
+        self
+    }
+
+    /// Adds to [`StoreOptions::driver_priority`].
+    #[must_use]
+    pub fn driver_priority(mut self, driver_priority: impl IntoIterator<Item: Into<String>>) -> Self {
+        self.driver_priority
+            .extend(driver_priority.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds one to [`StoreOptions::driver_options`].
+    #[must_use]
+    pub fn driver_option(mut self, driver_option: impl Into<String>) -> Self {
+        self.driver_options.push(driver_option.into());
+        self
+    }
+
+    /// Adds to [`StoreOptions::driver_options`].
+    #[must_use]
+    pub fn driver_options(mut self, driver_options: impl IntoIterator<Item: Into<String>>) -> Self {
+        self.driver_options
+            .extend(driver_options.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets [`StoreOptions::id_mappings`].
+    #[must_use]
+    pub fn id_mappings(mut self, id_mappings: IdMappings) -> Self {
+        self.id_mappings = id_mappings;
+        self
+    }
+
+    /// Adds one to [`StoreOptions::pull_options`].
+    #[must_use]
+    pub fn pull_option(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.pull_options.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds to [`StoreOptions::pull_options`].
+    #[must_use]
+    pub fn pull_options(mut self, pull_options: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.pull_options.extend(pull_options);
+        self
+    }
+
+    /// Sets [`StoreOptions::transient`].
+    #[must_use]
+    pub fn transient(mut self, transient: bool) -> Self {
+        self.transient = transient;
+        self
+    }
+
+    /// Sets [`StoreOptions::disable_volatile`].
+    #[must_use]
+    pub fn disable_volatile(mut self, disable_volatile: bool) -> Self {
+        self.disable_volatile = disable_volatile;
+        self
+    }
+
+    /// Sets [`StoreOptions::root_auto_userns_user`].
+    #[must_use]
+    pub fn root_auto_userns_user(mut self, root_auto_userns_user: impl Into<String>) -> Self {
+        self.root_auto_userns_user = Some(root_auto_userns_user.into());
+        self
+    }
+
+    /// Sets [`StoreOptions::auto_userns_min_size`].
+    #[must_use]
+    pub fn auto_userns_min_size(mut self, auto_userns_min_size: u32) -> Self {
+        self.auto_userns_min_size = auto_userns_min_size;
+        self
+    }
+
+    /// Sets [`StoreOptions::auto_userns_max_size`].
+    #[must_use]
+    pub fn auto_userns_max_size(mut self, auto_userns_max_size: u32) -> Self {
+        self.auto_userns_max_size = auto_userns_max_size;
+        self
+    }
+
+    /// Sets [`StoreOptions::remap`].
+    #[must_use]
+    pub fn remap(mut self, remap: Remap) -> Self {
+        self.remap = remap;
+        self
+    }
+
+    /// Sets [`StoreOptions::durability`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Sets [`StoreOptions::lock_timeout`].
+    #[must_use]
+    pub fn lock_timeout(mut self, lock_timeout: impl Into<Option<Duration>>) -> Self {
+        self.lock_timeout = lock_timeout.into();
+        self
+    }
+}
+
+/// What the keys `remap-uids`, `remap-gids`, `remap-user` and `remap-group` of old `storage.conf` files say.
+///
+/// The Go library has removed them, so that opening a store does not apply them either. A caller who wants them can
+/// set [`StoreOptions::id_mappings`].
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Remap {
+    /// User ID ranges.
+    pub uids: Vec<IdMap>,
+    /// Group ID ranges.
+    pub gids: Vec<IdMap>,
+    /// Whose ranges of `/etc/subuid` to use.
+    pub user: Option<String>,
+    /// Whose ranges of `/etc/subgid` to use.
+    pub group: Option<String>,
+}
+
+impl Remap {
+    /// Sets [`Remap::uids`].
+    #[must_use]
+    pub fn uids(mut self, uids: impl Into<Vec<IdMap>>) -> Self {
+        self.uids = uids.into();
+        self
+    }
+
+    /// Sets [`Remap::gids`].
+    #[must_use]
+    pub fn gids(mut self, gids: impl Into<Vec<IdMap>>) -> Self {
+        self.gids = gids.into();
+        self
+    }
+
+    /// Sets [`Remap::user`].
+    #[must_use]
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Sets [`Remap::group`].
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+}
