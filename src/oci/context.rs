@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::options::PullOptions;
 use super::partial::Partials;
-use super::registry::Registries;
+use super::repository::Registries;
 use super::source::ImageSource;
 use crate::error::{ErrorKind, Result};
 use crate::lock::single_flight::{self, Flight};
@@ -40,7 +40,7 @@ impl PullContext {
         let dirs = store.transfer_dirs();
         Self {
             store: store.clone(),
-            registries: Registries::new(options.registry()),
+            registries: Registries::new(options.registry.clone()),
             partials: options
                 .keep_partial
                 .then(|| Partials::new(dirs.partial_blobs.clone())),

@@ -1,7 +1,7 @@
 //! A tar file as `docker save` writes it, seen as an image with a manifest.
 //!
-//! `manifest.json` lists images: a config, names, and the layers as uncompressed tar files. A manifest for one of them
-//! is made up, byte for byte as Podman makes it up, so that both give the image the same digest.
+//! `manifest.json` lists images: a config, names, and the layers as uncompressed tar files. There is no manifest; one is
+//! derived, byte for byte as Podman derives it, so that both give the image the same digest.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::document::Fetched;
-use super::manifest::{Blob, Config, DOCKER_CONFIG, DOCKER_MANIFEST, MAX_DOCUMENT};
+use super::manifest::{Blob, Config, DOCKER_CONFIG, DOCKER_MANIFEST, MAX_DOCUMENT, MAX_LAYERS};
 use super::reference::full_name;
 use super::tarball::Tarball;
 use crate::compression::Compression;
@@ -30,7 +30,7 @@ struct Item {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MadeUp {
+struct DerivedManifest {
     schema_version: i32,
     media_type: &'static str,
     config: Descriptor,
@@ -73,6 +73,9 @@ impl DockerArchive {
             let what = format!("{} layers for a config of {}", files.len(), diff_ids.len());
             return Err(ErrorKind::InvalidInput.err(what));
         }
+        if files.len() > MAX_LAYERS {
+            return Err(ErrorKind::InvalidInput.err(format!("an image with {} layers", files.len())));
+        }
         let mut layers = HashMap::new();
         let mut listed = Vec::new();
         for (file, diff_id) in files.iter().zip(diff_ids) {
@@ -83,36 +86,17 @@ impl DockerArchive {
                 let what = format!("layer {file:?} with {compression} compression; try oci-archive:");
                 return Err(ErrorKind::NotSupported.err(what));
             }
-            listed.push(Descriptor {
-                media_type: LAYER_TYPE,
+            listed.push(Blob {
+                media_type: LAYER_TYPE.into(),
                 size,
                 digest: diff_id.clone(),
             });
             layers.insert(diff_id, (offset, size));
         }
-        let made_up = MadeUp {
-            schema_version: 2,
-            media_type: DOCKER_MANIFEST,
-            config: Descriptor {
-                media_type: DOCKER_CONFIG,
-                size: config.len() as u64,
-                digest: Digest::sha256(&config),
-            },
-            layers: listed,
-        };
-        let bytes = serde_json::to_vec(&made_up).map_err(|error| {
-            ErrorKind::InvalidInput
-                .err("making a manifest")
-                .with_source(error)
-        })?;
         let names = item.repo_tags.unwrap_or_default();
         Ok(Self {
             tar,
-            manifest: Fetched {
-                digest: Digest::sha256(&bytes),
-                bytes: bytes.into(),
-                media_type: Some(DOCKER_MANIFEST.into()),
-            },
+            manifest: manifest(&config, &listed)?,
             config,
             names: names.iter().map(|name| full_name(name)).collect::<Result<_>>()?,
             layers,
@@ -124,8 +108,39 @@ impl DockerArchive {
         let Some((offset, size)) = self.layers.get(&blob.digest) else {
             return Err(ErrorKind::NotFound.err(format!("layer {}", blob.digest)));
         };
-        Ok(Box::pin(self.tar.stream(*offset, *size).await?))
+        Ok(self.tar.reader(*offset, *size))
     }
+}
+
+/// The manifest for a config and uncompressed layers.
+pub(crate) fn manifest(config: &Bytes, layers: &[Blob]) -> Result<Fetched> {
+    let manifest = DerivedManifest {
+        schema_version: 2,
+        media_type: DOCKER_MANIFEST,
+        config: Descriptor {
+            media_type: DOCKER_CONFIG,
+            size: config.len() as u64,
+            digest: Digest::sha256(config),
+        },
+        layers: layers
+            .iter()
+            .map(|layer| Descriptor {
+                media_type: LAYER_TYPE,
+                size: layer.size,
+                digest: layer.digest.clone(),
+            })
+            .collect(),
+    };
+    let bytes = serde_json::to_vec(&manifest).map_err(|error| {
+        ErrorKind::InvalidInput
+            .err("deriving a manifest")
+            .with_source(error)
+    })?;
+    Ok(Fetched {
+        digest: Digest::sha256(&bytes),
+        bytes: bytes.into(),
+        media_type: Some(DOCKER_MANIFEST.into()),
+    })
 }
 
 /// The image that is meant.

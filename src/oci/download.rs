@@ -1,25 +1,23 @@
-//! One blob on its way from a registry: a stream that mends itself.
+//! The download of one blob from a registry, resumable: after a connection that breaks, stalls, or ends early the next
+//! request begins at the first missing byte.
 //!
-//! A connection that breaks, stalls, or ends early is made again from where it broke. With a partial file the bytes
-//! are kept as they pass; what a former attempt has kept is read from there first, so nothing of it is sent again.
-//! The whole blob is verified by who reads the stream, before anything of it counts.
+//! With a partial file, the bytes are also written there, and what an earlier download has left in it is read first
+//! instead of being requested again. The reader of the stream verifies the whole blob before it uses anything of it.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use futures::stream::{BoxStream, StreamExt as _};
+use futures::stream::try_unfold;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::StreamReader;
 
 use super::manifest::Blob;
 use super::partial::Partial;
 use super::progress::Meter;
-use super::registry::{Repository, failed};
-use crate::bridge;
+use super::repository::Repository;
+use super::retry::Waits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::BoxReader;
 
@@ -34,8 +32,9 @@ pub(crate) struct Transfer {
     body: Option<Response>,
     /// Bytes of the answer that were handed on before, since it does not begin where it should.
     skip: u64,
-    /// Attempts in a row that brought nothing.
-    failures: u32,
+    /// The waits before further attempts; begun anew once an attempt has brought something.
+    waits: Waits,
+    failed: bool,
     partial: Option<Partial>,
 }
 
@@ -48,23 +47,21 @@ impl Transfer {
         partial: Option<Partial>,
     ) -> BoxReader {
         let transfer = Self {
+            waits: repository.retry.waits(),
+            failed: false,
             repository,
             blob,
             meter,
             offset: 0,
             body: None,
             skip: 0,
-            failures: 0,
             partial,
         };
-        let stream = futures::stream::try_unfold(transfer, |mut transfer| async move {
-            let chunk = transfer.next().await.map_err(std::io::Error::from)?;
+        let stream = try_unfold(transfer, |mut transfer| async move {
+            let chunk = transfer.next().await.map_err(io::Error::from)?;
             Ok::<_, io::Error>(chunk.map(|chunk| (chunk, transfer)))
         });
-        Box::pin(Chunks {
-            stream: stream.boxed(),
-            current: Bytes::new(),
-        })
+        Box::pin(StreamReader::new(stream))
     }
 
     /// The next bytes; `None` at the end of the blob.
@@ -82,7 +79,9 @@ impl Transfer {
             }
             let error = match self.chunk().await {
                 Ok(Some(chunk)) => {
-                    self.failures = 0;
+                    if std::mem::take(&mut self.failed) {
+                        self.waits = self.repository.retry.waits();
+                    }
                     self.meter.add(chunk.len() as u64);
                     self.offset += chunk.len() as u64;
                     if let Some(partial) = &mut self.partial {
@@ -97,19 +96,20 @@ impl Transfer {
                     );
                     ErrorKind::Registry.err(what)
                 }
-                // What is wrong will not be right the next time.
-                Err(error) if error.kind() == ErrorKind::DigestMismatch => return Err(error),
-                Err(error) if self.body.is_none() => return Err(error),
+                // A blob of another size stays so, and a request without an answer was repeated already.
+                Err(error) if error.kind() == ErrorKind::DigestMismatch || self.body.is_none() => {
+                    return Err(error);
+                }
                 Err(error) => error,
             };
             self.body = None;
-            self.failures += 1;
-            let reason = error.chain();
-            let wait = self.repository.options.wait(self.failures, None);
-            if self.failures <= self.repository.options.retries {
-                self.meter.retrying(wait, reason);
-            }
-            self.repository.pause(self.failures, None, error).await?;
+            self.failed = true;
+            let Some(wait) = self.waits.next() else {
+                return Err(error);
+            };
+            tracing::debug!(error = %error.chain(), ?wait, "retrying");
+            self.meter.retrying(wait, error.chain());
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -125,8 +125,11 @@ impl Transfer {
                 }
             };
             let chunk = body.chunk().await;
-            let Some(mut chunk) =
-                chunk.map_err(|error| failed(format!("receiving {}", self.blob.digest), error))?
+            let Some(mut chunk) = chunk.map_err(|error| {
+                ErrorKind::Registry
+                    .err(format!("receiving {}", self.blob.digest))
+                    .with_source(error)
+            })?
             else {
                 return Ok(None);
             };
@@ -185,9 +188,9 @@ impl Transfer {
 
     /// All bytes were handed on: nothing may follow.
     async fn end(&mut self) -> Result<()> {
-        self.meter.tell();
+        self.meter.report();
         if let Some(mut body) = self.body.take() {
-            // A connection that breaks now has brought all that it should.
+            // A connection that breaks now has brought the whole blob.
             if matches!(body.chunk().await, Ok(Some(chunk)) if !chunk.is_empty()) {
                 return Err(self.wrong_size("more"));
             }
@@ -208,30 +211,6 @@ fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
         total => Some(total.parse().ok()?),
     };
     Some((start.parse().ok()?, total))
-}
-
-/// A stream of chunks as a reader.
-struct Chunks {
-    stream: BoxStream<'static, io::Result<Bytes>>,
-    current: Bytes,
-}
-
-impl AsyncRead for Chunks {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.current.is_empty() {
-            match ready!(self.stream.poll_next_unpin(cx)) {
-                Some(Ok(chunk)) => self.current = chunk,
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        bridge::give(&mut self.current, buffer);
-        Poll::Ready(Ok(()))
-    }
 }
 
 #[cfg(test)]

@@ -11,20 +11,20 @@
 //!
 //! When it is unpacked it waits for the layer below, and takes its place in the store.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::io::{AsyncRead, ReadBuf};
+use bytes::Bytes;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::io::{ReaderStream, StreamReader};
 use tracing::Instrument as _;
 
 use super::context::PullContext;
 use super::manifest::{self, Blob};
 use super::progress::BlobState;
 use super::source::ImageSource;
+use crate::bridge::CHUNK;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
@@ -271,12 +271,8 @@ impl Job {
         // The blob's digest is for the record; it cannot be checked here, so the diff's is.
         let mut options = self.options(None);
         options.verify = false;
-        let checked = Checked {
-            inner: Box::pin(stream),
-            hasher: Some(Hasher::like(&self.diff_id)),
-            expected: self.diff_id.clone(),
-        };
-        store.stage_diff(on, &options, Box::pin(checked)).await
+        let checked = verified(Box::pin(stream), self.diff_id.clone());
+        store.stage_diff(on, &options, checked).await
     }
 
     async fn transfer(&self, on: Option<&str>) -> Result<StagedDiff> {
@@ -316,32 +312,21 @@ impl Job {
     }
 }
 
-/// A stream that fails at its end if it was not what it should be.
-struct Checked {
-    inner: BoxReader,
-    hasher: Option<Hasher>,
-    expected: Digest,
-}
-
-impl AsyncRead for Checked {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(self.inner.as_mut().poll_read(cx, buffer))?;
-        let bytes = buffer.filled().get(before..).unwrap_or_default();
-        if bytes.is_empty() && buffer.remaining() > 0 {
-            if let Some(found) = self.hasher.take().map(Hasher::finish)
-                && found != self.expected
-            {
-                let what = format!("the copied diff has digest {found}, expected {}", self.expected);
-                return Poll::Ready(Err(ErrorKind::DigestMismatch.err(what).into()));
-            }
-        } else if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
+/// A stream that fails at its end unless its bytes have this digest.
+fn verified(inner: BoxReader, expected: Digest) -> BoxReader {
+    let hasher = Arc::new(Mutex::new(Hasher::like(&expected)));
+    let seen = Arc::clone(&hasher);
+    let chunks = ReaderStream::with_capacity(inner, CHUNK).inspect_ok(move |chunk| {
+        seen.lock().unwrap_or_else(PoisonError::into_inner).update(chunk);
+    });
+    let verdict = futures::stream::once(async move {
+        let hasher = hasher.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let found = hasher.finish();
+        if found == expected {
+            return Ok(Bytes::new());
         }
-        Poll::Ready(Ok(()))
-    }
+        let what = format!("the copied diff has digest {found}, expected {expected}");
+        Err(ErrorKind::DigestMismatch.err(what).into())
+    });
+    Box::pin(StreamReader::new(chunks.chain(Box::pin(verdict))))
 }

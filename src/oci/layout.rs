@@ -1,6 +1,7 @@
 //! An OCI image layout as a source: `index.json` and `blobs/ALGORITHM/HEX`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageIndex};
 
@@ -69,12 +70,17 @@ impl Layout {
                     Ok(file)
                 })
                 .await?;
-                Ok(Box::pin(files::stream(file, 0, size)))
+                Ok(files::reader(
+                    Arc::new(file),
+                    dir.join(blob_path(&blob.digest)).into(),
+                    0,
+                    size,
+                ))
             }
             Self::Tar(tar) => {
                 let (offset, found) = tar.place(&name)?;
                 check(found, &blob.digest)?;
-                Ok(Box::pin(tar.stream(offset, size).await?))
+                Ok(tar.reader(offset, size))
             }
         }
     }

@@ -28,11 +28,11 @@ pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// The config of an image of Docker.
 pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// Longest manifest or config that is read, as elsewhere in the trade.
+/// Longest manifest or config that is read, as other image programs do.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 
 /// More layers than any driver could stack.
-const MAX_LAYERS: usize = 1000;
+pub(crate) const MAX_LAYERS: usize = 1000;
 
 /// A blob as a manifest names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

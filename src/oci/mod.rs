@@ -27,6 +27,8 @@
 //! * **Records.** What is written is what Podman writes when it pulls the same image: IDs, names, digests, manifests.
 //!   Either side reuses the other's layers.
 
+mod archive_destination;
+mod archive_writer;
 mod auth;
 mod context;
 mod destination;
@@ -36,6 +38,7 @@ mod download;
 mod files;
 mod layers;
 mod layout;
+mod layout_writer;
 mod manifest;
 mod options;
 mod partial;
@@ -46,13 +49,21 @@ mod push;
 mod record;
 mod reference;
 mod registry;
+mod registry_options;
+mod repository;
+mod response;
+mod retry;
+mod sign_in;
 mod source;
 mod spool;
 mod tarball;
+mod tls;
+mod upload;
 
-pub use options::PullOptions;
+pub use options::{PullOptions, PushOptions};
 pub use platform::Platform;
 pub use progress::{BlobState, Event, Events, ImageState, Progress};
 pub use puller::{Pulled, Puller};
-pub use push::{PushOptions, Pushed, push};
+pub use push::{Pushed, push};
 pub use reference::{ImageRef, RegistryRef};
+pub use registry_options::{ClientIdentity, Credentials, RegistryOptions, TlsOptions, Transport};

@@ -1,38 +1,26 @@
 //! Options of pulls and pushes.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use super::platform::Platform;
 use super::progress::Progress;
-use super::registry::RegistryOptions;
+use super::registry_options::RegistryOptions;
+use crate::compression::Compression;
 
-/// How a [`Puller`] works.
+/// How a [`Puller`](super::Puller) works.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct PullOptions {
     /// Which image of an index is meant; by default the one for this machine.
     pub platform: Platform,
-    /// Blobs that are downloaded at the same time.
+    /// Blobs that are downloaded at the same time; 0 counts as 1.
     pub downloads: usize,
-    /// Layers that are unpacked at the same time. A blob is unpacked while it is downloaded, so fewer than
-    /// [`PullOptions::downloads`] bound those too.
+    /// Layers that are unpacked at the same time; 0 counts as 1. A blob is unpacked while it is downloaded, so fewer
+    /// than [`PullOptions::downloads`] bound those too.
     pub unpackers: usize,
-    /// Keep what came of a blob when its download is interrupted, for the next attempt. It costs writing each blob to
-    /// disk beside its layer's files.
+    /// Keep what was received of a blob when its download is interrupted, for the next attempt. It costs writing each
+    /// blob to disk beside its layer's files.
     pub keep_partial: bool,
-    /// File of credentials instead of the usual ones (`auth.json`, Docker's `config.json`).
-    pub auth_file: Option<PathBuf>,
-    /// Registries (`HOST[:PORT]`) that are talked to without TLS. Those on this machine always are.
-    pub plain_http: Vec<String>,
-    /// How often in a row a request is repeated when nothing comes of it.
-    pub retries: u32,
-    /// Wait before the first repetition, doubled for each further one, unless the registry asks for another.
-    pub backoff: Duration,
-    /// No wait is longer than this, whatever the registry asks for.
-    pub max_wait: Duration,
-    /// A registry that sends nothing for this long counts as gone.
-    pub stall: Duration,
+    /// Credentials, TLS, retries and time limits.
+    pub registry: RegistryOptions,
     /// Where events go.
     pub progress: Progress,
 }
@@ -44,12 +32,7 @@ impl Default for PullOptions {
             downloads: 6,
             unpackers: 8,
             keep_partial: false,
-            auth_file: None,
-            plain_http: Vec::new(),
-            retries: 5,
-            backoff: Duration::from_millis(250),
-            max_wait: Duration::from_secs(60),
-            stall: Duration::from_secs(60),
+            registry: RegistryOptions::default(),
             progress: Progress::default(),
         }
     }
@@ -84,21 +67,73 @@ impl PullOptions {
         self
     }
 
+    /// Sets [`PullOptions::registry`].
+    #[must_use]
+    pub fn registry(mut self, registry: RegistryOptions) -> Self {
+        self.registry = registry;
+        self
+    }
+
     /// Sets [`PullOptions::progress`].
     #[must_use]
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self
     }
+}
 
-    pub(crate) fn registry(&self) -> RegistryOptions {
-        RegistryOptions {
-            auth_file: self.auth_file.clone(),
-            plain_http: self.plain_http.clone(),
-            retries: self.retries,
-            backoff: self.backoff,
-            max_wait: self.max_wait,
-            stall: self.stall,
+/// How an image is pushed.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct PushOptions {
+    /// Compression of layers that the destination does not have. A `docker-archive:` holds uncompressed layers whatever
+    /// this says.
+    pub compression: Compression,
+    /// Layers that are compressed and sent at the same time; 0 counts as 1.
+    pub uploads: usize,
+    /// Credentials, TLS, retries and time limits.
+    pub registry: RegistryOptions,
+    /// Where events go.
+    pub progress: Progress,
+}
+
+impl Default for PushOptions {
+    fn default() -> Self {
+        Self {
+            compression: Compression::Gzip,
+            uploads: 4,
+            registry: RegistryOptions::default(),
+            progress: Progress::default(),
         }
+    }
+}
+
+impl PushOptions {
+    /// Sets [`PushOptions::compression`].
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Sets [`PushOptions::uploads`].
+    #[must_use]
+    pub fn uploads(mut self, uploads: usize) -> Self {
+        self.uploads = uploads;
+        self
+    }
+
+    /// Sets [`PushOptions::registry`].
+    #[must_use]
+    pub fn registry(mut self, registry: RegistryOptions) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    /// Sets [`PushOptions::progress`].
+    #[must_use]
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
     }
 }

@@ -1,9 +1,8 @@
-//! Pushing images: out of the store, to a registry or an OCI layout.
+//! Pushing images: out of the store, to a registry, an OCI layout or an archive.
 //!
-//! A layer goes out as its tar stream, bit for bit as it came in (replayed from tar-split), compressed anew. If the
-//! destination has the blob that the layer once came from, that is used, and nothing is read at all; if it has the
-//! newly compressed one, that is not sent. Only where a blob differs from the one in the image's manifest does the
-//! destination get another manifest than the store has.
+//! A layer is sent as its tar stream, bit for bit as it was received (replayed from tar-split), and compressed again.
+//! If the destination has the blob that the layer was made from, that blob is used and nothing is read; if it has the
+//! newly compressed one, that is not sent. The manifest of the store is pushed unchanged unless a blob differs.
 
 use std::sync::Arc;
 
@@ -13,13 +12,14 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 use tracing::Instrument as _;
 
-use super::destination::{self, Destination};
+use super::destination::Destination;
+use super::docker_archive;
 use super::document::check;
 use super::manifest::{self, Blob, Config, DOCKER_MANIFEST, Document, OCI_CONFIG, OCI_MANIFEST};
-use super::options::PullOptions;
+use super::options::PushOptions;
 use super::progress::{BlobState, ImageState, Progress};
 use super::reference::ImageRef;
-use super::registry::Registries;
+use super::repository::Registries;
 use super::spool::Spool;
 use crate::compression::Compression;
 use crate::digest::Digest;
@@ -28,49 +28,11 @@ use crate::options::DiffOptions;
 use crate::store::Store;
 use crate::store::views::Layer;
 
-/// How an image is pushed.
-#[non_exhaustive]
-#[derive(Clone, Debug)]
-pub struct PushOptions {
-    /// Compression of layers that the destination does not have.
-    pub compression: Compression,
-    /// Layers that are compressed and sent at the same time.
-    pub uploads: usize,
-    /// Credentials, patience and where events go, as for pulling. The rest of it means nothing here.
-    pub connection: PullOptions,
-}
-
-impl Default for PushOptions {
-    fn default() -> Self {
-        Self {
-            compression: Compression::Gzip,
-            uploads: 4,
-            connection: PullOptions::default(),
-        }
-    }
-}
-
-impl PushOptions {
-    /// Sets [`PushOptions::compression`].
-    #[must_use]
-    pub fn compression(mut self, compression: Compression) -> Self {
-        self.compression = compression;
-        self
-    }
-
-    /// Sets where events go.
-    #[must_use]
-    pub fn progress(mut self, progress: Progress) -> Self {
-        self.connection.progress = progress;
-        self
-    }
-}
-
-/// What a push has brought.
+/// The result of a push.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct Pushed {
-    /// Digest of the manifest at the destination.
+    /// Digest of the manifest at the destination; for a `docker-archive:`, of the one that readers derive from it.
     pub manifest: Digest,
     /// Whether that is the manifest that the store has.
     pub unchanged: bool,
@@ -82,19 +44,22 @@ pub struct Pushed {
 
 /// Pushes an image of the store (an ID, name or ID prefix).
 ///
-/// Takes the store's locks for moments only. Each layer is compressed into a temporary file of the store first.
+/// Takes the store's locks for moments only. Each layer is first written to a temporary file of the store, compressed.
+/// An archive is written beside its target under a temporary name and then renamed over it, so it replaces one that is
+/// there. A layout that several tasks or processes push to at the same time lists the images of all of them.
 ///
 /// # Errors
 /// [`ErrorKind::ImageUnknown`]; [`ErrorKind::NotFound`] for an image without a manifest or config;
 /// [`ErrorKind::InvalidInput`] if those do not fit the layers, or for a destination that names a digest;
-/// [`ErrorKind::Registry`] if the registry cannot be reached or refuses; [`ErrorKind::NotSupported`] for archives as
-/// destinations; and those of [`Store::diff`]. What was sent before stays there, for the next attempt.
+/// [`ErrorKind::Registry`] if the registry cannot be reached or refuses; [`ErrorKind::NotSupported`] for an archive in
+/// place of what is no regular file; and those of [`Store::diff`]. What was sent to a registry or layout stays there,
+/// for the next attempt; of an archive nothing stays.
 ///
 /// # Cancellation
 /// As a failure.
 pub async fn push(store: &Store, image: &str, to: &ImageRef, options: PushOptions) -> Result<Pushed> {
     let text: Arc<str> = to.to_string().into();
-    let progress = options.connection.progress.clone();
+    let progress = options.progress.clone();
     let span = tracing::info_span!("push", image, to = &*text);
     let result = Box::pin(work(store, image, to, &text, options))
         .instrument(span)
@@ -116,7 +81,7 @@ async fn work(
     options: PushOptions,
 ) -> Result<Pushed> {
     let image = store.image(image).await?;
-    let bytes = destination::stored_manifest(store, image.id()).await?;
+    let bytes = stored_manifest(store, image.id()).await?;
     let Document::Image(manifest) = manifest::parse(&bytes, None)? else {
         return Err(ErrorKind::NotSupported.err("an index as an image's manifest"));
     };
@@ -135,9 +100,9 @@ async fn work(
     if !fit {
         return Err(ErrorKind::InvalidInput.err("the image's config does not describe its layers"));
     }
-    let registries = Registries::new(options.connection.registry());
+    let registries = Registries::new(options.registry.clone());
     let destination = Destination::open(to, &registries).await?;
-    let progress = &options.connection.progress;
+    let progress = &options.progress;
     progress.image(text, || ImageState::Resolved {
         manifest: Digest::sha256(&bytes),
         blobs: manifest
@@ -146,12 +111,16 @@ async fn work(
             .map(|blob| (blob.digest.clone(), blob.size))
             .collect(),
     });
-    let oci = destination.is_strict() || manifest.media_type != DOCKER_MANIFEST;
+    let docker_archive = destination.is_docker_archive();
+    let oci = destination.is_oci_only() || manifest.media_type != DOCKER_MANIFEST;
     let job = Job {
         store,
         destination: &destination,
         progress,
-        compression: options.compression,
+        compression: match docker_archive {
+            true => Compression::None,
+            false => options.compression,
+        },
         oci,
     };
     // Boxed one by one, so that the whole is `Send` for every lifetime: callers spawn it.
@@ -169,17 +138,22 @@ async fn work(
     }
     let sent = blobs.iter().filter(|(_, sent)| *sent).count();
     let blobs: Vec<Blob> = blobs.into_iter().map(|(blob, _)| blob).collect();
-    let same_kind = oci == (manifest.media_type != DOCKER_MANIFEST);
-    let unchanged = same_kind && blobs == manifest.layers;
-    let (bytes, media_type) = match unchanged {
-        true => (bytes, manifest.media_type.clone()),
-        false => rewrite(&bytes, &manifest.layers, &blobs, oci)?,
+    let (pushed, media_type) = if docker_archive {
+        let manifest = docker_archive::manifest(&config, &blobs)?;
+        (manifest.bytes, DOCKER_MANIFEST.to_owned())
+    } else if oci == (manifest.media_type != DOCKER_MANIFEST) && blobs == manifest.layers {
+        (bytes.clone(), manifest.media_type.clone())
+    } else {
+        rewrite(&bytes, &manifest.layers, &blobs, oci)?
     };
-    let digest = Digest::sha256(&bytes);
-    destination.finish(bytes, &digest, &media_type).await?;
+    let digest = Digest::sha256(&pushed);
+    let config = &manifest.config.digest;
+    destination
+        .finish(&pushed, &digest, &media_type, config, &blobs)
+        .await?;
     Ok(Pushed {
         manifest: digest,
-        unchanged,
+        unchanged: pushed == bytes,
         sent,
         reused: layers.len() - sent,
     })
@@ -211,7 +185,7 @@ impl Job<'_> {
     /// Sees to it that the destination has a layer. Returns its blob there, and whether it was sent.
     async fn layer(&self, layer: &Layer, known: &Blob) -> Result<(Blob, bool)> {
         if self.destination.has(&known.digest).await? {
-            destination::reused(self.progress, &known.digest);
+            reused(self.progress, &known.digest);
             let media_type = if self.oci {
                 oci_type(&known.media_type)
             } else {
@@ -230,20 +204,45 @@ impl Job<'_> {
             .diff(None, layer.id(), DiffOptions::compressed(self.compression))
             .await?;
         let spool = Spool::fill(self.store, diff).await?;
+        if self.compression == Compression::None
+            && let Some(expected) = layer.diff_digest().filter(|digest| *digest != spool.digest)
+        {
+            let what = format!(
+                "layer {} now has digest {}, expected {expected}",
+                layer.id(),
+                spool.digest
+            );
+            return Err(ErrorKind::DigestMismatch.err(what));
+        }
         let blob = Blob {
             digest: spool.digest.clone(),
             size: spool.size,
             media_type: layer_type(self.compression, self.oci).into(),
         };
         if self.destination.has(&blob.digest).await? {
-            destination::reused(self.progress, &blob.digest);
+            reused(self.progress, &blob.digest);
             return Ok((blob, false));
         }
-        self.destination.put(&spool, self.progress).await?;
+        self.destination.put_layer(&spool, self.progress).await?;
         self.progress.blob(&blob.digest, || BlobState::Committed {
             layer: layer.id().to_owned(),
         });
         Ok((blob, true))
+    }
+}
+
+/// Reports that the destination has a blob.
+fn reused(progress: &Progress, digest: &Digest) {
+    progress.blob(digest, || BlobState::Reused {
+        item: digest.to_string(),
+    });
+}
+
+/// The manifest of an image of the store.
+async fn stored_manifest(store: &Store, image: &str) -> Result<Bytes> {
+    match store.image_big_data(image, "manifest").await {
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(error.context(format!("image {image:?} has no manifest to push"))),
     }
 }
 

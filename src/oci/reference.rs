@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use oci_client::Reference;
+use oci_spec::distribution::Reference;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,14 +18,17 @@ use crate::error::{Error, ErrorKind, Result};
 /// let registry: ImageRef = "docker://registry.example:5000/team/app:1.2".parse()?;
 /// let layout: ImageRef = "oci:/var/tmp/layout:latest".parse()?;
 /// let archives: [ImageRef; 2] = ["oci-archive:image.tar".parse()?, "docker-archive:saved.tar".parse()?];
-/// # drop((registry, layout, archives));
+/// assert_eq!(layout.to_string(), "oci:/var/tmp/layout:latest");
+/// # drop((registry, archives));
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// Text without one of these prefixes is taken for `docker://`, and a name without a host for one of `docker.io`.
+/// Serialized as its text.
 #[non_exhaustive]
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub enum ImageRef {
     /// `docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST]`: in a registry.
     Registry(RegistryRef),
@@ -51,39 +55,51 @@ pub enum ImageRef {
     },
 }
 
-/// An image in a registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An image in a registry: `HOST[:PORT]/NAME`, and a tag or a digest. Serialized as its text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RegistryRef {
-    pub(crate) inner: Reference,
+    registry: String,
+    repository: String,
+    /// `None` beside a digest, which says all.
+    tag: Option<String>,
+    digest: Option<Digest>,
 }
 
 impl RegistryRef {
     /// Host and port of the registry.
     pub fn registry(&self) -> &str {
-        self.inner.registry()
+        &self.registry
     }
 
     /// The repository's name in the registry.
     pub fn repository(&self) -> &str {
-        self.inner.repository()
+        &self.repository
     }
 
     /// The tag, unless a digest says which image is meant.
     pub fn tag(&self) -> Option<&str> {
-        self.inner.tag().filter(|_| self.inner.digest().is_none())
+        self.tag.as_deref()
     }
 
     /// The digest of the manifest that is meant.
-    pub fn digest(&self) -> Option<Digest> {
-        self.inner.digest().and_then(|digest| digest.parse().ok())
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// Host and port that requests go to.
+    pub(crate) fn host(&self) -> &str {
+        match self.registry.as_str() {
+            "docker.io" => "registry-1.docker.io",
+            other => other,
+        }
     }
 }
 
 impl fmt::Display for RegistryRef {
-    /// The whole name; a tag beside a digest says nothing and is left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.registry(), self.repository())?;
-        match (self.inner.digest(), self.tag()) {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        match (&self.digest, &self.tag) {
             (Some(digest), _) => write!(f, "@{digest}"),
             (None, Some(tag)) => write!(f, ":{tag}"),
             (None, None) => Ok(()),
@@ -95,15 +111,51 @@ impl FromStr for RegistryRef {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let inner: Reference = text.parse().map_err(|error| {
+        let parsed: Reference = text.parse().map_err(|error| {
             ErrorKind::InvalidInput
                 .err(format!("image name {text:?}"))
                 .with_source(error)
         })?;
-        if let Some(digest) = inner.digest() {
-            drop(digest.parse::<Digest>()?);
+        let digest: Option<Digest> = parsed.digest().map(str::parse).transpose()?;
+        Ok(Self {
+            registry: parsed.registry().to_owned(),
+            repository: parsed.repository().to_owned(),
+            tag: parsed.tag().filter(|_| digest.is_none()).map(str::to_owned),
+            digest,
+        })
+    }
+}
+
+impl TryFrom<String> for RegistryRef {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<RegistryRef> for String {
+    fn from(reference: RegistryRef) -> Self {
+        reference.to_string()
+    }
+}
+
+impl TryFrom<String> for ImageRef {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl Serialize for ImageRef {
+    /// Fails for a path that is no UTF-8 or holds a colon: its text would name another image.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = self.to_string();
+        match text.parse::<Self>() {
+            Ok(read) if read == *self => serializer.serialize_str(&text),
+            _ => Err(serde::ser::Error::custom(format!("no text stands for {self:?}"))),
         }
-        Ok(Self { inner })
     }
 }
 
@@ -212,6 +264,35 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn references_are_serialized_as_text_that_names_the_same() {
+        let json = |reference: &ImageRef| serde_json::to_string(reference);
+        for text in ["docker://h.io/a:b", "oci:/dir:name", "docker-archive:f.tar"] {
+            let reference: ImageRef = text.parse().unwrap();
+            assert_eq!(json(&reference).unwrap(), format!("{text:?}"));
+            assert_eq!(
+                serde_json::from_str::<ImageRef>(&format!("{text:?}")).unwrap(),
+                reference
+            );
+        }
+        let colon = ImageRef::Layout {
+            dir: "a:b".into(),
+            name: None,
+        };
+        assert!(json(&colon).is_err());
+        assert!(serde_json::from_str::<ImageRef>(r#""oci:""#).is_err());
+        let registry: RegistryRef =
+            "h.io/a@sha256:0000000000000000000000000000000000000000000000000000000000000000"
+                .parse()
+                .unwrap();
+        let text = serde_json::to_string(&registry).unwrap();
+        assert_eq!(serde_json::from_str::<RegistryRef>(&text).unwrap(), registry);
+        let sorted = std::collections::BTreeSet::from(
+            ["b.io/x", "a.io/y:2", "a.io/y:1"].map(|text| text.parse::<RegistryRef>().unwrap()),
+        );
+        assert_eq!(sorted.first().unwrap().to_string(), "a.io/y:1");
     }
 
     #[test]

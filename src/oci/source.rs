@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio_util::io::InspectReader;
 
 use super::docker_archive::DockerArchive;
 use super::document::{Fetched, check};
@@ -12,7 +13,7 @@ use super::manifest::{Blob, MAX_DOCUMENT};
 use super::partial::Partial;
 use super::progress::{Meter, Progress};
 use super::reference::{self, ImageRef};
-use super::registry::{Registries, Repository};
+use super::repository::{Access, Registries, Repository};
 use super::tarball::Tarball;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
@@ -30,7 +31,8 @@ impl ImageSource {
     pub(crate) async fn open(image: &ImageRef, registries: &Registries) -> Result<Self> {
         match image {
             ImageRef::Registry(reference) => {
-                Ok(Self::Registry(Arc::new(registries.repository(reference).await?)))
+                let repository = registries.repository(reference, Access::Pull).await?;
+                Ok(Self::Registry(Arc::new(repository)))
             }
             ImageRef::Layout { dir, name } => Ok(Self::Layout {
                 layout: Layout::Directory(dir.clone()),
@@ -104,7 +106,7 @@ impl ImageSource {
         partial: Option<Partial>,
     ) -> Result<BoxReader> {
         let kept = partial.as_ref().map_or(0, Partial::kept);
-        let meter = Meter::start(progress, &blob.digest, blob.size, kept);
+        let mut meter = Meter::start(progress, &blob.digest, blob.size, kept);
         let inner = match self {
             Self::Registry(repository) => {
                 return Ok(Transfer::start(
@@ -117,7 +119,9 @@ impl ImageSource {
             Self::Layout { layout, .. } => layout.blob(blob).await?,
             Self::Docker(archive) => archive.blob(blob).await?,
         };
-        Ok(Box::pin(Metered { inner, meter }))
+        Ok(Box::pin(InspectReader::new(inner, move |bytes: &[u8]| {
+            meter.add(bytes.len() as u64);
+        })))
     }
 
     /// The names that Podman would give the image.
@@ -132,28 +136,5 @@ impl ImageSource {
             (Self::Docker(archive), _) => Ok(archive.names.clone()),
             (Self::Registry(_), _) => Ok(Vec::new()),
         }
-    }
-}
-
-/// A stream whose bytes are counted.
-struct Metered {
-    inner: BoxReader,
-    meter: Meter,
-}
-
-impl tokio::io::AsyncRead for Metered {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        let before = buffer.filled().len();
-        let this = &mut *self;
-        let polled = this.inner.as_mut().poll_read(cx, buffer);
-        match buffer.filled().len() - before {
-            0 if polled.is_ready() => this.meter.tell(),
-            count => this.meter.add(count as u64),
-        }
-        polled
     }
 }

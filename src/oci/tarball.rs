@@ -1,60 +1,63 @@
-//! A tar file as a set of named pieces: read once from header to header, then wherever it is asked for.
+//! A tar file as a set of named members: indexed once, header by header, then read at random.
+//!
+//! The index costs one small read per member; contents are passed over, not read. `tar-core` parses the headers,
+//! since it does no I/O: a reader that takes the archive for a stream would read all of it.
+//!
+//! Archives are taken for hostile. The number of members and the length of names are bounded, contents have to lie
+//! within the file, links are followed in the index only and a bounded number of times, and a name that stands for two
+//! members stands for none: readers differ in which one they take.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use tar_core::EntryType;
+use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
 
 use super::files;
-use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
-use crate::bridge::{self, ChunkStream};
+use crate::bridge;
 use crate::compression::Compression;
-use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::options::BoxReader;
 
-/// More entries than any image archive has.
-const MAX_ENTRIES: usize = 100_000;
+/// More members than any image archive has.
+const MAX_MEMBERS: usize = 100_000;
 
-/// Bytes that are read at once where a header is expected.
-const HEADER_CHUNK: u64 = 4096;
+/// The longest name of a member or target of a link in bytes.
+const MAX_NAME: u32 = 4096;
 
-/// Steps from a link to what it means.
+/// All names and targets of links together, in bytes.
+const MAX_NAMES: usize = 16 << 20;
+
+/// Extended headers and long names of one member, in bytes.
+const MAX_METADATA: u32 = 1 << 20;
+
+/// Bytes that are read where a header is expected.
+const HEADER_STEP: usize = 4096;
+
+/// Links from a name to its content.
 const MAX_LINKS: usize = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
-    /// Offset and size.
-    Data(u64, u64),
+enum Member {
+    Content {
+        offset: u64,
+        size: u64,
+    },
     /// Another name.
     Link(String),
+    /// There are several of this name.
+    Ambiguous,
 }
 
-/// A tar file and where its entries lie. Cheap to clone.
+/// A tar file and where its members lie. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Tarball {
     file: Arc<File>,
     path: Arc<Path>,
-    pieces: Arc<HashMap<String, Piece>>,
-}
-
-/// A file from some place on, in pieces for headers.
-struct FileSource<'a> {
-    file: &'a File,
-    path: &'a Path,
-    at: u64,
-}
-
-impl ChunkSource for FileSource<'_> {
-    fn next_chunk(&mut self) -> Result<Option<Bytes>> {
-        let bytes = files::read_part(self.file, self.at, HEADER_CHUNK, self.path)?;
-        self.at += bytes.len() as u64;
-        Ok(if bytes.is_empty() {
-            None
-        } else {
-            Some(bytes.into())
-        })
-    }
+    members: Arc<HashMap<String, Member>>,
 }
 
 /// A name relative to the archive's root, without `.` and `..`.
@@ -70,8 +73,102 @@ fn clean(name: &str) -> String {
     parts.join("/")
 }
 
+/// The index while it is made.
+#[derive(Default)]
+struct Index {
+    members: HashMap<String, Member>,
+    count: usize,
+    names: usize,
+}
+
+impl Index {
+    fn add(&mut self, entry: &ParsedEntry<'_>, offset: u64, file_size: u64) -> Result<()> {
+        let invalid = |what: String| Err(ErrorKind::InvalidArchive.err(what));
+        self.count += 1;
+        if self.count > MAX_MEMBERS {
+            return invalid(format!("more than {MAX_MEMBERS} members"));
+        }
+        let name = entry.path_lossy();
+        let size = entry.size;
+        if size > file_size.saturating_sub(offset) {
+            return invalid(format!("member {name:?} of {size} bytes is cut off"));
+        }
+        let target = || entry.link_target_lossy().unwrap_or_default();
+        let member = match entry.entry_type {
+            EntryType::Regular | EntryType::Continuous => Member::Content { offset, size },
+            EntryType::Link => Member::Link(clean(&target())),
+            EntryType::Symlink => Member::Link(clean(&format!("{name}/../{}", target()))),
+            // Directories and devices are nothing that an image is made of.
+            _ => return Ok(()),
+        };
+        let name = clean(&name);
+        self.names += name.len();
+        if let Member::Link(target) = &member {
+            self.names += target.len();
+        }
+        if self.names > MAX_NAMES {
+            return invalid(format!("names of more than {MAX_NAMES} bytes"));
+        }
+        match self.members.entry(name) {
+            Entry::Vacant(place) => drop(place.insert(member)),
+            Entry::Occupied(mut place) => drop(place.insert(Member::Ambiguous)),
+        }
+        Ok(())
+    }
+}
+
+/// Reads all headers of an archive of `size` bytes.
+fn index(file: &File, size: u64, path: &Path) -> Result<HashMap<String, Member>> {
+    let mut parser = Parser::new(Limits {
+        max_metadata_size: MAX_METADATA,
+        max_path_len: Some(MAX_NAME),
+        ..Limits::default()
+    });
+    let mut index = Index::default();
+    let (mut at, mut wanted) = (0_u64, HEADER_STEP);
+    loop {
+        let input = files::read_up_to(file, at, wanted as u64, path)?;
+        let event = parser.parse(&input).map_err(|error| {
+            ErrorKind::InvalidArchive
+                .err(format!("the header at byte {at}"))
+                .with_source(error)
+        })?;
+        match event {
+            ParseEvent::NeedData { min_bytes } if input.len() == wanted && min_bytes > wanted => {
+                wanted = min_bytes;
+            }
+            // One block of zeros, or none, ends an archive as well as two do.
+            ParseEvent::NeedData { .. } if input.iter().all(|byte| *byte == 0) => break,
+            ParseEvent::NeedData { .. } => {
+                let what = format!("the header at byte {at} is cut off");
+                return Err(ErrorKind::InvalidArchive.err(what));
+            }
+            ParseEvent::Entry { consumed, entry } => {
+                let offset = at.saturating_add(consumed as u64);
+                index.add(&entry, offset, size)?;
+                at = offset.saturating_add(entry.size).next_multiple_of(512);
+                wanted = HEADER_STEP;
+            }
+            ParseEvent::SparseEntry { entry, .. } => {
+                let what = format!("sparse member {:?}", entry.path_lossy());
+                return Err(ErrorKind::NotSupported.err(what));
+            }
+            ParseEvent::GlobalExtensions { consumed, .. } => {
+                at = at.saturating_add(consumed as u64);
+                wanted = HEADER_STEP;
+                index.count += 1;
+                if index.count > MAX_MEMBERS {
+                    return Err(ErrorKind::InvalidArchive.err(format!("more than {MAX_MEMBERS} members")));
+                }
+            }
+            ParseEvent::End { .. } => break,
+        }
+    }
+    Ok(index.members)
+}
+
 impl Tarball {
-    /// Reads the headers of an archive.
+    /// Indexes an archive.
     pub(crate) async fn open(path: &Path) -> Result<Self> {
         let path = path.to_owned();
         bridge::run(move || {
@@ -84,71 +181,40 @@ impl Tarball {
     fn read(path: PathBuf) -> Result<Self> {
         let file = files::open_regular(&path)?;
         let size = file.metadata().at("looking at", &path)?.len();
-        let start = files::read_part(&file, 0, 10, &path)?;
+        let start = files::read_up_to(&file, 0, 10, &path)?;
         let compression = Compression::detect(&start);
         if compression != Compression::None {
             return Err(ErrorKind::NotSupported
                 .err(format!("a {compression} archive as a whole, decompress it first")));
         }
-        let mut pieces = HashMap::new();
-        let mut entry = Entry::default();
-        let mut at = 0;
-        while at < size {
-            let source = FileSource {
-                file: &file,
-                path: &path,
-                at,
-            };
-            let mut reader = TarReader::new(source);
-            if !reader.next(&mut entry, &mut |_| Ok(()))? {
-                break;
-            }
-            let (offset, length) = reader.payload_place();
-            let offset = at + offset;
-            let end = offset.saturating_add(length);
-            let name = String::from_utf8_lossy(&entry.name).into_owned();
-            if end > size {
-                return Err(ErrorKind::InvalidArchive.err(format!("entry {name:?} is cut off")));
-            }
-            if entry.sparse.is_some() {
-                return Err(ErrorKind::NotSupported.err(format!("sparse entry {name:?}")));
-            }
-            let link = String::from_utf8_lossy(&entry.link);
-            match entry.kind {
-                b'0' | b'7' => drop(pieces.insert(clean(&name), Piece::Data(offset, length))),
-                b'1' => drop(pieces.insert(clean(&name), Piece::Link(clean(&link)))),
-                b'2' => {
-                    let beside = format!("{name}/../{link}");
-                    pieces.insert(clean(&name), Piece::Link(clean(&beside)));
-                }
-                _ => {}
-            }
-            if pieces.len() > MAX_ENTRIES {
-                return Err(ErrorKind::InvalidArchive.err(format!("more than {MAX_ENTRIES} entries")));
-            }
-            at = end.next_multiple_of(512);
-        }
         Ok(Self {
+            members: Arc::new(index(&file, size, &path)?),
             file: Arc::new(file),
             path: path.into(),
-            pieces: Arc::new(pieces),
         })
     }
 
-    /// Offset and size of an entry's content.
-    pub(crate) fn place(&self, name: &str) -> Result<(u64, u64)> {
-        let mut key = clean(name);
-        for _ in 0..MAX_LINKS {
-            match self.pieces.get(&key) {
-                Some(Piece::Data(offset, size)) => return Ok((*offset, *size)),
-                Some(Piece::Link(target)) => key.clone_from(target),
-                None => break,
-            }
-        }
-        Err(ErrorKind::NotFound.err(format!("entry {name:?} of archive {}", self.path.display())))
+    fn error(&self, kind: ErrorKind, name: &str, why: &str) -> Error {
+        kind.err(format!("member {name:?} of archive {}{why}", self.path.display()))
     }
 
-    /// The content of a short entry.
+    /// Offset and size of a member's content.
+    pub(crate) fn place(&self, name: &str) -> Result<(u64, u64)> {
+        let mut key = clean(name);
+        for _ in 0..=MAX_LINKS {
+            match self.members.get(&key) {
+                Some(Member::Content { offset, size }) => return Ok((*offset, *size)),
+                Some(Member::Link(target)) => key.clone_from(target),
+                Some(Member::Ambiguous) => {
+                    return Err(self.error(ErrorKind::InvalidArchive, name, " is there more than once"));
+                }
+                None => return Err(self.error(ErrorKind::NotFound, name, "")),
+            }
+        }
+        Err(self.error(ErrorKind::InvalidArchive, name, " is behind too many links"))
+    }
+
+    /// The content of a short member.
     pub(crate) async fn small(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let (offset, size) = self.place(name)?;
         if size > limit {
@@ -159,33 +225,139 @@ impl Tarball {
 
     /// Some bytes of the file.
     pub(crate) async fn part(&self, offset: u64, size: u64) -> Result<Vec<u8>> {
-        let this = self.clone();
-        bridge::run(move || files::read_part(&this.reopen()?, offset, size, &this.path)).await
+        let (file, path) = (Arc::clone(&self.file), Arc::clone(&self.path));
+        bridge::run(move || files::read_part(&file, offset, size, &path)).await
     }
 
     /// A stream of some bytes of the file.
-    pub(crate) async fn stream(&self, offset: u64, size: u64) -> Result<ChunkStream> {
-        let this = self.clone();
-        let file = bridge::run(move || this.reopen()).await?;
-        Ok(files::stream(file, offset, size))
-    }
-
-    /// The same file with a position of its own.
-    fn reopen(&self) -> Result<File> {
-        use std::os::fd::AsRawFd as _;
-        let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        File::open(link).at("opening again", &*self.path)
+    pub(crate) fn reader(&self, offset: u64, size: u64) -> BoxReader {
+        files::reader(Arc::clone(&self.file), Arc::clone(&self.path), offset, size)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+    use crate::archive::test_tar::{Item, TarBuilder};
+
+    /// Indexes these bytes.
+    fn read(bytes: &[u8]) -> Result<Tarball> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        Tarball::read(file.path().to_owned())
+    }
 
     #[test]
     fn names_are_cleaned() {
         assert_eq!(clean("./a//b/../c/"), "a/c");
         assert_eq!(clean("../../x"), "x");
         assert_eq!(clean("dir/layer.tar/../../x.tar"), "x.tar");
+    }
+
+    fn kind_of(tar: &Tarball, name: &str) -> ErrorKind {
+        tar.place(name).unwrap_err().kind()
+    }
+
+    #[tokio::test]
+    async fn members_are_found_by_name_and_through_links() {
+        let bytes = TarBuilder::new()
+            .add(Item::dir("dir/"))
+            .add(Item::file("./dir/a", "first"))
+            .add(Item::file("n".repeat(300), "long").gnu())
+            .add(Item::file("b", "pax").pax("path", "p".repeat(200)))
+            .add(Item::symlink("dir/soft", "../dir/a"))
+            .add(Item::hard_link("hard", "dir/soft"))
+            .add(Item::symlink("loop", "loop"))
+            .add(Item::symlink("outside", "/etc/passwd"))
+            .end();
+        let tar = read(&bytes).unwrap();
+        for (name, content) in [
+            ("dir/a", "first"),
+            ("/dir/./a", "first"),
+            ("dir/soft", "first"),
+            ("hard", "first"),
+            (&*"n".repeat(300), "long"),
+            (&*"p".repeat(200), "pax"),
+        ] {
+            assert_eq!(tar.small(name, 100).await.unwrap(), content.as_bytes(), "{name}");
+        }
+        assert_eq!(kind_of(&tar, "loop"), ErrorKind::InvalidArchive);
+        for missing in ["dir", "outside", "b", ""] {
+            assert_eq!(kind_of(&tar, missing), ErrorKind::NotFound, "{missing}");
+        }
+        assert!(tar.small("dir/a", 4).await.is_err(), "longer than the limit");
+    }
+
+    #[test]
+    fn a_name_of_two_members_is_refused() {
+        let bytes = TarBuilder::new()
+            .add(Item::file("index.json", "one"))
+            .add(Item::file("./index.json", "two"))
+            .add(Item::file("other", "three"))
+            .end();
+        let tar = read(&bytes).unwrap();
+        assert_eq!(kind_of(&tar, "index.json"), ErrorKind::InvalidArchive);
+        assert!(tar.place("other").is_ok());
+    }
+
+    #[test]
+    fn archives_that_are_cut_off_or_damaged_are_refused() {
+        let whole = TarBuilder::new()
+            .add(Item::file("a", vec![1; 600]))
+            .add(Item::file("b", "x").pax("path", "q".repeat(2000)))
+            .end();
+        assert!(read(&whole).is_ok());
+        // Without the blocks that end it, too.
+        assert!(read(&whole[..whole.len() - 1024]).is_ok());
+        let content = 512 + 600;
+        for length in [
+            100,
+            511,
+            513,
+            content - 1,
+            content + 500,
+            content + 1000,
+            content + 3000,
+        ] {
+            let error = read(&whole[..length]).map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{length}: {error:?}");
+        }
+        let mut damaged = whole;
+        damaged[3] ^= 1;
+        assert_eq!(read(&damaged).unwrap_err().kind(), ErrorKind::InvalidArchive);
+        let huge = TarBuilder::new()
+            .add(Item::file("a", "").size_field("77777777777\0"))
+            .end();
+        assert_eq!(read(&huge).unwrap_err().kind(), ErrorKind::InvalidArchive);
+        let sparse = TarBuilder::new().add(Item::typed(b'S', "s").gnu()).end();
+        assert!(read(&sparse).is_err());
+    }
+
+    #[test]
+    fn members_and_their_names_are_bounded() {
+        let one = TarBuilder::new().add(Item::dir("d/")).unfinished();
+        // A million members.
+        let error = read(&one.repeat(1_000_000)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArchive);
+        assert!(error.chain().contains("members"), "{error:?}");
+        let long = |length| {
+            let name = "n".repeat(length);
+            TarBuilder::new().add(Item::file(name, "").gnu()).unfinished()
+        };
+        assert!(read(&long(4096)).is_ok());
+        assert!(read(&long(4097)).is_err());
+        assert!(
+            read(&long(4000).repeat(5000))
+                .unwrap_err()
+                .chain()
+                .contains("names")
+        );
+        let global = TarBuilder::new()
+            .add(Item::typed(b'g', "g").content("12 comment=x\n"))
+            .unfinished();
+        assert!(read(&global.repeat(MAX_MEMBERS + 1)).is_err());
+        assert!(read(&global).is_ok());
     }
 }

@@ -91,6 +91,12 @@ impl AtomicFile {
         Err(Errno::EXIST).at("finding an unused temporary name for", target)
     }
 
+    /// A second handle of the file, for a writer that wants to own one.
+    #[cfg(feature = "pull")]
+    pub(crate) fn handle(&self) -> Result<File> {
+        self.file.try_clone().at("duplicating a handle of", &self.temp)
+    }
+
     /// Puts the file in the target's place with these permissions. `sync` forces its data to disk before the
     /// rename, so that after a power loss the target is either the old or the new file and never a torn one.
     ///

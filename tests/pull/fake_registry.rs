@@ -1,4 +1,4 @@
-//! A registry that misbehaves on command.
+//! A registry in this process whose answers a test can spoil.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read as _, Write as _};
@@ -59,7 +59,7 @@ pub(crate) struct FakeRegistry {
     address: String,
 }
 
-/// An image that a stand-in has.
+/// An image that a fake registry has.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     pub(crate) reference: String,
@@ -70,11 +70,11 @@ pub(crate) struct Image {
 impl FakeRegistry {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stand_in = Self {
+        let fake = Self {
             state: Arc::default(),
             address: listener.local_addr().unwrap().to_string(),
         };
-        let server = stand_in.clone();
+        let server = fake.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (server, stream) = (server.clone(), stream.unwrap());
@@ -82,7 +82,7 @@ impl FakeRegistry {
                 std::thread::spawn(move || server.answer(stream).ok());
             }
         });
-        stand_in
+        fake
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

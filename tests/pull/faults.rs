@@ -1,8 +1,8 @@
-//! Registries that break off, lie, and want to be asked later.
+//! Registries that break off, send wrong bytes, are overloaded, or want credentials.
 
 use std::time::{Duration, Instant};
 
-use graphroot::oci::{BlobState, Event, ImageState, Progress, PullOptions, Pulled, Puller};
+use graphroot::oci::{BlobState, Event, ImageState, Progress, PullOptions, Pulled, Puller, RegistryOptions};
 use graphroot::{ErrorKind, Store};
 
 use crate::fake_registry::{FakeRegistry, Fault, Image, Login, layer};
@@ -12,10 +12,12 @@ use crate::support::root::TestRoot;
 
 const MIB: usize = 1 << 20;
 
+fn registry_options() -> RegistryOptions {
+    RegistryOptions::default().backoff(Duration::from_millis(1))
+}
+
 fn options() -> PullOptions {
-    let mut options = PullOptions::default();
-    options.backoff = Duration::from_millis(1);
-    options
+    PullOptions::default().registry(registry_options())
 }
 
 async fn pull_with(store: &Store, image: &Image, options: PullOptions) -> graphroot::Result<Pulled> {
@@ -40,10 +42,10 @@ async fn assert_empty(root: &TestRoot, store: &Store) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_connection_is_made_again_from_where_it_broke() {
+async fn a_download_is_resumed_at_the_first_missing_byte() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = stand_in.add("some/image", &[layer("file", 4)]);
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 4)]);
     let blob = &image.layers[0];
     let total = layer("file", 4).len();
     let drops = [
@@ -52,14 +54,14 @@ async fn a_broken_connection_is_made_again_from_where_it_broke() {
         Fault::Drop(2 * MIB),
         Fault::Drop(0),
     ];
-    stand_in.fail(blob, &drops);
+    fake.fail(blob, &drops);
     let root = TestRoot::in_memory();
     let store = root.open().await;
     let (progress, mut events) = Progress::channel();
     let pulled = pull_with(&store, &image, options().progress(progress))
         .await
         .unwrap();
-    let requests = stand_in.requests(blob);
+    let requests = fake.requests(blob);
     let starts: Vec<usize> = requests.iter().map(|request| request.start).collect();
     assert_eq!(starts, [0, MIB, MIB, 3 * MIB, 3 * MIB]);
     let sent: usize = requests.iter().map(|request| request.sent).sum();
@@ -98,13 +100,13 @@ async fn a_broken_connection_is_made_again_from_where_it_broke() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_without_ranges_sends_all_again_and_it_is_read_over() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = stand_in.add("some/image", &[layer("file", 2)]);
-    stand_in.fail(&image.layers[0], &[Fault::Drop(MIB), Fault::NoRange]);
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 2)]);
+    fake.fail(&image.layers[0], &[Fault::Drop(MIB), Fault::NoRange]);
     let root = TestRoot::in_memory();
     let store = root.open().await;
     pull_with(&store, &image, options()).await.unwrap();
-    assert_eq!(stand_in.requests(&image.layers[0]).len(), 2);
+    assert_eq!(fake.requests(&image.layers[0]).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,10 +115,10 @@ async fn wrong_bytes_and_lengths_leave_nothing_and_are_named() {
     let total = layer("file", 2).len();
     for keep in [false, true] {
         for fault in [Fault::Flip, Fault::Length(total - 1), Fault::Length(total + 1)] {
-            let stand_in = FakeRegistry::start();
+            let fake = FakeRegistry::start();
             // The layer above arrives whole, and must not stay without the one below.
-            let image = stand_in.add("some/image", &[layer("file", 2), layer("above", 1)]);
-            stand_in.fail(&image.layers[0], std::slice::from_ref(&fault));
+            let image = fake.add("some/image", &[layer("file", 2), layer("above", 1)]);
+            fake.fail(&image.layers[0], std::slice::from_ref(&fault));
             let root = TestRoot::in_memory();
             let store = root.open().await;
             let error = pull_with(&store, &image, options().keep_partial(keep))
@@ -138,18 +140,18 @@ async fn wrong_bytes_and_lengths_leave_nothing_and_are_named() {
             pull_with(&store, &image, options().keep_partial(keep))
                 .await
                 .unwrap();
-            let last = stand_in.requests(&image.layers[0]).pop().unwrap();
+            let last = fake.requests(&image.layers[0]).pop().unwrap();
             assert_eq!((last.start, last.sent), (0, total), "{fault:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_wants_to_be_asked_later_is_asked_later() {
+async fn retry_after_is_respected() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = stand_in.add("some/image", &[layer("file", 1)]);
-    stand_in.fail(
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 1)]);
+    fake.fail(
         &image.layers[0],
         &[Fault::Status(429, "1"), Fault::Status(503, "0")],
     );
@@ -158,38 +160,36 @@ async fn a_registry_that_wants_to_be_asked_later_is_asked_later() {
     let begun = Instant::now();
     pull_with(&store, &image, options()).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "it said when");
-    assert_eq!(stand_in.requests(&image.layers[0]).len(), 3);
+    assert_eq!(fake.requests(&image.layers[0]).len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn patience_ends_and_refusals_are_told() {
+async fn retries_end_and_refusals_are_reported() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = stand_in.add("some/image", &[layer("file", 1)]);
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 1)]);
     let blob = &image.layers[0];
     let root = TestRoot::in_memory();
     let store = root.open().await;
 
-    stand_in.fail(blob, &vec![Fault::Status(503, "0"); 100]);
-    let mut impatient = options();
-    impatient.retries = 2;
+    fake.fail(blob, &vec![Fault::Status(503, "0"); 100]);
+    let impatient = options().registry(registry_options().retries(2));
     let error = pull_with(&store, &image, impatient.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Registry);
     assert!(error.chain().contains("503"), "{error:?}");
-    assert_eq!(stand_in.requests(blob).len(), 3);
+    assert_eq!(fake.requests(blob).len(), 3);
 
-    stand_in.fail(blob, &vec![Fault::Drop(0); 100]);
+    fake.fail(blob, &vec![Fault::Drop(0); 100]);
     let error = pull_with(&store, &image, impatient.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Registry);
-    assert_eq!(stand_in.requests(blob).len(), 6);
+    assert_eq!(fake.requests(blob).len(), 6);
 
-    stand_in.fail(blob, &[Fault::Stall(MIB / 2), Fault::Stall(MIB / 8)]);
-    let mut hasty = options();
-    hasty.stall = Duration::from_millis(200);
+    fake.fail(blob, &[Fault::Stall(MIB / 2), Fault::Stall(MIB / 8)]);
+    let hasty = options().registry(registry_options().stall(Duration::from_millis(200)));
     pull_with(&store, &image, hasty).await.unwrap();
 
     let missing = Image {
-        reference: format!("docker://{}/no/such:v1", stand_in.address()),
+        reference: format!("docker://{}/no/such:v1", fake.address()),
         ..image
     };
     let error = pull_with(&store, &missing, options()).await.unwrap_err();
@@ -209,14 +209,13 @@ async fn patience_ends_and_refusals_are_told() {
 async fn credentials_come_from_a_file() {
     needs!();
     for login in [Login::Basic, Login::Bearer] {
-        let stand_in = FakeRegistry::start();
-        let image = stand_in.add("some/image", &[layer("file", 1)]);
-        stand_in.lock(login);
+        let fake = FakeRegistry::start();
+        let image = fake.add("some/image", &[layer("file", 1)]);
+        fake.lock(login);
         let root = TestRoot::in_memory();
         let store = root.open().await;
         let file = root.path().join("auth.json");
-        let mut with_file = options();
-        with_file.auth_file = Some(file.clone());
+        let with_file = options().registry(registry_options().auth_file(&file));
         let error = pull_with(&store, &image, with_file.clone()).await.unwrap_err();
         assert_eq!(
             error.kind(),
@@ -224,10 +223,7 @@ async fn credentials_come_from_a_file() {
             "a file that was named has to be there"
         );
         for (auth, works) in [("dXNlcjp3cm9uZw==", false), ("dXNlcjpzZWNyZXQ=", true)] {
-            let text = format!(
-                r#"{{"auths":{{"{}/some":{{"auth":"{auth}"}}}}}}"#,
-                stand_in.address()
-            );
+            let text = format!(r#"{{"auths":{{"{}/some":{{"auth":"{auth}"}}}}}}"#, fake.address());
             std::fs::write(&file, text).unwrap();
             let result = pull_with(&store, &image, with_file.clone()).await;
             match works {

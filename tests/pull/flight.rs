@@ -53,15 +53,15 @@ async fn four_tasks_in_two_processes_fetch_each_blob_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_one_at_work_dies_another_takes_over() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = stand_in.add("some/image", &[layer("file", 4)]);
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 4)]);
     let blob = &image.layers[0];
-    stand_in.fail(blob, &[Fault::Stall(1 << 20)]);
+    fake.fail(blob, &[Fault::Stall(1 << 20)]);
     let root = TestRoot::in_memory();
     let mut worker = Worker::start("pull", &root, &[&image.reference]);
     worker.expect_line("ready");
     worker.go_on();
-    stand_in.wait_for_bytes(blob, 1 << 20);
+    fake.wait_for_bytes(blob, 1 << 20);
 
     let store = root.open().await;
     let puller = Puller::new(&store, PullOptions::default());
@@ -70,11 +70,11 @@ async fn when_the_one_at_work_dies_another_takes_over() {
     // It waits for as long as the other one lives.
     let waits = tokio::time::timeout(std::time::Duration::from_millis(300), &mut pulling).await;
     assert!(waits.is_err());
-    assert_eq!(stand_in.requests(blob).len(), 1);
+    assert_eq!(fake.requests(blob).len(), 1);
     assert!(worker.kill());
     let pulled = pulling.await.unwrap();
     assert_eq!(pulled.transferred, 1);
-    assert_eq!(stand_in.requests(blob).len(), 2);
+    assert_eq!(fake.requests(blob).len(), 2);
     assert_eq!(store.layers().await.unwrap().len(), 1);
 }
 
@@ -82,10 +82,10 @@ async fn when_the_one_at_work_dies_another_takes_over() {
 async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_each_other() {
     needs!();
     for driver in ["overlay", "vfs"] {
-        let stand_in = FakeRegistry::start();
+        let fake = FakeRegistry::start();
         let (a, b) = (layer("a", 1), layer("bb", 1));
-        let first = stand_in.add("first", &[a.clone(), b.clone(), a.clone()]);
-        let second = stand_in.add("second", &[b, a]);
+        let first = fake.add("first", &[a.clone(), b.clone(), a.clone()]);
+        let second = fake.add("second", &[b, a]);
         let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), driver);
         let store = root.open().await;
         let puller = Puller::new(&store, PullOptions::default());
@@ -99,36 +99,32 @@ async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_eac
         assert_eq!(store.layers().await.unwrap().len(), 5);
         // While the layer below is not there, the other image may fetch as well; within one image nothing is repeated.
         for blob in &first.layers {
-            assert!(
-                stand_in.requests(blob).len() <= 2,
-                "{:?}",
-                stand_in.requests(blob)
-            );
+            assert!(fake.requests(blob).len() <= 2, "{:?}", fake.requests(blob));
         }
         // And once it is there, it is copied.
-        let third = stand_in.add("third", &[layer("ccc", 1), layer("a", 1)]);
-        let before = stand_in.requests(&first.layers[0]).len();
+        let third = fake.add("third", &[layer("ccc", 1), layer("a", 1)]);
+        let before = fake.requests(&first.layers[0]).len();
         let pulled = puller.pull(&third.reference.parse().unwrap()).await.unwrap();
         assert_eq!((pulled.transferred, pulled.reused), (1, 1));
-        assert_eq!(stand_in.requests(&first.layers[0]).len(), before);
+        assert_eq!(fake.requests(&first.layers[0]).len(), before);
         let (digest, _) = crate::support::store::exported(&store, pulled.image.top_layer().unwrap()).await;
         assert_eq!(digest, first.layers[0]);
     }
 }
 
 /// An image of six layers.
-fn six_layers(stand_in: &FakeRegistry) -> crate::fake_registry::Image {
+fn six_layers(fake: &FakeRegistry) -> crate::fake_registry::Image {
     let names = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"];
-    stand_in.add("six/layers", &names.map(|name| layer(name, 1)))
+    fake.add("six/layers", &names.map(|name| layer(name, 1)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = six_layers(&stand_in);
+    let fake = FakeRegistry::start();
+    let image = six_layers(&fake);
     for blob in &image.layers {
-        stand_in.fail(blob, &[Fault::Stall(1000)]);
+        fake.fail(blob, &[Fault::Stall(1000)]);
     }
     let root = TestRoot::in_memory();
     let store = root.open().await;
@@ -137,9 +133,9 @@ async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
     let pulling = tokio::spawn(async move { puller.pull(&reference).await.map(drop) });
     // None of them ends, so each has to come without another one's end.
     for blob in image.layers.clone() {
-        let stand_in = stand_in.clone();
+        let fake = fake.clone();
         #[expect(clippy::disallowed_methods, reason = "a test may wait on a thread")]
-        tokio::task::spawn_blocking(move || stand_in.wait_for_bytes(&blob, 1000))
+        tokio::task::spawn_blocking(move || fake.wait_for_bytes(&blob, 1000))
             .await
             .unwrap();
     }
@@ -152,8 +148,8 @@ async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
 async fn downloads_and_unpackers_are_bounded() {
     needs!();
     for (downloads, unpackers, bound) in [(2, 8, 2), (8, 3, 3), (0, 0, 1)] {
-        let stand_in = FakeRegistry::start();
-        let image = six_layers(&stand_in);
+        let fake = FakeRegistry::start();
+        let image = six_layers(&fake);
         let (active, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (count, most) = (Arc::clone(&active), Arc::clone(&peak));
         let progress = Progress::new(move |event| match event {

@@ -24,11 +24,11 @@ fn partial_dir(root: &TestRoot) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_pull_goes_on_where_it_was() {
     needs!();
-    let stand_in = FakeRegistry::start();
+    let fake = FakeRegistry::start();
     let content = layer("file", 16);
-    let image = stand_in.add("some/image", std::slice::from_ref(&content));
+    let image = fake.add("some/image", std::slice::from_ref(&content));
     let blob = &image.layers[0];
-    stand_in.fail(blob, &[Fault::Stall(10 * MIB + 12345)]);
+    fake.fail(blob, &[Fault::Stall(10 * MIB + 12345)]);
     let root = TestRoot::in_memory();
     let mut worker = Worker::start("pull-keeping", &root, &[&image.reference]);
     worker.expect_line("ready");
@@ -44,7 +44,7 @@ async fn a_killed_pull_goes_on_where_it_was() {
     assert!(root.temporary_files().is_empty(), "{:?}", root.temporary_files());
     let puller = Puller::new(&store, PullOptions::default().keep_partial(true));
     puller.pull(&image.reference.parse().unwrap()).await.unwrap();
-    let requests = stand_in.requests(blob);
+    let requests = fake.requests(blob);
     assert_eq!(requests.len(), 2);
     assert_eq!(
         (requests[1].start, requests[1].sent),
@@ -65,8 +65,8 @@ async fn a_killed_pull_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_kept_is_not_trusted() {
     needs!();
-    let stand_in = FakeRegistry::start();
-    let image = stand_in.add("some/image", &[layer("file", 2)]);
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 2)]);
     let root = TestRoot::in_memory();
     let store = root.open().await;
     std::fs::create_dir_all(partial_dir(&root)).unwrap();
@@ -74,7 +74,7 @@ async fn what_was_kept_is_not_trusted() {
     std::fs::write(&file, vec![7; MIB]).unwrap();
     let puller = Puller::new(&store, PullOptions::default().keep_partial(true));
     puller.pull(&image.reference.parse().unwrap()).await.unwrap();
-    let starts: Vec<usize> = stand_in
+    let starts: Vec<usize> = fake
         .requests(&image.layers[0])
         .iter()
         .map(|request| request.start)
@@ -121,9 +121,9 @@ impl Drop for Disk {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_leaves_the_store_usable_and_the_beginning_kept() {
     needs!();
-    let stand_in = FakeRegistry::start();
+    let fake = FakeRegistry::start();
     let content = layer("file", 12);
-    let image = stand_in.add("some/image", &[layer("small", 1), content.clone()]);
+    let image = fake.add("some/image", &[layer("small", 1), content.clone()]);
     let blob = &image.layers[1];
     let disk = Disk::new(16);
     let root = TestRoot::in_dir(disk.0.path(), "overlay");
@@ -154,7 +154,7 @@ async fn a_full_disk_leaves_the_store_usable_and_the_beginning_kept() {
 
     disk.grow(64);
     puller.pull(&reference).await.unwrap();
-    let last = stand_in.requests(blob).pop().unwrap();
+    let last = fake.requests(blob).pop().unwrap();
     assert!(last.start > MIB, "{last:?}");
     assert_eq!(last.start + last.sent, content.len());
     assert!(names_in(&partial_dir(&root)).is_empty());

@@ -199,12 +199,6 @@ impl<S: ChunkSource> TarReader<S> {
         self.offset
     }
 
-    /// Where the current entry's payload begins in the stream, and how long it is. To be asked for before it is read.
-    #[cfg(feature = "pull")]
-    pub(crate) fn payload_place(&self) -> (u64, u64) {
-        (self.offset, self.payload)
-    }
-
     /// The next piece of the current entry's payload, `None` at its end.
     pub(crate) fn payload(&mut self) -> Result<Option<Bytes>> {
         if self.payload == 0 {

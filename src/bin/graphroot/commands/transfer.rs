@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use graphroot::Digest;
 use graphroot::oci::{
-    BlobState, Event, ImageRef, ImageState, Progress, PullOptions, Puller, PushOptions, push as push_image,
+    BlobState, Event, ImageRef, ImageState, Progress, PullOptions, Puller, PushOptions, RegistryOptions,
+    push as push_image,
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use serde_json::{Value, json};
 
 use crate::call::Call;
 use crate::flags::{QUIET_TRANSFER, transfer};
@@ -30,7 +30,11 @@ fn progress(call: &Call) -> Progress {
     if call.json() {
         return Progress::new(|event| {
             // The transfer goes on if the reader has closed the pipe.
-            drop(writeln!(io::stdout().lock(), "{}", as_json(&event)));
+            drop(writeln!(
+                io::stdout().lock(),
+                "{}",
+                serde_json::to_string(&event).unwrap_or_default()
+            ));
         });
     }
     if call.flags.is_on(&QUIET_TRANSFER) {
@@ -48,43 +52,6 @@ fn progress(call: &Call) -> Progress {
             drop(writeln!(io::stderr().lock(), "{line}"));
         }
     })
-}
-
-/// An event as one line of JSON.
-fn as_json(event: &Event) -> Value {
-    match event {
-        Event::Image { image, state } => match state {
-            ImageState::Resolved { manifest, blobs } => {
-                let blobs: Vec<Value> = blobs
-                    .iter()
-                    .map(|(digest, size)| json!({"digest": digest.as_str(), "size": size}))
-                    .collect();
-                json!({"event": "resolved", "image": &**image, "manifest": manifest.as_str(), "blobs": blobs})
-            }
-            ImageState::Done { id } => json!({"event": "done", "image": &**image, "id": id}),
-            ImageState::Failed { error } => json!({"event": "failed", "image": &**image, "error": error}),
-            _ => json!({"event": "other", "image": &**image}),
-        },
-        Event::Blob { digest, state } => {
-            let blob = digest.as_str();
-            match state {
-                BlobState::Started { total, kept } => {
-                    json!({"event": "started", "blob": blob, "total": total, "kept": kept})
-                }
-                BlobState::Transferred { bytes } => {
-                    json!({"event": "transferred", "blob": blob, "bytes": bytes})
-                }
-                BlobState::Retrying { wait, reason } => {
-                    json!({"event": "retrying", "blob": blob, "wait_ms": wait.as_secs_f64() * 1e3, "reason": reason})
-                }
-                BlobState::Unpacked => json!({"event": "unpacked", "blob": blob}),
-                BlobState::Committed { layer } => json!({"event": "committed", "blob": blob, "layer": layer}),
-                BlobState::Reused { item } => json!({"event": "reused", "blob": blob, "item": item}),
-                _ => json!({"event": "other", "blob": blob}),
-            }
-        }
-        _ => json!({"event": "other"}),
-    }
 }
 
 /// An event as a line of text; `None` for events without a line of their own, such as transferred bytes.
@@ -155,14 +122,17 @@ impl ProgressBars {
     }
 }
 
-fn connection(call: &Call) -> Result<PullOptions, CommandError> {
-    let mut options = PullOptions::default().progress(progress(call));
+/// How registries are reached, from the flags.
+fn registry_options(call: &Call) -> RegistryOptions {
+    let mut options = RegistryOptions::default();
     let auth_file = call.flags.text(&transfer::AUTH_FILE);
     if !auth_file.is_empty() {
         options.auth_file = Some(auth_file.into());
     }
-    options.plain_http = call.flags.list(&transfer::PLAIN_HTTP).to_vec();
-    Ok(options)
+    for registry in call.flags.list(&transfer::PLAIN_HTTP) {
+        options = options.plain_http(registry);
+    }
+    options
 }
 
 /// The value of a flag that takes a number above 0.
@@ -176,7 +146,9 @@ fn count(text: &str, flag: &str) -> Result<Option<usize>, CommandError> {
 
 /// Pulls all images concurrently and prints their IDs.
 pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
-    let mut options = connection(call)?;
+    let mut options = PullOptions::default()
+        .registry(registry_options(call))
+        .progress(progress(call));
     options.keep_partial = call.flags.is_on(&transfer::KEEP_PARTIAL);
     if let Some(downloads) = count(call.flags.text(&transfer::DOWNLOADS), "downloads")? {
         options.downloads = downloads;
@@ -218,8 +190,9 @@ pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
 
 /// Pushes one image and prints the digest of its manifest at the destination.
 pub(crate) async fn push(call: &Call, out: &mut Output) -> Outcome {
-    let mut options = PushOptions::default();
-    options.connection = connection(call)?;
+    let options = PushOptions::default()
+        .registry(registry_options(call))
+        .progress(progress(call));
     let to: ImageRef = call.arg(1).parse()?;
     let pushed = push_image(call.store()?, call.arg(0), &to, options).await?;
     if !call.json() {
