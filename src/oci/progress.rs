@@ -414,11 +414,8 @@ mod tests {
             let blob = &blobs[usize::try_from(bytes % 10).unwrap()];
             progress.blob(blob, || BlobState::Transferred { bytes });
         }
-        assert_eq!(
-            (events.queue.lock().unwrap().events.len(), events.dropped()),
-            (10, 0),
-            "merged"
-        );
+        let unread = events.queue.lock().unwrap().events.len();
+        assert_eq!((unread, events.dropped()), (10, 0), "merged");
         for blob in &blobs {
             progress.blob(blob, || BlobState::Unpacked);
         }
