@@ -1,8 +1,8 @@
 //! The store's moving parts one by one, for `benches/pieces.rs`. Only with the feature `bench`; not part of the API.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,12 +11,11 @@ use bytes::Bytes;
 use crate::archive::apply::pipeline::{ApplyOptions, Target, apply};
 use crate::archive::compress::blob_reader::BlobReader;
 use crate::archive::compress::decode::Decoder;
-use crate::archive::stream_writer::{StreamWriter, read_spare};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
-use crate::archive::tar_split::replay;
-use crate::bridge::CHUNK;
+use crate::archive::tar_split::replay::Replay;
+use crate::bridge::{CHUNK, Producer as _, Progress};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
@@ -118,29 +117,6 @@ pub async fn extract(blob: &Path, dir: &Path, recorder: Option<&Path>) -> Result
     Ok(applied.entries)
 }
 
-/// Reads files and forgets them.
-#[derive(Default)]
-struct Nowhere(Vec<u8>);
-
-impl Write for Nowhere {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl StreamWriter for Nowhere {
-    fn fill(&mut self, file: BorrowedFd<'_>, limit: usize) -> io::Result<&[u8]> {
-        self.0.clear();
-        self.0.reserve(CHUNK);
-        read_spare(file, &mut self.0, limit)?;
-        Ok(&self.0)
-    }
-}
-
 /// Replays `recorder` from the files in `dir`; returns the size of the stream.
 ///
 /// # Errors
@@ -148,7 +124,16 @@ impl StreamWriter for Nowhere {
 pub fn replay(recorder: &Path, dir: &Path) -> Result<u64> {
     let recorder = File::open(recorder).at("opening", recorder)?;
     let tree = at::open_dir(dir).at("opening", dir)?;
-    replay::replay(io::BufReader::new(recorder), &[tree], &mut Nowhere::default())
+    let mut replay = Replay::new(recorder, vec![tree], 0);
+    let (mut chunk, mut size) = (Vec::with_capacity(CHUNK), 0);
+    loop {
+        chunk.clear();
+        let progress = replay.step(&mut chunk, CHUNK)?;
+        size += chunk.len() as u64;
+        if progress == Progress::End {
+            return Ok(size);
+        }
+    }
 }
 
 /// A lock file of the store's kind.

@@ -12,8 +12,8 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 use rustix::io::Errno;
 
 use crate::archive::apply::pipeline::{self, ApplyOptions, Target};
-use crate::archive::diff::export;
-use crate::bridge;
+use crate::archive::diff::export::Export;
+use crate::bridge::{self, ByteStream};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, privilege};
@@ -102,11 +102,7 @@ async fn copy(from: CopyEnd, to: CopyEnd, owner: Option<Owner>) -> Result<()> {
     let Some((source, target)) = opened else {
         return Ok(());
     };
-    let (mut writer, stream) = bridge::chunks_out();
-    bridge::spawn_detached(move || {
-        let written = export::write_tree(source.as_fd(), &source_mappings, &mut writer);
-        writer.finish(written.map_err(std::io::Error::from));
-    });
+    let export = bridge::run(move || Export::tree(source.as_fd(), &source_mappings, 0)).await?;
     let target = Target {
         dir: target,
         form: WhiteoutFormat::Verbatim,
@@ -117,9 +113,14 @@ async fn copy(from: CopyEnd, to: CopyEnd, owner: Option<Owner>) -> Result<()> {
         force_mask: None,
         in_user_namespace: privilege::is_rootless(),
     };
-    pipeline::apply(Box::pin(stream), target, ApplyOptions::default(), ())
-        .await
-        .map(drop)
+    pipeline::apply(
+        Box::pin(ByteStream::of(export)),
+        target,
+        ApplyOptions::default(),
+        (),
+    )
+    .await
+    .map(drop)
 }
 
 /// What is copied, open.

@@ -117,7 +117,7 @@ pub use options::{
 };
 pub use store::Store;
 pub use store::big_data::{BigDataReader, ManifestDigest};
-pub use store::diff::DiffStream;
+pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, DriverCapabilities, GraphDriver};
 pub use store::multi_list::MultiListResult;

@@ -1,6 +1,6 @@
 //! Finds files by path inside a tree, with the last parent directory kept open: paths come grouped by directory.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 
@@ -27,8 +27,8 @@ pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
 }
 
 /// One tree and the directory in it that was asked for last.
-pub(crate) struct Lookup<'a> {
-    root: BorrowedFd<'a>,
+pub(crate) struct Lookup<R> {
+    root: R,
     path: Vec<u8>,
     /// `None` if there is no such directory.
     dir: Option<OwnedFd>,
@@ -36,9 +36,9 @@ pub(crate) struct Lookup<'a> {
     known: bool,
 }
 
-impl<'a> Lookup<'a> {
+impl<R: AsFd> Lookup<R> {
     /// Looks inside `root`.
-    pub(crate) fn new(root: BorrowedFd<'a>) -> Self {
+    pub(crate) fn new(root: R) -> Self {
         Self {
             root,
             path: Vec::new(),
@@ -51,11 +51,11 @@ impl<'a> Lookup<'a> {
     /// the way are followed inside the tree.
     pub(crate) fn dir(&mut self, path: &[u8]) -> Result<Option<BorrowedFd<'_>>> {
         if path.is_empty() {
-            return Ok(Some(self.root));
+            return Ok(Some(self.root.as_fd()));
         }
         if !self.known || self.path != path {
             self.known = false;
-            self.dir = match open_dir(self.root, path) {
+            self.dir = match open_dir(self.root.as_fd(), path) {
                 Ok(dir) => Some(dir),
                 Err(Errno::NOENT | Errno::NOTDIR) => None,
                 Err(error) => return Err(error),

@@ -31,7 +31,6 @@ pub(crate) mod compress;
 pub(crate) mod diff;
 mod lookup;
 mod path;
-pub(crate) mod stream_writer;
 pub(crate) mod tar;
 pub(crate) mod tar_split;
 #[cfg(test)]

@@ -5,13 +5,17 @@
 //! streams of blocking producers.
 
 mod chunk;
+mod file_part;
 mod incoming;
 mod outgoing;
 mod pool;
 mod unpack_threads;
 
 pub(crate) use chunk::{CHUNK, give};
+pub(crate) use file_part::{FilePart, read_spare};
 pub(crate) use incoming::{ChunkReader, ChunkSender, chunks_in};
-pub(crate) use outgoing::{ChunkStream, ChunkWriter, chunks_out};
-pub(crate) use pool::{Detached, park, run, spawn_detached};
+#[cfg(test)]
+pub(crate) use outgoing::run_to_end;
+pub(crate) use outgoing::{ByteStream, PollChunks, Producer, Progress};
+pub(crate) use pool::{Detached, Pool, Running, park, run, spawn_detached};
 pub(crate) use unpack_threads::unpack;

@@ -1,6 +1,12 @@
 //! Finite steps on tokio's blocking pool, and waits without end on threads of their own.
 
-use crate::error::{ErrorKind, Result};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Runs one blocking step on tokio's blocking pool and returns its result; a panic in `step` goes on here.
 ///
@@ -16,8 +22,15 @@ where
     let task = tokio::task::spawn_blocking(move || Detached::new(span.in_scope(step)));
     match task.await {
         Ok(result) => result.into_inner(),
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_shutdown) => Err(ErrorKind::Cancelled.err("the runtime is shutting down")),
+        Err(error) => Err(ended(error)),
+    }
+}
+
+/// What a task says that has no result; a panic goes on.
+fn ended(error: tokio::task::JoinError) -> Error {
+    match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_shutdown) => ErrorKind::Cancelled.err("the runtime is shutting down"),
     }
 }
 
@@ -26,7 +39,8 @@ pub(crate) fn spawn_detached<F>(step: F)
 where
     F: FnOnce() + Send + 'static,
 {
-    match tokio::runtime::Handle::try_current() {
+    match Handle::try_current() {
+        #[expect(clippy::disallowed_methods, reason = "this is the one door")]
         Ok(runtime) => drop(runtime.spawn_blocking(step)),
         Err(_no_runtime) => step(),
     }
@@ -84,5 +98,65 @@ where
     match receiver.await {
         Ok(result) => result,
         Err(_gone) => Err(ErrorKind::Cancelled.err("waiting thread ended early")),
+    }
+}
+
+/// Where the steps of a stream run: the pool of the runtime that polls it, else of the one in which it was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    home: Option<Handle>,
+}
+
+impl Pool {
+    /// Remembers the runtime of the caller, if it is in one.
+    pub(crate) fn here() -> Self {
+        Self {
+            home: Handle::try_current().ok(),
+        }
+    }
+
+    /// Starts a finite step. To be called from a poll, and the result to be waited for in polls.
+    pub(crate) fn start<T, F>(&self, step: F) -> Running<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let runtime = Handle::try_current().ok();
+        #[expect(clippy::disallowed_methods, reason = "this is the one door")]
+        let task = runtime
+            .as_ref()
+            .or(self.home.as_ref())
+            .map(|runtime| runtime.spawn_blocking(move || Detached::new(step())));
+        Running { task }
+    }
+}
+
+/// A step that was started. Dropped before it has begun, it never does; otherwise it runs to its end, and what it
+/// returns is dropped in a step too.
+#[derive(Debug)]
+pub(crate) struct Running<T: Send + 'static> {
+    /// `None`: there was no runtime.
+    task: Option<JoinHandle<Detached<T>>>,
+}
+
+impl<T: Send + 'static> Future for Running<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        let Some(task) = &mut self.task else {
+            return Poll::Ready(Err(ErrorKind::Cancelled.err("there is no runtime")));
+        };
+        match ready!(Pin::new(task).poll(cx)) {
+            Ok(result) => Poll::Ready(Ok(result.into_inner())),
+            Err(error) => Poll::Ready(Err(ended(error))),
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Running<T> {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
-use crate::bridge;
+use crate::bridge::{self, ByteStream, FilePart};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::WriteGuard;
@@ -29,13 +30,26 @@ pub type ManifestDigest = fn(&[u8]) -> Result<Digest>;
 
 /// A big data item of a layer as a stream, made by [`Store::layer_big_data`]. It stays readable when the item is
 /// replaced or its layer deleted.
+///
+/// It is both an [`AsyncRead`] and a [`Stream`] of chunks. Each poll that finds no bytes runs one short step on the
+/// runtime's blocking pool; a reader that is not polled costs an open file.
 pub struct BigDataReader {
-    stream: bridge::ChunkStream,
+    stream: ByteStream,
+    size: u64,
+}
+
+impl BigDataReader {
+    /// Bytes of the whole item.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
 }
 
 impl fmt::Debug for BigDataReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BigDataReader").finish_non_exhaustive()
+        f.debug_struct("BigDataReader")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -46,6 +60,14 @@ impl AsyncRead for BigDataReader {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl Stream for BigDataReader {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        Pin::new(&mut self.stream).poll_next(cx)
     }
 }
 
@@ -141,15 +163,15 @@ impl Store {
                 item_dir(self.inner.additional_layers[index].dir.clone(), &id)?
             }
         };
-        let mut file =
-            bridge::run(move || big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id)))
-                .await?;
-        let (mut writer, stream) = bridge::chunks_out();
-        bridge::spawn_detached(move || {
-            let copied = io::copy(&mut file, &mut writer).map(drop);
-            writer.finish(copied);
-        });
-        Ok(BigDataReader { stream })
+        bridge::run(move || {
+            let file = big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id))?;
+            let size = file.metadata().at("looking at big data item", &key)?.len();
+            Ok(BigDataReader {
+                stream: ByteStream::of(FilePart::new(file, 0, size)),
+                size,
+            })
+        })
+        .await
     }
 
     /// Stores a big data item with a layer of the primary store, replacing the old one only if `data` ends well.

@@ -1,165 +1,26 @@
-//! The way out: what a layer changes, as a list, as a size and as a tar stream.
+//! What a layer changes: as a list, as a size and as a tar stream.
 //!
 //! A layer that came in as a stream goes out as the same bytes: its tar-split file is replayed with the layer's
-//! files. Others (containers' layers) are written afresh from what the driver says has changed.
+//! files. Others (containers' layers) are made of what the driver says has changed.
 //!
-//! The trees are opened under the layer lock; then the lock is let go and the stream flows without it, so a slow
-//! reader holds nobody up. If the layer is deleted meanwhile the stream ends with an error.
+//! The trees are opened under the layer lock; then the lock is released and the stream needs none, so that a slow
+//! reader delays no writer. If the layer is deleted meanwhile the stream ends with an error.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, ReadBuf};
-
-use crate::archive::compress::gzip::Gzip;
-use crate::archive::compress::parallel::{Format, Parallel};
-use crate::archive::compress::zstd_frames::ZstdFrames;
-use crate::archive::diff::changes::{self, Change};
-use crate::archive::diff::export;
-use crate::archive::stream_writer::StreamWriter;
-use crate::archive::tar_split::replay;
-use crate::bridge::{self, ChunkStream, ChunkWriter};
+use crate::archive::diff::changes::Change;
+use crate::bridge;
 use crate::compression::Compression;
-use crate::driver::{Driver, OverlayDiff};
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::idmap::IdMappings;
+use crate::error::{Error, ErrorKind, Result};
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::hit;
+use crate::store::diff_stream::{Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
-use crate::store::layer_store::new_layer::mappings_of;
-
-/// A layer's diff as a stream of bytes, made by [`Store::diff`].
-///
-/// It holds open directories and files, and a temporary mount where the driver needs one; no lock. They are let go
-/// at the end of the stream or when it is dropped.
-pub struct DiffStream {
-    stream: ChunkStream,
-    compression: Compression,
-}
-
-impl DiffStream {
-    /// How the bytes are compressed.
-    pub fn compression(&self) -> Compression {
-        self.compression
-    }
-}
-
-impl fmt::Debug for DiffStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiffStream")
-            .field("compression", &self.compression)
-            .finish_non_exhaustive()
-    }
-}
-
-impl AsyncRead for DiffStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-/// Where the bytes of a diff come from.
-enum DiffSource {
-    /// Replayed from the layer's tar-split file and its files.
-    Replay { tar_split: File, trees: Vec<OwnedFd> },
-    /// Made from what the driver says has changed.
-    Fresh(Comparison),
-}
-
-/// How to find out what a layer changes.
-enum Comparison {
-    /// The driver keeps changes apart.
-    OverlayDiff(OverlayDiff, IdMappings),
-    /// Two whole trees.
-    Trees { new: Tree, old: Option<Tree> },
-}
-
-struct Tree {
-    /// The root directory, perhaps of a private mount.
-    dir: OwnedFd,
-    mappings: IdMappings,
-}
-
-impl DiffSource {
-    fn write(&self, out: &mut dyn StreamWriter) -> Result<()> {
-        match self {
-            Self::Replay { tar_split, trees } => {
-                replay::replay(io::BufReader::with_capacity(64 * 1024, tar_split), trees, out).map(drop)
-            }
-            Self::Fresh(Comparison::OverlayDiff(upper, mappings)) => {
-                export::write_upper(upper.dir.as_fd(), &upper.lowers, upper.namespace, mappings, out)
-            }
-            Self::Fresh(Comparison::Trees { new, old: None }) => {
-                export::write_tree(new.dir.as_fd(), &new.mappings, out)
-            }
-            Self::Fresh(comparison @ Comparison::Trees { new, old: Some(_) }) => {
-                let changes = comparison.changes()?;
-                export::write_changes(new.dir.as_fd(), &new.mappings, &changes, out)
-            }
-        }
-    }
-
-    /// How to write with this compression.
-    fn writer(compression: Compression) -> Result<fn(&Self, &mut ChunkWriter) -> Result<()>> {
-        match compression {
-            Compression::None => Ok(|source, out| source.write(out)),
-            Compression::Gzip => Ok(Self::press::<Gzip>),
-            Compression::Zstd => Ok(Self::press::<ZstdFrames>),
-            Compression::Bzip2 | Compression::Xz => {
-                let extension = compression.extension();
-                Err(ErrorKind::NotSupported.err(format!("compression format {extension} for writing")))
-            }
-        }
-    }
-
-    fn press<F: Format + 'static>(&self, out: &mut ChunkWriter) -> Result<()> {
-        let mut stream = Parallel::<F, _>::new(out).during("starting to compress")?;
-        self.write(&mut stream)?;
-        stream.finish().during("compressing the layer stream")
-    }
-}
-
-impl Comparison {
-    fn open(driver: &Arc<dyn Driver>, to: &LayerRow, from: Option<&LayerRow>) -> Result<Self> {
-        if let Some(upper) = driver.overlay_diff(&to.id, from.map(|row| row.id.as_str()))? {
-            return Ok(Self::OverlayDiff(upper, mappings_of(to)));
-        }
-        let tree = |row: &LayerRow| -> Result<Tree> {
-            Ok(Tree {
-                dir: driver.mount_private(&row.id)?,
-                mappings: mappings_of(row),
-            })
-        };
-        Ok(Self::Trees {
-            new: tree(to)?,
-            old: from.map(tree).transpose()?,
-        })
-    }
-
-    fn changes(&self) -> Result<Vec<Change>> {
-        match self {
-            Self::OverlayDiff(upper, _) => {
-                changes::upper_changes(upper.dir.as_fd(), &upper.lowers, upper.namespace)
-            }
-            Self::Trees { new, old } => {
-                let old = old.as_ref().map(|old| (old.dir.as_fd(), &old.mappings));
-                changes::tree_changes((new.dir.as_fd(), &new.mappings), old)
-            }
-        }
-    }
-}
 
 /// The two layers of a comparison.
 struct Pair {
@@ -249,9 +110,9 @@ impl Store {
         let pair = self.pair(from, to).await?;
         let driver = self.inner.driver();
         let comparison = self.comparison(&pair).await?;
-        bridge::run(move || match &comparison {
-            Comparison::OverlayDiff(..) => Ok(driver.disk_usage(&pair.to.id)?.size),
-            Comparison::Trees { new, .. } => changes::changes_size(new.dir.as_fd(), &comparison.changes()?),
+        bridge::run(move || match comparison.size_of_changes()? {
+            Some(size) => Ok(size),
+            None => Ok(driver.disk_usage(&pair.to.id)?.size),
         })
         .await
     }
@@ -287,7 +148,7 @@ impl Store {
         let pair = self.pair(from, to).await?;
         let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
         let compression = options.compression.unwrap_or_else(recorded);
-        let write = DiffSource::writer(compression)?;
+        check_compression(compression)?;
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -295,19 +156,9 @@ impl Store {
         };
         let source = match replayable {
             Some(source) => source,
-            None => DiffSource::Fresh(self.comparison(&pair).await?),
+            None => DiffSource::Comparison(self.comparison(&pair).await?),
         };
-        let (mut writer, stream) = bridge::chunks_out();
-        let id = pair.to.id.clone();
-        bridge::spawn_detached(move || {
-            let result = write(&source, &mut writer);
-            // A temporary mount goes before the reader sees the end.
-            drop(source);
-            writer.finish(
-                result.map_err(|error| error.context(format!("reading the diff of layer {id:?}")).into()),
-            );
-        });
-        Ok(DiffStream { stream, compression })
+        source.stream(pair.to.id.to_string(), compression, options.offset)
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.
@@ -324,6 +175,8 @@ impl Store {
             StoreOrigin::Additional { index, .. } => self.inner.additional_layers[index].dir.join(file_name),
         };
         let (driver, id) = (self.inner.driver(), pair.to.id.clone());
+        // A record that says nothing about the size has 0, which is the size of no archive.
+        let size = u64::try_from(pair.to.diff_size).ok().filter(|size| *size > 0);
         bridge::run(move || {
             if guard.get(&id).is_none() {
                 return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
@@ -334,7 +187,11 @@ impl Store {
                 Err(error) => return Err(Error::io_at("opening", path, error)),
             };
             let trees = driver.file_trees(&id)?;
-            Ok(Some(DiffSource::Replay { tar_split, trees }))
+            Ok(Some(DiffSource::Replay {
+                tar_split,
+                trees,
+                size,
+            }))
         })
         .await
     }

@@ -21,6 +21,7 @@ pub(crate) mod big_data;
 mod containers;
 mod delete;
 pub(crate) mod diff;
+pub(crate) mod diff_stream;
 pub(crate) mod digest_lock;
 mod directories;
 pub(crate) mod dirs;

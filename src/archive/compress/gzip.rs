@@ -10,7 +10,7 @@ use flate2::Crc;
 use libdeflater::{CompressionLvl, Compressor};
 
 use crate::archive::compress::deflate_blocks;
-use crate::archive::compress::parallel::Format;
+use crate::archive::compress::parallel::{Format, Tools};
 
 /// Three quarters of the work of zlib's level 3, which gives about as many bytes: within a hundredth of what the Go
 /// library's default makes.
@@ -32,9 +32,9 @@ pub(crate) struct Block {
     crc: Crc,
 }
 
-impl AsRef<[u8]> for Block {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
+impl From<Block> for Vec<u8> {
+    fn from(block: Block) -> Self {
+        block.bytes
     }
 }
 
@@ -54,6 +54,11 @@ impl Format for Gzip {
             compressor: Compressor::new(level),
             room: Vec::new(),
         })
+    }
+
+    fn tools() -> &'static Tools<Self> {
+        static TOOLS: Tools<Gzip> = Tools::new();
+        &TOOLS
     }
 
     fn compress(encoder: &mut Encoder, data: &[u8]) -> io::Result<Block> {

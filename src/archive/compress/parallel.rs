@@ -1,40 +1,49 @@
 //! Compresses on all processors: the stream is cut into blocks of one size that are compressed apart and put together
 //! again in their order. So the result is the same on any number of threads.
 //!
-//! Blocks go to threads of their own and not to the runtime's blocking pool: whoever writes here sits in that pool
-//! and waits for them, and a pool full of writers would wait for ever. The threads start with the first block that
-//! is full, so that a short stream needs none, and end with the stream. Memory is bounded by the blocks under way,
-//! one for each thread and a few that wait.
+//! One step on tokio's blocking pool reads one block, hands the producer back, and compresses what it has read: while
+//! it does the latter the next step reads the next block. Steps start in polls only, so a stream that nobody reads
+//! comes to a halt, with a few compressed blocks at hand and no thread. A stream may always have one step under way;
+//! for more of them there are as many permits as processors, for all streams of the process.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use tokio::sync::oneshot;
 
-use crate::archive::stream_writer::{StreamWriter, read_spare};
+use crate::bridge::{self, PollChunks, Pool, Producer, Progress, Running};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 
-/// More threads than that are never kept busy by one reader of files.
+/// More processors than that are never kept busy by one reader of files.
 const MAX_THREADS: usize = 8;
 
-/// Bytes that may wait until a thread is free; at least one block, and not more than one for each thread.
+/// Bytes that may wait for the reader beside one block for each processor; at least one block, and not more than one
+/// for each processor.
 const WAITING: usize = 4 << 20;
 
+/// Tools that are kept for the next block, of all streams of one format.
+const MAX_TOOLS: usize = 2 * MAX_THREADS;
+
 /// A way to compress of which the parts of a stream can be made apart.
-pub(crate) trait Format: Default {
+pub(crate) trait Format: Default + Send + Sync + 'static {
     /// Bytes that are compressed at a time.
     const BLOCK: usize;
     /// What a stream starts with.
     const HEAD: &'static [u8];
-    /// What compresses blocks, for each thread.
-    type Encoder;
+    /// What compresses one block after the other.
+    type Encoder: Send;
     /// A compressed block.
-    type Block: AsRef<[u8]> + Send + 'static;
+    type Block: Into<Vec<u8>> + Send;
 
     /// Starts an encoder.
     fn encoder() -> io::Result<Self::Encoder>;
+
+    /// Where the tools of this format are found.
+    fn tools() -> &'static Tools<Self>;
 
     /// Compresses one block, which is never empty.
     fn compress(encoder: &mut Self::Encoder, data: &[u8]) -> io::Result<Self::Block>;
@@ -46,209 +55,322 @@ pub(crate) trait Format: Default {
     fn tail(&self) -> Vec<u8>;
 }
 
-/// One piece of work.
-struct Job<F: Format> {
-    data: Bytes,
-    done: SyncSender<io::Result<F::Block>>,
-}
-
-/// A compressed stream being written. See the module's head.
-pub(crate) struct Parallel<'a, F: Format, W> {
-    out: &'a mut W,
-    format: F,
-    /// How many threads there may be.
-    threads: usize,
-    /// Where the work is done; `None` until a block is full.
-    bench: Option<WorkerPool<F>>,
-    running: VecDeque<Receiver<io::Result<F::Block>>>,
-    /// The block being gathered.
+/// What a step needs to compress a block.
+struct Tool<F: Format> {
+    encoder: F::Encoder,
+    /// The block, empty between the steps.
     block: Vec<u8>,
 }
 
-/// Where blocks are compressed.
-enum WorkerPool<F: Format> {
-    /// Threads fetch it here; no more than `limit` blocks are under way.
-    Threads {
-        jobs: mpsc::Sender<Job<F>>,
-        limit: usize,
-    },
-    /// Here: there are no threads.
-    Own(F::Encoder),
-}
+/// The tools that are not in use, as long as there is a stream that was read from.
+pub(crate) struct Tools<F: Format>(Mutex<Weak<ToolBox<F>>>);
 
-impl<'a, F: Format + 'static, W: Write> Parallel<'a, F, W> {
-    /// Starts a stream on `out`, for as many threads as there are processors.
-    pub(crate) fn new(out: &'a mut W) -> io::Result<Self> {
-        Self::with_threads(out, crate::sys::processors().min(MAX_THREADS))
+struct ToolBox<F: Format>(Mutex<Vec<Tool<F>>>);
+
+impl<F: Format> Tools<F> {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Weak::new()))
     }
 
-    /// The same with this number of threads at the most.
-    pub(super) fn with_threads(out: &'a mut W, threads: usize) -> io::Result<Self> {
-        out.write_all(F::HEAD)?;
-        Ok(Self {
-            out,
-            format: F::default(),
-            threads,
-            bench: None,
-            running: VecDeque::new(),
-            block: Vec::new(),
+    fn get(&self) -> Arc<ToolBox<F>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.upgrade().unwrap_or_else(|| {
+            let new = Arc::new(ToolBox(Mutex::default()));
+            *known = Arc::downgrade(&new);
+            new
         })
     }
+}
 
-    /// Writes everything that is still to come, and the end. Dropped without, the stream stays cut off.
-    pub(crate) fn finish(mut self) -> io::Result<()> {
-        if self.bench.is_none() {
-            // Everything fits into one block: done before a thread has started.
-            self.threads = 0;
+impl<F: Format> ToolBox<F> {
+    fn take(&self) -> io::Result<Tool<F>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match kept {
+            Some(tool) => Ok(tool),
+            None => Ok(Tool {
+                encoder: F::encoder()?,
+                block: Vec::new(),
+            }),
         }
-        self.push()?;
-        while self.collect()? {}
-        self.out.write_all(&self.format.tail())
     }
 
-    /// Sends the gathered block on its way.
-    fn push(&mut self) -> io::Result<()> {
-        if self.block.is_empty() {
-            return Ok(());
+    fn put(&self, mut tool: Tool<F>) {
+        tool.block.clear();
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MAX_TOOLS {
+            kept.push(tool);
         }
-        let data = Bytes::from(std::mem::take(&mut self.block));
-        let bench = match &mut self.bench {
-            Some(bench) => bench,
-            none => none.insert(start(self.threads)?),
-        };
-        match bench {
-            WorkerPool::Threads { jobs, limit } => {
-                let (done, result) = mpsc::sync_channel(1);
-                jobs.send(Job { data, done }).map_err(|_reason| ended())?;
-                self.running.push_back(result);
-                if self.running.len() >= *limit {
-                    self.collect()?;
+    }
+}
+
+/// Steps under way that are not the only one of their stream.
+static EXTRA_STEPS: AtomicUsize = AtomicUsize::new(0);
+
+/// The right to one of them.
+struct ExtraStep;
+
+impl ExtraStep {
+    fn get(limit: usize) -> Option<Self> {
+        let taken = EXTRA_STEPS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |steps| {
+            (steps < limit).then_some(steps + 1)
+        });
+        taken.ok().map(|_steps_before| Self)
+    }
+}
+
+impl Drop for ExtraStep {
+    fn drop(&mut self) {
+        EXTRA_STEPS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A compressed stream of what a producer makes. See the module's head.
+pub(crate) struct ParallelStream<F: Format, P: Producer> {
+    pool: Pool,
+    format: F,
+    /// How many processors are used.
+    threads: usize,
+    source: Source<P>,
+    /// `None` until the first step.
+    tools: Option<Arc<ToolBox<F>>>,
+    /// Steps, in the order of their blocks.
+    steps: VecDeque<Running<Result<Option<F::Block>>>>,
+    begun: bool,
+    complete: bool,
+}
+
+/// Where the producer is.
+enum Source<P> {
+    /// Here, with the part of a block that a step could not fill.
+    Here(Box<P>, Vec<u8>),
+    /// With the step that was started last.
+    Away(oneshot::Receiver<Self>),
+    /// At its end.
+    Ended,
+    Failed(Error),
+}
+
+impl<F: Format, P: Producer> ParallelStream<F, P> {
+    /// A stream of what `producer` makes.
+    pub(crate) fn new(producer: P) -> Self {
+        Self::with_threads(producer, crate::sys::processors().min(MAX_THREADS))
+    }
+
+    /// The same on this number of processors at the most.
+    fn with_threads(producer: P, threads: usize) -> Self {
+        Self {
+            pool: Pool::here(),
+            format: F::default(),
+            threads,
+            source: Source::Here(Box::new(producer), Vec::new()),
+            tools: None,
+            steps: VecDeque::new(),
+            begun: false,
+            complete: false,
+        }
+    }
+
+    /// Starts as many steps as can be under way now.
+    fn start_steps(&mut self, cx: &mut Context<'_>) {
+        loop {
+            if let Source::Away(back) = &mut self.source {
+                self.source = match Pin::new(back).poll(cx) {
+                    Poll::Pending => return,
+                    Poll::Ready(Ok(source)) => source,
+                    Poll::Ready(Err(_dropped)) => {
+                        Source::Failed(ErrorKind::Cancelled.err("the runtime is shutting down"))
+                    }
+                };
+            }
+            let waiting = (WAITING / F::BLOCK).clamp(1, self.threads.max(1));
+            if !matches!(self.source, Source::Here(..)) || self.steps.len() >= self.threads + waiting {
+                return;
+            }
+            let permit = match self.steps.is_empty() {
+                true => None,
+                false => match ExtraStep::get(self.threads) {
+                    None => return,
+                    permit => permit,
+                },
+            };
+            let (sender, back) = oneshot::channel();
+            let Source::Here(producer, partial) = std::mem::replace(&mut self.source, Source::Away(back))
+            else {
+                return;
+            };
+            let tools = Arc::clone(self.tools.get_or_insert_with(|| F::tools().get()));
+            self.steps.push_back(self.pool.start(move || {
+                let _permit = permit;
+                let mut tool = tools.take().during("starting to compress")?;
+                let (source, full) = read_block::<F, P>(producer, partial, &mut tool.block);
+                // A stream that was given up does not want it any more.
+                drop(sender.send(source));
+                let mut compressed = Ok(None);
+                if full {
+                    let block = F::compress(&mut tool.encoder, &tool.block);
+                    compressed = block.map(Some).during("compressing the layer stream");
                 }
-                Ok(())
+                tools.put(tool);
+                compressed
+            }));
+        }
+    }
+
+    /// A block as it goes out, with what comes before the first and after the last one.
+    fn chunk(&mut self, block: Option<F::Block>) -> Vec<u8> {
+        if let Some(block) = &block {
+            self.format.follow(block);
+        }
+        let mut chunk = block.map(Into::into).unwrap_or_default();
+        if !std::mem::replace(&mut self.begun, true) {
+            chunk.splice(0..0, F::HEAD.iter().copied());
+        }
+        if self.steps.is_empty() && matches!(self.source, Source::Ended) {
+            self.complete = true;
+            chunk.extend(self.format.tail());
+        }
+        chunk
+    }
+}
+
+/// Reads one block. Returns where the producer is then, and whether the block is to be compressed.
+fn read_block<F: Format, P: Producer>(
+    mut producer: Box<P>,
+    partial: Vec<u8>,
+    block: &mut Vec<u8>,
+) -> (Source<P>, bool) {
+    if !partial.is_empty() {
+        *block = partial;
+    }
+    block.reserve_exact(F::BLOCK - block.len());
+    match producer.step(block, F::BLOCK - block.len()) {
+        Ok(Progress::More) if block.len() < F::BLOCK => {
+            let partial = if block.is_empty() {
+                Vec::new()
+            } else {
+                std::mem::take(block)
+            };
+            (Source::Here(producer, partial), false)
+        }
+        Ok(Progress::More) => (Source::Here(producer, Vec::new()), true),
+        Ok(Progress::End) => {
+            // Its files and mounts are closed before the reader sees the end.
+            drop(producer);
+            (Source::Ended, !block.is_empty())
+        }
+        Err(error) => (Source::Failed(error), false),
+    }
+}
+
+impl<F: Format, P: Producer> PollChunks for ParallelStream<F, P> {
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        _spent: &mut Vec<u8>,
+    ) -> Poll<Option<io::Result<Vec<u8>>>> {
+        loop {
+            self.start_steps(cx);
+            if let Some(oldest) = self.steps.front_mut() {
+                let result = ready!(Pin::new(oldest).poll(cx));
+                drop(self.steps.pop_front());
+                match result.and_then(|block| block) {
+                    Ok(None) => continue,
+                    Ok(Some(block)) => {
+                        // Work goes on while the reader has this block.
+                        self.start_steps(cx);
+                        let chunk = self.chunk(Some(block));
+                        return Poll::Ready(Some(Ok(chunk)));
+                    }
+                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                }
             }
-            WorkerPool::Own(encoder) => {
-                let block = F::compress(encoder, &data)?;
-                self.emit(&block)
+            match std::mem::replace(&mut self.source, Source::Ended) {
+                Source::Failed(error) => return Poll::Ready(Some(Err(error.into()))),
+                Source::Ended if self.complete => return Poll::Ready(None),
+                Source::Ended => {
+                    let chunk = self.chunk(None);
+                    if !chunk.is_empty() {
+                        return Poll::Ready(Some(Ok(chunk)));
+                    }
+                }
+                Source::Here(producer, partial) => self.source = Source::Here(producer, partial),
+                Source::Away(back) => {
+                    // The step is over, but the runtime wants other tasks to run before it says so.
+                    self.source = Source::Away(back);
+                    return Poll::Pending;
+                }
             }
         }
     }
-
-    /// Waits for the oldest block and writes it; `false` if there is none.
-    fn collect(&mut self) -> io::Result<bool> {
-        let Some(oldest) = self.running.pop_front() else {
-            return Ok(false);
-        };
-        let block = oldest.recv().map_err(|_reason| ended())??;
-        self.emit(&block)?;
-        Ok(true)
-    }
-
-    fn emit(&mut self, block: &F::Block) -> io::Result<()> {
-        self.format.follow(block);
-        self.out.write_all(block.as_ref())
-    }
-
-    /// Makes room for at least one byte in the block.
-    fn make_room(&mut self) -> io::Result<()> {
-        if self.block.len() >= F::BLOCK {
-            self.push()?;
-        }
-        if self.block.capacity() == 0 {
-            self.block.reserve_exact(F::BLOCK);
-        }
-        Ok(())
-    }
 }
 
-impl<F: Format + 'static, W: Write> Write for Parallel<'_, F, W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if data.is_empty() {
-            return Ok(0);
-        }
-        self.make_room()?;
-        let count = data.len().min(F::BLOCK - self.block.len());
-        self.block
-            .extend_from_slice(data.get(..count).unwrap_or_default());
-        Ok(count)
-    }
-
-    /// Nothing: what has been written comes out with later data or at the end.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<F: Format + 'static, W: Write> StreamWriter for Parallel<'_, F, W> {
-    fn fill(&mut self, file: BorrowedFd<'_>, limit: usize) -> io::Result<&[u8]> {
-        self.make_room()?;
-        let start = self.block.len();
-        read_spare(file, &mut self.block, limit)?;
-        Ok(self.block.get(start..).unwrap_or_default())
-    }
-}
-
-fn ended() -> io::Error {
-    io::Error::other("a compressing thread ended early")
-}
-
-/// Starts threads, as many of `wanted` as can be had.
-fn start<F: Format + 'static>(wanted: usize) -> io::Result<WorkerPool<F>> {
-    let (jobs, work) = mpsc::channel();
-    let work = Arc::new(Mutex::new(work));
-    let mut started = 0;
-    for _ in 0..wanted {
-        let work = Arc::clone(&work);
-        let spawned = std::thread::Builder::new()
-            .name("graphroot-press".into())
-            .spawn(move || serve::<F>(&work));
-        match spawned {
-            Ok(_ends_with_the_jobs) => started += 1,
-            Err(error) => {
-                tracing::debug!(%error, "compressing on fewer threads");
-                break;
+impl<F: Format, P: Producer> Drop for ParallelStream<F, P> {
+    fn drop(&mut self) {
+        let source = match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::Away(mut back) => {
+                back.close();
+                back.try_recv().ok()
             }
+            source => Some(source),
+        };
+        // Closing may unmount, which does not belong on the thread of an async task.
+        if let Some(source @ Source::Here(..)) = source {
+            bridge::spawn_detached(move || drop(source));
         }
-    }
-    Ok(match started {
-        0 => WorkerPool::Own(F::encoder()?),
-        _ => WorkerPool::Threads {
-            jobs,
-            limit: started + (WAITING / F::BLOCK).clamp(1, started),
-        },
-    })
-}
-
-/// A thread's life: work until no more can come.
-fn serve<F: Format>(work: &Mutex<Receiver<Job<F>>>) {
-    let mut encoder = F::encoder();
-    loop {
-        let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { data, done }) = next else {
-            return;
-        };
-        let block = match &mut encoder {
-            Ok(encoder) => F::compress(encoder, &data),
-            Err(error) => Err(io::Error::other(error.to_string())),
-        };
-        // A stream that was given up does not want it any more.
-        drop(done.send(block));
     }
 }
 
 #[cfg(test)]
 pub(in crate::archive) mod tests {
     use super::*;
+    use crate::bridge::ByteStream;
+    use std::io::Write as _;
     use std::process::{Command, Stdio};
+    use tokio::io::AsyncReadExt as _;
 
-    /// What `F` makes of the pieces.
-    pub(in crate::archive) fn compressed<F: Format + 'static>(pieces: &[&[u8]], threads: usize) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut stream = Parallel::<F, _>::with_threads(&mut out, threads).unwrap();
-        for piece in pieces {
-            stream.write_all(piece).unwrap();
-            stream.flush().unwrap();
+    /// Pieces of a stream, one for each step, then maybe an error.
+    struct Pieces {
+        pieces: VecDeque<Vec<u8>>,
+        fails: bool,
+        alive: Arc<()>,
+    }
+
+    impl Producer for Pieces {
+        fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+            if let Some(mut piece) = self.pieces.pop_front() {
+                if piece.len() > room {
+                    self.pieces.push_front(piece.split_off(room));
+                }
+                out.extend(piece);
+            }
+            match self.pieces.is_empty() {
+                true if self.fails => Err(ErrorKind::LayerContentModified.err("piece")),
+                true => Ok(Progress::End),
+                false => Ok(Progress::More),
+            }
         }
-        stream.finish().unwrap();
+    }
+
+    fn pieces(pieces: &[&[u8]]) -> Pieces {
+        Pieces {
+            pieces: pieces.iter().map(|piece| piece.to_vec()).collect(),
+            fails: false,
+            alive: Arc::default(),
+        }
+    }
+
+    fn runtime(pool: usize) -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.max_blocking_threads(pool.max(1)).build().unwrap()
+    }
+
+    /// What `F` makes of the pieces with a pool of so many threads, and with as many processors.
+    pub(in crate::archive) fn compressed<F: Format>(parts: &[&[u8]], threads: usize) -> Vec<u8> {
+        let stream = ParallelStream::<F, _>::with_threads(pieces(parts), threads);
+        let mut out = Vec::new();
+        let read = async { ByteStream::new(stream).read_to_end(&mut out).await };
+        runtime(threads).block_on(read).unwrap();
         out
     }
 
@@ -269,7 +391,7 @@ pub(in crate::archive) mod tests {
     }
 
     /// Streams of all sizes come back whole and are the same however they were made.
-    pub(in crate::archive) fn check_sizes<F: Format + 'static>(read: fn(&[u8]) -> Vec<u8>) {
+    pub(in crate::archive) fn check_sizes<F: Format>(read: fn(&[u8]) -> Vec<u8>) {
         for size in [
             0,
             1,
@@ -312,11 +434,11 @@ pub(in crate::archive) mod tests {
         }
     }
 
-    /// Shouting, with a sum.
+    /// Upper case, with a sum; blocks with an exclamation mark fail.
     #[derive(Default)]
-    struct Loud(usize);
+    struct Upper(usize);
 
-    impl Format for Loud {
+    impl Format for Upper {
         const BLOCK: usize = 1000;
         const HEAD: &'static [u8] = b"<";
         type Encoder = ();
@@ -324,6 +446,11 @@ pub(in crate::archive) mod tests {
 
         fn encoder() -> io::Result<()> {
             Ok(())
+        }
+
+        fn tools() -> &'static Tools<Self> {
+            static TOOLS: Tools<Upper> = Tools::new();
+            &TOOLS
         }
 
         fn compress(_encoder: &mut (), data: &[u8]) -> io::Result<Vec<u8>> {
@@ -350,61 +477,68 @@ pub(in crate::archive) mod tests {
             .collect();
         let expected = [b"<", &*data.to_ascii_uppercase(), b">20777"].concat();
         for threads in [0, 1, 2, 5] {
-            assert!(compressed::<Loud>(&[&data], threads) == expected);
-            assert_eq!(compressed::<Loud>(&[], threads), b"<>0");
+            assert!(compressed::<Upper>(&[&data], threads) == expected);
+            assert_eq!(compressed::<Upper>(&[], threads), b"<>0");
+            // Steps that fill no block, or nothing.
+            let pieces: Vec<&[u8]> = data.chunks(77).flat_map(|chunk| [chunk, b""]).collect();
+            assert!(compressed::<Upper>(&pieces, threads) == expected);
         }
     }
 
+    /// Blocks before the one that fails come out.
     #[test]
-    fn files_are_taken_as_they_are() {
-        use std::io::{Seek as _, SeekFrom};
-        use std::os::fd::AsFd as _;
-        let data = b"abcdefg".repeat(1_234);
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&data).unwrap();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        let mut out = Vec::new();
-        let mut stream = Parallel::<Loud, _>::with_threads(&mut out, 2).unwrap();
-        stream.write_all(b"head").unwrap();
-        loop {
-            let part = stream.fill(file.as_fd(), 701).unwrap();
-            assert!(part.len() <= 701);
-            if part.is_empty() {
-                break;
+    fn a_failure_ends_it() {
+        let mut bad = vec![b'x'; 50_000];
+        bad[7_000] = b'!';
+        let good = vec![b'x'; 7_500];
+        for (data, fails) in [(bad, false), (good, true)] {
+            for threads in [0, 2] {
+                let mut producer = pieces(&[&data]);
+                producer.fails = fails;
+                let mut out = Vec::new();
+                let error = runtime(threads).block_on(async {
+                    let stream = ParallelStream::<Upper, _>::with_threads(producer, threads);
+                    let mut stream = ByteStream::new(stream);
+                    stream.read_to_end(&mut out).await.unwrap_err()
+                });
+                let error = Error::io("reading", error);
+                match fails {
+                    true => assert_eq!(error.kind(), ErrorKind::LayerContentModified),
+                    false => assert_eq!(error.io_kind(), Some(io::ErrorKind::InvalidData)),
+                }
+                assert_eq!(out.len(), 7_001);
             }
-        }
-        stream.finish().unwrap();
-        assert!(out == [b"<HEAD", &*data.to_ascii_uppercase(), b">8642"].concat());
-    }
-
-    #[test]
-    fn a_block_that_fails_ends_it() {
-        let mut data = vec![b'x'; 50_000];
-        data[7_000] = b'!';
-        for threads in [0, 2] {
-            let mut out = Vec::new();
-            let mut stream = Parallel::<Loud, _>::with_threads(&mut out, threads).unwrap();
-            let error = stream.write_all(&data).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-            assert_eq!(out.len(), 7_001);
         }
     }
 
+    /// Wherever its producer is when the stream is dropped, or its runtime.
     #[test]
-    fn an_output_that_fails_ends_it() {
-        struct Full(usize);
-        impl Write for Full {
-            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                self.0 = self.0.checked_sub(data.len()).ok_or(io::ErrorKind::BrokenPipe)?;
-                Ok(data.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
+    fn a_stream_that_is_dropped_leaves_nothing() {
+        for reads in 0..12 {
+            for runtime_first in [false, true] {
+                let producer = pieces(&[&vec![b'x'; 50_000]]);
+                let alive = Arc::clone(&producer.alive);
+                let runtime = runtime(2);
+                let mut stream = ByteStream::new(ParallelStream::<Upper, _>::with_threads(producer, 2));
+                runtime.block_on(async {
+                    for _ in 0..reads {
+                        stream.read_exact(&mut [0; 701]).await.unwrap();
+                    }
+                });
+                if runtime_first {
+                    drop(runtime);
+                    drop(stream);
+                } else {
+                    runtime.block_on(async move {
+                        drop(stream);
+                        while Arc::strong_count(&alive) > 1 {
+                            tokio::task::yield_now().await;
+                        }
+                    });
+                    continue;
+                }
+                assert_eq!(Arc::strong_count(&alive), 1);
             }
         }
-        let mut out = Full(5_000);
-        let mut stream = Parallel::<Loud, _>::with_threads(&mut out, 2).unwrap();
-        let error = stream.write_all(&[b'x'; 40_000]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::CParameter;
 
-use crate::archive::compress::parallel::Format;
+use crate::archive::compress::parallel::{Format, Tools};
 
 /// What libzstd and the Go library have for the usual one.
 const LEVEL: i32 = 3;
@@ -36,6 +36,11 @@ impl Format for ZstdFrames {
         compressor.set_parameter(CParameter::WindowLog(WINDOW))?;
         compressor.include_checksum(true)?;
         Ok(compressor)
+    }
+
+    fn tools() -> &'static Tools<Self> {
+        static TOOLS: Tools<ZstdFrames> = Tools::new();
+        &TOOLS
     }
 
     fn compress(encoder: &mut Self::Encoder, data: &[u8]) -> io::Result<Vec<u8>> {

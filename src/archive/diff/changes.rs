@@ -72,6 +72,9 @@ impl<'de> Deserialize<'de> for ChangeKind {
 }
 
 /// One changed path. Displayed as `C /a`, `A /a` or `D /a`.
+///
+/// [`Change::path`] is absolute inside the layer. To find the file in a mounted tree, join [`Change::relative`] to the
+/// mount point: [`Path::join`] with an absolute path gives that path itself, a file of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Change {
@@ -80,6 +83,19 @@ pub struct Change {
     pub path: PathBuf,
     /// What happened to it.
     pub kind: ChangeKind,
+}
+
+impl Change {
+    /// The path without the slash in front, as seen from the layer's root.
+    ///
+    /// ```
+    /// # fn demo(change: &graphroot::Change, mount_point: &std::path::Path) {
+    /// let file = mount_point.join(change.relative());
+    /// # }
+    /// ```
+    pub fn relative(&self) -> &Path {
+        self.path.strip_prefix("/").unwrap_or(&self.path)
+    }
 }
 
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
@@ -201,42 +217,87 @@ pub(crate) fn upper_changes(
     Ok(list.changes)
 }
 
+/// One of two trees that are compared, and whose owners it has.
+#[derive(Clone, Copy)]
+pub(crate) struct ComparedTree<'a> {
+    /// The tree's root.
+    pub(crate) root: BorrowedFd<'a>,
+    /// Its owners are host IDs of these mappings.
+    pub(crate) mappings: &'a IdMappings,
+}
+
 /// What has to be done to the tree `old` (nothing: the empty tree) to make it look like `new`; owners are compared
 /// as the container sees them.
 ///
 /// A directory that both trees have, the very same inode, is not looked into. Sorted by the bytes of the path.
-pub(crate) fn tree_changes(
-    new: (BorrowedFd<'_>, &IdMappings),
-    old: Option<(BorrowedFd<'_>, &IdMappings)>,
-) -> Result<Vec<Change>> {
-    let identity = IdMappings::default();
-    let mut new_walk = TreeWalk::new(new.0)?;
-    let (mut old_walk, old_maps) = match old {
-        Some((root, maps)) => (TreeWalk::new(root)?, maps),
-        None => (TreeWalk::empty(), &identity),
-    };
-    let mut list = List::default();
-    loop {
-        // Both walks are always equally deep.
-        let side = match (new_walk.peek(), old_walk.peek()) {
-            (Some(new), Some(old)) => new.cmp(old),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) if new_walk.depth() == 1 => break,
-            (None, None) => {
-                new_walk.leave()?;
-                old_walk.leave()?;
-                list.leave_to(new_walk.depth());
-                continue;
-            }
+pub(crate) fn tree_changes(new: ComparedTree<'_>, old: Option<ComparedTree<'_>>) -> Result<Vec<Change>> {
+    let mut comparison = TreeComparison::new(new, old)?;
+    while comparison.step(usize::MAX)? {}
+    Ok(comparison.into_changes())
+}
+
+/// A comparison of two trees that is under way, see [`tree_changes`].
+pub(crate) struct TreeComparison {
+    /// Always as deep as `old`.
+    new: TreeWalk,
+    old: TreeWalk,
+    new_mappings: IdMappings,
+    old_mappings: IdMappings,
+    list: List,
+}
+
+impl TreeComparison {
+    /// Opens the two trees.
+    pub(crate) fn new(new: ComparedTree<'_>, old: Option<ComparedTree<'_>>) -> Result<Self> {
+        let old_walk = match old {
+            Some(old) => TreeWalk::new(old.root)?,
+            None => TreeWalk::empty(),
         };
-        let new_stat = if side.is_le() && new_walk.advance() {
-            new_walk.stat()?
+        Ok(Self {
+            new: TreeWalk::new(new.root)?,
+            old: old_walk,
+            new_mappings: new.mappings.clone(),
+            old_mappings: old.map(|old| old.mappings.clone()).unwrap_or_default(),
+            list: List::default(),
+        })
+    }
+
+    /// Compares some more entries, about `count`; `false` once all are compared.
+    pub(crate) fn step(&mut self, count: usize) -> Result<bool> {
+        for _ in 0..count {
+            let side = match (self.new.peek(), self.old.peek()) {
+                (Some(new), Some(old)) => new.cmp(old),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) if self.new.depth() == 1 => return Ok(false),
+                (None, None) => {
+                    self.new.leave()?;
+                    self.old.leave()?;
+                    self.list.leave_to(self.new.depth());
+                    continue;
+                }
+            };
+            self.compare(side)?;
+        }
+        Ok(true)
+    }
+
+    /// All changes, once there is no more to compare.
+    pub(crate) fn into_changes(mut self) -> Vec<Change> {
+        let key = |change: &Change| change.path.as_os_str().as_bytes().to_vec();
+        self.list.changes.sort_by_cached_key(key);
+        self.list.changes
+    }
+
+    /// Compares the next entry of the one walk, the other or (`Equal`) both.
+    fn compare(&mut self, side: Ordering) -> Result<()> {
+        let new_stat = if side.is_le() && self.new.advance() {
+            self.new.stat()?
         } else {
             None
         };
-        let old_stat = if side.is_ge() && old_walk.advance() {
-            old_walk.stat()?
+        let old_stat = if side.is_ge() && self.old.advance() {
+            self.old.stat()?
         } else {
             None
         };
@@ -244,41 +305,36 @@ pub(crate) fn tree_changes(
             (Some(_), None) => ChangeKind::Add,
             (None, Some(_)) => ChangeKind::Delete,
             // Gone while it was being looked at.
-            (None, None) => continue,
-            (Some(new_stat), Some(old_stat)) => {
-                if is_dir(new_stat)
-                    && is_dir(old_stat)
-                    && (new_stat.st_dev, new_stat.st_ino) == (old_stat.st_dev, old_stat.st_ino)
-                {
-                    continue;
+            (None, None) => return Ok(()),
+            (Some(new), Some(old)) => {
+                if is_dir(new) && is_dir(old) && (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino) {
+                    return Ok(());
                 }
                 ChangeKind::Modify
             }
         };
         let listed = match (&new_stat, &old_stat) {
-            (Some(new_stat), Some(old_stat)) => {
-                !same_owner(new_stat, new.1, old_stat, old_maps)
-                    || !same_status(new_stat, old_stat)
-                    || !same_details(&new_walk, &old_walk, new_stat)?
+            (Some(new), Some(old)) => {
+                !same_owner(new, &self.new_mappings, old, &self.old_mappings)
+                    || !same_status(new, old)
+                    || !same_details(&self.new, &self.old, new)?
             }
             _ => true,
         };
         if listed {
             // The walk that has the entry knows the path; the directories above are the same in both.
-            let walk = if new_stat.is_some() { &new_walk } else { &old_walk };
-            list.push_parents(walk);
-            list.push(walk.path(), kind);
+            let walk = if new_stat.is_some() { &self.new } else { &self.old };
+            self.list.push_parents(walk);
+            self.list.push(walk.path(), kind);
         }
-        if new_stat.as_ref().is_some_and(is_dir) && new_walk.enter()? {
-            if !(old_stat.as_ref().is_some_and(is_dir) && old_walk.enter()?) {
-                old_walk.enter_empty();
+        if new_stat.as_ref().is_some_and(is_dir) && self.new.enter()? {
+            if !(old_stat.as_ref().is_some_and(is_dir) && self.old.enter()?) {
+                self.old.enter_empty();
             }
-            list.enter(listed);
+            self.list.enter(listed);
         }
+        Ok(())
     }
-    let key = |change: &Change| change.path.as_os_str().as_bytes().to_vec();
-    list.changes.sort_by_cached_key(key);
-    Ok(list.changes)
 }
 
 fn same_owner(new: &Stat, new_maps: &IdMappings, old: &Stat, old_maps: &IdMappings) -> bool {

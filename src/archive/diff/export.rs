@@ -14,7 +14,8 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use tar_core::EntryType;
 
-use crate::error::{Error, IoContext as _, Result};
+use crate::bridge::{Producer, Progress};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
 use crate::whiteout::{self, Namespace};
@@ -24,95 +25,198 @@ use crate::archive::diff::lowers::{Lowers, is_opaque, is_whiteout};
 use crate::archive::diff::walk::{TreeWalk, absolute};
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
-use crate::archive::stream_writer::StreamWriter;
 use crate::archive::tar::writer::{Item, TarWriter};
 
-/// Writes the whole tree `root`, owners as the container that `maps` describes sees them. Depth first.
-pub(crate) fn write_tree(root: BorrowedFd<'_>, maps: &IdMappings, out: &mut dyn StreamWriter) -> Result<()> {
-    let mut export = Export::new(maps, out);
-    let mut walk = TreeWalk::new(root)?;
-    while walk.next()? {
-        let Some(object) = Object::open(walk.dir()?, walk.name(), walk.path(), walk.kind())? else {
-            continue;
-        };
-        export.object(&object, walk.dir()?, walk.path())?;
-        if object.kind() == FileType::Directory {
-            walk.enter()?;
-        }
-    }
-    export.tar.finish()
+/// Entries without bytes that one step passes over at the most.
+const MAX_EMPTY_ENTRIES: usize = 1024;
+
+/// A tar stream of a tree, as a producer.
+pub(crate) struct Export {
+    entries: Entries,
+    stream: EntryStream,
+    ended: bool,
 }
 
-/// Writes what the overlay upper directory `upper` holds; its marks of deletions become those of a tar stream.
-///
-/// An opaque directory is marked as such only if the trees below, `lowers` (topmost first), have something that it
-/// hides: overlayfs makes every new directory opaque.
-pub(crate) fn write_upper(
-    upper: BorrowedFd<'_>,
-    lowers: &[OwnedFd],
-    namespace: Namespace,
-    maps: &IdMappings,
-    out: &mut dyn StreamWriter,
-) -> Result<()> {
-    let mut export = Export::new(maps, out);
-    let mut walk = TreeWalk::new(upper)?;
-    let mut lowers = Lowers::new(lowers, namespace);
-    while walk.next()? {
-        lowers.leave_to(walk.depth());
-        let (dir, name) = (walk.dir()?, walk.name());
-        let Some(object) = Object::open(dir, name, walk.path(), walk.kind())? else {
-            continue;
+/// What the stream is made of.
+enum Entries {
+    /// A whole tree, depth first.
+    Tree(TreeWalk),
+    /// An overlay upper directory, depth first.
+    Upper {
+        walk: TreeWalk,
+        lowers: Lowers<Vec<OwnedFd>>,
+        namespace: Namespace,
+    },
+    /// Some paths of a tree, in their order.
+    Changes {
+        tree: Lookup<OwnedFd>,
+        changes: std::vec::IntoIter<Change>,
+    },
+}
+
+impl Export {
+    /// The whole tree `root`, owners as the container that `mappings` describes sees them, from byte `offset` of the
+    /// stream on.
+    pub(crate) fn tree(root: BorrowedFd<'_>, mappings: &IdMappings, offset: u64) -> Result<Self> {
+        let walk = TreeWalk::new(root)?;
+        Ok(Self::new(Entries::Tree(walk), mappings, offset))
+    }
+
+    /// What the overlay upper directory `upper` holds; its marks of deletions become those of a tar stream.
+    ///
+    /// An opaque directory is marked as such only if the trees below, `lowers` (topmost first), have something that it
+    /// hides: overlayfs makes every new directory opaque.
+    pub(crate) fn upper(
+        upper: BorrowedFd<'_>,
+        lowers: Vec<OwnedFd>,
+        namespace: Namespace,
+        mappings: &IdMappings,
+        offset: u64,
+    ) -> Result<Self> {
+        let entries = Entries::Upper {
+            walk: TreeWalk::new(upper)?,
+            lowers: Lowers::new(lowers, namespace),
+            namespace,
         };
-        if is_whiteout(&object.stat) {
-            export.whiteout(walk.path(), Some(&object.stat))?;
-            continue;
+        Ok(Self::new(entries, mappings, offset))
+    }
+
+    /// The changes that lead to the tree `new`; see [`crate::archive::diff::changes::tree_changes`].
+    pub(crate) fn changes(
+        new: OwnedFd,
+        mut changes: Vec<Change>,
+        mappings: &IdMappings,
+        offset: u64,
+    ) -> Self {
+        changes.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
+        let entries = Entries::Changes {
+            tree: Lookup::new(new),
+            changes: changes.into_iter(),
+        };
+        Self::new(entries, mappings, offset)
+    }
+
+    fn new(entries: Entries, mappings: &IdMappings, offset: u64) -> Self {
+        Self {
+            entries,
+            stream: EntryStream {
+                tar: TarWriter::new(offset),
+                mappings: mappings.clone(),
+                links: HashMap::new(),
+            },
+            ended: false,
         }
-        export.object(&object, dir, walk.path())?;
-        if object.kind() == FileType::Directory {
-            let opaque =
-                is_opaque(dir, name, namespace).at("reading attributes of", absolute(walk.path()))?;
-            if opaque && lowers.find(walk.dir_path(), name)?.is_some() {
-                export.opaque(walk.path(), &object.stat)?;
+    }
+}
+
+impl Producer for Export {
+    fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+        let end = out.len() + room;
+        let mut empty = 0;
+        loop {
+            if !self.stream.tar.is_empty() {
+                let before = out.len();
+                self.stream.tar.take(out, end - before)?;
+                if out.len() > before {
+                    empty = 0;
+                }
             }
-            lowers.enter(walk.dir_path(), name, opaque)?;
-            walk.enter()?;
+            if !self.stream.tar.is_empty() {
+                return Ok(Progress::More);
+            }
+            if self.ended {
+                return match self.stream.tar.skip() {
+                    0 => Ok(Progress::End),
+                    missing => {
+                        let what =
+                            format!("an offset that lies {missing} bytes beyond the end of the layer stream");
+                        Err(ErrorKind::InvalidInput.err(what))
+                    }
+                };
+            }
+            empty += 1;
+            if empty > MAX_EMPTY_ENTRIES {
+                return Ok(Progress::More);
+            }
+            if !self.entries.next(&mut self.stream)? {
+                self.stream.tar.finish();
+                self.ended = true;
+            }
         }
     }
-    export.tar.finish()
 }
 
-/// Writes the changes that lead to the tree `new`, sorted by path; see [`crate::archive::diff::changes::tree_changes`].
-pub(crate) fn write_changes(
-    new: BorrowedFd<'_>,
-    maps: &IdMappings,
-    changes: &[Change],
-    out: &mut dyn StreamWriter,
-) -> Result<()> {
-    let mut export = Export::new(maps, out);
-    let mut lookup = Lookup::new(new);
-    let mut sorted: Vec<(&[u8], ChangeKind)> = changes
-        .iter()
-        .map(|change| (change.path.as_os_str().as_bytes(), change.kind))
-        .collect();
-    sorted.sort_by(|a, b| a.0.cmp(b.0));
-    for (path, kind) in sorted {
-        let path = path.strip_prefix(b"/").unwrap_or(path);
-        if path.is_empty() {
-            continue;
+impl Entries {
+    /// Queues the next entry, if it is to be in the stream; `false` at the end.
+    fn next(&mut self, stream: &mut EntryStream) -> Result<bool> {
+        match self {
+            Self::Tree(walk) => {
+                if !walk.next()? {
+                    return Ok(false);
+                }
+                let dir = walk.dir()?;
+                if let Some(object) = Object::open(dir, walk.name(), walk.path(), walk.kind())? {
+                    let is_dir = object.kind() == FileType::Directory;
+                    stream.object(object, dir, walk.path())?;
+                    if is_dir {
+                        walk.enter()?;
+                    }
+                }
+            }
+            Self::Upper {
+                walk,
+                lowers,
+                namespace,
+            } => {
+                if !walk.next()? {
+                    return Ok(false);
+                }
+                lowers.leave_to(walk.depth());
+                let (dir, name, path) = (walk.dir()?, walk.name(), walk.path());
+                let Some(object) = Object::open(dir, name, path, walk.kind())? else {
+                    return Ok(true);
+                };
+                if is_whiteout(&object.stat) {
+                    stream.whiteout(path, Some(&object.stat))?;
+                    return Ok(true);
+                }
+                let stat = object.stat;
+                let is_dir = object.kind() == FileType::Directory;
+                stream.object(object, dir, path)?;
+                if is_dir {
+                    let opaque =
+                        is_opaque(dir, name, *namespace).at("reading attributes of", absolute(path))?;
+                    if opaque && lowers.find(walk.dir_path(), name)?.is_some() {
+                        stream.opaque(path, &stat)?;
+                    }
+                    lowers.enter(walk.dir_path(), name, opaque)?;
+                    walk.enter()?;
+                }
+            }
+            Self::Changes { tree, changes } => {
+                let Some(change) = changes.next() else {
+                    return Ok(false);
+                };
+                let path = change.path.as_os_str().as_bytes();
+                let path = path.strip_prefix(b"/").unwrap_or(path);
+                if path.is_empty() {
+                    return Ok(true);
+                }
+                if change.kind == ChangeKind::Delete {
+                    stream.whiteout(path, None)?;
+                    return Ok(true);
+                }
+                let (parent, name) = path::split(path);
+                let found = tree.dir(parent).at("opening directory", absolute(parent))?;
+                if let Some(dir) = found
+                    && let Some(object) = Object::open(dir, name, path, FileType::Unknown)?
+                {
+                    stream.object(object, dir, path)?;
+                }
+            }
         }
-        if kind == ChangeKind::Delete {
-            export.whiteout(path, None)?;
-            continue;
-        }
-        let (parent, name) = path::split(path);
-        let Some(dir) = lookup.dir(parent).at("opening directory", absolute(parent))? else {
-            continue;
-        };
-        if let Some(object) = Object::open(dir, name, path, FileType::Unknown)? {
-            export.object(&object, dir, path)?;
-        }
+        Ok(true)
     }
-    export.tar.finish()
 }
 
 /// Something in a tree that is about to be written.
@@ -205,31 +309,23 @@ fn is_exported(name: &str) -> bool {
 }
 
 /// A stream being written, and the files in it that have several names.
-struct Export<'a> {
-    tar: TarWriter<'a>,
-    maps: &'a IdMappings,
+struct EntryStream {
+    tar: TarWriter,
+    mappings: IdMappings,
     /// Device and inode, and the first name.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
-impl<'a> Export<'a> {
-    fn new(maps: &'a IdMappings, out: &'a mut dyn StreamWriter) -> Self {
-        Self {
-            tar: TarWriter::new(out),
-            maps,
-            links: HashMap::new(),
-        }
-    }
-
+impl EntryStream {
     fn owner(&self, stat: &Stat) -> Result<Owner> {
         let owner = Owner {
             uid: stat.st_uid,
             gid: stat.st_gid,
         };
-        if self.maps.is_identity() {
+        if self.mappings.is_identity() {
             Ok(owner)
         } else {
-            self.maps.to_container(owner)
+            self.mappings.to_container(owner)
         }
     }
 
@@ -239,7 +335,7 @@ impl<'a> Export<'a> {
         self.owner(stat).unwrap_or_default()
     }
 
-    fn object(&mut self, object: &Object, dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
+    fn object(&mut self, object: Object, dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
         let stat = &object.stat;
         let kind = match object.kind() {
             FileType::RegularFile => EntryType::Regular,
@@ -304,10 +400,13 @@ impl<'a> Export<'a> {
             self.links.insert(inode, path.to_vec());
         }
         self.tar.header(&item)?;
-        match &object.file {
-            Some(file) if item.size > 0 => self.tar.content(file.as_fd(), item.size, &absolute(path)),
-            _ => Ok(()),
+        let size = item.size;
+        if let Some(file) = object.file
+            && size > 0
+        {
+            self.tar.content(file, size, absolute(path));
         }
+        Ok(())
     }
 
     /// The mark that `path` is deleted; owner and time are those of the mark on disk, if there is one.

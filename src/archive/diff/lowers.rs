@@ -37,8 +37,8 @@ pub(crate) fn is_opaque(dir: BorrowedFd<'_>, name: &[u8], namespace: Namespace) 
 }
 
 /// The lower trees, seen from one directory.
-pub(crate) struct Lowers<'a> {
-    trees: &'a [OwnedFd],
+pub(crate) struct Lowers<T> {
+    trees: T,
     namespace: Namespace,
     /// For each directory on the way down the indexes of the trees that show through in it, topmost first.
     levels: Vec<Vec<usize>>,
@@ -47,10 +47,10 @@ pub(crate) struct Lowers<'a> {
     open_at: usize,
 }
 
-impl<'a> Lowers<'a> {
+impl<T: AsRef<[OwnedFd]>> Lowers<T> {
     /// Starts in the root, which is never opaque.
-    pub(crate) fn new(trees: &'a [OwnedFd], namespace: Namespace) -> Self {
-        let levels = vec![(0..trees.len()).collect()];
+    pub(crate) fn new(trees: T, namespace: Namespace) -> Self {
+        let levels = vec![(0..trees.as_ref().len()).collect()];
         Self {
             trees,
             namespace,
@@ -107,11 +107,11 @@ impl<'a> Lowers<'a> {
     }
 
     /// Calls `look` with the directory `dir` in each tree that shows through in it, until it returns something.
-    fn visit<T>(
+    fn visit<Found>(
         &mut self,
         dir: &[u8],
-        mut look: impl FnMut(usize, BorrowedFd<'_>) -> Result<Option<T>>,
-    ) -> Result<Option<T>> {
+        mut look: impl FnMut(usize, BorrowedFd<'_>) -> Result<Option<Found>>,
+    ) -> Result<Option<Found>> {
         let level = self.levels.len() - 1;
         let Some(showing) = self.levels.last() else {
             return Ok(None);
@@ -121,7 +121,7 @@ impl<'a> Lowers<'a> {
             self.open_at = level;
         }
         for (position, index) in showing.iter().enumerate() {
-            let Some(tree) = self.trees.get(*index) else {
+            let Some(tree) = self.trees.as_ref().get(*index) else {
                 continue;
             };
             let tree = tree.as_fd();

@@ -6,18 +6,23 @@
 //!
 //! Content is written dense. A file has as many bytes in the stream as its header says, whatever happens to it
 //! meanwhile: more are cut off, missing ones are zeros.
+//!
+//! The writer is a queue of what was decided and not yet taken: headers as bytes, content as an open file. It never
+//! holds more than the headers of one file system object and one file.
 
-use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::SeekFrom;
 
 use tar_core::builder::PaxBuilder;
 use tar_core::{EntryType, Header, UstarHeader};
 
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::bridge::read_spare;
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::Owner;
 
 use crate::archive::path;
-use crate::archive::stream_writer::StreamWriter;
 use crate::archive::tar::header::BLOCK;
 
 /// Longest name and link target in a block.
@@ -30,8 +35,6 @@ const MAX_8: u64 = 0o777_7777;
 const MAX_12: u64 = 0o777_7777_7777;
 /// What is read of one pax header at most, here and by others.
 const MAX_PAX: usize = 1 << 20;
-
-static ZEROS: [u8; 64 * BLOCK] = [0; 64 * BLOCK];
 
 /// One entry, all that its header says.
 #[derive(Clone, Debug)]
@@ -140,18 +143,79 @@ fn pax_name(name: &[u8]) -> Vec<u8> {
     pax
 }
 
-/// Writes a tar stream.
-pub(crate) struct TarWriter<'a> {
-    sink: &'a mut dyn StreamWriter,
+/// A tar stream being written. See the module's head.
+#[derive(Default)]
+pub(crate) struct TarWriter {
+    /// Bytes of the stream that are passed over; content that lies in them is not read.
+    skip: u64,
+    /// Headers, padding and end blocks.
+    queued: Vec<u8>,
+    /// How many of them were taken.
+    taken: usize,
+    /// What comes after them.
+    content: Option<Content>,
 }
 
-impl<'a> TarWriter<'a> {
-    /// A stream that goes to `sink`.
-    pub(crate) fn new(sink: &'a mut dyn StreamWriter) -> Self {
-        Self { sink }
+/// Content that is still to be read.
+struct Content {
+    file: OwnedFd,
+    /// Bytes that are still to come, and those after them that pad the last block.
+    rest: u64,
+    padding: usize,
+    /// The file ended early.
+    ended: bool,
+    /// For messages.
+    name: PathBuf,
+}
+
+impl TarWriter {
+    /// A stream from its byte `offset` on.
+    pub(crate) fn new(offset: u64) -> Self {
+        Self {
+            skip: offset,
+            ..Self::default()
+        }
     }
 
-    /// Writes the header, all blocks of it. The content has to follow, with [`TarWriter::content`].
+    /// Whether everything that was queued has been taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.content.is_none() && self.taken >= self.queued.len()
+    }
+
+    /// Bytes that are still to be passed over.
+    pub(crate) fn skip(&self) -> u64 {
+        self.skip
+    }
+
+    /// Takes at most `room` bytes of what is queued, and appends them to `out`, which has the capacity for them.
+    pub(crate) fn take(&mut self, out: &mut Vec<u8>, room: usize) -> Result<()> {
+        let end = out.len() + room;
+        while out.len() < end {
+            let queued = self.queued.get(self.taken..).unwrap_or_default();
+            if !queued.is_empty() {
+                let skipped = usize::try_from(self.skip).map_or(queued.len(), |skip| skip.min(queued.len()));
+                self.skip -= skipped as u64;
+                let queued = queued.get(skipped..).unwrap_or_default();
+                let part = queued.get(..end - out.len()).unwrap_or(queued);
+                out.extend_from_slice(part);
+                self.taken += skipped + part.len();
+                continue;
+            }
+            self.queued.clear();
+            self.taken = 0;
+            let Some(content) = &mut self.content else {
+                break;
+            };
+            content.take(out, end - out.len(), &mut self.skip)?;
+            if content.rest == 0 {
+                self.queued.resize(content.padding, 0);
+                self.content = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the header, all blocks of it. The content has to follow, with [`TarWriter::content`].
     pub(crate) fn header(&mut self, item: &Item<'_>) -> Result<()> {
         let mut header = Header::new_ustar();
         let mut records: Vec<(&str, Vec<u8>)> = Vec::new();
@@ -214,7 +278,8 @@ impl<'a> TarWriter<'a> {
         if pax {
             self.pax_header(item, records)?;
         }
-        self.write(header.as_bytes())
+        self.queued.extend_from_slice(header.as_bytes());
+        Ok(())
     }
 
     fn pax_header(&mut self, item: &Item<'_>, records: Vec<(&str, Vec<u8>)>) -> Result<()> {
@@ -252,50 +317,59 @@ impl<'a> TarWriter<'a> {
         header.set_mtime(0).map_err(bad)?;
         put_text(&mut header.as_ustar_mut().name, &pax_name(item.name));
         seal(&mut header, EntryType::XHeader);
-        self.write(header.as_bytes())?;
-        self.write(&data)?;
-        self.zeros(padding(size))
+        self.queued.extend_from_slice(header.as_bytes());
+        self.queued.extend_from_slice(&data);
+        self.queued.resize(self.queued.len() + padding(size), 0);
+        Ok(())
     }
 
-    /// Writes the content of the entry whose header said `size`, from `file`.
-    pub(crate) fn content(&mut self, file: BorrowedFd<'_>, size: u64, name: &Path) -> Result<()> {
-        let mut rest = size;
-        while rest > 0 {
-            let limit = usize::try_from(rest).unwrap_or(usize::MAX);
-            let part = self
-                .sink
-                .fill(file, limit)
-                .at("copying into the layer stream", name)?
-                .len();
-            if part == 0 {
-                tracing::warn!(file = %name.display(), missing = rest, "file shrank while it was read; filled with zeros");
-                break;
+    /// Queues the content of the entry whose header said `size`. Nothing else may be queued before it was taken.
+    pub(crate) fn content(&mut self, file: OwnedFd, size: u64, name: PathBuf) {
+        self.content = Some(Content {
+            file,
+            rest: size,
+            padding: padding(size),
+            ended: false,
+            name,
+        });
+    }
+
+    /// Queues the end of the archive.
+    pub(crate) fn finish(&mut self) {
+        self.queued.resize(self.queued.len() + 2 * BLOCK, 0);
+    }
+}
+
+impl Content {
+    /// Appends at most `room` bytes; some, if there are any and not all are passed over.
+    fn take(&mut self, out: &mut Vec<u8>, room: usize, skip: &mut u64) -> Result<()> {
+        let skipped = self.rest.min(*skip);
+        if skipped > 0 {
+            let forward = i64::try_from(skipped).unwrap_or(i64::MAX);
+            rustix::fs::seek(&self.file, SeekFrom::Current(forward)).at("seeking in", &self.name)?;
+            *skip -= skipped;
+            self.rest -= skipped;
+        }
+        let limit = usize::try_from(self.rest).map_or(room, |rest| rest.min(room));
+        if limit == 0 {
+            return Ok(());
+        }
+        let mut count = 0;
+        if !self.ended {
+            count =
+                read_spare(self.file.as_fd(), out, limit).at("copying into the layer stream", &self.name)?;
+        }
+        if count == 0 {
+            if !self.ended {
+                let (file, missing) = (self.name.display(), self.rest);
+                tracing::warn!(%file, missing, "file shrank while it was read; filled with zeros");
             }
-            rest = rest.saturating_sub(u64::try_from(part).unwrap_or(u64::MAX));
+            self.ended = true;
+            out.resize(out.len() + limit, 0);
+            count = limit;
         }
-        while rest > 0 {
-            let count = usize::try_from(rest).map_or(ZEROS.len(), |rest| rest.min(ZEROS.len()));
-            self.zeros(count)?;
-            rest -= u64::try_from(count).unwrap_or(rest);
-        }
-        self.zeros(padding(size))
-    }
-
-    /// Writes the end of the archive.
-    pub(crate) fn finish(mut self) -> Result<()> {
-        self.zeros(2 * BLOCK)?;
-        self.sink.flush().during("writing the layer stream")
-    }
-
-    /// Up to [`ZEROS`]' length.
-    fn zeros(&mut self, count: usize) -> Result<()> {
-        self.write(ZEROS.get(..count).unwrap_or(&ZEROS))
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.sink
-            .write_all(bytes)
-            .map_err(|error| Error::io("writing the layer stream", error))
+        self.rest = self.rest.saturating_sub(count as u64);
+        Ok(())
     }
 }
 
@@ -304,12 +378,21 @@ mod tests {
     use super::*;
     use crate::archive::test_tar::pax_record;
     use std::io::{Seek as _, SeekFrom, Write as _};
-    use std::os::fd::AsFd as _;
+
+    /// Everything that is queued, taken in parts of `room` bytes.
+    fn taken(tar: &mut TarWriter, room: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        while !tar.is_empty() {
+            out.reserve(room);
+            tar.take(&mut out, room).unwrap();
+        }
+        out
+    }
 
     fn blocks(item: &Item<'_>) -> Vec<u8> {
-        let mut out = Vec::new();
-        TarWriter::new(&mut out).header(item).unwrap();
-        out
+        let mut tar = TarWriter::default();
+        tar.header(item).unwrap();
+        taken(&mut tar, 1 << 20)
     }
 
     fn field(block: &[u8], at: usize, length: usize) -> String {
@@ -460,28 +543,50 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 100_000]).unwrap();
         for promised in [0u64, 1, 511, 512, 513, 99_999, 100_000, 100_001, 200_000] {
-            file.seek(SeekFrom::Start(0)).unwrap();
-            let mut out = Vec::new();
-            let mut tar = TarWriter::new(&mut out);
-            tar.content(file.as_fd(), promised, Path::new("/x")).unwrap();
-            tar.finish().unwrap();
-            let promised = usize::try_from(promised).unwrap();
-            assert_eq!(out.len(), promised.next_multiple_of(512) + 1024);
-            let there = promised.min(100_000);
-            assert!(out[..there].iter().all(|byte| *byte == 7));
-            assert!(out[there..].iter().all(|byte| *byte == 0));
+            for room in [1 << 20, 4096, 701] {
+                let mut whole = Vec::new();
+                for offset in [
+                    0,
+                    1,
+                    promised / 2,
+                    promised,
+                    promised.next_multiple_of(512) + 1000,
+                ] {
+                    file.seek(SeekFrom::Start(0)).unwrap();
+                    let mut tar = TarWriter::new(offset);
+                    if promised > 0 {
+                        tar.content(file.try_clone().unwrap().into(), promised, "/x".into());
+                    }
+                    let mut out = taken(&mut tar, room);
+                    tar.finish();
+                    out.extend(taken(&mut tar, room));
+                    assert_eq!(tar.skip(), 0);
+                    if offset == 0 {
+                        let promised = usize::try_from(promised).unwrap();
+                        assert_eq!(out.len(), promised.next_multiple_of(512) + 1024);
+                        let there = promised.min(100_000);
+                        assert!(out[..there].iter().all(|byte| *byte == 7));
+                        assert!(out[there..].iter().all(|byte| *byte == 0));
+                        whole = out;
+                    } else {
+                        assert!(
+                            out == whole[usize::try_from(offset).unwrap()..],
+                            "{promised} {offset}"
+                        );
+                    }
+                }
+            }
         }
     }
 
     #[test]
     fn attributes_beyond_what_readers_take_are_refused() {
         let xattrs = [("user.big".to_owned(), vec![1; MAX_PAX])];
-        let mut out = Vec::new();
         let item = Item {
             xattrs: &xattrs,
             ..Item::mark(b"f")
         };
-        let error = TarWriter::new(&mut out).header(&item).unwrap_err();
+        let error = TarWriter::default().header(&item).unwrap_err();
         assert!(error.to_string().contains("attributes of entry \"f\""), "{error}");
     }
 }

@@ -2,74 +2,217 @@
 //!
 //! A file is looked for in the given trees in order, since the content of a layer that was copied from a template
 //! lies in the template. Names come from the archive: they are cleaned as when they were unpacked and resolved inside
-//! the tree; the file itself must be a regular one and no link. Nothing is written of a file whose size is not the
+//! the tree; the file itself must be a regular one and no link. Nothing is produced of a file whose size is not the
 //! recorded one, and never more bytes than recorded. A wrong checksum shows only after the bytes are out: whoever
 //! reads the stream has to take an error at any point as fatal.
 
-use std::io::Read;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::borrow::Cow;
+use std::io::{BufReader, Read};
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::bridge::{Producer, Progress, read_spare};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::sys::at;
 
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
-use crate::archive::stream_writer::StreamWriter;
 use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
 
-/// Writes the stream that `tar_split` (the compressed file) describes, and returns its length. `trees` are where the
-/// files are found, the layer's own first.
+/// Bytes of the compressed tar-split file that are read at a time.
+const READ_SIZE: usize = 64 * 1024;
+
+/// Entries without bytes that one step passes over at the most.
+const MAX_EMPTY_ENTRIES: usize = 4096;
+
+/// The stream that a tar-split file describes, as a producer.
 ///
 /// Fails with [`ErrorKind::LayerContentModified`] naming the entry where a file is missing or has another size or
 /// content than recorded.
-pub(crate) fn replay(tar_split: impl Read, trees: &[OwnedFd], out: &mut dyn StreamWriter) -> Result<u64> {
-    let mut entries = TarSplitReader::new(tar_split);
-    let mut trees: Vec<Lookup<'_>> = trees.iter().map(|tree| Lookup::new(tree.as_fd())).collect();
-    let mut crc = Crc::new();
-    let mut clean = Vec::new();
-    let mut written = 0u64;
-    while let Some(entry) = entries.next()? {
-        let count = match entry {
-            Entry::Segment(bytes) => {
-                out.write_all(&bytes).during("writing the layer stream")?;
-                u64::try_from(bytes.len()).unwrap_or(u64::MAX)
-            }
-            Entry::File { size: 0, .. } => 0,
-            Entry::File {
-                name,
-                size,
-                crc: expected,
-            } => {
-                path::clean(&name, &mut clean);
-                let file = open(&mut trees, &clean, size).context(|| of(&name))?;
-                copy(file.as_fd(), size, &mut crc, out).context(|| of(&name))?;
-                if crc.take() != expected {
-                    return Err(modified("its checksum is not the recorded one").context(of(&name)));
+pub(crate) struct Replay<R: Read> {
+    tar_split: TarSplit<R>,
+    trees: Vec<Lookup<OwnedFd>>,
+    /// Bytes of the stream that are passed over. Files that lie in them as a whole are not opened.
+    skip: u64,
+    current: Current,
+    /// Of the current file.
+    crc: Crc,
+    clean: Vec<u8>,
+}
+
+/// The tar-split file. Its reader has buffers, which a stream that nobody reads does not need.
+enum TarSplit<R: Read> {
+    Unread(Option<R>),
+    Open(Box<TarSplitReader<BufReader<R>>>),
+}
+
+/// What is being produced.
+enum Current {
+    Nothing,
+    Segment {
+        bytes: Vec<u8>,
+        position: usize,
+    },
+    File {
+        name: Vec<u8>,
+        file: OwnedFd,
+        rest: u64,
+        /// `None` if the start of the file was passed over, which leaves nothing to compare with.
+        crc: Option<[u8; 8]>,
+    },
+}
+
+impl<R: Read> TarSplit<R> {
+    fn next(&mut self) -> Result<Option<Entry>> {
+        loop {
+            match self {
+                Self::Open(reader) => return reader.next(),
+                Self::Unread(file) => {
+                    let Some(file) = file.take() else {
+                        return Ok(None);
+                    };
+                    let buffered = BufReader::with_capacity(READ_SIZE, file);
+                    *self = Self::Open(Box::new(TarSplitReader::new(buffered)));
                 }
-                size
+            }
+        }
+    }
+}
+
+impl<R: Read> Replay<R> {
+    /// The stream from its byte `offset` on. `tar_split` is the compressed file; `trees` are where the files are found,
+    /// the layer's own first.
+    pub(crate) fn new(tar_split: R, trees: Vec<OwnedFd>, offset: u64) -> Self {
+        Self {
+            tar_split: TarSplit::Unread(Some(tar_split)),
+            trees: trees.into_iter().map(Lookup::new).collect(),
+            skip: offset,
+            current: Current::Nothing,
+            crc: Crc::new(),
+            clean: Vec::new(),
+        }
+    }
+
+    /// Takes up the next entry; `false` at the end.
+    fn next(&mut self) -> Result<bool> {
+        let Some(entry) = self.tar_split.next()? else {
+            if self.skip > 0 {
+                let what = format!(
+                    "an offset that lies {} bytes beyond the end of the layer stream",
+                    self.skip
+                );
+                return Err(ErrorKind::InvalidInput.err(what));
+            }
+            return Ok(false);
+        };
+        let size = match &entry {
+            Entry::Segment(bytes) => bytes.len() as u64,
+            Entry::File { size, .. } => *size,
+        };
+        let skipped = self.skip.min(size);
+        self.skip -= skipped;
+        if skipped == size {
+            return Ok(true);
+        }
+        self.current = match entry {
+            Entry::Segment(bytes) => Current::Segment {
+                bytes,
+                position: usize::try_from(skipped).unwrap_or(usize::MAX),
+            },
+            Entry::File { name, size, crc } => {
+                path::clean(&name, &mut self.clean);
+                let file = open(&mut self.trees, &self.clean, size).context(|| of(&name))?;
+                if skipped > 0 {
+                    let sought = rustix::fs::seek(&file, SeekFrom::Start(skipped));
+                    sought.during("seeking in it").context(|| of(&name))?;
+                }
+                Current::File {
+                    name,
+                    file,
+                    rest: size - skipped,
+                    crc: (skipped == 0).then_some(crc),
+                }
             }
         };
-        written = written.saturating_add(count);
+        Ok(true)
     }
-    out.flush().during("writing the layer stream")?;
-    Ok(written)
+
+    /// Appends at most `room` bytes of the current entry.
+    fn fill(&mut self, out: &mut Vec<u8>, room: usize) -> Result<()> {
+        match &mut self.current {
+            Current::Nothing => {}
+            Current::Segment { bytes, position } => {
+                let rest = bytes.get(*position..).unwrap_or_default();
+                let part = rest.get(..room).unwrap_or(rest);
+                out.extend_from_slice(part);
+                *position += part.len();
+                if *position >= bytes.len() {
+                    self.current = Current::Nothing;
+                }
+            }
+            Current::File {
+                name,
+                file,
+                rest,
+                crc,
+            } => {
+                let limit = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
+                let start = out.len();
+                let count = read_spare(file.as_fd(), out, limit)
+                    .during("copying its content")
+                    .context(|| of(name))?;
+                if count == 0 {
+                    return Err(modified(format!("it ends {rest} bytes early")).context(of(name)));
+                }
+                *rest = rest.saturating_sub(count as u64);
+                if let Some(recorded) = crc {
+                    self.crc.update(out.get(start..).unwrap_or_default());
+                    if *rest == 0 && self.crc.take() != *recorded {
+                        return Err(modified("its checksum is not the recorded one").context(of(name)));
+                    }
+                }
+                if *rest == 0 {
+                    self.current = Current::Nothing;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read + Send + Sync + 'static> Producer for Replay<R> {
+    fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+        let end = out.len() + room;
+        let mut empty = 0;
+        while out.len() < end && empty < MAX_EMPTY_ENTRIES {
+            if let Current::Nothing = self.current {
+                if !self.next()? {
+                    return Ok(Progress::End);
+                }
+                empty += 1;
+            } else {
+                self.fill(out, end - out.len())?;
+                empty = 0;
+            }
+        }
+        Ok(Progress::More)
+    }
 }
 
 fn of(name: &[u8]) -> String {
     format!("restoring entry {}", path::show(name))
 }
 
-fn modified(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+fn modified(what: impl Into<Cow<'static, str>>) -> Error {
     ErrorKind::LayerContentModified.err(what)
 }
 
 /// Opens the regular file at the clean path `clean` in the first tree that has something there.
 ///
 /// It is looked at before it is opened: opening a device or a FIFO can have effects.
-fn open(trees: &mut [Lookup<'_>], clean: &[u8], size: u64) -> Result<OwnedFd> {
+fn open(trees: &mut [Lookup<OwnedFd>], clean: &[u8], size: u64) -> Result<OwnedFd> {
     let (parent, name) = path::split(clean);
     if name.is_empty() {
         return Err(modified("content was recorded for the root directory"));
@@ -94,19 +237,4 @@ fn open(trees: &mut [Lookup<'_>], clean: &[u8], size: u64) -> Result<OwnedFd> {
         return rustix::fs::openat(dir, name, flags, Mode::empty()).during("opening it");
     }
     Err(modified("it is missing").with_source(std::io::Error::from(Errno::NOENT)))
-}
-
-/// Copies exactly `size` bytes.
-fn copy(file: BorrowedFd<'_>, size: u64, crc: &mut Crc, out: &mut dyn StreamWriter) -> Result<()> {
-    let mut rest = size;
-    while rest > 0 {
-        let limit = usize::try_from(rest).unwrap_or(usize::MAX);
-        let part = out.fill(file, limit).during("copying its content")?;
-        if part.is_empty() {
-            return Err(modified(format!("it ends {rest} bytes early")));
-        }
-        crc.update(part);
-        rest = rest.saturating_sub(u64::try_from(part.len()).unwrap_or(u64::MAX));
-    }
-    Ok(())
 }

@@ -6,14 +6,13 @@ use proptest::prelude::*;
 use rustix::fs::FileType;
 
 use super::*;
-use crate::archive::diff::changes::{Change, ChangeKind, changes_size, tree_changes};
-use crate::archive::diff::export::write_changes;
+use crate::archive::diff::changes::{Change, ChangeKind, changes_size};
 use crate::archive::tests::out_support::*;
 use crate::idmap::IdMap;
 
 fn compare(new: &Tree, old: &Tree) -> Vec<Change> {
     let none = IdMappings::default();
-    tree_changes((new.open().as_fd(), &none), Some((old.open().as_fd(), &none))).unwrap()
+    compared((&new.open(), &none), Some((&old.open(), &none)))
 }
 
 #[test]
@@ -184,7 +183,7 @@ fn additions_deletions_and_changes_of_type() {
     ];
     assert_eq!(shown(&compare(&new, &old)), expected);
     let none = IdMappings::default();
-    let all = tree_changes((new.open().as_fd(), &none), None).unwrap();
+    let all = compared((&new.open(), &none), None);
     assert!(all.iter().all(|change| change.kind == ChangeKind::Add));
     assert_eq!(all.len(), listing(new.path()).len());
     assert!(compare(&new, &new).is_empty());
@@ -206,15 +205,8 @@ fn owners_are_compared_as_the_container_sees_them() {
         gids: vec![IdMap::new(0, host, 10)],
     };
     let (old_maps, new_maps) = (maps(1000), maps(2000));
-    let compare = |new_maps, old_maps| {
-        shown(
-            &tree_changes(
-                (new.open().as_fd(), new_maps),
-                Some((old.open().as_fd(), old_maps)),
-            )
-            .unwrap(),
-        )
-    };
+    let compare =
+        |new_maps, old_maps| shown(&compared((&new.open(), new_maps), Some((&old.open(), old_maps))));
     assert!(compare(&new_maps, &old_maps).is_empty());
     assert_eq!(compare(&IdMappings::default(), &old_maps), ["C /mapped"]);
 }
@@ -227,7 +219,7 @@ fn sizes_count_each_file_once() {
         .file("c", "123")
         .symlink("l", "1234567");
     let none = IdMappings::default();
-    let mut changes = tree_changes((tree.open().as_fd(), &none), None).unwrap();
+    let mut changes = compared((&tree.open(), &none), None);
     assert_eq!(changes_size(tree.open().as_fd(), &changes).unwrap(), 15);
     changes.push(Change {
         path: "/missing/x".into(),
@@ -259,8 +251,7 @@ fn a_deep_tree_is_compared_and_written() {
     // Times of the directories may differ, the leaf does.
     assert_eq!(changes.len(), DEPTH + 1);
     assert_eq!(changes_size(new.open().as_fd(), &changes).unwrap(), 4);
-    let mut tar = Vec::new();
-    write_changes(new.open().as_fd(), &IdMappings::default(), &changes, &mut tar).unwrap();
+    let tar = changes_stream(&new.open(), &changes);
     let names = names(&tar);
     assert_eq!(names.len(), DEPTH + 1);
     assert!(names.last().unwrap().ends_with("/deepdeepdeep/leaf"));
@@ -326,12 +317,9 @@ proptest! {
     fn changes_applied_to_the_old_tree_give_the_new_one(old in objects(), new in objects()) {
         let (old, new) = (build(&old), build(&new));
         let changes = compare(&new, &old);
-        let mut tar = Vec::new();
-        write_changes(new.open().as_fd(), &IdMappings::default(), &changes, &mut tar).unwrap();
-        let mut again = Vec::new();
+        let tar = changes_stream(&new.open(), &changes);
         let shuffled: Vec<Change> = changes.iter().rev().cloned().collect();
-        write_changes(new.open().as_fd(), &IdMappings::default(), &shuffled, &mut again).unwrap();
-        prop_assert!(tar == again, "the order of the list matters");
+        prop_assert!(changes_stream(&new.open(), &shuffled) == tar, "the order of the list matters");
         let layer = layer_with(old.path());
         layer.apply(&tar).unwrap();
         // Which files are one inode is no part of the comparison.
@@ -343,7 +331,7 @@ proptest! {
         // And then there is nothing left to do.
         let none = IdMappings::default();
         let root = crate::sys::at::open_dir(&layer.root()).unwrap();
-        let rest = tree_changes((new.open().as_fd(), &none), Some((root.as_fd(), &none))).unwrap();
+        let rest = compared((&new.open(), &none), Some((&root, &none)));
         prop_assert!(rest.is_empty(), "{:?}", shown(&rest));
     }
 }

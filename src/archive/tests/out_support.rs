@@ -1,15 +1,17 @@
-//! What the tests of the way out share: trees made by hand, overlay mounts, a list of what is in a tar stream.
+//! What the tests of diffs share: trees made by hand, overlay mounts, a list of what is in a tar stream.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 pub(super) use std::process::Command;
 
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 
 use super::*;
-use crate::archive::diff::changes::Change;
+use crate::archive::diff::changes::{Change, ComparedTree, TreeComparison, tree_changes};
+use crate::archive::diff::export::Export;
 use crate::archive::tar::reader::{self, ChunkSource, TarReader};
+use crate::bridge::{Producer, run_to_end};
 use crate::sys::at;
 
 /// Runs a program that has to succeed.
@@ -265,4 +267,67 @@ pub(super) fn arg(text: &(impl AsRef<OsStr> + ?Sized)) -> &OsStr {
 /// As [`arg`], for bytes.
 pub(super) fn bytes(text: &[u8]) -> &OsStr {
     OsStr::from_bytes(text)
+}
+
+/// Everything that a producer makes. `make` starts it at an offset of the stream; neither that nor how many bytes a
+/// step may make changes the bytes.
+pub(super) fn produced<P: Producer>(make: impl Fn(u64) -> P) -> Result<Vec<u8>> {
+    let mut whole = Vec::new();
+    run_to_end(make(0), 1 << 20, &mut whole)?;
+    let mut again = Vec::new();
+    run_to_end(make(0), 701, &mut again)?;
+    assert!(again == whole, "two streams of one tree differ");
+    for offset in [1, whole.len() / 3, whole.len() / 2 + 1, whole.len()] {
+        let mut rest = Vec::new();
+        run_to_end(make(offset as u64), 10_007, &mut rest)?;
+        assert!(
+            rest == whole.get(offset..).unwrap_or_default(),
+            "from byte {offset} on"
+        );
+    }
+    let error = run_to_end(make(whole.len() as u64 + 9), 1 << 20, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("beyond the end"), "{error}");
+    Ok(whole)
+}
+
+/// The stream of a whole tree.
+pub(super) fn tree_stream(root: &OwnedFd, mappings: &IdMappings) -> Vec<u8> {
+    produced(|offset| Export::tree(root.as_fd(), mappings, offset).unwrap()).unwrap()
+}
+
+/// The stream of an overlay upper directory.
+pub(super) fn upper_stream(
+    upper: &OwnedFd,
+    lowers: &[OwnedFd],
+    namespace: Namespace,
+    mappings: &IdMappings,
+) -> Vec<u8> {
+    let lowers = || lowers.iter().map(|lower| lower.try_clone().unwrap()).collect();
+    produced(|offset| Export::upper(upper.as_fd(), lowers(), namespace, mappings, offset).unwrap()).unwrap()
+}
+
+/// The stream of some changes.
+pub(super) fn changes_stream(new: &OwnedFd, changes: &[Change]) -> Vec<u8> {
+    let mappings = IdMappings::default();
+    produced(|offset| Export::changes(new.try_clone().unwrap(), changes.to_vec(), &mappings, offset)).unwrap()
+}
+
+/// What differs between two trees.
+pub(super) fn compared(
+    (new, new_mappings): (&OwnedFd, &IdMappings),
+    old: Option<(&OwnedFd, &IdMappings)>,
+) -> Vec<Change> {
+    let new = ComparedTree {
+        root: new.as_fd(),
+        mappings: new_mappings,
+    };
+    let old = old.map(|(old, mappings)| ComparedTree {
+        root: old.as_fd(),
+        mappings,
+    });
+    let changes = tree_changes(new, old).unwrap();
+    let mut steps = TreeComparison::new(new, old).unwrap();
+    while steps.step(1).unwrap() {}
+    assert_eq!(steps.into_changes(), changes, "in single steps");
+    changes
 }

@@ -6,7 +6,6 @@ use rustix::fs::{FileType, XattrFlags};
 
 use super::*;
 use crate::archive::diff::changes::{Change, changes_size, upper_changes};
-use crate::archive::diff::export::write_upper;
 use crate::archive::tests::out_support::*;
 use crate::idmap::IdMap;
 
@@ -17,12 +16,7 @@ pub(super) fn changes_of(upper: &Tree, lowers: &[OwnedFd]) -> Vec<Change> {
 }
 
 pub(super) fn tar_of(upper: &Tree, lowers: &[OwnedFd], maps: &IdMappings) -> Vec<u8> {
-    let mut tar = Vec::new();
-    write_upper(upper.open().as_fd(), lowers, NS, maps, &mut tar).unwrap();
-    let mut again = Vec::new();
-    write_upper(upper.open().as_fd(), lowers, NS, maps, &mut again).unwrap();
-    assert!(tar == again, "two streams of one layer differ");
-    tar
+    upper_stream(&upper.open(), lowers, NS, maps)
 }
 
 /// A base and a layer on it, as they would lie on disk.
@@ -330,29 +324,11 @@ fn a_mark_is_written_only_where_it_hides_something() {
         ["D /d", "A /d/e", "A /d/e/f"]
     );
     // Marked for the other kind of mount: an ordinary directory, and its attribute stays here.
-    let tar = {
-        let mut tar = Vec::new();
-        write_upper(
-            upper.open().as_fd(),
-            &[bottom.open()],
-            Namespace::User,
-            &IdMappings::default(),
-            &mut tar,
-        )
-        .unwrap();
-        tar
-    };
+    let none = IdMappings::default();
+    let tar = upper_stream(&upper.open(), &[bottom.open()], Namespace::User, &none);
     assert_eq!(names(&tar), ["d/", "d/e/", "d/e/f"]);
     rustix::fs::lsetxattr(upper.at("d"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
-    let mut tar = Vec::new();
-    write_upper(
-        upper.open().as_fd(),
-        &[bottom.open()],
-        Namespace::User,
-        &IdMappings::default(),
-        &mut tar,
-    )
-    .unwrap();
+    let tar = upper_stream(&upper.open(), &[bottom.open()], Namespace::User, &none);
     assert_eq!(entries(&tar)[0], ("d/".to_owned(), "5 755 0:0 0".to_owned()));
     assert_eq!(names(&tar), ["d/", "d/.wh..wh..opq", "d/e/", "d/e/f"]);
 }

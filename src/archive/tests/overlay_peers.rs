@@ -1,6 +1,5 @@
 //! Overlay layers against what others make of them: the kernel's merged view, the stream of containers-storage.
 
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use proptest::prelude::*;
@@ -8,7 +7,6 @@ use rustix::fs::{CWD, FileType, XattrFlags};
 
 use super::*;
 use crate::archive::diff::changes::ChangeKind;
-use crate::archive::diff::export::write_upper;
 use crate::archive::tests::changes::{Object, build, names_of, objects};
 use crate::archive::tests::out_support::*;
 use crate::archive::tests::overlay::{NS, changes_of, tar_of};
@@ -107,15 +105,7 @@ fn the_stream_is_the_one_that_containers_storage_makes() {
     store(&["diff", "-u", "-f", theirs.to_str().unwrap(), &top]);
     let theirs = as_newer_releases(std::fs::read(&theirs).unwrap());
     let open = |id: &str| crate::sys::at::open_dir(&tmp.at(&format!("graph/overlay/{id}/diff"))).unwrap();
-    let mut ours = Vec::new();
-    write_upper(
-        open(&top).as_fd(),
-        &[open(&base)],
-        NS,
-        &IdMappings::default(),
-        &mut ours,
-    )
-    .unwrap();
+    let ours = upper_stream(&open(&top), &[open(&base)], NS, &IdMappings::default());
     if ours != theirs {
         let at = ours.iter().zip(&theirs).position(|(a, b)| a != b);
         panic!(

@@ -1,23 +1,23 @@
 //! Putting streams together again that this library or another program unpacked.
 
+use std::io::Cursor;
 use std::os::fd::OwnedFd;
 
 use super::*;
-use crate::archive::stream_writer::Plain;
 use crate::archive::tar_split::format::TarSplitWriter;
-use crate::archive::tar_split::replay::replay;
+use crate::archive::tar_split::replay::Replay;
 use crate::archive::test_tar::{Item, TarBuilder};
 use crate::archive::tests::out_support::*;
+use crate::bridge::run_to_end;
 use crate::error::ErrorKind;
 
+fn replay(split: &[u8], trees: &[OwnedFd], offset: u64) -> Replay<Cursor<Vec<u8>>> {
+    let trees = trees.iter().map(|tree| tree.try_clone().unwrap()).collect();
+    Replay::new(Cursor::new(split.to_vec()), trees, offset)
+}
+
 fn replayed(split: &[u8], trees: &[OwnedFd]) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    let written = replay(split, trees, &mut out)?;
-    assert_eq!(written, out.len() as u64);
-    let mut plain = Plain::new(Vec::new());
-    assert_eq!(replay(split, trees, &mut plain)?, written);
-    assert!(plain.into_inner() == out);
-    Ok(out)
+    produced(|offset| replay(split, trees, offset))
 }
 
 /// A tape of segments and files.
@@ -112,7 +112,7 @@ fn what_is_not_as_recorded_is_named() {
         assert_eq!(replayed(&split, &[tree.open()]).unwrap().len(), 300_008);
         damage(&tree);
         let mut out = Vec::new();
-        let error = replay(&*split, &[tree.open()], &mut out).unwrap_err();
+        let error = run_to_end(replay(&split, &[tree.open()], 0), 1 << 20, &mut out).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::LayerContentModified, "{what}");
         let text = error.chain();
         assert!(text.contains("\"./d/f\"") && text.contains(what), "{text}");
@@ -246,108 +246,4 @@ fn what_containers_storage_applied_comes_back() {
             assert!(error.chain().contains("\"./d/hello\""), "{}", error.chain());
         }
     }
-}
-
-/// Not a test of anything: how fast it goes. Run it with `--release --ignored --nocapture`; the directories are where
-/// `TMPDIR` says.
-#[test]
-#[ignore = "measures"]
-fn measure_replay() {
-    let (count, size) = match std::env::var("REPLAY_FILES")
-        .ok()
-        .and_then(|count| count.parse().ok())
-    {
-        Some(count) => (count, 170_000_000 / count),
-        None => (17_000, 10_000),
-    };
-    let mut builder = TarBuilder::new();
-    for index in 0..count {
-        let content: Vec<u8> = (0..size)
-            .map(|byte: usize| ((byte * 31 + index) % 251).to_le_bytes()[0])
-            .collect();
-        if index % 20 == 0 {
-            builder = builder.add(Item::dir(format!("usr/share/package{}", index / 20)));
-        }
-        builder = builder.add(Item::file(
-            format!("usr/share/package{}/file{index}", index / 20),
-            content,
-        ));
-    }
-    let tar = builder.end();
-    let layer = Layer::new(WhiteoutFormat::Apply);
-    let file = Tree::new();
-    std::fs::write(file.at("t"), &tar).unwrap();
-    layer.apply(&tar).unwrap();
-    let split = std::fs::read(layer.split_path()).unwrap();
-    struct Count(u64);
-    impl std::io::Write for Count {
-        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-            self.0 += data.len() as u64;
-            Ok(data.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let root = || [crate::sys::at::open_dir(&layer.root()).unwrap()];
-    let tape = || {
-        let mut reader = TarSplitReader::new(&*split);
-        while reader.next().unwrap().is_some() {}
-    };
-    let plain = || assert!(replay(&*split, &root(), &mut Plain::new(Count(0))).is_ok());
-    let channel = || {
-        let (mut writer, mut stream) = crate::bridge::chunks_out();
-        let (split, root) = (split.clone(), root());
-        let work = std::thread::spawn(move || {
-            replay(&*split, &root, &mut writer).unwrap();
-            writer.finish(Ok(()));
-        });
-        let mut buffer = vec![0; 256 << 10];
-        RUNTIME.block_on(async {
-            while tokio::io::AsyncReadExt::read(&mut stream, &mut buffer)
-                .await
-                .unwrap()
-                > 0
-            {}
-        });
-        work.join().unwrap();
-    };
-    let ways: [(&str, &dyn Fn()); 3] = [
-        ("tape alone", &tape),
-        ("replay", &plain),
-        ("through the channel", &channel),
-    ];
-    println!("{count} files of {size} bytes, best of 30:");
-    for (what, way) in ways {
-        // The machine may be busy with other things: processor time is what counts.
-        let best = (0..30)
-            .map(|_| (processor_time(way), wall_time(way)))
-            .reduce(|a, b| (a.0.min(b.0), a.1.min(b.1)));
-        let (processor, wall) = best.unwrap();
-        let speed = |seconds: f64| tar.len() as f64 / seconds / 1e6;
-        println!(
-            "{what}: {:.1} ms, {:.0} MB/s; processor {:.1} ms, {:.0} MB/s",
-            wall * 1e3,
-            speed(wall),
-            processor * 1e3,
-            speed(processor)
-        );
-    }
-}
-
-fn wall_time(work: &dyn Fn()) -> f64 {
-    let start = std::time::Instant::now();
-    work();
-    start.elapsed().as_secs_f64()
-}
-
-/// Of the whole process, all threads and the kernel's part included.
-fn processor_time(work: &dyn Fn()) -> f64 {
-    let now = || {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-    };
-    let start = now();
-    work();
-    now() - start
 }

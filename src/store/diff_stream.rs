@@ -1,0 +1,296 @@
+//! A layer's diff as a stream, and what its bytes are made of.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::Stream;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::archive::compress::gzip::Gzip;
+use crate::archive::compress::parallel::ParallelStream;
+use crate::archive::compress::zstd_frames::ZstdFrames;
+use crate::archive::diff::changes::{self, Change, ComparedTree, TreeComparison};
+use crate::archive::diff::export::Export;
+use crate::archive::tar_split::replay::Replay;
+use crate::bridge::{ByteStream, Producer, Progress};
+use crate::compression::Compression;
+use crate::driver::{Driver, OverlayDiff};
+use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::idmap::IdMappings;
+use crate::record::layer::LayerRow;
+use crate::store::layer_store::new_layer::mappings_of;
+
+/// Entries of two trees that one step compares.
+const COMPARED_ENTRIES: usize = 2048;
+
+/// A layer's diff as a stream of bytes, made by [`Store::diff`](crate::Store::diff).
+///
+/// It is both an [`AsyncRead`] and a [`Stream`] of chunks: two views of the same bytes, which may be mixed. Nothing is
+/// read before the first poll; later polls run short steps on the runtime's blocking pool, at most one step ahead of
+/// the reader (compression: a few blocks ahead). So any number of streams may be open and unread: each costs its open
+/// directories and files, and a temporary mount where the driver needs one; no thread and no lock. They are let go at
+/// the end of the stream, or soon after it is dropped.
+///
+/// The steps run on the runtime that polls the stream, else on the one in which it was made; once that has shut down,
+/// reading fails.
+pub struct DiffStream {
+    stream: ByteStream,
+    compression: Compression,
+    size: Option<u64>,
+}
+
+impl DiffStream {
+    /// How the bytes are compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// Bytes of the whole diff, whatever offset this stream begins at; `None` if they are not known beforehand.
+    ///
+    /// Known is the recorded size of a layer that came in as a stream and goes out uncompressed.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+}
+
+impl fmt::Debug for DiffStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiffStream")
+            .field("compression", &self.compression)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for DiffStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl Stream for DiffStream {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        Pin::new(&mut self.stream).poll_next(cx)
+    }
+}
+
+/// Refuses a compression that can only be read.
+pub(super) fn check_compression(compression: Compression) -> Result<()> {
+    match compression {
+        Compression::None | Compression::Gzip | Compression::Zstd => Ok(()),
+        Compression::Bzip2 | Compression::Xz => {
+            let extension = compression.extension();
+            Err(ErrorKind::NotSupported.err(format!("compression format {extension} for writing")))
+        }
+    }
+}
+
+/// What the bytes of a diff are made of.
+pub(super) enum DiffSource {
+    /// The layer's tar-split file and its files, which give the stream that the layer came from. `size` is its size as
+    /// recorded.
+    Replay {
+        tar_split: File,
+        trees: Vec<OwnedFd>,
+        size: Option<u64>,
+    },
+    /// What the driver says has changed.
+    Comparison(Comparison),
+}
+
+impl DiffSource {
+    /// The stream of the layer `id` from byte `offset` on.
+    pub(super) fn stream(self, id: String, compression: Compression, offset: u64) -> Result<DiffStream> {
+        check_compression(compression)?;
+        let plain = compression == Compression::None;
+        let size = match &self {
+            Self::Replay { size, .. } if plain => *size,
+            _ => None,
+        };
+        if let Some(size) = size
+            && offset > size
+        {
+            let what = format!("offset {offset} in the diff of layer {id:?}, which has {size} bytes");
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
+        // What is compressed has to be made from the start.
+        let start = if plain { offset } else { 0 };
+        let bytes = match self {
+            Self::Replay { tar_split, trees, .. } => {
+                DiffBytes::Replay(Box::new(Replay::new(tar_split, trees, start)))
+            }
+            Self::Comparison(comparison) => DiffBytes::Fresh(Fresh::Opened(comparison, start)),
+        };
+        let producer = DiffProducer { id, bytes };
+        let stream = match compression {
+            Compression::Gzip => ByteStream::new(ParallelStream::<Gzip, _>::new(producer)).skipping(offset),
+            Compression::Zstd => {
+                ByteStream::new(ParallelStream::<ZstdFrames, _>::new(producer)).skipping(offset)
+            }
+            _ => ByteStream::of(producer),
+        };
+        Ok(DiffStream {
+            stream,
+            compression,
+            size,
+        })
+    }
+}
+
+/// How to find out what a layer changes.
+pub(super) enum Comparison {
+    /// The driver keeps changes apart.
+    OverlayDiff(OverlayDiff, IdMappings),
+    /// Two whole trees.
+    Trees { new: Tree, old: Option<Tree> },
+}
+
+/// A tree and whose owners it has.
+pub(super) struct Tree {
+    /// The root directory, perhaps of a private mount.
+    dir: OwnedFd,
+    mappings: IdMappings,
+}
+
+impl Tree {
+    fn compared(&self) -> ComparedTree<'_> {
+        ComparedTree {
+            root: self.dir.as_fd(),
+            mappings: &self.mappings,
+        }
+    }
+}
+
+impl Comparison {
+    /// Opens the trees of two layers, and mounts what has to be mounted.
+    pub(super) fn open(driver: &Arc<dyn Driver>, to: &LayerRow, from: Option<&LayerRow>) -> Result<Self> {
+        if let Some(upper) = driver.overlay_diff(&to.id, from.map(|row| row.id.as_str()))? {
+            return Ok(Self::OverlayDiff(upper, mappings_of(to)));
+        }
+        let tree = |row: &LayerRow| -> Result<Tree> {
+            Ok(Tree {
+                dir: driver.mount_private(&row.id)?,
+                mappings: mappings_of(row),
+            })
+        };
+        Ok(Self::Trees {
+            new: tree(to)?,
+            old: from.map(tree).transpose()?,
+        })
+    }
+
+    /// What has changed.
+    pub(super) fn changes(&self) -> Result<Vec<Change>> {
+        match self {
+            Self::OverlayDiff(upper, _) => {
+                changes::upper_changes(upper.dir.as_fd(), &upper.lowers, upper.namespace)
+            }
+            Self::Trees { new, old } => {
+                changes::tree_changes(new.compared(), old.as_ref().map(Tree::compared))
+            }
+        }
+    }
+
+    /// Bytes in the files that were added or changed; `None` where the driver knows better.
+    pub(super) fn size_of_changes(&self) -> Result<Option<u64>> {
+        match self {
+            Self::OverlayDiff(..) => Ok(None),
+            Self::Trees { new, .. } => changes::changes_size(new.dir.as_fd(), &self.changes()?).map(Some),
+        }
+    }
+}
+
+/// The uncompressed bytes of a diff, as a producer.
+struct DiffProducer {
+    /// Of the layer, for errors.
+    id: String,
+    bytes: DiffBytes,
+}
+
+enum DiffBytes {
+    Replay(Box<Replay<File>>),
+    Fresh(Fresh),
+}
+
+/// A diff that is made of what has changed, step by step.
+enum Fresh {
+    /// Nothing was read yet. The stream begins at this offset.
+    Opened(Comparison, u64),
+    /// Two trees are being compared.
+    Comparing {
+        comparison: Box<TreeComparison>,
+        new: Tree,
+        old: Tree,
+        offset: u64,
+    },
+    /// The stream is being written.
+    Exporting(Box<Export>),
+    Over,
+}
+
+impl Producer for DiffProducer {
+    fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+        let progress = match &mut self.bytes {
+            DiffBytes::Replay(replay) => replay.step(out, room),
+            DiffBytes::Fresh(fresh) => fresh.step(out, room),
+        };
+        progress.context(|| format!("reading the diff of layer {:?}", self.id))
+    }
+}
+
+impl Fresh {
+    fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+        if let Self::Exporting(export) = self {
+            return export.step(out, room);
+        }
+        *self = match std::mem::replace(self, Self::Over) {
+            Self::Opened(Comparison::OverlayDiff(diff, mappings), offset) => {
+                let export = Export::upper(diff.dir.as_fd(), diff.lowers, diff.namespace, &mappings, offset)?;
+                Self::Exporting(Box::new(export))
+            }
+            Self::Opened(Comparison::Trees { new, old: None }, offset) => {
+                let export = Export::tree(new.dir.as_fd(), &new.mappings, offset)?;
+                Self::Exporting(Box::new(export))
+            }
+            Self::Opened(Comparison::Trees { new, old: Some(old) }, offset) => Self::Comparing {
+                comparison: Box::new(TreeComparison::new(new.compared(), Some(old.compared()))?),
+                new,
+                old,
+                offset,
+            },
+            Self::Comparing {
+                mut comparison,
+                new,
+                old,
+                offset,
+            } => {
+                if comparison.step(COMPARED_ENTRIES)? {
+                    Self::Comparing {
+                        comparison,
+                        new,
+                        old,
+                        offset,
+                    }
+                } else {
+                    let changes = comparison.into_changes();
+                    let export = Export::changes(new.dir, changes, &new.mappings, offset);
+                    Self::Exporting(Box::new(export))
+                }
+            }
+            over => over,
+        };
+        Ok(Progress::More)
+    }
+}
