@@ -80,6 +80,7 @@ mod archive;
 #[doc(hidden)]
 pub mod bench;
 mod bridge;
+pub mod compat;
 mod compression;
 pub mod config;
 mod copy_content;
@@ -102,14 +103,11 @@ mod whiteout;
 
 pub use archive::diff::changes::{Change, ChangeKind};
 pub use compression::Compression;
-pub use config::default_mount_options;
 pub use copy_content::{CopyEnd, copy_content};
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use idmap::{IdMap, IdMappings, Owner};
-pub use json::go_json;
 pub use lock::owners::LockOwner;
-pub use options::driver::mount_options;
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions, Remap,
@@ -120,6 +118,7 @@ pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, DriverCapabilities, GraphDriver};
+pub use store::mount_guard::Mount;
 pub use store::multi_list::MultiListResult;
 pub use store::put_layer::PutLayer;
 pub use store::sizes::ParentOwners;

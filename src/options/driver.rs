@@ -133,7 +133,7 @@ impl<'a> OptionString<'a> {
 ///
 /// ```
 /// let options = ["vfs.mountopt=ro".to_owned(), "overlay.mountopt=nodev,metacopy=on".to_owned()];
-/// assert_eq!(graphroot::mount_options("overlay", &options)?, ["nodev", "metacopy=on"]);
+/// assert_eq!(graphroot::compat::mount_options("overlay", &options)?, ["nodev", "metacopy=on"]);
 /// # Ok::<(), graphroot::Error>(())
 /// ```
 pub fn mount_options(driver: &str, driver_options: &[String]) -> Result<Vec<String>> {

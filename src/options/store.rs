@@ -237,6 +237,58 @@ impl StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// The fields, by name, in which these options differ from those of a store that lies in the same roots. A driver
+    /// that is not named is no wish.
+    pub(crate) fn differing(&self, open: &Self) -> Vec<&'static str> {
+        let Self {
+            graph_root: _,
+            run_root: _,
+            image_store,
+            driver: _,
+            driver_priority,
+            driver_options,
+            id_mappings,
+            pull_options,
+            transient,
+            disable_volatile,
+            root_auto_userns_user,
+            auto_userns_min_size,
+            auto_userns_max_size,
+            remap,
+            durability,
+            lock_timeout,
+        } = self;
+        [
+            ("image_store", *image_store != open.image_store),
+            ("driver_priority", *driver_priority != open.driver_priority),
+            ("driver_options", *driver_options != open.driver_options),
+            ("id_mappings", *id_mappings != open.id_mappings),
+            ("pull_options", *pull_options != open.pull_options),
+            ("transient", *transient != open.transient),
+            ("disable_volatile", *disable_volatile != open.disable_volatile),
+            (
+                "root_auto_userns_user",
+                *root_auto_userns_user != open.root_auto_userns_user,
+            ),
+            (
+                "auto_userns_min_size",
+                *auto_userns_min_size != open.auto_userns_min_size,
+            ),
+            (
+                "auto_userns_max_size",
+                *auto_userns_max_size != open.auto_userns_max_size,
+            ),
+            ("remap", *remap != open.remap),
+            ("durability", *durability != open.durability),
+            ("lock_timeout", *lock_timeout != open.lock_timeout),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+    }
+}
+
 /// What the keys `remap-uids`, `remap-gids`, `remap-user` and `remap-group` of old `storage.conf` files say.
 ///
 /// The Go library has removed them, so that opening a store does not apply them either. A caller who wants them can

@@ -35,6 +35,7 @@ pub(crate) mod layers;
 mod lookup;
 mod metadata;
 mod mount;
+pub(crate) mod mount_guard;
 pub(crate) mod multi_list;
 mod names;
 mod open;

@@ -59,11 +59,16 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the layer gets mounted in the background (and [`Store::mounted`] says so).
     pub async fn mount(&self, id: &str, options: MountOptions) -> Result<PathBuf> {
-        self.mount_counted(id, options).await.map(|(_layer, path)| path)
+        self.mount_with(id, options, |_layer, path| path).await
     }
 
-    /// As [`Store::mount`]; also returns the ID of the layer.
-    pub(crate) async fn mount_counted(&self, id: &str, wanted: MountOptions) -> Result<(String, PathBuf)> {
+    /// As [`Store::mount`]; returns what `make` makes of the layer's ID and the directory, in the step that mounts.
+    pub(crate) async fn mount_with<T: Send + 'static>(
+        &self,
+        id: &str,
+        wanted: MountOptions,
+        make: impl FnOnce(String, PathBuf) -> T + Send + 'static,
+    ) -> Result<T> {
         let container = self
             .read_container_store(|table| Ok(table.find(id).map(Container::new)))
             .await?;
@@ -86,7 +91,7 @@ impl Store {
         self.read_or_write_all_layer_stores(move |layers, additional| {
             let _graph = graph;
             match key.find(layers.table()).map(|row| row.id.clone()) {
-                Some(id) => layers.mount(&id, options).map(|path| (id.to_string(), path)),
+                Some(id) => layers.mount(&id, options).map(|path| make(id.to_string(), path)),
                 None if additional.iter().any(|table| key.find(table).is_some()) => {
                     let what = format!(
                         "mounting layer {:?} of a read-only store is not allowed",
@@ -194,17 +199,17 @@ impl Store {
     /// # Cancellation
     /// As [`Store::mount`].
     pub async fn mount_image(&self, id: &str, options: MountOptions) -> Result<PathBuf> {
-        self.mount_image_counted(id, options)
-            .await
-            .map(|(_layer, path)| path)
+        self.mount_image_with(id, options, |_layer, path| path).await
     }
 
-    /// As [`Store::mount_image`]; also returns the ID of the layer.
-    pub(crate) async fn mount_image_counted(
+    /// As [`Store::mount_image`]; returns what `make` makes of the layer's ID and the directory, in the step that
+    /// mounts.
+    pub(crate) async fn mount_image_with<T: Send + 'static>(
         &self,
         id: &str,
         wanted: MountOptions,
-    ) -> Result<(String, PathBuf)> {
+        make: impl FnOnce(String, PathBuf) -> T + Send + 'static,
+    ) -> Result<T> {
         let MountOptions { label, mut options } = wanted;
         if options.iter().any(|option| option == "rw") {
             return Err(ErrorKind::NotSupported.err("mount option \"rw\" for an image"));
@@ -238,7 +243,7 @@ impl Store {
                 ..driver::MountOptions::default()
             };
             let path = held.layers.mount(&top.id, options)?;
-            Ok((top.id.to_string(), path))
+            Ok(make(top.id.to_string(), path))
         })
         .await
     }

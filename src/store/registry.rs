@@ -40,6 +40,18 @@ fn canonical_driver(name: &str) -> &str {
     if name == "overlay2" { "overlay" } else { name }
 }
 
+/// Tells what of the options of a later opener does not count.
+fn warn_of_differences(store: &Inner, wanted: &StoreOptions) {
+    let differing = wanted.differing(&store.options);
+    if !differing.is_empty() {
+        tracing::warn!(
+            graph_root = %store.options.graph_root.display(),
+            options = differing.join(", "),
+            "the store is open already in this process with other options, which stay in force"
+        );
+    }
+}
+
 /// Takes a store off the list.
 pub(crate) fn forget(inner: &Arc<Inner>) {
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,6 +111,7 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
         .transpose()?;
     options.id_mappings.validate()?;
     if let Some(store) = find(&options) {
+        warn_of_differences(&store.inner, &options);
         return Ok(store);
     }
     let timeout = options.lock_timeout;
@@ -130,6 +143,7 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
         .filter_map(Weak::upgrade)
         .find(|store| same(store, &inner.options))
     {
+        warn_of_differences(&first, &inner.options);
         return Ok(Store { inner: first });
     }
     stores.push(Arc::downgrade(&inner));
@@ -161,8 +175,8 @@ impl Store {
     /// configuration is not looked at.
     ///
     /// A store with the same two roots (and the same driver, if one is named) that this process has open already is
-    /// returned as it is, whatever the other options say, as the Go library's `GetStore` does. [`Store::free`] ends
-    /// that.
+    /// returned as it is, whatever the other options say, as the Go library's `GetStore` does; a warning
+    /// ([`tracing`]) names the options that differ. [`Store::free`] ends that.
     ///
     /// Takes `storage.lock` while the driver starts; waits for no other lock. Left-overs of killed processes are
     /// cleaned up here and at the first use of the records.

@@ -35,7 +35,7 @@ impl Output {
 
     /// One line of JSON on standard output.
     pub(crate) fn json<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CommandError> {
-        self.line(graphroot::go_json(value)?)
+        self.line(graphroot::compat::go_json(value)?)
     }
 
     /// A list as one line of JSON, `null` if it is empty: the Go program prints a nil slice for some empty lists.

@@ -1,0 +1,232 @@
+//! A mount that lasts as long as a value.
+
+use std::fmt;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::bridge;
+use crate::error::{ErrorKind, Result};
+use crate::options::MountOptions;
+use crate::record::WriteGuard;
+use crate::record::layer::LayerRow;
+use crate::store::Store;
+use crate::store::layer_store::locked::LayerStore;
+
+/// How long dropping a [`Mount`] waits for the unmount where no runtime can run it in the background.
+const DROP_WAIT: Duration = Duration::from_secs(5);
+
+/// A mounted layer, made by [`Store::mount_guard`] and [`Store::mount_image_guard`]: the directory, and the duty to
+/// unmount it. It counts as one mount.
+///
+/// [`Mount::unmount`] ends it and tells what went wrong. When it is dropped, a task of the runtime unmounts it in the
+/// background, and a failure is logged. Where no runtime is left to do that, because it is shutting down or gone, a
+/// thread unmounts it, and dropping waits for that thread for at most five seconds; if another process holds the layer
+/// lock for longer the thread goes on, and if the process ends before it has finished, the mount stays counted until
+/// somebody calls [`Store::unmount_all`] or the machine is started again.
+///
+/// ```no_run
+/// # async fn demo(store: graphroot::Store) -> Result<(), Box<dyn std::error::Error>> {
+/// use graphroot::MountOptions;
+/// let root = store.mount_guard("my-container", MountOptions::default()).await?;
+/// println!("{}", std::fs::read_to_string(root.join("etc/os-release"))?);
+/// root.unmount().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "it is unmounted when this is dropped"]
+pub struct Mount {
+    path: PathBuf,
+    /// `None` once it was taken over.
+    owed: Option<OwedUnmount>,
+    /// For a drop outside any runtime.
+    runtime: Handle,
+}
+
+impl Mount {
+    fn new(store: Store, layer: String, path: PathBuf, runtime: Handle) -> Self {
+        Self {
+            path,
+            owed: Some(OwedUnmount(Some((store, layer)))),
+            runtime,
+        }
+    }
+
+    /// The directory where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Unmounts it: the directory may stay mounted for others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if the layer was deleted meanwhile, [`ErrorKind::LockTimeout`], [`ErrorKind::Io`].
+    /// After a failure the mount stays counted and can be undone with [`Store::unmount`].
+    ///
+    /// # Cancellation
+    /// It is unmounted in the background.
+    pub async fn unmount(mut self) -> Result<()> {
+        let Some(owed) = self.owed.take() else {
+            return Ok(());
+        };
+        match tokio::spawn(owed.settle()).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_shutdown) => Err(ErrorKind::Cancelled.err("the runtime is shutting down")),
+        }
+    }
+
+    /// Leaves it mounted; [`Store::unmount`] undoes it.
+    pub fn keep(mut self) -> PathBuf {
+        if let Some(mut owed) = self.owed.take() {
+            owed.0 = None;
+        }
+        std::mem::take(&mut self.path)
+    }
+}
+
+impl fmt::Debug for Mount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mount").field(&self.path).finish()
+    }
+}
+
+impl AsRef<Path> for Mount {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Deref for Mount {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let Some(owed) = self.owed.take() else { return };
+        let runtime = Handle::try_current().unwrap_or_else(|_none| self.runtime.clone());
+        let path = std::mem::take(&mut self.path);
+        // A runtime that is shutting down drops the task at once, and `owed` with it.
+        drop(runtime.spawn(async move { report(path.display(), owed.settle().await) }));
+    }
+}
+
+fn report(mount: impl fmt::Display, result: Result<()>) {
+    match result {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::LayerUnknown => {
+            tracing::debug!(%mount, "the layer of a dropped mount has been deleted");
+        }
+        Err(error) => {
+            tracing::warn!(%mount, error = %error.chain(), "cannot unmount a dropped mount");
+        }
+    }
+}
+
+/// A mount of a layer (its ID) that is to be undone once. Dropped before that, a thread does it.
+struct OwedUnmount(Option<(Store, String)>);
+
+impl OwedUnmount {
+    /// Undoes the mount. After a failure it is not tried again.
+    async fn settle(mut self) -> Result<()> {
+        let Some((store, _layer)) = &self.0 else {
+            return Ok(());
+        };
+        let inner = Arc::clone(&store.inner);
+        let layers = match inner.layers.write().await {
+            Ok(layers) => layers,
+            Err(error) => {
+                self.0 = None;
+                return Err(error);
+            }
+        };
+        let step = UnmountStep { layers, owed: self };
+        bridge::run(move || step.run()).await
+    }
+}
+
+impl Drop for OwedUnmount {
+    fn drop(&mut self) {
+        let Some((store, layer)) = self.0.take() else {
+            return;
+        };
+        let (done, finished) = mpsc::channel::<()>();
+        let unmount = move || {
+            let layers = store.inner.layers.write_blocking();
+            let result = layers.and_then(|layers| unmount(&store, layers, &layer));
+            report(layer, result);
+            drop(done);
+        };
+        let thread = std::thread::Builder::new().name("graphroot-unmount".into());
+        match thread.spawn(unmount) {
+            // An end of the channel, or too long a wait: either way there is nothing more to do here.
+            Ok(_thread) => drop(finished.recv_timeout(DROP_WAIT)),
+            Err(error) => {
+                tracing::warn!(error = %error, "cannot start a thread that unmounts a dropped mount");
+            }
+        }
+    }
+}
+
+/// A step of the blocking pool. One that never runs gives the lock back before it leaves the unmount to a thread.
+struct UnmountStep {
+    layers: WriteGuard<LayerRow>,
+    owed: OwedUnmount,
+}
+
+impl UnmountStep {
+    fn run(self) -> Result<()> {
+        let Self { layers, mut owed } = self;
+        match owed.0.take() {
+            Some((store, layer)) => unmount(&store, layers, &layer),
+            None => Ok(()),
+        }
+    }
+}
+
+fn unmount(store: &Store, layers: WriteGuard<LayerRow>, layer: &str) -> Result<()> {
+    LayerStore::enter(Arc::clone(&store.inner), layers)?.leave(|layers| layers.unmount(layer).map(drop))
+}
+
+impl Store {
+    /// Mounts a layer, or the layer of a container, (an ID, name or ID prefix) as [`Store::mount`] does, until the
+    /// returned value is dropped.
+    ///
+    /// Takes the graph lock and the layer lock exclusively for one step.
+    ///
+    /// # Errors
+    /// As [`Store::mount`].
+    ///
+    /// # Cancellation
+    /// Nothing stays mounted.
+    pub async fn mount_guard(&self, id: &str, options: MountOptions) -> Result<Mount> {
+        let (store, runtime) = (self.clone(), Handle::current());
+        self.mount_with(id, options, move |layer, path| {
+            Mount::new(store, layer, path, runtime)
+        })
+        .await
+    }
+
+    /// Mounts an image (an ID, name or ID prefix) read-only as [`Store::mount_image`] does, until the returned value
+    /// is dropped.
+    ///
+    /// # Errors
+    /// As [`Store::mount_image`].
+    ///
+    /// # Cancellation
+    /// Nothing stays mounted.
+    pub async fn mount_image_guard(&self, id: &str, options: MountOptions) -> Result<Mount> {
+        let (store, runtime) = (self.clone(), Handle::current());
+        self.mount_image_with(id, options, move |layer, path| {
+            Mount::new(store, layer, path, runtime)
+        })
+        .await
+    }
+}
