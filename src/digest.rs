@@ -41,6 +41,17 @@ impl Digest {
     pub fn encoded(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, encoded)| encoded)
     }
+
+    /// Refuses bytes that have another digest; `what` names them in the error.
+    pub(crate) fn check(&self, bytes: &[u8], what: &str) -> Result<(), Error> {
+        let mut hasher = Hasher::like(self);
+        hasher.update(bytes);
+        let found = hasher.finish();
+        if found == *self {
+            return Ok(());
+        }
+        Err(ErrorKind::DigestMismatch.err(format!("{what} has digest {found}, expected {self}")))
+    }
 }
 
 /// A digest in the making, in any algorithm that a [`Digest`] can have.

@@ -115,9 +115,13 @@ pub use options::{
 };
 pub use store::Store;
 pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::commit::CommitOptions;
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, DriverCapabilities, GraphDriver};
+pub use store::image_builder::ImageBuilder;
+pub use store::image_config::{History, ImageConfig, RunConfig};
+pub use store::image_manifest::{Descriptor, ImageManifest};
 pub use store::mount_guard::Mount;
 pub use store::multi_list::MultiListResult;
 pub use store::put_layer::PutLayer;

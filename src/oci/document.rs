@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::digest::{Digest, Hasher};
-use crate::error::{ErrorKind, Result};
+use crate::digest::Digest;
+use crate::error::Result;
 
 /// A manifest or index with the digest of its bytes.
 #[derive(Clone, Debug)]
@@ -16,11 +16,5 @@ pub(crate) struct Fetched {
 
 /// Verifies the digest of a whole document; `what` names it in the error.
 pub(crate) fn check(bytes: &[u8], digest: &Digest, what: &str) -> Result<()> {
-    let mut hasher = Hasher::like(digest);
-    hasher.update(bytes);
-    let found = hasher.finish();
-    if found == *digest {
-        return Ok(());
-    }
-    Err(ErrorKind::DigestMismatch.err(format!("{what} has digest {found}, expected {digest}")))
+    digest.check(bytes, what)
 }

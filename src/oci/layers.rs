@@ -29,6 +29,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
 use crate::store::Store;
+use crate::store::image_record::layer_id;
 use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
 
@@ -84,7 +85,7 @@ pub(crate) async fn ensure(
     let repeated = manifest::repeated(&diff_ids);
     for ((blob, diff_id), same) in blobs.into_iter().zip(diff_ids).zip(repeated).skip(tally.reused) {
         let (done, is_ready) = watch::channel(None);
-        let id = manifest::layer_id(expected.as_deref(), &diff_id);
+        let id = layer_id(expected.as_deref(), &diff_id);
         let job = Job {
             context: Arc::clone(context),
             source: source.clone(),
@@ -122,7 +123,7 @@ pub(crate) async fn ensure(
 
 /// The layer with this diff on exactly this parent, with the owners that a new one would have.
 async fn find(store: &Store, parent: Option<&str>, diff_id: &Digest) -> Result<Option<Layer>> {
-    let id = manifest::layer_id(parent, diff_id);
+    let id = layer_id(parent, diff_id);
     let mut found = store.layers_by_uncompressed_digest(diff_id).await?;
     found.retain(|layer| layer.parent() == parent);
     if let Some(layer) = found.iter().find(|layer| layer.id() == id) {
@@ -184,7 +185,7 @@ impl Job {
             drop(diff_flight.take());
         }
         let parent = self.place().await?;
-        let id = manifest::layer_id(parent.as_deref(), &self.diff_id);
+        let id = layer_id(parent.as_deref(), &self.diff_id);
         match store
             .commit_diff(parent.as_deref(), self.options(Some(&id)), staged)
             .await

@@ -210,16 +210,6 @@ impl Config {
     }
 }
 
-/// The ID of the layer with this diff on `parent`, as image programs compute it.
-pub(crate) fn layer_id(parent: Option<&str>, diff_id: &Digest) -> String {
-    match parent {
-        None => diff_id.encoded().to_owned(),
-        Some(parent) => Digest::sha256(format!("{parent}+{}", diff_id.encoded()))
-            .encoded()
-            .to_owned(),
-    }
-}
-
 /// For each diff the index of an earlier one with the same digest.
 pub(crate) fn repeated(diff_ids: &[Digest]) -> Vec<Option<usize>> {
     let mut first: HashMap<&Digest, usize> = HashMap::new();
@@ -236,6 +226,7 @@ pub(crate) fn repeated(diff_ids: &[Digest]) -> Vec<Option<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::image_record::layer_id;
 
     fn digest(text: &str) -> Digest {
         Digest::sha256(text)

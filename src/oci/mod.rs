@@ -46,7 +46,6 @@ mod platform;
 mod progress;
 mod puller;
 mod push;
-mod record;
 mod reference;
 mod registry;
 mod registry_options;

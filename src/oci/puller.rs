@@ -12,13 +12,13 @@ use super::manifest::{self, Config, Document, Manifest};
 use super::options::PullOptions;
 use super::partial::Partials;
 use super::progress::ImageState;
-use super::record::{self, NewImage};
 use super::reference::{self, ImageRef};
 use super::source::ImageSource;
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
+use crate::store::image_record::{self, NewImage};
 use crate::store::views::Image;
 
 /// What a pull has brought.
@@ -157,7 +157,7 @@ impl Puller {
         let id = manifest.config.digest.encoded().to_owned();
         // Images with one config are one image. Whoever comes second finds it done.
         let _flight = self.context.flight(&format!("image-{id}")).await?;
-        let config_bytes = match record::known_config(store, &manifest.config.digest).await? {
+        let config_bytes = match image_record::known_config(store, &manifest.config.digest).await? {
             Some(bytes) => bytes,
             None => {
                 let _turn = self.context.download(&source).await?;
@@ -184,7 +184,7 @@ impl Puller {
             top: (top.digest.clone(), top.bytes),
             instance: (instance.digest.clone(), instance.bytes),
         };
-        let image = record::write(store, new).await?;
+        let image = image_record::write(store, new).await?;
         let Tally { transferred, reused } = tally;
         Ok(Pulled {
             image,

@@ -55,6 +55,17 @@ impl Store {
     /// # }
     /// ```
     pub async fn create_image(&self, layer: Option<&str>, options: ImageOptions) -> Result<Image> {
+        self.create_named_image(layer, options, Vec::new()).await
+    }
+
+    /// As [`Store::create_image`]. `names` are taken from the images that have them, as by [`Store::add_names`], in the
+    /// same step.
+    pub(crate) async fn create_named_image(
+        &self,
+        layer: Option<&str>,
+        options: ImageOptions,
+        names: Vec<String>,
+    ) -> Result<Image> {
         if let Some(id) = &options.id {
             crate::driver::check_id(id)?;
         }
@@ -70,10 +81,10 @@ impl Store {
         let row = self
             .write_to_image_store(move |images| {
                 let table = images.table_mut();
-                let mut names_after = Vec::new();
+                let mut names_after = names;
                 let mut options = options;
                 if let Some((row, data)) = pulled_up {
-                    names_after = row.names.clone();
+                    names_after.extend(row.names.iter().cloned());
                     names_after.append(&mut options.names);
                     merge_pulled_up(&mut options, &row, data);
                 }

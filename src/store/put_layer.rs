@@ -114,7 +114,7 @@ impl Store {
         let plan = self.plan_layer(parent, &options).await?;
         let below = plan.parent_id();
         let unpacked = self.unpack(below, &plan.mappings, &options, diff).await?;
-        self.commit(plan, options, unpacked).await
+        self.commit_unpacked(plan, options, unpacked).await
     }
 
     /// Stacks several layers on `parent` (an ID, name or ID prefix), the first one lowest, each as
@@ -178,7 +178,7 @@ impl Store {
             waiting.insert(index, (options, unpacked));
             while let Some((options, unpacked)) = waiting.remove(&done.len()) {
                 let plan = self.plan_layer(below.as_deref(), &options).await?;
-                let put = self.commit(plan, options, unpacked).await?;
+                let put = self.commit_unpacked(plan, options, unpacked).await?;
                 below = Some(put.layer.id().to_owned());
                 done.push(put);
             }
@@ -235,7 +235,12 @@ impl Store {
     }
 
     /// Makes an unpacked diff a layer.
-    async fn commit(&self, plan: LayerPlan, options: LayerOptions, unpacked: Unpacked) -> Result<PutLayer> {
+    async fn commit_unpacked(
+        &self,
+        plan: LayerPlan,
+        options: LayerOptions,
+        unpacked: Unpacked,
+    ) -> Result<PutLayer> {
         let size = unpacked.applied.content_size;
         let row = commit::commit(&self.inner, plan, options, unpacked).await?;
         Ok(PutLayer {
@@ -283,7 +288,7 @@ impl Store {
             return Err(ErrorKind::InvalidMappings.err(what));
         }
         match staged.unpacked.take() {
-            Some(unpacked) => self.commit(plan, options, *unpacked).await,
+            Some(unpacked) => self.commit_unpacked(plan, options, *unpacked).await,
             None => Err(ErrorKind::InvalidInput.err("a diff that is a layer already")),
         }
     }

@@ -17,6 +17,7 @@ mod config;
 mod crash;
 mod diffs_for_go;
 mod hostile;
+mod images_of_ours;
 mod json_interop;
 mod layouts;
 mod locking;

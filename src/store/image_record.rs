@@ -1,8 +1,8 @@
-//! The image record, as Podman writes it.
+//! The record of an image and its big data items, as Podman writes them.
 //!
 //! ```text
 //! ID                          hexadecimal part of the config's digest
-//! digest                      of what was pulled: the index if there is one, else the manifest
+//! digest                      of the index that it was pulled by if there is one, else of the manifest
 //! names                       added in front of those that the image has
 //! metadata                    {"signatures-sizes":{"sha256:MANIFEST":[]}}
 //! big data: sha256:CONFIG     the config
@@ -59,6 +59,7 @@ async fn existing(store: &Store, id: &str) -> Result<Option<Image>> {
 }
 
 /// The config of an image that the store has already.
+#[cfg(feature = "pull")]
 pub(crate) async fn known_config(store: &Store, digest: &Digest) -> Result<Option<Bytes>> {
     if existing(store, digest.encoded()).await?.is_none() {
         return Ok(None);
@@ -70,21 +71,23 @@ pub(crate) async fn known_config(store: &Store, digest: &Digest) -> Result<Optio
             return Ok(None);
         }
     };
-    let intact = super::document::check(&bytes, digest, "the stored config").is_ok();
+    let intact = digest.check(&bytes, "the stored config").is_ok();
     Ok(intact.then_some(bytes))
 }
 
-/// Writes the record, or completes the one that is there.
+/// Writes the record with its names in one step, or completes the one that is there.
+///
+/// Names of other images are taken from them.
 pub(crate) async fn write(store: &Store, new: NewImage) -> Result<Image> {
     let items = new.items();
     let known = match existing(store, &new.id).await? {
         Some(image) => Some(image),
         None => match store
-            .create_image(new.layer.as_deref(), options(&new, &items))
+            .create_named_image(new.layer.as_deref(), options(&new, &items), new.names.clone())
             .await
         {
-            Ok(_image) => None,
-            // Another program was quicker.
+            Ok(image) => return Ok(image),
+            // Another process has created it in the meantime.
             Err(error) if error.kind() == ErrorKind::DuplicateId => existing(store, &new.id).await?,
             Err(error) => return Err(error),
         },
@@ -93,8 +96,7 @@ pub(crate) async fn write(store: &Store, new: NewImage) -> Result<Image> {
         complete(store, &image, &new, items).await?;
     }
     if !new.names.is_empty() {
-        let names: Vec<&str> = new.names.iter().map(String::as_str).collect();
-        store.add_names(&new.id, &names).await?;
+        store.add_names(&new.id, &new.names).await?;
     }
     store.image(&new.id).await
 }
@@ -139,4 +141,14 @@ async fn complete(store: &Store, image: &Image, new: &NewImage, items: Vec<(Stri
         store.set_metadata(image.id(), metadata).await?;
     }
     Ok(())
+}
+
+/// The ID of the layer with this diff on `parent`, as image programs compute it.
+pub(crate) fn layer_id(parent: Option<&str>, diff_id: &Digest) -> String {
+    match parent {
+        None => diff_id.encoded().to_owned(),
+        Some(parent) => Digest::sha256(format!("{parent}+{}", diff_id.encoded()))
+            .encoded()
+            .to_owned(),
+    }
 }
