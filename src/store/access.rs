@@ -2,7 +2,7 @@
 //!
 //! Order, from first to last: graph lock (`storage.lock`) → `userns.lock` → layers → additional layer stores →
 //! images → additional image stores → containers. The lock of `mountpoints.json` is a leaf below the layer lock.
-//! Whatever needs several takes them in this order and from here.
+//! Code that needs several locks takes them in this order, through the functions of this file.
 //!
 //! | lock | taken for | how long |
 //! |---|---|---|
@@ -11,10 +11,10 @@
 //! | layers, exclusive | records and driver directories | one blocking step, never while a stream flows |
 //! | images, containers | likewise | one blocking step |
 //!
-//! Readers visit immutable snapshots with a plain closure. Where one store has the whole answer and nothing has changed
-//! since it was last read, they take no lock at all: the answer is that of the moment at which the lock file was read.
-//! Writers run in one blocking step that owns the locks: a
-//! caller that is dropped while waiting takes nothing with it, one that is dropped later lets the step end.
+//! Readers visit immutable snapshots with a plain closure. If one store has the whole answer and nothing has changed
+//! since it was last read, they take no lock: the answer is that of the moment at which the lock file was read.
+//! Writers run in one blocking step that owns the locks. If the caller is dropped while it waits for a lock, nothing
+//! has happened; if it is dropped later, the step runs to its end.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
@@ -35,7 +35,7 @@ use crate::store::all_stores::{AllStores, LockedImages};
 use crate::store::inner::{Additional, StoreOrigin};
 use crate::store::layer_store::locked::LayerStore;
 
-/// How often a reader has what a crash left behind cleaned up before it gives up.
+/// How often a reader starts a repair of what a crash has left before it reports an error.
 const MAX_CLEANUPS: usize = 3;
 
 /// The graph lock, held; the driver is current while it is.
@@ -49,13 +49,13 @@ impl Store {
         self.read_layers_after(false).await
     }
 
-    /// As [`Store::read_layers`]; `reloaded` if the records have just been loaded by somebody who did not look for
+    /// As [`Store::read_layers`]; `reloaded` if the caller has just loaded the records and has not looked for
     /// what a killed process may have left.
     async fn read_layers_after(&self, mut reloaded: bool) -> Result<ReadGuard<LayerRow>> {
         for _ in 0..MAX_CLEANUPS {
             let guard = self.inner.layers.read().await?;
             if guard.reloaded() || std::mem::take(&mut reloaded) {
-                // Another process has been here; it may have been killed.
+                // Another process has written the records since; it may have been killed.
                 let inner = Arc::clone(&self.inner);
                 bridge::run(move || inner.recover()).await?;
             }
@@ -74,7 +74,7 @@ impl Store {
         Ok(guard)
     }
 
-    /// A snapshot of the primary layer store of some moment during this call, without its lock if that can be had.
+    /// A snapshot of the primary layer store of some moment during this call, without its lock if possible.
     pub(crate) async fn unlocked_layers(&self) -> Result<ReadGuard<LayerRow>> {
         let guard = self.inner.layers.unlocked_snapshot().await?;
         if guard.reloaded() || guard.needs_repair() {
@@ -119,13 +119,13 @@ impl Store {
             .await
     }
 
-    /// A fresh snapshot of the primary image store. What a killed process has begun is finished first, and names given
-    /// twice are sorted out.
+    /// A fresh snapshot of the primary image store. Intents of killed processes are completed first, and names
+    /// that stand in two records are resolved.
     pub(crate) async fn read_images(&self) -> Result<ReadGuard<ImageRow>> {
         self.read_repaired(&self.inner.images).await
     }
 
-    /// A fresh snapshot of images or containers; what a writer has to put right in them is put right first.
+    /// A fresh snapshot of images or containers; what needs a repair is repaired first.
     async fn read_repaired<R: Record>(&self, records: &Records<R>) -> Result<ReadGuard<R>> {
         let mut attempts = 0;
         loop {
@@ -170,7 +170,7 @@ impl Store {
         .await
     }
 
-    /// Finishes what killed processes have begun and saves what loading had to sort out, under all locks: the caller
+    /// Completes the intents of killed processes and saves what loading had to resolve, under all locks: the caller
     /// must hold none. `attempts` counts how often that did not help.
     async fn finish_interrupted(&self, attempts: &mut usize) -> Result<()> {
         *attempts += 1;
@@ -306,7 +306,7 @@ impl Store {
     }
 
     /// What the layer, image or container with this ID, name or ID prefix says, looked for in this order. Each kind is
-    /// asked under its own locks, one after the other.
+    /// read under its own locks, one after the other.
     pub(crate) async fn find_any<T: Send>(
         &self,
         key: &str,
@@ -363,7 +363,7 @@ impl Store {
         }
     }
 
-    /// Where layers are mounted and how often, as of now.
+    /// Where layers are mounted and how often, at this moment.
     pub(crate) async fn mounts(&self) -> Result<Arc<MountTable>> {
         match self.inner.mounts.try_read()? {
             Some(known) => Ok(known),
@@ -405,7 +405,7 @@ impl Store {
     }
 }
 
-/// What [`Store::read_everything`] holds; in the order in which it is let go.
+/// What [`Store::read_everything`] holds; in the order in which it is released.
 #[derive(Default)]
 pub(crate) struct Everything {
     pub(crate) containers: Option<ReadGuard<ContainerRow>>,
@@ -429,7 +429,7 @@ impl Everything {
     }
 }
 
-/// What [`Store::write_to_layers_and_images`] holds; in the order in which it is let go.
+/// What [`Store::write_to_layers_and_images`] holds; in the order in which it is released.
 pub(crate) struct LayersAndImages {
     pub(crate) additional_images: Vec<ReadGuard<ImageRow>>,
     pub(crate) images: WriteGuard<ImageRow>,
@@ -478,7 +478,7 @@ async fn visit_all<R: Record, T: Send>(
     Ok(None)
 }
 
-/// Writes back what loading had to sort out (one name given to two records).
+/// Saves what loading had to resolve (one name in two records).
 fn save_resolved<R: Record>(guard: &mut WriteGuard<R>) -> Result<()> {
     if guard.needs_repair() {
         guard.save()

@@ -1,5 +1,5 @@
-//! Layers, images and containers locked together: deleting what has parts in several of them, and finishing what a
-//! killed process has begun.
+//! Layers, images and containers locked together: deleting what has parts in several of them, and completing the
+//! intents of killed processes.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -36,16 +36,16 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Sets or, with an empty text, takes away the mark of a record, see [`intent`].
-pub(crate) fn mark<R: Record>(records: &mut WriteGuard<R>, id: &str, mark: &str) -> Result<()> {
+/// Sets the intent of a record, or clears it with an empty text, see [`intent`].
+pub(crate) fn set_intent<R: Record>(records: &mut WriteGuard<R>, id: &str, intent: &str) -> Result<()> {
     records
         .table_mut()
-        .update(id, |row| mark.clone_into(row.intent_mut()))?;
+        .update(id, |row| intent.clone_into(row.intent_mut()))?;
     records.save()
 }
 
-/// Deletes a container's layer and directories and then its record, which is marked.
-fn delete_marked_container(
+/// Deletes a container's layer and directories and then its record, which has the intent.
+fn complete_deletion(
     containers: &mut WriteGuard<ContainerRow>,
     layers: &mut LayerStore,
     dirs: &Dirs,
@@ -63,7 +63,7 @@ fn delete_marked_container(
     containers.save()
 }
 
-/// Finishes what killed processes have begun with containers. Incomplete layers have been deleted before.
+/// Completes the intents of killed processes in the container records. Incomplete layers have been deleted before.
 pub(crate) fn finish_containers(
     containers: &mut WriteGuard<ContainerRow>,
     layers: &mut LayerStore,
@@ -76,44 +76,44 @@ pub(crate) fn finish_containers(
         tracing::warn!(
             container = id,
             intent = row.intent,
-            "finishing what a killed process has begun"
+            "completing the intent of a killed process"
         );
         let complete = layers.table().get(&row.layer).is_some();
         if intent::is_deletion(&row.intent) || row.intent == intent::CREATE && !complete {
-            match delete_marked_container(containers, layers, dirs, &row) {
+            match complete_deletion(containers, layers, dirs, &row) {
                 Ok(()) => continue,
                 Err(error) => {
                     tracing::warn!(container = id, error = %error.chain(), "cannot finish deleting a container");
                 }
             }
         }
-        mark(containers, &id, "")?;
+        set_intent(containers, &id, "")?;
     }
     Ok(())
 }
 
 impl AllStores {
-    /// Finishes what killed processes have begun. What cannot be finished is left as it is and unmarked: the store has
-    /// to go on.
+    /// Completes the intents of killed processes. An intent that cannot be completed is cleared and the item left as it
+    /// is, so that the store stays usable.
     pub(crate) fn finish_interrupted(&mut self, dirs: &Dirs) -> Result<()> {
         finish_containers(&mut self.containers, &mut self.layers, dirs)?;
         for index in 0..self.images.len() {
             for id in self.images[index].records.incomplete() {
-                tracing::warn!(image = id, "finishing what a killed process has begun");
+                tracing::warn!(image = id, "completing the intent of a killed process");
                 let used = self.containers.rows().any(|row| row.image == id);
                 if used {
                     tracing::warn!(image = id, "not deleting an image that has got a user");
                 } else if let Err(error) = self.delete_image(dirs, &id) {
                     tracing::warn!(image = id, error = %error.chain(), "cannot finish deleting an image");
                 }
-                mark(&mut self.images[index].records, &id, "")?;
+                set_intent(&mut self.images[index].records, &id, "")?;
             }
         }
         Ok(())
     }
 
-    /// Deletes a container, its layer and its directories. The record goes last: whatever failed before can be tried
-    /// again.
+    /// Deletes a container, its layer and its directories. The record goes last, so that a deletion that
+    /// failed can be tried again.
     pub(crate) fn delete_container(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
         let Some(row) = self.containers.find(id) else {
             return Err(ErrorKind::NotAContainer.err(format!("deleting container {id:?}")));
@@ -124,10 +124,10 @@ impl AllStores {
             || intent::DELETE.to_owned(),
             |layer| intent::deletion_with(&layer.created),
         );
-        mark(&mut self.containers, &row.id, &row.intent)?;
-        let deleted = delete_marked_container(&mut self.containers, &mut self.layers, dirs, &row);
+        set_intent(&mut self.containers, &row.id, &row.intent)?;
+        let deleted = complete_deletion(&mut self.containers, &mut self.layers, dirs, &row);
         if deleted.is_err() {
-            mark(&mut self.containers, &row.id, "")?;
+            set_intent(&mut self.containers, &row.id, "")?;
         }
         deleted.context(|| format!("deleting container {:?}", row.id))
     }
@@ -141,9 +141,9 @@ impl AllStores {
                 .iter()
                 .position(|store| store.records.get(id).is_some())
         {
-            mark(&mut self.images[index].records, id, intent::DELETE)?;
+            set_intent(&mut self.images[index].records, id, intent::DELETE)?;
             if let Err(error) = self.layers.delete_all(&layers) {
-                mark(&mut self.images[index].records, id, "")?;
+                set_intent(&mut self.images[index].records, id, "")?;
                 return Err(error.context(format!("deleting image {id:?}")));
             }
         }
@@ -183,7 +183,7 @@ impl AllStores {
     }
 
     /// The layers that go with an image: from the top layer (and its copies with other owners) downwards, as long as
-    /// nobody else needs them.
+    /// nothing else needs them.
     pub(crate) fn layers_to_delete(&self, image: &str) -> Vec<String> {
         let table = self.layers.table();
         // Only these can go, so only their children matter: a store may have many thousands of others.
@@ -191,7 +191,7 @@ impl AllStores {
         for row in self.images().filter(|row| row.id == image) {
             let mut next = row.layer.as_str();
             while let Some(layer) = table.get(next) {
-                // Damaged records may lead in a circle.
+                // The parents in damaged records may form a circle.
                 if !chain.insert(&layer.id) {
                     break;
                 }
@@ -210,7 +210,7 @@ impl AllStores {
         let mut doomed: Vec<String> = Vec::new();
         // The record of one image may stand in two stores, on different layers.
         for row in self.images().filter(|row| row.id == image) {
-            // A layer that this store does not have (it lies in an additional store) is not ours to delete.
+            // A layer that this store does not have (it lies in an additional store) is not deleted.
             let copies = row.mapped_layers.iter().filter(|id| table.get(id).is_some());
             let new: Vec<String> = copies.filter(|id| !doomed.contains(id)).cloned().collect();
             doomed.extend(new);

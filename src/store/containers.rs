@@ -13,7 +13,7 @@ use crate::record::inline_id::InlineId;
 use crate::record::intent;
 use crate::record::layer::LayerRow;
 use crate::store::access::LayersAndImages;
-use crate::store::all_stores::{finish_containers, mark, remove_dirs};
+use crate::store::all_stores::{finish_containers, remove_dirs, set_intent};
 use crate::store::dirs::{container_location, item_dir};
 use crate::store::ids::random_id;
 use crate::store::layer_store::new_layer::{NewLayer, Start, flags_json};
@@ -109,7 +109,7 @@ impl Store {
             item_dir(self.inner.dirs.containers(), &id)?,
             item_dir(self.inner.dirs.run_containers(), &id)?,
         ];
-        // What a killed process has left under this ID is no part of the new container.
+        // What a killed process has left under this ID does not belong to the new container.
         remove_dirs(&dirs)?;
         let volatile = options.volatile || self.inner.options.transient;
         let location = if volatile {
@@ -140,7 +140,7 @@ impl Store {
             containers.save()
         });
         let layer = made.as_ref().ok().map(|layer| layer.id.to_string());
-        let recorded = made.and_then(|_layer| mark(&mut containers, &id, ""));
+        let recorded = made.and_then(|_layer| set_intent(&mut containers, &id, ""));
         if recorded.is_err() {
             drop(containers.table_mut().remove(&id));
             let undone = containers
@@ -189,7 +189,7 @@ impl Store {
     }
 }
 
-/// The record of a new container, marked: its layer is not complete yet.
+/// The record of a new container with its intent: the layer is not complete yet.
 fn new_row(
     options: &ContainerOptions,
     id: &str,
@@ -259,9 +259,9 @@ impl LayersAndImages {
     }
 }
 
-/// The layer that plays the image's top layer for someone who wants these owners; `None` for an image without a
+/// The layer to use as the image's top layer with these owners; `None` for an image without a
 /// layer. If no candidate has them and the driver cannot map at mount time, a copy of the top layer with the wanted
-/// owners is made and noted in the image.
+/// owners is made and recorded in the image.
 pub(crate) fn mapped_top_layer(
     held: &mut LayersAndImages,
     image: &ImageRow,
@@ -288,7 +288,7 @@ pub(crate) fn mapped_top_layer(
         }
         row.uid_map == wanted.uid_map && row.gid_map == wanted.gid_map
     };
-    // A store-independent candidate whose parent is nowhere cannot be mounted.
+    // A store-independent candidate whose parent is in no store cannot be mounted.
     let candidates: Vec<(Arc<LayerRow>, bool)> = image
         .top_layers()
         .filter_map(|id| held.layer(id))

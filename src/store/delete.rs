@@ -20,7 +20,7 @@ fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
 }
 
 impl Store {
-    /// Deletes a layer (an ID, name or ID prefix) that nobody uses. It is unmounted first.
+    /// Deletes a layer (an ID, name or ID prefix) that nothing uses. It is unmounted first.
     ///
     /// Takes the layer, image and container locks exclusively for one step; files are unlinked after that.
     ///
@@ -119,8 +119,8 @@ impl Store {
             .await
     }
 
-    /// Deletes the container, image or layer with this ID, name or ID prefix, looked for in this order, without
-    /// asking who uses it: layers may be left without a parent, images and containers without a layer.
+    /// Deletes the container, image or layer with this ID, name or ID prefix, looked for in this order, whether or not
+    /// it is used: layers may be left without a parent, images and containers without a layer.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
@@ -195,7 +195,7 @@ impl Store {
                     ])?;
                 }
             }
-            // Later layers stand on earlier ones.
+            // Later layers have earlier ones as parents.
             let layers: Vec<String> = all
                 .layers
                 .table()

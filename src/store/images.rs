@@ -29,7 +29,7 @@ impl Store {
     /// Creates an image on a top layer (an ID, name or ID prefix), or without one.
     ///
     /// If `options.id` names an image of an additional store, the new image starts with its names, metadata, date,
-    /// digest, history and big data: that is how an image is pulled up into this store.
+    /// digest, history and big data: so an image of an additional store gets a record in this store.
     ///
     /// Takes the layer lock shared for a moment, then the image lock exclusively for one step.
     ///
@@ -95,7 +95,7 @@ impl Store {
                 let row = new_row(&id, &mut options, top)?;
                 drop(table.insert(row, 0)?);
                 let data = item_dir(dirs.images(), &id)?;
-                // What a killed process has left under this ID is no part of the new image.
+                // What a killed process has left under this ID does not belong to the new image.
                 remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
                 let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
                 let recorded = write_items(&data, items)
@@ -215,7 +215,7 @@ impl Store {
     }
 }
 
-/// What the caller gave wins over what the image in the additional store has; lists are joined.
+/// Values of the caller take precedence over those of the image in the additional store; lists are joined.
 fn merge_pulled_up(options: &mut ImageOptions, row: &ImageRow, data: Vec<ImageBigData>) {
     if options.metadata.is_empty() {
         options.metadata.clone_from(&row.metadata);

@@ -76,7 +76,7 @@ pub(crate) struct Inner {
     pub(crate) dirs: Dirs,
     pub(crate) graph_lock: Arc<LockFile>,
     pub(crate) userns_lock: Arc<LockFile>,
-    /// Changed only under the graph lock, read everywhere for a moment: std's lock is the right one.
+    /// Changed only under the graph lock; readers hold the lock just to clone, so that std's lock is enough.
     pub(crate) driver: RwLock<DriverState>,
     pub(crate) layers: Records<LayerRow>,
     pub(crate) mounts: MountPoints,
@@ -127,7 +127,7 @@ impl Inner {
         self.options.durability != Durability::None
     }
 
-    /// Removes temporary directories of processes that were killed; their locks tell.
+    /// Removes temporary directories of processes that were killed; their locks are free.
     pub(crate) fn recover(&self) -> Result<()> {
         crate::lock::temp_dir::recover(&self.dirs.layers_tmp())?;
         self.driver().prune()

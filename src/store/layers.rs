@@ -122,7 +122,7 @@ impl Store {
     /// Whether there is a layer, image or container with this ID, name or ID prefix.
     ///
     /// # Errors
-    /// Only failures to read the records; "no" is an answer.
+    /// Failures to read the records. A missing item is `false`, no error.
     pub async fn exists(&self, id: &str) -> Result<bool> {
         match self.lookup(id).await {
             Ok(_) => Ok(true),

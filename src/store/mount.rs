@@ -1,7 +1,7 @@
-//! Mounting and unmounting, and who counts.
+//! Mounting and unmounting, and the counts of mounts.
 //!
 //! The count of each layer is in `mountpoints.json`, shared by all processes. Mounting takes the graph lock (another
-//! process's shutdown would pull the driver's home away), then the layer lock, then the lock of the counts.
+//! process's shutdown unmounts the driver's home), then the layer lock, then the lock of the counts.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::store::views::Container;
 enum LayerKey {
     /// An ID, name or ID prefix.
     Any(String),
-    /// The ID that a record says: another layer that has it for a name is not meant.
+    /// The ID that a record says: a layer that has it as a name does not match.
     Id(String),
 }
 

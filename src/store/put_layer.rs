@@ -121,8 +121,8 @@ impl Store {
     /// [`Store::put_layer`] would.
     ///
     /// All streams are unpacked at the same time where the driver keeps layers apart (overlay); a driver whose layers
-    /// are whole trees (vfs) takes one after the other. Either way a layer becomes visible only after the one below
-    /// it.
+    /// are whole trees (vfs) takes one after the other. Either way a layer becomes visible only after its
+    /// parent.
     ///
     /// # Errors
     /// As [`Store::put_layer`]. Layers below the one that failed may have been created; they are named in
@@ -150,7 +150,7 @@ impl Store {
             .map(|(options, _)| options.clone())
             .unwrap_or_default();
         let base = self.plan_layer(below.as_deref(), &first).await?;
-        // Owners are inherited upwards, so they are known before the layers are.
+        // A layer inherits the mapping of its parent, so all mappings are known before the layers exist.
         let mut mappings = base.mappings.clone();
         let mut unpacking = tokio::task::JoinSet::new();
         for (index, (options, diff)) in layers.into_iter().enumerate() {
@@ -197,7 +197,7 @@ impl Store {
     /// but files that came before the fault are in the layer.
     ///
     /// # Cancellation
-    /// As a failure.
+    /// As after a failure.
     pub async fn apply_diff(&self, to: &str, diff: impl AsyncRead + Send + 'static) -> Result<u64> {
         let guard = self.inner.layers.write().await?;
         let inner = Arc::clone(&self.inner);

@@ -40,7 +40,7 @@ fn canonical_driver(name: &str) -> &str {
     if name == "overlay2" { "overlay" } else { name }
 }
 
-/// Tells what of the options of a later opener does not count.
+/// Names the options of a later caller that have no effect.
 fn warn_of_differences(store: &Inner, wanted: &StoreOptions) {
     let differing = wanted.differing(&store.options);
     if !differing.is_empty() {
@@ -63,7 +63,7 @@ fn absolute(path: PathBuf, what: &str) -> Result<PathBuf> {
         return Err(ErrorKind::IncompleteOptions.err(format!("no storage {what} specified")));
     }
     let whole = std::path::absolute(&path).at("making absolute", &path)?;
-    // `..` goes without a look at the disk, as in the Go library: both must write the same paths into shared files.
+    // `..` is resolved without reading the disk, as in the Go library: both must write the same paths into shared files.
     let mut clean = PathBuf::new();
     for part in whole.components() {
         match part {
@@ -75,7 +75,7 @@ fn absolute(path: PathBuf, what: &str) -> Result<PathBuf> {
 }
 
 /// Fills in what the caller left to the configuration: everything, or one of the two roots. Files are read only if
-/// something is missing, so that a broken one does no harm to those who do not need it.
+/// something is missing, so that a broken file does not matter to callers that do not need it.
 async fn complete(mut options: StoreOptions, loader: Loader) -> Result<StoreOptions> {
     let is_missing = |path: &Path| path.as_os_str().is_empty();
     match (is_missing(&options.graph_root), is_missing(&options.run_root)) {
@@ -122,7 +122,7 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
             make_private_dir(image_store)?;
         }
         let lock = LockFile::open(&options.graph_root.join("storage.lock"), LockMode::ReadWrite)?;
-        // Nobody has it for long, so that mostly this one step is all.
+        // It is never held for long, so that this one step is mostly enough.
         match lock.try_exclusive()? {
             Some(held) => assemble(options, lock, held).map(Begun::Done),
             None => Ok(Begun::Busy(Box::new(options), lock)),
@@ -137,7 +137,7 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
         }
     };
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-    // Another task may have opened the same store meanwhile: the first one on the list counts.
+    // Another task may have opened the same store meanwhile: the first one on the list is used.
     if let Some(first) = stores
         .iter()
         .filter_map(Weak::upgrade)
@@ -153,7 +153,7 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
 /// How far the first step of opening a store has come.
 enum Begun {
     Done(Arc<Inner>),
-    /// Somebody else has the lock.
+    /// Another process or task has the lock.
     Busy(Box<StoreOptions>, Arc<LockFile>),
 }
 
@@ -178,8 +178,8 @@ impl Store {
     /// returned as it is, whatever the other options say, as the Go library's `GetStore` does; a warning
     /// ([`tracing`]) names the options that differ. [`Store::free`] ends that.
     ///
-    /// Takes `storage.lock` while the driver starts; waits for no other lock. Left-overs of killed processes are
-    /// cleaned up here and at the first use of the records.
+    /// Takes `storage.lock` while the driver starts; waits for no other lock. Stale files of killed processes are
+    /// removed here and at the first use of the records.
     ///
     /// # Errors
     /// [`ErrorKind::IncompleteOptions`] if no root is given but a driver is, [`ErrorKind::NotSupported`] if no driver works here,
@@ -243,7 +243,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::IncompleteOptions);
         }
 
-        // Whoever says everything does not depend on the files.
+        // Options that leave nothing open do not depend on the files.
         std::fs::write(&file, "broken").unwrap();
         assert!(complete(StoreOptions::new("/my", "/own"), loader()).await.is_ok());
         assert!(complete(StoreOptions::new("/my", ""), loader()).await.is_err());

@@ -21,7 +21,7 @@ impl LayerStore {
     }
 
     /// As [`LayerStore::create`]; `record` is called when everything is in place but the layer's own record, which
-    /// until then says that a crash shall undo it all.
+    /// has the flag `incomplete` until then, so that a crash undoes everything.
     pub(crate) fn create_with(
         &mut self,
         new: NewLayer,
@@ -33,8 +33,8 @@ impl LayerStore {
         self.create_each(vec![Ok(new)], record).pop().unwrap_or_else(none)
     }
 
-    /// As [`LayerStore::create`] for several layers, none of which stands on another: all of them share the save that
-    /// announces them and the one that completes them. What went wrong before stays as it is.
+    /// As [`LayerStore::create`] for several layers, none of which stands on another: all of them share the save of
+    /// the incomplete records and the save that completes them. Errors in `wanted` are passed on.
     pub(crate) fn create_all(&mut self, wanted: Vec<Result<NewLayer>>) -> Vec<Result<Arc<LayerRow>>> {
         self.create_each(wanted, |_layer| Ok(()))
     }
@@ -145,7 +145,7 @@ impl LayerStore {
         Ok((id, new))
     }
 
-    /// The driver's and the files' part of creating a layer.
+    /// Creates the files of a layer and its part in the driver.
     fn make(&mut self, id: &str, new: NewLayer) -> Result<()> {
         let dirs = &self.inner.dirs;
         if !new.big_data.is_empty() {
@@ -192,7 +192,7 @@ impl LayerStore {
         }
     }
 
-    /// Re-owns the files that a new layer shows from below, where its mapping is another one.
+    /// Changes the owners of the files of the layer below, if the mapping of the new layer differs.
     fn map_owners(&self, id: &str, below: Option<&LayerRow>, options: &CreateOptions) -> Result<()> {
         let Some(below) = below else { return Ok(()) };
         let from = mappings_of(below);

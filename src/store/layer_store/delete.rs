@@ -6,15 +6,15 @@ use crate::store::dirs::check_layer_id;
 use crate::store::layer_store::locked::LayerStore;
 
 impl LayerStore {
-    /// Deletes layers and their records, without asking who uses them.
+    /// Deletes layers and their records, whether or not they are used.
     ///
-    /// The records are marked in one save: from then on the layers are as good as deleted, whatever happens. Then
-    /// they are unmounted, everything is renamed away, and one save drops the records.
+    /// One save sets the flag `incomplete` in all records: after it a crash completes the deletion. Then the layers are
+    /// unmounted, their files are renamed away, and one save removes the records.
     pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
         let (mut doomed, mut marked) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
             let row = self.get(id)?;
-            // Before it is marked: what cannot be deleted would be marked for ever.
+            // Before the flag is set: a layer that cannot be deleted would keep it for ever.
             check_layer_id(&*self.driver, &row.id)?;
             if !row.is_incomplete() {
                 marked.push(row.id.to_string());
@@ -24,7 +24,7 @@ impl LayerStore {
         self.mark_incomplete(&marked, true)?;
         for id in &doomed {
             if let Err(error) = self.unmount_counted(id) {
-                // Nothing is lost yet, and the next one would fail on it too.
+                // Nothing is lost yet, and the next user of the lock would fail in the same way.
                 self.mark_incomplete(&marked, false)?;
                 return Err(error);
             }
@@ -34,7 +34,7 @@ impl LayerStore {
             let removed = self.move_away(id).context(|| format!("deleting layer {id:?}"));
             match removed {
                 Ok(()) => drop(self.guard.table_mut().remove(id)),
-                // The record stays, marked: whoever takes the lock next tries again.
+                // The record keeps the flag, so that the next user of the lock tries again.
                 Err(error) if result.is_ok() => result = Err(error),
                 Err(error) => tracing::warn!(layer = id, error = %error.chain(), "cannot delete layer"),
             }

@@ -28,7 +28,7 @@ impl LayerStore {
                 tracing::warn!(layer = id, "deleting incomplete layer");
             }
             store.delete_all(&incomplete)?;
-            // Names that two records claimed were sorted out when the file was read.
+            // Names that stood in two records were resolved when the file was read.
             store.guard.save()?;
         }
         Ok(store)

@@ -49,7 +49,7 @@ impl LayerStore {
         drop(guard);
         drop(discarded);
         for temp in trash {
-            // The record is gone already; what is left of the content is litter that the next open removes.
+            // The record is gone already; what is left of the content are stale files that the next open removes.
             if let Err(error) = temp.remove() {
                 tracing::warn!(error = %error.chain(), "cannot remove a deleted layer's files yet");
             }
@@ -105,7 +105,7 @@ impl LayerStore {
         if full { sync_dir(&records) } else { Ok(()) }
     }
 
-    /// The layer with exactly this ID, as a record or an earlier look has it: another one may have it for a name.
+    /// The layer with exactly this ID, as records refer to it; a layer that has it as a name does not match.
     pub(crate) fn get(&self, id: &str) -> Result<Arc<LayerRow>> {
         self.guard
             .get(id)

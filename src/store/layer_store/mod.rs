@@ -2,7 +2,7 @@
 //!
 //! # What a crash leaves
 //! A layer's record is saved with the flag `incomplete` before the driver makes anything, and again without it when
-//! everything is in place; deletion marks it likewise before anything moves. Whoever takes the lock next deletes
+//! everything is in place; deletion marks it likewise before anything moves. The next process that takes the lock deletes
 //! incomplete layers on entry ([`enter`]). What is deleted is renamed into a locked temporary directory
 //! under the lock and unlinked after it; a directory whose owner died is removed by the next open.
 

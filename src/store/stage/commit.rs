@@ -1,11 +1,11 @@
 //! Commits of unpacked layers, several at once.
 //!
-//! Each one that is ready queues its layer here and then waits for two things: the exclusive lock, and the answer. Who
-//! gets the lock first commits everything that is queued by then, with the same two saves (and syncs) as for one layer,
-//! and answers all. So layers that become ready while a save is under way share the next one.
+//! A caller whose layer is unpacked puts it in the queue and then waits for two things: the exclusive lock, and the
+//! result. The caller that gets the lock first commits everything that is queued by then, with the same two saves (and
+//! syncs) as for one layer, and sends all results. So layers that become ready during a save share the next one.
 //!
-//! Whoever is dropped takes its layer out of the queue, if nobody has begun to commit it. A crash leaves what a crash
-//! in the commit of each single layer would: staging directories, and records that are marked incomplete.
+//! A caller that is dropped takes its layer out of the queue, unless its commit has begun. A crash leaves what a crash
+//! in the commit of each single layer leaves: staging directories, and records with the flag `incomplete`.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -53,13 +53,13 @@ impl Place {
         (Self { inner, number }, waiting)
     }
 
-    /// Whether nobody has begun with it.
+    /// Whether its commit has not begun.
     fn is_waiting(&self) -> bool {
         let queue = self.inner.commits.queue();
         queue.waiting.iter().any(|commit| commit.number == self.number)
     }
 
-    /// Takes it out of the queue, if nobody has begun with it.
+    /// Takes it out of the queue, unless its commit has begun.
     fn withdraw(&self) -> Option<Commit> {
         let mut queue = self.inner.commits.queue();
         let found = queue
@@ -137,7 +137,7 @@ fn commit_waiting(inner: Arc<Inner>, guard: WriteGuard<LayerRow>) {
     let mut answers = Vec::with_capacity(commits.len());
     for commit in commits {
         if commit.answer.is_closed() {
-            // Whoever asked for it has just been dropped.
+            // The caller has just been dropped.
             layers.discard(commit.unpacked);
             continue;
         }

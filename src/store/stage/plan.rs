@@ -1,4 +1,4 @@
-//! What is found out about a new layer before the work begins, and checked again under the exclusive lock.
+//! The plan for a new layer: made before the work begins, checked again under the exclusive lock.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use crate::record::layer::LayerRow;
 use crate::record::table::Table;
 use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked};
 
-/// What was found out before the work began; checked again under the exclusive lock.
+/// The parent and the mappings of a new layer; checked again under the exclusive lock.
 #[derive(Debug)]
 pub(crate) struct LayerPlan {
     pub(crate) parent: Option<Arc<LayerRow>>,
-    /// A parent in an additional store cannot be checked again, and need not be: nobody here can delete it.
+    /// A parent in an additional store is not checked again: this store cannot delete it.
     pub(crate) parent_read_only: bool,
-    /// The owners to bake in.
+    /// The mappings of the files on disk.
     pub(crate) mappings: IdMappings,
 }
 
@@ -63,7 +63,7 @@ impl LayerPlan {
     }
 }
 
-/// Joins the options with what was found out.
+/// Joins the options with the plan.
 pub(crate) fn new_layer(
     options: LayerOptions,
     parent: Option<Arc<LayerRow>>,

@@ -14,7 +14,7 @@ use crate::store::layer_store::new_layer::mappings_of;
 use crate::store::stage::plan::LayerPlan;
 
 impl Store {
-    /// Checks the request under shared locks and finds the parent and the owners to use.
+    /// Checks the request under shared locks and finds the parent and the mappings.
     pub(crate) async fn plan_layer(&self, parent: Option<&str>, options: &LayerOptions) -> Result<LayerPlan> {
         if let Some(id) = &options.id {
             check_layer_id(&*self.inner.driver(), id)?;
@@ -59,8 +59,8 @@ impl Store {
         })
     }
 
-    /// The owners to bake into a layer: what was asked for, else the parent's, else the store's; none at all where
-    /// the driver maps them when it mounts.
+    /// The mappings for the files of a layer: those asked for, else the parent's, else the store's; none if the
+    /// driver maps owners when it mounts.
     pub(crate) fn choose_mappings(
         &self,
         wanted: &IdMappingOptions,

@@ -10,7 +10,7 @@ use crate::record::layer::LayerRow;
 use crate::store::layer_store::new_layer::Unpacked;
 use crate::store::stage::plan::LayerPlan;
 
-/// What the caller of a commit gets.
+/// The result of one commit.
 pub(crate) type Answer = Result<Arc<LayerRow>>;
 
 /// The queue.
