@@ -48,7 +48,7 @@ pub(crate) struct NewLayer {
     pub(crate) start: Start,
     pub(crate) mount_label: String,
     pub(crate) writeable: bool,
-    /// Owners to bake in.
+    /// Mappings of the files on disk.
     pub(crate) mappings: IdMappings,
     pub(crate) metadata: String,
     pub(crate) flags: BTreeMap<String, Flag>,
@@ -57,7 +57,7 @@ pub(crate) struct NewLayer {
     pub(crate) volatile: bool,
 }
 
-/// The owners baked into a layer.
+/// The mappings of the files of a layer on disk.
 pub(crate) fn mappings_of(row: &LayerRow) -> IdMappings {
     IdMappings {
         uids: row.uid_map.clone(),
