@@ -3,7 +3,7 @@
 //! ```text
 //! ID                          hexadecimal part of the config's digest
 //! digest                      of what was pulled: the index if there is one, else the manifest
-//! names                       added in front of those that the image has
+//! names                       added before those that the image has
 //! metadata                    {"signatures-sizes":{"sha256:MANIFEST":[]}}
 //! big data: sha256:CONFIG     the config
 //!           manifest-sha256:X the index, if there is one; the manifest
@@ -84,7 +84,7 @@ pub(crate) async fn write(store: &Store, new: NewImage) -> Result<Image> {
             .await
         {
             Ok(_image) => None,
-            // Another program was quicker.
+            // Another program has created it meanwhile.
             Err(error) if error.kind() == ErrorKind::DuplicateId => existing(store, &new.id).await?,
             Err(error) => return Err(error),
         },
@@ -114,7 +114,7 @@ fn metadata(manifest: &Digest) -> String {
     format!(r#"{{"signatures-sizes":{{"{manifest}":[]}}}}"#)
 }
 
-/// Adds what an existing image lacks.
+/// Adds missing parts to an existing image.
 async fn complete(store: &Store, image: &Image, new: &NewImage, items: Vec<(String, Bytes)>) -> Result<()> {
     let mapped = |layer: &str| image.mapped_top_layers().iter().any(|mapped| mapped == layer);
     if image.top_layer() != new.layer.as_deref() && !new.layer.as_deref().is_some_and(mapped) {
