@@ -1,7 +1,7 @@
 //! Image archives as destinations: a tar file of an OCI image layout, or one as `docker save` writes it.
 //!
-//! Layers come in any order; each is added when it is there. What names them comes last, then the archive gets its
-//! name. Until then nothing of it is seen, and if the push fails or is dropped, nothing is left.
+//! Layers are added one after the other, then the config, then what names them; then the archive gets its name. Until
+//! then nothing of it is visible, and if the push fails, is dropped or killed, nothing is left.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

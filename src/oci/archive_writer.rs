@@ -14,7 +14,7 @@ use crate::sys::atomic::AtomicFile;
 /// Bytes that are written in one step.
 const STEP: usize = 1 << 20;
 
-/// An archive that is being written, under a temporary name beside its target. Dropped, it is removed.
+/// An archive that is being written, in a file without a name on the file system of its target. Dropped, it is removed.
 pub(crate) struct ArchiveWriter {
     /// `None` once it has been dropped or committed.
     target: Option<AtomicFile>,
@@ -37,7 +37,7 @@ impl ArchiveWriter {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io_at("looking at", path, error)),
             }
-            let target = AtomicFile::create(&path)?;
+            let target = AtomicFile::create_unnamed(&path)?;
             let file = BufWriter::with_capacity(STEP, File::from_std(target.handle()?));
             Ok(Self {
                 target: Some(target),

@@ -52,6 +52,11 @@ impl Destination {
         }
     }
 
+    /// Whether it is an archive.
+    pub(crate) fn is_archive(&self) -> bool {
+        matches!(self, Self::Archive(_))
+    }
+
     /// Whether it is an archive as `docker save` writes it, which has uncompressed layers and no manifest.
     pub(crate) fn is_docker_archive(&self) -> bool {
         matches!(self, Self::Archive(archive) if archive.form == Form::Docker)

@@ -1,4 +1,4 @@
-//! A tar file as `docker save` writes it, seen as an image with a manifest.
+//! An archive as `docker save` writes it, as an image with a derived manifest.
 //!
 //! `manifest.json` lists images: a config, names, and the layers as uncompressed tar files. There is no manifest; one is
 //! derived, byte for byte as Podman derives it, so that both give the image the same digest.
@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
 
-/// The type that Podman claims for the layers, although they are not compressed.
+/// The media type that Podman's derived manifest has for the layers, although they are not compressed.
 const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 #[derive(Deserialize)]

@@ -1,15 +1,15 @@
-//! The layers of one image: what is there is reused, the rest is transferred and unpacked side by side.
+//! The layers of one image: those that the store has are reused, the others are transferred and unpacked concurrently.
 //!
 //! Each missing layer has a task of its own. It takes, in this order:
 //!
-//! 1. the flight of the *layer* (by ID, so by all that is below it): whoever has it makes the layer. A layer's ID
-//!    depends on those below, never the other way, so holders wait for each other only downwards;
-//! 2. the flight of the *diff*: whoever has it transfers the blob, others copy from its layer afterwards. It is held
-//!    while waiting for the layer below only if that is there already. So two images with the same diffs in another
-//!    order cannot wait for each other for ever; at worst a blob is transferred twice;
-//! 3. a place among the downloads, then one among the unpackers. Nobody who has one waits for a flight.
+//! 1. the flight of the *layer*, by its ID: its holder makes the layer. The ID of a layer depends on all layers below
+//!    it, never on those above, so holders wait for each other only downwards;
+//! 2. the flight of the *diff*: its holder transfers the blob, others copy the layer afterwards. It is held while
+//!    waiting for the layer below only if that exists already. So two images with the same diffs in another order
+//!    cannot deadlock; at worst a blob is transferred twice;
+//! 3. a permit to download, then one to unpack. A task with a permit never waits for a flight.
 //!
-//! When it is unpacked it waits for the layer below, and takes its place in the store.
+//! Once it is unpacked, it waits for the layer below and is committed to the store.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,7 +33,7 @@ use crate::store::image_record::layer_id;
 use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
 
-/// How the layers came about.
+/// How many layers were transferred and reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) transferred: usize,
@@ -46,7 +46,7 @@ type Ready = watch::Receiver<Option<String>>;
 /// Why a task ended without a layer.
 enum Failure {
     Own(Error),
-    /// A layer that it waited for failed, and says why itself.
+    /// A layer that it waited for failed; the error of that one is reported.
     Below,
 }
 
@@ -56,7 +56,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Makes sure that all layers are in the store. Returns the ID of the top one.
+/// Brings all layers into the store. Returns the ID of the top one.
 pub(crate) async fn ensure(
     context: &Arc<PullContext>,
     source: &ImageSource,
@@ -142,11 +142,11 @@ struct Job {
     source: ImageSource,
     blob: Blob,
     diff_id: Digest,
-    /// The highest layer of the image that was there at the beginning.
+    /// The highest layer of the image that the store had at the start.
     base: Option<String>,
-    /// ID of the layer below, if that gets the ID that it should.
+    /// The expected ID of the layer below.
     parent: Option<String>,
-    /// ID of this layer, likewise.
+    /// The expected ID of this layer.
     id: String,
     /// The layer below, if it is being made.
     below: Option<Ready>,
@@ -161,7 +161,7 @@ async fn wait(ready: &Ready) -> Result<Option<String>, Failure> {
 }
 
 impl Job {
-    /// Makes the layer, unless somebody else does. Returns whether its blob was transferred.
+    /// Makes the layer unless another task or process does. Returns whether its blob was transferred.
     async fn run(self, done: watch::Sender<Option<String>>) -> Result<bool, Failure> {
         let store = &self.context.store;
         let _flight = self.context.flight(&format!("layer-{}", self.id)).await?;
@@ -171,7 +171,7 @@ impl Job {
         if let Some(same) = &self.same {
             wait(same).await?;
         }
-        // A driver that keeps whole trees needs the one below first.
+        // A driver that keeps whole trees needs the layer below first.
         let on = if store.stages_apart() {
             self.base.clone()
         } else {
@@ -191,7 +191,7 @@ impl Job {
             .await
         {
             Ok(_put) => {}
-            // A program that takes no part in flights was quicker.
+            // A program that does not take flights has committed it meanwhile.
             Err(error) if error.kind() == ErrorKind::DuplicateId => {
                 match find(store, parent.as_deref(), &self.diff_id).await? {
                     Some(layer) => return Ok(self.reused(&layer, &done)),
@@ -217,7 +217,7 @@ impl Job {
         false
     }
 
-    /// The ID of the layer below, once it is there.
+    /// The ID of the layer below, once the store has it.
     async fn place(&self) -> Result<Option<String>, Failure> {
         match &self.below {
             Some(below) => wait(below).await,
@@ -247,7 +247,7 @@ impl Job {
                     self.unpacked();
                     return Ok((staged, false));
                 }
-                // Its files may have been changed, or it was deleted just now.
+                // Its files may have been changed, or it has been deleted meanwhile.
                 Err(error) => {
                     tracing::warn!(layer = layer.id(), error = %error.chain(), "cannot copy a layer, fetching it");
                 }
@@ -269,7 +269,7 @@ impl Job {
         let _unpacker = self.context.unpacker().await?;
         let store = &self.context.store;
         let stream = store.diff(None, layer, DiffOptions::uncompressed()).await?;
-        // The blob's digest is for the record; it cannot be checked here, so the diff's is.
+        // The record names the blob's digest, which a copy cannot verify; the diff's digest is verified instead.
         let mut options = self.options(None);
         options.verify = false;
         let checked = verified(Box::pin(stream), self.diff_id.clone());
@@ -304,7 +304,7 @@ impl Job {
             if wrong && let Some(partials) = &self.context.partials {
                 partials.discard(&blob.digest).await;
                 if kept > 0 {
-                    tracing::warn!(blob = %blob.digest, error = %error.chain(), "what was kept of it is wrong");
+                    tracing::warn!(blob = %blob.digest, error = %error.chain(), "the partial blob is wrong, downloading it again");
                     continue;
                 }
             }

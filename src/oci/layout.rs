@@ -16,7 +16,7 @@ use crate::options::BoxReader;
 /// The annotation of an index entry that names it.
 pub(crate) const NAME: &str = "org.opencontainers.image.ref.name";
 
-/// A layout: a directory, or a tar file of one.
+/// A layout: a directory, or an archive of one.
 #[derive(Clone, Debug)]
 pub(crate) enum Layout {
     Directory(PathBuf),

@@ -1,4 +1,4 @@
-//! Manifests, indexes and configs: read from hostile bytes, without I/O.
+//! Manifests, indexes and configs, parsed from untrusted bytes without I/O.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -95,7 +95,7 @@ pub(crate) fn parse(bytes: &[u8], claimed: Option<&str>) -> Result<Document> {
     let is_index = match (probe.manifests.is_some(), probe.layers.is_some()) {
         (true, false) => true,
         (false, true) => false,
-        // One that can be read both ways would mean different things to different readers.
+        // Readers would differ in what it means.
         (true, true) => return Err(ErrorKind::InvalidInput.err("a manifest with both layers and manifests")),
         (false, false) => return refuse("a manifest with neither layers nor manifests"),
     };
@@ -154,7 +154,7 @@ pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Blob> {
                 architecture: platform.architecture().to_string(),
                 variant: platform.variant().clone(),
             },
-            // Without a word on platforms the only image is meant for everybody.
+            // A single image without a platform is for all platforms.
             None if index.manifests().len() == 1 => wanted.clone(),
             None => continue,
         };
@@ -174,7 +174,7 @@ pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Blob> {
     }
 }
 
-/// What the store needs to know of a config.
+/// The fields of a config that a pull needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     /// When the image was made, if it says so.

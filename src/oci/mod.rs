@@ -16,16 +16,20 @@
 //!
 //! # What to rely on
 //!
-//! * **Each layer once.** Layers that the store has are not fetched, nor are those that another task or process is
-//!   fetching at this moment: it is waited for, and if it fails or dies, the next one takes over.
-//! * **Streams.** A blob flows from the connection into the unpacker; it touches the disk only as the layer's files.
-//!   Layers are unpacked side by side, also those of one image, and become visible from the bottom up.
-//! * **Verified.** Manifests, configs, blobs and their uncompressed forms have the digests that they should have, or
-//!   nothing of them is kept.
-//! * **Interruptions.** Connections that break are made again from where they broke. With
-//!   [`PullOptions::keep_partial`] a pull that was killed goes on where it was, too.
-//! * **Records.** What is written is what Podman writes when it pulls the same image: IDs, names, digests, manifests.
-//!   Either side reuses the other's layers.
+//! * **Each layer once.** A layer that the store has is not fetched. One that another task or process is fetching is
+//!   waited for; if that fails or dies, the next one takes over.
+//! * **Streams.** A blob is unpacked while it is downloaded and is not written to disk itself. The layers of an image
+//!   are unpacked concurrently and become visible from the bottom up.
+//! * **Verified.** The digests of manifests, configs, blobs and uncompressed layers are verified; nothing is kept of
+//!   what does not match.
+//! * **Resumable downloads.** After a broken connection, a download is resumed at the first missing byte. With
+//!   [`PullOptions::keep_partial`] this holds for a pull that was killed, too.
+//! * **Records.** A pull writes what Podman writes when it pulls the same image: IDs, names, digests, manifests. Either
+//!   side reuses the other's layers.
+//! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
+//!   the whole process.
+//!
+//! [`push`] is the way out: to registries, layouts and archives.
 
 mod archive_destination;
 mod archive_writer;

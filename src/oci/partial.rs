@@ -1,13 +1,12 @@
-//! Blobs whose download was interrupted, kept so that it can go on.
+//! The first bytes of blobs whose download was interrupted, kept for the next attempt.
 //!
 //! ```text
-//! <graph root>/<driver>-partial/sha256-HEX     the first bytes of the blob, flock'ed while somebody adds to them
+//! <graph root>/<driver>-partial/sha256-HEX     the first bytes of the blob, flock'ed by the task that downloads it
 //! ```
 //!
-//! A file holds a beginning of what was received for a digest; nothing says that it is right. Its reader verifies the
-//! whole blob, and discards the file if that fails. It is discarded as well when the blob's layer is in the store.
-//! What keeps it from being written (a full disk above all) does not disturb the download: the file then stays as
-//! long as it got.
+//! A file holds the first bytes that were received for a digest; they are not verified. The reader verifies the whole
+//! blob and discards the file if that fails. It is also discarded when the store has the blob's layer. A failure to
+//! write it (on a full disk for example) does not fail the download: the file then keeps what was written before.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -42,18 +41,18 @@ impl Partials {
             .join(format!("{}-{}", digest.algorithm(), digest.encoded()))
     }
 
-    /// Opens what there is of a blob, or an empty file. `None` if somebody else has it, or it cannot be had: it is
-    /// only a help.
+    /// Opens the file of a blob, or a new one. `None` if another task or process has it locked, or it cannot be opened:
+    /// the download then does without.
     pub(crate) async fn open(&self, digest: &Digest, size: u64) -> Option<Partial> {
         let (dir, path) = (self.dir.clone(), self.path(digest));
         let opened = bridge::run(move || open(&dir, path, size)).await;
         opened.unwrap_or_else(|error| {
-            tracing::warn!(error = %error.chain(), "downloading without keeping what comes");
+            tracing::warn!(error = %error.chain(), "downloading without a partial file");
             None
         })
     }
 
-    /// Forgets a blob.
+    /// Removes the file of a blob.
     pub(crate) async fn discard(&self, digest: &Digest) {
         let path = self.path(digest);
         let removed = bridge::run(move || match std::fs::remove_file(&path) {
@@ -67,7 +66,7 @@ impl Partials {
         }
     }
 
-    /// Forgets all blobs that nobody is downloading; returns how many bytes that frees.
+    /// Removes all files that are not locked; returns how many bytes that frees.
     pub(crate) fn discard_all(&self) -> Result<u64> {
         let entries = match std::fs::read_dir(&self.dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
@@ -86,7 +85,7 @@ impl Partials {
     }
 }
 
-/// Locks an existing or new file; `None` if it is taken.
+/// Locks an existing or new file; `None` if it is locked.
 fn lock(path: &Path) -> Result<Option<(RwLock<File>, u64)>> {
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -116,7 +115,7 @@ fn open(dir: &Path, path: PathBuf, size: u64) -> Result<Option<Partial>> {
     let file = lock.into_inner();
     let mut kept = found;
     if found > size {
-        // It is not of this blob.
+        // It is longer than the blob, so not of it.
         file.set_len(0).at("emptying", &path)?;
         kept = 0;
     }
@@ -130,7 +129,7 @@ fn open(dir: &Path, path: PathBuf, size: u64) -> Result<Option<Partial>> {
     }))
 }
 
-/// The first bytes of one blob; nobody else has them open.
+/// The locked file of one blob.
 #[derive(Debug)]
 pub(crate) struct Partial {
     /// Its position is where the next bytes are read, and later written.
@@ -145,7 +144,7 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    /// How many bytes there are from before.
+    /// How many bytes an earlier download has left.
     pub(crate) fn kept(&self) -> u64 {
         self.kept
     }
@@ -188,7 +187,7 @@ impl Partial {
         }
     }
 
-    /// Writes what waits.
+    /// Writes what is buffered.
     pub(crate) async fn flush(&mut self) {
         if self.broken || self.waiting.is_empty() {
             return;
@@ -199,7 +198,7 @@ impl Partial {
             self.waiting.split().freeze(),
         );
         if let Err(error) = bridge::run(move || write(&file, &bytes, &path)).await {
-            tracing::warn!(error = %error.chain(), "keeping no more of a download");
+            tracing::warn!(error = %error.chain(), "no longer keeping a download");
             self.broken = true;
         }
     }
@@ -211,7 +210,7 @@ fn write(file: &Mutex<File>, bytes: &[u8], path: &Path) -> Result<()> {
     let start = file.stream_position().at("writing", path)?;
     let written = file.write_all(bytes).at("writing", path);
     if written.is_err() {
-        // How much of the bytes got there is not known: none.
+        // How many of the bytes were written is not known: drop all of them.
         file.set_len(start).at("cutting", path)?;
         file.seek(SeekFrom::Start(start)).at("cutting", path)?;
     }
@@ -223,7 +222,7 @@ impl Drop for Partial {
         if self.broken || self.waiting.is_empty() {
             return;
         }
-        // Interrupted: what has come is worth keeping.
+        // The download was interrupted: keep what was received.
         let (file, path, bytes) = (
             Arc::clone(&self.file),
             self.path.clone(),
@@ -231,7 +230,7 @@ impl Drop for Partial {
         );
         bridge::spawn_detached(move || {
             if let Err(error) = write(&file, &bytes, &path) {
-                tracing::warn!(error = %error.chain(), "keeping no more of a download");
+                tracing::warn!(error = %error.chain(), "no longer keeping a download");
             }
         });
     }

@@ -76,7 +76,7 @@ impl Platform {
         if (&self.os, &self.architecture) != (&offered.os, &offered.architecture) {
             return None;
         }
-        // Whoever asks for no variant gets the usual one; a variant runs what older ones run.
+        // Without a variant the usual one is meant; a variant runs images for older ones.
         let (wanted, usual): (&str, &[&str]) = match self.architecture.as_str() {
             "arm" => (self.variant.as_deref().unwrap_or("v7"), &["v8", "v7", "v6", "v5"]),
             "arm64" => (self.variant.as_deref().unwrap_or("v8"), &["v8"]),
@@ -84,7 +84,7 @@ impl Platform {
             _ => (self.variant.as_deref().unwrap_or(""), &[]),
         };
         let Some(offered) = offered.variant.as_deref().filter(|variant| !variant.is_empty()) else {
-            // Without a variant it is meant for all, but one that fits exactly is better.
+            // An image without a variant runs on all, but one for exactly this variant is better.
             return Some(usual.len() + 1);
         };
         if offered == wanted {

@@ -1,4 +1,4 @@
-//! Pulling images: what a caller sees.
+//! Pulling images into a store.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::store::Store;
 use crate::store::image_record::{self, NewImage};
 use crate::store::views::Image;
 
-/// What a pull has brought.
+/// The result of a pull.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct Pulled {
@@ -33,7 +33,7 @@ pub struct Pulled {
     pub manifest: Digest,
     /// Layers for which a blob was transferred.
     pub transferred: usize,
-    /// Layers that were there, were made by somebody else meanwhile, or were copied from a layer that was there.
+    /// Layers that the store had, that another task or process made meanwhile, or that were copied from another layer.
     pub reused: usize,
 }
 

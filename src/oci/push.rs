@@ -45,8 +45,7 @@ pub struct Pushed {
 /// Pushes an image of the store (an ID, name or ID prefix).
 ///
 /// Takes the store's locks for moments only. Each layer is first written to a temporary file of the store, compressed.
-/// An archive is written beside its target under a temporary name and then renamed over it, so it replaces one that is
-/// there. A layout that several tasks or processes push to at the same time lists the images of all of them.
+/// An archive appears under its name when it is complete, and replaces one that is there. A layout that several tasks or processes push to at the same time lists the images of all of them.
 ///
 /// # Errors
 /// [`ErrorKind::ImageUnknown`]; [`ErrorKind::NotFound`] for an image without a manifest or config;
@@ -124,20 +123,26 @@ async fn work(
         oci,
     };
     // Boxed one by one, so that the whole is `Send` for every lifetime: callers spawn it.
-    let jobs: Vec<BoxFuture<'_, Result<(Blob, bool)>>> = layers
+    let jobs: Vec<BoxFuture<'_, Result<Prepared>>> = layers
         .iter()
         .zip(&manifest.layers)
         .map(|(layer, blob)| job.layer(layer, blob).boxed())
         .collect();
-    let blobs: Vec<(Blob, bool)> = futures::stream::iter(jobs)
-        .buffered(options.uploads.max(1))
-        .try_collect()
-        .await?;
+    let mut prepared = futures::stream::iter(jobs).buffered(options.uploads.max(1));
+    let (mut blobs, mut sent) = (Vec::new(), 0);
+    while let Some(Prepared { blob, state }) = prepared.try_next().await? {
+        let is_sent = match state {
+            LayerState::Reused => false,
+            LayerState::Sent => true,
+            LayerState::Waiting(spool) => job.put(&spool).await?,
+        };
+        sent += usize::from(is_sent);
+        blobs.push(blob);
+    }
+    drop(prepared);
     if !destination.has(&manifest.config.digest).await? {
         destination.put_small(&config, &manifest.config.digest).await?;
     }
-    let sent = blobs.iter().filter(|(_, sent)| *sent).count();
-    let blobs: Vec<Blob> = blobs.into_iter().map(|(blob, _)| blob).collect();
     let (pushed, media_type) = if docker_archive {
         let manifest = docker_archive::manifest(&config, &blobs)?;
         (manifest.bytes, DOCKER_MANIFEST.to_owned())
@@ -181,9 +186,23 @@ struct Job<'a> {
     oci: bool,
 }
 
+/// A layer for the destination.
+struct Prepared {
+    blob: Blob,
+    state: LayerState,
+}
+
+enum LayerState {
+    /// The destination had it.
+    Reused,
+    Sent,
+    /// It is compressed. Archives get their layers in order, so that equal images make equal archives.
+    Waiting(Spool),
+}
+
 impl Job<'_> {
-    /// Sees to it that the destination has a layer. Returns its blob there, and whether it was sent.
-    async fn layer(&self, layer: &Layer, known: &Blob) -> Result<(Blob, bool)> {
+    /// Compresses and sends a layer unless the destination has it.
+    async fn layer(&self, layer: &Layer, known: &Blob) -> Result<Prepared> {
         if self.destination.has(&known.digest).await? {
             reused(self.progress, &known.digest);
             let media_type = if self.oci {
@@ -191,19 +210,19 @@ impl Job<'_> {
             } else {
                 known.media_type.clone()
             };
-            return Ok((
-                Blob {
+            return Ok(Prepared {
+                blob: Blob {
                     media_type,
                     ..known.clone()
                 },
-                false,
-            ));
+                state: LayerState::Reused,
+            });
         }
         let diff = self
             .store
             .diff(None, layer.id(), DiffOptions::compressed(self.compression))
             .await?;
-        let spool = Spool::fill(self.store, diff).await?;
+        let spool = Spool::fill(self.store, layer.id(), diff).await?;
         if self.compression == Compression::None
             && let Some(expected) = layer.diff_digest().filter(|digest| *digest != spool.digest)
         {
@@ -219,15 +238,27 @@ impl Job<'_> {
             size: spool.size,
             media_type: layer_type(self.compression, self.oci).into(),
         };
-        if self.destination.has(&blob.digest).await? {
-            reused(self.progress, &blob.digest);
-            return Ok((blob, false));
+        let state = if self.destination.is_archive() {
+            LayerState::Waiting(spool)
+        } else if self.put(&spool).await? {
+            LayerState::Sent
+        } else {
+            LayerState::Reused
+        };
+        Ok(Prepared { blob, state })
+    }
+
+    /// Sends a compressed layer unless the destination has it. Returns whether it was sent.
+    async fn put(&self, spool: &Spool) -> Result<bool> {
+        if self.destination.has(&spool.digest).await? {
+            reused(self.progress, &spool.digest);
+            return Ok(false);
         }
-        self.destination.put_layer(&spool, self.progress).await?;
-        self.progress.blob(&blob.digest, || BlobState::Committed {
-            layer: layer.id().to_owned(),
+        self.destination.put_layer(spool, self.progress).await?;
+        self.progress.blob(&spool.digest, || BlobState::Committed {
+            layer: spool.layer.clone(),
         });
-        Ok((blob, true))
+        Ok(true)
     }
 }
 

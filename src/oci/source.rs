@@ -1,4 +1,4 @@
-//! Where an image comes from, opened.
+//! The source of an image that is pulled: a registry, an OCI layout or an archive.
 
 use std::sync::Arc;
 
@@ -93,12 +93,12 @@ impl ImageSource {
         Ok(bytes)
     }
 
-    /// Whether transfers are worth a place among the bounded downloads.
+    /// Whether transfers count among the bounded downloads.
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self, Self::Registry(_))
     }
 
-    /// A layer's blob as a stream. What it brings is not verified here.
+    /// A layer's blob as a stream; not verified.
     pub(crate) async fn blob(
         &self,
         blob: &Blob,

@@ -23,6 +23,8 @@ const STEP: usize = 1 << 20;
 /// A file that only its owner knows; removed when dropped, or by the next open of the store after a crash.
 #[derive(Debug)]
 pub(crate) struct Spool {
+    /// ID of the layer.
+    pub(crate) layer: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     path: Arc<Path>,
@@ -32,10 +34,15 @@ pub(crate) struct Spool {
 
 impl Spool {
     /// Writes a stream to its end.
-    pub(crate) async fn fill(store: &Store, mut stream: impl AsyncRead + Send + Unpin) -> Result<Self> {
+    pub(crate) async fn fill(
+        store: &Store,
+        layer: &str,
+        mut stream: impl AsyncRead + Send + Unpin,
+    ) -> Result<Self> {
         let dir = store.transfer_dirs().temporary;
         let (file, path, temp) = bridge::run(move || create(&dir)).await?;
         let mut spool = Self {
+            layer: layer.to_owned(),
             digest: Digest::sha256(b""),
             size: 0,
             path: path.into(),

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
@@ -60,7 +60,7 @@ impl Mtime {
 pub(crate) struct AtomicFile {
     file: File,
     target: PathBuf,
-    /// The temporary path; empty once it has been renamed.
+    /// The temporary path; empty while the file has no name, and once it has been renamed.
     temp: PathBuf,
 }
 
@@ -91,6 +91,46 @@ impl AtomicFile {
         Err(Errno::EXIST).at("finding an unused temporary name for", target)
     }
 
+    /// As [`AtomicFile::create`], but the file has no name until it is committed, so a killed process leaves nothing.
+    /// Where the file system knows no files without a name, it has a temporary one.
+    #[cfg(feature = "pull")]
+    pub(crate) fn create_unnamed(target: &Path) -> Result<Self> {
+        let dir = match target.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(Self {
+                file: File::from(fd),
+                target: target.to_owned(),
+                temp: PathBuf::new(),
+            }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Self::create(target),
+            Err(error) => Err(error).at("creating a file in", dir),
+        }
+    }
+
+    /// Gives a file without a name a temporary one.
+    fn name(&mut self) -> Result<()> {
+        use std::os::fd::AsRawFd as _;
+        let base = self.target.file_name().unwrap_or_default();
+        let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        for _ in 0..ATTEMPTS {
+            let random = getrandom::u32().during("drawing a random file name")?;
+            let temp = self.target.with_file_name(temp_name(base, random));
+            match rustix::fs::linkat(CWD, &unnamed, CWD, &temp, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => {
+                    self.temp = temp;
+                    return Ok(());
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).at("naming", temp),
+            }
+        }
+        Err(Errno::EXIST).at("finding an unused temporary name for", &self.target)
+    }
+
     /// A second handle of the file, for a writer that wants to own one.
     #[cfg(feature = "pull")]
     pub(crate) fn handle(&self) -> Result<File> {
@@ -103,7 +143,10 @@ impl AtomicFile {
     /// Returns the new file's time, as [`Mtime::at`] reports it from now on.
     pub(crate) fn commit(mut self, sync: bool, mode: u32) -> Result<Mtime> {
         if sync {
-            rustix::fs::fdatasync(&self.file).at("syncing", &self.temp)?;
+            rustix::fs::fdatasync(&self.file).at("syncing", &self.target)?;
+        }
+        if self.temp.as_os_str().is_empty() {
+            self.name()?;
         }
         let stat = rustix::fs::fstat(&self.file).at("reading the status of", &self.temp)?;
         if stat.st_mode & 0o7777 != mode {
@@ -261,6 +304,29 @@ mod tests {
         assert_eq!((error.kind(), error.path()), (ErrorKind::Io, Some(dir.as_path())));
         assert_eq!(names(tmp.path()), ["directory", "item"]);
         assert!(AtomicFile::create(&tmp.path().join("missing/item")).is_err());
+    }
+
+    #[cfg(feature = "pull")]
+    #[test]
+    fn a_file_without_a_name_leaves_nothing_and_replaces_its_target() {
+        for parent in ["/dev/shm", "/tmp"] {
+            let tmp = tempfile::tempdir_in(parent).unwrap();
+            let path = tmp.path().join("item");
+            let mut file = AtomicFile::create_unnamed(&path).unwrap();
+            file.write_all(b"new").unwrap();
+            assert_eq!(names(tmp.path()), [""; 0], "{parent}");
+            file.commit(true, 0o644).unwrap();
+            let mut file = AtomicFile::create_unnamed(&path).unwrap();
+            file.write_all(b"newer").unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"new");
+            let mut handle = file.handle().unwrap();
+            handle.write_all(b"!").unwrap();
+            file.commit(true, 0o644).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"newer!");
+            assert_eq!(names(tmp.path()), ["item"]);
+            drop(AtomicFile::create_unnamed(&path).unwrap());
+            assert!(AtomicFile::create_unnamed(&tmp.path().join("missing/item")).is_err());
+        }
     }
 
     #[test]

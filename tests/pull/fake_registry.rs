@@ -49,6 +49,9 @@ struct State {
     content: HashMap<String, Vec<u8>>,
     faults: HashMap<String, VecDeque<Fault>>,
     requests: Vec<Request>,
+    /// Faults of uploads by digest, and how many uploads were begun or finished.
+    upload_faults: HashMap<String, VecDeque<Fault>>,
+    uploads: HashMap<String, usize>,
     login: Option<Login>,
 }
 
@@ -138,7 +141,19 @@ impl FakeRegistry {
             .insert(blob.to_string(), faults.iter().cloned().collect());
     }
 
-    /// Asks for credentials (`user`, `secret`) from now on.
+    /// Lets uploads of a blob fail in these ways, in turn.
+    pub(crate) fn fail_upload(&self, blob: &Digest, faults: &[Fault]) {
+        self.state()
+            .upload_faults
+            .insert(blob.to_string(), faults.iter().cloned().collect());
+    }
+
+    /// Uploads of a blob so far, those that failed included.
+    pub(crate) fn uploads(&self, blob: &Digest) -> usize {
+        self.state().uploads.get(blob.as_str()).copied().unwrap_or(0)
+    }
+
+    /// Asks for credentials (the password `secret` of `user`, or the identity token `refresh`) from now on.
     pub(crate) fn lock(&self, login: Login) {
         self.state().login = Some(login);
     }
@@ -181,7 +196,10 @@ impl FakeRegistry {
             head.push(byte[0]);
         }
         let head = String::from_utf8(head).unwrap();
-        let path = head.split(' ').nth(1).unwrap().to_owned();
+        let (method, path) = {
+            let mut words = head.split(' ');
+            (words.next().unwrap(), words.next().unwrap().to_owned())
+        };
         let header = |name: &str| {
             head.lines().find_map(|line| {
                 let (key, value) = line.split_once(':')?;
@@ -191,8 +209,14 @@ impl FakeRegistry {
         let authorization = header("authorization").unwrap_or_default();
         // `user:secret`
         let basic = "Basic dXNlcjpzZWNyZXQ=";
+        let length: usize = header("content-length").map_or(0, |text| text.parse().unwrap());
         if path.starts_with("/token") {
-            let body = if authorization == basic {
+            let mut form = vec![0; length];
+            stream.read_exact(&mut form)?;
+            let refreshes = String::from_utf8(form)
+                .unwrap()
+                .contains("refresh_token=refresh&");
+            let body = if authorization == basic || refreshes {
                 r#"{"token":"sesame"}"#
             } else {
                 "{}"
@@ -215,6 +239,9 @@ impl FakeRegistry {
                 b"",
             );
         }
+        if method != "GET" {
+            return self.write(&mut stream, method, &path, length);
+        }
         let range =
             header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
         let (content, fault, index) = {
@@ -234,6 +261,53 @@ impl FakeRegistry {
             return respond(&mut stream, status, &format!("Retry-After: {after}\r\n"), b"");
         }
         self.send(stream, content, range, fault, index)
+    }
+
+    /// Answers a question for a blob, or takes a blob or manifest.
+    fn write(&self, stream: &mut TcpStream, method: &str, path: &str, length: usize) -> std::io::Result<()> {
+        let repository = |at: &str| path.split(at).next().unwrap().to_owned();
+        match method {
+            "HEAD" if self.state().content.contains_key(path) => respond(stream, 200, "", b""),
+            "HEAD" => respond(stream, 404, "", b""),
+            "POST" => {
+                let location = format!("Location: {}/upload?state=1\r\n", repository("/blobs/"));
+                respond(stream, 202, &location, b"")
+            }
+            _ => {
+                let (key, fault) = match path.split_once("&digest=") {
+                    Some((_, digest)) => {
+                        let digest = digest.replace("%3A", ":");
+                        let mut state = self.state();
+                        *state.uploads.entry(digest.clone()).or_default() += 1;
+                        let faults = state.upload_faults.get_mut(&digest);
+                        let fault = faults.and_then(VecDeque::pop_front);
+                        (format!("{}/blobs/{digest}", repository("/upload?")), fault)
+                    }
+                    None => (path.to_owned(), None),
+                };
+                let wanted = match fault {
+                    Some(Fault::Drop(bytes)) => bytes,
+                    _ => length,
+                };
+                let mut body = vec![0; wanted];
+                stream.read_exact(&mut body)?;
+                match fault {
+                    None => {
+                        if let Some((name, _)) = key.split_once("/manifests/") {
+                            let by_digest = format!("{name}/manifests/{}", Digest::sha256(&body));
+                            self.state().content.insert(by_digest, body.clone());
+                        }
+                        self.state().content.insert(key, body);
+                        respond(stream, 201, "", b"")
+                    }
+                    Some(Fault::Status(status, after)) => {
+                        respond(stream, status, &format!("Retry-After: {after}\r\n"), b"")
+                    }
+                    // The connection is closed.
+                    Some(_) => Ok(()),
+                }
+            }
+        }
     }
 
     fn send(

@@ -13,14 +13,18 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod archives;
 mod fake_registry;
 mod faults;
 mod flight;
+mod layouts;
 mod library;
 mod push;
 mod records;
 mod registry;
 mod resume;
+mod tls;
+mod uploads;
 mod worker;
 
 /// A file that nobody lists would never run.

@@ -18,11 +18,25 @@ pub(crate) struct Registry {
 impl Registry {
     /// Starts a registry that has its files in `dir` and what it serves in `data`.
     pub(crate) fn start(dir: &Path, data: &Path) -> Self {
+        Self::start_with(dir, data, "")
+    }
+
+    /// As [`Registry::start`], with TLS: a directory has `server.pem`, `server.key`, and the authority `ca.pem` of the
+    /// clients' certificates, which are required.
+    pub(crate) fn start_with_tls(dir: &Path, data: &Path, certificates: &Path) -> Self {
+        let tls = format!(
+            ", tls: {{certificate: {0}/server.pem, key: {0}/server.key, clientcas: [{0}/ca.pem]}}",
+            certificates.display()
+        );
+        Self::start_with(dir, data, &tls)
+    }
+
+    fn start_with(dir: &Path, data: &Path, http: &str) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: info, accesslog: {{disabled: false}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 127.0.0.1:0}}\n",
+             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: 127.0.0.1:0{http}}}\n",
             data.display()
         );
         std::fs::write(&config, text).unwrap();

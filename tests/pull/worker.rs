@@ -15,6 +15,7 @@ async fn entry() {
     match work.as_str() {
         "pull" => pull(&images, false).await,
         "pull-keeping" => pull(&images, true).await,
+        "push-layout" => push_layout(&images).await,
         _ => panic!("no such work: {work}"),
     }
 }
@@ -45,4 +46,15 @@ async fn pull(images: &[String], keep: bool) {
         transferred += task.await.unwrap();
     }
     tell(&format!("transferred {transferred}"));
+}
+
+/// Pushes an image into a layout from several tasks; the arguments are the image, the layout and the process's name.
+async fn push_layout(arguments: &[String]) {
+    let (graph, run, driver) = store_location();
+    let store = Store::open(StoreOptions::new(graph, run).driver(driver))
+        .await
+        .unwrap();
+    tell("ready");
+    wait_for_parent();
+    crate::layouts::push_from_tasks(&store, &arguments[0], &arguments[1], &arguments[2]).await;
 }

@@ -1,0 +1,107 @@
+//! TLS by value: roots, client certificates, unverified connections; nothing chosen for the whole process.
+
+use std::path::Path;
+use std::process::Command;
+
+use graphroot::ErrorKind;
+use graphroot::oci::{
+    ClientIdentity, PullOptions, Puller, PushOptions, RegistryOptions, TlsOptions, Transport, push,
+};
+
+use crate::fake_registry::{FakeRegistry, layer};
+use crate::registry::Registry;
+use crate::support::needs;
+use crate::support::peers::Run as _;
+use crate::support::root::TestRoot;
+
+/// Makes a certificate authority, and certificates of a server on this machine and of a client.
+fn make_certificates(dir: &Path) {
+    let openssl = |words: &str| {
+        let mut command = Command::new("openssl");
+        command.current_dir(dir).args(words.split(' '));
+        command.run();
+    };
+    let curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30";
+    std::fs::write(dir.join("server.ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    std::fs::write(dir.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    openssl(&format!(
+        "req -x509 {curve} -subj /CN=authority -keyout ca.key -out ca.pem"
+    ));
+    for name in ["server", "client"] {
+        openssl(&format!(
+            "req {} -subj /CN={name} -keyout {name}.key -out {name}.csr",
+            curve.replace(" -days 30", "")
+        ));
+        openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile {name}.ext -out {name}.pem"
+        ));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roots_and_client_certificates_are_given_by_value() {
+    needs!("openssl", "docker-registry");
+    let root = TestRoot::in_memory();
+    let certificates = root.scratch("certificates");
+    make_certificates(&certificates);
+    let read = |name: &str| std::fs::read(certificates.join(name)).unwrap();
+    let registry = Registry::start_with_tls(
+        &root.scratch("registry"),
+        &root.path().join("data"),
+        &certificates,
+    );
+
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 1)]);
+    let store = root.open().await;
+    let pulled = Puller::new(&store, PullOptions::default())
+        .pull(&image.reference.parse().unwrap())
+        .await
+        .unwrap();
+    let id = pulled.image.id().to_owned();
+
+    let identity = || Some(ClientIdentity::from_pem(read("client.pem"), read("client.key")));
+    let trusting = || TlsOptions::default().root_certificate(read("ca.pem"));
+    let unverified = || TlsOptions::default().transport(Transport::TlsUnverified);
+    let name = format!("docker://{}/team/app:v1", registry.address());
+    let pushed = async |tls: TlsOptions| {
+        let options = RegistryOptions::default()
+            .retries(0)
+            .tls_for(registry.address(), tls);
+        let options = PushOptions::default().registry(options);
+        push(&store, &id, &name.parse().unwrap(), options).await
+    };
+    for (tls, why) in [
+        (
+            TlsOptions::default().identity(identity()),
+            "the root is not known",
+        ),
+        (trusting(), "no client certificate"),
+        (unverified(), "no client certificate"),
+        (
+            TlsOptions::default().transport(Transport::Plain),
+            "the registry speaks TLS",
+        ),
+    ] {
+        let error = pushed(tls).await.expect_err(why);
+        assert_eq!(error.kind(), ErrorKind::Registry, "{why}: {error:?}");
+    }
+    let bad = pushed(trusting().identity(Some(ClientIdentity::from_pem("x", "y")))).await;
+    assert_eq!(bad.unwrap_err().kind(), ErrorKind::InvalidInput);
+    pushed(trusting().identity(identity())).await.unwrap();
+    pushed(unverified().identity(identity())).await.unwrap();
+
+    let other = TestRoot::in_memory();
+    // For all registries instead of this one: a registry on this machine is then still plain.
+    let options = RegistryOptions::default()
+        .retries(0)
+        .tls_for(registry.address(), trusting().identity(identity()));
+    let puller = Puller::new(&other.open().await, PullOptions::default().registry(options));
+    let back = puller.pull(&name.parse().unwrap()).await.unwrap();
+    assert_eq!(back.image.id(), id);
+
+    assert!(
+        rustls::crypto::CryptoProvider::get_default().is_none(),
+        "the program that links the library chooses"
+    );
+}
