@@ -120,10 +120,13 @@ fn completions_and_manual_pages_know_every_command() {
         page.contains("\\-\\-read\\-only") && page.contains("mount web"),
         "{page}"
     );
-    let page = good(&root, "man mount");
-    assert!(page.contains("\n  cd $(graphroot mount web)"), "{page}");
+    assert!(page.contains("\n\\&cd $(graphroot mount web)\n"), "{page}");
+    assert!(
+        page.contains(".TH graphroot-mount 1") && page.contains(".SH SEE ALSO"),
+        "{page}"
+    );
     let page = good(&root, "man layers");
-    assert!(page.contains("\n  graphroot layers \\-\\-tree"), "{page}");
+    assert!(page.contains("\n\\&graphroot layers \\-\\-tree\n"), "{page}");
     let wrong = ours(&root, "completions tcsh");
     assert_eq!((wrong.code, wrong.err.lines().count()), (1, 1), "{wrong:?}");
     assert_eq!(ours(&root, "man nosuch").code, 1);

@@ -2,7 +2,10 @@
 //!
 //! A [`clap::Command`] describes the program to the generators. It parses nothing: see `mflag` for the reason.
 
+use std::io::{self, Write as _};
+
 use clap::{Arg, ArgAction};
+use clap_mangen::Man;
 
 use crate::command::{Command, PROGRAM_NAME};
 use crate::flags::global;
@@ -38,20 +41,12 @@ fn subcommand(command: &'static Command) -> clap::Command {
     let (name, others) = command.names.split_first().unwrap_or((&"", &[]));
     let mut model = clap::Command::new(*name)
         .about(command.usage)
+        .bin_name(format!("{PROGRAM_NAME} {name}"))
+        .display_name(format!("{PROGRAM_NAME}-{name}"))
         .disable_help_flag(true)
         .aliases(others);
     if !command.arguments.is_empty() {
-        model = model
-            .override_usage(format!("{PROGRAM_NAME} {name} {}", command.arguments))
-            .arg(
-                Arg::new("ARGUMENT")
-                    .num_args(0..)
-                    .help("Names, IDs or ID prefixes"),
-            );
-    }
-    if !command.examples.is_empty() {
-        let examples: Vec<String> = command.examples.iter().map(|line| format!("  {line}")).collect();
-        model = model.after_help(format!("Examples:\n{}", examples.join("\n")));
+        model = model.override_usage(format!("{PROGRAM_NAME} {name} {}", command.arguments));
     }
     command
         .flags
@@ -70,7 +65,12 @@ fn program(commands: impl Iterator<Item = &'static Command>) -> clap::Command {
         model = model.arg(argument(flag));
     }
     for command in commands {
-        model = model.subcommand(subcommand(command));
+        let mut command_model = subcommand(command);
+        if !command.arguments.is_empty() {
+            // Shells complete file names where a command has arguments.
+            command_model = command_model.arg(Arg::new("ARGUMENT").num_args(0..));
+        }
+        model = model.subcommand(command_model);
     }
     model
 }
@@ -92,17 +92,38 @@ pub(crate) fn completions(
 pub(crate) fn program_page(
     commands: impl Iterator<Item = &'static Command>,
 ) -> Result<Vec<u8>, CommandError> {
-    page(program(commands))
+    page(&Man::new(program(commands)), |man, text| man.render(text))
 }
 
 /// The manual page of one command.
 pub(crate) fn command_page(command: &'static Command) -> Result<Vec<u8>, CommandError> {
-    page(subcommand(command))
+    let source = format!("{PROGRAM_NAME} {}", env!("CARGO_PKG_VERSION"));
+    page(&Man::new(subcommand(command)).source(source), |man, text| {
+        man.render_title(text)?;
+        man.render_name_section(text)?;
+        man.render_synopsis_section(text)?;
+        man.render_options_section(text)?;
+        if !command.examples.is_empty() {
+            writeln!(text, ".SH EXAMPLES\n.nf")?;
+            for example in command.examples {
+                writeln!(text, "{}", roff_text(example))?;
+            }
+            writeln!(text, ".fi")?;
+        }
+        writeln!(text, ".SH SEE ALSO\n.BR {PROGRAM_NAME} (1)")
+    })
 }
 
-fn page(model: clap::Command) -> Result<Vec<u8>, CommandError> {
+fn page(
+    man: &Man,
+    render: impl FnOnce(&Man, &mut Vec<u8>) -> io::Result<()>,
+) -> Result<Vec<u8>, CommandError> {
     let mut text = Vec::new();
-    let rendered = clap_mangen::Man::new(model).render(&mut text);
-    rendered.map_err(|error| format!("rendering the manual page: {error}"))?;
+    render(man, &mut text).map_err(|error| format!("rendering the manual page: {error}"))?;
     Ok(text)
+}
+
+/// A line of literal text in a manual page. A line that begins with `.` or `'` would be a request.
+fn roff_text(line: &str) -> String {
+    format!("\\&{}", line.replace('\\', "\\e").replace('-', "\\-"))
 }
