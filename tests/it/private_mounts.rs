@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use graphroot::{ContainerOptions, DiffOptions, ImageOptions, LayerOptions, Store};
+use graphroot::{ContainerOptions, DiffOptions, ImageOptions, LayerOptions, MountOptions, Store};
 use tokio::io::AsyncReadExt as _;
 
 use crate::support::needs;
@@ -29,10 +29,10 @@ const KEPT: usize = 150;
 async fn container(store: &Store) -> String {
     let mut tar = Tar::new().dir("d/").file("d/changed", "image").dir("kept/");
     for number in 0..KEPT {
-        tar = tar.file(&format!("kept/{number}"), "kept");
+        tar = tar.file(format!("kept/{number}"), "kept");
     }
     for number in 0..ROUNDS {
-        tar = tar.file(&format!("d/doomed-{number}"), "image");
+        tar = tar.file(format!("d/doomed-{number}"), "image");
     }
     put_bytes(store, None, LayerOptions::default().id("base"), tar.finish())
         .await
@@ -75,6 +75,15 @@ fn assert_sound(paths: impl IntoIterator<Item = PathBuf>) {
             "{} has not changed",
             path.display()
         );
+    }
+}
+
+/// Counts one writer less when it ends, also by a panic.
+struct Ends(Arc<AtomicUsize>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -133,40 +142,38 @@ async fn diffs_of_a_container_that_others_mount_write_to_and_unmount() {
     let layer = container(&store).await;
     let writers = Arc::new(AtomicUsize::new(2));
     let ours = tokio::spawn({
-        let (store, writers) = (store.clone(), Arc::clone(&writers));
+        let (store, ends) = (store.clone(), Ends(Arc::clone(&writers)));
         async move {
+            let _ends = ends;
             for round in 0..ROUNDS {
-                let merged = store.mount("box", "").await.unwrap();
-                tokio::task::block_in_place(|| {
-                    write(&merged, "ours", round);
-                    fs::remove_file(merged.join(format!("d/doomed-{round}"))).unwrap();
-                });
-                store.unmount("box", false).await.unwrap();
+                let merged = store.mount("box", MountOptions::default()).await.unwrap();
+                write(&merged, "ours", round);
+                fs::remove_file(merged.join(format!("d/doomed-{round}"))).unwrap();
+                store.unmount("box").await.unwrap();
             }
-            writers.fetch_sub(1, Ordering::SeqCst);
         }
     });
-    let theirs = tokio::task::spawn_blocking({
-        let (root, writers) = (Arc::clone(&root), Arc::clone(&writers));
+    let theirs = std::thread::spawn({
+        let (root, ends) = (Arc::clone(&root), Ends(Arc::clone(&writers)));
         move || {
+            let _ends = ends;
             let go = || root.go().with(["--storage-opt", PROGRAM]);
             for round in 0..ROUNDS {
                 let merged = PathBuf::from(go().with(["mount", "box"]).run());
                 write(&merged, "theirs", round);
                 go().with(["unmount", "box"]).run();
             }
-            writers.fetch_sub(1, Ordering::SeqCst);
         }
     });
     let readers: Vec<_> = (0..2)
         .map(|_| tokio::spawn(compare(store.clone(), layer.clone(), Arc::clone(&writers))))
         .collect();
     ours.await.unwrap();
-    theirs.await.unwrap();
     let mut compared = 0;
     for reader in readers {
         compared += reader.await.unwrap();
     }
+    theirs.join().unwrap();
     eprintln!("{compared} comparisons beside {} mounts", 2 * ROUNDS);
     assert!(compared > 2, "{compared}");
     assert_eq!(store.mounted("box").await.unwrap(), 0);
@@ -218,9 +225,9 @@ async fn a_process_that_is_killed_in_a_diff_leaves_nothing_for_the_next() {
     let root = TestRoot::new();
     let store = Store::open(root.options().driver_option(PROGRAM)).await.unwrap();
     let layer = container(&store).await;
-    let merged = store.mount("box", "").await.unwrap();
+    let merged = store.mount("box", MountOptions::default()).await.unwrap();
     write(&merged, "ours", 0);
-    store.unmount("box", false).await.unwrap();
+    store.unmount("box").await.unwrap();
     let expected = store.changes(None, &layer).await.unwrap();
     store.free();
     drop(store);
