@@ -1,7 +1,7 @@
-//! Gives every file of a tree the owner that it has under another ID mapping.
+//! Changes the owner of every file in a tree from one ID mapping to another.
 //!
-//! Goes by open directories and single names, follows no link, and holds a bounded number of files open however deep
-//! the tree is.
+//! The walk uses open directories and single names, follows no symbolic link, and holds a bounded number of files open
+//! however deep the tree is.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -17,7 +17,7 @@ use crate::idmap::{IdMappings, Owner};
 use crate::sys::tree::{self, DIR_FLAGS, DirStack};
 use crate::sys::xattr;
 
-/// The owner for what a mapping has no ID for, as the kernel shows it.
+/// The kernel's overflow IDs, which stand for IDs without a mapping.
 fn overflow() -> Owner {
     static OVERFLOW: OnceLock<Owner> = OnceLock::new();
     *OVERFLOW.get_or_init(|| {
@@ -34,13 +34,13 @@ fn overflow() -> Owner {
     })
 }
 
-/// Re-owns everything below `root` (not the root itself): the host's ID becomes the container's by `from`, and that
-/// the host's by `to`. The host's root where it was never mapped counts as container root; container IDs that `to`
-/// has no place for become the overflow ID.
+/// Changes the owner of everything below `root` (not of the root itself): `from` maps the host's ID to the container's,
+/// and `to` maps that to the host's again. The host's root counts as container root if `from` does not map it; container
+/// IDs that `to` does not map become the overflow ID.
 ///
-/// An inode with several names is changed once; where changing it gave one of its names an inode of its own (overlay
-/// copies up a name at a time) the other names are linked to it again. `always_link` does so without looking: a tree
-/// that a mount program shows goes on showing one inode.
+/// An inode with several names is changed once. If the change gave one of its names an inode of its own (overlay copies
+/// up one name at a time), the other names are linked to the new inode. With `always_link` they are linked without a
+/// comparison of owners: a mount program shows one inode for all of them.
 pub(crate) fn change_owners(
     root: BorrowedFd<'_>,
     from: &IdMappings,
@@ -63,9 +63,9 @@ pub(crate) fn change_owners(
 
 struct ChownWalk<'a> {
     root: BorrowedFd<'a>,
-    /// Where the walk is, from the root.
+    /// The current path, from the root.
     path: Vec<u8>,
-    /// Inodes with several names that got another owner: that, and the first name.
+    /// Inodes with several names that got another owner: the new owner, and the first name.
     changed: HashMap<(u64, u64), (Owner, Vec<u8>)>,
     always_link: bool,
     from: &'a IdMappings,
@@ -81,7 +81,7 @@ impl ChownWalk<'_> {
         let top = rustix::fs::openat(self.root, c".", DIR_FLAGS, Mode::empty()).map_err(failed)?;
         let mut stack = DirStack::new(top);
         let mut buffer = tree::listing_buffer();
-        // Listed as a whole before anything is changed: what is linked again may come twice in a listing under way.
+        // Listed as a whole before anything is changed: a name that is linked again could appear twice in the listing.
         let mut names = tree::list_names(stack.current().map_err(failed)?, &mut buffer).map_err(failed)?;
         let mut above: Vec<Vec<u8>> = Vec::new();
         loop {
@@ -119,7 +119,7 @@ impl ChownWalk<'_> {
             return self.change(dir, name, stat).map(drop);
         }
         if let Some((new, first)) = self.changed.get(&tree::identity(stat)) {
-            // Under its old owner it is no longer the file that was changed.
+            // With the old owner it is another inode than the one that was changed.
             if self.always_link || (stat.st_uid, stat.st_gid) != (new.uid, new.gid) {
                 rustix::fs::unlinkat(dir, name, AtFlags::empty()).map_err(failed)?;
                 link_again(self.root, first, dir, name).map_err(failed)?;

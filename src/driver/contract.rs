@@ -209,8 +209,8 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
             .collect())
     }
 
-    /// Removes the temporary data of killed processes, their temporary mounts included. What is in use, by this process
-    /// or another, stays. Needs no store lock.
+    /// Removes the temporary data of killed processes, their temporary mounts included. Data in use, by this process or
+    /// another, stays. Needs no store lock. The first failure is returned; everything else is removed all the same.
     fn prune(&self) -> Result<()>;
 
     /// Mounts the layer, or counts one more use in this process, and returns the mount target.
@@ -221,8 +221,8 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Opens the root directory of the whole layer, with the layers below it, for reading.
     ///
-    /// If that takes a mount it is read-only and has no path: nobody else sees it, uses it or unmounts it, and it is not
-    /// counted. It ends when the last file in it is closed. A mount of the same layer by [`Driver::mount`] neither
+    /// If that takes a mount it is read-only and has no path: no other task or process can use or unmount it, and it is
+    /// not counted. It ends when the last file in it is closed. A mount of the same layer by [`Driver::mount`] neither
     /// changes it nor is changed by it. Owners are those on disk.
     fn mount_private(&self, id: &str) -> Result<OwnedFd>;
 
@@ -245,7 +245,7 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Space used by the layer's own files.
     fn disk_usage(&self, id: &str) -> Result<DiskUsage>;
 
-    /// Undoes what the driver has mounted for itself, at shutdown, and removes staging directories that nobody uses.
+    /// Undoes what the driver has mounted for itself, at shutdown, and removes staging directories that no process uses.
     fn cleanup(&self) -> Result<()>;
 
     /// Roots of additional read-only stores.

@@ -1,44 +1,37 @@
 //! Copies a tree into an existing directory: content by reflink or in the kernel where possible, holes, hard links,
 //! owners, modes, times and the extended attributes that belong to content.
 //!
-//! Goes by open directories on both sides and single names, follows no link, and holds a bounded number of files open
+//! The walk uses open directories and single names, follows no symbolic link, and holds a bounded number of files open
 //! however deep the tree is.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use crate::driver::copy_data::DataCopier;
 use crate::error::{Error, Result};
 use crate::idmap::Owner;
 use crate::sys::tree::{self, DIR_FLAGS, DirStack};
 use crate::sys::{at, privilege, xattr};
 
-/// Attributes that belong to a file's content. Others (SELinux labels, overlay's own) belong to where it lies.
+/// Attributes that belong to a file's content. Others (SELinux labels, marks of overlayfs) belong to its place.
 fn is_copied(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
 }
 
-/// Bytes per call where the kernel cannot copy by itself.
-const BUFFER: usize = 128 * 1024;
-
-/// Most bytes asked for in one `copy_file_range`, so that the call returns now and then.
-const MAX_RANGE: u64 = 1 << 30;
-
-/// Copies the tree below `from` into `to`, the root's own mode, owner, times and attributes included. Without
-/// privileges devices are left out; with `ignore_owners` files belong to the caller where they cannot belong to
-/// whom they belonged.
+/// Copies the tree below `from` into `to`, the root's own mode, owner, times and attributes included. In a user namespace
+/// devices are left out. With `ignore_owners` files whose owner cannot be set belong to the caller.
 pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ignore_owners: bool) -> Result<()> {
     let mut copier = Copier {
         root: to,
         path: Vec::new(),
         links: HashMap::new(),
-        reflink: true,
-        in_kernel: true,
+        data: DataCopier::default(),
         root_user: privilege::is_root(),
         ignore_owners,
         devices: !privilege::is_rootless(),
@@ -52,17 +45,15 @@ pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ignore_owners:
 
 struct Copier<'a> {
     root: BorrowedFd<'a>,
-    /// Where the copy is, from the root, for hard links and errors.
+    /// The current path, from the root, for hard links and errors.
     path: Vec<u8>,
     /// First copy of each inode with several names.
     links: HashMap<(u64, u64), Vec<u8>>,
-    /// Cleared once the file systems have said no.
-    reflink: bool,
-    /// Cleared once the kernel has said no.
-    in_kernel: bool,
-    /// A failure to set an attribute is one.
+    /// Copies the content of files.
+    data: DataCopier,
+    /// The caller is root: a failure to set an attribute is an error.
     root_user: bool,
-    /// A failure to set an owner is none.
+    /// A failure to set an owner is no error.
     ignore_owners: bool,
     /// Devices can be made.
     devices: bool,
@@ -80,7 +71,7 @@ impl Copier<'_> {
         let mut above: Vec<(Vec<u8>, Stat)> = Vec::new();
         loop {
             let Some(name) = tree::last_name(&names) else {
-                // Everything inside is there: nothing changes the directory's times any more.
+                // The directory is complete: nothing changes its times any more.
                 let Some(outer) = above.pop() else {
                     return self.finish(source.current()?, target.current()?, &stat);
                 };
@@ -167,78 +158,12 @@ impl Copier<'_> {
         let create = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let to = rustix::fs::openat(target, name, create, Mode::RUSR | Mode::WUSR)?;
         if stat.st_size > 0 {
-            self.data(&from, &to, stat)?;
+            self.data.copy(&from, &to, stat)?;
         }
         self.finish(from.as_fd(), to.as_fd(), stat)
     }
 
-    fn data(&mut self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
-        if self.reflink {
-            if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-                return Ok(());
-            }
-            self.reflink = false;
-        }
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        if allocated >= size {
-            return self.range(from, to, 0, size);
-        }
-        let mut offset = 0;
-        while offset < size {
-            let start = match rustix::fs::seek(from, SeekFrom::Data(offset)) {
-                Ok(start) => start,
-                // Nothing but a hole up to the end.
-                Err(Errno::NXIO) => break,
-                // Not every file system tells.
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => offset,
-                Err(error) => return Err(error.into()),
-            };
-            let end = rustix::fs::seek(from, SeekFrom::Hole(start))
-                .unwrap_or(size)
-                .min(size);
-            self.range(from, to, start, end)?;
-            offset = end.max(start + 1);
-        }
-        Ok(rustix::fs::ftruncate(to, size)?)
-    }
-
-    /// Copies what lies between two offsets. A source that has become shorter ends the copy.
-    fn range(&mut self, from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> io::Result<()> {
-        let (mut read, mut written) = (start, start);
-        while self.in_kernel && read < end {
-            let length = usize::try_from((end - read).min(MAX_RANGE)).unwrap_or(BUFFER);
-            match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut written), length) {
-                Ok(0) => return Ok(()),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
-                    self.in_kernel = false;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if read >= end {
-            return Ok(());
-        }
-        let mut buffer = vec![0; BUFFER];
-        while read < end {
-            let wanted = usize::try_from(end - read).unwrap_or(BUFFER).min(BUFFER);
-            let room = buffer.get_mut(..wanted).unwrap_or_default();
-            let count = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut *room, read))?;
-            let mut rest: &[u8] = room.get(..count).unwrap_or_default();
-            if rest.is_empty() {
-                return Ok(());
-            }
-            while !rest.is_empty() {
-                let count = rustix::io::retry_on_intr(|| rustix::io::pwrite(to, rest, read))?;
-                rest = rest.get(count..).unwrap_or_default();
-                read += u64::try_from(count).unwrap_or(0);
-            }
-        }
-        Ok(())
-    }
-
-    /// Owner, attributes, mode and times of an open file or directory, in the order in which none undoes another.
+    /// Owner, attributes, mode and times of an open file or directory, in an order in which no step undoes another.
     fn finish(&self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Stat) -> io::Result<()> {
         if let Some((uid, gid)) = self.owner(stat) {
             self.owned(rustix::fs::fchown(to, Some(uid), Some(gid)))?;
@@ -256,7 +181,7 @@ impl Copier<'_> {
         Ok(rustix::fs::futimens(to, &times(stat))?)
     }
 
-    /// The same for what cannot be opened.
+    /// As [`Copier::finish`], for files that cannot be opened.
     fn special(
         &self,
         source: BorrowedFd<'_>,
@@ -299,7 +224,7 @@ impl Copier<'_> {
         )?)
     }
 
-    /// The owner to set, if it is not the caller, whom new files belong to anyway.
+    /// The owner to set; `None` if it is the caller, who owns new files anyway.
     fn owner(&self, stat: &Stat) -> Option<(Uid, Gid)> {
         let owner = Owner {
             uid: stat.st_uid,
@@ -315,7 +240,7 @@ impl Copier<'_> {
         }
     }
 
-    /// Only root is expected to be allowed everything.
+    /// Passes an error on only if the caller is root.
     fn allow(&self, result: rustix::io::Result<()>) -> io::Result<()> {
         match result {
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) if !self.root_user => Ok(()),
@@ -324,7 +249,7 @@ impl Copier<'_> {
     }
 }
 
-/// Gives the file that was first met at `first` below `root` another name.
+/// Makes a hard link to the file at `first` below `root`.
 pub(super) fn link_again(
     root: BorrowedFd<'_>,
     first: &[u8],
@@ -338,7 +263,7 @@ pub(super) fn link_again(
     Ok(rustix::fs::linkat(&above, base, dir, name, AtFlags::empty())?)
 }
 
-/// How much of a path is its parent's.
+/// Length of the parent's path.
 pub(super) fn parent_length(path: &[u8]) -> usize {
     path.iter().rposition(|byte| *byte == b'/').unwrap_or(0)
 }
@@ -423,49 +348,6 @@ mod tests {
         let value = |path: &[u8], name| xattr::get_at(copy.as_fd(), path, name).unwrap();
         assert!(!user || value(b"d/file", "user.test").unwrap() == b"value");
         assert!(!acls || value(b"d", "system.posix_acl_access").unwrap() == acl);
-    }
-
-    #[test]
-    fn holes_stay_holes_and_every_way_copies_the_same() {
-        let tmp = tempfile::tempdir().unwrap();
-        let (from, to) = (tmp.path().join("from"), tmp.path().join("to"));
-        let mut content = vec![0; 3 << 20];
-        content[1 << 20] = 1;
-        *content.last_mut().unwrap() = 2;
-        let file = fs::File::create(&from).unwrap();
-        file.set_len(content.len() as u64).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[1], 1 << 20).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[2], (3 << 20) - 1).unwrap();
-        let dir = at::open_dir(tmp.path()).unwrap();
-        for (reflink, in_kernel) in [(true, true), (false, true), (false, false)] {
-            let mut copier = Copier {
-                root: dir.as_fd(),
-                path: Vec::new(),
-                links: HashMap::new(),
-                reflink,
-                in_kernel,
-                root_user: false,
-                ignore_owners: false,
-                devices: false,
-                me: privilege::effective_owner(),
-            };
-            let stat = rustix::fs::stat(&from).unwrap();
-            copier
-                .entry(dir.as_fd(), dir.as_fd(), c"from", &stat)
-                .unwrap_err();
-            let below = tmp.path().join("below");
-            fs::create_dir(&below).unwrap();
-            copier
-                .entry(dir.as_fd(), at::open_dir(&below).unwrap().as_fd(), c"from", &stat)
-                .unwrap();
-            fs::rename(below.join("from"), &to).unwrap();
-            fs::remove_dir(&below).unwrap();
-            assert!(fs::read(&to).unwrap() == content, "{reflink} {in_kernel}");
-            assert!(
-                fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20,
-                "{reflink} {in_kernel}"
-            );
-        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! The file system that a driver's directory lies on.
+//! The type of the file system that a driver's directory is on.
 
 use std::path::Path;
 
 use crate::error::{IoContext as _, Result};
 
-/// A file system by its `statfs` type.
+/// The type of a file system, as `statfs` returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FilesystemType(i128);
 
@@ -57,7 +57,7 @@ const NETWORK: [i128; 19] = [
 ];
 
 impl FilesystemType {
-    /// Looks at the file system of `path`.
+    /// The type of the file system of `path`.
     pub(super) fn of(path: &Path) -> Result<Self> {
         let stat = rustix::fs::statfs(path).at("looking up the file system of", path)?;
         // The field is signed on some architectures; only its low half is the type.

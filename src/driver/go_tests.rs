@@ -1,5 +1,5 @@
-//! The drivers beside the Go library's program `containers-storage` on the same directories: what one makes the other
-//! mounts, and looks the same.
+//! The drivers beside the Go library's program `containers-storage` on the same directories: each mounts the layers that
+//! the other has made, and their directories are the same.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,10 +14,10 @@ use crate::skip::skip;
 use crate::sys::mount::is_mount_point;
 use crate::sys::privilege;
 
-/// A graph root for both.
+/// A graph root that both use.
 struct Root {
     config: DriverConfig,
-    // In this order: the directory can only go when nothing is mounted in it.
+    // In this order: the directory can only be removed when nothing is mounted in it.
     _guard: MountGuard,
     _tmp: tempfile::TempDir,
 }
@@ -85,7 +85,7 @@ fn is_mounted(merged: &Path) -> bool {
     merged.exists() && is_mount_point(merged).unwrap()
 }
 
-/// Gives a layer that Go has a record of content made by our driver.
+/// Replaces the directory of a layer that Go has recorded by one that our driver makes.
 fn fill(driver: &Arc<dyn Driver>, id: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {
     let staged = Arc::clone(driver)
         .stage(parent, &CreateOptions::default())
@@ -198,7 +198,7 @@ fn go_mounts_what_we_made() {
         let merged = root.go_mount("child");
         assert_eq!(fs::read_to_string(merged.join("base")).unwrap(), "base");
         assert_eq!(fs::read_to_string(merged.join("changed")).unwrap(), "child");
-        // Its mount is the one that we use, and ours to look at does not end it.
+        // Our driver uses its mount, and does not end it.
         assert_eq!(driver.mount("child", &MountOptions::default()).unwrap(), merged);
         driver.unmount("child").unwrap();
         assert!(merged.join("base").exists());
@@ -254,7 +254,7 @@ fn our_mounts_are_where_go_sees_them() {
     assert!(!is_mount_point(driver.home()).unwrap());
     let merged = driver.mount("a", &MountOptions::default()).unwrap();
     fs::write(merged.join("file"), "").unwrap();
-    // Another process that starts now must find the mount, not hide it.
+    // Another process that starts now must use the mount, and must not mount over it.
     assert_eq!(root.go_mount("a"), merged);
     assert!(merged.join("file").exists());
     root.go(&["unmount", "a"]);

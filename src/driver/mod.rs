@@ -8,6 +8,7 @@ mod config;
 pub(crate) mod conformance;
 mod contract;
 mod copy;
+mod copy_data;
 mod filesystem_type;
 #[cfg(test)]
 mod go_tests;

@@ -1,11 +1,11 @@
-//! What the overlay and the vfs driver can be told by driver options.
+//! The driver options of the overlay and the vfs driver.
 
 use std::path::PathBuf;
 
 use crate::error::Result;
 use crate::options::driver::{OptionString, ram_in_bytes};
 
-/// What the overlay driver can be told.
+/// Options of the overlay driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OverlayOptions {
     /// Mount options, joined by commas, used where the caller has none.
@@ -22,7 +22,7 @@ pub(super) struct OverlayOptions {
     pub(super) ignore_chown_errors: bool,
     /// Sync the whole file system before records are saved.
     pub(super) sync_filesystem: bool,
-    /// Mounts layers in place of the kernel (fuse-overlayfs).
+    /// The program that mounts layers in place of the kernel (fuse-overlayfs).
     pub(super) mount_program: Option<PathBuf>,
     /// Mode of every file; owners, types and real modes are kept in an attribute.
     pub(super) force_mask: Option<u32>,
@@ -66,7 +66,7 @@ impl OverlayOptions {
     }
 }
 
-/// What the vfs driver can be told.
+/// Options of the vfs driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct VfsOptions {
     /// Roots of additional image stores.

@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(
             open_driver(&config).unwrap().name(),
             "vfs",
-            "an empty directory tells nothing"
+            "an empty directory does not count"
         );
         std::fs::create_dir_all(config.root.join("btrfs/subvolumes")).unwrap();
         let error = open_driver(&config).unwrap_err();
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
         assert!(!config.root.join("overlay").exists());
 
-        // It is no more than an order: what is on disk counts more, and the others come after it.
+        // The list is only an order: a driver whose directory has content comes first, drivers that it lacks last.
         config.priority = vec!["overlay".into()];
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
         let other = tempfile::tempdir().unwrap();
@@ -185,7 +185,7 @@ mod tests {
         );
         assert!(!config.root.join("overlay2").exists());
 
-        // What a probe has found is believed: here, that overlay does not work.
+        // The recorded result of a probe counts: here, that overlay does not work.
         let tmp = tempfile::tempdir().unwrap();
         let config = self::config(tmp.path());
         std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();

@@ -37,7 +37,7 @@ use crate::whiteout::WhiteoutFormat;
 /// The driver's name, and that of its directory.
 const NAME: &str = "vfs";
 
-/// The directory of the layers, in the driver's.
+/// The directory of the layers, in the home.
 const LAYERS: &str = "dir";
 /// Locked temporary directories.
 const TEMP_DIRS: &str = "tempdirs";
@@ -65,7 +65,7 @@ impl Vfs {
         Ok(driver)
     }
 
-    /// The homes that this driver makes layers in.
+    /// The homes in which this driver creates layers.
     fn writable(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(&self.home)
             .chain(&self.image_store)
@@ -240,8 +240,11 @@ impl Driver for Vfs {
     }
 
     fn prune(&self) -> Result<()> {
-        self.writable()
-            .try_for_each(|home| temp_dir::recover(&home.join(TEMP_DIRS)))
+        let results = self
+            .writable()
+            .map(|home| temp_dir::recover(&home.join(TEMP_DIRS)));
+        // Collected first, so that a failure does not stop the others.
+        results.collect::<Vec<_>>().into_iter().collect()
     }
 
     fn mount(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {

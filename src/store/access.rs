@@ -57,7 +57,11 @@ impl Store {
             if guard.reloaded() || std::mem::take(&mut reloaded) {
                 // Another process has written the records since; it may have been killed.
                 let inner = Arc::clone(&self.inner);
-                bridge::run(move || inner.recover()).await?;
+                bridge::run(move || {
+                    inner.try_recover();
+                    Ok(())
+                })
+                .await?;
             }
             if !guard.needs_repair() {
                 return Ok(guard);

@@ -127,10 +127,18 @@ impl Inner {
         self.options.durability != Durability::None
     }
 
-    /// Removes temporary directories of processes that were killed; their locks are free.
+    /// Removes the temporary data of killed processes: that of the store, then that of the driver. The first failure is
+    /// returned; everything else is removed all the same.
     pub(crate) fn recover(&self) -> Result<()> {
-        crate::lock::temp_dir::recover(&self.dirs.layers_tmp())?;
-        self.driver().prune()
+        let own = crate::lock::temp_dir::recover(&self.dirs.layers_tmp());
+        own.and(self.driver().prune())
+    }
+
+    /// As [`Inner::recover`]; what cannot be removed does not keep the store from being used.
+    pub(crate) fn try_recover(&self) {
+        if let Err(error) = self.recover() {
+            tracing::warn!(error = %error.chain(), "cannot remove the temporary data of a killed process");
+        }
     }
 
     /// Starts the driver anew after another process has shut it down.

@@ -153,7 +153,7 @@ impl Inner {
             commits: Commits::default(),
             options,
         };
-        inner.recover()?;
+        inner.try_recover();
         inner.images.prefetch(&inner.layers);
         inner.layers.prefetch(&inner.images);
         Ok(inner)

@@ -24,6 +24,7 @@ mod locking;
 mod memory;
 mod mount_program;
 mod podman_reads_ours;
+mod private_mounts;
 mod rootless;
 mod same_as_go;
 mod we_read_podman;

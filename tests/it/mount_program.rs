@@ -17,7 +17,7 @@ use crate::support::{missing, needs};
 const PROGRAM: &str = "overlay.mount_program=/usr/bin/fuse-overlayfs";
 
 /// Whether there is a device for it.
-fn has_device() -> bool {
+pub(crate) fn has_device() -> bool {
     let there = fs::File::options()
         .read(true)
         .write(true)

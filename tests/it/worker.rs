@@ -24,6 +24,10 @@ async fn entry() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match (work.as_str(), &arguments[..]) {
         ("open", []) => drop(open().await),
+        ("open-with", [option]) => drop(open_with(option).await),
+        ("compare", [option, layer]) => {
+            crate::private_mounts::compare_in_child(open_with(option).await, layer).await;
+        }
         ("put", [source, id]) => put(Path::new(source), id).await,
         ("delete", [id]) => delete(id).await,
         ("create-and-delete", [prefix, count]) => create_and_delete(prefix, count.parse().unwrap()).await,
@@ -37,6 +41,10 @@ async fn entry() {
 fn options() -> StoreOptions {
     let (graph, run, driver) = store_location();
     StoreOptions::new(graph, run).driver(driver)
+}
+
+async fn open_with(option: &str) -> Store {
+    Store::open(options().driver_option(option)).await.unwrap()
 }
 
 async fn open() -> Store {

@@ -10,7 +10,11 @@ use crate::operation::{Blob, Data, NameChange, New, Operation, Outcome};
 pub(crate) type Expected = Result<Value, Vec<&'static str>>;
 
 /// IDs that can be no directory's name.
-const UNSAFE_IDS: &[&str] = &[".", "..", "l", "tmp", "staging", "tempdirs", "a/b"];
+const UNSAFE_IDS: &[&str] = &[".", "..", "a/b"];
+/// IDs that no layer can have, because a directory of the store has that name.
+const RESERVED_IDS: &[&str] = &["tmp"];
+/// The same for directories of the overlay driver.
+const RESERVED_BY_OVERLAY: &[&str] = &["l", "staging", "tempdirs"];
 
 /// Keys of big data items that cannot be a file's name, or would share one with another key.
 const REFUSED_KEYS: &[&str] = &["", ".", "..", "abc/", "???"];
@@ -173,6 +177,7 @@ impl Model {
     ) -> Result<(Common, Option<String>), Vec<&'static str>> {
         let mut problems = Vec::new();
         check_new(&self.layers, new, &mut problems);
+        self.check_layer_id(&new.id, &mut problems);
         let below = parent.and_then(|key| self.layers.find_id(key));
         if parent.is_some() && below.is_none() {
             problems.push("LayerUnknown");
@@ -258,6 +263,12 @@ impl Model {
         Ok(json!(id))
     }
 
+    fn check_layer_id(&self, id: &str, problems: &mut Vec<&'static str>) {
+        if RESERVED_IDS.contains(&id) || self.stacked && RESERVED_BY_OVERLAY.contains(&id) {
+            problems.push("UnsafePath");
+        }
+    }
+
     fn create_container(
         &mut self,
         image: Option<&str>,
@@ -270,6 +281,7 @@ impl Model {
         if UNSAFE_IDS.contains(&layer_id) {
             problems.push("UnsafePath");
         }
+        self.check_layer_id(layer_id, &mut problems);
         if self.layers.get(layer_id).is_some() {
             problems.push("DuplicateId");
         }

@@ -49,6 +49,24 @@ each_driver! {
         assert!(store.own_layers().await.is_empty());
     }
 
+    async fn temporary_data_that_cannot_be_removed_keeps_no_store_from_opening(store) {
+        store.put(None, "one", &[("a", "1")]).await;
+        // A lock file that is a directory cannot be locked, so nobody knows whether the data is in use.
+        let temp = store.path().join("graph").join(store.graph_driver_name()).join("tempdirs");
+        for name in ["lock-1", "temp-dir-1", "temp-dir-2"] {
+            std::fs::create_dir_all(temp.join(name)).unwrap();
+        }
+        let again = store.reopen().await;
+        assert!(again.exists("one").await.unwrap());
+        again.create_layer(Some("one"), LayerOptions::default()).await.unwrap();
+        assert!(temp.join("temp-dir-1").exists() && !temp.join("temp-dir-2").exists());
+        let error = again.garbage_collect().await.unwrap_err();
+        assert!(error.chain().contains("lock-1"), "{}", error.chain());
+        std::fs::remove_dir(temp.join("lock-1")).unwrap();
+        again.garbage_collect().await.unwrap();
+        assert!(!temp.join("temp-dir-1").exists());
+    }
+
     async fn a_mounted_layer_is_unmounted_first(store) {
         let container = store.create_container(None, ContainerOptions::default().name("box")).await.unwrap();
         let path = store.mount("box", Default::default()).await.unwrap();

@@ -76,8 +76,14 @@ each_driver! {
         let create = |options| store.create_layer(None, options);
         assert_eq!(kind(create(LayerOptions::default().id(base.id())).await), ErrorKind::DuplicateId);
         assert_eq!(kind(create(LayerOptions::default().name("base")).await), ErrorKind::DuplicateName);
-        for bad in ["..", ".", "a/b", "l", "staging", "a\0b"] {
+        let overlay = store.graph_driver().name() == "overlay";
+        let reserved: &[&str] = if overlay { &["l", "staging", "tempdirs"] } else { &[] };
+        for bad in ["..", ".", "a/b", "tmp", "a\0b"].iter().chain(reserved).copied() {
             assert_eq!(kind(create(LayerOptions::default().id(bad)).await), ErrorKind::UnsafePath, "{bad:?}");
+        }
+        if !overlay {
+            assert_eq!(create(LayerOptions::default().id("l")).await.unwrap().id(), "l");
+            store.delete_layer("l").await.unwrap();
         }
         assert_eq!(kind(store.create_layer(Some("nobody"), LayerOptions::default()).await), ErrorKind::LayerUnknown);
         let image = store.create_image(Some("base"), Default::default()).await.unwrap();

@@ -25,13 +25,11 @@ impl TestRoot {
     /// What lies in the driver's home besides what belongs to no layer.
     pub(crate) fn layer_directories(&self) -> BTreeSet<String> {
         let home = self.graph().join(self.driver());
-        let home = if self.driver() == "vfs" {
-            home.join("dir")
-        } else {
-            home
-        };
+        if self.driver() == "vfs" {
+            return names_in(&home.join("dir"));
+        }
         // The driver's own, none of which is a layer.
-        const OWN: &[&str] = &["l", "staging", "tempdirs", "tmp"];
+        const OWN: &[&str] = &["l", "staging", "tempdirs"];
         names_in(&home)
             .into_iter()
             .filter(|name| !OWN.contains(&name.as_str()) && !name.starts_with('.'))

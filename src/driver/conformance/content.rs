@@ -1,32 +1,32 @@
-//! What is in a layer, and how it looks.
+//! The files of a layer, and how a mount shows them.
 
 use super::*;
 
-pub(super) fn empty_layer(bench: &Bench) {
-    bench.create("a", None);
-    let root = bench.mount("a", &[]);
+pub(super) fn empty_layer(setup: &Setup) {
+    setup.create("a", None);
+    let root = setup.mount("a", &[]);
     assert_eq!(listing(&root), []);
     assert_eq!(mode(&root), 0o555);
     let me = privilege::effective_owner();
     assert_eq!(owner(&root), (me.uid, me.gid));
-    bench.driver.unmount("a").unwrap();
-    bench.nothing_temporary();
+    setup.driver.unmount("a").unwrap();
+    setup.nothing_temporary();
 }
 
-pub(super) fn base_with_content(bench: &Bench) {
-    bench.layer("base", None, |tree| {
+pub(super) fn base_with_content(setup: &Setup) {
+    setup.layer("base", None, |tree| {
         fs::create_dir(tree.join("dir")).unwrap();
         write(tree, "dir/file", "content");
     });
     assert_eq!(
-        bench.seen("base"),
+        setup.seen("base"),
         pairs(&[("dir", "/"), ("dir/file", "content")])
     );
-    bench.nothing_temporary();
+    setup.nothing_temporary();
 }
 
-pub(super) fn snapshot_sees_and_hides(bench: &Bench) {
-    bench.layer("base", None, |tree| {
+pub(super) fn snapshot_sees_and_hides(setup: &Setup) {
+    setup.layer("base", None, |tree| {
         for name in ["kept", "changed", "deleted"] {
             write(tree, name, "base");
         }
@@ -35,12 +35,12 @@ pub(super) fn snapshot_sees_and_hides(bench: &Bench) {
             write(tree, &format!("{name}/old"), "base");
         }
     });
-    bench.layer("child", Some("base"), |tree| {
+    setup.layer("child", Some("base"), |tree| {
         write(tree, "changed", "child");
-        bench.hide(tree, "deleted");
+        setup.hide(tree, "deleted");
         fs::create_dir_all(tree.join("shared")).unwrap();
         write(tree, "shared/new", "child");
-        bench.make_opaque(tree, "replaced");
+        setup.make_opaque(tree, "replaced");
         write(tree, "replaced/new", "child");
     });
     let expected = [
@@ -52,57 +52,57 @@ pub(super) fn snapshot_sees_and_hides(bench: &Bench) {
         ("shared/new", "child"),
         ("shared/old", "base"),
     ];
-    assert_eq!(bench.seen("child"), pairs(&expected));
-    assert_eq!(bench.seen("base").len(), 7, "the parent is as it was");
+    assert_eq!(setup.seen("child"), pairs(&expected));
+    assert_eq!(setup.seen("base").len(), 7, "the parent is as it was");
 }
 
-pub(super) fn deep_chain(bench: &Bench) {
+pub(super) fn deep_chain(setup: &Setup) {
     let depth = 130;
     for number in 0..depth {
         let parent = (number > 0).then(|| format!("layer{}", number - 1));
-        bench.layer(&format!("layer{number}"), parent.as_deref(), |tree| {
+        setup.layer(&format!("layer{number}"), parent.as_deref(), |tree| {
             write(tree, "top", &number.to_string());
             write(tree, &format!("file{number}"), "");
         });
     }
     let top = format!("layer{}", depth - 1);
-    let seen = bench.seen(&top);
+    let seen = setup.seen(&top);
     assert_eq!(seen.len(), depth + 1);
     assert!(seen.contains(&("top".into(), (depth - 1).to_string())));
-    let root = bench.mount(&top, &[]);
+    let root = setup.mount(&top, &[]);
     write(&root, "file0", "written");
-    bench.driver.unmount(&top).unwrap();
-    assert!(bench.seen(&top).contains(&("file0".into(), "written".into())));
-    assert!(bench.seen("layer0").contains(&("file0".into(), String::new())));
+    setup.driver.unmount(&top).unwrap();
+    assert!(setup.seen(&top).contains(&("file0".into(), "written".into())));
+    assert!(setup.seen("layer0").contains(&("file0".into(), String::new())));
 }
 
-pub(super) fn root_mode_is_inherited(bench: &Bench) {
-    bench.layer("base", None, |tree| {
+pub(super) fn root_mode_is_inherited(setup: &Setup) {
+    setup.layer("base", None, |tree| {
         fs::set_permissions(tree, fs::Permissions::from_mode(0o7751)).unwrap();
     });
-    bench.create("child", Some("base"));
-    bench.layer("staged", Some("base"), |_tree| {});
-    // Overlay layers have never had more than nine bits of their parents'.
-    let expected = if bench.is_overlay() { 0o751 } else { 0o7751 };
+    setup.create("child", Some("base"));
+    setup.layer("staged", Some("base"), |_tree| {});
+    // Overlay takes only the nine permission bits of the parent's mode.
+    let expected = if setup.is_overlay() { 0o751 } else { 0o7751 };
     for id in ["child", "staged"] {
-        let root = bench.mount(id, &["ro"]);
+        let root = setup.mount(id, &["ro"]);
         assert_eq!(mode(&root), expected, "{id}");
-        bench.driver.unmount(id).unwrap();
+        setup.driver.unmount(id).unwrap();
     }
 }
 
-pub(super) fn modes_do_not_depend_on_the_umask(bench: &Bench) {
-    let here = at::open_dir(&bench.config.root).unwrap();
-    // The umask is part of what such a thread has for itself.
+pub(super) fn modes_do_not_depend_on_the_umask(setup: &Setup) {
+    let here = at::open_dir(&setup.config.root).unwrap();
+    // Such a thread has a umask of its own.
     in_directory(here.as_fd(), || {
         rustix::process::umask(Mode::from_raw_mode(0o077));
-        bench.create("a", None);
-        bench.layer("b", Some("a"), |_tree| {});
+        setup.create("a", None);
+        setup.layer("b", Some("a"), |_tree| {});
     })
     .unwrap();
     for id in ["a", "b"] {
-        let dir = bench.dir(id);
-        if bench.is_overlay() {
+        let dir = setup.dir(id);
+        if setup.is_overlay() {
             assert_eq!(mode(&dir.join("diff")), 0o555, "{id}");
             assert_eq!(mode(&dir.join("link")), 0o644, "{id}");
             assert_eq!(mode(&dir), 0o700, "{id}");
@@ -112,11 +112,11 @@ pub(super) fn modes_do_not_depend_on_the_umask(bench: &Bench) {
     }
 }
 
-pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
+pub(super) fn owners_can_be_mapped_by_a_copy(setup: &Setup) {
     if !privilege::is_root() {
         return skip("changing owners needs root");
     }
-    bench.layer("base", None, |tree| {
+    setup.layer("base", None, |tree| {
         write(tree, "a", "one letter");
         fs::create_dir(tree.join("dir")).unwrap();
         write(tree, "dir/file", "content");
@@ -128,14 +128,14 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
         mappings: to.clone(),
         ..CreateOptions::default()
     };
-    bench.driver.create("mapped", Some("base"), &options).unwrap();
-    bench
+    setup.driver.create("mapped", Some("base"), &options).unwrap();
+    setup
         .driver
         .update_id_map("mapped", &IdMappings::default(), &to, "")
         .unwrap();
-    bench.driver.create("child", Some("mapped"), &options).unwrap();
+    setup.driver.create("child", Some("mapped"), &options).unwrap();
     for id in ["mapped", "child"] {
-        let root = bench.mount(id, &["ro"]);
+        let root = setup.mount(id, &["ro"]);
         assert_eq!(owner(&root), (10_000, 20_000), "{id}");
         assert_eq!(owner(&root.join("a")), (10_007, 20_008), "{id}");
         for path in ["dir", "dir/file", "link"] {
@@ -144,30 +144,30 @@ pub(super) fn owners_can_be_mapped_by_a_copy(bench: &Bench) {
         let inode = |path: &str| root.join(path).metadata().unwrap().ino();
         assert_eq!(inode("dir/file"), inode("link"), "{id}");
         assert_eq!(fs::read_to_string(root.join("link")).unwrap(), "content");
-        bench.driver.unmount(id).unwrap();
+        setup.driver.unmount(id).unwrap();
     }
-    // A second time: back again, as far as it goes.
-    bench
+    // A second time: back to the first owners.
+    setup
         .driver
         .create("back", Some("mapped"), &CreateOptions::default())
         .unwrap();
-    bench.driver.update_id_map("back", &to, &maps(0, 0), "").unwrap();
-    bench
+    setup.driver.update_id_map("back", &to, &maps(0, 0), "").unwrap();
+    setup
         .driver
         .update_id_map("back", &maps(0, 0), &maps(30_000, 30_000), "")
         .unwrap();
-    let root = bench.mount("back", &["ro"]);
+    let root = setup.mount("back", &["ro"]);
     assert_eq!(owner(&root.join("a")), (30_007, 30_008));
-    bench.driver.unmount("back").unwrap();
-    let root = bench.mount("base", &["ro"]);
+    setup.driver.unmount("back").unwrap();
+    let root = setup.mount("base", &["ro"]);
     assert_eq!(owner(&root.join("a")), (7, 8), "the parent is as it was");
-    bench.driver.unmount("base").unwrap();
-    if bench.is_overlay() {
-        assert!(bench.dir("back").join("diff2/a").exists() && bench.dir("back").join("diff1/a").exists());
-        assert_eq!(bench.driver.disk_usage("mapped").unwrap().inodes, 1);
+    setup.driver.unmount("base").unwrap();
+    if setup.is_overlay() {
+        assert!(setup.dir("back").join("diff2/a").exists() && setup.dir("back").join("diff1/a").exists());
+        assert_eq!(setup.driver.disk_usage("mapped").unwrap().inodes, 1);
     }
-    if bench.tells_changes() {
-        let upper = bench
+    if setup.has_native_diff() {
+        let upper = setup
             .driver
             .overlay_diff("mapped", Some("base"))
             .unwrap()
@@ -183,48 +183,48 @@ fn is_empty(dir: &OwnedFd) -> bool {
     rustix::fs::Dir::read_from(dir).unwrap().count() == 2
 }
 
-pub(super) fn space_is_measured(bench: &Bench) {
-    bench.layer("base", None, |tree| {
+pub(super) fn space_is_measured(setup: &Setup) {
+    setup.layer("base", None, |tree| {
         write(tree, "file", "12345");
         fs::hard_link(tree.join("file"), tree.join("link")).unwrap();
         std::os::unix::fs::symlink("123", tree.join("symlink")).unwrap();
         fs::create_dir(tree.join("dir")).unwrap();
     });
-    let usage = bench.driver.disk_usage("base").unwrap();
+    let usage = setup.driver.disk_usage("base").unwrap();
     assert_eq!((usage.size, usage.inodes), (8, 4));
-    bench.layer("child", Some("base"), |tree| write(tree, "more", "1234567"));
-    let usage = bench.driver.disk_usage("child").unwrap();
+    setup.layer("child", Some("base"), |tree| write(tree, "more", "1234567"));
+    let usage = setup.driver.disk_usage("child").unwrap();
     assert_eq!(
         (usage.size, usage.inodes),
-        if bench.is_overlay() { (7, 2) } else { (15, 5) }
+        if setup.is_overlay() { (7, 2) } else { (15, 5) }
     );
 }
 
-pub(super) fn files_are_found_through_all_trees(bench: &Bench) {
-    bench.layer("base", None, |tree| write(tree, "below", ""));
-    bench.layer("child", Some("base"), |tree| write(tree, "above", ""));
-    let trees = bench.driver.file_trees("child").unwrap();
+pub(super) fn files_are_found_through_all_trees(setup: &Setup) {
+    setup.layer("base", None, |tree| write(tree, "below", ""));
+    setup.layer("child", Some("base"), |tree| write(tree, "above", ""));
+    let trees = setup.driver.file_trees("child").unwrap();
     let holds = |tree: &OwnedFd, name: &[u8]| at::lstat_at(tree.as_fd(), name).unwrap().is_some();
     assert!(holds(&trees[0], b"above"));
     assert!(trees.iter().any(|tree| holds(tree, b"below")));
-    let upper = bench.driver.overlay_diff("child", Some("base")).unwrap();
-    assert_eq!(upper.is_some(), bench.tells_changes());
+    let upper = setup.driver.overlay_diff("child", Some("base")).unwrap();
+    assert_eq!(upper.is_some(), setup.has_native_diff());
     if let Some(upper) = upper {
         assert!(holds(&upper.dir, b"above") && !holds(&upper.dir, b"below"));
         assert!(upper.lowers.len() == 1 && holds(&upper.lowers[0], b"below"));
         assert!(
-            bench.driver.overlay_diff("child", None).unwrap().is_none(),
+            setup.driver.overlay_diff("child", None).unwrap().is_none(),
             "it has a parent"
         );
-        bench.create("grandchild", Some("child"));
+        setup.create("grandchild", Some("child"));
         assert!(
-            bench
+            setup
                 .driver
                 .overlay_diff("grandchild", Some("base"))
                 .unwrap()
                 .is_none(),
             "not the direct parent"
         );
-        assert!(bench.driver.overlay_diff("base", None).unwrap().is_some());
+        assert!(setup.driver.overlay_diff("base", None).unwrap().is_some());
     }
 }

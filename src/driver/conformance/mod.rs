@@ -1,7 +1,7 @@
-//! What every driver must do, one case each, run for each driver.
+//! The conformance suite: cases that every driver must pass.
 //!
-//! A case gets a [`Bench`]: a driver on a directory of its own. Whatever is mounted there is unmounted when the bench
-//! goes, also after a failure.
+//! A case gets a [`Setup`]: a driver on a directory of its own. Everything mounted there is unmounted when the setup is
+//! dropped, also after a failure.
 
 mod content;
 mod life;
@@ -29,7 +29,7 @@ use crate::sys::mount::{in_directory, is_mount_point, mounts_below, unmount_lazi
 use crate::sys::{at, privilege, xattr};
 use crate::whiteout::{OPAQUE_VALUE, WhiteoutFormat};
 
-/// Whether overlay mounts can be tested; says so if not.
+/// Whether overlay mounts can be tested; prints the reason if not.
 pub(crate) fn need_overlay() -> bool {
     if !privilege::is_root() {
         skip("overlay mounts need root");
@@ -40,7 +40,7 @@ pub(crate) fn need_overlay() -> bool {
 /// The mount program to test with.
 const MOUNT_PROGRAM: &str = "/usr/bin/fuse-overlayfs";
 
-/// Whether layers can be mounted through a program; says so if not.
+/// Whether layers can be mounted by a program; prints the reason if not.
 pub(crate) fn need_mount_program() -> bool {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     match device {
@@ -84,16 +84,16 @@ impl Drop for MountGuard {
     }
 }
 
-/// A driver to try.
-struct Bench {
+/// A driver under test.
+struct Setup {
     driver: Arc<dyn Driver>,
     config: DriverConfig,
-    // In this order: the directory can only go when nothing is mounted in it.
+    // In this order: the directory can only be removed when nothing is mounted in it.
     _guard: MountGuard,
     _tmp: tempfile::TempDir,
 }
 
-impl Bench {
+impl Setup {
     /// `None` if the driver cannot be tested here.
     fn new(variant: Variant, adjust: impl FnOnce(&mut DriverConfig, &Path)) -> Option<Self> {
         let possible = match variant {
@@ -136,8 +136,8 @@ impl Bench {
         self.driver.name() == "overlay"
     }
 
-    /// Whether a layer's own tree tells its changes.
-    fn tells_changes(&self) -> bool {
+    /// Whether a layer's own directory holds its changes.
+    fn has_native_diff(&self) -> bool {
         self.is_overlay() && !self.uses_program()
     }
 
@@ -178,7 +178,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// Every path in a layer as it is seen when mounted, with the content of files.
+    /// Every path in a mounted layer, with the content of files.
     fn seen(&self, id: &str) -> Vec<(String, String)> {
         let root = self.mount(id, &["ro"]);
         let found = listing(&root);
@@ -199,7 +199,7 @@ impl Bench {
         }
     }
 
-    /// Hides what a directory of a layer's own tree has below.
+    /// Makes a directory of a layer's own tree opaque.
     fn make_opaque(&self, tree: &Path, name: &str) {
         match self.form() {
             WhiteoutFormat::Overlay(namespace) => {
@@ -322,8 +322,8 @@ macro_rules! suite {
                 $(#[test]
                 fn $case() {
                     let variant = crate::driver::conformance::$module::VARIANT;
-                    if let Some(bench) = crate::driver::conformance::Bench::new(variant, |_config, _tmp| {}) {
-                        crate::driver::conformance::$group::$case(&bench);
+                    if let Some(setup) = crate::driver::conformance::Setup::new(variant, |_config, _tmp| {}) {
+                        crate::driver::conformance::$group::$case(&setup);
                     }
                 })*
             })*
@@ -364,7 +364,7 @@ macro_rules! suites {
                 a_mount_whose_program_died_is_made_again
                 a_mounted_layer_can_be_removed
                 owners_can_be_mapped_by_the_mount
-                a_private_mount_has_no_path_and_is_nobody_elses
+                a_private_mount_has_no_path_and_no_other_user
                 a_private_mount_shows_what_was_written_so_far
                 private_mounts_of_a_killed_process_are_detached
                 shutdown_leaves_no_mount
@@ -393,7 +393,7 @@ suites! {
     mount_program: "overlay" true,
 }
 
-/// The suite once more, by root of a user namespace.
+/// The suite once more, as root of a user namespace.
 #[test]
 fn every_driver_works_in_a_user_namespace() {
     let installed = |program: &&str| {

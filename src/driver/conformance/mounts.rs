@@ -2,64 +2,64 @@
 
 use super::*;
 
-pub(super) fn read_only_mount(bench: &Bench) {
-    bench.layer("a", None, |tree| write(tree, "file", "content"));
-    let root = bench.mount("a", &["ro"]);
+pub(super) fn read_only_mount(setup: &Setup) {
+    setup.layer("a", None, |tree| write(tree, "file", "content"));
+    let root = setup.mount("a", &["ro"]);
     assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "content");
-    if bench.is_overlay() {
+    if setup.is_overlay() {
         let error = fs::write(root.join("file"), "x").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     }
-    bench.driver.unmount("a").unwrap();
+    setup.driver.unmount("a").unwrap();
 }
 
-pub(super) fn writes_land_in_the_layer_only(bench: &Bench) {
-    bench.layer("base", None, |tree| {
+pub(super) fn writes_land_in_the_layer_only(setup: &Setup) {
+    setup.layer("base", None, |tree| {
         write(tree, "file", "base");
         write(tree, "doomed", "base");
     });
-    bench.create("child", Some("base"));
-    let root = bench.mount("child", &[]);
+    setup.create("child", Some("base"));
+    let root = setup.mount("child", &[]);
     write(&root, "file", "child");
     write(&root, "new", "child");
     fs::remove_file(root.join("doomed")).unwrap();
-    bench.driver.unmount("child").unwrap();
-    assert_eq!(bench.seen("child"), pairs(&[("file", "child"), ("new", "child")]));
-    assert_eq!(bench.seen("base"), pairs(&[("doomed", "base"), ("file", "base")]));
-    let content = bench.driver.layer_tree("child").unwrap();
+    setup.driver.unmount("child").unwrap();
+    assert_eq!(setup.seen("child"), pairs(&[("file", "child"), ("new", "child")]));
+    assert_eq!(setup.seen("base"), pairs(&[("doomed", "base"), ("file", "base")]));
+    let content = setup.driver.layer_tree("child").unwrap();
     assert!(at::lstat_at(content.dir.as_fd(), b"new").unwrap().is_some());
 }
 
-pub(super) fn mounts_are_counted(bench: &Bench) {
-    bench.create("a", None);
-    let path = bench.mount("a", &[]);
+pub(super) fn mounts_are_counted(setup: &Setup) {
+    setup.create("a", None);
+    let path = setup.mount("a", &[]);
     assert_eq!(
-        bench.mount("a", &["ro"]),
+        setup.mount("a", &["ro"]),
         path,
         "the second use gets the same mount"
     );
-    let other = bench.second_driver();
+    let other = setup.second_driver();
     assert_eq!(other.mount("a", &MountOptions::default()).unwrap(), path);
     for remaining in [2, 1, 0] {
         assert_eq!(
             is_mount_point(&path).unwrap(),
-            bench.is_overlay(),
+            setup.is_overlay(),
             "{remaining} uses and this one"
         );
-        bench.driver.unmount("a").unwrap();
+        setup.driver.unmount("a").unwrap();
     }
     assert!(!is_mount_point(&path).unwrap());
-    bench.driver.unmount("a").unwrap();
+    setup.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&path).unwrap());
 }
 
-pub(super) fn a_mount_of_another_process_counts_once(bench: &Bench) {
-    if !bench.is_overlay() {
+pub(super) fn a_mount_of_another_process_counts_once(setup: &Setup) {
+    if !setup.is_overlay() {
         return;
     }
-    bench.create("a", None);
-    // Mounted by somebody else, as far as this process knows.
-    let merged = bench.dir("a").join("merged");
+    setup.create("a", None);
+    // As if another process had mounted it.
+    let merged = setup.dir("a").join("merged");
     rustix::mount::mount(
         c"none",
         &merged,
@@ -69,52 +69,52 @@ pub(super) fn a_mount_of_another_process_counts_once(bench: &Bench) {
     )
     .unwrap();
     write(&merged, "foreign", "");
-    assert_eq!(bench.mount("a", &[]), merged);
+    assert_eq!(setup.mount("a", &[]), merged);
     assert!(merged.join("foreign").exists(), "nothing was mounted over it");
-    bench.driver.unmount("a").unwrap();
+    setup.driver.unmount("a").unwrap();
     assert!(
         is_mount_point(&merged).unwrap(),
         "a use that only looks does not end it"
     );
-    bench.driver.unmount("a").unwrap();
+    setup.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&merged).unwrap());
     assert_eq!(mode(&merged), 0o700);
 }
 
-pub(super) fn a_mount_ended_by_another_process_is_made_again(bench: &Bench) {
-    if !bench.is_overlay() {
+pub(super) fn a_mount_ended_by_another_process_is_made_again(setup: &Setup) {
+    if !setup.is_overlay() {
         return;
     }
-    bench.create("a", None);
-    let path = bench.mount("a", &[]);
+    setup.create("a", None);
+    let path = setup.mount("a", &[]);
     unmount_lazily(&path).unwrap();
-    assert_eq!(bench.mount("a", &[]), path);
+    assert_eq!(setup.mount("a", &[]), path);
     assert!(is_mount_point(&path).unwrap());
-    bench.driver.unmount("a").unwrap();
+    setup.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&path).unwrap());
 }
 
-pub(super) fn a_mount_whose_program_died_is_made_again(bench: &Bench) {
-    if !bench.uses_program() {
+pub(super) fn a_mount_whose_program_died_is_made_again(setup: &Setup) {
+    if !setup.uses_program() {
         return;
     }
-    bench.layer("a", None, |tree| write(tree, "file", ""));
+    setup.layer("a", None, |tree| write(tree, "file", ""));
     for used_again in [true, false] {
-        let path = bench.mount("a", &[]);
+        let path = setup.mount("a", &[]);
         let program = program_of(&path);
         rustix::process::kill_process(program, rustix::process::Signal::KILL).unwrap();
-        // Its end of the connection is closed a moment later.
+        // The kernel closes its end of the connection after the kill.
         while fs::metadata(&path).is_ok() {
             std::thread::yield_now();
         }
         if used_again {
-            assert_eq!(bench.mount("a", &[]), path);
+            assert_eq!(setup.mount("a", &[]), path);
             assert_eq!(listing(&path).len(), 1);
         }
-        bench.driver.unmount("a").unwrap();
+        setup.driver.unmount("a").unwrap();
         assert!(!is_mount_point(&path).unwrap());
     }
-    assert_eq!(bench.seen("a").len(), 1);
+    assert_eq!(setup.seen("a").len(), 1);
 }
 
 /// The process that serves a mount.
@@ -133,30 +133,30 @@ fn program_of(mounted: &Path) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(pid).unwrap()
 }
 
-pub(super) fn a_mounted_layer_can_be_removed(bench: &Bench) {
-    bench.layer("a", None, |tree| write(tree, "file", ""));
-    let root = bench.mount("a", &[]);
+pub(super) fn a_mounted_layer_can_be_removed(setup: &Setup) {
+    setup.layer("a", None, |tree| write(tree, "file", ""));
+    let root = setup.mount("a", &[]);
     write(&root, "more", "");
-    drop(bench.driver.defer_remove("a").unwrap().unwrap());
-    bench.nothing_temporary();
-    let mounts = mounts_below(bench.driver.home()).unwrap();
+    drop(setup.driver.defer_remove("a").unwrap().unwrap());
+    setup.nothing_temporary();
+    let mounts = mounts_below(setup.driver.home()).unwrap();
     assert!(
-        mounts.iter().all(|mounted| mounted == bench.driver.home()),
+        mounts.iter().all(|mounted| mounted == setup.driver.home()),
         "{mounts:?}"
     );
 }
 
-pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
+pub(super) fn owners_can_be_mapped_by_the_mount(setup: &Setup) {
     let to = maps(10_000, 20_000);
-    if !bench.driver.supports_shifting(&to) {
-        // In a user namespace nobody's file system can be shown with other owners.
-        if bench.is_overlay() && !privilege::is_rootless() {
+    if !setup.driver.supports_shifting(&to) {
+        // In a user namespace no file system can be ID-mapped.
+        if setup.is_overlay() && !privilege::is_rootless() {
             skip("no ID-mapped lowers on this kernel and file system");
         }
         return;
     }
-    bench.layer("base", None, |tree| write(tree, "base", ""));
-    bench.layer("middle", Some("base"), |tree| {
+    setup.layer("base", None, |tree| write(tree, "base", ""));
+    setup.layer("middle", Some("base"), |tree| {
         write(tree, "middle", "");
         std::os::unix::fs::chown(tree.join("middle"), Some(7), Some(8)).unwrap();
     });
@@ -165,22 +165,22 @@ pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
         read_write: true,
         ..CreateOptions::default()
     };
-    bench.driver.create("top", Some("middle"), &create).unwrap();
+    setup.driver.create("top", Some("middle"), &create).unwrap();
     let options = MountOptions {
         mappings: to.clone(),
         ..MountOptions::default()
     };
     for round in 0..2 {
-        let root = bench.driver.mount("top", &options).unwrap();
+        let root = setup.driver.mount("top", &options).unwrap();
         assert_eq!(owner(&root), (10_000, 20_000));
         assert_eq!(owner(&root.join("base")), (10_000, 20_000));
         assert_eq!(owner(&root.join("middle")), (10_007, 20_008));
         write(&root, "new", "");
-        if bench.uses_program() {
+        if setup.uses_program() {
             let new = root.join("new");
             std::os::unix::fs::chown(&new, Some(10_003), Some(20_004)).unwrap();
             assert_eq!(owner(&new), (10_003, 20_004));
-            let on_disk = bench.dir("top").join("diff/new");
+            let on_disk = setup.dir("top").join("diff/new");
             assert_eq!(owner(&on_disk), (3, 4), "a program maps what is written too");
         } else {
             assert_eq!(
@@ -189,37 +189,37 @@ pub(super) fn owners_can_be_mapped_by_the_mount(bench: &Bench) {
                 "what is written has the host's owner"
             );
         }
-        let inside = mounts_below(&bench.dir("top")).unwrap();
+        let inside = mounts_below(&setup.dir("top")).unwrap();
         assert_eq!(
             inside,
             std::slice::from_ref(&root),
             "ID-mapped mounts are gone, round {round}"
         );
-        assert!(!bench.dir("top").join("mapped").exists());
-        bench.driver.unmount("top").unwrap();
+        assert!(!setup.dir("top").join("mapped").exists());
+        setup.driver.unmount("top").unwrap();
     }
     let plain = MountOptions {
         disable_shifting: true,
         ..options
     };
-    let root = bench.driver.mount("top", &plain).unwrap();
+    let root = setup.driver.mount("top", &plain).unwrap();
     assert_eq!(owner(&root.join("middle")), (7, 8));
-    bench.driver.unmount("top").unwrap();
+    setup.driver.unmount("top").unwrap();
 }
 
-pub(super) fn a_private_mount_has_no_path_and_is_nobody_elses(bench: &Bench) {
-    bench.layer("base", None, |tree| write(tree, "below", ""));
-    bench.layer("a", Some("base"), |tree| {
+pub(super) fn a_private_mount_has_no_path_and_no_other_user(setup: &Setup) {
+    setup.layer("base", None, |tree| write(tree, "below", ""));
+    setup.layer("a", Some("base"), |tree| {
         write(tree, "file", "content");
-        bench.hide(tree, "below");
+        setup.hide(tree, "below");
     });
     let only_the_home = || {
-        let mounts = mounts_below(bench.config.root.parent().unwrap()).unwrap();
-        mounts.iter().all(|mounted| mounted == bench.driver.home())
+        let mounts = mounts_below(setup.config.root.parent().unwrap()).unwrap();
+        mounts.iter().all(|mounted| mounted == setup.driver.home())
     };
-    let root = bench.driver.mount_private("a").unwrap();
+    let root = setup.driver.mount_private("a").unwrap();
     assert!(only_the_home());
-    bench.nothing_temporary();
+    setup.nothing_temporary();
     let names = || {
         let mut entries = rustix::fs::Dir::read_from(&root).unwrap();
         let mut names = Vec::new();
@@ -230,35 +230,35 @@ pub(super) fn a_private_mount_has_no_path_and_is_nobody_elses(bench: &Bench) {
         names
     };
     assert_eq!(names(), ["file"]);
-    // The layer's own mount comes and goes beside it.
-    let merged = bench.mount("a", &[]);
-    let second = bench.driver.mount_private("a").unwrap();
-    bench.driver.unmount("a").unwrap();
+    // The layer is mounted and unmounted beside it.
+    let merged = setup.mount("a", &[]);
+    let second = setup.driver.mount_private("a").unwrap();
+    setup.driver.unmount("a").unwrap();
     assert!(!is_mount_point(&merged).unwrap());
     drop(second);
     assert_eq!(names(), ["file"]);
-    if bench.is_overlay() {
+    if setup.is_overlay() {
         let flags = OFlags::WRONLY | OFlags::CREATE;
         let refused = rustix::fs::openat(&root, c"new", flags, Mode::RUSR).unwrap_err();
         assert_eq!(refused, rustix::io::Errno::ROFS);
     }
-    // Neither does the removal of the layer need the mount to end.
-    drop(bench.driver.defer_remove("a").unwrap().unwrap());
+    // The layer can be removed while the private mount lives.
+    drop(setup.driver.defer_remove("a").unwrap().unwrap());
     drop(root);
     assert!(only_the_home());
-    let error = bench.driver.mount_private("a").unwrap_err();
+    let error = setup.driver.mount_private("a").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LayerUnknown);
 }
 
-pub(super) fn a_private_mount_shows_what_was_written_so_far(bench: &Bench) {
-    bench.layer("base", None, |tree| write(tree, "below", "base"));
-    bench.create("a", Some("base"));
-    let merged = bench.mount("a", &[]);
+pub(super) fn a_private_mount_shows_what_was_written_so_far(setup: &Setup) {
+    setup.layer("base", None, |tree| write(tree, "below", "base"));
+    setup.create("a", Some("base"));
+    let merged = setup.mount("a", &[]);
     for round in 0..20 {
         let content = format!("{round}").repeat(20_000);
         write(&merged, "file", &content);
         fs::remove_file(merged.join("below")).unwrap_or_default();
-        let root = bench.driver.mount_private("a").unwrap();
+        let root = setup.driver.mount_private("a").unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
         assert!(
             fs::read_to_string(path.join("file")).unwrap() == content,
@@ -266,16 +266,16 @@ pub(super) fn a_private_mount_shows_what_was_written_so_far(bench: &Bench) {
         );
         assert!(!path.join("below").exists(), "{round}");
     }
-    bench.driver.unmount("a").unwrap();
+    setup.driver.unmount("a").unwrap();
 }
 
-pub(super) fn private_mounts_of_a_killed_process_are_detached(bench: &Bench) {
-    bench.layer("a", None, |tree| write(tree, "file", "content"));
-    let treasure = bench.config.root.join("treasure");
+pub(super) fn private_mounts_of_a_killed_process_are_detached(setup: &Setup) {
+    setup.layer("a", None, |tree| write(tree, "file", "content"));
+    let treasure = setup.config.root.join("treasure");
     fs::create_dir(&treasure).unwrap();
     write(&treasure, "file", "");
-    for root in bench.temp_dirs().into_iter().filter(|root| root.exists()) {
-        // What is left when the process ends between a mount and its detachment: no lock is held.
+    for root in setup.temp_dirs().into_iter().filter(|root| root.exists()) {
+        // The state after a kill between a mount and its detachment: the lock is free.
         let stale = root.join("temp-dir-1/0-addition/merged");
         fs::create_dir_all(&stale).unwrap();
         fs::write(root.join("lock-1"), "").unwrap();
@@ -283,7 +283,7 @@ pub(super) fn private_mounts_of_a_killed_process_are_detached(bench: &Bench) {
             rustix::mount::mount_bind(&treasure, &stale).unwrap();
         }
         let used = TempDir::create(&root).unwrap();
-        bench.driver.prune().unwrap();
+        setup.driver.prune().unwrap();
         assert!(!root.join("temp-dir-1").exists() && !root.join("lock-1").exists());
         assert!(used.path().exists());
         assert!(
@@ -292,60 +292,60 @@ pub(super) fn private_mounts_of_a_killed_process_are_detached(bench: &Bench) {
         );
         drop(used);
     }
-    bench.nothing_temporary();
-    let mounts = mounts_below(bench.config.root.parent().unwrap()).unwrap();
+    setup.nothing_temporary();
+    let mounts = mounts_below(setup.config.root.parent().unwrap()).unwrap();
     assert!(
-        mounts.iter().all(|mounted| mounted == bench.driver.home()),
+        mounts.iter().all(|mounted| mounted == setup.driver.home()),
         "{mounts:?}"
     );
 }
 
-pub(super) fn shutdown_leaves_no_mount(bench: &Bench) {
-    bench.create("a", None);
-    let _path = bench.mount("a", &[]);
-    bench.driver.unmount("a").unwrap();
+pub(super) fn shutdown_leaves_no_mount(setup: &Setup) {
+    setup.create("a", None);
+    let _path = setup.mount("a", &[]);
+    setup.driver.unmount("a").unwrap();
     assert_eq!(
-        is_mount_point(bench.driver.home()).unwrap(),
-        bench.is_overlay(),
+        is_mount_point(setup.driver.home()).unwrap(),
+        setup.is_overlay(),
         "private while in use"
     );
-    bench.driver.cleanup().unwrap();
-    assert!(mounts_below(&bench.config.root).unwrap().is_empty());
-    bench.driver.cleanup().unwrap();
-    assert_eq!(bench.seen("a"), [], "works again afterwards");
+    setup.driver.cleanup().unwrap();
+    assert!(mounts_below(&setup.config.root).unwrap().is_empty());
+    setup.driver.cleanup().unwrap();
+    assert_eq!(setup.seen("a"), [], "works again afterwards");
 }
 
-pub(super) fn unknown_mount_options_are_refused(bench: &Bench) {
-    bench.create("a", None);
+pub(super) fn unknown_mount_options_are_refused(setup: &Setup) {
+    setup.create("a", None);
     let options = MountOptions {
         options: vec!["nonsense=1".into()],
         ..MountOptions::default()
     };
-    // What a program does not know it leaves out.
-    if bench.uses_program() {
+    // A program ignores options that it does not know.
+    if setup.uses_program() {
         return;
     }
-    bench.driver.mount("a", &options).unwrap_err();
-    assert!(!bench.is_overlay() || !is_mount_point(&bench.dir("a").join("merged")).unwrap());
-    assert_eq!(bench.seen("a"), [], "a failed mount does not count");
+    setup.driver.mount("a", &options).unwrap_err();
+    assert!(!setup.is_overlay() || !is_mount_point(&setup.dir("a").join("merged")).unwrap());
+    assert_eq!(setup.seen("a"), [], "a failed mount does not count");
     let storage = CreateOptions {
         storage_opt: [("size".into(), "1g".into())].into(),
         ..CreateOptions::default()
     };
-    bench.driver.create("b", None, &storage).unwrap_err();
-    assert!(!bench.driver.exists("b"));
+    setup.driver.create("b", None, &storage).unwrap_err();
+    assert!(!setup.driver.exists("b"));
 }
 
-pub(super) fn volatile_mounts_can_be_repeated(bench: &Bench) {
-    bench.create("a", None);
+pub(super) fn volatile_mounts_can_be_repeated(setup: &Setup) {
+    setup.create("a", None);
     for _ in 0..3 {
         let options = MountOptions {
             volatile: true,
             ..MountOptions::default()
         };
-        let root = bench.driver.mount("a", &options).unwrap();
+        let root = setup.driver.mount("a", &options).unwrap();
         write(&root, "file", "");
-        bench.driver.unmount("a").unwrap();
+        setup.driver.unmount("a").unwrap();
     }
-    assert_eq!(bench.seen("a").len(), 1);
+    assert_eq!(setup.seen("a").len(), 1);
 }

@@ -86,8 +86,11 @@ impl Driver for Overlay {
 
     fn prune(&self) -> Result<()> {
         let homes = self.stores.writable().map(|home| home.join(TEMP_DIRS));
-        let mut roots = homes.chain([self.private_mounts()]);
-        roots.try_for_each(|root| temp_dir::recover(&root))
+        let results = homes
+            .chain([self.private_mounts()])
+            .map(|root| temp_dir::recover(&root));
+        // Collected first, so that a failure does not stop the others.
+        results.collect::<Vec<_>>().into_iter().collect()
     }
 
     fn mount(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {

@@ -9,9 +9,9 @@ use crate::error::{ErrorKind, Result};
 pub(super) struct Sorted {
     /// Flags of the mount.
     pub(super) flags: MountFlags,
-    /// Who else sees mounts and unmounts below it; `None` leaves what is inherited.
+    /// How mounts below it propagate to other mount namespaces; `None` keeps what is inherited.
     pub(super) propagation: Option<MountPropagationFlags>,
-    /// What the file system reads: `key` or `key=value`.
+    /// Options of the file system: `key` or `key=value`.
     pub(super) data: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ fn propagation(option: &str) -> Option<MountPropagationFlags> {
     })
 }
 
-/// Sorts options; of contradicting ones the last counts. An option may hold several, joined by commas.
+/// Sorts options; the last of contradicting ones counts. An option may hold several, joined by commas.
 pub(super) fn sort<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Sorted> {
     let mut sorted = Sorted::default();
     for option in options
@@ -86,7 +86,7 @@ pub(super) fn sort<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<Sor
             sorted.propagation = Some(flags);
         } else {
             let key = option.split_once('=').map_or(option, |(key, _value)| key);
-            // These would make it another mount than that of the layer.
+            // These would replace the layers of the mount, or the mount itself.
             if matches!(
                 key.trim_end_matches('+'),
                 "bind" | "rbind" | "remount" | "lowerdir" | "upperdir" | "workdir" | "datadir" | "context"
@@ -113,7 +113,7 @@ pub(super) fn attributes(flags: MountFlags) -> MountAttrFlags {
     for (flag, attribute) in pairs {
         attributes.set(attribute, flags.contains(flag));
     }
-    // The kinds of access time exclude each other here.
+    // Here the kinds of access time exclude each other.
     if flags.contains(MountFlags::STRICTATIME) {
         attributes |= MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     } else if flags.contains(MountFlags::NOATIME) {

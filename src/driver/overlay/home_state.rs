@@ -1,5 +1,5 @@
-//! What all driver objects of this process that share a home share: how often each layer is mounted, and what the
-//! kernel can do.
+//! State that all driver objects of one home share in this process: how often each layer is mounted, and the results of
+//! probes.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,23 +8,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::error::{IoContext as _, Result};
 use crate::sys::mount::{is_live_mount, is_mount_point, unmount_lazily};
 
-/// HomeState by the driver objects of one home and run root.
+/// The state of one home and run root.
 #[derive(Debug, Default)]
 pub(super) struct HomeState {
-    /// Uses of each mount point by this process. Held during mounts and unmounts, so that no two tasks mount twice.
+    /// Uses of each mount target by this process. Held during mounts and unmounts, so that no two tasks mount a layer
+    /// twice.
     mounts: Mutex<HashMap<PathBuf, u64>>,
     /// Results of probes, by the names of their cache files.
     features: Mutex<HashMap<String, bool>>,
 }
 
-/// Home, run root, and what belongs to them while a driver object does.
+/// Home, run root, and their state, which lives as long as a driver object uses it.
 type Entry = (PathBuf, PathBuf, Weak<HomeState>);
 
-/// Every shared part in use.
+/// The state of every home in use.
 static SHARED: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 impl HomeState {
-    /// The one for a home and a run root.
+    /// The state of a home and a run root.
     pub(super) fn of(home: &Path, run_home: &Path) -> Arc<Self> {
         let mut known = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|(_home, _run_home, shared)| shared.strong_count() > 0);
@@ -44,7 +45,7 @@ impl HomeState {
         Mounts(self.mounts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A probe's result that this process knows.
+    /// The result of a probe, if this process has it.
     pub(super) fn feature(&self, name: &str) -> Option<bool> {
         self.features
             .lock()
@@ -67,15 +68,15 @@ impl HomeState {
 pub(super) struct Mounts<'a>(MutexGuard<'a, HashMap<PathBuf, u64>>);
 
 impl Mounts<'_> {
-    /// How often a layer is in use; `None` if there is no such directory. A mount that this process did not make counts
-    /// once, so that a use which only looks does not end it, and an unmount without a mount does; one that somebody
-    /// else ended counts nothing. `program` if a program may be behind the mount.
+    /// How often a layer is in use; `None` if there is no such directory. A mount that another process has made counts
+    /// once: a mount and an unmount by this process leave it, and a second unmount ends it. Uses of a mount that another
+    /// process has ended count nothing. `program`: a mount program may serve the mount.
     pub(super) fn count(&self, merged: &Path, program: bool) -> Result<Option<u64>> {
         let look = if program { is_live_mount } else { is_mount_point };
         let mounted = match look(merged) {
             Ok(mounted) => mounted,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            // The program behind it has died: nobody can use it, and it would be in the way of a new one.
+            // The program that serves it has died: the mount is of no use, and keeps a new one from being made.
             Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {
                 tracing::warn!(path = %merged.display(), "detaching a mount whose program has died");
                 unmount_lazily(merged).at("detaching a dead mount from", merged)?;

@@ -30,7 +30,7 @@ const LOST_MODE: u32 = 0o555;
 struct MountTarget {
     place: Located,
     merged: PathBuf,
-    /// How often it is mounted; `None` if there is no mount point yet.
+    /// How often it is in use; `None` if there is no mount point yet.
     count: Option<u64>,
 }
 
@@ -281,7 +281,7 @@ impl Overlay {
             .at("creating mount point", merged)
     }
 
-    /// Undoes one use; the last one unmounts.
+    /// Ends one use; the end of the last use unmounts.
     pub(super) fn unmount_layer(&self, id: &str) -> Result<()> {
         let mut mounts = self.shared.mounts();
         let MountTarget { place, merged, count } = self.find_target(id, &mounts)?;

@@ -1,4 +1,4 @@
-//! Starting the overlay driver: what works here, and whether the kernel or a program mounts.
+//! Starting the overlay driver: checks of the system, and the choice between the kernel and a mount program.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,8 +23,8 @@ use crate::sys::{atomic, make_private_dir, privilege};
 use crate::whiteout::Namespace;
 
 impl Overlay {
-    /// Starts the driver, creating its home. [`ErrorKind::NotSupported`] if overlay does not work here; a home that
-    /// did not exist does not exist then either.
+    /// Starts the driver, creating its home. [`ErrorKind::NotSupported`] if overlay does not work here; then a home that
+    /// did not exist is removed again.
     pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
         let options = OverlayOptions::parse(&config.options)?;
         let (home, run_home) = (config.root.join(NAME), config.run_root.join(NAME));
@@ -35,7 +35,7 @@ impl Overlay {
         make_private_dir(&config.root)?;
         let filesystem = FilesystemType::of(&config.root)?;
         let rootless = privilege::is_rootless();
-        // Not left to the probes, which would remember that overlay does not work here.
+        // Checked before the probes: they would record that overlay does not work here.
         if rootless && !may_mount(&config.root) {
             let what =
                 "overlay in a mount namespace that belongs to another user namespace (unshare --mount)";
@@ -80,7 +80,7 @@ impl Overlay {
         }
     }
 
-    /// Finds out whether the kernel or a program mounts layers, and marks the store accordingly.
+    /// Chooses between the kernel and a mount program, and writes the choice into the home.
     fn choose_mounter(
         &mut self,
         config: &DriverConfig,
@@ -109,11 +109,11 @@ impl Overlay {
                 program::find(program::DEFAULT, &path.unwrap_or_default())
             };
             if marked {
-                // The kernel would show this store's whiteouts as files.
+                // The kernel would show the whiteouts of this store as files.
                 self.program = Some(search().ok_or_else(|| program::missing(&self.stores.home))?);
             } else {
                 match self.check_kernel(filesystem) {
-                    // Compat: so does the Go library, which may be the next to open the store.
+                    // Compat: the Go library, which may open the store next, does the same.
                     Err(error) if error.kind() == ErrorKind::NotSupported => match search() {
                         Some(program) => {
                             tracing::info!(
@@ -138,7 +138,7 @@ impl Overlay {
         }
         let uses_program = self.program.is_some();
         if known != Some(uses_program) {
-            // Compat: without it the Go library looks through every file of the store when it opens it.
+            // Compat: without the flag the Go library reads every directory of the store when it opens it.
             let mark: &[u8] = if uses_program { b"true" } else { b"false" };
             atomic::write_file(&flag, mark, 0o600, false)?;
         }
@@ -171,7 +171,7 @@ impl Overlay {
     }
 }
 
-/// Refuses quotas that cannot be kept.
+/// Refuses default quotas, which are not implemented.
 fn check_quota(filesystem: FilesystemType, options: &OverlayOptions) -> Result<()> {
     if options.size > 0 || options.inodes > 0 {
         let what = "driver options \"overlay.size\" and \"overlay.inodes\"";

@@ -28,7 +28,7 @@ const NO_OVERLAY: &str = "kernel does not support overlay fs: ";
 const NO_NATIVE_DIFF: &str =
     "Not using native diff for overlay, this may cause degraded performance for building images: ";
 
-/// What the probes of one home need to know.
+/// The probes of one home.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe<'a> {
     pub(super) home: &'a Path,
@@ -96,7 +96,7 @@ impl Probe<'_> {
         self.run_home.join(format!("{feature}-{works}"))
     }
 
-    /// A result found before, by this process or any other, with its text.
+    /// A result that this process or another has recorded, with its text.
     fn cached(&self, feature: &str) -> Option<(bool, String)> {
         for works in [true, false] {
             if let Ok(text) = std::fs::read_to_string(self.cache_file(feature, works)) {
@@ -106,7 +106,7 @@ impl Probe<'_> {
         None
     }
 
-    /// Remembers a result. A file that cannot be written costs another probe some time.
+    /// Records a result. If the file cannot be written the next process probes again.
     fn record(&self, feature: &str, works: bool, text: &str) {
         let path = self.cache_file(feature, works);
         if let Err(error) = std::fs::write(&path, text) {
@@ -293,7 +293,7 @@ impl Probe<'_> {
     }
 }
 
-/// Whether listings of a directory (which has entries) tell what the entries are.
+/// Whether listings of a directory, which must not be empty, have the types of the entries.
 fn has_file_types(dir: &Path) -> Result<bool> {
     let open = at::open_dir(dir).at("opening", dir)?;
     let mut buffer = tree::listing_buffer();

@@ -1,8 +1,7 @@
-//! Mounting through a program, fuse-overlayfs or one that is called like it, where the kernel's overlay cannot be used.
+//! Mounting by a mount program, fuse-overlayfs or one with the same arguments, where the kernel's overlay does not work.
 //!
-//! The program gets `-o DATA TARGET`, daemonises once the mount is there, and ends when it is unmounted. It runs in the
-//! driver's directory, as the Go library has it. Flags of the mount stay with it only as far as FUSE has options for
-//! them.
+//! The program gets `-o DATA TARGET`, daemonises when the mount is made, and ends when it is unmounted. It runs in the
+//! driver's directory, as with the Go library. Of the mount flags it gets those for which FUSE has options.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -21,10 +20,10 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::sys::mount::{is_mount_point, is_plain, unmount_lazily};
 
-/// The program that is used where none is named but one is needed.
+/// The program that is used if one is needed and no option names one.
 pub(super) const DEFAULT: &str = "fuse-overlayfs";
 
-/// Programs that unmount for users who may not.
+/// Set-user-ID programs that unmount FUSE mounts of their caller.
 const UNMOUNTERS: [&str; 2] = ["fusermount3", "fusermount"];
 
 /// Most bytes of a failed program's messages that are passed on.
@@ -41,10 +40,10 @@ pub(super) fn find(name: &str, path: &OsStr) -> Option<PathBuf> {
         })
 }
 
-/// What only a program is told.
+/// Options that only a mount program has.
 #[derive(Debug, Default)]
 pub(super) struct Extras<'a> {
-    /// Owners that it maps, files that are written through the mount included.
+    /// Owners that it maps, those of new files included.
     pub(super) mappings: Option<&'a IdMappings>,
     /// Owners and modes are kept in an attribute.
     pub(super) masked: bool,
@@ -84,7 +83,7 @@ pub(super) fn mount(
     Ok(())
 }
 
-/// A file for the program's messages. Not a pipe: a daemon may keep its end open for as long as it runs.
+/// A file for the program's messages. Not a pipe: the daemon may keep its end open as long as it runs.
 fn messages_file() -> Result<File> {
     let file = rustix::fs::memfd_create("mount program", MemfdFlags::CLOEXEC);
     Ok(file
@@ -105,7 +104,7 @@ fn read_messages(file: &mut File) -> String {
         .collect();
     match read {
         Err(error) => format!("its messages cannot be read ({error})"),
-        Ok(_) if lines.is_empty() => "it says nothing".to_owned(),
+        Ok(_) if lines.is_empty() => "no message".to_owned(),
         Ok(_) => lines.join("; "),
     }
 }
@@ -145,7 +144,7 @@ fn data(plan: &OverlayMount<'_>, extras: &Extras<'_>) -> Result<OsString> {
     Ok(OsString::from_vec(data))
 }
 
-/// A map of one ID stands for everybody.
+/// A map of one ID means that all files have that owner.
 fn mapping_option(mapping: &str, squash: &str, ranges: &[IdMap]) -> String {
     match ranges {
         [only] if only.size == 1 => format!("{squash}={}", only.host_id),
@@ -156,8 +155,8 @@ fn mapping_option(mapping: &str, squash: &str, ranges: &[IdMap]) -> String {
     }
 }
 
-/// Whether a program can map by these: host and container IDs must each be without gaps, for it maps whatever is
-/// written too.
+/// Whether a program can map with these: neither host nor container IDs may have gaps, because new files of every owner
+/// are mapped too.
 pub(super) fn can_map(mappings: &IdMappings) -> bool {
     let without_gaps = |ranges: &[IdMap], start: fn(&IdMap) -> u32| {
         let mut sorted: Vec<&IdMap> = ranges.iter().collect();
@@ -172,14 +171,14 @@ pub(super) fn can_map(mappings: &IdMappings) -> bool {
     })
 }
 
-/// Unmounts what a program has mounted; nothing mounted, or no such path, is fine.
+/// Unmounts the mount of a program. Nothing mounted, or no such path, is no error.
 pub(super) fn unmount(target: &Path) -> Result<()> {
     match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
         Err(Errno::PERM) if UNMOUNTERS.iter().any(|name| ask_to_unmount(name, target)) => return Ok(()),
         Err(reason) => tracing::debug!(target = %target.display(), %reason, "detaching a mount instead"),
     }
-    // Detached, it lives on until its last user goes; what was written has to be there now.
+    // A detached mount lives until its last file is closed, but the next mount reads the changes now.
     match rustix::fs::openat(CWD, target, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(dir) => {
             if let Err(error) = rustix::fs::syncfs(&dir) {
@@ -192,7 +191,7 @@ pub(super) fn unmount(target: &Path) -> Result<()> {
     unmount_lazily(target).at("unmounting", target)
 }
 
-/// Whether a program that may do so has unmounted.
+/// Whether the set-user-ID program `name` has unmounted.
 fn ask_to_unmount(name: &str, target: &Path) -> bool {
     let status = Command::new(name)
         .arg("-u")
@@ -205,7 +204,7 @@ fn ask_to_unmount(name: &str, target: &Path) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// The error for a store that needs a program where there is none.
+/// The error for a store that needs a mount program if none is installed.
 pub(super) fn missing(home: &Path) -> Error {
     let what = format!(
         "overlay store {} without its mount program ({DEFAULT} is not in $PATH)",
@@ -300,7 +299,7 @@ mod tests {
                 .unwrap_err()
                 .chain()
         };
-        // The argument is one, whatever is in it, and no shell reads it.
+        // The options are one argument, and no shell reads it.
         let failing = run(&script(
             "failing",
             r#"echo "$# $1 $3 in $(pwd)" >&2; echo oh >&2; exit 3"#,
@@ -312,7 +311,7 @@ mod tests {
         );
         assert!(failing.contains("exit status: 3"), "{failing}");
         let silent = run(&script("silent", "exit 1"));
-        assert!(silent.contains("says nothing"), "{silent}");
+        assert!(silent.contains("no message"), "{silent}");
         // A daemon that keeps the file for messages open is not waited for.
         let lying = run(&script("lying", "sleep 600 & echo $! > pid; exit 0"));
         assert!(lying.contains("not there"), "{lying}");
@@ -335,7 +334,7 @@ mod tests {
         );
         assert_eq!(find("sh", OsStr::new("")), None);
         assert_eq!(find("passwd", OsStr::new("/etc")), None, "not executable");
-        // What lies in the current directory is nobody's business.
+        // Relative directories are not searched.
         assert_eq!(find("Cargo.toml", OsStr::new(".")), None);
     }
 }

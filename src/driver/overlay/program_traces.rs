@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::error::{IoContext as _, Result};
 use crate::sys::{at, tree, xattr};
 
-/// Whether anything in a home was written through a mount program: its whiteouts are files, and its attributes differ.
+/// Whether a home has files that a mount program has written: whiteouts that are files, or attributes of its own.
 pub(super) fn has_mount_program_traces(home: &Path) -> Result<bool> {
     let scan = || -> rustix::io::Result<bool> {
         let mut buffer = tree::listing_buffer();

@@ -98,7 +98,7 @@ impl StagedOverlay {
                 ErrorKind::InvalidInput.err("committing a layer without the parent that it was staged on")
             );
         };
-        // Another layer may have the same ID by now: the link ID tells.
+        // Another layer may have the same ID by now; then its link ID differs.
         let place = driver.stores.require(parent)?;
         let link = driver
             .link_name(parent, &place.dir)

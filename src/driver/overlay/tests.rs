@@ -1,4 +1,4 @@
-//! What only the overlay driver does: opening, probing, repairing.
+//! Cases of the overlay driver alone: opening, probes, repair.
 
 use std::fs;
 use std::os::fd::AsFd as _;
@@ -20,7 +20,7 @@ use crate::whiteout::WhiteoutFormat;
 
 struct Place {
     config: DriverConfig,
-    // In this order: the directory can only go when nothing is mounted in it.
+    // In this order: the directory can only be removed when nothing is mounted in it.
     _guard: MountGuard,
     _tmp: tempfile::TempDir,
 }
@@ -93,7 +93,7 @@ fn lost_links_are_put_back() {
         .create("four", Some("three"), &CreateOptions::default())
         .unwrap();
     assert_eq!(count_seen(&driver, "four").unwrap(), 3);
-    // The whole directory, and entries that are nothing.
+    // The whole directory, and entries that are no links to layers.
     fs::remove_dir_all(home.join("l")).unwrap();
     assert_eq!(count_seen(&driver, "four").unwrap(), 3);
     symlink("/etc", home.join("l/ABC")).unwrap();
@@ -101,7 +101,7 @@ fn lost_links_are_put_back() {
     fs::remove_file(&link).unwrap();
     assert_eq!(count_seen(&driver, "four").unwrap(), 3);
     assert!(!home.join("l/ABC").is_symlink());
-    // Two names for one layer: both stay, and the layer's own does not change.
+    // Two link IDs for one layer: both stay, and the `link` file does not change.
     let name = link_of(&home, "two");
     symlink("../two/diff", home.join("l/SECOND")).unwrap();
     fs::remove_file(&link).unwrap();
@@ -110,12 +110,12 @@ fn lost_links_are_put_back() {
 }
 
 #[test]
-fn a_mark_of_skipped_syncs_is_in_nobodys_way() {
+fn the_mark_of_a_volatile_mount_keeps_no_mount_from_being_made() {
     let Some(place) = Place::new(&[]) else { return };
     let (driver, home) = (place.open().unwrap(), place.home());
     chain(&driver);
     assert_eq!(count_seen(&driver, "three").unwrap(), 3);
-    // As the kernel leaves it when a volatile mount ends badly.
+    // The kernel leaves it when a volatile mount ends without an unmount.
     let mark = home.join("three/work/work/incompat/volatile");
     fs::create_dir_all(&mark).unwrap();
     assert_eq!(count_seen(&driver, "three").unwrap(), 3);
@@ -181,7 +181,7 @@ fn what_cannot_be_put_back_is_named() {
     drop(driver.defer_remove("three").unwrap().unwrap());
 }
 
-/// A directory with something called like the mount program.
+/// A directory with a program of the name of the mount program.
 fn program_dir(place: &Place) -> PathBuf {
     let dir = place.config.root.parent().unwrap().join("bin");
     fs::create_dir_all(&dir).unwrap();
@@ -203,7 +203,7 @@ fn a_store_of_a_mount_program_needs_one() {
     let error = place.open().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotSupported);
     assert!(error.chain().contains("mount program"), "{}", error.chain());
-    // Without the flag the store is looked through.
+    // Without the flag the directories of the store are read.
     fs::remove_file(&flag).unwrap();
     place.open().unwrap();
     assert_eq!(fs::read_to_string(&flag).unwrap(), "false");
@@ -218,7 +218,7 @@ fn a_store_of_a_mount_program_needs_one() {
         assert_eq!(place.open().unwrap_err().kind(), ErrorKind::NotSupported);
     }
     assert!(place.home().join("two/diff").exists());
-    // If it is installed it is used, and the store is marked for those who come later.
+    // If it is installed it is used, and the flag is written.
     place.config.search_path = Some(program_dir(&place).into());
     let driver = place.open().unwrap();
     assert_eq!(fs::read_to_string(&flag).unwrap(), "true");
@@ -284,7 +284,7 @@ fn probes_run_once() {
             .join("overlay/native-diff(nodev)-true")
             .exists()
     );
-    // This process remembers; another one reads.
+    // This process keeps the result in memory; another one reads the file.
     let dir = place.config.run_root.join("overlay");
     fs::rename(
         dir.join("native-diff(nodev)-true"),
@@ -385,10 +385,7 @@ fn abandoned_staging_directories_go_at_shutdown() {
         .unwrap();
     driver.cleanup().unwrap();
     assert!(place.home().join("staging/1/dir").exists() && !place.home().join("staging/2").exists());
-    assert!(
-        is_mount_point(&place.home()).unwrap(),
-        "somebody is at work in it"
-    );
+    assert!(is_mount_point(&place.home()).unwrap(), "a process uses it");
     drop(held);
     driver.cleanup().unwrap();
     assert!(!place.home().join("staging/1").exists() && !is_mount_point(&place.home()).unwrap());

@@ -20,7 +20,7 @@ impl LayerStore {
             discarded: Vec::new(),
         };
         if store.guard.reloaded() {
-            store.inner.recover()?;
+            store.inner.try_recover();
         }
         if store.guard.needs_repair() {
             let incomplete = store.guard.incomplete();
