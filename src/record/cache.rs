@@ -39,7 +39,7 @@ const LARGE: u64 = 64 * 1024;
 
 /// The state that all handles on the records of one store share.
 #[derive(Debug)]
-pub(super) struct Core<R: Record> {
+pub(super) struct RecordsInner<R: Record> {
     /// Empty only for a read-only store that cannot have lock files.
     pub(super) locks: Vec<Arc<LockFile>>,
     pub(super) locations: Vec<Location>,
@@ -95,7 +95,7 @@ impl<L> HeldLocks<L> {
     }
 }
 
-impl<R: Record> Core<R> {
+impl<R: Record> RecordsInner<R> {
     pub(super) fn new(config: RecordsConfig, locks: Vec<Arc<LockFile>>, read_only: bool) -> Arc<Self> {
         Arc::new(Self {
             check_mtimes: config.check_mtimes || locks.is_empty(),
@@ -129,7 +129,7 @@ impl<R: Record> Core<R> {
         Ok(Some(snapshot))
     }
 
-    /// As [`Core::fresh`] without the locks; `None` also while a [`WriteGuard`](super::WriteGuard) exists.
+    /// As [`RecordsInner::fresh`] without the locks; `None` also while a [`WriteGuard`](super::WriteGuard) exists.
     pub(super) fn unlocked(&self) -> Result<Option<Arc<Snapshot<R>>>> {
         // A writer changes the token before the files: if it is the token of the table, the files are unchanged.
         match self.locks.first() {

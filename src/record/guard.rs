@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, SharedLock};
-use crate::record::cache::{Core, HeldLocks, Snapshot};
+use crate::record::cache::{HeldLocks, RecordsInner, Snapshot};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::sys::atomic::{self, Mtime};
@@ -61,14 +61,14 @@ pub(crate) struct WriteGuard<R: Record> {
     /// The table's count of changes when it last agreed with the files.
     clean: u64,
     reloaded: bool,
-    core: Arc<Core<R>>,
+    core: Arc<RecordsInner<R>>,
     /// Declared last, so that the locks are released after drop has put the table back.
     held: HeldLocks<ExclusiveLock>,
 }
 
 impl<R: Record> WriteGuard<R> {
     pub(super) fn new(
-        core: Arc<Core<R>>,
+        core: Arc<RecordsInner<R>>,
         held: HeldLocks<ExclusiveLock>,
         snapshot: Arc<Snapshot<R>>,
         reloaded: bool,

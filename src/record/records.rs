@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::lock::record_lock::{LockFile, LockMode, SharedLock};
-use crate::record::cache::{Core, HeldLocks, Prefetch, RecordsConfig, token_of};
+use crate::record::cache::{HeldLocks, Prefetch, RecordsConfig, RecordsInner, token_of};
 use crate::record::guard::{ReadGuard, WriteGuard};
 use crate::record::record_trait::Record;
 
@@ -27,7 +27,7 @@ impl Deadline {
 
 /// The records of a store that may be changed. A cheap handle.
 #[derive(Debug)]
-pub(crate) struct Records<R: Record>(Arc<Core<R>>);
+pub(crate) struct Records<R: Record>(Arc<RecordsInner<R>>);
 
 impl<R: Record> Clone for Records<R> {
     fn clone(&self) -> Self {
@@ -46,7 +46,7 @@ impl<R: Record> Records<R> {
             .iter()
             .map(|path| LockFile::open(path, LockMode::ReadWrite));
         let locks = locks.collect::<Result<Vec<_>>>()?;
-        Ok(Self(Core::new(config, locks, false)))
+        Ok(Self(RecordsInner::new(config, locks, false)))
     }
 
     /// Takes the locks shared and returns the rows as they are on disk.
@@ -145,7 +145,7 @@ impl<R: Record> Records<R> {
 
 /// Records that are only read, such as those of an additional store. A cheap handle.
 #[derive(Debug)]
-pub(crate) struct ReadOnlyRecords<R: Record>(Arc<Core<R>>);
+pub(crate) struct ReadOnlyRecords<R: Record>(Arc<RecordsInner<R>>);
 
 impl<R: Record> Clone for ReadOnlyRecords<R> {
     fn clone(&self) -> Self {
@@ -167,7 +167,7 @@ impl<R: Record> ReadOnlyRecords<R> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self(Core::new(config, locks, true)))
+        Ok(Self(RecordsInner::new(config, locks, true)))
     }
 
     /// Takes the locks shared and returns the rows as they are on disk.
@@ -178,7 +178,7 @@ impl<R: Record> ReadOnlyRecords<R> {
     }
 }
 
-impl<R: Record> Core<R> {
+impl<R: Record> RecordsInner<R> {
     async fn read(self: &Arc<Self>) -> Result<ReadGuard<R>> {
         let deadline = Deadline::new(self.lock_timeout);
         let mut held = HeldLocks::<SharedLock>::new();

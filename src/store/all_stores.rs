@@ -36,16 +36,16 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Sets or, with an empty text, takes away the mark of a record, see [`intent`].
-pub(crate) fn mark<R: Record>(records: &mut WriteGuard<R>, id: &str, mark: &str) -> Result<()> {
+/// Sets the intent of a record, or clears it with an empty text; see [`intent`].
+pub(crate) fn set_intent<R: Record>(records: &mut WriteGuard<R>, id: &str, intent: &str) -> Result<()> {
     records
         .table_mut()
-        .update(id, |row| mark.clone_into(row.intent_mut()))?;
+        .update(id, |row| intent.clone_into(row.intent_mut()))?;
     records.save()
 }
 
-/// Deletes a container's layer and directories and then its record, which is marked.
-fn delete_marked_container(
+/// Deletes the layer and the directories of a container and then its record, whose intent is a deletion.
+fn finish_deletion(
     containers: &mut WriteGuard<ContainerRow>,
     layers: &mut LayerStore,
     dirs: &Dirs,
@@ -80,14 +80,14 @@ pub(crate) fn finish_containers(
         );
         let complete = layers.table().get(&row.layer).is_some();
         if intent::is_deletion(&row.intent) || row.intent == intent::CREATE && !complete {
-            match delete_marked_container(containers, layers, dirs, &row) {
+            match finish_deletion(containers, layers, dirs, &row) {
                 Ok(()) => continue,
                 Err(error) => {
                     tracing::warn!(container = id, error = %error.chain(), "cannot finish deleting a container");
                 }
             }
         }
-        mark(containers, &id, "")?;
+        set_intent(containers, &id, "")?;
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ impl AllStores {
                 } else if let Err(error) = self.delete_image(dirs, &id) {
                     tracing::warn!(image = id, error = %error.chain(), "cannot finish deleting an image");
                 }
-                mark(&mut self.images[index].records, &id, "")?;
+                set_intent(&mut self.images[index].records, &id, "")?;
             }
         }
         Ok(())
@@ -124,10 +124,10 @@ impl AllStores {
             || intent::DELETE.to_owned(),
             |layer| intent::deletion_with(&layer.created),
         );
-        mark(&mut self.containers, &row.id, &row.intent)?;
-        let deleted = delete_marked_container(&mut self.containers, &mut self.layers, dirs, &row);
+        set_intent(&mut self.containers, &row.id, &row.intent)?;
+        let deleted = finish_deletion(&mut self.containers, &mut self.layers, dirs, &row);
         if deleted.is_err() {
-            mark(&mut self.containers, &row.id, "")?;
+            set_intent(&mut self.containers, &row.id, "")?;
         }
         deleted.context(|| format!("deleting container {:?}", row.id))
     }
@@ -141,9 +141,9 @@ impl AllStores {
                 .iter()
                 .position(|store| store.records.get(id).is_some())
         {
-            mark(&mut self.images[index].records, id, intent::DELETE)?;
+            set_intent(&mut self.images[index].records, id, intent::DELETE)?;
             if let Err(error) = self.layers.delete_all(&layers) {
-                mark(&mut self.images[index].records, id, "")?;
+                set_intent(&mut self.images[index].records, id, "")?;
                 return Err(error.context(format!("deleting image {id:?}")));
             }
         }

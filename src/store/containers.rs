@@ -13,7 +13,7 @@ use crate::record::inline_id::InlineId;
 use crate::record::intent;
 use crate::record::layer::LayerRow;
 use crate::store::access::LayersAndImages;
-use crate::store::all_stores::{finish_containers, mark, remove_dirs};
+use crate::store::all_stores::{finish_containers, remove_dirs, set_intent};
 use crate::store::dirs::{container_location, item_dir};
 use crate::store::ids::random_id;
 use crate::store::layer_store::new_layer::{NewLayer, Start, flags_json};
@@ -140,7 +140,7 @@ impl Store {
             containers.save()
         });
         let layer = made.as_ref().ok().map(|layer| layer.id.to_string());
-        let recorded = made.and_then(|_layer| mark(&mut containers, &id, ""));
+        let recorded = made.and_then(|_layer| set_intent(&mut containers, &id, ""));
         if recorded.is_err() {
             drop(containers.table_mut().remove(&id));
             let undone = containers
@@ -189,7 +189,7 @@ impl Store {
     }
 }
 
-/// The record of a new container, marked: its layer is not complete yet.
+/// The record of a new container, with an intent: its layer is not complete yet.
 fn new_row(
     options: &ContainerOptions,
     id: &str,

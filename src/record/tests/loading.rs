@@ -11,7 +11,7 @@ use crate::record::tests::sample::{config, ids, insert, layer, open};
 use crate::record::{ReadOnlyRecords, Records, RecordsConfig};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_records_are_loaded_beside_others() {
+async fn large_records_are_prefetched() {
     let tmp = tempfile::tempdir().unwrap();
     let (here, there) = (tmp.path().join("here"), tmp.path().join("there"));
     for dir in [&here, &there] {
@@ -23,12 +23,12 @@ async fn large_records_are_loaded_beside_others() {
         guard.table_mut().insert(big, 0).unwrap();
         guard.save().unwrap();
     }
-    let beside = || {
+    let handles = || {
         let (one, other) = (open(&here), open(&there));
         one.prefetch(&other);
         (one, other)
     };
-    let (one, other) = beside();
+    let (one, other) = handles();
     assert!(one.read().await.unwrap().reloaded());
     let loaded = async {
         while !other.is_cached() {
@@ -42,12 +42,12 @@ async fn large_records_are_loaded_beside_others() {
     assert_eq!((ids(&guard), guard.reloaded()), (vec!["big"], false));
     drop(guard);
 
-    // What has gone is not waited for, and what is wrong is reported to whoever asks for it.
-    let (one, other) = beside();
+    // A handle that was dropped is not waited for, and an error is reported to the reader of those records only.
+    let (one, other) = handles();
     drop(other);
     assert_eq!(ids(&one.read().await.unwrap()), ["big"]);
     fs::write(there.join("layers.json"), vec![b'['; 70_000]).unwrap();
-    let (one, other) = beside();
+    let (one, other) = handles();
     assert_eq!(ids(&one.read().await.unwrap()), ["big"]);
     assert_eq!(other.read().await.unwrap_err().kind(), ErrorKind::CorruptMetadata);
 }
