@@ -22,7 +22,7 @@ impl Digest {
         Self::of_sha256(hasher)
     }
 
-    /// The digest of everything that `hasher` has seen.
+    /// The digest of the bytes given to `hasher`.
     pub(crate) fn of_sha256(hasher: sha2::Sha256) -> Self {
         Self(format!("sha256:{}", hex(&hasher.finalize())).into())
     }
@@ -54,7 +54,7 @@ impl Digest {
     }
 }
 
-/// A digest in the making, in any algorithm that a [`Digest`] can have.
+/// Computes a digest, in any algorithm that a [`Digest`] can have.
 #[derive(Clone)]
 pub(crate) enum Hasher {
     /// sha256.
@@ -66,7 +66,7 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
-    /// The usual one.
+    /// The default algorithm.
     pub(crate) fn sha256() -> Self {
         Self::Sha256(sha2::Sha256::new())
     }
@@ -218,5 +218,21 @@ mod tests {
                 .parse::<Digest>()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn digests_are_text_in_order_and_in_json() {
+        let (a, b) = (Digest::sha256("a"), Digest::sha256("b"));
+        assert_eq!(a.cmp(&b), a.as_str().cmp(b.as_str()));
+        assert_eq!(a.to_string().parse::<Digest>().unwrap(), a);
+        assert_eq!(
+            std::collections::HashSet::from([a.clone(), b, a.clone()]).len(),
+            2
+        );
+        let json = serde_json::to_string(&a).unwrap();
+        assert_eq!(json, format!("\"{a}\""));
+        assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), a);
+        let error = serde_json::from_str::<Digest>("\"sha256:00\"").unwrap_err();
+        assert!(error.to_string().contains("wrong length"), "{error}");
     }
 }

@@ -1,8 +1,9 @@
 //! JSON as the Go library writes and reads it.
 //!
 //! Writing: no white space, keys in the order of the row's fields, `<`, `>`, `&`, U+2028 and U+2029 escaped, control
-//! characters as `\u00XX` except for `\n`, `\r` and `\t`. Reading is tolerant where Go is: see [`row`](crate::record::row). Every row
-//! is read together with its own text, so that a save can copy unchanged rows byte for byte.
+//! characters as `\u00XX` except for `\n`, `\r` and `\t`. Reading is tolerant where Go is: see
+//! [`row`](crate::record::row). Every row is read together with its text, so that a save can copy unchanged rows byte for
+//! byte.
 //!
 //! Pure: nothing here touches a file.
 
@@ -20,7 +21,7 @@ use crate::error::{Error, ErrorKind};
 /// gives what `containers-storage --json` prints, byte for byte.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] for a value that has no JSON, such as a map whose keys are no texts.
+/// [`ErrorKind::InvalidInput`] for a value that cannot be written as JSON, such as a map whose keys are not strings.
 pub fn go_json<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         ErrorKind::InvalidInput
@@ -59,8 +60,8 @@ pub(crate) fn parse_array<T: DeserializeOwned>(data: &Bytes) -> serde_json::Resu
     parse_array_into(data, |value| value)
 }
 
-/// Reads an array of values, each with its own text (a slice of `data`). Nothing at all, and `null`, are the empty
-/// array. Each value is put `into` something at once, which spares large ones a move.
+/// Reads an array of values, each with its own text (a slice of `data`). Empty input and `null` are the empty
+/// array. `into` converts each value at once, which avoids moving large ones.
 pub(crate) fn parse_array_into<T: DeserializeOwned, U>(
     data: &Bytes,
     into: fn(T) -> U,
@@ -74,22 +75,22 @@ pub(crate) fn parse_array_into<T: DeserializeOwned, U>(
     if let Some(values) = sanitised(data).and_then(|clean| split(&Bytes::from(clean), into)) {
         return Ok(values);
     }
-    // Something is wrong: one parser over the whole says what, with line and column of the file.
+    // One parser over the whole input finds the error, with its line and column.
     match serde_json::from_slice::<Vec<T>>(data) {
         Err(error) => Err(error),
         Ok(_values) => Err(serde_json::Error::custom("not an array of records")),
     }
 }
 
-/// Elements for which room is made ahead, at most.
+/// Elements for which memory is reserved ahead, at most.
 const MAX_AHEAD: usize = 4096;
 
-/// What JSON takes for white space.
+/// The white space of JSON.
 const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
-/// The array's elements; `None` for whatever is not in order.
+/// The elements of the array; `None` if anything is wrong.
 fn split<T: DeserializeOwned, U>(data: &Bytes, into: fn(T) -> U) -> Option<Vec<(U, Bytes)>> {
-    // Checked once for the whole file, so that the parser need not check string by string.
+    // Checked once for the whole file, so that the parser does not check each string.
     let text = std::str::from_utf8(data).ok()?.trim_matches(SPACE);
     if text == "null" {
         return Some(Vec::new());
@@ -105,7 +106,7 @@ fn split<T: DeserializeOwned, U>(data: &Bytes, into: fn(T) -> U) -> Option<Vec<(
         let value = parser.next()?.ok()?;
         let (element, after) = rest.split_at_checked(parser.byte_offset())?;
         if values.is_empty() {
-            // Most are about as long as the first one.
+            // Most elements are about as long as the first one.
             values.reserve((text.len() / element.len().max(1)).min(MAX_AHEAD));
         }
         values.push((

@@ -1,6 +1,6 @@
-//! What unit tests need that is not everywhere.
+//! Unit tests that need root or a program, and are skipped without it.
 
-/// Says that a test did not run, and fails it where every test must (`GRAPHROOT_TEST_REQUIRE=all`).
+/// Reports that a test is skipped; fails it if all tests must run (`GRAPHROOT_TEST_REQUIRE=all`).
 pub(crate) fn skip(why: &str) {
     assert!(
         std::env::var_os("GRAPHROOT_TEST_REQUIRE").is_none_or(|value| value != "all"),
@@ -9,7 +9,7 @@ pub(crate) fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-/// Whether the test runs as root; says so if not.
+/// Whether the test runs as root; if not, it is skipped.
 pub(crate) fn root_or_skip() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -18,7 +18,7 @@ pub(crate) fn root_or_skip() -> bool {
     root
 }
 
-/// Whether a program is installed; says so if not.
+/// Whether a program is installed; if not, the test is skipped.
 pub(crate) fn have(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).any(|dir| dir.join(program).exists());

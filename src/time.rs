@@ -1,4 +1,4 @@
-//! The creation time of a record: RFC 3339 text that survives a round trip unchanged.
+//! The creation time of a record: RFC 3339 text that is written back as it was read.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,13 +16,13 @@ const GO_ZERO: i64 = -62_135_596_800;
 /// `0000-01-01T00:00:00Z`, the first moment that Go can write.
 const FIRST: i64 = GO_ZERO - 366 * 86_400;
 
-/// A point in time with nanoseconds. Text that another program wrote differently (an offset, trailing zeros) is kept
-/// and written back as it was.
+/// A point in time with nanoseconds. The text of another program that this one would write differently (an offset,
+/// trailing zeros) is kept and written back unchanged.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Time {
     seconds: i64,
     nanoseconds: u32,
-    /// The text, where it is not the one that the value gives.
+    /// The original text, if it differs from the text of the value.
     original: Option<Box<str>>,
 }
 

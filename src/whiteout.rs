@@ -1,7 +1,7 @@
-//! The vocabulary of deletions: how a layer says that something of the layers below is gone.
+//! Whiteouts: how a layer says that something of the layers below is deleted.
 //!
 //! In a tar stream (OCI image layer specification, "whiteouts") an entry `.wh.NAME` hides `NAME` and
-//! `.wh..wh..opq` hides everything that its directory has below. On disk the form depends on the driver.
+//! `.wh..wh..opq` hides everything that its directory has below. On disk the format depends on the driver.
 
 /// What a whiteout's base name begins with.
 pub(crate) const PREFIX: &[u8] = b".wh.";
@@ -17,8 +17,8 @@ pub(crate) const OVERRIDE_STAT: &str = "user.containers.override_stat";
 /// type.
 pub(crate) const FUSE_OVERRIDE_STAT: &str = "user.fuseoverlayfs.override_stat";
 
-/// Whether an attribute is a mark that overlayfs, fuse-overlayfs or a forced mode has left, and no content.
-pub(crate) fn is_mark(name: &[u8]) -> bool {
+/// Whether an extended attribute belongs to overlayfs, fuse-overlayfs or a forced mode, and is no content of the layer.
+pub(crate) fn is_driver_attribute(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.")
         || name.starts_with(b"user.overlay.")
         || name.starts_with(b"user.fuseoverlayfs.")
@@ -28,10 +28,10 @@ pub(crate) fn is_mark(name: &[u8]) -> bool {
 /// The value of the overlay opaque attribute.
 pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
 
-/// How deletions lie on disk in one layer's own tree.
+/// How deletions are stored in the tree of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhiteoutFormat {
-    /// A complete tree: whiteouts are carried out when a layer is applied, nothing marks them (vfs, btrfs).
+    /// A complete tree: whiteouts are executed when a layer is applied, and not stored (vfs, btrfs).
     Apply,
     /// Kernel overlayfs: a character device 0:0, and an attribute on opaque directories.
     Overlay(Namespace),
@@ -39,7 +39,7 @@ pub(crate) enum WhiteoutFormat {
     Verbatim,
 }
 
-/// Which extended attributes overlayfs reads its marks from.
+/// The extended attributes that overlayfs reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Namespace {
     /// `trusted.overlay.*`: mounted by real root.
@@ -58,12 +58,12 @@ impl Namespace {
     }
 }
 
-/// What the base name of a tar entry stands for.
+/// The meaning of the base name of a tar entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhiteoutName<'a> {
     /// An ordinary name.
     None,
-    /// The directory holding it is opaque.
+    /// The directory that contains it is opaque.
     Opaque,
     /// This sibling is deleted.
     Deleted(&'a [u8]),

@@ -23,7 +23,7 @@ pub struct Effective {
     /// of the keys' table. A key that nobody set and that has no default is missing, and so is one whose value does
     /// not count.
     pub values: Vec<Value>,
-    /// What is odd, in the order in which it was met.
+    /// The warnings, in the order in which they were found.
     pub warnings: Vec<Warning>,
     /// The files that were read, the most important last.
     pub files: Vec<PathBuf>,
@@ -221,7 +221,7 @@ impl Builder<'_> {
             return Vec::new();
         };
         let Some(ranges) = parse_ranges(text) else {
-            // As for every removed key: no other program would complain.
+            // A warning as for every removed key: other programs accept it.
             let message = format!(
                 "removed, and {} is no list of ranges CONTAINER:HOST:SIZE: ignored",
                 quoted(text)
@@ -235,7 +235,7 @@ impl Builder<'_> {
 
     fn driver_options(&mut self) -> Result<()> {
         if let Some(list) = self.environment.set_var("STORAGE_OPTS") {
-            // All of it counts, also nothing: the files' options do not.
+            // It replaces the options of the files, also if it is empty.
             let (list, origin) = (list.to_string_lossy(), Origin::variable("STORAGE_OPTS"));
             for option in list.split(',').filter(|_| !list.is_empty()) {
                 self.value("driver-options", option, &origin);
@@ -280,8 +280,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Refuses what the driver that is going to be opened would refuse without knowing the file. Of other drivers'
-    /// options nobody takes notice, so they are worth a warning.
+    /// Refuses a value that the driver to be opened would refuse, since this error can name the file. Values for other
+    /// drivers have no effect, so they cause a warning.
     fn check(&mut self, key: &Key, driver: &str, text: &str, origin: &Origin) -> Result<()> {
         // Drivers trim what they are given.
         let Some(expected) = key.kind.complaint(text.trim()) else {
@@ -290,7 +290,7 @@ impl Builder<'_> {
         let options = &self.out.options;
         let first = options.driver.as_ref().or(options.driver_priority.first());
         let opened = first.map_or("overlay", String::as_str);
-        // The vfs driver does not look at what lies in its image stores until it needs it.
+        // The vfs driver does not check its image stores before it needs them.
         let unchecked = key.kind == Kind::Directories && opened == "vfs";
         if (driver.is_empty() || driver == opened) && !unchecked {
             return Err(origin.error(key.name, expected, &quoted(text)));

@@ -1,4 +1,4 @@
-//! What the configuration depends on besides files: variables, and who the user is.
+//! What the configuration depends on besides files: environment variables and the user.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::privilege;
 
-/// The process as the configuration sees it.
+/// The variables and the user that the configuration is read for.
 #[derive(Clone, Debug)]
 pub(super) struct Environment {
     pub(super) variables: BTreeMap<OsString, OsString>,
     /// The user of the process, real and effective.
     pub(super) real_uid: u32,
     pub(super) effective_uid: u32,
-    /// The process lacks powers of the initial user namespace's root, for another reason than its user IDs.
+    /// The process is not privileged in the initial user namespace, for another reason than its user IDs.
     pub(super) confined: bool,
-    /// Below which the system's directories lie.
+    /// The root of the system's directories.
     pub(super) root: PathBuf,
 }
 
@@ -49,7 +49,7 @@ impl Environment {
         self.set_var(name).filter(|value| !value.is_empty())
     }
 
-    /// A variable that is set, perhaps to nothing.
+    /// A variable that is set, perhaps to the empty string.
     pub(super) fn set_var(&self, name: &str) -> Option<&OsStr> {
         self.variables.get(OsStr::new(name)).map(OsString::as_os_str)
     }
@@ -100,7 +100,7 @@ impl Environment {
         Ok(home.map(|home| Path::new(OsStr::from_bytes(home)).to_owned()))
     }
 
-    /// The user's home directory, for those who cannot do without it.
+    /// The user's home directory, or an error.
     pub(super) fn need_home(&self, what_for: &str) -> Result<PathBuf> {
         self.home()?.ok_or_else(|| {
             let uid = self.uid();

@@ -1,4 +1,4 @@
-//! Which files are read, and in which order.
+//! The files that are read, and their order.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ pub(super) const OVERRIDE: &str = "CONTAINERS_STORAGE_CONF_OVERRIDE";
 /// Where distributions and administrators have their files, without the leading slash; later ones win.
 const SYSTEM: [&str; 2] = ["usr/share/containers", "etc/containers"];
 
-/// No sensible file comes near; one that is larger is not read into memory.
+/// Larger files are refused before they are read into memory.
 const MAX_SIZE: u64 = 1 << 20;
 
 /// A file that was read.
@@ -27,7 +27,7 @@ pub(super) struct ConfigFile {
     pub(super) text: String,
 }
 
-/// Reads every file that counts, the least important first.
+/// Reads all files, the least important first.
 pub(super) fn read_all(environment: &Environment) -> Result<Vec<ConfigFile>> {
     let mut sources = Vec::new();
     if let Some(path) = environment.var(CONF) {
@@ -36,7 +36,7 @@ pub(super) fn read_all(environment: &Environment) -> Result<Vec<ConfigFile>> {
         let user = user_dir(environment)?;
         sources.extend(read_main(environment, user.as_deref())?);
         for path in drop_ins(environment, user.as_deref())? {
-            // One that has vanished since it was listed does not count.
+            // Removed since it was listed.
             sources.extend(read(&path)?);
         }
     }
@@ -92,7 +92,7 @@ fn drop_ins(environment: &Environment, user: Option<&Path>) -> Result<Vec<PathBu
         for entry in entries {
             let entry = entry.at("listing configuration directory", &dir)?;
             let kind = entry.file_type().at("looking at", entry.path())?;
-            // Compat: links are passed over.
+            // Compat: links are skipped.
             if kind.is_file() && entry.file_name().as_bytes().ends_with(b".conf") {
                 found.insert(entry.file_name(), entry.path());
             }

@@ -1,8 +1,8 @@
-//! Every key of `storage.conf`: what it holds and what becomes of it.
+//! The keys of `storage.conf`: their types and their effects.
 
 use crate::options::driver::{DRIVER_NAMES, parse_bool, ram_in_bytes};
 
-/// What a key holds.
+/// The type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Any text.
@@ -33,14 +33,14 @@ pub(super) enum Kind {
     Ranges,
 }
 
-/// What becomes of a key.
+/// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// It has a field of its own in the store's options.
     Field,
-    /// It becomes driver options of this name, for this driver or (empty) for whichever is opened.
+    /// It becomes driver options of this name, for this driver or (empty) for any.
     DriverOption(&'static str, &'static str),
-    /// It is read and changes nothing; why.
+    /// It has no effect, for this reason.
     Idle(&'static str),
 }
 
@@ -197,7 +197,7 @@ pub(super) const TABLES: &[&str] = &[
     "storage.options.zfs",
 ];
 
-/// Tables of drivers that are no more.
+/// Tables of drivers that were removed.
 pub(super) const REMOVED_TABLES: &[&str] = &[
     "storage.options.aufs",
     "storage.options.devicemapper",
@@ -205,8 +205,8 @@ pub(super) const REMOVED_TABLES: &[&str] = &[
 ];
 
 impl Key {
-    /// Finds the key `name` of `table`. As in the Go library another case of the letters will do where nothing
-    /// matches exactly.
+    /// Finds the key `name` of `table`. As in the Go library the case of letters is ignored if nothing matches
+    /// exactly.
     pub(super) fn find(table: &str, name: &str) -> Option<&'static Self> {
         let in_table = |key: &&'static Self| key.name.rsplit_once('.').is_some_and(|(of, _)| of == table);
         KEYS.iter()
@@ -226,7 +226,7 @@ impl Key {
 }
 
 impl Kind {
-    /// What is wrong with an effective, non-empty text: what was expected instead.
+    /// What is expected in place of an invalid, non-empty text.
     pub(super) fn complaint(self, text: &str) -> Option<&'static str> {
         let (fine, expected) = match self {
             Self::Text | Self::Path | Self::Switch | Self::Count | Self::List | Self::Ranges => (true, ""),

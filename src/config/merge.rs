@@ -1,4 +1,4 @@
-//! Several files made one: for each key the last file that has it wins, but lists may ask to be appended. Pure.
+//! Merging the files: for each key the last file that has it wins, but a list can be appended. Pure.
 
 use std::collections::BTreeMap;
 
@@ -23,13 +23,13 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Puts what the next file says on top.
+    /// Merges the next file, which takes precedence.
     pub(super) fn add(&mut self, file: Parsed) {
         for assignment in file.assignments {
             let name = assignment.key.name;
             let value = match (assignment.value, self.values.remove(name).map(|old| old.value)) {
                 (Content::List(texts, append), Some(Content::List(mut old, old_append))) => {
-                    // Compat: what one file says about appending holds for later files that say nothing.
+                    // Compat: the `append` of one file also holds for later files that have none.
                     let append = append.or(old_append);
                     if append == Some(true) {
                         old.extend(texts);

@@ -1,5 +1,5 @@
 //! The configuration of this machine: `storage.conf`, its drop-in files, environment variables, and the directories
-//! of users without root's powers. What comes out is what the newest Go library, and so the newest Podman, uses.
+//! of unprivileged users. The result is what the newest Go library, and so the newest Podman, uses.
 //!
 //! [`StoreOptions::default_for_user`] is all that most programs need; [`Loader`] does the same with an environment
 //! of the caller's making, and tells where each value came from:
@@ -134,7 +134,7 @@ use crate::error::Result;
 use crate::options::StoreOptions;
 use crate::options::driver::mount_options;
 
-/// Reads the configuration, of this process or of an invented one.
+/// Reads the configuration, for this process or for given variables and a given user.
 #[derive(Clone, Debug)]
 pub struct Loader {
     environment: Environment,
@@ -175,7 +175,7 @@ impl Loader {
         self
     }
 
-    /// Sets the user, real and effective. Any other than 0 is one without root's powers.
+    /// Sets the user, real and effective. Any other than 0 is unprivileged.
     #[must_use]
     pub fn user(mut self, uid: u32) -> Self {
         self.environment.real_uid = uid;
@@ -192,7 +192,7 @@ impl Loader {
         self
     }
 
-    /// Reads the files and puts everything together.
+    /// Reads the files and computes the options.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) naming file, line and key of a mistake, or the
@@ -200,7 +200,7 @@ impl Loader {
     /// that does not exist, and for every file that exists and cannot be read.
     ///
     /// # Cancellation
-    /// Nothing has happened, but for a runtime directory that may have been made.
+    /// No effect, except that a runtime directory may have been created.
     pub async fn load(self) -> Result<Effective> {
         crate::bridge::run(move || self.load_now()).await
     }
@@ -217,7 +217,7 @@ impl Loader {
 
 impl StoreOptions {
     /// The options that the newest Podman would use for this user on this machine, see [`config`](crate::config).
-    /// What is odd about the configuration is logged as a warning.
+    /// Warnings are logged.
     ///
     /// Everything is read anew at each call.
     ///
@@ -246,7 +246,7 @@ pub async fn default_mount_options() -> Result<Vec<String>> {
     )
 }
 
-/// The options, with what is odd about the configuration in the log.
+/// The options; warnings are logged.
 pub(crate) async fn load(loader: Loader) -> Result<StoreOptions> {
     let effective = loader.load().await?;
     for warning in &effective.warnings {

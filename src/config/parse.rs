@@ -1,6 +1,6 @@
-//! One file's text, taken apart into assignments to known keys. Pure.
+//! Parsing one file into assignments to known keys. Pure.
 //!
-//! TOML itself is the `toml` crate's; its tree knows where in the text each key lies. Types are as strict as in the
+//! The `toml` crate parses TOML; its tree has the position of each key in the text. Types are as strict as in the
 //! Go library: a file with a value of the wrong type stops every program that reads it.
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::config::keys::{Key, Kind, PULL_OPTIONS, REMOVED_TABLES, Role, TABLES}
 use crate::config::value::{Origin, Warning, quoted};
 use crate::error::{ErrorKind, Result};
 
-/// What one file says.
+/// The content of one file.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
     pub(super) assignments: Vec<Assignment>,
@@ -139,7 +139,7 @@ impl Reader<'_> {
         let removed = key.kind == Kind::Ranges || key.name.starts_with("storage.options.remap-");
         let value = match self.content(key, &origin, value) {
             Ok(value) => value,
-            // Nothing depends on it any more, and no other program would complain.
+            // It has no effect any more, and other programs accept it.
             Err(_wrong_type) if removed => {
                 self.warn(origin, key.name.to_owned(), "removed, and not a text: ignored");
                 return Ok(());

@@ -1,4 +1,4 @@
-//! Directories: where a store lies by default, and variables in configured paths.
+//! Directories: the defaults of a store, and variables in configured paths.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
@@ -11,11 +11,11 @@ use crate::config::environment::Environment;
 use crate::config::value::Origin;
 use crate::error::{ErrorKind, IoContext as _, Result};
 
-/// The store's directories where nothing else is said, for everybody who may use the system's.
+/// The default directories of a store of the system.
 const GRAPH_ROOT: &str = "/var/lib/containers/storage";
 const RUN_ROOT: &str = "/run/containers/storage";
 
-/// The graph root where no file has one.
+/// The default graph root.
 pub(super) fn default_graph_root(environment: &Environment) -> Result<(PathBuf, Origin)> {
     if !environment.is_per_user() {
         return Ok((GRAPH_ROOT.into(), Origin::Default));
@@ -32,7 +32,7 @@ pub(super) fn default_graph_root(environment: &Environment) -> Result<(PathBuf, 
     Ok((data.join("containers/storage"), origin))
 }
 
-/// The run root where no file has one. Makes the user's directory for it where the system has not.
+/// The default run root. The user's directory for it is created if it is missing.
 pub(super) fn default_run_root(environment: &Environment) -> Result<(PathBuf, Origin)> {
     if !environment.is_per_user() {
         return Ok((RUN_ROOT.into(), Origin::Default));
@@ -66,12 +66,12 @@ fn runtime_dir(environment: &Environment) -> Result<(PathBuf, Origin)> {
     if is_private(&seen, environment.effective_uid) {
         return Ok((named, origin));
     }
-    // Anybody may write to `/tmp`: what lies there in this user's name need not be this user's.
+    // All users can write to `/tmp`: a directory there with this user's name may belong to another user.
     let what = "looking for a runtime directory: not a directory that only this user can write to:";
     Err(ErrorKind::InvalidInput.err(what).at(seen))
 }
 
-/// Whether this directory, made if it is missing, is one that only this user can write to.
+/// Whether this directory, created if it is missing, is one that only this user can write to.
 fn is_private(dir: &Path, effective_uid: u32) -> bool {
     if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
         tracing::debug!(dir = %dir.display(), %error, "cannot make runtime directory");

@@ -1,4 +1,4 @@
-//! What loading the configuration gives beside the options: where each value came from, and what is odd about it.
+//! The origin of each value of the configuration, and warnings.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// A default.
     Default,
     /// A line of a file.
     File {
@@ -39,7 +39,7 @@ impl Origin {
         }
     }
 
-    /// A value from here that makes no sense.
+    /// An error for an invalid value from here.
     pub(super) fn error(&self, key: &str, expected: &str, found: &str) -> Error {
         let problem = format!("{key}: expected {expected}, found {found}");
         match self {
@@ -83,14 +83,14 @@ impl fmt::Display for Value {
     }
 }
 
-/// Something that does not stop loading but that somebody should know.
+/// A problem of the configuration that does not stop loading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Where.
     pub origin: Origin,
     /// The key or table.
     pub key: String,
-    /// What about it.
+    /// The problem.
     pub message: String,
 }
 

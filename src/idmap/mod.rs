@@ -1,6 +1,4 @@
-//! User and group ID mappings: what a container calls 0 is another ID on the host.
-//!
-//! Everything here is arithmetic; nothing touches the system.
+//! User and group ID mappings between a container and the host. Pure.
 
 pub(crate) mod text;
 

@@ -2,7 +2,7 @@
 
 use crate::idmap::IdMap;
 
-/// Reads ranges `CONTAINER:HOST:SIZE`, several joined by `:`. `None` if that is not what it is.
+/// Reads ranges `CONTAINER:HOST:SIZE`, several joined by `:`. `None` if the text is anything else.
 pub(crate) fn parse_ranges(text: &str) -> Option<Vec<IdMap>> {
     if text.is_empty() {
         return Some(Vec::new());

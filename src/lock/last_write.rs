@@ -1,7 +1,7 @@
-//! The record of the last write that stands at the start of a lock file.
+//! The token of the last write, at the start of a lock file.
 //!
-//! Whoever changes a store first replaces the record, under the write lock; whoever reads compares it with the one
-//! seen at the last load. Layout of a new one, always 64 bytes:
+//! A writer replaces the token under the exclusive lock before it changes a store; a reader compares it with the token
+//! of its last load. Layout of a new token, always 64 bytes:
 //!
 //! | offset | size | content |
 //! |---|---|---|
@@ -10,8 +10,7 @@
 //! | 16 | 4 | process ID, little-endian |
 //! | 20 | 44 | random |
 //!
-//! Nobody takes it apart again: two records are equal or they are not. The random part keeps them different between
-//! PID namespaces.
+//! Tokens are only compared, never parsed. The random part makes tokens of different PID namespaces differ.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +18,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
-/// The size of a record; older Go versions take no other.
+/// The size of a token; older Go versions accept no other size.
 pub(crate) const SIZE: usize = 64;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// What a lock file says about the last write: up to [`SIZE`] bytes, compared as a whole. Empty: never written.
+/// The token in a lock file: up to [`SIZE`] bytes, compared as a whole. Empty: never written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Token {
     /// Zero from `len` on.
@@ -33,7 +32,7 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// A record that differs from every other one ever made.
+    /// A token that differs from all others.
     pub(crate) fn new() -> Result<Self> {
         let mut random = [0; 44];
         getrandom::fill(&mut random).map_err(|error| {
@@ -61,7 +60,7 @@ impl Token {
         Self { bytes, len: SIZE }
     }
 
-    /// What was read from a lock file; bytes after the first [`SIZE`] do not belong to it.
+    /// The token in the content of a lock file; bytes after the first [`SIZE`] are ignored.
     pub(crate) fn from_bytes(read: &[u8]) -> Self {
         let len = read.len().min(SIZE);
         let mut bytes = [0; SIZE];
@@ -69,7 +68,7 @@ impl Token {
         Self { bytes, len }
     }
 
-    /// The bytes as they stand in the file.
+    /// The bytes as in the file.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }

@@ -1,11 +1,11 @@
 //! Locks between processes, compatible with those of the Go library.
 //!
-//! [`record_lock`] has the lock files that stay for ever (`layers.lock` and so on) and carry the record of the last
-//! write ([`last_write`]). [`staging_lock`] has the short-lived ones that mark something temporary as in use, and
-//! [`temp_dir`] the temporary directories that they protect.
+//! [`record_lock`]: lock files that stay for ever (`layers.lock` and so on) and contain the token of the last write
+//! ([`last_write`]). [`staging_lock`]: short-lived lock files that protect something temporary, such as the directories
+//! of [`temp_dir`].
 //!
-//! All are `fcntl` record locks owned by an open file ([`crate::sys::ofd`]), on the whole file. The kernel drops
-//! them when the process dies, so a crash never leaves a lock behind, only files.
+//! All are `fcntl` record locks owned by an open file ([`crate::sys::ofd`]), on the whole file. The kernel releases them
+//! when the process dies, so a crash leaves files, but no locks.
 
 pub(crate) mod last_write;
 pub(crate) mod owners;

@@ -1,8 +1,8 @@
-//! Who holds which lock file, told from `/proc`.
+//! Which processes hold a lock file, according to `/proc`.
 //!
 //! The kernel lists the locks of every open file in `/proc/PID/fdinfo/N` (`lock:` lines), also those that belong to
-//! no process (open-file-description locks, as this library takes them). A process sees its own; those of other
-//! users' processes need privileges.
+//! no process (open-file-description locks, as this library takes them). A process sees its own locks; those of
+//! other users' processes need privileges.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,7 +20,7 @@ pub struct LockOwner {
     pub pid: u32,
     /// Name of its command, empty if it is gone already.
     pub command: String,
-    /// Whether nobody else can hold it at the same time.
+    /// Whether the lock is exclusive.
     pub exclusive: bool,
 }
 
@@ -36,7 +36,7 @@ fn parse(line: &str) -> Option<((u32, u32, u64), bool)> {
     Some(((major, minor, parts.next()?.parse().ok()?), exclusive))
 }
 
-/// The holders of these lock files, as far as this process may see. Files that do not exist are held by nobody.
+/// The holders of these lock files that this process may see. A file that does not exist has none.
 pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
     let mut wanted: HashMap<(u32, u32, u64), &Path> = HashMap::new();
     for path in paths {
@@ -50,7 +50,7 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
                 wanted.insert(device, path);
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).at("looking at", path),
+            Err(error) => return Err(error).at("reading the status of", path),
         }
     }
     let mut found: Vec<LockOwner> = Vec::new();
@@ -62,7 +62,7 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
         else {
             continue;
         };
-        // Processes end, and other users' may not be looked into: both say nothing.
+        // The process has ended, or belongs to another user.
         let Ok(files) = std::fs::read_dir(entry.path().join("fdinfo")) else {
             continue;
         };

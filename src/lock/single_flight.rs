@@ -55,7 +55,7 @@ pub(crate) struct Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        // It is still locked, so nobody else uses this file. A file that stays does no harm.
+        // It is still locked, so no other process uses this file. A file that stays does no harm.
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "leaving a lock file behind");
         }

@@ -1,8 +1,8 @@
-//! Lock files that exist as long as something temporary is in use, and are unlinked at its end.
+//! Lock files that exist while something temporary is in use, and are unlinked afterwards.
 //!
-//! Such a lock is never waited for: whoever finds it free may remove what it protects. Because the file is unlinked,
-//! a lock can be won on a file that no longer has its name; [`StagingLock::try_acquire`] looks again after locking
-//! and starts over. A crash leaves the file, unlocked.
+//! Such a lock is never waited for: a process that finds it free may remove what it protects. Because the file is
+//! unlinked, a process can lock a file that no longer has its name; [`StagingLock::try_acquire`] checks that after
+//! locking and starts again. A crash leaves the file, unlocked.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use rustix::io::Errno;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::ofd;
 
-/// How often to start over when the file is unlinked again and again while it is being locked.
+/// How often to start again when the file is unlinked while it is being locked.
 const MAX_RACES: usize = 1000;
 
-/// An exclusive lock on a file of its own. Dropped: the lock ends and the file stays, as after a crash.
+/// An exclusive lock on a file of its own. Dropping it releases the lock and leaves the file, as a crash does.
 #[derive(Debug)]
 #[must_use = "the lock ends when this is dropped"]
 pub(crate) struct StagingLock {
@@ -25,8 +25,8 @@ pub(crate) struct StagingLock {
 }
 
 impl StagingLock {
-    /// Locks the file at `path`, which is created (0600) where missing; `None` if it is in use, be it by this
-    /// process. Does not wait.
+    /// Locks the file at `path`, which is created (0600) if missing; `None` if it is in use, also by this process. Does
+    /// not wait.
     pub(crate) fn try_acquire(path: &Path) -> Result<Option<Self>> {
         for _ in 0..MAX_RACES {
             match Self::attempt(path, OFlags::empty())? {
@@ -40,7 +40,7 @@ impl StagingLock {
             .at(path))
     }
 
-    /// Creates the file at `path` and locks it; `None` if it exists or was taken away by somebody who cleans up.
+    /// Creates the file at `path` and locks it; `None` if it exists or is removed by a process that cleans up.
     pub(crate) fn try_create(path: &Path) -> Result<Option<Self>> {
         match Self::attempt(path, OFlags::EXCL) {
             Ok(Attempt::Locked(lock)) => Ok(Some(lock)),
@@ -76,13 +76,13 @@ impl StagingLock {
         &self.path
     }
 
-    /// Removes the file, then ends the lock.
+    /// Removes the file, then releases the lock.
     pub(crate) fn remove(self) -> Result<()> {
         self.unlink()
     }
 
-    /// Removes the file and stays locked until dropped, so that somebody who has opened it before, and does not
-    /// look again after locking, cannot lock the file without a name meanwhile.
+    /// Removes the file and keeps the lock until dropped, so that a process that opened the file before, and does not
+    /// check its name after locking, cannot lock it meanwhile.
     pub(crate) fn unlink(&self) -> Result<()> {
         match rustix::fs::unlink(&self.path) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),

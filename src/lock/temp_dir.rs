@@ -1,4 +1,5 @@
-//! Temporary directories that survive no process: each has a lock file beside it that its owner holds.
+//! Temporary directories. Beside each is a lock file that its owner holds, so that the directory of a killed process can
+//! be recognised and removed.
 //!
 //! ```text
 //! <root>/                  0700
@@ -8,14 +9,14 @@
 //!     <k>-addition               being built, to be renamed to its place
 //! ```
 //!
-//! The lock exists and is held before the directory is made, and is unlinked after the directory is gone. Whatever a
-//! killed process leaves has an unlocked lock file, or none, and [`recover`] of any later process removes it; names
-//! and order are those of the Go library, so either side cleans up after the other.
+//! The lock is held before the directory is created, and its file is unlinked after the directory is removed. What a
+//! killed process leaves has an unlocked lock file, or none, and [`recover`] of any later process removes it; names and
+//! order are those of the Go library, so each side cleans up after the other.
 //!
-//! Two races come from unlinking lock files. Our side of both is closed by looking, after locking, whether the file
-//! still has its name ([`StagingLock`]). Go does not look: so [`recover`] keeps the lock files that it has unlinked
-//! locked until its end, and a Go process that has just created one fails to lock it and takes another name, instead
-//! of using a directory that nobody sees as locked.
+//! Unlinking lock files causes two races. This library avoids both by checking, after locking, that the file still has
+//! its name ([`StagingLock`]). The Go library does not check: so [`recover`] keeps the lock files that it has unlinked
+//! locked until its end, and a Go process that has just created one fails to lock it and takes another name, instead of
+//! using a directory whose lock has no name.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -35,7 +36,7 @@ const LOCK_PREFIX: &str = "lock-";
 /// Names tried before giving up.
 const MAX_TRIES: usize = 1000;
 
-/// A locked temporary directory `temp-dir-N` with its `lock-N` beside it, in Go's layout. Dropped: both are removed,
+/// A locked temporary directory `temp-dir-N` with its `lock-N` beside it, in Go's layout. Dropping it removes both,
 /// which may block for long.
 #[derive(Debug)]
 #[must_use = "the directory is removed when this is dropped"]
@@ -48,7 +49,7 @@ pub(crate) struct TempDir {
 }
 
 impl TempDir {
-    /// Makes a new one below `root` (which is created, 0700, where missing). Blocking.
+    /// Creates one below `root` (which is created, 0700, if missing). Blocking.
     pub(crate) fn create(root: &Path) -> Result<Self> {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -139,7 +140,7 @@ impl Drop for TempDir {
     }
 }
 
-/// Removes what killed processes left below `root`. Blocking; a missing root is fine.
+/// Removes what killed processes have left below `root`. Blocking; a missing root is no error.
 ///
 /// Directories in use, by this process or another, are not touched. One that cannot be removed does not stop the
 /// others; the first failure is returned.
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn recovery_takes_what_nobody_holds_and_nothing_else() {
+    fn recovery_removes_what_is_not_locked_and_nothing_else() {
         let Some(mut peer) = Peer::start() else { return };
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("tmp");

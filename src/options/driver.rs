@@ -8,10 +8,10 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 /// Every driver name that may stand before the dot. Not all of them can be opened.
 pub(crate) const DRIVER_NAMES: [&str; 5] = ["overlay", "overlay2", "btrfs", "zfs", "vfs"];
 
-/// One option string, taken apart.
+/// One parsed option string.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OptionString<'a> {
-    /// Which driver it is for; empty: whichever is opened.
+    /// The driver that it is for; empty: any.
     pub(crate) driver: String,
     pub(crate) key: String,
     pub(crate) value: &'a str,
@@ -47,7 +47,7 @@ impl<'a> OptionString<'a> {
         ErrorKind::InvalidInput.err(format!("unknown driver option {:?} ({:?})", self.key, self.whole))
     }
 
-    /// For options that exist but that this library does not carry out.
+    /// For options that exist but that this library does not support.
     pub(crate) fn unsupported(&self) -> crate::error::Error {
         ErrorKind::NotSupported.err(format!("driver option {:?}", self.whole))
     }
@@ -91,8 +91,8 @@ impl<'a> OptionString<'a> {
             "private" => Ok(Some(0o700)),
             octal => u32::from_str_radix(octal, 8)
                 .ok()
-                // Set-ID bits for everything would be dangerous, and without its own permissions nobody could work
-                // with a store.
+                // Set-ID bits on every file would be dangerous, and the owner needs all permissions to work with a
+                // store.
                 .filter(|mode| mode & !0o777 == 0 && mode & 0o700 == 0o700)
                 .map(Some)
                 .ok_or_else(|| {

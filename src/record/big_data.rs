@@ -7,13 +7,14 @@
 //! ```
 //!
 //! The file's name is the key itself, or `=` and the key in base64, by the Go library's rule ([`file_name`]).
-//! The caller holds the store's lock: exclusively for writing, shared for opening. Files are replaced by rename, so
-//! an open one can be read on after the lock is gone. A crash leaves at most a `.tmp-` file.
+//! The caller holds the lock of the store: exclusively for writing, shared for opening. Files are replaced by rename, so
+//! an open file stays readable after the lock is released. A crash leaves at most a `.tmp-` file.
 //!
-//! A new item's file comes first, the record that names it later. Where the record says an item's size and digest, new
-//! content of an old item waits in a file `.new-…` beside the old file, under a name that follows from that size and
-//! digest; then the record is saved; then the file takes its place. Whoever reads the item looks for a waiting file
-//! first, so content and record change at once, whenever the writer is killed.
+//! The file of a new item is written before the record that names it. If the record has the size and digest of an item,
+//! new content of an existing item is first written to a file `.new-…` beside the old file, with a name derived from that
+//! size and digest; then the record is saved; then the new file is renamed over the old one. A reader looks for the
+//! `.new-…` file of the recorded size and digest first. So content and record change atomically, whenever the writer is
+//! killed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record;
 use crate::sys::atomic::{self, AtomicFile};
 
-/// What the name of a file begins with that waits for the place of an item's.
+/// The prefix of the name of a file that waits to replace the file of an item.
 const WAITING: &str = ".new-";
 
 /// The longest name of a file on Linux.
@@ -81,7 +82,7 @@ pub(crate) fn open(dir: &Path, key: &str) -> Result<Option<File>> {
     let name = go_name(key);
     let name = name.trim_end_matches('/');
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) || name.len() > NAME_MAX {
-        // Nobody can have written it.
+        // No such file can have been written.
         return Ok(None);
     }
     let path = dir.join(name);
@@ -92,7 +93,7 @@ pub(crate) fn open(dir: &Path, key: &str) -> Result<Option<File>> {
     }
 }
 
-/// What a record says about an item's content.
+/// The size and digest of an item in a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recorded {
     /// Bytes.
@@ -101,7 +102,7 @@ pub(crate) struct Recorded {
     pub(crate) digest: String,
 }
 
-/// A record that says the sizes and digests of its items: an image's or a container's.
+/// A record with the sizes and digests of its items: an image's or a container's.
 pub(crate) trait Items: Record {
     /// Keys in the order in which they were first set, then sizes and digests by key.
     fn items(&self) -> (&[String], &BTreeMap<String, i64>, &BTreeMap<String, RawDigest>);
@@ -115,7 +116,7 @@ pub(crate) trait Items: Record {
         &mut BTreeMap<String, RawDigest>,
     );
 
-    /// What the record says of `key`, if it does.
+    /// The size and digest of `key`, if the record has them.
     fn recorded(&self, key: &str) -> Option<Recorded> {
         let (_keys, sizes, digests) = self.items();
         Some(Recorded {
@@ -124,7 +125,7 @@ pub(crate) trait Items: Record {
         })
     }
 
-    /// Notes an item's size and digest.
+    /// Sets the size and digest of an item.
     fn record(&mut self, key: &str, size: usize, digest: Digest) {
         let (keys, sizes, digests) = self.items_mut();
         if !keys.iter().any(|known| known == key) {
@@ -134,8 +135,8 @@ pub(crate) trait Items: Record {
         digests.insert(key.to_owned(), digest.into());
     }
 
-    /// Clears up among the item files of this record in `dir`, see [`remove_stale`].
-    fn remove_item_litter(&self, dir: &Path) -> Result<()> {
+    /// Removes stale temporary files among the items of this record in `dir`, see [`remove_stale`].
+    fn remove_stale_items(&self, dir: &Path) -> Result<()> {
         let (keys, ..) = self.items();
         remove_stale(dir, keys.iter().map(|key| (key, self.recorded(key))))
     }
@@ -154,7 +155,7 @@ pub(crate) fn write_waiting(dir: &Path, key: &str, content: &[u8], new: &Recorde
     atomic::write_file(&dir.join(new.waiting_name(key)), content, 0o600, sync).map(drop)
 }
 
-/// Gives waiting content its place. The record says so already.
+/// Renames the waiting file over the file of the item. The record has the new size and digest already.
 pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
     let (from, to) = (dir.join(recorded.waiting_name(key)), dir.join(&*file_name(key)?));
     match std::fs::rename(from, &to) {
@@ -163,8 +164,8 @@ pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
     }
 }
 
-/// Settles what waits for items of a record, and removes what killed writers have left beside them. The caller holds
-/// the store exclusively.
+/// Settles the waiting files of a record's items, and removes the stale temporary files beside them. The caller holds the
+/// lock exclusively.
 pub(crate) fn remove_stale<'a>(
     dir: &Path,
     items: impl Iterator<Item = (&'a String, Option<Recorded>)>,
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn content_changes_with_the_record_and_litter_goes() {
+    fn content_changes_with_the_record_and_stale_files_are_removed() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path();
         let recorded = |content: &str| Recorded {

@@ -24,36 +24,36 @@ pub(crate) struct Location {
 /// Where a store's records are.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RecordsConfig {
-    /// All of these are locked, in this order, and get a token at a save; that of the first one is compared.
+    /// All of these are locked, in this order, and a save writes a token into each; the token of the first is compared.
     pub(crate) lock_files: Vec<PathBuf>,
-    /// The files, in the order in which they are loaded; a row's location is an index into this list.
+    /// The files, in the order of loading; a row's location is an index into this list.
     pub(crate) locations: Vec<Location>,
-    /// Whether a file whose time has changed is loaded again even if the token has not changed.
+    /// Whether a file whose time has changed is loaded again although the token has not changed.
     pub(crate) check_mtimes: bool,
-    /// How long to wait for the locks, all together; `None` is for ever.
+    /// Time-out for all locks together; `None` waits for ever.
     pub(crate) lock_timeout: Option<Duration>,
 }
 
-/// Bytes of records from which on it takes longer to load them than to hop between threads.
+/// Size in bytes from which loading records takes longer than a change of thread.
 const LARGE: u64 = 64 * 1024;
 
-/// What is shared by all handles on one store's records.
+/// The state that all handles on the records of one store share.
 #[derive(Debug)]
-pub(super) struct Core<R: Record> {
+pub(super) struct RecordsInner<R: Record> {
     /// Empty only for a read-only store that cannot have lock files.
     pub(super) locks: Vec<Arc<LockFile>>,
     pub(super) locations: Vec<Location>,
     read_only: bool,
     check_mtimes: bool,
     pub(super) lock_timeout: Option<Duration>,
-    /// The table as last loaded or saved; `None` if it is not known what the files say. HeldLocks for moments only.
+    /// The table as last loaded or saved; `None` if the content of the files is unknown. The mutex is held briefly only.
     cache: Mutex<Option<Arc<Snapshot<R>>>>,
-    /// HeldLocks by the one reader that loads, so that many readers of a changed store parse it once.
+    /// Held by the one reader that loads, so that many readers of a changed store parse it once.
     pub(super) loading: Arc<tokio::sync::Mutex<()>>,
     pub(super) prefetch: OnceLock<Prefetch>,
 }
 
-/// What is to be started when records are loaded.
+/// Started when records are loaded, see [`Records::prefetch`](super::Records::prefetch).
 pub(super) struct Prefetch(pub(super) Box<dyn Fn() + Send + Sync>);
 
 impl std::fmt::Debug for Prefetch {
@@ -62,7 +62,7 @@ impl std::fmt::Debug for Prefetch {
     }
 }
 
-/// A table and what was true of the files when it was the same as they.
+/// A table, and the state of the files that it was read from or written to.
 #[derive(Debug)]
 pub(super) struct Snapshot<R> {
     pub(super) table: Table<R>,
@@ -72,7 +72,7 @@ pub(super) struct Snapshot<R> {
     pub(super) mtimes: Vec<Option<Mtime>>,
 }
 
-/// Guards of all lock files. The first is kept apart, so that the usual case of one allocates nothing.
+/// The held locks of all lock files. The first is a field of its own, so that the usual case of one allocates nothing.
 #[derive(Debug)]
 pub(super) struct HeldLocks<L> {
     pub(super) first: Option<L>,
@@ -95,7 +95,7 @@ impl<L> HeldLocks<L> {
     }
 }
 
-impl<R: Record> Core<R> {
+impl<R: Record> RecordsInner<R> {
     pub(super) fn new(config: RecordsConfig, locks: Vec<Arc<LockFile>>, read_only: bool) -> Arc<Self> {
         Arc::new(Self {
             check_mtimes: config.check_mtimes || locks.is_empty(),
@@ -109,7 +109,7 @@ impl<R: Record> Core<R> {
         })
     }
 
-    /// The cached table, if it is what the files say. The token was read with the locks held, or just now.
+    /// The cached table, if the files have not changed since. The token was read with the locks held, or just now.
     pub(super) fn fresh(&self, token: &Option<Token>) -> Result<Option<Arc<Snapshot<R>>>> {
         let Some(snapshot) = self.cached().as_ref().map(Arc::clone) else {
             return Ok(None);
@@ -119,7 +119,7 @@ impl<R: Record> Core<R> {
         }
         if self.check_mtimes {
             for (location, remembered) in self.locations.iter().zip(&snapshot.mtimes) {
-                // Compat: a file that has vanished does not count.
+                // Compat: a file that was removed does not count as changed.
                 let now = Mtime::at(&location.path)?;
                 if now.is_some() && now != *remembered {
                     return Ok(None);
@@ -129,16 +129,16 @@ impl<R: Record> Core<R> {
         Ok(Some(snapshot))
     }
 
-    /// As [`Core::fresh`] without the locks; `None` also while a writer of this process is at work.
+    /// As [`RecordsInner::fresh`] without the locks; `None` also while a [`WriteGuard`](super::WriteGuard) exists.
     pub(super) fn unlocked(&self) -> Result<Option<Arc<Snapshot<R>>>> {
-        // Whoever writes puts the token first: with the one of the table nothing can have changed yet.
+        // A writer changes the token before the files: if it is the token of the table, the files are unchanged.
         match self.locks.first() {
             Some(lock) => self.fresh(&Some(lock.token()?)),
             None => Ok(None),
         }
     }
 
-    /// Whether loading takes a while.
+    /// Whether loading takes long enough for a change of thread.
     pub(super) fn is_large(&self) -> bool {
         let sizes = self.locations.iter().map(|location| {
             let stat = rustix::fs::stat(&location.path);
@@ -147,8 +147,8 @@ impl<R: Record> Core<R> {
         sizes.sum::<u64>() >= LARGE
     }
 
-    /// Loads the rows before anybody asks for them. Does nothing while a writer or another reader is at work; errors are
-    /// left to whoever asks.
+    /// Loads the rows before they are asked for. Does nothing while a writer or another reader holds the locks or loads.
+    /// Errors are reported to the next reader only.
     pub(super) fn load_ahead(&self) {
         let Ok(_loading) = self.loading.try_lock() else {
             return;
@@ -161,7 +161,7 @@ impl<R: Record> Core<R> {
             }
         }
         let loaded = token_of(held.first.as_ref()).and_then(|token| match self.fresh(&token)? {
-            Some(_somebody_was_quicker) => Ok(()),
+            Some(_already_loaded) => Ok(()),
             None => self.load_and_publish(token).map(drop),
         });
         if let Err(error) = loaded {
@@ -175,7 +175,7 @@ impl<R: Record> Core<R> {
         Ok(snapshot)
     }
 
-    /// Reads all files. `token` was read before, so a change in between costs no more than another load.
+    /// Reads all files. `token` was read before, so a change in between only causes another load.
     pub(super) fn load(&self, token: Option<Token>) -> Result<Snapshot<R>> {
         let mut files = Vec::with_capacity(self.locations.len());
         let mut mtimes = Vec::with_capacity(self.locations.len());

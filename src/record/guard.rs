@@ -1,4 +1,4 @@
-//! Guards: a lock and the data that it makes valid, in one value.
+//! Guards: a lock together with the data that it protects.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -7,20 +7,20 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, SharedLock};
-use crate::record::cache::{Core, HeldLocks, Snapshot};
+use crate::record::cache::{HeldLocks, RecordsInner, Snapshot};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::sys::atomic::{self, Mtime};
 
-/// The rows as they are on disk. While it lives nobody can change them, unless it comes from
+/// The rows as they are on disk. While it exists, no task or process can change them, unless it comes from
 /// [`Records::unlocked_snapshot`](super::Records::unlocked_snapshot).
 ///
-/// Owned and `Send`: it may move into a blocking task or a stream. Dropping it frees the locks.
+/// Owned and `Send`: it may move into a blocking task or a stream. Dropping it releases the locks.
 #[derive(Debug)]
 pub(crate) struct ReadGuard<R> {
     snapshot: Arc<Snapshot<R>>,
     reloaded: bool,
-    /// Empty for a glance, and for a read-only store without lock files.
+    /// Empty for an unlocked snapshot, and for a read-only store without lock files.
     _held: HeldLocks<SharedLock>,
 }
 
@@ -33,7 +33,7 @@ impl<R> ReadGuard<R> {
         }
     }
 
-    /// Whether the files were read for this guard; then somebody else has changed them, or this is the first read.
+    /// Whether the files were read for this guard: another process has changed them, or this is the first read.
     pub(crate) fn reloaded(&self) -> bool {
         self.reloaded
     }
@@ -47,33 +47,33 @@ impl<R> Deref for ReadGuard<R> {
     }
 }
 
-/// The rows as they are on disk, for change. While it lives nobody else sees or changes them.
+/// The rows as they are on disk, to be changed. While it exists, no other task or process reads or changes them.
 ///
-/// Owned and `Send`: it moves into the blocking task that saves. Dropped with changes that were not saved, it forgets
-/// them. Its table is the cached one itself, taken out of the cache and put back by drop, so that a change costs no
-/// copy of the table.
+/// Owned and `Send`: it moves into the blocking task that saves. Changes that are not saved are lost when it is dropped.
+/// Its table is the cached one, taken out of the cache and put back on drop, so that a change needs no copy of the
+/// table.
 #[derive(Debug)]
 pub(crate) struct WriteGuard<R: Record> {
     table: Table<R>,
-    /// `None` after a failed save: then it is not known what the files say.
+    /// `None` after a failed save: then the content of the files is unknown.
     token: Option<Token>,
     mtimes: Vec<Option<Mtime>>,
-    /// The table's count of changes when the files said the same as the table.
+    /// The table's count of changes when it last agreed with the files.
     clean: u64,
     reloaded: bool,
-    core: Arc<Core<R>>,
-    /// Last, so that the locks end after drop has put the table back.
+    core: Arc<RecordsInner<R>>,
+    /// Declared last, so that the locks are released after drop has put the table back.
     held: HeldLocks<ExclusiveLock>,
 }
 
 impl<R: Record> WriteGuard<R> {
     pub(super) fn new(
-        core: Arc<Core<R>>,
+        core: Arc<RecordsInner<R>>,
         held: HeldLocks<ExclusiveLock>,
         snapshot: Arc<Snapshot<R>>,
         reloaded: bool,
     ) -> Self {
-        // With the cache's reference gone this one is the last, unless somebody reads on without the lock.
+        // Without the reference of the cache this is the last one, unless an unlocked snapshot exists.
         drop(core.cached().take());
         let (table, token, mtimes) = match Arc::try_unwrap(snapshot) {
             Ok(snapshot) => (snapshot.table, snapshot.token, snapshot.mtimes),
@@ -90,28 +90,28 @@ impl<R: Record> WriteGuard<R> {
         }
     }
 
-    /// Whether the files were read for this guard; then somebody else has changed them, or this is the first access.
+    /// Whether the files were read for this guard: another process has changed them, or this is the first access.
     pub(crate) fn reloaded(&self) -> bool {
         self.reloaded
     }
 
-    /// The table to change; [`WriteGuard::save`] makes the changes last.
+    /// The table to change; [`WriteGuard::save`] writes the changes.
     pub(crate) fn table_mut(&mut self) -> &mut Table<R> {
         &mut self.table
     }
 
-    /// Writes every location that has changed. Blocking. Without changes it does nothing.
+    /// Writes every dirty location. Blocking. Without changes it does nothing.
     ///
     /// If it fails, some locations may have been written and others not; saving again is possible.
     pub(crate) fn save(&mut self) -> Result<()> {
         self.save_with(|_| Ok(()))
     }
 
-    /// As [`WriteGuard::save`]; `before` is called with the path of each file before it is written, after the token
-    /// has been: the place for syncing what the records speak of.
+    /// As [`WriteGuard::save`]; `before` is called with the path of each file after the token and before the file is
+    /// written, to sync what the records refer to.
     pub(crate) fn save_with(&mut self, mut before: impl FnMut(&Path) -> Result<()>) -> Result<()> {
         self.save_dirty(&mut before)?;
-        if self.table.unmark_takers() {
+        if self.table.clear_takers() {
             self.save_dirty(&mut before)?;
         }
         Ok(())
@@ -129,7 +129,7 @@ impl<R: Record> WriteGuard<R> {
             }
         }
         self.token = None;
-        // Compat: the token goes first, so that a crash before the rename costs a reload and hides nothing.
+        // Compat: the token is written first, so that a crash before the rename causes a reload and hides nothing.
         let mut first = None;
         for lock in self.held.first.iter().chain(&self.held.rest) {
             let token = lock.write_token()?;
@@ -148,7 +148,7 @@ impl<R: Record> WriteGuard<R> {
         Ok(())
     }
 
-    /// Removes the temporary files that killed writers left; the exclusive locks say that they are nobody's.
+    /// Removes stale temporary files, which killed writers have left: the exclusive locks exclude a living writer.
     /// Blocking. Returns how many there were.
     pub(crate) fn remove_stale(&self) -> Result<usize> {
         let mut removed = 0;

@@ -1,4 +1,4 @@
-//! Where rows are found by what they contain: IDs and their beginnings, names, layers, digests.
+//! The indexes of a table: by ID and prefix of an ID, name, layer and digest.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -16,7 +16,7 @@ const DIGEST_KINDS: usize = 4;
 /// Position of a row: rows are in file order, new ones at the end.
 pub(super) type Position = u64;
 
-/// A row in the place of its ID, which needs no copy of it.
+/// A row that stands for its ID, so that the index needs no copy of the text.
 #[derive(Clone, Debug)]
 pub(super) struct ById<R>(Arc<R>);
 
@@ -26,7 +26,7 @@ impl<R: Record> Borrow<str> for ById<R> {
     }
 }
 
-/// A row in the place of one of its names.
+/// A row that stands for one of its names.
 #[derive(Clone, Debug)]
 pub(super) struct ByName<R> {
     row: Arc<R>,
@@ -78,22 +78,22 @@ impl<R: Record> PartialOrd for ById<R> {
 /// The rows with each digest, for each kind.
 type Digests = [HashMap<Digest, Vec<Position>>; DIGEST_KINDS];
 
-/// What a new row has in common with an earlier one.
+/// What a new row shares with an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Clash {
     Id,
     Name,
 }
 
-/// Where rows are found by what they contain.
+/// The indexes of a table.
 #[derive(Clone, Debug)]
 pub(super) struct Index<R> {
     pub(super) ids: HashMap<ById<R>, Position>,
-    /// The same in order, from the first time on that somebody has asked for a prefix.
+    /// The same, sorted; built at the first search for a prefix.
     sorted: OnceLock<BTreeMap<ById<R>, Position>>,
     pub(super) names: HashMap<ByName<R>, Position>,
     pub(super) layers: HashMap<String, Vec<Position>>,
-    /// From the first time on that somebody has asked for a digest.
+    /// Built at the first search for a digest.
     digests: OnceLock<Digests>,
     pub(super) incomplete: BTreeSet<Position>,
 }
@@ -112,13 +112,13 @@ impl<R> Default for Index<R> {
 }
 
 impl<R: Record> Index<R> {
-    /// Makes room for what is to come.
+    /// Reserves memory for this many rows and names.
     pub(super) fn reserve(&mut self, rows: usize, names: usize) {
         self.ids.reserve(rows);
         self.names.reserve(names);
     }
 
-    /// Enters a row if nothing else has its ID or one of its names; else nothing changes. Each is looked up once.
+    /// Adds a row if no other has its ID or one of its names; else nothing changes. Each key is looked up once.
     pub(super) fn try_add(&mut self, position: Position, row: &Arc<R>) -> Result<(), Clash> {
         match self.ids.entry(ById(Arc::clone(row))) {
             Entry::Vacant(entry) => drop(entry.insert(position)),
@@ -144,7 +144,7 @@ impl<R: Record> Index<R> {
         Ok(())
     }
 
-    /// Enters a row.
+    /// Adds a row.
     pub(super) fn add(&mut self, position: Position, row: &Arc<R>) {
         self.ids.insert(ById(Arc::clone(row)), position);
         for at in 0..row.names().len() {
@@ -154,7 +154,7 @@ impl<R: Record> Index<R> {
         self.add_rest(position, row);
     }
 
-    /// Enters what is not there from the start or may be common to several rows.
+    /// Adds the keys of a row that several rows may share, and those of indexes that are built on demand.
     fn add_rest(&mut self, position: Position, row: &Arc<R>) {
         if let Some(sorted) = self.sorted.get_mut() {
             sorted.insert(ById(Arc::clone(row)), position);
@@ -170,7 +170,7 @@ impl<R: Record> Index<R> {
         }
     }
 
-    /// Takes a row out; entries that another row has taken over stay.
+    /// Removes a row; keys that another row has taken over stay.
     pub(super) fn remove(&mut self, position: Position, row: &R) {
         if self.ids.get(row.id()) == Some(&position) {
             self.ids.remove(row.id());
@@ -192,7 +192,7 @@ impl<R: Record> Index<R> {
         self.incomplete.remove(&position);
     }
 
-    /// The rows with this digest, in order; `all` are the rows that have been entered.
+    /// The rows with this digest, in order; `all` are the rows that were added.
     pub(super) fn by_digest<'r>(
         &self,
         kind: DigestKind,

@@ -1,4 +1,4 @@
-//! An ID as it stands in a record.
+//! An ID as it is in a record.
 
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
@@ -6,10 +6,11 @@ use std::ops::Deref;
 use crate::record::row::text_field;
 use arrayvec::ArrayString;
 
-/// Bytes of the IDs that everybody makes: 64 hexadecimal digits.
+/// Length of the usual IDs in bytes: 64 hexadecimal digits.
 const USUAL: usize = 64;
 
-/// An ID, empty for none. The usual ones lie in the record itself: a store that is opened makes thousands of them.
+/// An ID, empty for none. IDs of the usual length are stored inline, without an allocation, since opening a store reads
+/// thousands of them.
 #[derive(Clone)]
 pub(crate) enum InlineId {
     /// Up to [`USUAL`] bytes.

@@ -13,7 +13,7 @@ use crate::record::record_trait::{DigestKind, Record};
 use crate::record::row::row;
 use crate::time::Time;
 
-/// The flag of a layer whose content is not complete: whoever opens the store for writing deletes it.
+/// The flag of a layer whose content is not complete: the next process that opens the store for writing deletes it.
 const INCOMPLETE: &str = "incomplete";
 
 row! {
@@ -49,9 +49,9 @@ row! {
         gids: Vec<u32> = "gidset" omit,
         /// The creator's flags, and `incomplete`.
         flags: BTreeMap<String, Value> = "flags" omit,
-        /// User ID mapping that is baked into the files' owners.
+        /// User ID mapping that the owners of the files contain.
         uid_map: Vec<IdMap> = "uidmap" omit,
-        /// Group ID mapping that is baked into the files' owners.
+        /// Group ID mapping that the groups of the files contain.
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// Keys of the big data items, in the order in which they were first set.
         big_data_names: Vec<String> = "big-data-names" omit,
@@ -66,7 +66,7 @@ impl LayerRow {
         self.flags.get(INCOMPLETE) == Some(&Value::Bool(true))
     }
 
-    /// Marks the content as incomplete or complete.
+    /// Sets or clears the flag of incomplete content.
     pub(crate) fn set_incomplete(&mut self, incomplete: bool) {
         if incomplete {
             self.flags.insert(INCOMPLETE.to_owned(), Value::Bool(true));

@@ -1,19 +1,19 @@
-//! The metadata files: what is recorded of layers, images, containers and mount points.
+//! The metadata files: the records of layers, images, containers and mount points.
 //!
 //! ```text
 //! <root>/<driver>-layers/layers.lock                 the lock, and in it the token of the last writer
 //!                        layers.json                 a location: an array of rows
 //!                        volatile-layers.json        a location that is not synced
-//!                        .tmp-layers.json<digits>    what a killed writer leaves
+//!                        .tmp-layers.json<digits>    left by a killed writer
 //! ```
 //!
-//! (images and containers alike.) [`Records`] joins the lock files, the locations and a cached [`Table`]:
-//! [`Records::read`] gives a fresh immutable table that holds the lock shared, [`Records::write`] one to change and
-//! [save](WriteGuard::save) that holds it exclusively. Without a guard there is no data.
+//! (images and containers alike.) [`Records`] joins the lock files, the locations and a cached
+//! [`Table`](table::Table): [`Records::read`] returns an immutable table that holds the lock shared, [`Records::write`]
+//! one to change and [save](WriteGuard::save) that holds it exclusively. The data is accessible through guards only.
 //!
 //! The protocol is the Go library's, which may use the same files at the same time. A writer first puts a new token
-//! into every lock file, then renames the new files into place; so a crash in between costs the others a needless
-//! reload, and never hides a change. A reader compares the token with that of its cached table, for layers also the
+//! into every lock file, then renames the new files into place. So a crash in between makes the others reload without
+//! need, and never hides a change. A reader compares the token with the one of its cached table, for layers also the
 //! times of the files.
 
 pub(crate) mod big_data;
@@ -26,6 +26,7 @@ mod index;
 pub(crate) mod inline_id;
 pub(crate) mod intent;
 pub(crate) mod layer;
+mod load;
 pub(crate) mod mount_point;
 pub(crate) mod names;
 pub(crate) mod raw_digest;
@@ -35,13 +36,7 @@ pub(crate) mod row;
 pub(crate) mod table;
 
 #[cfg(test)]
-mod interop_tests;
-#[cfg(test)]
-mod records_tests;
-#[cfg(test)]
-mod rows_tests;
-#[cfg(test)]
-mod table_tests;
+mod tests;
 
 pub(crate) use cache::{Location, RecordsConfig};
 pub(crate) use guard::{ReadGuard, WriteGuard};

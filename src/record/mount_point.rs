@@ -1,12 +1,12 @@
-//! Which layers are mounted where, and how often.
+//! The mount points of layers and their counts.
 //!
 //! ```text
 //! <run root>/<driver>-layers/mountpoints.lock     leaf lock: nothing is locked while it is held
 //!                            mountpoints.json     [{"id":…,"path":…,"count":…}]
 //! ```
 //!
-//! Whoever takes this lock exclusively holds the layer store's lock already. Entries of layers that no longer exist
-//! are ignored and vanish at the next save. A crash between the token and the rename leaves the old counts.
+//! A task that takes this lock exclusively holds the lock of the layer store already. Entries of layers that no longer
+//! exist are ignored and dropped at the next save. A crash between the token and the rename leaves the old counts.
 //!
 //! Everything here blocks.
 
@@ -35,7 +35,7 @@ row! {
         id: String = "id" always,
         /// Where it is mounted.
         path: String = "path" always,
-        /// How many have asked for the mount.
+        /// How many users the mount has.
         count: i64 = "count" always,
     }
 }
@@ -47,7 +47,7 @@ struct Entry {
     text: Option<Bytes>,
 }
 
-/// The mounts of all layers, in the order in which they stand in the file; new ones at the end.
+/// The mounts of all layers, in the order of the file; new ones at the end.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MountTable {
     entries: BTreeMap<u64, Entry>,
@@ -103,8 +103,7 @@ impl MountTable {
         }
     }
 
-    /// Brings the entries into the order of the layers, by the positions that these have in it. Those without one are
-    /// gone.
+    /// Sorts the entries by the positions of their layers. Entries without a position are dropped.
     fn arrange(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) {
         let known = self.order == Some(order);
         let fresh = std::mem::take(&mut self.fresh);
@@ -133,14 +132,14 @@ fn is_mounted(row: &MountPointRow) -> bool {
 
 /// The mount points of one run root. A cheap handle.
 #[derive(Clone, Debug)]
-pub(crate) struct MountPoints(Arc<Core>);
+pub(crate) struct MountPoints(Arc<MountPointsInner>);
 
 #[derive(Debug)]
-struct Core {
+struct MountPointsInner {
     lock: Arc<LockFile>,
     path: PathBuf,
     lock_timeout: Option<Duration>,
-    /// The table with the token under which it was true; `None` if it is not known what the file says.
+    /// The table with the token that it was read under; `None` if the content of the file is unknown.
     cache: Mutex<Option<(Token, Arc<MountTable>)>>,
 }
 
@@ -148,7 +147,7 @@ impl MountPoints {
     /// Prepares access to the files in `dir`, which is created where missing; loads nothing yet.
     pub(crate) fn open(dir: &Path, lock_timeout: Option<Duration>) -> Result<Self> {
         let lock = LockFile::open(&dir.join("mountpoints.lock"), LockMode::ReadWrite)?;
-        Ok(Self(Arc::new(Core {
+        Ok(Self(Arc::new(MountPointsInner {
             lock,
             path: dir.join("mountpoints.json"),
             lock_timeout,
@@ -162,9 +161,9 @@ impl MountPoints {
         self.0.current(&lock.token()?)
     }
 
-    /// As [`MountPoints::read_blocking`] if what is known is still true; takes no lock.
+    /// As [`MountPoints::read_blocking`] if the cached table is up to date; takes no lock.
     pub(crate) fn try_read(&self) -> Result<Option<Arc<MountTable>>> {
-        // Read first: whoever writes puts a new one before anything else.
+        // Read first: a writer changes the token before the file.
         let token = self.0.lock.token()?;
         let cache = self.0.cached();
         Ok(cache
@@ -177,7 +176,7 @@ impl MountPoints {
     pub(crate) fn lock_blocking(&self) -> Result<MountGuard> {
         let lock = self.0.lock.exclusive_blocking(self.0.lock_timeout)?;
         let token = lock.token()?;
-        // Without the cache's reference this is the last one, unless somebody reads on: nothing needs to be copied.
+        // Without the reference of the cache this is the last one, unless a reader exists: nothing has to be copied.
         let cached = self.0.cached().take();
         let table = match cached.filter(|(known, _)| *known == token) {
             Some((_, table)) => Arc::unwrap_or_clone(table),
@@ -192,7 +191,7 @@ impl MountPoints {
     }
 }
 
-impl Core {
+impl MountPointsInner {
     fn current(&self, token: &Token) -> Result<Arc<MountTable>> {
         let mut cache = self.cached();
         if let Some((known, table)) = &*cache
@@ -211,14 +210,14 @@ impl Core {
     }
 }
 
-/// The mounts, with the lock held exclusively. Dropped without [`MountGuard::save`], changes are forgotten.
+/// The mounts, with the lock held exclusively. Without [`MountGuard::save`] changes are lost when it is dropped.
 #[derive(Debug)]
 pub(crate) struct MountGuard {
     table: MountTable,
-    /// What stands in the lock file, if the other file says what the table says.
+    /// The token in the lock file, if the table agrees with the other file.
     token: Option<Token>,
-    core: Arc<Core>,
-    /// Last, so that the lock ends after drop has put the table back.
+    core: Arc<MountPointsInner>,
+    /// Declared last, so that the lock is released after drop has put the table back.
     lock: ExclusiveLock,
 }
 
@@ -252,7 +251,7 @@ impl MountGuard {
         }
     }
 
-    /// Writes the mounts of the layers that are in `layers`, in their order; the others are gone.
+    /// Writes the mounts of the layers in `layers`, in their order; the others are dropped.
     pub(crate) fn save(&mut self, layers: &Table<LayerRow>) -> Result<()> {
         self.save_in(layers.order(), |id| layers.position(id))
     }
@@ -278,7 +277,7 @@ impl MountGuard {
         Ok(())
     }
 
-    /// Removes temporary files of killed writers; the lock says that they are nobody's.
+    /// Removes stale temporary files, which killed writers have left: the lock excludes a living writer.
     pub(crate) fn remove_stale(&self) -> Result<()> {
         atomic::remove_stale(&self.core.path).map(drop)
     }
@@ -309,7 +308,7 @@ mod tests {
         (id.into(), path.into(), count)
     }
 
-    /// One that nothing is arranged in yet.
+    /// An order that no table has.
     fn order() -> Order {
         Table::<LayerRow>::default().order()
     }

@@ -1,4 +1,4 @@
-//! A digest as it stands in a record: checked where it can be, and never lost where it cannot.
+//! A digest as it is in a record: parsed if it is valid, and kept as text if it is not.
 
 use crate::digest::Digest;
 use crate::record::row::text_field;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::lock::record_lock::{LockFile, LockMode, SharedLock};
-use crate::record::cache::{Core, HeldLocks, Prefetch, RecordsConfig, token_of};
+use crate::record::cache::{HeldLocks, Prefetch, RecordsConfig, RecordsInner, token_of};
 use crate::record::guard::{ReadGuard, WriteGuard};
 use crate::record::record_trait::Record;
 
-/// What remains of a time-out that covers several locks.
+/// The rest of a time-out that covers several locks.
 struct Deadline(Option<(Instant, Duration)>);
 
 impl Deadline {
@@ -27,7 +27,7 @@ impl Deadline {
 
 /// The records of a store that may be changed. A cheap handle.
 #[derive(Debug)]
-pub(crate) struct Records<R: Record>(Arc<Core<R>>);
+pub(crate) struct Records<R: Record>(Arc<RecordsInner<R>>);
 
 impl<R: Record> Clone for Records<R> {
     fn clone(&self) -> Self {
@@ -46,7 +46,7 @@ impl<R: Record> Records<R> {
             .iter()
             .map(|path| LockFile::open(path, LockMode::ReadWrite));
         let locks = locks.collect::<Result<Vec<_>>>()?;
-        Ok(Self(Core::new(config, locks, false)))
+        Ok(Self(RecordsInner::new(config, locks, false)))
     }
 
     /// Takes the locks shared and returns the rows as they are on disk.
@@ -56,8 +56,8 @@ impl<R: Record> Records<R> {
         self.0.read().await
     }
 
-    /// When these records are loaded, loads `other` at the same time unless it has been already: whoever needs one
-    /// mostly needs both.
+    /// Whenever these records are loaded, loads `other` at the same time unless it is cached: callers that need one mostly
+    /// need both.
     pub(crate) fn prefetch<O: Record>(&self, other: &Records<O>) {
         let other = Arc::downgrade(&other.0);
         let load = move || {
@@ -68,18 +68,17 @@ impl<R: Record> Records<R> {
                 bridge::spawn_detached(move || other.load_ahead());
             }
         };
-        // Only ever set here, once.
+        // Called once per handle.
         drop(self.0.prefetch.set(Prefetch(Box::new(load))));
     }
 
-    /// A handle for those who only read.
+    /// A handle that only reads.
     pub(crate) fn reader(&self) -> ReadOnlyRecords<R> {
         ReadOnlyRecords(Arc::clone(&self.0))
     }
 
-    /// The rows as they were on disk at some moment during this call, without the locks: a writer that comes at the
-    /// same time may already have other ones. Waits and reads as [`Records::read`] does where what is known is no
-    /// longer true.
+    /// The rows as they were on disk at some moment during this call, without the locks: a concurrent writer may have
+    /// changed them already. Waits and reads as [`Records::read`] does if the cached table is out of date.
     ///
     /// If dropped: nothing happened.
     pub(crate) async fn unlocked_snapshot(&self) -> Result<ReadGuard<R>> {
@@ -109,7 +108,7 @@ impl<R: Record> Records<R> {
         let deadline = Deadline::new(core.lock_timeout);
         let mut held = HeldLocks::new();
         for lock in &core.locks {
-            // Without waiting first: an uncontended lock costs no timer and no turn of the scheduler.
+            // Tried first without waiting: an uncontended lock needs no timer and no turn of the scheduler.
             held.push(match lock.try_exclusive()? {
                 Some(lock) => lock,
                 None => lock.exclusive(deadline.left()).await?,
@@ -144,9 +143,9 @@ impl<R: Record> Records<R> {
     }
 }
 
-/// Records that are only read, those of an additional store for instance. A cheap handle.
+/// Records that are only read, such as those of an additional store. A cheap handle.
 #[derive(Debug)]
-pub(crate) struct ReadOnlyRecords<R: Record>(Arc<Core<R>>);
+pub(crate) struct ReadOnlyRecords<R: Record>(Arc<RecordsInner<R>>);
 
 impl<R: Record> Clone for ReadOnlyRecords<R> {
     fn clone(&self) -> Self {
@@ -155,8 +154,8 @@ impl<R: Record> Clone for ReadOnlyRecords<R> {
 }
 
 impl<R: Record> ReadOnlyRecords<R> {
-    /// Prepares access. On a read-only file system without lock files there is nothing to lock and nobody to lock
-    /// out: the times of the files then tell whether to load again.
+    /// Prepares access. On a read-only file system without lock files nothing is locked, and the times of the files tell
+    /// whether to load again.
     pub(crate) fn open(config: RecordsConfig) -> Result<Self> {
         let mut locks = Vec::with_capacity(config.lock_files.len());
         for path in &config.lock_files {
@@ -168,7 +167,7 @@ impl<R: Record> ReadOnlyRecords<R> {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self(Core::new(config, locks, true)))
+        Ok(Self(RecordsInner::new(config, locks, true)))
     }
 
     /// Takes the locks shared and returns the rows as they are on disk.
@@ -179,7 +178,7 @@ impl<R: Record> ReadOnlyRecords<R> {
     }
 }
 
-impl<R: Record> Core<R> {
+impl<R: Record> RecordsInner<R> {
     async fn read(self: &Arc<Self>) -> Result<ReadGuard<R>> {
         let deadline = Deadline::new(self.lock_timeout);
         let mut held = HeldLocks::<SharedLock>::new();
@@ -200,7 +199,7 @@ impl<R: Record> Core<R> {
         let core = Arc::clone(self);
         bridge::run(move || {
             let _loading = loading;
-            // From here: the caller's processor is free by now.
+            // Here rather than before, when the caller's thread was still busy.
             if let Some(Prefetch(start)) = core.prefetch.get() {
                 start();
             }

@@ -39,7 +39,7 @@ impl<'de, T: Field> Deserialize<'de> for NotNull<T> {
     }
 }
 
-/// Reads a text with `read`, which says why if it does not like it, without keeping it first.
+/// Reads a text with `read`, which returns the reason if it refuses the text, without allocating it first.
 pub(crate) fn read_text<'de, T, D: Deserializer<'de>>(
     deserializer: D,
     read: impl FnOnce(&str) -> Result<T, String>,
@@ -59,10 +59,10 @@ pub(crate) fn read_text<'de, T, D: Deserializer<'de>>(
     deserializer.deserialize_str(Visitor(read))
 }
 
-/// Reads a key: what it stands for, or its text if it is none of `keys`.
+/// Reads a key: its meaning, or its text if it is none of `keys`.
 pub(crate) struct OneOf<K: 'static> {
     pub(crate) keys: &'static [(&'static str, K)],
-    /// The one that comes next if the fields are in order, as they mostly are.
+    /// The next key if the fields are in order, as they usually are.
     pub(crate) next: usize,
 }
 
@@ -168,7 +168,7 @@ impl<T: Field> Field for Vec<T> {
                 let mut list = Vec::new();
                 while let Some(value) = access.next_element::<OrNull<T>>()? {
                     if list.is_empty() {
-                        // One name, one owner: most lists stay as short as that.
+                        // Most lists have one element: one name, one owner.
                         list.reserve_exact(1);
                     }
                     list.push(value.0);
@@ -248,7 +248,7 @@ fn canonical<'a>(key: &'a str, keys: &[&'static str]) -> &'a str {
 }
 
 /// Declares a row: its fields in file order, each with its key and either `always` or `omit` (left out if zero),
-/// plus `extra`, which keeps what other writers put there.
+/// plus `extra`, which keeps the fields of other writers.
 macro_rules! row {
     (
         $(#[$doc:meta])*

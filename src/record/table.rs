@@ -1,8 +1,8 @@
 //! The rows of one store in memory, with their indexes. Pure: no file, no lock.
 //!
-//! Rows are shared (`Arc`): whoever got one keeps it unchanged while the table goes on. Every row knows its location
-//! (which of the store's files it is in) and its JSON text, read or computed once, so that saving a large store is a
-//! concatenation. Locations whose file no longer says what the table says are marked as needing a save.
+//! Rows are shared (`Arc`): a row that a caller keeps stays as it is when the table changes. The table has with every
+//! row its location (which of the store's files it is in) and its JSON text, read or computed once, so that a save of a
+//! large store is a concatenation. A location is dirty if its file differs from the table.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -13,41 +13,41 @@ use bytes::Bytes;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::json;
-use crate::record::index::{Clash, Index, Position};
+use crate::record::index::{Index, Position};
 use crate::record::intent;
 use crate::record::names::{NameOperation, dedupe};
 use crate::record::record_trait::{DigestKind, Record};
 
 #[derive(Clone, Debug)]
-struct Slot<R> {
-    row: Arc<R>,
-    location: usize,
-    /// From the first save on that needs it.
-    text: Option<Bytes>,
+pub(super) struct Slot<R> {
+    pub(super) row: Arc<R>,
+    pub(super) location: usize,
+    /// The JSON text of the row; `None` until a save needs it.
+    pub(super) text: Option<Bytes>,
 }
 
-/// All rows of one store. See the module's head.
+/// All rows of one store.
 #[derive(Clone, Debug)]
 pub(crate) struct Table<R> {
-    /// Before the slots, so that drop frees the rows in the order in which they were made.
-    index: Index<R>,
-    slots: BTreeMap<Position, Slot<R>>,
-    next: Position,
-    /// Per location, whether its file needs to be written.
-    dirty: Vec<bool>,
-    /// Rows that are marked as having taken names from another location. That one's file may still have them.
-    takers: BTreeSet<Position>,
-    /// Counts changes, so that a holder can tell whether there were any.
-    changes: u64,
-    order: Order,
+    /// Declared before the slots, so that the rows are freed in the order in which they were allocated.
+    pub(super) index: Index<R>,
+    pub(super) slots: BTreeMap<Position, Slot<R>>,
+    pub(super) next: Position,
+    /// Per location, whether its file has to be written.
+    pub(super) dirty: Vec<bool>,
+    /// Rows whose intent is [`intent::NAMES`]: the file of another location may still have their names.
+    pub(super) takers: BTreeSet<Position>,
+    /// How often the table was changed since it was loaded.
+    pub(super) changes: u64,
+    pub(super) order: Order,
 }
 
-/// Says which row stands where: as long as a table has the same one, no row has moved or gone.
+/// Identifies an arrangement of rows: while a table keeps it, no row is moved or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Order(u64);
 
 impl Order {
-    /// One that no table has had.
+    /// One that no other table has.
     fn new() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(LAST.fetch_add(1, Ordering::Relaxed))
@@ -69,88 +69,6 @@ impl<R> Default for Table<R> {
 }
 
 impl<R: Record> Table<R> {
-    /// Builds the table from the rows of each location, in this order.
-    ///
-    /// Where two rows have one name the later one keeps it (unless the earlier one is marked as having taken it), and
-    /// the other one's location needs a save; with `read_only` that is an error.
-    pub(crate) fn load(files: Vec<Vec<(Arc<R>, Bytes)>>, read_only: bool) -> Result<Self> {
-        let mut table = Self {
-            dirty: vec![false; files.len()],
-            ..Self::default()
-        };
-        let rows = files.iter().flatten().map(|(row, _)| row);
-        let (count, names) = rows.fold((0, 0), |(count, names), row| {
-            (count + 1, names + row.names().len())
-        });
-        table.index.reserve(count, names);
-        // A tree that is built at once from what is in order already costs a fraction of one that grows.
-        let mut slots: Vec<(Position, Slot<R>)> = Vec::with_capacity(count);
-        for (location, rows) in files.into_iter().enumerate() {
-            for (mut shared, text) in rows {
-                // What normalising fills in goes to disk with the next save, but does not ask for one.
-                let row = Arc::make_mut(&mut shared);
-                let mut same_text = !row.normalise();
-                let repeats = dedupe(row.names_mut());
-                let position = table.next;
-                match table.index.try_add(position, &shared) {
-                    Ok(()) => {}
-                    Err(Clash::Id) if !R::KEEPS_DUPLICATE_IDS => continue,
-                    Err(_) => {
-                        table.slots.extend(slots.drain(..));
-                        let row = Arc::make_mut(&mut shared);
-                        if table.sort_names_out(row, location, read_only)? {
-                            same_text = false;
-                            table.mark(location);
-                        }
-                        table.index.add(position, &shared);
-                    }
-                }
-                table.next += 1;
-                if repeats {
-                    same_text = false;
-                    table.mark(location);
-                }
-                if shared.intent() == intent::NAMES {
-                    table.takers.insert(position);
-                }
-                let slot = Slot {
-                    row: shared,
-                    location,
-                    text: same_text.then_some(text),
-                };
-                slots.push((position, slot));
-            }
-        }
-        match table.slots.is_empty() {
-            true => table.slots = slots.into_iter().collect(),
-            false => table.slots.extend(slots),
-        }
-        table.changes = 0;
-        Ok(table)
-    }
-
-    /// Sees to it that nobody else has one of the names of a row that is being loaded. Returns whether it loses some.
-    fn sort_names_out(&mut self, row: &mut R, location: usize, read_only: bool) -> Result<bool> {
-        let mut lost: Vec<String> = Vec::new();
-        for name in row.names() {
-            let Some(&loser) = self.index.names.get(name.as_str()) else {
-                continue;
-            };
-            if read_only {
-                let other = self.slots.get(&loser).map_or("", |slot| slot.row.id());
-                let what = format!("name {name:?} of {} {:?} and {:?}", R::NOUN, other, row.id());
-                return Err(R::AMBIGUOUS_NAMES.err(what));
-            }
-            if self.has_taken_names(loser, location) {
-                lost.push(name.clone());
-            } else {
-                self.take_name(loser, name);
-            }
-        }
-        row.names_mut().retain(|name| !lost.contains(name));
-        Ok(!lost.is_empty())
-    }
-
     /// An empty table with this number of locations.
     #[cfg(test)]
     pub(crate) fn empty(locations: usize) -> Self {
@@ -181,13 +99,12 @@ impl<R: Record> Table<R> {
         self.at(*self.index.ids.get(id)?)
     }
 
-    /// Where the row with exactly this ID stands among the others: a number that grows in the order of
-    /// [`Table::rows`].
+    /// The position of the row with exactly this ID: a number that grows in the order of [`Table::rows`].
     pub(crate) fn position(&self, id: &str) -> Option<u64> {
         self.index.ids.get(id).copied()
     }
 
-    /// Stays the same as long as each row keeps the [`Table::position`] that it has or gets.
+    /// Changes whenever the [`Table::position`] of a row may have changed.
     pub(crate) fn order(&self) -> Order {
         self.order
     }
@@ -213,8 +130,8 @@ impl<R: Record> Table<R> {
             .collect()
     }
 
-    /// The row that `key` means: an ID, else a name, else the ID of the row's own layer, else the beginning of
-    /// exactly one ID.
+    /// The row that `key` names: by ID, else by name, else by the ID of the row's own layer, else by a unique prefix of an
+    /// ID.
     pub(crate) fn find(&self, key: &str) -> Option<&Arc<R>> {
         self.get(key)
             .or_else(|| self.by_name(key))
@@ -258,7 +175,7 @@ impl<R: Record> Table<R> {
         self.needs_save() || self.has_incomplete()
     }
 
-    /// Whether some location's file does not say what the table says.
+    /// Whether a save has something to write.
     pub(crate) fn needs_save(&self) -> bool {
         self.dirty.contains(&true) || !self.takers.is_empty()
     }
@@ -282,7 +199,7 @@ impl<R: Record> Table<R> {
             location,
             text: None,
         });
-        self.mark(location);
+        self.set_dirty(location);
         Ok(row)
     }
 
@@ -371,19 +288,13 @@ impl<R: Record> Table<R> {
         Ok(())
     }
 
-    /// Makes the next save write this location even if no row of it changes.
-    #[cfg(test)]
-    pub(crate) fn mark_dirty(&mut self, location: usize) {
-        self.mark(location);
-    }
-
     /// How often the table has been changed since it was loaded.
     pub(crate) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// The locations that need a save, in the order in which they have to be written: a row that has taken names before
-    /// those that have lost them.
+    /// The locations that a save has to write, in this order: a row that has taken names comes before the rows that have
+    /// lost them.
     pub(crate) fn dirty_locations(&self) -> Vec<usize> {
         let dirty = self.dirty.iter().enumerate();
         let mut locations: Vec<usize> = dirty
@@ -398,9 +309,9 @@ impl<R: Record> Table<R> {
         locations
     }
 
-    /// Takes away the marks of rows that have taken names from other locations: call this when those are saved.
-    /// Returns whether there were any.
-    pub(crate) fn unmark_takers(&mut self) -> bool {
+    /// Clears the intent of rows that have taken names from other locations. To be called when those are saved. Returns
+    /// whether there were any.
+    pub(crate) fn clear_takers(&mut self) -> bool {
         let takers = std::mem::take(&mut self.takers);
         for position in &takers {
             if let Some(slot) = self.slots.get(position) {
@@ -412,13 +323,13 @@ impl<R: Record> Table<R> {
         !takers.is_empty()
     }
 
-    /// Whether the row at `position` has taken names from rows in `location`, which may not know yet.
-    fn has_taken_names(&self, position: Position, location: usize) -> bool {
+    /// Whether the row at `position` has taken names from rows in `location`, whose file may still have them.
+    pub(super) fn has_taken_names(&self, position: Position, location: usize) -> bool {
         let slot = self.slots.get(&position);
         self.takers.contains(&position) && slot.is_some_and(|slot| slot.location != location)
     }
 
-    /// Notes that the location's file says what the table says.
+    /// Records that the location's file has been written.
     pub(crate) fn saved(&mut self, location: usize) {
         if let Some(dirty) = self.dirty.get_mut(location) {
             *dirty = false;
@@ -438,7 +349,8 @@ impl<R: Record> Table<R> {
         self.slots.get(&position).map(|slot| &slot.row)
     }
 
-    fn mark(&mut self, location: usize) {
+    /// Makes the next save write this location.
+    pub(crate) fn set_dirty(&mut self, location: usize) {
         if let Some(dirty) = self.dirty.get_mut(location) {
             *dirty = true;
         }
@@ -473,11 +385,11 @@ impl<R: Record> Table<R> {
         self.order = Order::new();
         self.takers.remove(&position);
         self.index.remove(position, &*slot.row);
-        self.mark(slot.location);
+        self.set_dirty(slot.location);
         Some(slot.row)
     }
 
-    fn take_name(&mut self, loser: Position, name: &str) {
+    pub(super) fn take_name(&mut self, loser: Position, name: &str) {
         if let Some(slot) = self.slots.get(&loser) {
             let mut row = R::clone(&slot.row);
             row.names_mut().retain(|other| other != name);
@@ -497,7 +409,7 @@ impl<R: Record> Table<R> {
         slot.text = None;
         self.index.add(position, &slot.row);
         let location = slot.location;
-        self.mark(location);
+        self.set_dirty(location);
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Sets the intent of a record, or clears it with an empty text, see [`intent`].
+/// Sets the intent of a record, or clears it with an empty text; see [`intent`].
 pub(crate) fn set_intent<R: Record>(records: &mut WriteGuard<R>, id: &str, intent: &str) -> Result<()> {
     records
         .table_mut()
@@ -44,8 +44,8 @@ pub(crate) fn set_intent<R: Record>(records: &mut WriteGuard<R>, id: &str, inten
     records.save()
 }
 
-/// Deletes a container's layer and directories and then its record, which has the intent.
-fn complete_deletion(
+/// Deletes the layer and the directories of a container and then its record, whose intent is a deletion.
+fn finish_deletion(
     containers: &mut WriteGuard<ContainerRow>,
     layers: &mut LayerStore,
     dirs: &Dirs,
@@ -80,7 +80,7 @@ pub(crate) fn finish_containers(
         );
         let complete = layers.table().get(&row.layer).is_some();
         if intent::is_deletion(&row.intent) || row.intent == intent::CREATE && !complete {
-            match complete_deletion(containers, layers, dirs, &row) {
+            match finish_deletion(containers, layers, dirs, &row) {
                 Ok(()) => continue,
                 Err(error) => {
                     tracing::warn!(container = id, error = %error.chain(), "cannot finish deleting a container");
@@ -125,7 +125,7 @@ impl AllStores {
             |layer| intent::deletion_with(&layer.created),
         );
         set_intent(&mut self.containers, &row.id, &row.intent)?;
-        let deleted = complete_deletion(&mut self.containers, &mut self.layers, dirs, &row);
+        let deleted = finish_deletion(&mut self.containers, &mut self.layers, dirs, &row);
         if deleted.is_err() {
             set_intent(&mut self.containers, &row.id, "")?;
         }

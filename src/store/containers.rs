@@ -189,7 +189,7 @@ impl Store {
     }
 }
 
-/// The record of a new container with its intent: the layer is not complete yet.
+/// The record of a new container, with an intent: its layer is not complete yet.
 fn new_row(
     options: &ContainerOptions,
     id: &str,

@@ -60,7 +60,7 @@ impl Store {
             .write_to_container_store(move |containers| {
                 containers.remove_stale()?;
                 for row in containers.rows() {
-                    row.remove_item_litter(&item_dir(dirs.containers(), &row.id)?)?;
+                    row.remove_stale_items(&item_dir(dirs.containers(), &row.id)?)?;
                 }
                 sweep(&dirs.containers(), |id| containers.get(id).is_some())
             })
@@ -70,7 +70,7 @@ impl Store {
             .write_to_image_store(move |images| {
                 images.remove_stale()?;
                 for row in images.rows() {
-                    row.remove_item_litter(&item_dir(dirs.images(), &row.id)?)?;
+                    row.remove_stale_items(&item_dir(dirs.images(), &row.id)?)?;
                 }
                 sweep(&dirs.images(), |id| images.get(id).is_some())
             })

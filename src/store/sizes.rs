@@ -33,6 +33,13 @@ fn recorded_size(row: &LayerRow) -> Option<u64> {
     u64::try_from(row.diff_size).ok()
 }
 
+/// The sum of two sizes. Records can say any size, so the sum may exceed 64 bits.
+fn add(total: u64, more: u64) -> Result<u64> {
+    total
+        .checked_add(more)
+        .ok_or_else(|| ErrorKind::CorruptMetadata.err("the recorded sizes exceed 64 bits"))
+}
+
 fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
     ranges
         .iter()
@@ -90,20 +97,22 @@ impl Store {
         }
         let mut size = 0;
         for row in layers {
-            size += match recorded_size(&row) {
+            let more = match recorded_size(&row) {
                 Some(size) => size,
                 None => self.diff_size(None, &row.id).await?,
             };
+            size = add(size, more)?;
         }
         for key in &image.big_data_names {
             let recorded = image
                 .big_data_sizes
                 .get(key)
                 .and_then(|size| u64::try_from(*size).ok());
-            size += match recorded {
+            let more = match recorded {
                 Some(size) => size,
                 None => self.read_image_item(&image, origin, key).await?.len() as u64,
             };
+            size = add(size, more)?;
         }
         Ok(size)
     }
@@ -117,7 +126,7 @@ impl Store {
         let container = self.container(id).await?;
         let mut size = self.diff_size(None, container.layer_id()).await?;
         for key in container.big_data_names() {
-            size += self.container_big_data_size(container.id(), key).await?;
+            size = add(size, self.container_big_data_size(container.id(), key).await?)?;
         }
         let dirs: [PathBuf; 2] = [
             item_dir(self.inner.dirs.containers(), container.id())?.join("userdata"),
@@ -125,7 +134,7 @@ impl Store {
         ];
         let files =
             bridge::run(move || dirs.iter().map(|dir| directory_size(dir)).sum::<Result<u64>>()).await?;
-        Ok(size + files)
+        add(size, files)
     }
 
     /// The owners of the directories above the mount point of a mounted layer (an ID, name or ID prefix) that its ID
@@ -177,5 +186,34 @@ fn directory_size(dir: &Path) -> Result<u64> {
         opened => Ok(tree::usage(opened.at("opening", dir)?.as_fd())
             .at("measuring", dir)?
             .size),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::{ImageOptions, StoreOptions};
+
+    #[tokio::test]
+    async fn recorded_sizes_beyond_all_bounds_are_an_error() {
+        let tmp = tempfile::tempdir().unwrap();
+        let options = StoreOptions::new(tmp.path().join("graph"), tmp.path().join("run")).driver("vfs");
+        let store = Store::open(options).await.unwrap();
+        let mut options = ImageOptions::default().id("image");
+        for key in ["a", "b", "c"] {
+            options = options.big_data(key, "content");
+        }
+        store.create_image(None, options).await.unwrap();
+        assert_eq!(store.image_size("image").await.unwrap(), 21);
+
+        let path = tmp.path().join("graph/vfs-images/images.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let largest = text.replace(":7", &format!(":{}", i64::MAX));
+        assert_ne!(text, largest);
+        std::fs::write(&path, &largest).unwrap();
+        // The token in the lock file says that there is something new.
+        std::fs::write(tmp.path().join("graph/vfs-images/images.lock"), "changed").unwrap();
+        let error = store.image_size("image").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{error:?}");
     }
 }

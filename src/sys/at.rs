@@ -2,7 +2,7 @@
 //!
 //! [`open_in_root`] resolves a path as if the directory were `/` (`openat2` with `RESOLVE_IN_ROOT`): symbolic links
 //! and `..` stay inside, magic links of `/proc` are refused. Where the kernel or a seccomp filter has no `openat2`,
-//! a component walk with the same meaning takes its place.
+//! a walk by components with the same meaning replaces it.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -48,7 +48,7 @@ pub(crate) fn lstat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>>
     }
 }
 
-/// Opens `path` inside `root`, which plays `/`: nothing outside can be reached, whatever links or `..` say.
+/// Opens `path` inside `root`, which acts as `/`: neither links nor `..` lead outside.
 /// An empty path is the root itself.
 pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let path = if path.is_empty() { b"." } else { path };
@@ -57,9 +57,9 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mod
         for _ in 0..MAX_RACES {
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(root, path, flags, mode, resolve) {
-                // A rename or mount elsewhere made the kernel unsure of `..`: it asks to try again.
+                // A concurrent rename or mount: the kernel cannot verify `..` and asks for another attempt.
                 Err(Errno::AGAIN) => {}
-                // EPERM may be a seccomp filter's way to say ENOSYS; the walk below answers either way.
+                // A seccomp filter may return EPERM in place of ENOSYS; the walk below works in either case.
                 Err(Errno::NOSYS | Errno::PERM) => break,
                 result => return result,
             }
@@ -83,8 +83,8 @@ pub(crate) fn open_dir_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<Owne
     open_in_root(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
 }
 
-/// As [`open_dir_in_root`] where no symbolic link is on the way. `None` if one is, or if the kernel cannot tell:
-/// then only [`open_dir_in_root`] knows.
+/// As [`open_dir_in_root`] if the path has no symbolic link. `None` if it has one, or if the kernel cannot tell; then
+/// [`open_dir_in_root`] has to be used.
 pub(crate) fn open_dir_without_links(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>> {
     if NO_OPENAT2.load(Ordering::Relaxed) {
         return Ok(None);
@@ -129,7 +129,7 @@ pub(crate) fn lstat_in_root(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<
     }
 }
 
-/// The walk that stands in for `openat2`: every component opened without following, links expanded by hand.
+/// The replacement for `openat2`: opens every component without following links, and expands links itself.
 fn walk_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd> {
     let here = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let split = |path: &[u8]| -> VecDeque<Vec<u8>> {
@@ -198,8 +198,8 @@ pub(crate) fn chmod_open(file: BorrowedFd<'_>, mode: u32) -> Result<()> {
     rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())
 }
 
-/// Renames a file or a directory. A directory that goes elsewhere is written to, since its `..` changes: where its mode
-/// forbids that to its owner it is lifted for this moment.
+/// Renames a file or a directory. Moving a directory to another parent writes to it, since its `..` changes: if its mode
+/// forbids that to its owner, the mode is changed for the time of the rename.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::rename(from, to) {
         Err(Errno::ACCESS) => {}

@@ -1,8 +1,8 @@
-//! Files that appear whole or not at all: written under a temporary name beside the target, then renamed over it.
+//! Files that are replaced atomically: written under a temporary name beside the target, then renamed over it.
 //!
-//! The temporary name is `.tmp-<basename><decimal digits>`, as the Go library's. A crash leaves such a file behind;
-//! [`remove_stale`] removes those of one target. Whoever calls it must hold the lock that every writer of that
-//! target holds.
+//! The temporary name is `.tmp-<basename><decimal digits>`, as in the Go library. A crash leaves such a file;
+//! [`remove_stale`] removes the stale temporary files of one target. Its caller must hold the lock that every writer of
+//! that target holds.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
 
-/// What a temporary file's name begins with.
+/// The prefix of the names of temporary files.
 const PREFIX: &[u8] = b".tmp-";
 
 /// The longest name of a file on Linux.
@@ -54,8 +54,8 @@ impl Mtime {
     }
 }
 
-/// A file being written that takes its target's place on [`AtomicFile::commit`]. Dropped before that, it is removed
-/// and the target stays as it was.
+/// A file that replaces its target on [`AtomicFile::commit`]. If it is dropped before, it is removed and the target stays
+/// unchanged.
 #[derive(Debug)]
 pub(crate) struct AtomicFile {
     file: File,
@@ -137,7 +137,7 @@ impl AtomicFile {
         self.file.try_clone().at("duplicating a handle of", &self.temp)
     }
 
-    /// Puts the file in the target's place with these permissions. `sync` forces its data to disk before the
+    /// Renames the file over the target, with these permissions. `sync` forces its data to disk before the
     /// rename, so that after a power loss the target is either the old or the new file and never a torn one.
     ///
     /// Returns the new file's time, as [`Mtime::at`] reports it from now on.
@@ -200,7 +200,7 @@ pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sy
     }
 }
 
-/// Removes the temporary files that killed writers of `target` left; says how many there were.
+/// Removes the temporary files that killed writers of `target` have left. Returns how many there were.
 pub(crate) fn remove_stale(target: &Path) -> Result<usize> {
     let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
         return Ok(0);
@@ -231,7 +231,7 @@ pub(crate) fn is_temporary(name: &OsStr) -> bool {
     bytes.starts_with(PREFIX) && bytes.last().is_some_and(u8::is_ascii_digit)
 }
 
-/// The name's part that comes after the prefix; cut where the whole would be too long for a file name.
+/// The part of the temporary name after the prefix, cut if the whole would be too long for a file name.
 fn stem(base: &OsStr) -> &[u8] {
     let bytes = base.as_bytes();
     bytes.get(..NAME_MAX - PREFIX.len() - DIGITS).unwrap_or(bytes)
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_or_a_failed_rename_leaves_the_target_and_no_litter() {
+    fn a_drop_or_a_failed_rename_leaves_the_target_and_no_temporary_file() {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("item");
         write_file(&path, b"old", 0o600, false).unwrap();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn litter_is_what_a_writer_of_this_target_left() {
+    fn stale_files_are_those_of_this_target() {
         let tmp = tempfile::tempdir().unwrap();
         let keep = [
             ".tmp-layers.json",

@@ -1,4 +1,4 @@
-//! Mounting: covers over the mount system calls that are shared by drivers, and the mount table.
+//! Mounting: wrappers of the mount system calls that drivers share, and the mount table.
 
 #![expect(unsafe_code, reason = "mount_setattr and unshare have no safe wrapper")]
 
@@ -22,7 +22,7 @@ use crate::sys::tree::mount_id;
 const MAX_BUSY: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Whether the directory at `path` (links followed) is where something is mounted.
+/// Whether the directory at `path` (links followed) is a mount point.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let stat = rustix::fs::statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::TYPE);
     match stat {
@@ -54,18 +54,18 @@ fn is_mount_point_by_crossing(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether something is mounted at `path` and still works. `NotConnected` if the program behind it has died.
+/// Whether something is mounted at `path` and works. `NotConnected` if the program that serves it has died.
 pub(crate) fn is_live_mount(path: &Path) -> io::Result<bool> {
     let mounted = is_mount_point(path)?;
     if mounted {
-        // Asks whoever serves it.
+        // Answered by the file system that is mounted there.
         rustix::fs::statfs(path)?;
     }
     Ok(mounted)
 }
 
-/// Makes `path` a mount point of its own, onto itself, where it is none yet, and keeps mounts below it out of other
-/// mount namespaces.
+/// Bind-mounts `path` onto itself unless it is a mount point, and makes it private: mounts below it do not propagate to
+/// other mount namespaces.
 pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     if !is_mount_point(path)? {
         mount_bind(path, path)?;
@@ -74,13 +74,13 @@ pub(crate) fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Whether this process may mount at all: root of a user namespace may only in a mount namespace that belongs to it.
-/// Nothing is mounted to find out.
+/// Checked without mounting anything.
 pub(crate) fn may_mount(path: &Path) -> bool {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     !matches!(open_tree(CWD, path, flags), Err(Errno::PERM))
 }
 
-/// Detaches the topmost mount at `path`; nothing mounted there, or no such path, is fine.
+/// Detaches the topmost mount at `path`. No error if nothing is mounted there or the path does not exist.
 pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
     let mut busy = 0;
     loop {
@@ -131,8 +131,8 @@ fn unescape(field: &[u8]) -> std::path::PathBuf {
     <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(plain).into()
 }
 
-/// A copy of the mount that `path` is on, from `path` down and without what is mounted below, in which owners appear
-/// as `namespace` maps them. It is attached nowhere yet.
+/// A copy of the mount that `path` is on, from `path` down and without what is mounted below, with owners
+/// mapped as in `namespace`. The copy is not attached to the tree.
 pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, path, flags)?;
@@ -158,7 +158,7 @@ pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<
     if result == 0 { Ok(tree) } else { Err(last_errno()) }
 }
 
-/// A copy of the mount at `path`, without what is mounted below it. It is attached nowhere. `EINVAL` if nothing is
+/// A copy of the mount at `path`, without what is mounted below it, not attached to the tree. `EINVAL` if nothing is
 /// mounted there.
 pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     if !is_mount_point(path)? {
@@ -168,7 +168,7 @@ pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
-/// Attaches a mount that is attached nowhere yet.
+/// Attaches a detached mount.
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
     move_mount(
         mount,
@@ -182,8 +182,8 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<()> {
 /// Runs `work` on a thread of its own whose current directory is `dir`; that of the process does not change.
 pub(crate) fn in_directory<T: Send>(dir: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let thread = || -> io::Result<T> {
-        // SAFETY: the call takes no pointers. It separates this new thread's current directory and umask from the
-        // other threads', and nobody else's state changes.
+        // SAFETY: the call takes no pointers. It separates the current directory and umask of this new thread from
+        // those of the other threads, whose state does not change.
         if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -1,7 +1,7 @@
 //! Whole-file record locks that belong to the open file (`F_OFD_SETLK`), not to the process.
 //!
 //! They conflict with the classic `fcntl` locks of other processes (what the Go library takes) in both directions,
-//! exclude separate opens within one process too, and are not lost when somebody else closes the same file.
+//! exclude separate opens within one process too, and survive when another part of the process closes the same file.
 #![expect(
     unsafe_code,
     reason = "fcntl with a lock description has no safe wrapper for the OFD commands"
@@ -20,9 +20,9 @@ use libc::flock64 as Description;
 /// How a lock is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Beside other shared ones; the file must be open for reading.
+    /// Together with other shared locks; the file must be open for reading.
     Shared,
-    /// Alone; the file must be open for writing.
+    /// Excludes all other locks; the file must be open for writing.
     Exclusive,
 }
 
@@ -61,7 +61,7 @@ fn call(file: BorrowedFd<'_>, command: libc::c_int, description: &mut Descriptio
     }
 }
 
-/// Takes the lock, or changes the one held, if that is possible now; `false` if somebody else holds it.
+/// Takes the lock, or changes the kind of the one held, if that is possible now; `false` if another file holds it.
 pub(crate) fn try_lock(file: BorrowedFd<'_>, kind: Kind) -> Result<bool> {
     match call(file, libc::F_OFD_SETLK, &mut whole_file(kind.raw())?) {
         Ok(()) => Ok(true),
@@ -70,18 +70,18 @@ pub(crate) fn try_lock(file: BorrowedFd<'_>, kind: Kind) -> Result<bool> {
     }
 }
 
-/// Waits for the lock, for ever if need be.
+/// Waits for the lock without a limit.
 pub(crate) fn lock(file: BorrowedFd<'_>, kind: Kind) -> Result<()> {
     call(file, libc::F_OFD_SETLKW, &mut whole_file(kind.raw())?)
 }
 
-/// Gives the lock back; nothing happens if none is held.
+/// Releases the lock; no effect if none is held.
 pub(crate) fn unlock(file: BorrowedFd<'_>) -> Result<()> {
     call(file, libc::F_OFD_SETLK, &mut whole_file(libc::F_UNLCK)?)
 }
 
-/// Who stands in the way of a lock: the process, or -1 if it is held by an open file as ours are. `None` if the
-/// lock could be had.
+/// The process that holds a conflicting lock, or -1 if an open file holds it, as with OFD locks. `None` if there is no
+/// conflict.
 pub(crate) fn holder(file: BorrowedFd<'_>, kind: Kind) -> Result<Option<i32>> {
     let mut description = whole_file(kind.raw())?;
     call(file, libc::F_OFD_GETLK, &mut description)?;

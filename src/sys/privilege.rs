@@ -1,4 +1,4 @@
-//! What this process may do.
+//! The privileges of this process.
 
 use std::sync::OnceLock;
 
@@ -6,8 +6,8 @@ use rustix::thread::CapabilitySet;
 
 use crate::idmap::Owner;
 
-/// Whether this process lacks the powers of the initial user namespace's root: it is no root, has no
-/// `CAP_SYS_ADMIN`, or is root of a user namespace. Looked up once.
+/// Whether this process is not privileged in the initial user namespace: it is not root, lacks `CAP_SYS_ADMIN`, or is
+/// root of another user namespace. Looked up once.
 pub(crate) fn is_rootless() -> bool {
     static ROOTLESS: OnceLock<bool> = OnceLock::new();
     *ROOTLESS.get_or_init(|| {
@@ -28,7 +28,7 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whom new files belong to.
+/// The owner of new files.
 pub(crate) fn effective_owner() -> Owner {
     Owner {
         uid: rustix::process::geteuid().as_raw(),
@@ -40,7 +40,7 @@ fn has_admin_capability() -> bool {
     has(CapabilitySet::SYS_ADMIN)
 }
 
-/// Whether permissions of files and directories mean nothing to this process.
+/// Whether this process ignores the permissions of files and directories (`CAP_DAC_OVERRIDE`).
 pub(crate) fn overrides_modes() -> bool {
     has(CapabilitySet::DAC_OVERRIDE)
 }

@@ -1,9 +1,9 @@
-//! User namespaces as carriers of ID mappings, for mounts.
+//! User namespaces that carry the ID mapping of a mount.
 //!
-//! A namespace is born with a process, so a child is cloned that does nothing but wait to be killed. It runs no code
-//! of the program, shares the table of open files (it must not keep locks alive) and sends no signal when it ends, so
-//! that a program which handles `SIGCHLD` or waits for its own children sees nothing of it. An open file descriptor
-//! keeps the namespace after the child is gone.
+//! A user namespace is created together with a process, so [`create`] clones a child that only waits to be killed. The
+//! child runs no code of the program, shares the table of open files (so that it keeps no locks alive), and sends no
+//! signal when it ends: a program that handles `SIGCHLD` or waits for its own children does not notice it. An open file
+//! descriptor keeps the namespace after the child has ended.
 
 #![expect(
     unsafe_code,
@@ -23,10 +23,17 @@ struct Child(libc::pid_t);
 
 impl Child {
     fn spawn() -> io::Result<Self> {
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_FILES;
-        // SAFETY: without CLONE_VM and a stack this is a fork. The child runs with a copy of this thread's stack, and
-        // as other threads may have held locks at this moment it makes system calls only: no allocation, no return.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::CLONE_FILES);
+        let none: libc::c_long = 0;
+        // The first two arguments are the flags and the child's stack; on s390x the stack comes first.
+        let (first, second) = match cfg!(target_arch = "s390x") {
+            true => (none, flags),
+            false => (flags, none),
+        };
+        // SAFETY: without CLONE_VM and a stack this is a fork. The child runs with a copy of this thread's stack. Other
+        // threads may have held locks at this moment, so it makes system calls only: no allocation, no return. All
+        // arguments have the width of a register, as a variadic call requires.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, first, second, none, none, none) };
         if pid == 0 {
             wait_for_death();
         }
@@ -42,7 +49,7 @@ impl Child {
             writeln!(text, "{} {} {}", range.container_id, range.host_id, range.size)
                 .map_err(io::Error::other)?;
         }
-        // The kernel takes the whole map in one write, and no second one.
+        // The kernel accepts one write, which must contain the whole map.
         let path = format!("/proc/{}/{file}", self.0);
         let map = rustix::fs::openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         let written = rustix::io::write(map, text.as_bytes())?;
@@ -56,14 +63,14 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // SAFETY: the process is a child that was not waited for yet, so the number cannot be anybody else's.
+        // SAFETY: the child was not waited for yet, so no other process can have its number.
         unsafe {
             libc::kill(self.0, libc::SIGKILL);
         }
         loop {
             let no_status = std::ptr::null_mut();
-            // SAFETY: a null pointer is allowed for a status that nobody wants. `__WALL` because the child sends no
-            // signal at its end.
+            // SAFETY: a null pointer is allowed for a status that is not wanted. `__WALL` because the child sends no
+            // signal when it ends.
             let waited = unsafe { libc::waitpid(self.0, no_status, libc::__WALL) };
             if waited >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 break;
@@ -72,14 +79,15 @@ impl Drop for Child {
     }
 }
 
-/// The child's whole life. It goes with the thread that made it.
+/// What the child does. The kernel kills it when the thread that created it ends.
 fn wait_for_death() -> ! {
-    // SAFETY: plain system calls without pointers into this process; they cannot fail in a way that matters, and the
-    // loop never returns to code that the child must not run.
+    // SAFETY: system calls without pointers into this process. Whether they fail does not matter, and the loop never
+    // returns to code that the child must not run.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         loop {
-            libc::syscall(libc::SYS_ppoll, 0, 0, 0, 0, 0);
+            let none: libc::c_long = 0;
+            libc::syscall(libc::SYS_ppoll, none, none, none, none, none);
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Sending what was written on its way to the disk.
+//! Starting to write file content to disk.
 
 #![expect(unsafe_code, reason = "sync_file_range has no safe wrapper")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-/// Starts to write a file's content to disk and does not wait for it. Nothing is promised: only a later sync says that
-/// it is there, and where this does not work that one has all of the work to do.
+/// Starts to write a file's content to disk and does not wait for it. It guarantees nothing: only a later sync does, and
+/// if this call fails the sync does all of the work.
 ///
-/// Called for several files before the first of them is synced, it makes one commit of the file system's journal do
-/// for all.
+/// If it is called for several files before the first of them is synced, one commit of the file system's journal serves
+/// all of them.
 pub(crate) fn start(file: BorrowedFd<'_>) {
     // SAFETY: the call takes no pointers, and the descriptor is open while it runs.
     let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };

@@ -204,7 +204,7 @@ impl Rules {
     /// its owners and modes twice.
     fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for (name, value) in entry.records.xattrs() {
-            if whiteout::is_mark(name) || name == b"security.selinux" {
+            if whiteout::is_driver_attribute(name) || name == b"security.selinux" {
                 tracing::debug!(
                     attribute = show(name),
                     entry = show(&entry.name),

@@ -382,7 +382,8 @@ fn compared_attributes(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<V
     let mut names = xattr::list_at(dir, name)?;
     // What is kept for lack of room elsewhere is in the status already.
     names.retain(|name| {
-        name == "security.capability" || (name.starts_with("user.") && !whiteout::is_mark(name.as_bytes()))
+        name == "security.capability"
+            || (name.starts_with("user.") && !whiteout::is_driver_attribute(name.as_bytes()))
     });
     names.sort_unstable();
     let mut attributes = Vec::with_capacity(names.len());

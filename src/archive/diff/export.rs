@@ -305,7 +305,7 @@ impl Object {
 /// Whether an attribute is part of a layer: neither what the host's security modules nor what overlayfs keep there.
 fn is_exported(name: &str) -> bool {
     matches!(name, "security.capability" | "security.ima")
-        || (name.starts_with("user.") && !whiteout::is_mark(name.as_bytes()))
+        || (name.starts_with("user.") && !whiteout::is_driver_attribute(name.as_bytes()))
 }
 
 /// A stream being written, and the files in it that have several names.

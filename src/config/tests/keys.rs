@@ -140,7 +140,7 @@ fn debian() {
     assert_eq!(
         effective.warnings,
         [],
-        "an empty table of a removed driver harms nobody"
+        "an empty table of a removed driver is no error"
     );
     assert_eq!(effective.options.driver.as_deref(), Some("overlay"));
     assert_eq!(effective.options.driver_options, ["overlay.mountopt=nodev"]);

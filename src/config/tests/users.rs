@@ -86,7 +86,7 @@ fn the_run_root_is_the_first_directory_that_is_the_users_own() {
     let expected = machine.path("mine/storage-run-1000/containers");
     assert_eq!(roots(&other).1, expected.to_str().unwrap());
 
-    // Somebody else was faster.
+    // Another process was faster.
     private(&machine, "tmp/storage-run-1000", 0o777);
     let error = loader.fails().chain();
     assert!(error.contains("storage-run-1000"), "{error}");
@@ -102,7 +102,7 @@ fn the_run_root_is_the_first_directory_that_is_the_users_own() {
 }
 
 #[test]
-fn whoever_sets_both_roots_needs_no_directories() {
+fn with_both_roots_set_no_directories_are_needed() {
     let machine = Machine::with("[storage]\ngraphroot = \"/g/$UID\"\nrunroot = \"/r/$UID\"\n");
     let loader = user(&machine)
         .without_variable("HOME")

@@ -121,7 +121,7 @@ impl LockFile {
         .await
     }
 
-    /// Awaits `acquire` with a limit. There is no timer unless the lock is held by somebody else.
+    /// Awaits `acquire` with a limit. There is no timer unless the lock is held.
     ///
     /// The limit is real time: the holder may be another process, for which the clock of a paused tokio runtime does not
     /// count. It needs no time driver of the runtime either.

@@ -106,7 +106,7 @@ async fn what_we_hold_another_process_does_not_get() {
 
     let (one, two) = (file.shared(None).await.unwrap(), file.shared(None).await.unwrap());
     assert!(!peer.try_exclusive(&path));
-    assert!(peer.try_shared(&path), "shared beside shared");
+    assert!(peer.try_shared(&path), "two shared locks");
     peer.unlock(&path);
     drop(one);
     assert!(!peer.try_exclusive(&path), "the other guard still has it");
@@ -255,7 +255,7 @@ fn time_outs_need_no_timers_of_the_runtime() {
     });
 }
 
-/// Two numbers in a file that are equal whenever nobody writes, counted up by tasks here and by other processes.
+/// Two numbers in a file that are equal whenever no writer holds the lock, incremented by tasks here and by other processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_of_two_processes_exclude_each_other_and_readers() {
     const TIMES: usize = 150;

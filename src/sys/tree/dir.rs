@@ -1,4 +1,4 @@
-//! Directories of trees that nobody may trust: opening, listing, and telling one from another.
+//! Directories of untrusted trees: opening, listing, identity.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;

@@ -71,7 +71,7 @@ impl DirStack {
         };
         if let Level::Closed(expected) = above {
             let dir = rustix::fs::openat(&*current, c"..", DIR_FLAGS, Mode::empty())?;
-            // Somebody moved the directory: what is above now is not part of the walk.
+            // The directory was moved: its parent is now not part of the walk.
             if identity(&rustix::fs::fstat(&dir)?) != *expected {
                 return Err(Errno::STALE);
             }

@@ -1,7 +1,7 @@
 //! Removing and measuring whole directory trees.
 //!
 //! Trees come from layers, so nothing about them can be trusted: they may be tens of thousands of levels deep, hold
-//! millions of entries, or be changed by somebody else meanwhile. Everything goes through open directories and single
+//! millions of entries, or be changed by another process meanwhile. Everything goes through open directories and single
 //! names, links are never followed, and neither the thread's stack nor the number of open files grows with the depth
 //! ([`DirStack`]).
 

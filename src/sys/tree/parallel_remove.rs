@@ -1,12 +1,12 @@
 //! Removing a large tree on several processors at once.
 //!
-//! This is the fast half only: it removes whatever goes away at the first try, gives up on every directory in which
-//! something does not (a mount, an immutable file, a missing permission), and reports nothing. Whoever calls it removes
-//! afterwards what is left, and so finds the reason too.
+//! It removes what can be removed at the first try, gives up on every directory in which something cannot (a mount, an
+//! immutable file, a missing permission), and reports nothing. The caller removes the rest afterwards, and so finds the
+//! reason.
 //!
-//! Directories that are still to be emptied lie on one stack that all threads share. A directory is open from the
-//! moment at which it is listed until its last subdirectory is gone; since the youngest is taken first, about as many
-//! are open as the tree is deep, times the number of threads. A crash leaves part of the tree.
+//! All threads share one stack of directories that are still to be emptied. A directory is open from the moment it is
+//! listed until its last subdirectory is removed; since the newest is taken first, the number of open directories is
+//! about the depth of the tree times the number of threads. A crash leaves part of the tree.
 
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::sys::processors::processors;
 use crate::sys::tree::dir::{is_dot, listing_buffer, open_on_same_mount};
 
-/// Entries that one thread removes before it asks for help: less than the start of a thread takes.
+/// Entries that one thread removes before it starts another: fewer take less time than the start of a thread.
 const ALONE: usize = 256;
 
 /// More threads only wait for each other in the kernel.
@@ -52,7 +52,7 @@ struct Task {
 
 struct State {
     tasks: Vec<Task>,
-    /// Threads that work on a task, and may bring more.
+    /// Threads that work on a task, and may add tasks.
     busy: usize,
     helpers: usize,
 }
@@ -105,7 +105,7 @@ impl Work {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works until nothing is left and nobody can bring more.
+    /// Works until the stack is empty and no thread can add to it.
     fn serve<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let mut buffer = listing_buffer();
         let mut found = Vec::new();
@@ -142,7 +142,8 @@ impl Work {
         }
     }
 
-    /// Unlinks what is no directory in a directory, and notes the directories; if there are none it goes too.
+    /// Unlinks the entries of a directory that are no directories, and collects the directories; if there are none, the
+    /// directory is removed.
     fn empty(&self, task: Task, buffer: &mut [MaybeUninit<u8>], found: &mut Vec<Task>) {
         let Task { above, name } = task;
         let depth = above.depth + 1;
@@ -194,7 +195,7 @@ impl Work {
     }
 }
 
-/// One thing less in `node`: when it was the last, the directory is removed, which is one less in the one above.
+/// Counts one subdirectory of `node` as done. After the last one the directory is removed, and counted in the one above.
 fn finish(node: Arc<Node>) {
     let mut node = node;
     while node.left.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -192,7 +192,7 @@ impl<'a> Remover<'a> {
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
-                // The directory itself was removed by somebody else.
+                // The directory itself was removed by another process.
                 Err(Errno::NOENT) => break,
                 Err(error) => return Err(error),
             };

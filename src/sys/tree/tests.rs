@@ -237,7 +237,7 @@ fn missing_permissions_are_added_where_they_can_be() {
     as_user(65_534, || remove_tree(&tree).unwrap());
     assert!(!tree.exists());
 
-    // What belongs to somebody else cannot be removed, and is named.
+    // What belongs to another user cannot be removed, and is named.
     fs::create_dir_all(tree.join("theirs")).unwrap();
     fs::write(tree.join("theirs/file"), "").unwrap();
     std::os::unix::fs::chown(&tree, user, None).unwrap();

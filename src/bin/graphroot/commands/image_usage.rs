@@ -267,7 +267,7 @@ pub(crate) async fn du(call: &Call, out: &mut Output) -> Outcome {
     }
     let mut report = UsageReport {
         images: Vec::new(),
-        total: sizes.values().sum(),
+        total: sizes.values().copied().fold(0, u64::saturating_add),
     };
     for image in &contents.images {
         let mut usage = ImageUsage {
@@ -278,19 +278,19 @@ pub(crate) async fn du(call: &Call, out: &mut Output) -> Outcome {
         for layer in contents.layers_of(image) {
             let size = sizes.get(layer.id()).copied().unwrap_or_default();
             if uses.get(layer.id()).is_some_and(|count| *count > 1) {
-                usage.shared += size;
+                usage.shared = usage.shared.saturating_add(size);
             } else {
-                usage.unique += size;
+                usage.unique = usage.unique.saturating_add(size);
             }
         }
         let data: u64 = image
             .big_data_names()
             .iter()
             .filter_map(|key| image.big_data_size(key))
-            .sum();
-        usage.unique += data;
-        usage.total = usage.unique + usage.shared;
-        report.total += data;
+            .fold(0, u64::saturating_add);
+        usage.unique = usage.unique.saturating_add(data);
+        usage.total = usage.unique.saturating_add(usage.shared);
+        report.total = report.total.saturating_add(data);
         report.images.push(usage);
     }
     if call.json() {

@@ -198,8 +198,8 @@ fn rewrite<R: Record>(go: &Go, kind: &str) {
         before,
         "{kind}"
     );
-    guard.table_mut().mark_dirty(0);
-    guard.table_mut().mark_dirty(1);
+    guard.table_mut().set_dirty(0);
+    guard.table_mut().set_dirty(1);
     guard.save().unwrap();
     assert_eq!(go.file(kind), before, "{kind}");
 }

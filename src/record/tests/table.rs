@@ -1,42 +1,17 @@
-//! The table's rules, one by one, and random operations against a naive model.
-
-use bytes::Bytes;
-use proptest::prelude::*;
-use std::sync::Arc;
+//! The table's rules, one by one.
 
 use crate::digest::Digest;
 use crate::error::ErrorKind;
-use crate::json;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::names::NameOperation;
 use crate::record::record_trait::{DigestKind, Record};
 use crate::record::table::Table;
-
-fn strings(names: &[&str]) -> Vec<String> {
-    names.iter().map(ToString::to_string).collect()
-}
-
-fn layer(id: &str, names: &[&str]) -> LayerRow {
-    LayerRow {
-        id: id.into(),
-        names: strings(names),
-        ..LayerRow::default()
-    }
-}
-
-fn load<R: Record>(files: &[&str], read_only: bool) -> crate::error::Result<Table<R>> {
-    let parse = |text: &&str| json::parse_array_into(&Bytes::from(text.to_string()), Arc::new).unwrap();
-    Table::load(files.iter().map(parse).collect(), read_only)
-}
+use crate::record::tests::sample::{ids, load, named_layer, strings, text};
 
 fn layers(file: &str) -> Table<LayerRow> {
     load(&[file], false).unwrap()
-}
-
-fn text<R: Record>(table: &Table<R>, location: usize) -> String {
-    String::from_utf8(table.clone().serialise(location).unwrap()).unwrap()
 }
 
 fn names<'a, R: Record>(table: &'a Table<R>, id: &str) -> Vec<&'a str> {
@@ -47,10 +22,6 @@ fn names<'a, R: Record>(table: &'a Table<R>, id: &str) -> Vec<&'a str> {
         .iter()
         .map(String::as_str)
         .collect()
-}
-
-fn ids<R: Record>(table: &Table<R>) -> Vec<&str> {
-    table.rows().map(|row| row.id()).collect()
 }
 
 const ZERO: &str = r#""created":"0001-01-01T00:00:00Z""#;
@@ -101,7 +72,7 @@ fn lookup_goes_from_id_to_name_to_layer_to_prefix() {
 fn prefixes_are_unique_or_nothing() {
     let mut table = Table::empty(1);
     for id in ["abc", "abd", "ab", "x y", "", "é1"] {
-        table.insert(layer(id, &[]), 0).unwrap();
+        table.insert(named_layer(id, &[]), 0).unwrap();
     }
     for (key, expected) in [
         ("ab", Some("ab")),
@@ -122,7 +93,7 @@ fn prefixes_are_unique_or_nothing() {
 #[test]
 fn insertion_refuses_what_is_taken_and_changes_nothing_then() {
     let mut table = Table::empty(2);
-    table.insert(layer("a", &["n", "m", "n"]), 1).unwrap();
+    table.insert(named_layer("a", &["n", "m", "n"]), 1).unwrap();
     assert_eq!(
         (names(&table, "a"), table.location("a")),
         (vec!["n", "m"], Some(1))
@@ -130,16 +101,16 @@ fn insertion_refuses_what_is_taken_and_changes_nothing_then() {
     table.saved(1);
     let before = table.changes();
     for (row, kind) in [
-        (layer("a", &["x"]), ErrorKind::DuplicateId),
-        (layer("b", &["x", "m"]), ErrorKind::DuplicateName),
+        (named_layer("a", &["x"]), ErrorKind::DuplicateId),
+        (named_layer("b", &["x", "m"]), ErrorKind::DuplicateName),
     ] {
         assert_eq!(table.insert(row, 0).unwrap_err().kind(), kind);
     }
     assert_eq!(
-        table.insert(layer("c", &[]), 2).unwrap_err().kind(),
+        table.insert(named_layer("c", &[]), 2).unwrap_err().kind(),
         ErrorKind::InvalidInput
     );
-    let error = table.insert(layer("b", &["m"]), 0).unwrap_err();
+    let error = table.insert(named_layer("b", &["m"]), 0).unwrap_err();
     assert!(
         error
             .to_string()
@@ -156,8 +127,8 @@ fn insertion_refuses_what_is_taken_and_changes_nothing_then() {
 #[test]
 fn update_reindexes_and_is_all_or_nothing() {
     let mut table = Table::empty(1);
-    table.insert(layer("a", &["n"]), 0).unwrap();
-    table.insert(layer("b", &["m"]), 0).unwrap();
+    table.insert(named_layer("a", &["n"]), 0).unwrap();
+    table.insert(named_layer("b", &["m"]), 0).unwrap();
     table.saved(0);
     let kept = std::sync::Arc::clone(table.get("a").unwrap());
     let digest = Digest::sha256(b"x");
@@ -202,7 +173,7 @@ fn digests_find_all_rows_in_order() {
         let row = LayerRow {
             compressed_digest: digest.clone().into(),
             diff_digest: digest.clone().into(),
-            ..layer(id, &[])
+            ..named_layer(id, &[])
         };
         table.insert(row, 0).unwrap();
     }
@@ -223,8 +194,8 @@ fn digests_find_all_rows_in_order() {
 fn names_are_set_added_removed_and_stolen() {
     use NameOperation::{Add, Remove, Set};
     let mut table = Table::empty(3);
-    table.insert(layer("a", &["a1", "a2"]), 0).unwrap();
-    table.insert(layer("b", &["b1", "b2"]), 1).unwrap();
+    table.insert(named_layer("a", &["a1", "a2"]), 0).unwrap();
+    table.insert(named_layer("b", &["b1", "b2"]), 1).unwrap();
     for location in 0..3 {
         table.saved(location);
     }
@@ -331,8 +302,8 @@ fn a_name_that_two_rows_have_goes_to_the_later_one() {
 fn names_move_between_files_at_once() {
     for (taker, loser) in [(0, 1), (1, 0)] {
         let mut table = Table::empty(2);
-        table.insert(layer("taker", &["old"]), taker).unwrap();
-        table.insert(layer("loser", &["x", "y"]), loser).unwrap();
+        table.insert(named_layer("taker", &["old"]), taker).unwrap();
+        table.insert(named_layer("loser", &["x", "y"]), loser).unwrap();
         let mut files = [text(&table, 0), text(&table, 1)];
         (0..2).for_each(|location| table.saved(location));
         table
@@ -347,11 +318,11 @@ fn names_move_between_files_at_once() {
         assert!(table.needs_save() && !table.has_incomplete());
         assert_eq!(table.dirty_locations(), [loser]);
         table.saved(loser);
-        assert!(table.needs_save() && table.unmark_takers());
+        assert!(table.needs_save() && table.clear_takers());
         assert_eq!(table.dirty_locations(), [taker]);
         assert!(!text(&table, taker).contains("graphroot-pending"));
         table.saved(taker);
-        assert!(!table.needs_save() && !table.unmark_takers());
+        assert!(!table.needs_save() && !table.clear_takers());
         assert_eq!(names(&table, "taker"), ["x", "new"]);
     }
 }
@@ -419,9 +390,9 @@ fn rows_that_do_not_change_are_written_as_they_were_read() {
 #[test]
 fn order_is_that_of_the_file_and_then_of_insertion() {
     let mut table = layers(r#"[{"id":"c"},{"id":"a"}]"#);
-    table.insert(layer("b", &[]), 0).unwrap();
+    table.insert(named_layer("b", &[]), 0).unwrap();
     table.remove("c");
-    table.insert(layer("c", &[]), 0).unwrap();
+    table.insert(named_layer("c", &[]), 0).unwrap();
     assert_eq!(ids(&table), ["a", "b", "c"]);
     assert_eq!(table.rows().next_back().unwrap().id, "c");
 }
@@ -438,7 +409,7 @@ fn a_large_table_changes_quickly() {
             .insert(
                 LayerRow {
                     diff_digest: Digest::sha256(&id).into(),
-                    ..layer(&id, &[&name])
+                    ..named_layer(&id, &[&name])
                 },
                 0,
             )
@@ -455,122 +426,4 @@ fn a_large_table_changes_quickly() {
     assert!(table.is_empty());
     // Work per change that grew with the table would take minutes.
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
-}
-
-/// What a table should be, without any index.
-#[derive(Clone, Debug, Default)]
-struct Model(Vec<(String, Vec<String>)>);
-
-impl Model {
-    fn find(&self, key: &str) -> Option<&str> {
-        let by_id = self.0.iter().find(|(id, _)| id == key);
-        let by_name = self
-            .0
-            .iter()
-            .find(|(_, names)| names.iter().any(|name| name == key));
-        let mut prefixed = self
-            .0
-            .iter()
-            .filter(|(id, _)| !key.is_empty() && id.starts_with(key) && !id.contains(' '));
-        let unique = match (prefixed.next(), prefixed.next()) {
-            (Some(one), None) => Some(one),
-            _ => None,
-        };
-        by_id.or(by_name).or(unique).map(|(id, _)| id.as_str())
-    }
-
-    fn owner(&self, name: &str) -> Option<usize> {
-        self.0
-            .iter()
-            .position(|(_, names)| names.iter().any(|other| other == name))
-    }
-
-    fn apply(&mut self, id: &str, operation: NameOperation, given: &[String]) -> bool {
-        let Some(at) = self.0.iter().position(|(other, _)| other == id) else {
-            return false;
-        };
-        let old = std::mem::take(&mut self.0[at].1);
-        let wanted: Vec<String> = match operation {
-            NameOperation::Set => given.to_vec(),
-            NameOperation::Add => given.iter().chain(&old).cloned().collect(),
-            NameOperation::Remove => old.into_iter().filter(|name| !given.contains(name)).collect(),
-        };
-        let mut result: Vec<String> = Vec::new();
-        for name in wanted {
-            if !result.contains(&name) {
-                self.0
-                    .iter_mut()
-                    .for_each(|(_, names)| names.retain(|other| *other != name));
-                result.push(name);
-            }
-        }
-        self.0[at].1 = result;
-        true
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Operation {
-    Insert(String, Vec<String>),
-    Remove(String),
-    Names(String, NameOperation, Vec<String>),
-    Reload,
-}
-
-fn operations() -> impl Strategy<Value = Vec<Operation>> {
-    let id = || "[ab]{0,3}| a|b a";
-    let names = || prop::collection::vec("[abn]{0,2}", 0..4);
-    let kind = prop_oneof![
-        Just(NameOperation::Set),
-        Just(NameOperation::Add),
-        Just(NameOperation::Remove)
-    ];
-    let one = prop_oneof![
-        3 => (id(), names()).prop_map(|(id, names)| Operation::Insert(id, names)),
-        2 => id().prop_map(Operation::Remove),
-        3 => (id(), kind, names()).prop_map(|(id, kind, names)| Operation::Names(id, kind, names)),
-        1 => Just(Operation::Reload),
-    ];
-    prop::collection::vec(one, 0..40)
-}
-
-proptest! {
-    #[test]
-    fn a_table_is_what_the_naive_model_is(operations in operations()) {
-        let mut table: Table<LayerRow> = Table::empty(2);
-        let mut model = Model::default();
-        for operation in operations {
-            match operation {
-                Operation::Insert(id, given) => {
-                    let taken = model.0.iter().any(|(other, _)| *other == id);
-                    let clash = given.iter().any(|name| model.owner(name).is_some());
-                    let given: Vec<&str> = given.iter().map(String::as_str).collect();
-                    let result = table.insert(layer(&id, &given), 0);
-                    prop_assert_eq!(result.is_ok(), !taken && !clash);
-                    if result.is_ok() {
-                        model.0.push((id.clone(), Vec::new()));
-                        model.apply(&id, NameOperation::Set, &strings(&given));
-                    }
-                }
-                Operation::Remove(id) => {
-                    let before = model.0.len();
-                    model.0.retain(|(other, _)| *other != id);
-                    prop_assert_eq!(table.remove(&id).is_some(), model.0.len() < before);
-                }
-                Operation::Names(id, kind, given) => {
-                    prop_assert_eq!(table.apply_names(&id, kind, &given).is_ok(), model.apply(&id, kind, &given));
-                }
-                Operation::Reload => {
-                    let files = [text(&table, 0), text(&table, 1)];
-                    table = load(&[&files[0], &files[1]], true).unwrap();
-                    prop_assert!(!table.needs_save());
-                }
-            }
-            let rows: Vec<_> = table.rows().map(|row| (row.id.to_string(), row.names.clone())).collect();
-            prop_assert_eq!(&rows, &model.0);
-            for key in ["", "a", "b", "aa", "ab", "ba", "n", "nn", "an", "aab", " a", "b a", "b ", "x"] {
-                prop_assert_eq!(table.find(key).map(|row| row.id.as_str()), model.find(key), "{:?}", key);
-            }
-        }
-    }
 }

@@ -1,0 +1,9 @@
+mod interop;
+mod loading;
+mod processes;
+mod rows;
+mod sample;
+mod saving;
+mod table;
+mod table_model;
+mod waiting;
