@@ -96,6 +96,9 @@ pub struct StoreOptions {
     pub durability: Durability,
     /// How long a call may wait for another process's lock; `None` waits for ever, as the Go library does.
     pub lock_timeout: Option<Duration>,
+    /// How many layers are unpacked at the same time; more have to wait. Each takes a thread and a few MiB of memory.
+    /// 0: 64.
+    pub max_unpacks: usize,
 }
 
 impl StoreOptions {
@@ -235,6 +238,13 @@ impl StoreOptions {
         self.lock_timeout = lock_timeout.into();
         self
     }
+
+    /// Sets [`StoreOptions::max_unpacks`].
+    #[must_use]
+    pub fn max_unpacks(mut self, count: usize) -> Self {
+        self.max_unpacks = count;
+        self
+    }
 }
 
 impl StoreOptions {
@@ -258,6 +268,7 @@ impl StoreOptions {
             remap,
             durability,
             lock_timeout,
+            max_unpacks,
         } = self;
         [
             ("image_store", *image_store != open.image_store),
@@ -282,6 +293,7 @@ impl StoreOptions {
             ("remap", *remap != open.remap),
             ("durability", *durability != open.durability),
             ("lock_timeout", *lock_timeout != open.lock_timeout),
+            ("max_unpacks", *max_unpacks != open.max_unpacks),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))

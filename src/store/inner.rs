@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::driver::select::open_driver;
 use crate::driver::{Driver, DriverConfig};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::LockFile;
 use crate::options::{Durability, StoreOptions};
@@ -18,9 +20,9 @@ use crate::record::{ReadOnlyRecords, Records};
 use crate::store::dirs::Dirs;
 use crate::store::stage::queue::Commits;
 
-/// Layers that one store unpacks at the same time. Each holds a thread of the blocking pool (512 by default) and a
-/// few MiB, and may be waiting for a slow network, so the number of processors is no measure for it.
-pub(crate) const MAX_UNPACKERS: usize = 64;
+/// Layers that one store unpacks at the same time unless its options say otherwise. Each has a thread and a few MiB,
+/// and may be waiting for a slow network, so the number of processors is no measure for it.
+const MAX_UNPACKS: usize = 64;
 
 /// Which of several stores of one kind is being visited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +89,28 @@ pub(crate) struct Inner {
     pub(crate) additional_images: Vec<Additional<ImageRow>>,
     pub(crate) containers: Records<ContainerRow>,
     /// Bounds the layers that are unpacked at the same time.
-    pub(crate) unpackers: Arc<tokio::sync::Semaphore>,
+    pub(crate) unpack_permits: Arc<Semaphore>,
     /// Unpacked layers that wait for the lock.
     pub(crate) commits: Commits,
 }
 
 impl Inner {
+    /// The permits for `max` layers at the same time, see [`StoreOptions::max_unpacks`].
+    pub(crate) fn new_unpack_permits(max: usize) -> Arc<Semaphore> {
+        let max = if max == 0 { MAX_UNPACKS } else { max };
+        Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)))
+    }
+
+    /// Waits until one more layer may be unpacked.
+    pub(crate) async fn unpack_permit(&self) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.unpack_permits).acquire_owned().await;
+        permit.map_err(|closed| {
+            ErrorKind::Cancelled
+                .err("waiting for a permit to unpack a layer")
+                .with_source(closed)
+        })
+    }
+
     /// The driver. It may be replaced when another process has shut the store down.
     pub(crate) fn driver(&self) -> Arc<dyn Driver> {
         let state = self.driver.read().unwrap_or_else(PoisonError::into_inner);

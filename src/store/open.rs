@@ -11,7 +11,7 @@ use crate::options::StoreOptions;
 use crate::record::mount_point::MountPoints;
 use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
 use crate::store::dirs::Dirs;
-use crate::store::inner::{Additional, DriverState, Inner, MAX_UNPACKERS};
+use crate::store::inner::{Additional, DriverState, Inner};
 use crate::store::stage::queue::Commits;
 use crate::sys::make_private_dir;
 
@@ -149,7 +149,7 @@ impl Inner {
             graph_images,
             additional_images,
             containers,
-            unpackers: Arc::new(tokio::sync::Semaphore::new(MAX_UNPACKERS)),
+            unpack_permits: Self::new_unpack_permits(options.max_unpacks),
             commits: Commits::default(),
             options,
         };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::io::AsyncRead;
 use tracing::Instrument as _;
 
-use crate::archive::apply::pipeline::{self, ApplyOptions};
+use crate::archive::apply::pipeline::{self, ApplyOptions, Source};
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
@@ -69,7 +69,9 @@ impl Store {
     /// Creates a layer on `parent` (an ID, name or ID prefix) from a tar stream, compressed or not (gzip, zstd,
     /// bzip2, xz; told apart by their first bytes).
     ///
-    /// The stream is unpacked while it arrives, outside every store lock; several layers can be put at once. The
+    /// The stream is unpacked while it arrives, outside every store lock; as many layers at once as
+    /// [`StoreOptions::max_unpacks`](crate::StoreOptions::max_unpacks) allows. The returned future polls `diff`, which
+    /// may borrow; the unpacking itself runs on a thread of its own and needs no place in tokio's blocking pool. The
     /// layer becomes visible as a whole at the end. With [`Durability::Default`](crate::Durability::Default) its
     /// content is on disk before it does.
     ///
@@ -94,7 +96,7 @@ impl Store {
         &self,
         parent: Option<&str>,
         options: LayerOptions,
-        diff: impl AsyncRead + Send + 'static,
+        diff: impl AsyncRead + Send,
     ) -> Result<PutLayer> {
         let span = tracing::info_span!("put_layer", parent, id = options.id.as_deref());
         self.put_layer_boxed(parent, options, Box::pin(diff))
@@ -106,7 +108,7 @@ impl Store {
         &self,
         parent: Option<&str>,
         options: LayerOptions,
-        diff: BoxReader,
+        diff: Source<'_>,
     ) -> Result<PutLayer> {
         if options.template.is_some() {
             return Err(ErrorKind::InvalidInput.err("a layer cannot have both a template and a diff"));
@@ -114,7 +116,7 @@ impl Store {
         let plan = self.plan_layer(parent, &options).await?;
         let below = plan.parent_id();
         let unpacked = self.unpack(below, &plan.mappings, &options, diff).await?;
-        self.commit_unpacked(plan, options, unpacked).await
+        self.commit(plan, options, unpacked.into_inner()).await
     }
 
     /// Stacks several layers on `parent` (an ID, name or ID prefix), the first one lowest, each as
@@ -178,7 +180,7 @@ impl Store {
             waiting.insert(index, (options, unpacked));
             while let Some((options, unpacked)) = waiting.remove(&done.len()) {
                 let plan = self.plan_layer(below.as_deref(), &options).await?;
-                let put = self.commit_unpacked(plan, options, unpacked).await?;
+                let put = self.commit(plan, options, unpacked.into_inner()).await?;
                 below = Some(put.layer.id().to_owned());
                 done.push(put);
             }
@@ -197,8 +199,9 @@ impl Store {
     /// but files that came before the fault are in the layer.
     ///
     /// # Cancellation
-    /// As after a failure.
-    pub async fn apply_diff(&self, to: &str, diff: impl AsyncRead + Send + 'static) -> Result<u64> {
+    /// As a failure.
+    pub async fn apply_diff(&self, to: &str, diff: impl AsyncRead + Send) -> Result<u64> {
+        let permit = self.inner.unpack_permit().await?;
         let guard = self.inner.layers.write().await?;
         let inner = Arc::clone(&self.inner);
         let key = to.to_owned();
@@ -217,8 +220,9 @@ impl Store {
             sync: self.inner.sync_content(),
             ..ApplyOptions::default()
         };
-        let (applied, (layers, tar_split)) =
-            pipeline::apply(Box::pin(diff), target, options, (layers, tar_split)).await?;
+        let guard = (layers, tar_split, permit);
+        let (applied, (layers, tar_split, _permit)) =
+            pipeline::apply(Box::pin(diff), target, options, guard).await?;
         bridge::run(move || {
             layers.leave(|layers| {
                 let path = layers.inner.dirs.tar_split(&row.id)?;
@@ -266,10 +270,7 @@ impl Store {
         let below = plan.parent_id();
         let mappings = plan.mappings;
         let unpacked = self.unpack(below, &mappings, options, diff).await?;
-        Ok(StagedDiff {
-            unpacked: Some(Box::new(unpacked)),
-            mappings,
-        })
+        Ok(StagedDiff { unpacked, mappings })
     }
 
     /// Makes an unpacked stream the layer that `options` describe, on `parent`.
@@ -277,7 +278,7 @@ impl Store {
         &self,
         parent: Option<&str>,
         options: LayerOptions,
-        mut staged: StagedDiff,
+        staged: StagedDiff,
     ) -> Result<PutLayer> {
         let plan = self.plan_layer(parent, &options).await?;
         if plan.mappings != staged.mappings {
@@ -287,9 +288,6 @@ impl Store {
             );
             return Err(ErrorKind::InvalidMappings.err(what));
         }
-        match staged.unpacked.take() {
-            Some(unpacked) => self.commit_unpacked(plan, options, *unpacked).await,
-            None => Err(ErrorKind::InvalidInput.err("a diff that is a layer already")),
-        }
+        self.commit(plan, options, staged.unpacked.into_inner()).await
     }
 }

@@ -28,6 +28,7 @@ mod names;
 mod rootless;
 mod sizes;
 mod split;
+mod threads;
 
 /// A file that nobody lists here would never run.
 #[test]

@@ -204,7 +204,8 @@ impl Drop for TestStore {
 
 /// A tar of files and directories; a name that ends in `/` is a directory, a content of `-> X` a symbolic link.
 pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
-    futures::executor::block_on(async {
+    // Within a runtime its budget for one poll would run out, and nothing would wake this executor.
+    futures::executor::block_on(tokio::task::unconstrained(async {
         let mut builder = tokio_tar::Builder::new(Vec::new());
         for (name, content) in files {
             let mut header = tokio_tar::Header::new_ustar();
@@ -238,7 +239,7 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
             }
         }
         builder.into_inner().await.unwrap()
-    })
+    }))
 }
 
 /// A mounted layer whose root directory can be written to, as everything can to root.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::archive::apply::pipeline::{self, ApplyOptions, Target};
-use crate::bridge;
+use crate::archive::apply::pipeline::{self, ApplyOptions, Source, Target};
+use crate::bridge::{self, Detached};
 use crate::driver::{CreateOptions, LayerTree};
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
-use crate::options::{BoxReader, LayerOptions};
+use crate::options::LayerOptions;
 use crate::store::Store;
 use crate::store::layer_store::new_layer::{StagedTarSplit, Unpacked};
 
@@ -19,16 +19,9 @@ impl Store {
         below: Option<String>,
         mappings: &IdMappings,
         options: &LayerOptions,
-        diff: BoxReader,
-    ) -> Result<Unpacked> {
-        let _permit = Arc::clone(&self.inner.unpackers)
-            .acquire_owned()
-            .await
-            .map_err(|closed| {
-                ErrorKind::Cancelled
-                    .err("waiting for a free unpacker")
-                    .with_source(closed)
-            })?;
+        diff: Source<'_>,
+    ) -> Result<Detached<Unpacked>> {
+        let permit = self.inner.unpack_permit().await?;
         let create = CreateOptions {
             read_write: options.writeable,
             mappings: mappings.clone(),
@@ -54,13 +47,15 @@ impl Store {
             verify: options.verify,
             sync: self.inner.sync_content() && !options.volatile,
         };
-        let (applied, (staged, tar_split)) =
-            pipeline::apply(diff, target, apply_options, (staged, tar_split)).await?;
-        Ok(Unpacked {
+        // The permit goes with what is unpacked: the thread may be busy for a moment after this future was dropped.
+        let guard = (staged, tar_split, permit);
+        let (applied, (staged, tar_split, _permit)) =
+            pipeline::apply(diff, target, apply_options, guard).await?;
+        Ok(Detached::new(Unpacked {
             staged,
             tar_split,
             applied,
-        })
+        }))
     }
 }
 
