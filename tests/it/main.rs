@@ -25,6 +25,7 @@ mod mount_program;
 mod podman_reads_ours;
 mod rootless;
 mod same_as_go;
+mod streams;
 mod we_read_podman;
 mod worker;
 
