@@ -125,12 +125,14 @@ impl Store {
     /// bytes differ from that blob, but are the same each time. All processors compress, up to eight. Memory does not
     /// grow with the layer: one or two blocks are held for each processor, of 384 KiB for gzip and of 4 MiB for zstd.
     ///
-    /// No lock is held while the stream flows. If the layer is deleted meanwhile, reading fails. An error while
-    /// reading means that the bytes so far are worthless.
+    /// The layer lock is taken shared (for a diff that is not recorded: exclusively) while files are opened, and not
+    /// held afterwards. If the layer is deleted while the stream is being read, reading fails. An error while reading
+    /// means that the bytes so far must be discarded.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotSupported`] for a compression that can only be read (bzip2, xz),
-    /// [`ErrorKind::Io`]. Damage found later is an `io::Error` of the stream that names the file.
+    /// [`ErrorKind::InvalidInput`] for an offset beyond the end (where the size is not known beforehand, from the
+    /// stream), [`ErrorKind::Io`]. Damage found later is an `io::Error` of the stream that names the file.
     ///
     /// # Cancellation
     /// Dropping the stream ends the work behind it.
@@ -141,6 +143,9 @@ impl Store {
     /// let mut diff = store.diff(None, "base", DiffOptions::uncompressed()).await?;
     /// let mut file = tokio::fs::File::create("base.tar").await.expect("a writable directory");
     /// tokio::io::copy(&mut diff, &mut file).await.expect("a sound layer");
+    /// // A range, as an HTTP server sends it: the bytes from 1000 on, which are `size - 1000`.
+    /// let rest = store.diff(None, "base", DiffOptions::uncompressed().offset(1000)).await?;
+    /// let size = rest.size();
     /// # Ok(())
     /// # }
     /// ```

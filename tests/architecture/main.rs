@@ -32,7 +32,15 @@ const ROWS: &[Row] = &[
     // Errors and small pure types and formats; free to use each other as long as no circle comes of it.
     Row {
         rank: 0,
-        rooms: &["error", "digest", "whiteout", "compression", "json", "time"],
+        rooms: &[
+            "error",
+            "digest",
+            "digest_reader",
+            "whiteout",
+            "compression",
+            "json",
+            "time",
+        ],
         among: true,
     },
     // Maps of user and group IDs; pure.

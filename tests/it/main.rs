@@ -27,6 +27,7 @@ mod podman_reads_ours;
 mod private_mounts;
 mod rootless;
 mod same_as_go;
+mod streams;
 mod we_read_podman;
 mod worker;
 

@@ -34,8 +34,18 @@ async fn entry() {
         ("rootless-without-mounts", []) => crate::rootless::work_without_mounts().await,
         ("rootless", [way]) => crate::rootless::work(way).await,
         ("memory", [source, size]) => memory(source, size.parse().unwrap()).await,
+        ("streams-unread", [flavor, pool]) => on_own_runtime(crate::streams::unread, flavor, pool),
+        ("streams-dropped", [flavor, pool]) => on_own_runtime(crate::streams::dropped, flavor, pool),
         _ => panic!("no such work: {work} {arguments:?}"),
     }
+}
+
+/// Work that makes a runtime of its own.
+fn on_own_runtime(work: fn(&str, usize), flavor: &str, pool: &str) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| work(flavor, pool.parse().unwrap()));
+        thread.join().unwrap();
+    });
 }
 
 fn options() -> StoreOptions {

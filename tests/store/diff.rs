@@ -89,6 +89,38 @@ each_driver! {
         store.unmount("x").await.unwrap();
     }
 
+    async fn a_diff_begins_where_it_is_asked_to(store) {
+        store.put(None, "base", &[("a", &"1".repeat(3000)), ("b", "2"), ("d/", "")]).await;
+        store.create_image(Some("base"), ImageOptions::default().name("image")).await.unwrap();
+        let container = store.create_container(Some("image"), ContainerOptions::default()).await.unwrap();
+        let kinds = [DiffOptions::uncompressed(), DiffOptions::compressed(Compression::Gzip), DiffOptions::compressed(Compression::Zstd)];
+        for layer in ["base", container.layer_id()] {
+            for options in &kinds {
+                let diff = store.diff(None, layer, options.clone()).await.unwrap();
+                let size = diff.size();
+                let whole = read_all(diff).await;
+                let recorded = layer == "base" && options.compression == Some(Compression::None);
+                assert_eq!(size, recorded.then_some(whole.len() as u64));
+                for offset in [1, 513, 1500, whole.len() / 2, whole.len()] {
+                    let offset = offset.min(whole.len());
+                    let rest = store.diff(None, layer, options.clone().offset(offset as u64)).await.unwrap();
+                    assert_eq!(rest.size(), size);
+                    assert!(read_all(rest).await == whole[offset..], "{layer} {options:?} {offset}");
+                }
+                let beyond = options.clone().offset(whole.len() as u64 + 1);
+                let error = match store.diff(None, layer, beyond).await {
+                    Err(error) => error,
+                    Ok(mut rest) => {
+                        assert!(!recorded);
+                        let read = tokio::io::AsyncReadExt::read_to_end(&mut rest, &mut Vec::new()).await;
+                        graphroot::Error::try_from_io(read.unwrap_err()).unwrap()
+                    }
+                };
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            }
+        }
+    }
+
     async fn a_diff_is_applied_to_a_layer_that_is_there(store) {
         let layer = store.create_layer(None, LayerOptions::default()).await.unwrap();
         let plain = tar(&[("f", "content")]);

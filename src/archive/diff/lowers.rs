@@ -42,7 +42,7 @@ pub(crate) struct Lowers<T> {
     namespace: Namespace,
     /// For each directory on the way down the indexes of the trees that show through in it, topmost first.
     levels: Vec<Vec<usize>>,
-    /// The directory at hand in the first of these trees, if `open_at` is its level.
+    /// The current directory in the first of these trees, if `open_at` is its level.
     open: Vec<OwnedFd>,
     open_at: usize,
 }
@@ -65,7 +65,7 @@ impl<T: AsRef<[OwnedFd]>> Lowers<T> {
         self.levels.truncate(depth.max(1));
     }
 
-    /// What the layers below show as `name` in the directory at hand, whose path is `dir`.
+    /// What the layers below show as `name` in the current directory, whose path is `dir`.
     pub(crate) fn find(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<Stat>> {
         self.visit(dir, |_, below| {
             let stat = at::lstat_at(below, name);
@@ -77,7 +77,7 @@ impl<T: AsRef<[OwnedFd]>> Lowers<T> {
         .map(Option::flatten)
     }
 
-    /// Goes down into `name` of the directory at hand, whose path is `dir`; `opaque` says that the upper tree's
+    /// Goes down into `name` of the current directory, whose path is `dir`; `opaque` says that the upper tree's
     /// directory hides what is below it.
     pub(crate) fn enter(&mut self, dir: &[u8], name: &[u8], opaque: bool) -> Result<()> {
         let mut showing = Vec::new();

@@ -2,7 +2,7 @@
 //!
 //! A header is USTAR where everything fits, else pax, and never GNU; the choices within are those of the Go library,
 //! so that streams of either are equal. The block's layout and the pax records come from `tar-core`; the builder of
-//! `tokio-tar` is async and has its own mind about long names and numbers.
+//! `tokio-tar` encodes long names and large numbers differently.
 //!
 //! Content is written dense. A file has as many bytes in the stream as its header says, whatever happens to it
 //! meanwhile: more are cut off, missing ones are zeros.

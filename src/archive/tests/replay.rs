@@ -20,8 +20,8 @@ fn replayed(split: &[u8], trees: &[OwnedFd]) -> Result<Vec<u8>> {
     produced(|offset| replay(split, trees, offset))
 }
 
-/// A tape of segments and files.
-fn tape(lines: &[(&str, &str)]) -> Vec<u8> {
+/// A tar-split file of segments and files.
+fn tar_split(lines: &[(&str, &str)]) -> Vec<u8> {
     let mut writer = TarSplitWriter::new(Vec::new());
     for (name, content) in lines {
         if name.is_empty() {
@@ -58,7 +58,7 @@ fn content_is_found_inside_the_tree_only() {
         lines.extend([("", "<"), (*name, content), ("", ">")]);
     }
     lines.push(("empty, not even there", ""));
-    let out = replayed(&tape(&lines), &[tree.open()]).unwrap();
+    let out = replayed(&tar_split(&lines), &[tree.open()]).unwrap();
     assert_eq!(String::from_utf8(out).unwrap(), expected);
 }
 
@@ -68,7 +68,7 @@ fn the_first_tree_that_has_it_counts() {
     own.file("d/f", "own");
     template.file("d/f", "template").file("d/g", "g").file("e/h", "h");
     let trees = [own.open(), template.open()];
-    let out = replayed(&tape(&[("d/f", "own"), ("d/g", "g"), ("e/h", "h")]), &trees).unwrap();
+    let out = replayed(&tar_split(&[("d/f", "own"), ("d/g", "g"), ("e/h", "h")]), &trees).unwrap();
     assert_eq!(out, b"owngh");
 }
 
@@ -108,7 +108,7 @@ fn what_is_not_as_recorded_is_named() {
     for (what, damage) in cases {
         let tree = Tree::new();
         tree.file("d/f", &content);
-        let split = tape(&[("", "head"), ("./d/f", &content), ("", "tail")]);
+        let split = tar_split(&[("", "head"), ("./d/f", &content), ("", "tail")]);
         assert_eq!(replayed(&split, &[tree.open()]).unwrap().len(), 300_008);
         damage(&tree);
         let mut out = Vec::new();
@@ -120,7 +120,7 @@ fn what_is_not_as_recorded_is_named() {
         let early = !what.contains("checksum");
         assert_eq!(out.len(), if early { 4 } else { 300_004 }, "{what}");
     }
-    let error = replayed(&tape(&[("..", "x")]), &[Tree::new().open()]).unwrap_err();
+    let error = replayed(&tar_split(&[("..", "x")]), &[Tree::new().open()]).unwrap_err();
     assert!(error.chain().contains("\"..\""), "{}", error.chain());
     let error = replayed(b"\x1f\x8b\x08junk", &[]).unwrap_err();
     assert!(!error.chain().is_empty());
