@@ -76,8 +76,10 @@ each_driver! {
         let create = |options| store.create_layer(None, options);
         assert_eq!(kind(create(LayerOptions::default().id(base.id())).await), ErrorKind::DuplicateId);
         assert_eq!(kind(create(LayerOptions::default().name("base")).await), ErrorKind::DuplicateName);
-        for bad in ["..", ".", "a/b", "l", "staging", "a\0b"] {
-            assert_eq!(kind(create(LayerOptions::default().id(bad)).await), ErrorKind::UnsafePath, "{bad:?}");
+        // With overlay two more are directories beside the layers.
+        let beside: &[&str] = if store.graph_driver_name() == "overlay" { &["l", "staging"] } else { &[] };
+        for bad in ["..", ".", "a/b", "a\0b"].iter().chain(beside) {
+            assert_eq!(kind(create(LayerOptions::default().id(*bad)).await), ErrorKind::UnsafePath, "{bad:?}");
         }
         assert_eq!(kind(store.create_layer(Some("nobody"), LayerOptions::default()).await), ErrorKind::LayerUnknown);
         let image = store.create_image(Some("base"), Default::default()).await.unwrap();
