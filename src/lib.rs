@@ -5,10 +5,12 @@
 //! # Start
 //!
 //! [`Store::open`] opens a store, [`Store::put_layer`] unpacks a layer blob into it, [`Store::create_image`] and
-//! [`Store::create_container`] build on it, [`Store::mount`] shows it, [`Store::diff`] gets it out again.
+//! [`Store::create_container`] build on it, [`Store::mount_guard`] shows it, [`Store::diff`] gets it out again.
 //!
 //! ```
-//! use graphroot::{ContainerOptions, DiffOptions, Digest, ImageOptions, LayerOptions, Store, StoreOptions};
+//! use graphroot::{
+//!     ContainerOptions, DiffOptions, Digest, ImageOptions, LayerOptions, MountOptions, Store, StoreOptions,
+//! };
 //! use tokio::io::AsyncReadExt;
 //!
 //! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +25,7 @@
 //!
 //! let image = store.create_image(Some(put.layer.id()), ImageOptions::default().name("localhost/demo")).await?;
 //! let container = store.create_container(Some(image.id()), ContainerOptions::default().name("demo")).await?;
-//! let directory = store.mount("demo", MountOptions::default()).await?;
+//! let directory = store.mount_guard("demo", MountOptions::default()).await?;
 //! # std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
 //! std::fs::write(directory.join("hello"), "hello")?;
 //! assert_eq!(store.changes(None, container.layer_id()).await?.len(), 1);
@@ -31,9 +33,9 @@
 //! let mut diff = Vec::new();
 //! store.diff(None, put.layer.id(), DiffOptions::uncompressed()).await?.read_to_end(&mut diff).await?;
 //! assert_eq!(diff, tar); // bit for bit
-//! store.unmount("demo").await?;
+//! directory.unmount().await?;
 //! # store.wipe().await?;
-//! # store.shutdown_force().await?;
+//! # store.shutdown().await?;
 //! # std::fs::remove_dir_all(&root)?;
 //! # Ok(())
 //! # }
@@ -57,10 +59,22 @@
 //!
 //! The page [`drivers`] says what works for whom, rootless too, from which kernel on and with which options.
 //!
+//! # Whose things are touched
+//!
+//! Everybody who opens the same directories shares one store, Podman included. Two methods reach beyond what their
+//! caller has made: [`Store::wipe`] deletes every container, image and layer of the store, and
+//! [`Store::shutdown_force`] unmounts every layer, also under running containers of other processes. User text that
+//! names something is best looked up with [`Store::image_by_name`] and its like: [`Store::image`] also takes the
+//! beginning of an ID for the ID.
+//!
 //! # Features
 //!
+//! None is on by default.
+//!
+//! * `cli`: the command `graphroot`, a drop-in for `containers-storage`. A library has no use for it.
 //! * `pull`: the module `oci`, images from registries, OCI layouts and archives into the store and out of it. Nothing
-//!   of it, and none of its dependencies, is there by default.
+//!   of it, and none of its dependencies, is there without it.
+//! * `test-util`: stores in temporary directories and small archives, for tests of programs that use a store.
 //!
 //! # Coming from Go
 //!
@@ -102,20 +116,20 @@ mod sys;
 mod time;
 mod whiteout;
 
-pub use archive::diff::changes::{Change, ChangeKind};
-pub use compression::Compression;
-pub use copy_content::{CopyEnd, copy_content};
-pub use digest::Digest;
-pub use digest_reader::DigestReader;
-pub use error::{Error, ErrorKind, Result};
-pub use idmap::{IdMap, IdMappings, Owner};
-pub use lock::owners::LockOwner;
+// The store, and what it is opened with.
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
     ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions, Remap,
     StoreOptions,
 };
 pub use store::Store;
+
+// What it holds.
+pub use store::views::{Container, Image, Layer};
+
+// What its methods give.
+pub use archive::diff::changes::{Change, ChangeKind};
+pub use lock::owners::LockOwner;
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::commit::CommitOptions;
 pub use store::diff_stream::DiffStream;
@@ -128,7 +142,15 @@ pub use store::mount_guard::Mount;
 pub use store::multi_list::MultiListResult;
 pub use store::put_layer::PutLayer;
 pub use store::sizes::ParentOwners;
-pub use store::views::{Container, Image, Layer};
+
+// Content: digests, compression, owners, copies.
+pub use compression::Compression;
+pub use copy_content::{CopyEnd, copy_content};
+pub use digest::Digest;
+pub use idmap::{IdMap, IdMappings, Owner};
+
+// Failures.
+pub use error::{Error, ErrorKind, Result};
 
 /// The README's example is compiled and run like every other.
 #[cfg(doctest)]

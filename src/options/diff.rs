@@ -42,6 +42,7 @@ impl DiffOptions {
         self.compression = compression.into();
         self
     }
+
     /// Sets [`DiffOptions::offset`].
     #[must_use]
     pub fn offset(mut self, offset: u64) -> Self {

@@ -35,6 +35,8 @@ fn every_future_is_send(store: &Store, digest: &Digest) {
     is_send(store.unmount(""));
     is_send(store.unmount_all(""));
     is_send(store.mounted(""));
+    is_send(store.mount_guard("", Default::default()));
+    is_send(store.mount_image_guard("", Default::default()));
     is_send(store.mount_image("", Default::default()));
     is_send(store.unmount_image(""));
     is_send(store.unmount_image_all(""));
@@ -45,15 +47,21 @@ fn every_future_is_send(store: &Store, digest: &Digest) {
     is_send(store.diff(None, "", Default::default()));
     is_send(store.layer(""));
     is_send(store.layers());
+    is_send(store.layer_by_id(""));
+    is_send(store.layer_by_name(""));
     is_send(store.layers_by_compressed_digest(digest));
     is_send(store.layers_by_uncompressed_digest(digest));
     is_send(store.layers_by_toc_digest(digest));
     is_send(store.image(""));
     is_send(store.images());
+    is_send(store.image_by_id(""));
+    is_send(store.image_by_name(""));
     is_send(store.images_by_top_layer(""));
     is_send(store.images_by_digest(digest));
     is_send(store.container(""));
     is_send(store.containers());
+    is_send(store.container_by_id(""));
+    is_send(store.container_by_name(""));
     is_send(store.container_by_layer(""));
     is_send(store.names(""));
     is_send(store.set_names("", [""]));
@@ -79,7 +87,7 @@ fn every_future_is_send(store: &Store, digest: &Digest) {
 }
 
 /// Polls a future this often, then drops it.
-async fn poll_some<F: Future>(future: F, polls: usize) -> Option<F::Output> {
+pub async fn poll_some<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = Box::pin(future);
     let mut left = polls;
     std::future::poll_fn(move |cx| {

@@ -76,10 +76,10 @@ each_driver! {
         let create = |options| store.create_layer(None, options);
         assert_eq!(kind(create(LayerOptions::default().id(base.id())).await), ErrorKind::DuplicateId);
         assert_eq!(kind(create(LayerOptions::default().name("base")).await), ErrorKind::DuplicateName);
-        let overlay = store.graph_driver().name() == "overlay";
-        let reserved: &[&str] = if overlay { &["l", "staging", "tempdirs"] } else { &[] };
-        for bad in ["..", ".", "a/b", "tmp", "a\0b"].iter().chain(reserved).copied() {
-            assert_eq!(kind(create(LayerOptions::default().id(bad)).await), ErrorKind::UnsafePath, "{bad:?}");
+        // With overlay two more are directories beside the layers.
+        let beside: &[&str] = if store.graph_driver_name() == "overlay" { &["l", "staging"] } else { &[] };
+        for bad in ["..", ".", "a/b", "a\0b"].iter().chain(beside) {
+            assert_eq!(kind(create(LayerOptions::default().id(*bad)).await), ErrorKind::UnsafePath, "{bad:?}");
         }
         if !overlay {
             assert_eq!(create(LayerOptions::default().id("l")).await.unwrap().id(), "l");
