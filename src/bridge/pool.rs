@@ -65,6 +65,18 @@ impl<T: Send + 'static> Detached<T> {
     }
 }
 
+impl<T: Send + 'static> std::ops::Deref for Detached<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        #[expect(
+            clippy::expect_used,
+            reason = "only `into_inner` takes it, and that takes `self` too"
+        )]
+        self.0.as_ref().expect("a value that was not taken out")
+    }
+}
+
 impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
         if let Some(value) = self.0.take()

@@ -172,9 +172,7 @@ impl Store {
         // It is unpacked while it is read; its ID follows from its digest.
         let mut options = LayerOptions::default();
         let staged = self.stage_diff(parent, &options, diff).await?;
-        let diff_id = staged
-            .diff_digest()
-            .ok_or_else(|| ErrorKind::DigestUnknown.err("an unpacked diff"))?;
+        let diff_id = staged.diff_digest().clone();
         let id = layer_id(parent, &diff_id);
         options.id = Some(id.clone());
         match self.commit_diff(parent, options, staged).await {

@@ -116,7 +116,7 @@ impl Store {
         let plan = self.plan_layer(parent, &options).await?;
         let below = plan.parent_id();
         let unpacked = self.unpack(below, &plan.mappings, &options, diff).await?;
-        self.commit(plan, options, unpacked.into_inner()).await
+        self.commit_unpacked(plan, options, unpacked.into_inner()).await
     }
 
     /// Stacks several layers on `parent` (an ID, name or ID prefix), the first one lowest, each as
@@ -180,7 +180,7 @@ impl Store {
             waiting.insert(index, (options, unpacked));
             while let Some((options, unpacked)) = waiting.remove(&done.len()) {
                 let plan = self.plan_layer(below.as_deref(), &options).await?;
-                let put = self.commit(plan, options, unpacked.into_inner()).await?;
+                let put = self.commit_unpacked(plan, options, unpacked.into_inner()).await?;
                 below = Some(put.layer.id().to_owned());
                 done.push(put);
             }
@@ -288,6 +288,7 @@ impl Store {
             );
             return Err(ErrorKind::InvalidMappings.err(what));
         }
-        self.commit(plan, options, staged.unpacked.into_inner()).await
+        self.commit_unpacked(plan, options, staged.unpacked.into_inner())
+            .await
     }
 }

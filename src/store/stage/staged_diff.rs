@@ -1,6 +1,7 @@
 //! A diff that is unpacked and waits for its place in the store.
 
 use crate::bridge::Detached;
+use crate::digest::Digest;
 use crate::idmap::IdMappings;
 use crate::store::layer_store::new_layer::Unpacked;
 
@@ -9,4 +10,11 @@ use crate::store::layer_store::new_layer::Unpacked;
 pub(crate) struct StagedDiff {
     pub(crate) unpacked: Detached<Unpacked>,
     pub(crate) mappings: IdMappings,
+}
+
+impl StagedDiff {
+    /// Digest of the uncompressed diff.
+    pub(crate) fn diff_digest(&self) -> &Digest {
+        &self.unpacked.applied.diff_digest
+    }
 }
