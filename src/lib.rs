@@ -147,6 +147,7 @@ pub use store::sizes::ParentOwners;
 pub use compression::Compression;
 pub use copy_content::{CopyEnd, copy_content};
 pub use digest::Digest;
+pub use digest_reader::DigestReader;
 pub use idmap::{IdMap, IdMappings, Owner};
 
 // Failures.
