@@ -77,7 +77,8 @@ each_driver! {
         assert_eq!(kind(create(LayerOptions::default().id(base.id())).await), ErrorKind::DuplicateId);
         assert_eq!(kind(create(LayerOptions::default().name("base")).await), ErrorKind::DuplicateName);
         // With overlay two more are directories beside the layers.
-        let beside: &[&str] = if store.graph_driver_name() == "overlay" { &["l", "staging"] } else { &[] };
+        let overlay = store.graph_driver_name() == "overlay";
+        let beside: &[&str] = if overlay { &["l", "staging"] } else { &[] };
         for bad in ["..", ".", "a/b", "a\0b"].iter().chain(beside) {
             assert_eq!(kind(create(LayerOptions::default().id(*bad)).await), ErrorKind::UnsafePath, "{bad:?}");
         }
