@@ -96,7 +96,8 @@ pub(crate) struct OverlayDiff {
 }
 
 /// Space used by a layer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DiskUsage {
     /// Bytes in files, hard links counted once.
     pub size: u64,

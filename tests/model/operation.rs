@@ -201,8 +201,14 @@ pub(crate) fn digest(bytes: impl AsRef<[u8]>) -> String {
     graphroot::Digest::sha256(bytes).to_string()
 }
 
+/// An operation says with an empty ID that it gives none.
+fn given(id: &str) -> Option<String> {
+    Some(id.to_owned()).filter(|id| !id.is_empty())
+}
+
 fn layer_options(new: &New) -> LayerOptions {
-    let mut options = LayerOptions::default().id(&new.id);
+    let mut options = LayerOptions::default();
+    options.id = given(&new.id);
     options.names.clone_from(&new.names);
     options.metadata.clone_from(&new.metadata);
     options.flags = flags(new);
@@ -221,7 +227,8 @@ fn flags(new: &New) -> BTreeMap<String, Flag> {
 }
 
 fn image_options(new: &New) -> ImageOptions {
-    let mut options = ImageOptions::default().id(&new.id);
+    let mut options = ImageOptions::default();
+    options.id = given(&new.id);
     options.names.clone_from(&new.names);
     options.metadata.clone_from(&new.metadata);
     options.flags = flags(new);
@@ -232,12 +239,13 @@ fn image_options(new: &New) -> ImageOptions {
 }
 
 fn container_options(new: &New, layer_id: &str) -> ContainerOptions {
-    let mut options = ContainerOptions::default().id(&new.id);
+    let mut options = ContainerOptions::default();
+    options.id = given(&new.id);
     options.names.clone_from(&new.names);
     options.metadata.clone_from(&new.metadata);
     options.flags = flags(new);
     options.volatile = new.volatile;
-    options.layer_id = Some(layer_id.to_owned());
+    options.layer_id = given(layer_id);
     for (key, data) in &new.items {
         options = options.big_data(key, data.bytes());
     }

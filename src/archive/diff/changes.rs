@@ -75,6 +75,7 @@ impl<'de> Deserialize<'de> for ChangeKind {
 ///
 /// [`Change::path`] is absolute inside the layer. To find the file in a mounted tree, join [`Change::relative`] to the
 /// mount point: [`Path::join`] with an absolute path gives that path itself, a file of the host.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Change {

@@ -35,14 +35,16 @@ pub(super) async fn run(store: &Store, op: &Op, names: &Names, archives: &Archiv
             Answer::Nothing
         }
         Op::CreateImage(new) => {
-            let mut options = ImageOptions::default().id(new_id(new));
+            let mut options = ImageOptions::default();
+            options.id = new_id(new);
             options.names = strings(&new.names);
             options.metadata = new.metadata.into();
             options.digest = new.digest.map(|digest| digest.parse()).transpose()?;
             image(&store.create_image(new.on.map(id).as_deref(), options).await?)
         }
         Op::CreateContainer(new) => {
-            let mut options = ContainerOptions::default().id(new_id(new));
+            let mut options = ContainerOptions::default();
+            options.id = new_id(new);
             options.names = strings(&new.names);
             options.metadata = new.metadata.into();
             options.volatile = new.volatile;
@@ -194,8 +196,8 @@ fn strings(texts: &[&str]) -> Vec<String> {
 }
 
 /// The ID to ask for: names of random IDs ask for none.
-fn new_id(new: &New) -> &'static str {
-    if new.id.starts_with('@') { "" } else { new.id }
+fn new_id(new: &New) -> Option<String> {
+    (!new.id.starts_with('@')).then(|| new.id.to_owned())
 }
 
 fn mappings(new: &New) -> IdMappingOptions {
@@ -206,7 +208,8 @@ fn mappings(new: &New) -> IdMappingOptions {
 }
 
 fn layer_options(new: &New, names: &Names) -> (Option<String>, LayerOptions) {
-    let mut options = LayerOptions::default().id(new_id(new)).writeable(!new.read_only);
+    let mut options = LayerOptions::default().writeable(!new.read_only);
+    options.id = new_id(new);
     options.names = strings(&new.names);
     options.id_mappings = mappings(new);
     (new.on.map(|below| names.id(below)), options)
