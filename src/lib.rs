@@ -113,6 +113,8 @@ mod record;
 mod skip;
 mod store;
 mod sys;
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_util;
 mod time;
 mod whiteout;
 

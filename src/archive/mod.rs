@@ -34,6 +34,4 @@ mod path;
 pub(crate) mod tar;
 pub(crate) mod tar_split;
 #[cfg(test)]
-pub(crate) mod test_tar;
-#[cfg(test)]
 mod tests;

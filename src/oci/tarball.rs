@@ -240,7 +240,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::archive::test_tar::{Item, TarBuilder};
+    use crate::test_util::{TarBuilder, TarEntry as Item};
 
     /// Indexes these bytes.
     fn read(bytes: &[u8]) -> Result<Tarball> {
@@ -263,15 +263,15 @@ mod tests {
     #[tokio::test]
     async fn members_are_found_by_name_and_through_links() {
         let bytes = TarBuilder::new()
-            .add(Item::dir("dir/"))
-            .add(Item::file("./dir/a", "first"))
-            .add(Item::file("n".repeat(300), "long").gnu())
-            .add(Item::file("b", "pax").pax("path", "p".repeat(200)))
-            .add(Item::symlink("dir/soft", "../dir/a"))
-            .add(Item::hard_link("hard", "dir/soft"))
-            .add(Item::symlink("loop", "loop"))
-            .add(Item::symlink("outside", "/etc/passwd"))
-            .end();
+            .entry(Item::dir("dir/"))
+            .entry(Item::file("./dir/a", "first"))
+            .entry(Item::file("n".repeat(300), "long").gnu())
+            .entry(Item::file("b", "pax").pax("path", "p".repeat(200)))
+            .entry(Item::symlink("dir/soft", "../dir/a"))
+            .entry(Item::hard_link("hard", "dir/soft"))
+            .entry(Item::symlink("loop", "loop"))
+            .entry(Item::symlink("outside", "/etc/passwd"))
+            .build();
         let tar = read(&bytes).unwrap();
         for (name, content) in [
             ("dir/a", "first"),
@@ -293,10 +293,10 @@ mod tests {
     #[test]
     fn a_name_of_two_members_is_refused() {
         let bytes = TarBuilder::new()
-            .add(Item::file("index.json", "one"))
-            .add(Item::file("./index.json", "two"))
-            .add(Item::file("other", "three"))
-            .end();
+            .entry(Item::file("index.json", "one"))
+            .entry(Item::file("./index.json", "two"))
+            .entry(Item::file("other", "three"))
+            .build();
         let tar = read(&bytes).unwrap();
         assert_eq!(kind_of(&tar, "index.json"), ErrorKind::InvalidArchive);
         assert!(tar.place("other").is_ok());
@@ -305,9 +305,9 @@ mod tests {
     #[test]
     fn archives_that_are_cut_off_or_damaged_are_refused() {
         let whole = TarBuilder::new()
-            .add(Item::file("a", vec![1; 600]))
-            .add(Item::file("b", "x").pax("path", "q".repeat(2000)))
-            .end();
+            .entry(Item::file("a", vec![1; 600]))
+            .entry(Item::file("b", "x").pax("path", "q".repeat(2000)))
+            .build();
         assert!(read(&whole).is_ok());
         // Without the blocks that end it, too.
         assert!(read(&whole[..whole.len() - 1024]).is_ok());
@@ -328,23 +328,23 @@ mod tests {
         damaged[3] ^= 1;
         assert_eq!(read(&damaged).unwrap_err().kind(), ErrorKind::InvalidArchive);
         let huge = TarBuilder::new()
-            .add(Item::file("a", "").size_field("77777777777\0"))
-            .end();
+            .entry(Item::file("a", "").size_field("77777777777\0"))
+            .build();
         assert_eq!(read(&huge).unwrap_err().kind(), ErrorKind::InvalidArchive);
-        let sparse = TarBuilder::new().add(Item::typed(b'S', "s").gnu()).end();
+        let sparse = TarBuilder::new().entry(Item::new(b'S', "s").gnu()).build();
         assert!(read(&sparse).is_err());
     }
 
     #[test]
     fn members_and_their_names_are_bounded() {
-        let one = TarBuilder::new().add(Item::dir("d/")).unfinished();
+        let one = TarBuilder::new().entry(Item::dir("d/")).unfinished();
         // A million members.
         let error = read(&one.repeat(1_000_000)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive);
         assert!(error.chain().contains("members"), "{error:?}");
         let long = |length| {
             let name = "n".repeat(length);
-            TarBuilder::new().add(Item::file(name, "").gnu()).unfinished()
+            TarBuilder::new().entry(Item::file(name, "").gnu()).unfinished()
         };
         assert!(read(&long(4096)).is_ok());
         assert!(read(&long(4097)).is_err());
@@ -355,7 +355,7 @@ mod tests {
                 .contains("names")
         );
         let global = TarBuilder::new()
-            .add(Item::typed(b'g', "g").content("12 comment=x\n"))
+            .entry(Item::new(b'g', "g").content("12 comment=x\n"))
             .unfinished();
         assert!(read(&global.repeat(MAX_MEMBERS + 1)).is_err());
         assert!(read(&global).is_ok());

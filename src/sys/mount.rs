@@ -97,12 +97,12 @@ pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
 
 /// Everything mounted at `path` or below it in this mount namespace, the deepest first and, where several are on top
 /// of each other, once for each. `path` must be absolute and free of links.
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     Ok(parse_mount_table(&std::fs::read("/proc/self/mountinfo")?, path))
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::PathBuf> {
     let mut found: Vec<std::path::PathBuf> = table
         .split(|byte| *byte == b'\n')
@@ -115,7 +115,7 @@ fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// Reads the table's octal escapes (`\040` is a space). Anything else stays as it is.
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 fn unescape(field: &[u8]) -> std::path::PathBuf {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;

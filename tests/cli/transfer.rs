@@ -15,7 +15,7 @@ const NAME: &str = "localhost/app:1";
 async fn filled() -> (TestRoot, String) {
     let root = TestRoot::vfs();
     let store = root.open().await;
-    let tar = Tar::new().file("hello", "hello\n").finish();
+    let tar = Tar::new().file("hello", "hello\n").build();
     let layer = put_bytes(&store, None, LayerOptions::default(), tar)
         .await
         .unwrap();

@@ -88,7 +88,7 @@ fn layer_tar(seed: u64) -> Vec<u8> {
     }
     tar.hard_link("etc/link", "etc/file-0")
         .symlink("symbolic", "etc")
-        .finish()
+        .build()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -81,7 +81,7 @@ async fn put_again(root: &TestRoot, file: &Path, expected: &Manifest, moment: &s
 /// A store with one layer, and what the victim is when it is whole.
 async fn prepare(root: &TestRoot, file: &Path) -> Manifest {
     let store = root.open().await;
-    let tar = Tar::new().file("file", "content").finish();
+    let tar = Tar::new().file("file", "content").build();
     put_bytes(&store, None, LayerOptions::default().id("before"), tar)
         .await
         .unwrap();
@@ -230,7 +230,7 @@ async fn killed_at_system_calls(work: &str) {
         .dir("etc/")
         .file("etc/hosts", "localhost")
         .symlink("link", "etc")
-        .finish();
+        .build();
     std::fs::write(&file, archive).unwrap();
     let expected = prepare(&root, &file).await;
     let total = kill_at_every_call(&root, &file, &expected, work).await;

@@ -27,7 +27,7 @@ fn large() -> Vec<u8> {
         .file("large/text", text)
         .file("large/noise", noise)
         .file("large/zeros", vec![0; 5_000_000])
-        .finish()
+        .build()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,7 @@ impl Target {
     async fn new(driver: &'static str) -> Self {
         let root = TestRoot::in_dir(Path::new("/dev/shm"), driver);
         let store = root.open().await;
-        let tar = Tar::new().dir("etc/").file("etc/below", "below").finish();
+        let tar = Tar::new().dir("etc/").file("etc/below", "below").build();
         put_bytes(&store, None, LayerOptions::default().id("base"), tar)
             .await
             .unwrap();
@@ -121,38 +121,38 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
     let at = |name: &str| [outside, b"/", name.as_bytes()].concat();
     let long = |name: &[u8]| Tar::new().pax(&[("path", name)]);
     let up = "../".repeat(12);
-    let size = |field: &[u8; 12]| Header::new(b'0', "odd-size").raw_size(field);
+    let size = |field: &[u8; 12]| Header::new(b'0', "odd-size").size_field(field);
     use ErrorKind::InvalidArchive;
     vec![
         // Names and links are resolved inside the layer, whatever they say.
         (
             "name above the root",
-            Tar::new().file("../above", "x").finish(),
+            Tar::new().file("../above", "x").build(),
             Taken(&["above"]),
         ),
         (
             "name far above the root",
-            Tar::new().file(format!("{up}above"), "x").finish(),
+            Tar::new().file(format!("{up}above"), "x").build(),
             Taken(&["above"]),
         ),
         (
             "name through above",
-            Tar::new().file("a/b/../../../above", "x").finish(),
+            Tar::new().file("a/b/../../../above", "x").build(),
             Taken(&["above"]),
         ),
         (
             "absolute name",
-            Tar::new().file("/absolute", "x").finish(),
+            Tar::new().file("/absolute", "x").build(),
             Taken(&["absolute"]),
         ),
         (
             "name of the root",
-            Tar::new().file("..", "x").finish(),
+            Tar::new().file("..", "x").build(),
             Refused(InvalidArchive, ".."),
         ),
         (
             "symbolic link to the outside, then a file through it",
-            Tar::new().symlink("link", at("")).file("link/evil", "x").finish(),
+            Tar::new().symlink("link", at("")).file("link/evil", "x").build(),
             Refused(ErrorKind::Io, "link/evil"),
         ),
         (
@@ -161,7 +161,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
                 .dir("etc/")
                 .symlink("link", format!("{up}etc"))
                 .file("link/evil", "x")
-                .finish(),
+                .build(),
             Taken(&["etc/evil", "link"]),
         ),
         (
@@ -171,15 +171,12 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
                 .symlink("two", "../three")
                 .dir("three/")
                 .file("one/evil", "x")
-                .finish(),
+                .build(),
             Taken(&["one", "three/evil", "two"]),
         ),
         (
             "file over a symbolic link to a file outside",
-            Tar::new()
-                .symlink("link", at("canary"))
-                .file("link", "x")
-                .finish(),
+            Tar::new().symlink("link", at("canary")).file("link", "x").build(),
             Taken(&["link"]),
         ),
         (
@@ -188,7 +185,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
                 .symlink("link", outside)
                 .dir("link/")
                 .file("link/inside", "x")
-                .finish(),
+                .build(),
             Taken(&["link/inside"]),
         ),
         (
@@ -197,19 +194,19 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
                 .symlink("a", "b")
                 .symlink("b", "a")
                 .file("a/file", "x")
-                .finish(),
+                .build(),
             Refused(ErrorKind::Io, "a/file"),
         ),
         (
             "hard link to a file outside, absolute",
-            Tar::new().hard_link("link", at("canary")).finish(),
+            Tar::new().hard_link("link", at("canary")).build(),
             Refused(InvalidArchive, "link"),
         ),
         (
             "hard link to a file outside, relative",
             Tar::new()
                 .hard_link("link", [up.as_bytes(), &at("canary")[1..]].concat())
-                .finish(),
+                .build(),
             Refused(InvalidArchive, "link"),
         ),
         (
@@ -217,7 +214,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .symlink("dir", outside)
                 .hard_link("link", "dir/canary")
-                .finish(),
+                .build(),
             Refused(InvalidArchive, "link"),
         ),
         (
@@ -225,7 +222,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .symlink("symbolic", at("canary"))
                 .hard_link("link", "symbolic")
-                .finish(),
+                .build(),
             Taken(&["link", "symbolic"]),
         ),
         (
@@ -233,19 +230,22 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .symlink("symbolic", at("canary"))
                 .hard_link("link", "symbolic")
-                .entry(Header::new(b'0', "link").mode(0o777).owner(9, 9).size(1), "x")
-                .finish(),
+                .entry(
+                    Header::new(b'0', "link")
+                        .mode(0o777)
+                        .owner(9, 9)
+                        .size(1)
+                        .content("x"),
+                )
+                .build(),
             Taken(&["link", "symbolic"]),
         ),
         (
             "owner and mode through a hard link to a symbolic link to the outside",
             Tar::new()
                 .symlink("symbolic", at("canary"))
-                .entry(
-                    Header::new(b'1', "link").link("symbolic").mode(0o777).owner(9, 9),
-                    "",
-                )
-                .finish(),
+                .entry(Header::new(b'1', "link").link("symbolic").mode(0o777).owner(9, 9))
+                .build(),
             Taken(&["link", "symbolic"]),
         ),
         (
@@ -253,7 +253,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .symlink("dir", outside)
                 .file("dir/.wh.canary", "")
-                .finish(),
+                .build(),
             if driver == "vfs" {
                 Taken(&["dir"])
             } else {
@@ -262,48 +262,48 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
         ),
         (
             "whiteout of the directory above",
-            Tar::new().file(".wh...", "").finish(),
+            Tar::new().file(".wh...", "").build(),
             Refused(ErrorKind::UnsafePath, ".wh..."),
         ),
         (
             "whiteout of the directory itself",
-            Tar::new().file("a/.wh..", "").finish(),
+            Tar::new().file("a/.wh..", "").build(),
             Refused(ErrorKind::UnsafePath, "a/.wh.."),
         ),
         (
             "whiteout of no name",
-            Tar::new().file("a/.wh.", "").finish(),
+            Tar::new().file("a/.wh.", "").build(),
             Refused(ErrorKind::UnsafePath, "a/.wh."),
         ),
         // Special files are only files.
         (
             "devices and a FIFO",
             Tar::new()
-                .entry(Header::new(b'3', "character").device(1, 3), "")
-                .entry(Header::new(b'4', "block").device(259, 0), "")
-                .entry(Header::new(b'6', "fifo"), "")
-                .finish(),
+                .entry(Header::new(b'3', "character").device(1, 3))
+                .entry(Header::new(b'4', "block").device(259, 0))
+                .entry(Header::new(b'6', "fifo"))
+                .build(),
             Taken(&["block", "character", "fifo"]),
         ),
         (
             "a device, then a file through it",
             Tar::new()
-                .entry(Header::new(b'3', "device").device(1, 3), "")
+                .entry(Header::new(b'3', "device").device(1, 3))
                 .file("device/evil", "x")
-                .finish(),
+                .build(),
             Refused(ErrorKind::Io, "device/evil"),
         ),
         (
             "a FIFO, then a file of that name",
             Tar::new()
-                .entry(Header::new(b'6', "pipe"), "")
+                .entry(Header::new(b'6', "pipe"))
                 .file("pipe", "x")
-                .finish(),
+                .build(),
             Taken(&["pipe"]),
         ),
         (
             "unknown type",
-            Tar::new().entry(Header::new(b'Z', "unknown-type"), "").finish(),
+            Tar::new().entry(Header::new(b'Z', "unknown-type")).build(),
             Refused(InvalidArchive, "unknown-type"),
         ),
         // Sizes.
@@ -312,29 +312,30 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .pax(&[("size", b"1024")])
                 .entry(
-                    Header::new(b'0', "outer").size(0),
-                    Tar::new().file("smuggled", "x").unfinished(),
+                    Header::new(b'0', "outer")
+                        .size(0)
+                        .content(Tar::new().file("smuggled", "x").unfinished()),
                 )
-                .finish(),
+                .build(),
             Taken(&["outer"]),
         ),
         (
             "PAX size smaller than the header's",
             Tar::new()
                 .pax(&[("size", b"1")])
-                .entry(Header::new(b'0', "outer").size(1024), "x")
+                .entry(Header::new(b'0', "outer").size(1024).content("x"))
                 .file("next", "y")
-                .finish(),
+                .build(),
             Taken(&["next", "outer"]),
         ),
         (
             "PAX size that is negative",
-            Tar::new().pax(&[("size", b"-1")]).file("odd-size", "x").finish(),
+            Tar::new().pax(&[("size", b"-1")]).file("odd-size", "x").build(),
             Refused(InvalidArchive, ""),
         ),
         (
             "PAX size that is no number",
-            Tar::new().pax(&[("size", b"12x")]).file("odd-size", "x").finish(),
+            Tar::new().pax(&[("size", b"12x")]).file("odd-size", "x").build(),
             Refused(InvalidArchive, ""),
         ),
         (
@@ -342,7 +343,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .pax(&[("size", b"9223372036854775808")])
                 .file("odd-size", "x")
-                .finish(),
+                .build(),
             Refused(InvalidArchive, ""),
         ),
         (
@@ -350,72 +351,67 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
             Tar::new()
                 .pax(&[("size", b"9223372036854775807")])
                 .file("odd-size", "x")
-                .finish(),
+                .build(),
             Refused(InvalidArchive, "odd-size"),
         ),
         (
             "size of 8 GiB and no content",
-            Tar::new().entry(size(b"77777777777\0"), "").unfinished(),
+            Tar::new().entry(size(b"77777777777\0")).unfinished(),
             Refused(InvalidArchive, "odd-size"),
         ),
         (
             "negative size in binary",
-            Tar::new().entry(size(&[0xff; 12]), "").finish(),
+            Tar::new().entry(size(&[0xff; 12])).build(),
             Refused(InvalidArchive, ""),
         ),
         (
             "size of 2^63 in binary",
-            Tar::new()
-                .entry(size(b"\x80\0\0\0\x80\0\0\0\0\0\0\0"), "")
-                .finish(),
+            Tar::new().entry(size(b"\x80\0\0\0\x80\0\0\0\0\0\0\0")).build(),
             Refused(InvalidArchive, ""),
         ),
         (
             "size that is no number",
-            Tar::new().entry(size(b"0000000000x\0"), "").finish(),
+            Tar::new().entry(size(b"0000000000x\0")).build(),
             Refused(InvalidArchive, ""),
         ),
         (
             "PAX header of 1 TiB",
             Tar::new()
-                .entry(
-                    Header::new(b'x', "pax").raw_size(b"\x80\0\0\0\0\0\x01\0\0\0\0\0"),
-                    "",
-                )
-                .finish(),
+                .entry(Header::new(b'x', "pax").size_field(b"\x80\0\0\0\0\0\x01\0\0\0\0\0"))
+                .build(),
             Refused(InvalidArchive, ""),
         ),
         (
             "long name of 1 GiB",
             Tar::new()
-                .entry(Header::new(b'L', "././@LongLink").size(1 << 30), "")
-                .finish(),
+                .entry(Header::new(b'L', "././@LongLink").size(1 << 30))
+                .build(),
             Refused(InvalidArchive, ""),
         ),
         // Names.
         (
             "name of 20,000 bytes, 10,000 deep",
-            long("d/".repeat(10_000).as_bytes()).file("x", "x").finish(),
+            long("d/".repeat(10_000).as_bytes()).file("x", "x").build(),
             Refused(ErrorKind::Io, "d/d/d"),
         ),
         (
             "name of 300 bytes without a slash",
-            long("n".repeat(300).as_bytes()).file("x", "x").finish(),
+            long("n".repeat(300).as_bytes()).file("x", "x").build(),
             Refused(ErrorKind::Io, "nnn"),
         ),
         (
             "PAX name with NUL",
-            long(b"before\0after").file("x", "x").finish(),
+            long(b"before\0after").file("x", "x").build(),
             Refused(InvalidArchive, ""),
         ),
         (
             "name with newline",
-            Tar::new().file("new\nline", "x").finish(),
+            Tar::new().file("new\nline", "x").build(),
             Taken(&["new\nline"]),
         ),
         (
             "no name",
-            Tar::new().file("", "x").finish(),
+            Tar::new().file("", "x").build(),
             // To overlay it is the root, which layers don't describe there.
             if driver == "vfs" {
                 Refused(InvalidArchive, "")
@@ -447,7 +443,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
                 .file("file", "x")
                 .raw([0; 2 * BLOCK])
                 .file("late", "x")
-                .finish(),
+                .build(),
             Taken(&["file"]),
         ),
         (
@@ -457,7 +453,7 @@ fn cases(driver: &str, outside: &Path) -> Vec<(&'static str, Vec<u8>, Outcome)> 
         ),
         (
             "bad checksum",
-            Tar::new().file("good", "x").raw([b'x'; BLOCK]).finish(),
+            Tar::new().file("good", "x").raw([b'x'; BLOCK]).build(),
             Refused(InvalidArchive, ""),
         ),
         (
@@ -530,7 +526,7 @@ async fn names_that_are_not_utf8_stay_as_they_are() {
     use std::os::unix::ffi::OsStrExt as _;
     let target = Target::new("overlay").await;
     let name = b"latin-\xe9 \x01\x7f\xff";
-    target.put(Tar::new().file(name, "x").finish()).await.unwrap();
+    target.put(Tar::new().file(name, "x").build()).await.unwrap();
     let found = target.files().await;
     assert_eq!(
         found
@@ -541,7 +537,7 @@ async fn names_that_are_not_utf8_stay_as_they_are() {
     );
     target.delete().await;
     // And in a message they are readable.
-    let bad = Tar::new().entry(Header::new(b'Z', name), "").finish();
+    let bad = Tar::new().entry(Header::new(b'Z', name)).build();
     let error = target.put(bad).await.unwrap_err();
     assert!(error.chain().contains("latin-\u{fffd}"), "{error:?}");
 }
@@ -559,7 +555,7 @@ async fn archives_cut_at_every_block_are_refused_or_whole() {
         .dir("x/")
         .file("large", vec![7; 3000])
         .hard_link("link", "large")
-        .finish();
+        .build();
     for driver in ["overlay", "vfs"] {
         let target = Target::new(driver).await;
         let (mut taken, mut refused) = (0, 0);
@@ -608,7 +604,7 @@ async fn directories_10000_deep_are_unpacked_and_deleted_again() {
                 .pax(&[("linkpath", path.as_bytes())])
                 .symlink(format!("level-{level}"), "x");
         }
-        let archive = tar.file(format!("{start}file"), "deep").finish();
+        let archive = tar.file(format!("{start}file"), "deep").build();
         let digest = graphroot::Digest::sha256(&archive);
         match target.put(archive).await {
             Ok(()) => {

@@ -22,12 +22,12 @@ async fn build(store: &Store) -> Image {
         .dir("etc/")
         .file("etc/name", "base\n")
         .file("etc/gone", "")
-        .finish();
+        .build();
     let upper = Tar::new()
         .dir("etc/")
         .file("etc/other", "upper\n")
         .file("etc/.wh.gone", "")
-        .finish();
+        .build();
     let lower = store.put_image_layer(None, Cursor::new(lower)).await.unwrap();
     let upper = store
         .put_image_layer(Some(lower.id()), Cursor::new(upper))

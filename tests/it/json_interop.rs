@@ -42,7 +42,7 @@ fn tar() -> Vec<u8> {
     Tar::new()
         .dir("etc/")
         .file("etc/hosts", "127.0.0.1 localhost\n")
-        .finish()
+        .build()
 }
 
 /// Rows of every kind with every field that Go's command can set.

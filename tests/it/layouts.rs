@@ -86,7 +86,7 @@ impl Shared {
 }
 
 fn archive(name: &str) -> Vec<u8> {
-    Tar::new().dir("dir/").file(format!("dir/{name}"), name).finish()
+    Tar::new().dir("dir/").file(format!("dir/{name}"), name).build()
 }
 
 /// Layer, image and container by the command, with `container` as further flags of the container. The layer is one of

@@ -14,7 +14,7 @@ use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
 
 fn tar() -> Vec<u8> {
-    Tar::new().file("file", "content").finish()
+    Tar::new().file("file", "content").build()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,7 @@ mod concurrency;
 mod config;
 mod crash;
 mod diffs_for_go;
+mod examples;
 mod hostile;
 mod images_of_ours;
 mod json_interop;

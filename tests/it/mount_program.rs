@@ -40,33 +40,32 @@ async fn open(root: &TestRoot, options: &[&str]) -> Store {
 /// Two layers; the upper one deletes and replaces.
 fn layers() -> [Vec<u8>; 2] {
     let base = Tar::new()
-        .entry(Header::new(b'5', "d/").mode(0o1777).owner(1, 2), "")
+        .entry(Header::new(b'5', "d/").mode(0o1777).owner(1, 2))
         .entry(
             Header::new(b'0', "d/set-id")
                 .mode(0o4755)
                 .owner(1000, 1001)
-                .size(1),
-            "x",
+                .size(1)
+                .content("x"),
         )
-        .entry(Header::new(b'0', "d/secret").mode(0o600).owner(7, 8), "")
+        .entry(Header::new(b'0', "d/secret").mode(0o600).owner(7, 8))
         .entry(
             Header::new(b'1', "d/hard")
                 .link("d/set-id")
                 .mode(0o4755)
                 .owner(1000, 1001),
-            "",
         )
         .symlink("link", "d/secret")
         .file("gone", "")
         .dir("opaque/")
         .file("opaque/old", "")
-        .finish();
+        .build();
     let child = Tar::new()
         .file(".wh.gone", "")
         .dir("opaque/")
         .file("opaque/.wh..wh..opq", "")
-        .entry(Header::new(b'0', "opaque/new").owner(3, 4).mode(0o640), "")
-        .finish();
+        .entry(Header::new(b'0', "opaque/new").owner(3, 4).mode(0o640))
+        .build();
     [base, child]
 }
 

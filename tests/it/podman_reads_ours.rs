@@ -26,7 +26,7 @@ async fn debian_image(store: &Store, layer: &Path) -> OciImage {
         .dir("opt/ours/")
         .file("opt/ours/file", "from graphroot\n")
         .file(".wh.media", "")
-        .finish();
+        .build();
     let top = put_bytes(store, Some(base.id()), LayerOptions::default(), tar)
         .await
         .unwrap();
@@ -261,7 +261,7 @@ async fn a_container_of_ours_is_mounted_and_deleted_by_go() {
     needs!("containers-storage");
     let root = TestRoot::new();
     let store = root.open().await;
-    let tar = Tar::new().dir("etc/").file("etc/motd", "hello").finish();
+    let tar = Tar::new().dir("etc/").file("etc/motd", "hello").build();
     let layer = put_bytes(&store, None, LayerOptions::default(), tar)
         .await
         .unwrap();

@@ -34,7 +34,7 @@ async fn container(store: &Store) -> String {
     for number in 0..ROUNDS {
         tar = tar.file(format!("d/doomed-{number}"), "image");
     }
-    put_bytes(store, None, LayerOptions::default().id("base"), tar.finish())
+    put_bytes(store, None, LayerOptions::default().id("base"), tar.build())
         .await
         .unwrap();
     let image = ImageOptions::default().name("image");

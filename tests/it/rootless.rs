@@ -266,14 +266,14 @@ async fn refusals(peers: &Peers) {
     options.id_mappings.uids = vec![IdMap::new(0, UID, 1)];
     options.id_mappings.gids = vec![IdMap::new(0, UID, 1)];
     let store = Store::open(options).await.unwrap();
-    let mine = Tar::new().dir("d/").file("d/f", "mine").finish();
+    let mine = Tar::new().dir("d/").file("d/f", "mine").build();
     let layer = put_bytes(&store, None, LayerOptions::default(), mine)
         .await
         .unwrap();
     let dir = graph.join("vfs/dir").join(layer.id());
     assert_eq!(fs::read_to_string(dir.join("d/f")).unwrap(), "mine");
     assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o555);
-    let others = Tar::new().entry(Header::new(b'0', "f").owner(1, 1), "").finish();
+    let others = Tar::new().entry(Header::new(b'0', "f").owner(1, 1)).build();
     let error = put_bytes(&store, Some(layer.id()), LayerOptions::default(), others)
         .await
         .unwrap_err();
@@ -288,12 +288,17 @@ async fn put_image(store: &Store, peers: &Peers) -> OciImage {
         .dir("d/")
         .file("d/kept", "kept")
         .file("d/gone", "gone")
-        .entry(Header::new(b'5', "closed/").mode(0o555), "")
+        .entry(Header::new(b'5', "closed/").mode(0o555))
         .file("closed/file", "inside")
         .dir("opaque/")
         .file("opaque/old", "old")
-        .entry(Header::new(b'0', "owned").owner(1000, 1000).size(5), "owned")
-        .entry(Header::new(b'3', "null").device(1, 3), "");
+        .entry(
+            Header::new(b'0', "owned")
+                .owner(1000, 1000)
+                .size(5)
+                .content("owned"),
+        )
+        .entry(Header::new(b'3', "null").device(1, 3));
     let child = Tar::new()
         .dir("d/")
         .file("d/.wh.gone", "")
@@ -302,10 +307,8 @@ async fn put_image(store: &Store, peers: &Peers) -> OciImage {
         .file("opaque/.wh..wh..opq", "")
         .file("opaque/new", "new");
     let named = |id: &str| LayerOptions::default().id(id);
-    let base = put_bytes(store, None, named("base"), base.finish())
-        .await
-        .unwrap();
-    let child = put_bytes(store, Some("base"), named("child"), child.finish())
+    let base = put_bytes(store, None, named("base"), base.build()).await.unwrap();
+    let child = put_bytes(store, Some("base"), named("child"), child.build())
         .await
         .unwrap();
     for layer in [&base, &child] {
@@ -478,7 +481,7 @@ async fn made_by_others(store: &Store, peers: &Peers) {
         .file("d/theirs", "theirs")
         .dir("opaque/")
         .file("opaque/.wh..wh..opq", "")
-        .finish();
+        .build();
     let file = peers.run.join("theirs.tar");
     fs::write(&file, &tar).unwrap();
     peers

@@ -84,10 +84,10 @@ async fn fill(store: Store, size: usize) -> Store {
         .dir("d/")
         .file("d/small", "s")
         .file("d/large", &content)
-        .finish();
+        .build();
     let id = |id: &str| LayerOptions::default().id(id);
     put_bytes(&store, None, id("layer"), tar).await.unwrap();
-    put_bytes(&store, None, id("other"), Tar::new().file("x", "y").finish())
+    put_bytes(&store, None, id("other"), Tar::new().file("x", "y").build())
         .await
         .unwrap();
     store
@@ -146,7 +146,7 @@ async fn work(store: &Store, number: usize) {
     for round in 0..5 {
         let id = format!("work-{number}-{round}");
         let options = LayerOptions::default().id(&id);
-        let tar = Tar::new().file("f", &id).finish();
+        let tar = Tar::new().file("f", &id).build();
         put_bytes(store, Some("other"), options, tar).await.unwrap();
         assert!(store.layers().await.unwrap().iter().any(|layer| layer.id() == id));
         store

@@ -93,7 +93,7 @@ async fn create_and_delete(prefix: &str, count: usize) {
         let layer = if index % 3 == 0 {
             store.create_layer(parent.as_deref(), options).await.unwrap()
         } else {
-            let tar = Tar::new().dir("d/").file("d/file", &id).finish();
+            let tar = Tar::new().dir("d/").file("d/file", &id).build();
             put_bytes(&store, parent.as_deref(), options, tar).await.unwrap()
         };
         assert_eq!(layer.id(), id);
@@ -116,7 +116,7 @@ async fn memory(source: &str, size: u64) {
         &store,
         None,
         LayerOptions::default(),
-        Tar::new().file("small", "x").finish(),
+        Tar::new().file("small", "x").build(),
     )
     .await
     .unwrap();
@@ -181,7 +181,7 @@ impl LargeTar {
             self.ready.extend(
                 Header::new(b'0', format!("file-{}", self.files))
                     .size(FILE_SIZE)
-                    .bytes(),
+                    .header(),
             );
         } else if !self.ended {
             self.ended = true;

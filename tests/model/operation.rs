@@ -134,10 +134,10 @@ impl Blob {
         for (name, data) in &self.files {
             tar = match data {
                 Some(data) => tar.file(name, data.bytes()),
-                None => tar.entry(Header::new(b'0', format!(".wh.{name}")), ""),
+                None => tar.entry(Header::new(b'0', format!(".wh.{name}"))),
             };
         }
-        tar.finish()
+        tar.build()
     }
 
     /// The stream as it is sent.

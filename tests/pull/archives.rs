@@ -227,7 +227,7 @@ async fn hostile_archives_are_refused_and_leave_nothing() {
             let tar = members
                 .into_iter()
                 .fold(Tar::new(), |tar, (name, content)| tar.file(name, content));
-            tar.finish()
+            tar.build()
         };
         let manifest = match kind {
             "oci-archive" => "index.json",

@@ -379,5 +379,5 @@ pub(crate) fn layer(name: &str, mebibytes: usize) -> Vec<u8> {
         state ^= state << 17;
         content.extend(state.to_le_bytes());
     }
-    Tar::new().file(name, content).finish()
+    Tar::new().file(name, content).build()
 }

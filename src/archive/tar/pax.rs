@@ -232,7 +232,7 @@ mod tests {
                 if matches!(key.as_str(), "path" | "linkpath" | "uname" | "gname") && value.contains(&0) {
                     return Ok(());
                 }
-                data.extend(crate::archive::test_tar::pax_record(key.as_bytes(), value));
+                data.extend(crate::test_util::pax_record(key.as_bytes(), value));
             }
             let records = parsed(&data).unwrap();
             let back: Vec<_> = records.iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();

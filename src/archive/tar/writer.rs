@@ -376,7 +376,7 @@ impl Content {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::test_tar::pax_record;
+    use crate::test_util::pax_record;
     use std::io::{Seek as _, SeekFrom, Write as _};
 
     /// Everything that is queued, taken in parts of `room` bytes.

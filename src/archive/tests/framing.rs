@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::archive::tar::header::{BLOCK, Timestamp};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar::sparse::Fragment;
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::{ErrorKind, Result};
+use crate::test_util::{TarBuilder, TarEntry as Item};
 
 /// An archive in chunks of one size.
 struct Chunks {
@@ -86,7 +86,7 @@ fn frame(bytes: &[u8]) -> Result<Vec<Frame>> {
 }
 
 fn only(item: Item) -> Frame {
-    let mut frames = frame(&TarBuilder::new().add(item).end()).unwrap();
+    let mut frames = frame(&TarBuilder::new().entry(item).build()).unwrap();
     assert_eq!(frames.len(), 1);
     frames.remove(0)
 }
@@ -135,13 +135,13 @@ fn every_dialect_is_read() {
         only(Item::file("n", "").owner(3_000_000_000, 1)).entry.uid,
         3_000_000_000
     );
-    assert_eq!(only(Item::typed(0, "d/")).kind, b'5');
-    assert_eq!(only(Item::typed(0, "f")).kind, b'0');
+    assert_eq!(only(Item::new(0, "d/")).kind, b'5');
+    assert_eq!(only(Item::new(0, "f")).kind, b'0');
     assert_eq!(only(Item::file("f/", "")).kind, b'0');
     let frames = frame(
         &TarBuilder::new()
-            .add(Item::dir("d").size_field("00000010000"))
-            .end(),
+            .entry(Item::dir("d").size_field("00000010000"))
+            .build(),
     )
     .unwrap();
     assert_eq!((frames[0].size, frames[0].entry.declared_size), (0, 4096));
@@ -170,18 +170,18 @@ fn extended_headers_change_the_entry() {
     );
     assert_eq!(entry.records.xattrs().count(), 1);
     let long = "x/".repeat(300);
-    let mut archive = TarBuilder::new().add(Item::symlink(long.clone() + "name", long.clone() + "target"));
-    archive = archive.add(Item::file("next", "y"));
-    let frames = self::frame(&archive.end()).unwrap();
+    let mut archive = TarBuilder::new().entry(Item::symlink(long.clone() + "name", long.clone() + "target"));
+    archive = archive.entry(Item::file("next", "y"));
+    let frames = self::frame(&archive.build()).unwrap();
     assert_eq!(frames[0].name, long.clone() + "name");
     assert_eq!(frames[0].link, long + "target");
     assert_eq!((frames[1].name.as_str(), frames[1].link.as_str()), ("next", ""));
     // A GNU long name wins over a pax path; of two extended headers the second replaces the first.
     let archive = TarBuilder::new()
-        .add(Item::typed(b'x', "p").content(crate::archive::test_tar::pax_record(b"uid", b"1")))
-        .add(Item::typed(b'L', "l").content("gnu\0junk"))
-        .add(Item::file("n", "z").pax("path", "pax").pax("gid", "2"))
-        .end();
+        .entry(Item::new(b'x', "p").content(crate::test_util::pax_record(b"uid", b"1")))
+        .entry(Item::new(b'L', "l").content("gnu\0junk"))
+        .entry(Item::file("n", "z").pax("path", "pax").pax("gid", "2"))
+        .build();
     let frames = self::frame(&archive).unwrap();
     assert_eq!(
         (frames[0].name.as_str(), frames[0].entry.uid, frames[0].entry.gid),
@@ -192,13 +192,13 @@ fn extended_headers_change_the_entry() {
 #[test]
 fn the_size_in_a_pax_record_counts() {
     let archive = TarBuilder::new()
-        .add(
+        .entry(
             Item::file("a", "0123456789")
                 .size_field("00000000003")
                 .pax("size", "10"),
         )
-        .add(Item::file("b", "x"))
-        .end();
+        .entry(Item::file("b", "x"))
+        .build();
     let frames = frame(&archive).unwrap();
     assert_eq!(
         (frames[0].size, frames[0].payload.as_slice()),
@@ -209,12 +209,12 @@ fn the_size_in_a_pax_record_counts() {
 
 #[test]
 fn global_headers_are_entries_and_change_nothing() {
-    let record = crate::archive::test_tar::pax_record(b"uid", b"77");
+    let record = crate::test_util::pax_record(b"uid", b"77");
     let archive = TarBuilder::new()
-        .add(Item::typed(b'x', "lost").content(crate::archive::test_tar::pax_record(b"path", b"lost")))
-        .add(Item::typed(b'g', "global").content(record))
-        .add(Item::file("a", "x"))
-        .end();
+        .entry(Item::new(b'x', "lost").content(crate::test_util::pax_record(b"path", b"lost")))
+        .entry(Item::new(b'g', "global").content(record))
+        .entry(Item::file("a", "x"))
+        .build();
     let frames = frame(&archive).unwrap();
     assert_eq!(
         (frames[0].kind, frames[0].name.as_str(), frames[0].size),
@@ -264,7 +264,7 @@ fn sparse_maps_in_every_form() {
             .pax("GNU.sparse.name", "real")
             .pax("GNU.sparse.realsize", "1000"),
     ));
-    let gnu = Item::typed(b'S', "real").gnu().patch(483, "00000001750");
+    let gnu = Item::new(b'S', "real").gnu().patch(483, "00000001750");
     check(&only(
         gnu.clone()
             .content("abcde")
@@ -275,7 +275,7 @@ fn sparse_maps_in_every_form() {
     let mut block = [0; BLOCK];
     block[..23].copy_from_slice(b"00000000144\x0000000000002");
     let archive = TarBuilder::new()
-        .add(
+        .entry(
             gnu.clone()
                 .size_field("00000000005")
                 .patch(386, "00000000002\x0000000000003")
@@ -284,8 +284,8 @@ fn sparse_maps_in_every_form() {
         .raw(block)
         .raw("abcde")
         .raw([0; BLOCK - 5])
-        .add(Item::file("next", ""))
-        .end();
+        .entry(Item::file("next", ""))
+        .build();
     let frames = frame(&archive).unwrap();
     check(&frames[0]);
     assert_eq!(frames[1].name, "next");
@@ -301,14 +301,14 @@ fn sparse_maps_in_every_form() {
         gnu.clone().content("abcde"),
         gnu.magic(b"ustar\x0000"),
     ] {
-        let error = frame(&TarBuilder::new().add(bad).end()).err().unwrap();
+        let error = frame(&TarBuilder::new().entry(bad).build()).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive);
     }
 }
 
 #[test]
 fn odd_endings() {
-    let one = || TarBuilder::new().add(Item::file("a", "12345"));
+    let one = || TarBuilder::new().entry(Item::file("a", "12345"));
     let cut = |bytes: Vec<u8>, by: usize| bytes[..bytes.len() - by].to_vec();
     let good: Vec<(&str, Vec<u8>, usize)> = vec![
         ("empty", Vec::new(), 0),
@@ -326,7 +326,7 @@ fn odd_endings() {
         ),
         (
             "an archive after the end",
-            one().raw([0; 1024]).raw(one().end()).unfinished(),
+            one().raw([0; 1024]).raw(one().build()).unfinished(),
             1,
         ),
     ];
@@ -355,51 +355,53 @@ fn odd_endings() {
         ("ends in a header", cut(one().unfinished(), 600), "unexpected end"),
         (
             "negative size",
-            one().add(Item::file("b", "").size_field([0xff; 12])).end(),
+            one().entry(Item::file("b", "").size_field([0xff; 12])).build(),
             "negative size",
         ),
         (
             "negative pax size",
-            one().add(Item::file("b", "").pax("size", "-1")).end(),
+            one().entry(Item::file("b", "").pax("size", "-1")).build(),
             "negative size",
         ),
         (
             "huge size",
             one()
-                .add(Item::file("b", "").size_field(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"))
-                .end(),
+                .entry(Item::file("b", "").size_field(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"))
+                .build(),
             "unexpected end",
         ),
         (
             "too huge",
             one()
-                .add(Item::file("b", "").size_field(b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"))
-                .end(),
+                .entry(Item::file("b", "").size_field(b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"))
+                .build(),
             "malformed number",
         ),
         (
             "huge long name",
-            one().add(Item::typed(b'L', "b").size_field("77777777777")).end(),
+            one()
+                .entry(Item::new(b'L', "b").size_field("77777777777"))
+                .build(),
             "over 1 MiB",
         ),
         (
             "bad pax",
-            one().add(Item::typed(b'x', "b").content("5 a=b\n")).end(),
+            one().entry(Item::new(b'x', "b").content("5 a=b\n")).build(),
             "malformed extended header",
         ),
         (
             "bad pax uid",
-            one().add(Item::file("b", "").pax("uid", "x")).end(),
+            one().entry(Item::file("b", "").pax("uid", "x")).build(),
             "malformed extended record",
         ),
         (
             "bad global uid",
-            one().add(Item::typed(b'g', "b").content("8 uid=x\n")).end(),
+            one().entry(Item::new(b'g', "b").content("8 uid=x\n")).build(),
             "malformed global",
         ),
         (
             "bad mode",
-            one().add(Item::file("b", "").patch(100, "junk")).end(),
+            one().entry(Item::file("b", "").patch(100, "junk")).build(),
             "malformed number",
         ),
     ];

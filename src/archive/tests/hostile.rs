@@ -1,27 +1,27 @@
 //! Archives that mean harm, and archives that are damaged.
 
 use super::*;
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::ErrorKind;
+use crate::test_util::{TarBuilder, TarEntry as Item};
 use proptest::prelude::*;
 
 #[test]
 fn names_stay_inside() {
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(Item::file("../evil", "1"))
-        .add(Item::file("a/../../../evil2", "2"))
-        .add(Item::file("/abs", "3"))
-        .add(Item::file("//tmp/./x/../y", "4"))
-        .add(Item::symlink("esc", ".."))
-        .add(Item::file("esc/sentinel", "inside"))
-        .add(Item::symlink("abs-link", "/"))
-        .add(Item::file("abs-link/z", "5"))
-        .add(Item::symlink("chain", "esc/../esc/.."))
-        .add(Item::file("chain/w", "6"))
-        .add(Item::symlink("final", "../sentinel"))
-        .add(Item::file("final", "replaced, not followed"))
-        .end();
+        .entry(Item::file("../evil", "1"))
+        .entry(Item::file("a/../../../evil2", "2"))
+        .entry(Item::file("/abs", "3"))
+        .entry(Item::file("//tmp/./x/../y", "4"))
+        .entry(Item::symlink("esc", ".."))
+        .entry(Item::file("esc/sentinel", "inside"))
+        .entry(Item::symlink("abs-link", "/"))
+        .entry(Item::file("abs-link/z", "5"))
+        .entry(Item::symlink("chain", "esc/../esc/.."))
+        .entry(Item::file("chain/w", "6"))
+        .entry(Item::symlink("final", "../sentinel"))
+        .entry(Item::file("final", "replaced, not followed"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(
         layer.names(),
@@ -37,9 +37,9 @@ fn links_lead_nowhere_outside() {
     for target in ["../sentinel", "/../sentinel", "../../sentinel", "esc/sentinel"] {
         let layer = Layer::new(OVERLAY);
         let tar = TarBuilder::new()
-            .add(Item::symlink("esc", ".."))
-            .add(Item::hard_link("h", target))
-            .end();
+            .entry(Item::symlink("esc", ".."))
+            .entry(Item::hard_link("h", target))
+            .build();
         let error = layer.apply(&tar).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{target}");
         assert!(error.chain().contains("does not exist"), "{}", error.chain());
@@ -48,9 +48,9 @@ fn links_lead_nowhere_outside() {
     let layer = Layer::new(OVERLAY);
     let before = std::fs::metadata(layer.tmp.path().join("sentinel")).unwrap();
     let tar = TarBuilder::new()
-        .add(Item::symlink("out", "../sentinel"))
-        .add(Item::hard_link("h", "out").mode(0o777).mtime(5))
-        .end();
+        .entry(Item::symlink("out", "../sentinel"))
+        .entry(Item::hard_link("h", "out").mode(0o777).mtime(5))
+        .build();
     layer.apply(&tar).unwrap();
     let after = std::fs::metadata(layer.tmp.path().join("sentinel")).unwrap();
     assert_eq!(
@@ -60,15 +60,15 @@ fn links_lead_nowhere_outside() {
     assert!(std::fs::symlink_metadata(layer.at("h")).unwrap().is_symlink());
     // A dangling parent is an error, not a way out.
     let tar = TarBuilder::new()
-        .add(Item::symlink("x", "/no/where"))
-        .add(Item::file("x/f", ""))
-        .end();
+        .entry(Item::symlink("x", "/no/where"))
+        .entry(Item::file("x/f", ""))
+        .build();
     let error = Layer::new(OVERLAY).apply(&tar).unwrap_err();
     assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound));
     let tar = TarBuilder::new()
-        .add(Item::symlink("x", "x"))
-        .add(Item::file("x/f", ""))
-        .end();
+        .entry(Item::symlink("x", "x"))
+        .entry(Item::file("x/f", ""))
+        .build();
     let error = Layer::new(OVERLAY).apply(&tar).unwrap_err();
     assert!(error.chain().contains("x/f"), "{}", error.chain());
 }
@@ -77,13 +77,13 @@ fn links_lead_nowhere_outside() {
 fn a_link_put_in_a_cached_directorys_place_is_not_gone_through() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::dir("d"))
-        .add(Item::file("d/1", "x"))
-        .add(Item::symlink("d", "../"))
-        .add(Item::file("d/2", "x"))
-        .add(Item::dir("d"))
-        .add(Item::file("d/3", "x"))
-        .end();
+        .entry(Item::dir("d"))
+        .entry(Item::file("d/1", "x"))
+        .entry(Item::symlink("d", "../"))
+        .entry(Item::file("d/2", "x"))
+        .entry(Item::dir("d"))
+        .entry(Item::file("d/3", "x"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.names(), ["2", "d", "d/3"]);
 }
@@ -92,11 +92,11 @@ fn a_link_put_in_a_cached_directorys_place_is_not_gone_through() {
 fn odd_bytes_in_names() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::file("new\nline", "a"))
-        .add(Item::file(b"\xff\xfe/\x80", "b"))
-        .add(Item::file("tab\t\"quote\" \\", "c"))
-        .add(Item::file("cut\0here", "d"))
-        .end();
+        .entry(Item::file("new\nline", "a"))
+        .entry(Item::file(b"\xff\xfe/\x80", "b"))
+        .entry(Item::file("tab\t\"quote\" \\", "c"))
+        .entry(Item::file("cut\0here", "d"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read("new\nline"), "a");
     assert_eq!(layer.read("cut"), "d");
@@ -105,7 +105,7 @@ fn odd_bytes_in_names() {
         .pax("GNU.sparse.size", "3")
         .pax("GNU.sparse.numblocks", "1")
         .pax("GNU.sparse.map", "0,3");
-    let error = layer.apply(&TarBuilder::new().add(sparse).end()).unwrap_err();
+    let error = layer.apply(&TarBuilder::new().entry(sparse).build()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArchive);
 }
 
@@ -113,7 +113,7 @@ fn odd_bytes_in_names() {
 fn too_long_and_too_deep_names_are_named_shortly() {
     for name in ["d/".repeat(10_000) + "f", "x".repeat(256), "y/".repeat(2049)] {
         let error = Layer::new(WhiteoutFormat::Apply)
-            .apply(&TarBuilder::new().add(Item::file(&name, "")).end())
+            .apply(&TarBuilder::new().entry(Item::file(&name, "")).build())
             .unwrap_err();
         assert_eq!(
             error.io_kind(),
@@ -130,9 +130,9 @@ fn too_long_and_too_deep_names_are_named_shortly() {
     // What a path can just name works, and so does replacing it.
     let deep = "d/".repeat(2000) + "f";
     let tar = TarBuilder::new()
-        .add(Item::file(&deep, "deep"))
-        .add(Item::file("d", "flat"))
-        .end();
+        .entry(Item::file(&deep, "deep"))
+        .entry(Item::file("d", "flat"))
+        .build();
     let layer = Layer::new(WhiteoutFormat::Apply);
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read("d"), "flat");
@@ -142,14 +142,18 @@ fn too_long_and_too_deep_names_are_named_shortly() {
 fn wide_numbers_are_errors_and_not_other_owners() {
     for (uid, gid) in [(1 << 32, 0), (0, 1 << 40)] {
         let error = Layer::new(WhiteoutFormat::Apply)
-            .apply(&TarBuilder::new().add(Item::file("f", "").owner(uid, gid)).end())
+            .apply(
+                &TarBuilder::new()
+                    .entry(Item::file("f", "").owner(uid, gid))
+                    .build(),
+            )
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive);
     }
     let error = Layer::new(WhiteoutFormat::Apply).apply(
         &TarBuilder::new()
-            .add(Item::file("f", "").pax("mtime", "9223372036854775807"))
-            .end(),
+            .entry(Item::file("f", "").pax("mtime", "9223372036854775807"))
+            .build(),
     );
     drop(error);
 }
@@ -157,19 +161,19 @@ fn wide_numbers_are_errors_and_not_other_owners() {
 /// A small archive with some of everything.
 fn sample() -> Vec<u8> {
     TarBuilder::new()
-        .add(Item::dir("d").mode(0o700))
-        .add(
+        .entry(Item::dir("d").mode(0o700))
+        .entry(
             Item::file("d/f", "content")
                 .xattr("user.x", "y")
                 .pax("mtime", "1.5"),
         )
-        .add(Item::symlink("l", "d"))
-        .add(Item::file("l/g", "through a link"))
-        .add(Item::hard_link("h", "d/f"))
-        .add(Item::file("x".repeat(120), "long name"))
-        .add(Item::file("d/.wh.gone", ""))
-        .add(Item::file("d/f", "again"))
-        .end()
+        .entry(Item::symlink("l", "d"))
+        .entry(Item::file("l/g", "through a link"))
+        .entry(Item::hard_link("h", "d/f"))
+        .entry(Item::file("x".repeat(120), "long name"))
+        .entry(Item::file("d/.wh.gone", ""))
+        .entry(Item::file("d/f", "again"))
+        .build()
 }
 
 #[test]
@@ -235,7 +239,7 @@ proptest! {
         let mut builder = TarBuilder::new();
         for (index, (kind, name, other)) in steps.into_iter().enumerate() {
             let (name, other) = (names[name], names[other]);
-            builder = builder.add(match kind {
+            builder = builder.entry(match kind {
                 0 | 1 => Item::file(name, format!("content {index}")),
                 2 => Item::dir(name),
                 3 => Item::symlink(name, other),
@@ -252,7 +256,7 @@ proptest! {
                 _ => Item::file(format!("{name}/.wh..wh..opq"), "marker"),
             });
         }
-        let tar = builder.end();
+        let tar = builder.build();
         let layer = Layer::new([OVERLAY, WhiteoutFormat::Apply, WhiteoutFormat::Verbatim][form]);
         drop(layer.apply(&tar));
     }

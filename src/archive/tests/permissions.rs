@@ -3,8 +3,8 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::archive::tests::{Layer, OVERLAY, root_or_skip};
+use crate::test_util::{TarBuilder, TarEntry as Item};
 use crate::whiteout::{OVERRIDE_STAT, WhiteoutFormat};
 
 /// Who has no privileges.
@@ -53,18 +53,18 @@ fn directories_that_forbid_writing_are_filled_and_emptied_by_their_owner() {
     layer.sync = true;
     std::fs::set_permissions(layer.root(), std::fs::Permissions::from_mode(0o555)).unwrap();
     let first = TarBuilder::new()
-        .add(mine(Item::dir("a").mode(0o555)))
-        .add(mine(Item::dir("a/closed").mode(0o111)))
-        .add(mine(Item::file("a/closed/f", "x")))
-        .add(mine(Item::dir("a/b").mode(0o500)))
-        .add(mine(Item::dir("a/b/c").mode(0o1555)))
-        .add(mine(Item::file("a/b/c/f", "x").mode(0o444)))
-        .add(mine(Item::dir("opened").mode(0o555)))
-        .add(mine(Item::dir("opened").mode(0o711)))
-        .add(mine(Item::dir("late").mode(0o755)))
-        .add(mine(Item::file("late/f", "x")))
-        .add(mine(Item::dir("late").mode(0o500)));
-    layer.apply(&first.end()).unwrap();
+        .entry(mine(Item::dir("a").mode(0o555)))
+        .entry(mine(Item::dir("a/closed").mode(0o111)))
+        .entry(mine(Item::file("a/closed/f", "x")))
+        .entry(mine(Item::dir("a/b").mode(0o500)))
+        .entry(mine(Item::dir("a/b/c").mode(0o1555)))
+        .entry(mine(Item::file("a/b/c/f", "x").mode(0o444)))
+        .entry(mine(Item::dir("opened").mode(0o555)))
+        .entry(mine(Item::dir("opened").mode(0o711)))
+        .entry(mine(Item::dir("late").mode(0o755)))
+        .entry(mine(Item::file("late/f", "x")))
+        .entry(mine(Item::dir("late").mode(0o500)));
+    layer.apply(&first.build()).unwrap();
     for (path, expected) in [
         ("", 0o555),
         ("a", 0o555),
@@ -79,29 +79,29 @@ fn directories_that_forbid_writing_are_filled_and_emptied_by_their_owner() {
     assert_eq!(layer.read("a/closed/f"), "x");
     // A second layer goes into what the first has closed, and removes from it.
     let second = TarBuilder::new()
-        .add(mine(Item::file("a/b/c/g", "y")))
-        .add(mine(Item::file("a/b/c/.wh.f", "")))
-        .add(mine(Item::file("late/.wh..wh..opq", "")));
-    layer.apply(&second.end()).unwrap();
+        .entry(mine(Item::file("a/b/c/g", "y")))
+        .entry(mine(Item::file("a/b/c/.wh.f", "")))
+        .entry(mine(Item::file("late/.wh..wh..opq", "")));
+    layer.apply(&second.build()).unwrap();
     assert!(layer.at("a/b/c/g").exists() && !layer.at("a/b/c/f").exists());
     assert!(!layer.at("late/f").exists());
     for (path, expected) in [("", 0o555), ("a/b", 0o500), ("a/b/c", 0o1555), ("late", 0o500)] {
         assert_eq!(mode(&layer, path), expected, "{path:?}");
     }
     let third = TarBuilder::new()
-        .add(mine(Item::file(".wh.late", "")))
-        .add(mine(Item::file("a/b", "now a file")))
-        .add(mine(Item::dir("a").mode(0o755)));
-    layer.apply(&third.end()).unwrap();
+        .entry(mine(Item::file(".wh.late", "")))
+        .entry(mine(Item::file("a/b", "now a file")))
+        .entry(mine(Item::dir("a").mode(0o755)));
+    layer.apply(&third.build()).unwrap();
     assert_eq!(layer.read("a/b"), "now a file");
     assert_eq!(mode(&layer, "a"), 0o755);
     // What is made anew in a closed directory's place is not closed.
     let fourth = TarBuilder::new()
-        .add(mine(Item::dir("d").mode(0o555)))
-        .add(mine(Item::file("d", "")))
-        .add(mine(Item::file(".wh.d", "")))
-        .add(mine(Item::dir("e").mode(0o500)));
-    layer.apply(&fourth.end()).unwrap();
+        .entry(mine(Item::dir("d").mode(0o555)))
+        .entry(mine(Item::file("d", "")))
+        .entry(mine(Item::file(".wh.d", "")))
+        .entry(mine(Item::dir("e").mode(0o500)));
+    layer.apply(&fourth.build()).unwrap();
     assert!(layer.at("d").is_file() && mode(&layer, "e") == 0o500);
     // For the removal of the test's own directory.
     std::fs::set_permissions(layer.root(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -115,7 +115,7 @@ fn owners_of_others_are_refused_to_an_ordinary_user_unless_they_do_not_matter() 
     ) {
         return;
     }
-    let tar = TarBuilder::new().add(Item::file("f", "x").owner(0, 0)).end();
+    let tar = TarBuilder::new().entry(Item::file("f", "x").owner(0, 0)).build();
     let mut layer = Layer::new(WhiteoutFormat::Apply);
     let error = layer.apply(&tar).unwrap_err();
     assert!(
@@ -135,21 +135,21 @@ fn a_forced_mode_hides_owners_modes_and_types_in_an_attribute() {
     layer.force_mask = Some(0o700);
     layer.in_user_namespace = true;
     let tar = TarBuilder::new()
-        .add(Item::dir("./").mode(0o751).owner(5, 6))
-        .add(Item::dir("d").mode(0o1777).owner(1, 2))
-        .add(Item::file("d/f", "content").mode(0o4755).owner(1000, 70_000))
-        .add(
+        .entry(Item::dir("./").mode(0o751).owner(5, 6))
+        .entry(Item::dir("d").mode(0o1777).owner(1, 2))
+        .entry(Item::file("d/f", "content").mode(0o4755).owner(1000, 70_000))
+        .entry(
             Item::file("d/own", "")
                 .xattr(OVERRIDE_STAT, "9:9:0777:file")
                 .xattr("user.kept", "1"),
         )
-        .add(Item::hard_link("d/hard", "d/f").owner(3, 3).mode(0o600))
-        .add(Item::symlink("soft", "d/f").owner(1000, 1000))
-        .add(Item::fifo("pipe").mode(0o640))
-        .add(Item::device(b'3', "char", 1, 3).mode(0o666))
-        .add(Item::device(b'4', "block", 259, 70_000).owner(0, 6))
-        .add(Item::file("implied/.wh.gone", ""));
-    layer.apply(&tar.end()).unwrap();
+        .entry(Item::hard_link("d/hard", "d/f").owner(3, 3).mode(0o600))
+        .entry(Item::symlink("soft", "d/f").owner(1000, 1000))
+        .entry(Item::fifo("pipe").mode(0o640))
+        .entry(Item::new(b'3', "char").device(1, 3).mode(0o666))
+        .entry(Item::new(b'4', "block").device(259, 70_000).owner(0, 6))
+        .entry(Item::file("implied/.wh.gone", ""));
+    layer.apply(&tar.build()).unwrap();
     for (path, value) in [
         ("", "5:6:0751:dir"),
         ("d", "1:2:1777:dir"),
@@ -179,7 +179,7 @@ fn a_forced_mode_hides_owners_modes_and_types_in_an_attribute() {
     assert_eq!(layer.xattr("d/own", "user.kept").unwrap(), b"1");
     assert_eq!(layer.read("d/f"), "content");
     // Nothing said of the root.
-    let silent = TarBuilder::new().add(Item::file("f", "x")).end();
+    let silent = TarBuilder::new().entry(Item::file("f", "x")).build();
     layer.apply(&silent).unwrap();
     assert_eq!(layer.xattr("", OVERRIDE_STAT).unwrap(), b"0:0:0755:dir");
 }
@@ -190,7 +190,7 @@ fn owners_and_modes_do_not_come_from_a_layers_attributes() {
         return;
     }
     let layer = Layer::new(OVERLAY);
-    let tar = TarBuilder::new().add(Item::file("f", "").xattr(OVERRIDE_STAT, "9:9:4777:file"));
-    layer.apply(&tar.end()).unwrap();
+    let tar = TarBuilder::new().entry(Item::file("f", "").xattr(OVERRIDE_STAT, "9:9:4777:file"));
+    layer.apply(&tar.build()).unwrap();
     assert_eq!(layer.xattr("f", OVERRIDE_STAT), None);
 }

@@ -237,7 +237,7 @@ fn joined(lines: Vec<Entry>) -> Vec<Entry> {
 
 #[test]
 fn the_go_library_writes_the_same_tape_and_reads_ours() {
-    use crate::archive::test_tar::{Item, TarBuilder};
+    use crate::test_util::{TarBuilder, TarEntry as Item};
     if !root_or_skip() || !have("containers-storage") {
         return;
     }
@@ -261,16 +261,16 @@ fn the_go_library_writes_the_same_tape_and_reads_ours() {
     }
     // What Go cannot import itself it can still read back.
     let odd = TarBuilder::new()
-        .add(Item::file("a", "first"))
-        .add(Item::dir("d"))
-        .add(Item::dir("./d/"))
-        .add(Item::file("../up", "clamped"))
-        .add(Item::symlink("l", "d"))
-        .add(Item::file("l/f", "through a link"))
-        .add(Item::file("a", "second"))
-        .add(Item::dir("sized").size_field("00000010000"))
-        .add(Item::file(".wh.x", "a whiteout with content"))
-        .add(Item::file(b"caf\xe9 <&>", "not text"))
+        .entry(Item::file("a", "first"))
+        .entry(Item::dir("d"))
+        .entry(Item::dir("./d/"))
+        .entry(Item::file("../up", "clamped"))
+        .entry(Item::symlink("l", "d"))
+        .entry(Item::file("l/f", "through a link"))
+        .entry(Item::file("a", "second"))
+        .entry(Item::dir("sized").size_field("00000010000"))
+        .entry(Item::file(".wh.x", "a whiteout with content"))
+        .entry(Item::file(b"caf\xe9 <&>", "not text"))
         .raw([0; 1024])
         .raw("junk")
         .unfinished();

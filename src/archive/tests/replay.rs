@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use super::*;
 use crate::archive::tar_split::format::TarSplitWriter;
 use crate::archive::tar_split::replay::Replay;
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::archive::tests::out_support::*;
 use crate::bridge::run_to_end;
 use crate::error::ErrorKind;
+use crate::test_util::{TarBuilder, TarEntry as Item};
 
 fn replay(split: &[u8], trees: &[OwnedFd], offset: u64) -> Replay<Cursor<Vec<u8>>> {
     let trees = trees.iter().map(|tree| tree.try_clone().unwrap()).collect();
@@ -146,7 +146,7 @@ fn everything_that_was_applied_comes_back() {
         Item::file("n".repeat(200), "long"),
     ];
     for form in [WhiteoutFormat::Apply, OVERLAY, WhiteoutFormat::Verbatim] {
-        let tar = tar.iter().cloned().collect::<TarBuilder>().end();
+        let tar = tar.iter().cloned().collect::<TarBuilder>().build();
         let tar = [&tar[..], b"after the end"].concat();
         let layer = Layer::new(form);
         layer.apply(&tar).unwrap();

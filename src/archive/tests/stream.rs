@@ -11,18 +11,18 @@ use super::*;
 use crate::archive::compress::gzip::Gzip;
 use crate::archive::compress::parallel::tests::compressed;
 use crate::archive::compress::zstd_frames::ZstdFrames;
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::ErrorKind;
+use crate::test_util::{TarBuilder, TarEntry as Item};
 
 fn tar() -> Vec<u8> {
     TarBuilder::new()
-        .add(Item::dir("d").owner(5, 6))
-        .add(Item::file("d/f", "content ".repeat(50_000)).owner(70_000, 6))
-        .add(Item::file(".wh.x", "").owner(9, 9))
-        .add(Item::typed(b'g', "g").content("8 a=bcd\n"))
-        .add(Item::symlink("l", "12345"))
+        .entry(Item::dir("d").owner(5, 6))
+        .entry(Item::file("d/f", "content ".repeat(50_000)).owner(70_000, 6))
+        .entry(Item::file(".wh.x", "").owner(9, 9))
+        .entry(Item::new(b'g', "g").content("8 a=bcd\n"))
+        .entry(Item::symlink("l", "12345"))
         .raw([0; 4096])
         .unfinished()
 }
@@ -222,7 +222,7 @@ fn a_failing_source_is_named() {
 #[test]
 fn a_failing_extraction_does_not_wait_for_the_source() {
     let bad = TarBuilder::new()
-        .add(Item::hard_link("a", "missing"))
+        .entry(Item::hard_link("a", "missing"))
         .raw(vec![0; 300_000])
         .unfinished();
     let source = Box::pin(Then(bad, 0, None));
@@ -252,7 +252,9 @@ fn the_guard_stays_with_the_blocking_half() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let (sender, dropped) = mpsc::channel();
     let guard = Guard(sender, layer.at("d/f"));
-    let big = TarBuilder::new().add(Item::file("d/f", vec![1; 4 << 20])).end();
+    let big = TarBuilder::new()
+        .entry(Item::file("d/f", vec![1; 4 << 20]))
+        .build();
     let source = Box::pin(Then(big[..3 << 20].to_vec(), 0, None));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -295,7 +297,7 @@ fn syncing_few_and_many() {
         let mut layer = Layer::new(WhiteoutFormat::Apply);
         layer.sync = true;
         let items = (0..count).map(|index| Item::file(format!("dir{}/f{index}", index % 3), "x"));
-        layer.apply(&items.collect::<TarBuilder>().end()).unwrap();
+        layer.apply(&items.collect::<TarBuilder>().build()).unwrap();
         assert_eq!(layer.names().len(), count + 3);
     }
 }

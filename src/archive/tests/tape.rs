@@ -2,19 +2,19 @@
 //! checks the replay; these are the cases made for it.)
 
 use super::*;
-use crate::archive::test_tar::{Item, TarBuilder};
+use crate::test_util::{TarBuilder, TarEntry as Item};
 
 #[test]
 fn an_ordinary_archive_is_taped_by_reference() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::dir("d/"))
-        .add(Item::file("./d//hello", "hello\n"))
-        .add(Item::file(b"caf\xe9", "x"))
-        .add(Item::dir("e").size_field("00000010000"))
-        .add(Item::typed(b'g', "global").content("8 a=bcd\n"))
-        .add(Item::symlink("l", "x"))
-        .end();
+        .entry(Item::dir("d/"))
+        .entry(Item::file("./d//hello", "hello\n"))
+        .entry(Item::file(b"caf\xe9", "x"))
+        .entry(Item::dir("e").size_field("00000010000"))
+        .entry(Item::new(b'g', "global").content("8 a=bcd\n"))
+        .entry(Item::symlink("l", "x"))
+        .build();
     layer.apply(&tar).unwrap();
     let lines = layer.lines();
     assert!(matches!(&lines[0], Entry::Segment(data) if data.len() == 512));
@@ -47,18 +47,18 @@ fn repeated_names_come_back_in_full() {
     let big = "big content ".repeat(100_000);
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::file("a", "first"))
-        .add(Item::file("keep", "kept"))
-        .add(Item::file("./a", &big))
-        .add(Item::file("a/", "third"))
-        .add(Item::dir("d"))
-        .add(Item::dir("d/"))
-        .add(Item::file("tree/x/f", "in a tree"))
-        .add(Item::hard_link("tree/x/h", "tree/x/f"))
-        .add(Item::symlink("tree", "elsewhere"))
-        .add(Item::typed(b'g', "global").content("8 a=bcd\n"))
-        .add(Item::typed(b'g', "global").content("8 a=xyz\n"))
-        .end();
+        .entry(Item::file("a", "first"))
+        .entry(Item::file("keep", "kept"))
+        .entry(Item::file("./a", &big))
+        .entry(Item::file("a/", "third"))
+        .entry(Item::dir("d"))
+        .entry(Item::dir("d/"))
+        .entry(Item::file("tree/x/f", "in a tree"))
+        .entry(Item::hard_link("tree/x/h", "tree/x/f"))
+        .entry(Item::symlink("tree", "elsewhere"))
+        .entry(Item::new(b'g', "global").content("8 a=bcd\n"))
+        .entry(Item::new(b'g', "global").content("8 a=xyz\n"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read("a"), "third");
     assert_eq!(
@@ -75,17 +75,17 @@ fn repeated_names_come_back_in_full() {
 fn two_names_for_one_place_come_back_too() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::dir("real"))
-        .add(Item::symlink("link", "/real"))
-        .add(Item::file("real/f", "first"))
-        .add(Item::file("link/f", "second"))
-        .add(Item::file("link/g", "third"))
-        .add(Item::file("real/g", "fourth"))
-        .add(Item::file("link/h", "fifth"))
+        .entry(Item::dir("real"))
+        .entry(Item::symlink("link", "/real"))
+        .entry(Item::file("real/f", "first"))
+        .entry(Item::file("link/f", "second"))
+        .entry(Item::file("link/g", "third"))
+        .entry(Item::file("real/g", "fourth"))
+        .entry(Item::file("link/h", "fifth"))
         // Names through the link mean nothing after this.
-        .add(Item::dir("link"))
-        .add(Item::file("link/h", "sixth"))
-        .end();
+        .entry(Item::dir("link"))
+        .entry(Item::file("link/h", "sixth"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read("real/f"), "second");
     assert_eq!(layer.read("real/g"), "fourth");
@@ -95,9 +95,9 @@ fn two_names_for_one_place_come_back_too() {
     std::fs::create_dir_all(layer.at("usr/lib")).unwrap();
     std::os::unix::fs::symlink("usr/lib", layer.at("lib")).unwrap();
     let tar = TarBuilder::new()
-        .add(Item::file("lib/f", "via a link below"))
-        .add(Item::file(".wh.lib", ""))
-        .end();
+        .entry(Item::file("lib/f", "via a link below"))
+        .entry(Item::file(".wh.lib", ""))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.names(), ["usr", "usr/lib", "usr/lib/f"]);
 }
@@ -110,18 +110,18 @@ fn payloads_that_are_not_on_disk_are_on_the_tape() {
     let mut layer = Layer::new(OVERLAY);
     layer.in_user_namespace = true;
     let tar = TarBuilder::new()
-        .add(Item::file(".wh.a", "whiteout with content"))
-        .add(Item::file("d/.wh..wh..opq", "marker with content"))
-        .add(Item::file("../clamped", "outside for others"))
-        .add(Item::file("./", "the root as a file"))
-        .add(
-            Item::typed(b'S', "gnu-sparse")
+        .entry(Item::file(".wh.a", "whiteout with content"))
+        .entry(Item::file("d/.wh..wh..opq", "marker with content"))
+        .entry(Item::file("../clamped", "outside for others"))
+        .entry(Item::file("./", "the root as a file"))
+        .entry(
+            Item::new(b'S', "gnu-sparse")
                 .gnu()
                 .content("abc")
                 .patch(386, "00000000000\x0000000000003")
                 .patch(483, "00000000003"),
         )
-        .end();
+        .build();
     layer.in_user_namespace = false;
     layer.apply(&tar).unwrap();
     assert!(
@@ -133,7 +133,7 @@ fn payloads_that_are_not_on_disk_are_on_the_tape() {
 
 #[test]
 fn odd_endings_come_back() {
-    let whole = TarBuilder::new().add(Item::file("a", "12345")).unfinished();
+    let whole = TarBuilder::new().entry(Item::file("a", "12345")).unfinished();
     let endings = [
         Vec::new(),
         vec![0; 512],

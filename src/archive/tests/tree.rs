@@ -3,9 +3,9 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
+use crate::test_util::{TarBuilder, TarEntry as Item};
 
 fn meta(layer: &Layer, path: &str) -> std::fs::Metadata {
     std::fs::symlink_metadata(layer.at(path)).unwrap()
@@ -19,42 +19,42 @@ fn every_type_arrives_with_its_metadata() {
     for form in [OVERLAY, WhiteoutFormat::Apply, WhiteoutFormat::Verbatim] {
         let layer = Layer::new(form);
         let tar = TarBuilder::new()
-            .add(Item::dir("d").mode(0o2775).owner(10, 20).mtime(1000))
-            .add(
+            .entry(Item::dir("d").mode(0o2775).owner(10, 20).mtime(1000))
+            .entry(
                 Item::file("d/f", "content")
                     .mode(0o4711)
                     .owner(1000, 1001)
                     .mtime(2000),
             )
-            .add(
+            .entry(
                 Item::file("d/ns", "x")
                     .pax("mtime", "3000.123456789")
                     .pax("atime", "4000000000.5"),
             )
-            .add(Item::file("d/empty", "").mode(0))
-            .add(Item::symlink("d/l", "../nowhere").owner(7, 8).mtime(5000))
-            .add(
+            .entry(Item::file("d/empty", "").mode(0))
+            .entry(Item::symlink("d/l", "../nowhere").owner(7, 8).mtime(5000))
+            .entry(
                 Item::hard_link("h", "d/f")
                     .mode(0o4711)
                     .owner(1000, 1001)
                     .mtime(2000),
             )
-            .add(Item::fifo("p").mode(0o622).mtime(6000))
-            .add(Item::device(b'3', "c", 5, 300).mode(0o666).owner(0, 5))
-            .add(Item::device(b'4', "b", 8, 1).mode(0o660))
-            .add(Item::typed(b'7', "contiguous").content("seven"))
-            .add(Item::typed(0, "old/"))
-            .add(
+            .entry(Item::fifo("p").mode(0o622).mtime(6000))
+            .entry(Item::new(b'3', "c").device(5, 300).mode(0o666).owner(0, 5))
+            .entry(Item::new(b'4', "b").device(8, 1).mode(0o660))
+            .entry(Item::new(b'7', "contiguous").content("seven"))
+            .entry(Item::new(0, "old/"))
+            .entry(
                 Item::file("x", "attributes")
                     .xattr("user.a", b"\0\xff")
                     .xattr("user.empty", ""),
             )
-            .add(Item::file("cap", "").owner(5, 5).xattr(
+            .entry(Item::file("cap", "").owner(5, 5).xattr(
                 "security.capability",
                 b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             ))
-            .add(Item::file("minus", "").owner(1, 1).mtime(-100))
-            .end();
+            .entry(Item::file("minus", "").owner(1, 1).mtime(-100))
+            .build();
         let applied = layer.apply(&tar).unwrap();
         assert_eq!(applied.entries, 14);
         let d = meta(&layer, "d");
@@ -117,9 +117,9 @@ fn the_umask_does_not_matter() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::file("implied/f", "").mode(0o666))
-        .add(Item::dir("d").mode(0o777));
-    layer.apply(&tar.end()).unwrap();
+        .entry(Item::file("implied/f", "").mode(0o666))
+        .entry(Item::dir("d").mode(0o777));
+    layer.apply(&tar.build()).unwrap();
     for (path, mode) in [("implied", 0o755), ("implied/f", 0o666), ("d", 0o777)] {
         assert_eq!(meta(&layer, path).mode() & 0o7777, mode, "{path}");
     }
@@ -136,7 +136,11 @@ fn owners_are_mapped_and_implied_parents_belong_to_root() {
         gids: vec![IdMap::new(0, 200_000, 10)],
     };
     layer
-        .apply(&TarBuilder::new().add(Item::file("a/b/f", "x").owner(3, 4)).end())
+        .apply(
+            &TarBuilder::new()
+                .entry(Item::file("a/b/f", "x").owner(3, 4))
+                .build(),
+        )
         .unwrap();
     for (path, uid, gid) in [
         ("a", 100_000, 200_000),
@@ -150,7 +154,7 @@ fn owners_are_mapped_and_implied_parents_belong_to_root() {
         );
     }
     let error = layer
-        .apply(&TarBuilder::new().add(Item::file("g", "").owner(10, 0)).end())
+        .apply(&TarBuilder::new().entry(Item::file("g", "").owner(10, 0)).build())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidMappings);
     assert!(error.chain().contains("unpacking \"g\""), "{}", error.chain());
@@ -158,8 +162,8 @@ fn owners_are_mapped_and_implied_parents_belong_to_root() {
     layer
         .apply(
             &TarBuilder::new()
-                .add(Item::file(".wh.gone", "").owner(5000, 0))
-                .end(),
+                .entry(Item::file(".wh.gone", "").owner(5000, 0))
+                .build(),
         )
         .unwrap();
     assert!(layer.is_whiteout("gone"));
@@ -169,27 +173,27 @@ fn owners_are_mapped_and_implied_parents_belong_to_root() {
 fn later_entries_replace_earlier_ones_by_type() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::file("dir-then-file/x/y", "inner"))
-        .add(Item::file("dir-then-file", "file"))
-        .add(Item::file("file-then-dir", "file"))
-        .add(Item::file("file-then-dir/x", "inner"))
-        .end();
+        .entry(Item::file("dir-then-file/x/y", "inner"))
+        .entry(Item::file("dir-then-file", "file"))
+        .entry(Item::file("file-then-dir", "file"))
+        .entry(Item::file("file-then-dir/x", "inner"))
+        .build();
     let error = layer.apply(&tar).unwrap_err();
     assert!(error.chain().contains("file-then-dir/x"), "{}", error.chain());
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::file("dir-then-file/x/y", "inner"))
-        .add(Item::file("dir-then-file", "file"))
-        .add(Item::file("file-then-dir", "file"))
-        .add(Item::dir("file-then-dir"))
-        .add(Item::file("file-then-dir/x", "inner"))
-        .add(Item::dir("kept").mode(0o700).xattr("user.old", "1"))
-        .add(Item::file("kept/f", "inside"))
-        .add(Item::dir("kept").mode(0o711))
-        .add(Item::symlink("link", "kept"))
-        .add(Item::dir("link"))
-        .add(Item::file("link/g", "not in kept"))
-        .end();
+        .entry(Item::file("dir-then-file/x/y", "inner"))
+        .entry(Item::file("dir-then-file", "file"))
+        .entry(Item::file("file-then-dir", "file"))
+        .entry(Item::dir("file-then-dir"))
+        .entry(Item::file("file-then-dir/x", "inner"))
+        .entry(Item::dir("kept").mode(0o700).xattr("user.old", "1"))
+        .entry(Item::file("kept/f", "inside"))
+        .entry(Item::dir("kept").mode(0o711))
+        .entry(Item::symlink("link", "kept"))
+        .entry(Item::dir("link"))
+        .entry(Item::file("link/g", "not in kept"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.read("dir-then-file"), "file");
     assert_eq!(layer.read("file-then-dir/x"), "inner");
@@ -203,14 +207,14 @@ fn later_entries_replace_earlier_ones_by_type() {
 fn times_of_directories_are_set_last() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::dir("./").mtime(11))
-        .add(Item::dir("d").mtime(22))
-        .add(Item::dir("d/e").mtime(33))
-        .add(Item::file("d/e/f", "x"))
-        .add(Item::dir("gone").mtime(44))
-        .add(Item::symlink("gone", "d"))
-        .add(Item::file("d/g", "x"))
-        .end();
+        .entry(Item::dir("./").mtime(11))
+        .entry(Item::dir("d").mtime(22))
+        .entry(Item::dir("d/e").mtime(33))
+        .entry(Item::file("d/e/f", "x"))
+        .entry(Item::dir("gone").mtime(44))
+        .entry(Item::symlink("gone", "d"))
+        .entry(Item::file("d/g", "x"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(
         (
@@ -240,14 +244,18 @@ fn the_root_entry_counts_only_where_it_should() {
     ] {
         let layer = Layer::new(form);
         layer
-            .apply(&TarBuilder::new().add(Item::dir(name).mode(0o711).mtime(77)).end())
+            .apply(
+                &TarBuilder::new()
+                    .entry(Item::dir(name).mode(0o711).mtime(77))
+                    .build(),
+            )
             .unwrap();
         let root = meta(&layer, "");
         assert_eq!(root.mode() & 0o7777 == 0o711, counts, "{name} {form:?}");
         assert_eq!(root.mtime() == 77, counts, "{name} {form:?}");
     }
     let error = Layer::new(WhiteoutFormat::Apply)
-        .apply(&TarBuilder::new().add(Item::file("/", "x")).end())
+        .apply(&TarBuilder::new().entry(Item::file("/", "x")).build())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArchive);
 }
@@ -259,12 +267,12 @@ fn hard_links_apply_their_header_to_the_shared_file() {
     }
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(Item::file("a", "x").owner(1000, 1000).mode(0o600).mtime(1))
-        .add(Item::hard_link("b", "/../a").owner(7, 8).mode(0o4755).mtime(9))
-        .add(Item::symlink("s", "target").mtime(3))
-        .add(Item::hard_link("t", "s").mtime(4).mode(0o777))
-        .add(Item::hard_link("a", "a").mtime(10).owner(7, 8).mode(0o4755))
-        .end();
+        .entry(Item::file("a", "x").owner(1000, 1000).mode(0o600).mtime(1))
+        .entry(Item::hard_link("b", "/../a").owner(7, 8).mode(0o4755).mtime(9))
+        .entry(Item::symlink("s", "target").mtime(3))
+        .entry(Item::hard_link("t", "s").mtime(4).mode(0o777))
+        .entry(Item::hard_link("a", "a").mtime(10).owner(7, 8).mode(0o4755))
+        .build();
     layer.apply(&tar).unwrap();
     let a = meta(&layer, "a");
     assert_eq!(
@@ -279,9 +287,9 @@ fn hard_links_apply_their_header_to_the_shared_file() {
         ("d", "directory"),
     ] {
         let tar = TarBuilder::new()
-            .add(Item::dir("d"))
-            .add(Item::hard_link("l", link))
-            .end();
+            .entry(Item::dir("d"))
+            .entry(Item::hard_link("l", link))
+            .build();
         let error = Layer::new(OVERLAY).apply(&tar).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive);
         assert!(error.chain().contains(reason), "{}", error.chain());
@@ -293,10 +301,10 @@ fn devices_are_left_out_in_a_user_namespace() {
     let mut layer = Layer::new(OVERLAY);
     layer.in_user_namespace = true;
     let tar = TarBuilder::new()
-        .add(Item::file("n", "was here"))
-        .add(Item::device(b'3', "n", 1, 3))
-        .add(Item::device(b'4', "dev/sda", 8, 0).owner(4_000_000_000, 0))
-        .end();
+        .entry(Item::file("n", "was here"))
+        .entry(Item::new(b'3', "n").device(1, 3))
+        .entry(Item::new(b'4', "dev/sda").device(8, 0).owner(4_000_000_000, 0))
+        .build();
     layer.apply(&tar).unwrap();
     assert!(layer.names().is_empty(), "{:?}", layer.names());
 }
@@ -308,7 +316,7 @@ fn some_attributes_never_come_from_a_layer() {
     }
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(
+        .entry(
             Item::dir("d")
                 .xattr("security.selinux", "label")
                 .xattr("trusted.overlay.opaque", "y")
@@ -320,15 +328,15 @@ fn some_attributes_never_come_from_a_layer() {
                 .xattr("user.kept", "yes")
                 .xattr("trusted.kept", "yes"),
         )
-        .end();
+        .build();
     layer.apply(&tar).unwrap();
     let dir = crate::sys::at::open_dir(&layer.root()).unwrap();
     let mut names = crate::sys::xattr::list_at(std::os::fd::AsFd::as_fd(&dir), b"d").unwrap();
     names.sort();
     assert_eq!(names, ["trusted.kept", "user.kept"]);
     let tar = TarBuilder::new()
-        .add(Item::symlink("s", "x").xattr("user.a", "b"))
-        .end();
+        .entry(Item::symlink("s", "x").xattr("user.a", "b"))
+        .build();
     let error = Layer::new(OVERLAY).apply(&tar).unwrap_err();
     assert!(error.chain().contains("user.a"), "{}", error.chain());
     let mut lenient = Layer::new(OVERLAY);
@@ -340,7 +348,7 @@ fn some_attributes_never_come_from_a_layer() {
 fn unknown_types_are_refused_by_name() {
     for kind in [b'V', b'D', b'M', b'8', b'z', 0xff] {
         let error = Layer::new(OVERLAY)
-            .apply(&TarBuilder::new().add(Item::typed(kind, "n")).end())
+            .apply(&TarBuilder::new().entry(Item::new(kind, "n")).build())
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive);
         assert!(error.chain().contains("type"), "{}", error.chain());
@@ -352,15 +360,15 @@ fn sparse_files_are_expanded_with_holes() {
     let layer = Layer::new(OVERLAY);
     let size: u64 = 64 << 20;
     let tar = TarBuilder::new()
-        .add(
+        .entry(
             Item::file("x", "abcde")
                 .pax("GNU.sparse.name", "dir/real")
                 .pax("GNU.sparse.realsize", size.to_string())
                 .pax("GNU.sparse.numblocks", "3")
                 .pax("GNU.sparse.map", format!("2,3,1000000,2,{size},0")),
         )
-        .add(Item::file("next", "y"))
-        .end();
+        .entry(Item::file("next", "y"))
+        .build();
     let applied = layer.apply(&tar).unwrap();
     let content = std::fs::read(layer.at("dir/real")).unwrap();
     assert_eq!(content.len() as u64, size);

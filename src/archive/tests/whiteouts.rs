@@ -1,8 +1,8 @@
 //! Deletions in every form, in every order.
 
 use super::*;
-use crate::archive::test_tar::{Item, TarBuilder};
 use crate::error::ErrorKind;
+use crate::test_util::{TarBuilder, TarEntry as Item};
 
 fn lower(layer: &Layer, files: &[&str]) {
     for file in files {
@@ -19,14 +19,14 @@ fn overlay_marks_deletions() {
     }
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(Item::file(".wh.a", "payload nobody needs").owner(5, 6))
-        .add(Item::dir(".wh.dir"))
-        .add(Item::file("sub/.wh.b", ""))
-        .add(Item::file("opaque/.wh..wh..opq", ""))
-        .add(Item::file("opaque/f", "x"))
-        .add(Item::file(".wh..wh.x", ""))
-        .add(Item::file("a/under", "a whiteout and then a path through it"))
-        .end();
+        .entry(Item::file(".wh.a", "payload nobody needs").owner(5, 6))
+        .entry(Item::dir(".wh.dir"))
+        .entry(Item::file("sub/.wh.b", ""))
+        .entry(Item::file("opaque/.wh..wh..opq", ""))
+        .entry(Item::file("opaque/f", "x"))
+        .entry(Item::file(".wh..wh.x", ""))
+        .entry(Item::file("a/under", "a whiteout and then a path through it"))
+        .build();
     layer.apply(&tar).unwrap();
     for path in ["dir", "sub/b", ".wh.x"] {
         assert!(layer.is_whiteout(path), "{path}");
@@ -62,7 +62,7 @@ fn overlay_deletions_do_not_depend_on_the_order() {
         items.rotate_left(turn);
         let layer = Layer::new(OVERLAY);
         layer
-            .apply(&items.into_iter().collect::<TarBuilder>().end())
+            .apply(&items.into_iter().collect::<TarBuilder>().build())
             .unwrap();
         assert!(layer.is_opaque("dir"), "turn {turn}");
         let listing = layer.listing();
@@ -71,23 +71,23 @@ fn overlay_deletions_do_not_depend_on_the_order() {
     // Below a whiteout another whiteout means nothing, a directory means that the upper one is opaque.
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(Item::file(".wh.foo", ""))
-        .add(Item::file("foo/.wh.bar", ""))
-        .end();
+        .entry(Item::file(".wh.foo", ""))
+        .entry(Item::file("foo/.wh.bar", ""))
+        .build();
     layer.apply(&tar).unwrap();
     assert!(layer.is_whiteout("foo"));
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(Item::file(".wh.foo", ""))
-        .add(Item::file("foo/.wh..wh..opq", ""))
-        .end();
+        .entry(Item::file(".wh.foo", ""))
+        .entry(Item::file("foo/.wh..wh..opq", ""))
+        .build();
     layer.apply(&tar).unwrap();
     assert!(layer.is_opaque("foo"));
     let layer = Layer::new(OVERLAY);
     let tar = TarBuilder::new()
-        .add(Item::file(".wh.foo", ""))
-        .add(Item::file("foo/bar/baz", "x"))
-        .end();
+        .entry(Item::file(".wh.foo", ""))
+        .entry(Item::file("foo/bar/baz", "x"))
+        .build();
     layer.apply(&tar).unwrap();
     assert!(layer.is_opaque("foo") && !layer.is_opaque("foo/bar"));
 }
@@ -100,11 +100,11 @@ fn an_opaque_root_and_existing_content_of_an_upper_directory() {
     let layer = Layer::new(OVERLAY);
     lower(&layer, &["old", "d/old", "e/old", "e/sub/old"]);
     let tar = TarBuilder::new()
-        .add(Item::file("d/new", "x"))
-        .add(Item::file("d/.wh..wh..opq", ""))
-        .add(Item::file(".wh.e", ""))
-        .add(Item::file(".wh..wh..opq", ""))
-        .end();
+        .entry(Item::file("d/new", "x"))
+        .entry(Item::file("d/.wh..wh..opq", ""))
+        .entry(Item::file(".wh.e", ""))
+        .entry(Item::file(".wh..wh..opq", ""))
+        .build();
     layer.apply(&tar).unwrap();
     assert!(layer.is_opaque("") && layer.is_opaque("d"));
     // The second diff of a layer takes away what the first one brought; the opaque root takes the whiteout too.
@@ -127,15 +127,15 @@ fn complete_trees_carry_deletions_out() {
         ],
     );
     let tar = TarBuilder::new()
-        .add(Item::file("opq/keep/new", "new"))
-        .add(Item::file("opq/new", "new"))
-        .add(Item::file("opq/.wh..wh..opq", ""))
-        .add(Item::file(".wh.file", "payload"))
-        .add(Item::file(".wh.dir", ""))
-        .add(Item::file("other/.wh.missing", ""))
-        .add(Item::file("nowhere/.wh.x", ""))
-        .add(Item::file("nowhere/.wh..wh..opq", ""))
-        .end();
+        .entry(Item::file("opq/keep/new", "new"))
+        .entry(Item::file("opq/new", "new"))
+        .entry(Item::file("opq/.wh..wh..opq", ""))
+        .entry(Item::file(".wh.file", "payload"))
+        .entry(Item::file(".wh.dir", ""))
+        .entry(Item::file("other/.wh.missing", ""))
+        .entry(Item::file("nowhere/.wh.x", ""))
+        .entry(Item::file("nowhere/.wh..wh..opq", ""))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(
         layer.names(),
@@ -163,7 +163,7 @@ fn deletions_in_complete_trees_do_not_depend_on_the_order() {
             &["file", "dir/f", "dir/g", "dir/sub/h", "opq/old", "opq/sub/old"],
         );
         layer
-            .apply(&items.into_iter().collect::<TarBuilder>().end())
+            .apply(&items.into_iter().collect::<TarBuilder>().build())
             .unwrap();
         assert_eq!(
             layer.names(),
@@ -184,19 +184,19 @@ fn deletions_follow_links_inside_the_root_only() {
     std::os::unix::fs::symlink("/real", layer.at("link")).unwrap();
     std::os::unix::fs::symlink("..", layer.at("up")).unwrap();
     let tar = TarBuilder::new()
-        .add(Item::file("link/.wh.a", ""))
-        .add(Item::file("up/.wh.sentinel", ""))
-        .add(Item::file("../.wh.sentinel", ""))
-        .end();
+        .entry(Item::file("link/.wh.a", ""))
+        .entry(Item::file("up/.wh.sentinel", ""))
+        .entry(Item::file("../.wh.sentinel", ""))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.names(), ["link", "real", "real/b", "up"]);
     // The deleted link itself goes, not what it points to.
     layer
         .apply(
             &TarBuilder::new()
-                .add(Item::file(".wh.up", ""))
-                .add(Item::file(".wh.link", ""))
-                .end(),
+                .entry(Item::file(".wh.up", ""))
+                .entry(Item::file(".wh.link", ""))
+                .build(),
         )
         .unwrap();
     assert_eq!(layer.names(), ["real", "real/b"]);
@@ -209,7 +209,7 @@ fn whiteouts_of_no_name_are_refused() {
             let layer = Layer::new(form);
             lower(&layer, &["d/f"]);
             let error = layer
-                .apply(&TarBuilder::new().add(Item::file(name, "")).end())
+                .apply(&TarBuilder::new().entry(Item::file(name, "")).build())
                 .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::UnsafePath, "{name}");
             assert!(layer.at("d/f").exists());
@@ -222,7 +222,7 @@ fn literal_whiteouts_are_files() {
     let layer = Layer::new(WhiteoutFormat::Verbatim);
     let names = [".wh..wh..opq", ".wh.a", "d/.wh..wh.plnk", "d/.wh.b"];
     let tar: TarBuilder = names.iter().map(|name| Item::file(name, "as it is")).collect();
-    layer.apply(&tar.end()).unwrap();
+    layer.apply(&tar.build()).unwrap();
     assert_eq!(
         layer.names(),
         [".wh..wh..opq", ".wh.a", "d", "d/.wh..wh.plnk", "d/.wh.b"]
@@ -230,7 +230,7 @@ fn literal_whiteouts_are_files() {
     // What a program would make of these nobody knows.
     for name in [".wh.", "d/.wh..", ".wh..."] {
         let error = layer
-            .apply(&TarBuilder::new().add(Item::file(name, "")).end())
+            .apply(&TarBuilder::new().entry(Item::file(name, "")).build())
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnsafePath, "{name}");
     }
@@ -240,12 +240,12 @@ fn literal_whiteouts_are_files() {
 fn private_files_of_aufs() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
-        .add(Item::dir(".wh..wh.plnk"))
-        .add(Item::file(".wh..wh.plnk/1.2", "linked").mode(0o640).mtime(9))
-        .add(Item::file(".wh..wh.aufs", "private"))
-        .add(Item::hard_link("a", ".wh..wh.plnk/1.2"))
-        .add(Item::hard_link("d/b", "/.wh..wh.plnk/1.2"))
-        .end();
+        .entry(Item::dir(".wh..wh.plnk"))
+        .entry(Item::file(".wh..wh.plnk/1.2", "linked").mode(0o640).mtime(9))
+        .entry(Item::file(".wh..wh.aufs", "private"))
+        .entry(Item::hard_link("a", ".wh..wh.plnk/1.2"))
+        .entry(Item::hard_link("d/b", "/.wh..wh.plnk/1.2"))
+        .build();
     layer.apply(&tar).unwrap();
     assert_eq!(layer.names(), ["a", "d", "d/b"]);
     assert_eq!(layer.read("d/b"), "linked");
@@ -255,14 +255,14 @@ fn private_files_of_aufs() {
     );
     assert_eq!((a.ino(), a.mode() & 0o7777, a.mtime()), (b.ino(), 0o640, 9));
     let tar = TarBuilder::new()
-        .add(Item::hard_link("a", ".wh..wh.plnk/9"))
-        .end();
+        .entry(Item::hard_link("a", ".wh..wh.plnk/9"))
+        .build();
     assert_eq!(layer.apply(&tar).unwrap_err().kind(), ErrorKind::InvalidArchive);
     // Further down the names mean nothing special.
     if root_or_skip() {
         let overlay = Layer::new(OVERLAY);
         overlay
-            .apply(&TarBuilder::new().add(Item::file(".wh..wh.aufs", "")).end())
+            .apply(&TarBuilder::new().entry(Item::file(".wh..wh.aufs", "")).build())
             .unwrap();
         assert!(overlay.is_whiteout(".wh.aufs"));
     }

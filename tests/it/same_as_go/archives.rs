@@ -43,16 +43,13 @@ impl Archives {
             ("gnu", gnu()),
             ("odd", odd()),
             ("nothing", Vec::new()),
-            ("no entries", Tar::new().finish()),
+            ("no entries", Tar::new().build()),
             ("junk", b"this is not an archive ".repeat(100)),
             ("short", vec![0; 100]),
-            ("lost link", Tar::new().hard_link("link", "nowhere").finish()),
-            ("dot dot", Tar::new().file(".wh...", "").finish()),
-            (
-                "through a file",
-                Tar::new().file("a", "").file("a/b", "").finish(),
-            ),
-            ("twice", Tar::new().file("a", "1").file("./a", "2").finish()),
+            ("lost link", Tar::new().hard_link("link", "nowhere").build()),
+            ("dot dot", Tar::new().file(".wh...", "").build()),
+            ("through a file", Tar::new().file("a", "").file("a/b", "").build()),
+            ("twice", Tar::new().file("a", "1").file("./a", "2").build()),
         ]);
         let dir = tempfile::tempdir().unwrap();
         for (name, bytes) in &by_name {
@@ -130,40 +127,50 @@ fn base() -> Vec<u8> {
         .dir("etc/")
         .file("etc/hosts", "127.0.0.1 localhost\n")
         .entry(
-            Header::new(b'0', "etc/shadow").mode(0o640).owner(0, 42).size(5),
-            "root\n",
+            Header::new(b'0', "etc/shadow")
+                .mode(0o640)
+                .owner(0, 42)
+                .size(5)
+                .content("root\n"),
         )
-        .entry(Header::new(b'0', "etc/empty").mtime(1), "")
+        .entry(Header::new(b'0', "etc/empty").mtime(1))
         .dir("bin/")
-        .entry(Header::new(b'0', "bin/su").mode(0o4755).size(6), "\x7fELF\n\n")
         .entry(
-            Header::new(b'0', "bin/wall").mode(0o2755).owner(0, 5).size(3),
-            "abc",
+            Header::new(b'0', "bin/su")
+                .mode(0o4755)
+                .size(6)
+                .content("\x7fELF\n\n"),
+        )
+        .entry(
+            Header::new(b'0', "bin/wall")
+                .mode(0o2755)
+                .owner(0, 5)
+                .size(3)
+                .content("abc"),
         )
         .hard_link("bin/login", "bin/su")
         .symlink("lib", "usr/lib")
         .symlink("etc/absolute", "/etc/hosts")
         .symlink("etc/dangling", "../../../nowhere")
-        .entry(Header::new(b'5', "tmp/").mode(0o1777), "")
-        .entry(Header::new(b'5', "home/").mtime(1_600_000_000), "")
-        .entry(Header::new(b'5', "home/user/").mode(0o700).owner(1000, 1000), "")
+        .entry(Header::new(b'5', "tmp/").mode(0o1777))
+        .entry(Header::new(b'5', "home/").mtime(1_600_000_000))
+        .entry(Header::new(b'5', "home/user/").mode(0o700).owner(1000, 1000))
         .entry(
             Header::new(b'0', "home/user/notes")
                 .owner(1000, 1000)
                 .mtime(1_500_000_000)
-                .size(5),
-            "notes",
+                .size(5)
+                .content("notes"),
         )
         .dir("dev/")
-        .entry(Header::new(b'3', "dev/null").mode(0o666).device(1, 3), "")
+        .entry(Header::new(b'3', "dev/null").mode(0o666).device(1, 3))
         .entry(
             Header::new(b'4', "dev/vda1")
                 .mode(0o660)
                 .owner(0, 6)
                 .device(254, 1),
-            "",
         )
-        .entry(Header::new(b'6', "dev/pipe").mode(0o600), "")
+        .entry(Header::new(b'6', "dev/pipe").mode(0o600))
         .dir("usr/")
         .dir("usr/lib/")
         .file("usr/lib/libc.so", pattern(300_000))
@@ -182,7 +189,7 @@ fn base() -> Vec<u8> {
             ("SCHILY.xattr.user.bytes", b"\x00\xff\n="),
             ("SCHILY.xattr.security.capability", CAPABILITY),
         ])
-        .entry(Header::new(b'0', "bin/ping").mode(0o755).size(4), "ping")
+        .entry(Header::new(b'0', "bin/ping").mode(0o755).size(4).content("ping"))
         .pax(&[("SCHILY.xattr.trusted.of-root", b"1")])
         .dir("usr/attributes/")
         .file(b"usr/n\xe9e", "a name in Latin-1")
@@ -193,7 +200,7 @@ fn base() -> Vec<u8> {
             ("comment", b"passed over"),
         ])
         .file("usr/somebody", "")
-        .finish()
+        .build()
 }
 
 fn pattern(size: usize) -> Vec<u8> {
@@ -214,11 +221,11 @@ fn changes() -> Vec<u8> {
         .file("usr/share/doc/four", "4")
         .file("bin/.wh.login", "")
         .file("home/user", "a file where a directory was")
-        .entry(Header::new(b'5', "etc/shadow/").mode(0o750).owner(7, 8), "")
+        .entry(Header::new(b'5', "etc/shadow/").mode(0o750).owner(7, 8))
         .file(".wh.never-there", "")
         .symlink("usr/attributes", "lib")
-        .entry(Header::new(b'5', "tmp/").mode(0o1777).mtime(1_710_000_000), "")
-        .finish()
+        .entry(Header::new(b'5', "tmp/").mode(0o1777).mtime(1_710_000_000))
+        .build()
 }
 
 /// A directory with content where the layer below has a file, and one that hides what was there.
@@ -228,7 +235,7 @@ fn replacements() -> Vec<u8> {
         .dir("etc/hosts/")
         .file("etc/hosts/inside", "a directory where a file was")
         .file(".wh.usr", "")
-        .finish()
+        .build()
 }
 
 /// Directories that no entry makes, and a padded end.
@@ -238,10 +245,10 @@ fn more() -> Vec<u8> {
         .file("srv/one", "one")
         .hard_link("srv/two", "srv/one")
         .hard_link("srv/three", "/srv/one")
-        .entry(Header::new(b'0', "srv/aged").mtime(0).size(3), "old")
+        .entry(Header::new(b'0', "srv/aged").mtime(0).size(3).content("old"))
         .dir("srv/dir-without-slash")
         .raw([0; 10 * 1024])
-        .finish()
+        .build()
 }
 
 /// GNU's way with long names.
@@ -252,11 +259,11 @@ fn gnu() -> Vec<u8> {
         Header::new(kind, "././@LongLink").size(size)
     };
     Tar::new()
-        .entry(extension(b'L'), &long)
+        .entry(extension(b'L').content(&long))
         .file("cut", "GNU")
-        .entry(extension(b'K'), &long)
+        .entry(extension(b'K').content(&long))
         .symlink("gnu-link", "cut")
-        .finish()
+        .build()
 }
 
 /// Names that are no plain paths, a global header, something after the end.
@@ -283,10 +290,12 @@ fn odd() -> Vec<u8> {
         .dir("deep//er/./dir/")
         .file("deep//er/./dir/../climbed", "")
         .entry(
-            Header::new(b'0', "contiguous-looking").mode(0o100644).size(1),
-            "x",
+            Header::new(b'0', "contiguous-looking")
+                .mode(0o100644)
+                .size(1)
+                .content("x"),
         )
-        .entry(Header::new(b'5', "locked/").mode(0), "")
+        .entry(Header::new(b'5', "locked/").mode(0))
         .raw([0; 1024])
         .raw(b"something after the end of the archive")
         .unfinished()

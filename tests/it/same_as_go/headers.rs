@@ -155,22 +155,22 @@ fn compare(one: &Entry<'_>, other: &Entry<'_>, started: Timestamp, lines: &mut V
 fn differences_of_headers_are_told_field_by_field() {
     use crate::support::tar::{Header, Tar};
     let started = Timestamp::now();
-    let now = u64::try_from(started.as_second()).unwrap();
+    let now = started.as_second();
     let file = |name: &str| Header::new(b'0', name).size(1);
     let one = Tar::new()
-        .entry(file("a").mode(0o600), "x")
-        .entry(file("b").mtime(now), "x")
+        .entry(file("a").mode(0o600).content("x"))
+        .entry(file("b").mtime(now).content("x"))
         .dir("c/")
-        .finish();
+        .build();
     let other = Tar::new()
-        .entry(file("a"), "y")
-        .entry(file("b").mtime(now + 5), "x")
-        .finish();
+        .entry(file("a").content("y"))
+        .entry(file("b").mtime(now + 5).content("x"))
+        .build();
     let lines = differences(&one, &other, started);
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert_eq!(lines[0], "diff a: mode 0000600 / 0000644");
     assert!(lines[1].starts_with("diff a: content "));
     assert_eq!(lines[2], "diff c/: only in the first (directory)");
-    let swapped = Tar::new().file("b", "x").file("a", "x").finish();
+    let swapped = Tar::new().file("b", "x").file("a", "x").build();
     assert_eq!(differences(&one, &swapped, started).len(), 1);
 }
