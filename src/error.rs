@@ -399,11 +399,6 @@ impl Error {
         }))
     }
 
-    /// As `io::Error::from`, where a function is needed.
-    pub(crate) fn into_io(self) -> io::Error {
-        self.into()
-    }
-
     /// All levels in one line, `outer: inner: cause`.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

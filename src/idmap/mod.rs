@@ -4,11 +4,10 @@ pub(crate) mod text;
 
 use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 
 /// One range of a mapping: `size` container IDs from `container_id` are the host IDs from `host_id`.
 ///
@@ -63,18 +62,6 @@ impl fmt::Display for IdMap {
     /// `CONTAINER:HOST:SIZE`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.container_id, self.host_id, self.size)
-    }
-}
-
-impl FromStr for IdMap {
-    type Err = Error;
-
-    /// Reads `CONTAINER:HOST:SIZE`.
-    fn from_str(text: &str) -> Result<Self> {
-        match text::parse_ranges(text).as_deref() {
-            Some([range]) => Ok(*range),
-            _ => Err(ErrorKind::InvalidInput.err(format!("ID range {text:?} is not CONTAINER:HOST:SIZE"))),
-        }
     }
 }
 

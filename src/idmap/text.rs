@@ -1,6 +1,21 @@
 //! ID ranges as text.
 
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorKind, Result};
 use crate::idmap::IdMap;
+
+impl FromStr for IdMap {
+    type Err = Error;
+
+    /// Reads `CONTAINER:HOST:SIZE`.
+    fn from_str(text: &str) -> Result<Self> {
+        match parse_ranges(text).as_deref() {
+            Some([range]) => Ok(*range),
+            _ => Err(ErrorKind::InvalidInput.err(format!("ID range {text:?} is not CONTAINER:HOST:SIZE"))),
+        }
+    }
+}
 
 /// Reads ranges `CONTAINER:HOST:SIZE`, several joined by `:`. `None` if the text is anything else.
 pub(crate) fn parse_ranges(text: &str) -> Option<Vec<IdMap>> {

@@ -164,6 +164,6 @@ impl Feed {
     }
 
     async fn fail(self, error: Error) {
-        self.sender.fail(error.into_io()).await;
+        self.sender.fail(error.into()).await;
     }
 }
