@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which kinds [`Store::multi_list`] lists.
+/// Which kinds [`Store::multi_list`](crate::Store::multi_list) lists.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

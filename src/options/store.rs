@@ -82,7 +82,7 @@ pub struct StoreOptions {
     /// Keep container records in the run root only.
     pub transient: bool,
     /// Never mount a container's layer without syncing, not even if the container may be lost
-    /// ([`ContainerOptions::volatile`]).
+    /// ([`ContainerOptions::volatile`](crate::ContainerOptions::volatile)).
     pub disable_volatile: bool,
     /// Whose ranges of `/etc/subuid` and `/etc/subgid` root's automatic user namespaces use; `None`: `containers`.
     pub root_auto_userns_user: Option<String>,

@@ -90,6 +90,7 @@ async fn complete(mut options: StoreOptions, loader: Loader) -> Result<StoreOpti
         return Ok(StoreOptions {
             durability: options.durability,
             lock_timeout: options.lock_timeout,
+            max_unpacks: options.max_unpacks,
             ..configured
         });
     }
@@ -170,7 +171,7 @@ impl Store {
     /// Opens the store in `options.graph_root` and `options.run_root`, creating what is missing.
     ///
     /// If neither root, nor a driver, nor driver options are given, everything but
-    /// [`StoreOptions::durability`] and [`StoreOptions::lock_timeout`] is taken from
+    /// [`StoreOptions::durability`], [`StoreOptions::lock_timeout`] and [`StoreOptions::max_unpacks`] is taken from
     /// [`StoreOptions::default_for_user`], and if one root is missing, that root. Otherwise the machine's
     /// configuration is not looked at.
     ///
@@ -213,13 +214,14 @@ mod tests {
         let loader = || Loader::new().variable("CONTAINERS_STORAGE_CONF", &file);
 
         let timeout = Some(std::time::Duration::from_secs(1));
-        let nothing = StoreOptions::default().lock_timeout(timeout);
+        let nothing = StoreOptions::default().lock_timeout(timeout).max_unpacks(3);
         let all = complete(nothing, loader()).await.unwrap();
         assert_eq!(
             (&*all.graph_root, &*all.run_root),
             (Path::new("/the/graph"), Path::new("/the/run"))
         );
         assert_eq!((all.driver.as_deref(), all.lock_timeout), (Some("vfs"), timeout));
+        assert_eq!(all.max_unpacks, 3);
 
         // One root: of the configuration only the other one.
         for (graph, run) in [("/my", ""), ("", "/my")] {
