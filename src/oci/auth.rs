@@ -129,7 +129,7 @@ pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Resu
     for file in files {
         let bytes = match files::read_small(file.clone(), MAX_FILE).await {
             Ok(bytes) => bytes,
-            // A file that was named has to exist; the usual ones need not, and may belong to somebody else.
+            // A file that was named has to exist; the usual ones need not, and may belong to another user.
             Err(error) if named.is_some() => return Err(error.context("looking for credentials")),
             Err(error) => {
                 if error.io_kind() != Some(std::io::ErrorKind::NotFound) {

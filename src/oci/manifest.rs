@@ -67,7 +67,7 @@ pub(crate) enum Document {
     Index(Box<ImageIndex>),
 }
 
-/// The fields by which documents are told apart.
+/// The fields that tell the kind of a document.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Probe {

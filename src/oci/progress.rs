@@ -376,23 +376,23 @@ impl Meter {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn transfers_are_reported_at_intervals_and_to_the_last_byte() {
-        let (progress, mut events) = Progress::channel();
+    #[test]
+    fn transfers_are_reported_at_intervals_and_to_the_last_byte() {
+        let (sender, events) = std::sync::mpsc::channel();
+        let progress = Progress::new(move |event| sender.send(event).unwrap());
         let digest = Digest::sha256(b"x");
         let mut meter = Meter::start(&progress, &digest, 3 * STEP + 5, 5);
         for _ in 0..3 * STEP / 1024 {
             meter.add(1024);
         }
-        meter.report();
         drop((progress, meter));
-        let mut reported = Vec::new();
-        while let Some(event) = events.next().await {
-            let Event::Blob { state, .. } = event else {
-                panic!("{event:?}")
-            };
-            reported.push(state);
-        }
+        let reported: Vec<BlobState> = events
+            .into_iter()
+            .map(|event| match event {
+                Event::Blob { state, .. } => state,
+                event => panic!("{event:?}"),
+            })
+            .collect();
         let at = |bytes| BlobState::Transferred { bytes };
         let begin = BlobState::Started {
             total: 3 * STEP + 5,

@@ -112,7 +112,7 @@ impl Puller {
             .collect()
     }
 
-    /// Removes what interrupted downloads have left for the next attempt, except what somebody is adding to. Returns
+    /// Removes what interrupted downloads have left for the next attempt, except those of downloads in progress. Returns
     /// how many bytes that frees.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl Puller {
                 .collect(),
         });
         let id = manifest.config.digest.encoded().to_owned();
-        // Images with one config are one image. Whoever comes second finds it done.
+        // Images with one config are one image. The second pull finds it complete.
         let _flight = self.context.flight(&format!("image-{id}")).await?;
         let config_bytes = match image_record::known_config(store, &manifest.config.digest).await? {
             Some(bytes) => bytes,

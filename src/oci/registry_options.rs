@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// What a registry is told about who asks. `Debug` shows no secret.
+/// Credentials for a registry. `Debug` shows no secret.
 #[non_exhaustive]
 #[derive(Clone, PartialEq, Eq, Default)]
 pub enum Credentials {
