@@ -13,6 +13,7 @@ use crate::support::needs;
 use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
 use crate::support::tar::Tar;
+use crate::support::worker::Worker;
 
 async fn push_to(store: &Store, image: &str, to: &str) -> graphroot::Result<Pushed> {
     push(store, image, &to.parse()?, PushOptions::default()).await
@@ -183,6 +184,26 @@ async fn a_push_that_is_dropped_or_fails_leaves_no_archive() {
     let digest = format!("docker-archive:{}:x@sha256:{}", file.display(), "0".repeat(64));
     assert_eq!(refused(digest).await, ErrorKind::InvalidInput);
     assert_eq!(names_in(&dir), ["link"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_push_leaves_no_archive() {
+    needs!();
+    let root = TestRoot::in_memory();
+    let (store, id) = store_with(&root, &[layer("a", 2), layer("bb", 2)]).await;
+    drop(store);
+    let dir = root.scratch("out");
+    for kind in ["docker-archive", "oci-archive"] {
+        let to = format!("{kind}:{}", dir.join("image.tar").display());
+        let mut worker = Worker::start("push-archive", &root, &[&id, &to]);
+        worker.expect_line("ready");
+        assert!(worker.kill());
+        assert_eq!(names_in(&dir), [""; 0], "{kind}");
+    }
+    let store = root.open().await;
+    assert!(root.temporary_files().is_empty(), "{:?}", root.temporary_files());
+    let to = format!("oci-archive:{}", dir.join("image.tar").display());
+    push_to(&store, &id, &to).await.unwrap();
 }
 
 /// Names and contents.

@@ -9,6 +9,7 @@ use crate::fake_registry::{FakeRegistry, Fault, Image, Login, layer};
 use crate::support::locks::wait_until;
 use crate::support::needs;
 use crate::support::root::TestRoot;
+use crate::support::worker::Worker;
 
 const MIB: usize = 1 << 20;
 
@@ -231,5 +232,60 @@ async fn credentials_come_from_a_file() {
                 false => assert_eq!(result.unwrap_err().kind(), ErrorKind::Registry),
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credential_helpers_are_asked() {
+    needs!();
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 1)]);
+    fake.lock(Login::Basic);
+    let root = TestRoot::in_memory();
+    let dir = root.scratch("bin");
+    let script = |name: &str, text: &str| {
+        let path = dir.join(format!("docker-credential-{name}"));
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let address = fake.address();
+    script(
+        "good",
+        &format!(
+            r#"read -r server; [ "$1 $server" = "get {address}" ] && echo '{{"ServerURL":"","Username":"user","Secret":"secret"}}'"#
+        ),
+    );
+    script(
+        "none",
+        "cat >/dev/null; echo credentials not found in native keychain; exit 1",
+    );
+    script("bad", "echo s3cret; exit 1");
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    for (config, works) in [
+        (r#"{"credsStore":"good"}"#.to_owned(), true),
+        (
+            format!(r#"{{"credHelpers":{{"{address}":"good"}},"credsStore":"bad"}}"#),
+            true,
+        ),
+        (
+            format!(
+                r#"{{"credHelpers":{{"{address}":"none"}},"auths":{{"{address}":{{"auth":"dXNlcjpzZWNyZXQ="}}}}}}"#
+            ),
+            true,
+        ),
+        (r#"{"credsStore":"none"}"#.to_owned(), false),
+        (r#"{"credsStore":"bad"}"#.to_owned(), false),
+        (r#"{"credsStore":"missing"}"#.to_owned(), false),
+    ] {
+        let root = TestRoot::in_memory();
+        let file = dir.join("config.json");
+        std::fs::write(&file, &config).unwrap();
+        let mut command = Worker::command("pull", &root, &[&image.reference]);
+        command.env("PATH", &path).env("REGISTRY_AUTH_FILE", &file);
+        command.stderr(std::process::Stdio::null());
+        let mut worker = Worker::spawn(command);
+        worker.expect_line("ready");
+        worker.go_on();
+        assert_eq!(worker.wait().success(), works, "{config}");
     }
 }

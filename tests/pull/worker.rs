@@ -1,6 +1,6 @@
 //! What child processes of the tests do.
 
-use graphroot::oci::{ImageRef, PullOptions, Puller};
+use graphroot::oci::{BlobState, Event, ImageRef, Progress, PullOptions, Puller, PushOptions, push};
 use graphroot::{Store, StoreOptions};
 
 use crate::support::worker::{assignment, store_location, tell, wait_for_parent};
@@ -16,6 +16,7 @@ async fn entry() {
         "pull" => pull(&images, false).await,
         "pull-keeping" => pull(&images, true).await,
         "push-layout" => push_layout(&images).await,
+        "push-archive" => push_archive(&images).await,
         _ => panic!("no such work: {work}"),
     }
 }
@@ -57,4 +58,35 @@ async fn push_layout(arguments: &[String]) {
     tell("ready");
     wait_for_parent();
     crate::layouts::push_from_tasks(&store, &arguments[0], &arguments[1], &arguments[2]).await;
+}
+
+/// Pushes an image (the first argument) to an archive; stops when the second layer begins, until the parent goes on.
+async fn push_archive(arguments: &[String]) {
+    let (graph, run, driver) = store_location();
+    let store = Store::open(StoreOptions::new(graph, run).driver(driver))
+        .await
+        .unwrap();
+    let started = std::sync::atomic::AtomicUsize::new(0);
+    let progress = Progress::new(move |event| {
+        let is_start = matches!(
+            event,
+            Event::Blob {
+                state: BlobState::Started { .. },
+                ..
+            }
+        );
+        if is_start && started.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+            tell("ready");
+            wait_for_parent();
+        }
+    });
+    let to = arguments[1].parse().unwrap();
+    push(
+        &store,
+        &arguments[0],
+        &to,
+        PushOptions::default().progress(progress),
+    )
+    .await
+    .unwrap();
 }
