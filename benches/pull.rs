@@ -1,5 +1,5 @@
-//! Pulling beside what a user would use instead: `skopeo copy` and `podman pull`, from the same registry on this
-//! machine into the same kind of store.
+//! Pulls compared with `skopeo copy` and `podman pull`, from the same registry on this machine into the same kind of
+//! store.
 //!
 //! ```text
 //! cargo bench --features pull --bench pull
@@ -167,7 +167,7 @@ fn ours(dir: &Path, images: &[String], durability: Durability, keep: bool) -> Re
         .map(|image| image.parse())
         .collect::<Result<Vec<ImageRef>, _>>()?;
     support::runtime()?.block_on(async {
-        // The others start a process; so the clock runs from the opening of the store.
+        // The other programs open their store too, so opening is timed.
         let started = Instant::now();
         let store = Store::open(overlay(root.path()).durability(durability)).await?;
         let puller = Puller::new(&store, PullOptions::default().keep_partial(keep));

@@ -1,11 +1,11 @@
-//! Pulls images into a store and says what happens.
+//! Pulls images into a store and prints what happens.
 //!
 //! ```text
 //! cargo run --release --features pull --example pull -- STORE IMAGE …
 //! ```
 //!
 //! `STORE` is a directory; images are named as in `docker://localhost:5000/app:1`, `oci:layout`, `docker-archive:a.tar`.
-//! What is interrupted goes on where it was when the command is given again.
+//! A download that was interrupted is resumed when the command is run again.
 
 #![expect(clippy::print_stdout, reason = "it is a program")]
 

@@ -1,4 +1,4 @@
-//! Each layer once, however many tasks and processes want it.
+//! Each layer is transferred once, however many tasks and processes pull it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +51,7 @@ async fn four_tasks_in_two_processes_fetch_each_blob_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_the_one_at_work_dies_another_takes_over() {
+async fn when_the_process_that_downloads_dies_another_takes_over() {
     needs!();
     let fake = FakeRegistry::start();
     let image = fake.add("some/image", &[layer("file", 4)]);
@@ -67,7 +67,7 @@ async fn when_the_one_at_work_dies_another_takes_over() {
     let puller = Puller::new(&store, PullOptions::default());
     let reference = image.reference.parse().unwrap();
     let mut pulling = Box::pin(puller.pull(&reference));
-    // It waits for as long as the other one lives.
+    // It waits as long as the other process lives.
     let waits = tokio::time::timeout(std::time::Duration::from_millis(300), &mut pulling).await;
     assert!(waits.is_err());
     assert_eq!(fake.requests(blob).len(), 1);
@@ -79,7 +79,7 @@ async fn when_the_one_at_work_dies_another_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_diffs_in_another_order_are_fetched_once_and_never_wait_for_each_other() {
+async fn the_same_diffs_in_another_order_are_fetched_once_and_do_not_deadlock() {
     needs!();
     for driver in ["overlay", "vfs"] {
         let fake = FakeRegistry::start();
@@ -131,7 +131,7 @@ async fn all_layers_of_an_image_are_downloaded_at_the_same_time() {
     let puller = Puller::new(&store, PullOptions::default());
     let reference = image.reference.parse().unwrap();
     let pulling = tokio::spawn(async move { puller.pull(&reference).await.map(drop) });
-    // None of them ends, so each has to come without another one's end.
+    // No download ends, so each has to begin before another one ends.
     for blob in image.layers.clone() {
         let fake = fake.clone();
         #[expect(clippy::disallowed_methods, reason = "a test may wait on a thread")]

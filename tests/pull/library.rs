@@ -1,5 +1,5 @@
-//! Images built by Buildah, in a registry filled by Skopeo and in an OCI layout. Made once for all tests that run at
-//! the same time.
+//! Images built by Buildah, in a registry filled by Skopeo and in an OCI layout. Made once for all tests that run
+//! concurrently.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -36,7 +36,7 @@ impl Library {
         library
     }
 
-    /// A registry of the same images that no other test asks.
+    /// A registry of the same images for one test.
     pub(crate) fn own_registry(&self, root: &TestRoot) -> Registry {
         Registry::start(&root.scratch("registry"), &self.root.path().join("data"))
     }

@@ -1,4 +1,5 @@
-//! Pulling and pushing images: from real registries filled by real programs, from bad ones, and beside Podman.
+//! Pulls and pushes: with real registries filled by real programs, with a fake registry that fails on demand, and
+//! compared with Podman and Skopeo.
 //!
 //! One file per behaviour, one binary; needs the feature `pull`. What is missing here is skipped loudly, as in
 //! `tests/it`.

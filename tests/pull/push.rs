@@ -1,4 +1,4 @@
-//! Images go out of the store so that other programs take them for what they were.
+//! Pushed images are what other programs expect: compared by pulling them back with Podman and Skopeo.
 
 use graphroot::oci::{ImageRef, PullOptions, Puller, PushOptions, Pushed, push};
 use graphroot::{Compression, ErrorKind, Store};

@@ -1,4 +1,4 @@
-//! Pulls that were interrupted go on where they were.
+//! Resumable downloads: a pull that was interrupted continues with the first missing byte.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +14,7 @@ use crate::support::store::names_in;
 use crate::support::worker::Worker;
 
 const MIB: usize = 1 << 20;
-/// What a kill may lose.
+/// Bytes that a kill may lose.
 const STEP: usize = MIB / 4;
 
 fn partial_dir(root: &TestRoot) -> PathBuf {
@@ -22,7 +22,7 @@ fn partial_dir(root: &TestRoot) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_pull_goes_on_where_it_was() {
+async fn a_killed_pull_is_resumed() {
     needs!();
     let fake = FakeRegistry::start();
     let content = layer("file", 16);
@@ -58,7 +58,7 @@ async fn a_killed_pull_goes_on_where_it_was() {
     assert!(again < STEP, "{again}");
     assert!(
         names_in(&partial_dir(&root)).is_empty(),
-        "what is in the store need not be kept"
+        "a blob whose layer is in the store is not kept"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What child processes of the tests do.
+//! The work of child processes of the tests.
 
 use graphroot::oci::{BlobState, Event, ImageRef, Progress, PullOptions, Puller, PushOptions, push};
 use graphroot::{Store, StoreOptions};
