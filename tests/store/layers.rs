@@ -76,10 +76,10 @@ each_driver! {
         let create = |options| store.create_layer(None, options);
         assert_eq!(kind(create(LayerOptions::default().id(base.id())).await), ErrorKind::DuplicateId);
         assert_eq!(kind(create(LayerOptions::default().name("base")).await), ErrorKind::DuplicateName);
-        // With overlay two more are directories beside the layers.
+        // With overlay three more are directories beside the layers.
         let overlay = store.graph_driver_name() == "overlay";
-        let beside: &[&str] = if overlay { &["l", "staging"] } else { &[] };
-        for bad in ["..", ".", "a/b", "a\0b"].iter().chain(beside) {
+        let beside: &[&str] = if overlay { &["l", "staging", "tempdirs"] } else { &[] };
+        for bad in ["..", ".", "a/b", "tmp", "a\0b"].iter().chain(beside) {
             assert_eq!(kind(create(LayerOptions::default().id(*bad)).await), ErrorKind::UnsafePath, "{bad:?}");
         }
         if beside.is_empty() {
