@@ -22,8 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// Bytes in the first chunk of a stream.
 const FIRST_CHUNK: usize = 64 * 1024;
 
-/// Bytes in a chunk at the most: enough to hide the cost of a hop between threads, few enough to stay in the cache.
-const MAX_CHUNK: usize = 512 * 1024;
+/// Bytes in a chunk at the most: enough that the hops between threads take a few per cent of the time of a diff.
+const MAX_CHUNK: usize = 1024 * 1024;
 
 /// Whether there is more to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
