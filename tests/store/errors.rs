@@ -158,8 +158,7 @@ fn every_kind_has_a_text_of_its_own() {
 }
 
 /// Kinds that no test of the public API provokes, and why.
-const NOT_PROVOKED: [(&str, &str); 17] = [
-    ("Cancelled", "a runtime that shuts down: tested beside the bridge"),
+const NOT_PROVOKED: [(&str, &str); 16] = [
     (
         "LoadError",
         "a cleaner of the records that is killed three times in a row",
