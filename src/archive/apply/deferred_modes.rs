@@ -5,14 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::archive::apply::extract::Extractor;
 use crate::archive::path::show;
-use crate::archive::tar::reader::Entry;
 use crate::error::{Error, IoContext as _, Result};
 use crate::sys::{at, privilege};
 
@@ -37,11 +34,6 @@ impl DeferredModes {
             on: !privilege::overrides_modes(),
             modes: BTreeMap::new(),
         }
-    }
-
-    /// Whether permissions matter to this process.
-    pub(crate) fn is_on(&self) -> bool {
-        self.on
     }
 
     /// The mode with which a directory is made and kept until the end.
@@ -76,41 +68,38 @@ impl DeferredModes {
 
     /// Paths and modes, what is inside a directory before the directory: those that can still be read afterwards, or
     /// the rest.
-    pub(crate) fn take(&mut self, readable: bool) -> impl Iterator<Item = (Vec<u8>, u32)> {
+    fn take(&mut self, readable: bool) -> impl Iterator<Item = (Vec<u8>, u32)> {
         let modes = std::mem::take(&mut self.modes).into_iter();
         let (taken, kept) = modes.partition(|(_path, mode)| (*mode & READABLE == READABLE) == readable);
         self.modes = kept;
         let taken: BTreeMap<_, _> = taken;
         taken.into_iter().rev()
     }
-}
 
-impl Extractor {
-    /// Keeps a directory whose mode was just set open to its owner until the end.
-    pub(crate) fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
-        if !self.deferred_modes.is_on() {
+    /// Keeps a directory whose mode was just set to `mode` open to its owner until the end.
+    pub(crate) fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], mode: u32) -> Result<()> {
+        if !self.on {
             return Ok(());
         }
-        let mode = self.rules.force_mask.unwrap_or(entry.mode & 0o7777);
-        self.deferred_modes.set(path, mode);
-        let working = self.deferred_modes.working_mode(mode);
+        self.set(path, mode);
+        let working = self.working_mode(mode);
         if working == mode {
             return Ok(());
         }
         rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
     }
 
-    /// Gives directories that were opened up the modes that they shall have.
-    pub(crate) fn set_held_modes(&mut self, readable: bool) -> Result<()> {
-        for (path, mode) in self.deferred_modes.take(readable) {
+    /// Gives directories that were opened up the modes that they shall have: those that can still be read afterwards,
+    /// or the rest.
+    pub(crate) fn set_all(&mut self, root: BorrowedFd<'_>, readable: bool) -> Result<()> {
+        for (path, mode) in self.take(readable) {
             let doing = || format!("setting the mode of {}", show(&path));
-            let root = Rc::clone(self.parents.root());
             if path.is_empty() {
-                at::chmod_open(root.fd(), mode).during(doing())?;
+                at::chmod_open(root, mode).during(doing())?;
                 continue;
             }
             // Nothing, or something else, may be there by now.
-            match at::open_in_root(root.fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+            match at::open_in_root(root, &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
                 Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(Error::io(doing(), error)),

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::archive::path::show;
@@ -14,7 +14,7 @@ use crate::archive::tar::reader::Entry;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{self, OVERRIDE_STAT};
+use crate::whiteout::{self, Namespace, OVERRIDE_STAT};
 
 /// How an archive's metadata becomes the tree's.
 #[derive(Debug)]
@@ -54,6 +54,18 @@ pub(crate) fn id(number: i64) -> Result<u32> {
         .map_err(|_reason| ErrorKind::InvalidArchive.err(format!("owner or group {number} is out of range")))
 }
 
+/// The type of what a status describes.
+pub(crate) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// Makes overlayfs hide what the layers below have in this directory.
+pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
+    // Through a path, since the descriptor may be one that cannot be read.
+    xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
+        .during("marking a directory opaque")
+}
+
 fn timespec(time: Timestamp) -> Timespec {
     Timespec {
         tv_sec: time.secs,
@@ -85,6 +97,11 @@ impl Rules {
                 gid: id(entry.gid)?,
             },
         })
+    }
+
+    /// The mode in the tree of an entry that is no symbolic link.
+    pub(crate) fn mode(&self, entry: &Entry) -> u32 {
+        self.force_mask.unwrap_or(entry.mode & 0o7777)
     }
 
     /// Runs `chown` if the owner differs; whether it did.
@@ -177,7 +194,7 @@ impl Rules {
                 rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
             })?;
         let mode = self.force_mask.unwrap_or(entry.mode);
-        let is_link = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Symlink;
+        let is_link = kind(&stat) == FileType::Symlink;
         if !is_link && mode_differs(&stat, mode, chowned) {
             chmod_node(dir, name, mode).during("setting the mode")?;
         }

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tape_without_a_file_takes_everything() {
+    fn a_recorder_without_a_file_takes_everything() {
         let mut recorder = TarSplitRecorder::new(None);
         assert!(!recorder.is_on());
         recorder.raw(b"x").unwrap();
