@@ -1,7 +1,7 @@
 //! Modes of directories that their owner must be able to write to while an archive is unpacked.
 //!
-//! To root permissions mean nothing. To others a directory without write permission would refuse the files that the
-//! archive has for it: it is opened up when it is first used, and gets its mode at the end.
+//! A process without `CAP_DAC_OVERRIDE` cannot create files in a directory without write permission, not even in its
+//! own. So its owner's permissions are added when the directory is first used, and its mode is set at the end.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -13,10 +13,10 @@ use crate::archive::path::show;
 use crate::error::{Error, IoContext as _, Result};
 use crate::sys::{at, privilege};
 
-/// What an owner needs.
+/// Permissions that an owner needs to create and replace files.
 const NEEDED: u32 = 0o700;
 
-/// What it takes to open a directory, for syncing it.
+/// Permissions that are needed to open a directory, for syncing it.
 const READABLE: u32 = 0o500;
 
 /// The modes to set at the end, by the real path of the directory.
@@ -28,7 +28,7 @@ pub(crate) struct DeferredModes {
 }
 
 impl DeferredModes {
-    /// Starts to keep account where permissions matter to this process.
+    /// No modes yet; none are ever kept where permissions do not matter to this process.
     pub(crate) fn new() -> Self {
         Self {
             on: !privilege::overrides_modes(),
@@ -41,13 +41,13 @@ impl DeferredModes {
         if self.on { mode | NEEDED } else { mode }
     }
 
-    /// Opens up a directory that exists.
+    /// Adds its owner's permissions to a directory that exists.
     pub(crate) fn open_up(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
         if !self.on {
             return Ok(());
         }
         let mode = rustix::fs::fstat(dir).during("reading the status")?.st_mode & 0o7777;
-        // Somebody else's directory stays as it is, and says itself what it does not allow.
+        // The mode of another user's directory cannot be changed; the next call in it fails and says why.
         if mode & NEEDED != NEEDED && at::chmod_open(dir, mode | NEEDED).is_ok() {
             self.modes.entry(path.to_vec()).or_insert(mode);
         }
@@ -89,7 +89,7 @@ impl DeferredModes {
         rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
     }
 
-    /// Gives directories that were opened up the modes that they shall have: those that can still be read afterwards,
+    /// Sets the final modes of directories: those that can still be read afterwards,
     /// or the rest.
     pub(crate) fn set_all(&mut self, root: BorrowedFd<'_>, readable: bool) -> Result<()> {
         for (path, mode) in self.take(readable) {

@@ -31,7 +31,7 @@ pub(crate) struct Rules {
     pub(crate) force_mask: Option<u32>,
 }
 
-/// What a file stands for where all that can be made of it is a file or a directory.
+/// The value of the attribute that keeps owner, mode and type where a forced mode hides them.
 pub(crate) fn override_value(owner: Owner, mode: u32, kind: &str) -> String {
     format!("{}:{}:{:04o}:{kind}", owner.uid, owner.gid, mode & 0o7777)
 }
@@ -217,8 +217,8 @@ impl Rules {
     ///
     /// SELinux labels belong to the host. The attributes by which overlayfs and fuse-overlayfs mark their layers are
     /// left out too: a layer says what it hides by whiteouts, and one that set the marks itself
-    /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer say
-    /// its owners and modes twice.
+    /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer need
+    /// the attribute that keeps owner and mode.
     fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for (name, value) in entry.records.xattrs() {
             if whiteout::is_driver_attribute(name) || name == b"security.selinux" {

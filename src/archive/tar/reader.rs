@@ -1,4 +1,4 @@
-//! Tar framing: cuts a stream of chunks into entries, and hands every byte that is not payload to a sink.
+//! Tar framing: divides a stream of chunks into entries, and passes every byte that is not payload to a sink.
 //!
 //! Blocking and pull driven: [`TarReader::next`] reads up to the next entry's payload, [`TarReader::payload`] hands that out
 //! in pieces of the chunks in which it arrived, uncopied. What the caller leaves of a payload goes to the sink too, so
