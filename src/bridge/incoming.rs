@@ -1,6 +1,6 @@
 //! A bounded channel from an async producer to a blocking reader.
 //!
-//! A reader whose feeder was dropped sees an error, never a clean end, so that a cut-off layer cannot look whole.
+//! A reader whose sender was dropped sees an error, never a clean end, so that a layer that was cut off is not taken for a whole one.
 
 use std::io::{self, Read};
 
@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use crate::bridge::chunk::Message;
 use crate::error::ErrorKind;
 
-/// Messages in flight on the way in. Either side is slower for a while (large files are dear to decode, small ones to
-/// make), and what the channel holds carries the other one over that.
+/// Messages in flight on the way in. Which side is the slower one changes (large files take long to decode, small ones
+/// to create); while it does, the other side works on what the channel holds.
 const DEPTH_IN: usize = 6;
 
 /// A channel from an async producer to a blocking [`Read`].

@@ -1,7 +1,7 @@
 //! Named data of layers, images and containers, on disk beside their records.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -12,9 +12,10 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
-use crate::bridge::{self, ByteStream, FilePart};
+use crate::bridge::{self, ByteStream, Detached, FilePart};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::lock::temp_dir::TempDir;
 use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items, Recorded};
 use crate::record::image::ImageRow;
@@ -23,6 +24,9 @@ use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
 use crate::store::{Store, containers, images};
 use crate::sys::make_private_dir;
+
+/// Bytes that one step writes of an item that comes in as a stream.
+const SPOOL_STEP: usize = 1 << 20;
 
 /// Tells the digest of a manifest, which for some old formats is not that of all its bytes. The default for
 /// [`Store::set_image_big_data`] is [`Digest::sha256`], right for OCI and Docker schema 2 manifests.
@@ -183,36 +187,9 @@ impl Store {
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
-    pub async fn set_layer_big_data(
-        &self,
-        id: &str,
-        key: &str,
-        data: impl AsyncRead + Send + 'static,
-    ) -> Result<()> {
+    pub async fn set_layer_big_data(&self, id: &str, key: &str, data: impl AsyncRead + Send) -> Result<()> {
         check_new(key)?;
-        let (sender, mut reader) = bridge::chunks_in();
-        let feed = async move {
-            let mut data = Box::pin(data);
-            loop {
-                let mut chunk = bytes::BytesMut::with_capacity(bridge::CHUNK);
-                match data.read_buf(&mut chunk).await {
-                    Ok(0) => return sender.finish().await,
-                    Ok(_) if sender.send(chunk.freeze()).await => {}
-                    Ok(_) => return false,
-                    Err(error) => return sender.fail(error).await,
-                }
-            }
-        };
-        let dir = self.inner.dirs.layers_tmp();
-        let spool = bridge::run(move || {
-            let mut temp = crate::lock::temp_dir::TempDir::create(&dir)?;
-            let path = temp.addition();
-            let mut file = std::fs::File::create_new(&path).at("creating", &path)?;
-            let written = io::copy(&mut reader, &mut file).at("receiving a big data item into", &path)?;
-            Ok((temp, path, written))
-        });
-        let (_fed, spooled) = tokio::join!(feed, spool);
-        let (temp, path, _size) = spooled?;
+        let (temp, path) = self.spool(data).await?;
         let (layer, key) = (id.to_owned(), key.to_owned());
         self.write_to_layer_store(move |layers| {
             let row = layers.find(&layer)?;
@@ -221,7 +198,7 @@ impl Store {
             let mut file =
                 std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
             big_data::write_stream(&dir, &key, &mut file, true)?;
-            drop(temp);
+            drop(temp.into_inner());
             if row.big_data_names.contains(&key) {
                 return Ok(());
             }
@@ -231,6 +208,36 @@ impl Store {
             layers.save()
         })
         .await
+    }
+
+    /// Writes a stream to a temporary file; each step on the pool writes what has arrived by then.
+    async fn spool(&self, data: impl AsyncRead + Send) -> Result<(Detached<TempDir>, PathBuf)> {
+        let failed = |error| Error::io("receiving a big data item", error);
+        let dir = self.inner.dirs.layers_tmp();
+        let (mut file, path, temp) = bridge::run(move || {
+            let mut temp = TempDir::create(&dir)?;
+            let path = temp.addition();
+            let file = std::fs::File::create_new(&path).at("creating", &path)?;
+            Ok((file, path, Detached::new(temp)))
+        })
+        .await?;
+        let mut data = Box::pin(data);
+        let mut buffer = bytes::BytesMut::with_capacity(SPOOL_STEP);
+        loop {
+            let count = data.read_buf(&mut buffer).await.map_err(failed)?;
+            if !buffer.is_empty() && (count == 0 || buffer.len() >= SPOOL_STEP) {
+                let chunk = buffer.split().freeze();
+                file = bridge::run(move || {
+                    file.write_all(&chunk).map_err(failed)?;
+                    Ok(file)
+                })
+                .await?;
+                buffer.reserve(SPOOL_STEP);
+            }
+            if count == 0 {
+                return Ok((temp, path));
+            }
+        }
     }
 
     // ---- images ----

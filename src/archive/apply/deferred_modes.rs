@@ -1,25 +1,22 @@
 //! Modes of directories that their owner must be able to write to while an archive is unpacked.
 //!
-//! To root permissions mean nothing. To others a directory without write permission would refuse the files that the
-//! archive has for it: it is opened up when it is first used, and gets its mode at the end.
+//! A process without `CAP_DAC_OVERRIDE` cannot create files in a directory without write permission, not even in its
+//! own. So its owner's permissions are added when the directory is first used, and its mode is set at the end.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::archive::apply::extract::Extractor;
 use crate::archive::path::show;
-use crate::archive::tar::reader::Entry;
 use crate::error::{Error, IoContext as _, Result};
 use crate::sys::{at, privilege};
 
-/// What an owner needs.
+/// Permissions that an owner needs to create and replace files.
 const NEEDED: u32 = 0o700;
 
-/// What it takes to open a directory, for syncing it.
+/// Permissions that are needed to open a directory, for syncing it.
 const READABLE: u32 = 0o500;
 
 /// The modes to set at the end, by the real path of the directory.
@@ -31,7 +28,7 @@ pub(crate) struct DeferredModes {
 }
 
 impl DeferredModes {
-    /// Starts to keep account where permissions matter to this process.
+    /// No modes yet; none are ever kept where permissions do not matter to this process.
     pub(crate) fn new() -> Self {
         Self {
             on: !privilege::overrides_modes(),
@@ -39,23 +36,18 @@ impl DeferredModes {
         }
     }
 
-    /// Whether permissions matter to this process.
-    pub(crate) fn is_on(&self) -> bool {
-        self.on
-    }
-
     /// The mode with which a directory is made and kept until the end.
     pub(crate) fn working_mode(&self, mode: u32) -> u32 {
         if self.on { mode | NEEDED } else { mode }
     }
 
-    /// Opens up a directory that exists.
+    /// Adds its owner's permissions to a directory that exists.
     pub(crate) fn open_up(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
         if !self.on {
             return Ok(());
         }
         let mode = rustix::fs::fstat(dir).during("reading the status")?.st_mode & 0o7777;
-        // Somebody else's directory stays as it is, and says itself what it does not allow.
+        // The mode of another user's directory cannot be changed; the next call in it fails and says why.
         if mode & NEEDED != NEEDED && at::chmod_open(dir, mode | NEEDED).is_ok() {
             self.modes.entry(path.to_vec()).or_insert(mode);
         }
@@ -76,41 +68,38 @@ impl DeferredModes {
 
     /// Paths and modes, what is inside a directory before the directory: those that can still be read afterwards, or
     /// the rest.
-    pub(crate) fn take(&mut self, readable: bool) -> impl Iterator<Item = (Vec<u8>, u32)> {
+    fn take(&mut self, readable: bool) -> impl Iterator<Item = (Vec<u8>, u32)> {
         let modes = std::mem::take(&mut self.modes).into_iter();
         let (taken, kept) = modes.partition(|(_path, mode)| (*mode & READABLE == READABLE) == readable);
         self.modes = kept;
         let taken: BTreeMap<_, _> = taken;
         taken.into_iter().rev()
     }
-}
 
-impl Extractor {
-    /// Keeps a directory whose mode was just set open to its owner until the end.
-    pub(crate) fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Result<()> {
-        if !self.deferred_modes.is_on() {
+    /// Keeps a directory whose mode was just set to `mode` open to its owner until the end.
+    pub(crate) fn close_later(&mut self, dir: BorrowedFd<'_>, path: &[u8], mode: u32) -> Result<()> {
+        if !self.on {
             return Ok(());
         }
-        let mode = self.rules.force_mask.unwrap_or(entry.mode & 0o7777);
-        self.deferred_modes.set(path, mode);
-        let working = self.deferred_modes.working_mode(mode);
+        self.set(path, mode);
+        let working = self.working_mode(mode);
         if working == mode {
             return Ok(());
         }
         rustix::fs::fchmod(dir, Mode::from_raw_mode(working)).during("setting the mode")
     }
 
-    /// Gives directories that were opened up the modes that they shall have.
-    pub(crate) fn set_held_modes(&mut self, readable: bool) -> Result<()> {
-        for (path, mode) in self.deferred_modes.take(readable) {
+    /// Sets the final modes of directories: those that can still be read afterwards,
+    /// or the rest.
+    pub(crate) fn set_all(&mut self, root: BorrowedFd<'_>, readable: bool) -> Result<()> {
+        for (path, mode) in self.take(readable) {
             let doing = || format!("setting the mode of {}", show(&path));
-            let root = Rc::clone(self.parents.root());
             if path.is_empty() {
-                at::chmod_open(root.fd(), mode).during(doing())?;
+                at::chmod_open(root, mode).during(doing())?;
                 continue;
             }
             // Nothing, or something else, may be there by now.
-            match at::open_in_root(root.fd(), &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+            match at::open_in_root(root, &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
                 Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(Error::io(doing(), error)),

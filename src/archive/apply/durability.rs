@@ -16,7 +16,7 @@ const FEW: usize = 16;
 
 const DOING: &str = "syncing the unpacked layer";
 
-/// What has to be synced. Empty (and free) if nothing shall be.
+/// Files and directories to sync. Empty if nothing is to be synced.
 #[derive(Default)]
 pub(crate) struct SyncTracker {
     wanted: bool,
@@ -28,7 +28,7 @@ pub(crate) struct SyncTracker {
 }
 
 impl SyncTracker {
-    /// Starts to keep account if `wanted`.
+    /// Nothing to sync yet; nothing is ever noted unless `wanted`.
     pub(crate) fn new(wanted: bool) -> Self {
         Self {
             wanted,
@@ -104,17 +104,17 @@ mod tests {
         let root = at::open_dir(tmp.path()).unwrap();
         std::fs::create_dir(tmp.path().join("d")).unwrap();
         for count in [0, 3, FEW, FEW + 1, 100] {
-            let mut durable = SyncTracker::new(true);
+            let mut tracker = SyncTracker::new(true);
             for index in 0..count {
                 let path = tmp.path().join(index.to_string());
-                durable.file(std::fs::File::create(path).unwrap().into());
-                durable.dir(if index % 2 == 0 { b"" } else { b"d" });
+                tracker.file(std::fs::File::create(path).unwrap().into());
+                tracker.dir(if index % 2 == 0 { b"" } else { b"d" });
             }
-            assert_eq!(durable.many, count > FEW);
-            assert_eq!(durable.files.len(), if count > FEW { 0 } else { count });
-            assert!(durable.dirs.len() <= 2);
-            durable.dirs.push(b"gone".to_vec());
-            durable.commit(root.as_fd()).unwrap();
+            assert_eq!(tracker.many, count > FEW);
+            assert_eq!(tracker.files.len(), if count > FEW { 0 } else { count });
+            assert!(tracker.dirs.len() <= 2);
+            tracker.dirs.push(b"gone".to_vec());
+            tracker.commit(root.as_fd()).unwrap();
         }
         let mut off = SyncTracker::new(false);
         off.file(std::fs::File::create(tmp.path().join("x")).unwrap().into());

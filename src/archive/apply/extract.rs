@@ -7,31 +7,30 @@
 //!
 //! Each entry is one step; a crash leaves a partly unpacked tree, which its caller keeps in a staging directory.
 //!
-//! Files to which the recorder refers are watched ([`crate::archive::apply::seen`]): before one is replaced its content is kept.
+//! The tar-split recorder refers to files ([`crate::archive::apply::seen`]): before one is replaced its content is kept.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::archive::apply::aufs::Aufs;
-use crate::archive::apply::deferred_modes::DeferredModes;
-use crate::archive::apply::durability::SyncTracker;
-use crate::archive::apply::extract_state::{DirTimes, ExtractState, Removing};
-use crate::archive::apply::metadata::{self, Rules};
-use crate::archive::apply::parents::{Found, Parent, Parents};
+use crate::archive::apply::extract_state::{DirTimes, ExtractState};
+use crate::archive::apply::metadata::{self, Rules, kind, mark_opaque};
+use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::payload::write_payload;
-use crate::archive::apply::prune;
+use crate::archive::apply::tree::{During as _, MakeError, Tree};
+use crate::archive::apply::whiteouts;
 use crate::archive::path::{MAX_PATH, clean, show, split};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::Owner;
-use crate::sys::{at, xattr};
-use crate::whiteout::{self, Namespace, WhiteoutFormat, WhiteoutName};
+use crate::sys::at;
+use crate::whiteout::{self, WhiteoutFormat, WhiteoutName};
 
 /// How a file is made that was not there.
 const NEW_FILE: OFlags = OFlags::WRONLY
@@ -64,49 +63,32 @@ pub(crate) struct Setup {
 
 /// Unpacks one archive. See the module's head.
 pub(crate) struct Extractor {
-    pub(crate) parents: Parents,
-    pub(crate) state: ExtractState,
-    pub(crate) form: WhiteoutFormat,
+    tree: Tree,
     root_entry: bool,
-    pub(crate) rules: Rules,
     dir_times: DirTimes,
-    pub(crate) deferred_modes: DeferredModes,
     /// Owner and mode by the archive's entry for the root.
     root_stat: Option<(Owner, u32)>,
-    /// A directory was removed: names in `dir_times` may mean something else by now.
-    dirs_gone: bool,
-    sync_tracker: SyncTracker,
     aufs: Aufs,
     crc: Crc,
-    /// Scratch: the clean path of the current entry, and the one without links.
+    /// Scratch: the clean path of the current entry.
     path: Vec<u8>,
-    real: Vec<u8>,
 }
 
 impl Extractor {
     /// Unpacks below `root`, which must be open for reading.
     pub(crate) fn new(root: OwnedFd, setup: Setup) -> Result<Self> {
-        let mut deferred_modes = DeferredModes::new();
-        deferred_modes.open_up(root.as_fd(), b"")?;
         Ok(Self {
-            parents: Parents::new(root),
-            state: ExtractState::default(),
-            form: setup.form,
+            tree: Tree::new(root, setup.form, setup.rules, setup.sync)?,
             root_entry: setup.root_entry,
-            rules: setup.rules,
             dir_times: DirTimes::default(),
-            deferred_modes,
             root_stat: None,
-            dirs_gone: false,
-            sync_tracker: SyncTracker::new(setup.sync),
             aufs: Aufs::default(),
             crc: Crc::new(),
             path: Vec::new(),
-            real: Vec::new(),
         })
     }
 
-    /// Unpacks one entry, reads its payload as far as it is needed, and tapes it.
+    /// Unpacks one entry, reads its payload as far as it is needed, and records it.
     pub(crate) fn place<S: ChunkSource>(
         &mut self,
         entry: &Entry,
@@ -115,7 +97,7 @@ impl Extractor {
     ) -> Result<()> {
         let mut path = std::mem::take(&mut self.path);
         let cleaned = clean(&entry.name, &mut path);
-        let first = self.state.seen.name(&path);
+        let first = self.tree.state.seen.name(&path);
         // A name that leads above the root is read elsewhere by other programs, so they get no line for it.
         let recordable = recorder.is_on() && first && !cleaned.clamped;
         let placed = self.dispatch(entry, &path, cleaned.dot, recordable, reader, recorder);
@@ -132,14 +114,14 @@ impl Extractor {
         for (path, times) in self.dir_times.iter() {
             let doing = "setting the times of a directory";
             if path.is_empty() {
-                rustix::fs::futimens(self.parents.root().fd(), times).during(doing)?;
+                rustix::fs::futimens(self.tree.parents.root().fd(), times).during(doing)?;
                 continue;
             }
             let (parent, name) = split(path);
-            let Found::Directory(parent) = self.parents.find(parent)? else {
+            let Found::Directory(parent) = self.tree.parents.find(parent)? else {
                 continue;
             };
-            if self.dirs_gone {
+            if self.tree.dirs_gone {
                 let stat = at::lstat_at(parent.fd(), name).during(doing)?;
                 if stat.is_none_or(|stat| kind(&stat) != FileType::Directory) {
                     continue;
@@ -150,16 +132,18 @@ impl Extractor {
                 Err(error) => return Err(Error::io(format!("{doing} {}", show(path)), error)),
             }
         }
-        if self.rules.force_mask.is_some() {
+        if self.tree.rules.force_mask.is_some() {
             // Compat: the Go library says this of a root of which the archive says nothing.
             let (owner, mode) = self.root_stat.unwrap_or((Owner::default(), 0o755));
-            self.rules
-                .keep_real(self.parents.root().fd(), owner, mode & 0o777, "dir")?;
+            self.tree
+                .rules
+                .keep_real(self.tree.parents.root().fd(), owner, mode & 0o777, "dir")?;
         }
-        self.set_held_modes(true)?;
-        std::mem::take(&mut self.sync_tracker).commit(self.parents.root().fd())?;
-        self.set_held_modes(false)?;
-        Ok(self.state)
+        let root = Rc::clone(self.tree.parents.root());
+        self.tree.deferred_modes.set_all(root.fd(), true)?;
+        std::mem::take(&mut self.tree.sync_tracker).commit(self.tree.parents.root().fd())?;
+        self.tree.deferred_modes.set_all(root.fd(), false)?;
+        Ok(self.tree.state)
     }
 
     fn dispatch<S: ChunkSource>(
@@ -181,8 +165,8 @@ impl Extractor {
             return Ok(Placed::Unrecorded);
         }
         if path.is_empty() {
-            if self.rules.force_mask.is_some() && entry.kind == b'5' {
-                self.root_stat = Some((self.rules.owner(entry)?, entry.mode));
+            if self.tree.rules.force_mask.is_some() && entry.kind == b'5' {
+                self.root_stat = Some((self.tree.rules.owner(entry)?, entry.mode));
             }
             if !dot || self.root_entry {
                 self.root(entry)?;
@@ -190,12 +174,12 @@ impl Extractor {
             return Ok(Placed::Unrecorded);
         }
         let (parent, base) = split(path);
-        if self.form == WhiteoutFormat::Apply && self.aufs.is_private(path) {
+        if self.tree.form == WhiteoutFormat::Apply && self.aufs.is_private(path) {
             self.aufs.place(
                 entry,
                 path,
-                &self.rules,
-                self.parents.root().fd(),
+                &self.tree.rules,
+                self.tree.parents.root().fd(),
                 reader,
                 recorder,
             )?;
@@ -203,12 +187,13 @@ impl Extractor {
         }
         match whiteout::parse(base) {
             WhiteoutName::Invalid => return Err(ErrorKind::UnsafePath.err("whiteout of no name")),
-            mark if self.form != WhiteoutFormat::Verbatim => match mark {
+            mark if self.tree.form != WhiteoutFormat::Verbatim => match mark {
                 WhiteoutName::None | WhiteoutName::Invalid => {}
-                WhiteoutName::Opaque => return self.opaque(parent, recorder).map(|()| Placed::Unrecorded),
+                WhiteoutName::Opaque => {
+                    return whiteouts::opaque(&mut self.tree, parent, recorder).map(|()| Placed::Unrecorded);
+                }
                 WhiteoutName::Deleted(name) => {
-                    return self
-                        .deleted(parent, name, entry, recorder)
+                    return whiteouts::deleted(&mut self.tree, parent, name, entry, recorder)
                         .map(|()| Placed::Unrecorded);
                 }
             },
@@ -216,10 +201,10 @@ impl Extractor {
             _ => {}
         }
         let is_device = matches!(entry.kind, b'3' | b'4');
-        let masked = self.rules.force_mask.is_some();
-        if is_device && self.rules.in_user_namespace && !masked {
-            if let Found::Directory(parent) = self.parents.find(parent)? {
-                self.displace(&parent, base, recorder)?;
+        let masked = self.tree.rules.force_mask.is_some();
+        if is_device && self.tree.rules.in_user_namespace && !masked {
+            if let Found::Directory(parent) = self.tree.parents.find(parent)? {
+                self.tree.displace(&parent, base, recorder)?;
             }
             return Ok(Placed::Unrecorded);
         }
@@ -227,12 +212,12 @@ impl Extractor {
             let kind = char::from(entry.kind);
             return Err(ErrorKind::InvalidArchive.err(format!("entry type {kind:?} cannot be unpacked")));
         }
-        let parent = self.ensure(parent, recorder)?;
+        let parent = self.tree.ensure(parent, recorder)?;
         if parent.via_link() {
-            parent.child(base, &mut self.real);
-            self.state.seen.touch(&self.real);
+            parent.child(base, &mut self.tree.real);
+            self.tree.state.seen.touch(&self.tree.real);
         }
-        self.sync_tracker.dir(parent.real());
+        self.tree.sync_tracker.dir(parent.real());
         match entry.kind {
             b'5' => self.directory(entry, path, &parent, base, recorder)?,
             b'2' => self.symlink(entry, &parent, base, recorder)?,
@@ -249,13 +234,14 @@ impl Extractor {
         if entry.kind != b'5' {
             return Err(ErrorKind::InvalidArchive.err("the root of a layer is a directory"));
         }
-        let owner = self.rules.owner(entry)?;
-        let root = Rc::clone(self.parents.root());
-        self.rules.open_file(root.fd(), entry, owner, false)?;
-        self.close_later(root.fd(), b"", entry)?;
+        let owner = self.tree.rules.owner(entry)?;
+        let root = Rc::clone(self.tree.parents.root());
+        self.tree.rules.open_file(root.fd(), entry, owner, false)?;
+        let mode = self.tree.rules.mode(entry);
+        self.tree.deferred_modes.close_later(root.fd(), b"", mode)?;
         self.dir_times
             .push(b"", metadata::times(entry.mtime, entry.atime));
-        self.sync_tracker.dir(b"");
+        self.tree.sync_tracker.dir(b"");
         Ok(())
     }
 
@@ -267,34 +253,35 @@ impl Extractor {
         base: &[u8],
         recorder: &mut TarSplitRecorder,
     ) -> Result<()> {
-        let owner = self.rules.owner(entry)?;
-        let mode = Mode::from_raw_mode(self.deferred_modes.working_mode(entry.mode & 0o777));
+        let owner = self.tree.rules.owner(entry)?;
+        let mode = Mode::from_raw_mode(self.tree.deferred_modes.working_mode(entry.mode & 0o777));
         let mut opaque = None;
         match rustix::fs::mkdirat(parent.fd(), base, mode) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let there = at::lstat_at(parent.fd(), base).during("reading the status")?;
                 if there.is_none_or(|stat| kind(&stat) != FileType::Directory) {
-                    opaque = there.and_then(|stat| self.whiteout_of(&stat));
-                    self.displace(parent, base, recorder)?;
+                    opaque = there.and_then(|stat| self.tree.whiteout_of(&stat));
+                    self.tree.displace(parent, base, recorder)?;
                     rustix::fs::mkdirat(parent.fd(), base, mode).during("making a directory")?;
                 }
             }
             Err(error) => return Err(Error::io("making a directory", error)),
         }
         let dir = at::open_dir_at(parent.fd(), base).during("opening a directory")?;
-        self.rules.open_file(dir.as_fd(), entry, owner, false)?;
-        let mut real = std::mem::take(&mut self.real);
+        self.tree.rules.open_file(dir.as_fd(), entry, owner, false)?;
+        let mut real = std::mem::take(&mut self.tree.real);
         parent.child(base, &mut real);
-        let closed = self.close_later(dir.as_fd(), &real, entry);
-        self.real = real;
+        let mode = self.tree.rules.mode(entry);
+        let closed = self.tree.deferred_modes.close_later(dir.as_fd(), &real, mode);
+        self.tree.real = real;
         closed?;
         if let Some(namespace) = opaque {
             mark_opaque(dir.as_fd(), namespace)?;
         }
         self.dir_times
             .push(path, metadata::times(entry.mtime, entry.atime));
-        self.keep_open(path, parent, base, dir);
+        self.tree.keep_open(path, parent, base, dir);
         Ok(())
     }
 
@@ -306,11 +293,14 @@ impl Extractor {
         base: &[u8],
         recorder: &mut TarSplitRecorder,
     ) -> Result<()> {
-        let owner = self.rules.owner(entry)?;
+        let owner = self.tree.rules.owner(entry)?;
         let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, Mode::RUSR | Mode::WUSR);
-        let file = self.make(parent, base, recorder, make).during("making a file")?;
-        self.rules.open_file(file.as_fd(), entry, owner, true)?;
-        self.sync_tracker.file(file);
+        let file = self
+            .tree
+            .make(parent, base, recorder, make)
+            .during("making a file")?;
+        self.tree.rules.open_file(file.as_fd(), entry, owner, true)?;
+        self.tree.sync_tracker.file(file);
         Ok(())
     }
 
@@ -321,12 +311,14 @@ impl Extractor {
         base: &[u8],
         recorder: &mut TarSplitRecorder,
     ) -> Result<()> {
-        let owner = self.rules.owner(entry)?;
+        let owner = self.tree.rules.owner(entry)?;
         let make = || rustix::fs::symlinkat(entry.link.as_slice(), parent.fd(), base);
-        self.make(parent, base, recorder, make)
+        self.tree
+            .make(parent, base, recorder, make)
             .during("making a symbolic link")?;
-        self.state.size += entry.link.len() as u64;
-        self.rules.node(parent.fd(), base, entry, owner)
+        let size = &mut self.tree.state.size;
+        *size = size.saturating_add(entry.link.len() as u64);
+        self.tree.rules.node(parent.fd(), base, entry, owner)
     }
 
     fn node(
@@ -336,7 +328,7 @@ impl Extractor {
         base: &[u8],
         recorder: &mut TarSplitRecorder,
     ) -> Result<()> {
-        let owner = self.rules.owner(entry)?;
+        let owner = self.tree.rules.owner(entry)?;
         let kind = match entry.kind {
             b'3' => FileType::CharacterDevice,
             b'4' => FileType::BlockDevice,
@@ -350,9 +342,10 @@ impl Extractor {
         };
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = || rustix::fs::mknodat(parent.fd(), base, kind, mode, device);
-        self.make(parent, base, recorder, make)
+        self.tree
+            .make(parent, base, recorder, make)
             .during("making a device or FIFO")?;
-        self.rules.node(parent.fd(), base, entry, owner)
+        self.tree.rules.node(parent.fd(), base, entry, owner)
     }
 
     /// The metadata of a hard link's header is applied to the file that it shares.
@@ -365,11 +358,12 @@ impl Extractor {
     ) -> Result<()> {
         let mut target = Vec::new();
         clean(&entry.link, &mut target);
-        if self.form == WhiteoutFormat::Apply
+        if self.tree.form == WhiteoutFormat::Apply
             && let Some(file) = self.aufs.target(&target)?
         {
             let make = || file.link(parent.fd(), base);
             return self
+                .tree
                 .make(parent, base, recorder, make)
                 .during("linking an AUFS pseudo-link");
         }
@@ -380,12 +374,12 @@ impl Extractor {
             );
             ErrorKind::InvalidArchive.err(text)
         };
-        let owner = self.rules.owner(entry)?;
+        let owner = self.tree.rules.owner(entry)?;
         let (target_parent, target_base) = split(&target);
         if target.contains(&0) || target_base.is_empty() {
             return Err(missing());
         }
-        let Found::Directory(target_parent) = self.parents.find(target_parent)? else {
+        let Found::Directory(target_parent) = self.tree.parents.find(target_parent)? else {
             return Err(missing());
         };
         let status = |dir: &Parent, name: &[u8]| at::lstat_at(dir.fd(), name).during("reading the status");
@@ -407,13 +401,13 @@ impl Extractor {
                     AtFlags::empty(),
                 )
             };
-            match self.make(parent, base, recorder, link) {
+            match self.tree.make(parent, base, recorder, link) {
                 // What was in the way held the target.
                 Err(MakeError::Make(Errno::NOENT)) => return Err(missing()),
                 result => result.during("making a hard link")?,
             }
         }
-        self.rules.node(parent.fd(), base, entry, owner)
+        self.tree.rules.node(parent.fd(), base, entry, owner)
     }
 
     fn regular<S: ChunkSource>(
@@ -425,10 +419,14 @@ impl Extractor {
         reader: &mut TarReader<S>,
         recorder: &mut TarSplitRecorder,
     ) -> Result<Placed> {
-        let owner = self.rules.owner(entry)?;
+        let owner = self.tree.rules.owner(entry)?;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, mode);
-        let file = File::from(self.make(parent, base, recorder, make).during("making a file")?);
+        let file = File::from(
+            self.tree
+                .make(parent, base, recorder, make)
+                .during("making a file")?,
+        );
         let recordable = recordable && entry.sparse.is_none();
         let crc = &mut self.crc;
         write_payload(entry, &file, reader, |piece| {
@@ -439,213 +437,22 @@ impl Extractor {
                 recorder.raw(piece)
             }
         })?;
-        self.rules.open_file(file.as_fd(), entry, owner, true)?;
-        self.state.size += entry.size;
-        self.sync_tracker.file(file.into());
+        self.tree.rules.open_file(file.as_fd(), entry, owner, true)?;
+        let size = &mut self.tree.state.size;
+        *size = size.saturating_add(entry.size);
+        self.tree.sync_tracker.file(file.into());
         let sum = self.crc.take();
         if !recordable {
             return Ok(Placed::Unrecorded);
         }
         let line = recorder.file(&entry.name, entry.size, sum)?;
         if entry.size > 0 {
-            parent.child(base, &mut self.real);
-            self.state.seen.set_line(&self.real, line);
+            parent.child(base, &mut self.tree.real);
+            self.tree.state.seen.set_line(&self.tree.real, line);
             if parent.via_link() {
-                self.state.via_links.push((line, entry.name.clone()));
+                self.tree.state.via_links.push((line, entry.name.clone()));
             }
         }
         Ok(Placed::Recorded)
     }
-
-    /// Makes something, removing what is in its place.
-    fn make<T>(
-        &mut self,
-        parent: &Rc<Parent>,
-        base: &[u8],
-        recorder: &mut TarSplitRecorder,
-        make: impl Fn() -> rustix::io::Result<T>,
-    ) -> Result<T, MakeError> {
-        match make() {
-            Err(Errno::EXIST) => {}
-            result => return result.map_err(MakeError::Make),
-        }
-        self.displace(parent, base, recorder)
-            .map_err(MakeError::Displace)?;
-        make().map_err(MakeError::Make)
-    }
-
-    /// Removes what is at `base`, whatever it is; nothing is fine.
-    pub(crate) fn displace(
-        &mut self,
-        parent: &Parent,
-        base: &[u8],
-        recorder: &mut TarSplitRecorder,
-    ) -> Result<()> {
-        let Some(stat) = at::lstat_at(parent.fd(), base).during("reading the status")? else {
-            return Ok(());
-        };
-        let kind = kind(&stat);
-        let mut real = Vec::new();
-        parent.child(base, &mut real);
-        let root = Rc::clone(self.parents.root());
-        self.deferred_modes.open_up(parent.fd(), parent.real())?;
-        let mut removing = Removing {
-            state: &mut self.state,
-            recorder,
-            root: root.fd(),
-            spare_new: false,
-        };
-        prune::remove(parent.fd(), base, &real, kind, &mut removing)?;
-        if matches!(kind, FileType::Directory | FileType::Symlink) {
-            self.directories_went();
-        }
-        Ok(())
-    }
-
-    /// The directory that an entry goes into, made where it is missing.
-    pub(crate) fn ensure(&mut self, path: &[u8], recorder: &mut TarSplitRecorder) -> Result<Rc<Parent>> {
-        let parent = match self.parents.find(path)? {
-            Found::Directory(parent) => parent,
-            Found::Missing | Found::Blocked => self.make_all(path, recorder)?,
-        };
-        self.touch(&parent)?;
-        Ok(parent)
-    }
-
-    /// Notes that a directory belongs to this archive, which writes to it.
-    pub(crate) fn touch(&mut self, dir: &Parent) -> Result<()> {
-        if !dir.touched.replace(true) {
-            self.state.seen.touch_all(dir.real());
-            self.deferred_modes.open_up(dir.fd(), dir.real())?;
-        }
-        Ok(())
-    }
-
-    fn make_all(&mut self, path: &[u8], recorder: &mut TarSplitRecorder) -> Result<Rc<Parent>> {
-        // The deepest directory that exists, then down again.
-        let mut ends: Vec<usize> = vec![path.len()];
-        ends.extend(
-            path.iter()
-                .enumerate()
-                .rev()
-                .filter(|(_, byte)| **byte == b'/')
-                .map(|(index, _)| index),
-        );
-        let prefix = |end: usize| path.get(..end).unwrap_or_default();
-        let mut missing = 0;
-        let mut parent = loop {
-            missing += 1;
-            let above = ends.get(missing).map_or(&[][..], |end| prefix(*end));
-            if let Found::Directory(parent) = self.parents.find(above)? {
-                break parent;
-            }
-        };
-        for end in ends.iter().take(missing).rev() {
-            parent = self.make_implied(prefix(*end), &parent, recorder)?;
-        }
-        Ok(parent)
-    }
-
-    fn make_implied(
-        &mut self,
-        path: &[u8],
-        parent: &Rc<Parent>,
-        recorder: &mut TarSplitRecorder,
-    ) -> Result<Rc<Parent>> {
-        let (_, base) = split(path);
-        let doing = || format!("making the directory {}", show(path));
-        let mut opaque = None;
-        let mode = Mode::from_raw_mode(0o755);
-        match rustix::fs::mkdirat(parent.fd(), base, mode) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => {
-                // A whiteout hides what the layers below have here; the new directory must hide it too.
-                let there = at::lstat_at(parent.fd(), base).during(doing())?;
-                opaque = there.and_then(|stat| self.whiteout_of(&stat));
-                if opaque.is_none() {
-                    let link = there.is_some_and(|stat| kind(&stat) == FileType::Symlink);
-                    return Err(Error::io(
-                        doing(),
-                        if link { Errno::NOENT } else { Errno::NOTDIR },
-                    ));
-                }
-                self.displace(parent, base, recorder)?;
-                rustix::fs::mkdirat(parent.fd(), base, mode).during(doing())?;
-            }
-            Err(error) => return Err(Error::io(doing(), error)),
-        }
-        let dir = at::open_dir_at(parent.fd(), base).during(doing())?;
-        let stat = rustix::fs::fstat(&dir).during(doing())?;
-        let owner = self.rules.mappings.root()?;
-        self.rules.permissions(dir.as_fd(), &stat, owner, 0o755)?;
-        self.rules.keep_real(dir.as_fd(), owner, 0o755, "dir")?;
-        let mut real = std::mem::take(&mut self.real);
-        parent.child(base, &mut real);
-        self.deferred_modes.set(&real, 0o755);
-        self.real = real;
-        if let Some(namespace) = opaque {
-            mark_opaque(dir.as_fd(), namespace)?;
-        }
-        self.sync_tracker.dir(parent.real());
-        Ok(self.keep_open(path, parent, base, dir))
-    }
-
-    fn keep_open(&mut self, path: &[u8], parent: &Rc<Parent>, base: &[u8], dir: OwnedFd) -> Rc<Parent> {
-        let real = parent.via_link().then(|| {
-            let mut real = Vec::new();
-            parent.child(base, &mut real);
-            real
-        });
-        self.parents.insert(path.to_vec(), real, dir)
-    }
-
-    /// Directories were removed: their times must not be set on what took their place.
-    pub(crate) fn directories_went(&mut self) {
-        self.parents.clear();
-        self.dirs_gone = true;
-    }
-
-    /// If this is a whiteout of overlayfs: where its attributes are.
-    pub(crate) fn whiteout_of(&self, stat: &Stat) -> Option<Namespace> {
-        match self.form {
-            WhiteoutFormat::Overlay(namespace)
-                if kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0 =>
-            {
-                Some(namespace)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Why something could not be made.
-enum MakeError {
-    Make(Errno),
-    Displace(Error),
-}
-
-/// As [`crate::error::IoContext`]: only the failed call needs to be told what was being done.
-trait During<T> {
-    fn during(self, action: &'static str) -> Result<T>;
-}
-
-impl<T> During<T> for Result<T, MakeError> {
-    fn during(self, action: &'static str) -> Result<T> {
-        self.map_err(|error| match error {
-            MakeError::Make(error) => Error::io(action, error),
-            MakeError::Displace(error) => error,
-        })
-    }
-}
-
-/// The type of what a status describes.
-pub(crate) fn kind(stat: &Stat) -> FileType {
-    FileType::from_raw_mode(stat.st_mode)
-}
-
-/// Makes overlayfs hide what the layers below have in this directory.
-pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
-    // Through a path, since the descriptor may be one that cannot be read.
-    xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
-        .during("marking a directory opaque")
 }

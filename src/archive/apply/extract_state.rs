@@ -1,4 +1,4 @@
-//! What is kept account of while an archive is unpacked: what the recorder relies on, sizes, times that are set last.
+//! State that is kept while an archive is unpacked: what the tar-split recorder relies on, sizes, times of directories.
 
 use std::os::fd::BorrowedFd;
 
@@ -12,7 +12,7 @@ use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, IoContext as _, Result};
 use crate::sys::at;
 
-/// What the recorder relies on, and what is counted.
+/// What the tar-split recorder relies on, and what is counted.
 #[derive(Default)]
 pub(crate) struct ExtractState {
     /// Names, and lines that rely on files.

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::archive::path::show;
@@ -14,7 +14,7 @@ use crate::archive::tar::reader::Entry;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{self, OVERRIDE_STAT};
+use crate::whiteout::{self, Namespace, OVERRIDE_STAT};
 
 /// How an archive's metadata becomes the tree's.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Rules {
     pub(crate) force_mask: Option<u32>,
 }
 
-/// What a file stands for where all that can be made of it is a file or a directory.
+/// The value of the attribute that keeps owner, mode and type where a forced mode hides them.
 pub(crate) fn override_value(owner: Owner, mode: u32, kind: &str) -> String {
     format!("{}:{}:{:04o}:{kind}", owner.uid, owner.gid, mode & 0o7777)
 }
@@ -52,6 +52,18 @@ pub(crate) fn id(number: i64) -> Result<u32> {
     u32::try_from(number)
         .or_else(|_reason| i32::try_from(number).map(i32::cast_unsigned))
         .map_err(|_reason| ErrorKind::InvalidArchive.err(format!("owner or group {number} is out of range")))
+}
+
+/// The type of what a status describes.
+pub(crate) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// Makes overlayfs hide what the layers below have in this directory.
+pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
+    // Through a path, since the descriptor may be one that cannot be read.
+    xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
+        .during("marking a directory opaque")
 }
 
 fn timespec(time: Timestamp) -> Timespec {
@@ -85,6 +97,11 @@ impl Rules {
                 gid: id(entry.gid)?,
             },
         })
+    }
+
+    /// The mode in the tree of an entry that is no symbolic link.
+    pub(crate) fn mode(&self, entry: &Entry) -> u32 {
+        self.force_mask.unwrap_or(entry.mode & 0o7777)
     }
 
     /// Runs `chown` if the owner differs; whether it did.
@@ -177,7 +194,7 @@ impl Rules {
                 rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
             })?;
         let mode = self.force_mask.unwrap_or(entry.mode);
-        let is_link = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Symlink;
+        let is_link = kind(&stat) == FileType::Symlink;
         if !is_link && mode_differs(&stat, mode, chowned) {
             chmod_node(dir, name, mode).during("setting the mode")?;
         }
@@ -200,8 +217,8 @@ impl Rules {
     ///
     /// SELinux labels belong to the host. The attributes by which overlayfs and fuse-overlayfs mark their layers are
     /// left out too: a layer says what it hides by whiteouts, and one that set the marks itself
-    /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer say
-    /// its owners and modes twice.
+    /// could redirect names or steal metadata from the layers below. No real image needs them. Nor does a layer need
+    /// the attribute that keeps owner and mode.
     fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for (name, value) in entry.records.xattrs() {
             if whiteout::is_driver_attribute(name) || name == b"security.selinux" {

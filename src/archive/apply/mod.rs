@@ -13,5 +13,6 @@ pub(crate) mod pipeline;
 mod prune;
 mod seen;
 mod target;
+mod tree;
 mod unpack;
 mod whiteouts;

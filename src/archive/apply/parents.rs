@@ -1,4 +1,4 @@
-//! The directories that entries go into: resolved inside the root, and a few of them kept open.
+//! The parent directories of entries: resolved inside the root, and a few of them kept open.
 //!
 //! Entries come grouped by directory, so most need no resolution at all. A directory without symbolic links on the
 //! way costs one `openat2`; only where there are links is it resolved as the kernel would below a root, and its real
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::at;
 
-/// How many directories stay open.
+/// How many directories are kept open.
 const SLOTS: usize = 24;
 
 /// An open directory.

@@ -13,10 +13,10 @@ use crate::sys::at;
 
 const DOING: &str = "removing replaced files of the layer";
 
-/// How often a directory that does not get empty is gone through again.
+/// How often a directory that does not become empty is listed again.
 const MAX_PASSES: usize = 16;
 
-/// Asked and told about what is removed.
+/// Decides what stays, and is told of what is removed.
 pub(crate) trait Removal {
     /// Whether what lies at `path` stays. A directory that stays is gone through all the same.
     fn keep(&self, path: &[u8]) -> bool;

@@ -1,7 +1,7 @@
-//! Buffers of one size that are used again and again by a stream on its way in.
+//! A pool of buffers of one size for one incoming stream.
 //!
-//! Chunks are made by one thread and dropped by others. An allocator keeps memory for each of them and has to map new
-//! pages now and then; these go back to where they came from, so a stream uses no more of them than are under way.
+//! Chunks are filled by one thread and dropped by others. An allocator keeps memory for each thread and has to map new
+//! pages now and then; these buffers return to their pool, so a stream has no more of them than chunks in use.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,15 +32,15 @@ impl Buffers {
     pub(crate) fn share(self: &Arc<Self>, filled: Vec<u8>) -> Bytes {
         Bytes::from_owner(Filled {
             buffer: filled,
-            home: Arc::clone(self),
+            pool: Arc::clone(self),
         })
     }
 }
 
-/// A buffer in use, which goes home.
+/// A buffer in use, which returns to its pool when dropped.
 struct Filled {
     buffer: Vec<u8>,
-    home: Arc<Buffers>,
+    pool: Arc<Buffers>,
 }
 
 impl AsRef<[u8]> for Filled {
@@ -53,7 +53,7 @@ impl Drop for Filled {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
-        let mut free = self.home.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(buffer);
     }
 }

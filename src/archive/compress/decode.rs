@@ -218,6 +218,7 @@ const fn magic_start(compression: Compression) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::compress::pace::PACE;
     use async_compression::tokio::bufread::{BzEncoder, GzipEncoder, XzEncoder, ZstdEncoder};
     use proptest::prelude::*;
     use std::pin::Pin;
@@ -383,6 +384,55 @@ mod tests {
             }
         }
         io::Cursor::new(bytes.to_vec()).chain(Failing)
+    }
+
+    /// Decodes with an executor that counts polls, from a reader that always has data; also the most bytes that one
+    /// poll has decoded.
+    fn polls(blob: &[u8]) -> (usize, usize) {
+        let total = std::cell::Cell::new(0);
+        let mut task = Box::pin(async {
+            let mut blob = BlobReader::new(blob);
+            let compression = blob.detect().await.unwrap();
+            let mut decoder = Decoder::new(blob, compression, 64 * 1024);
+            while let Some(chunk) = decoder.next_chunk().await.unwrap() {
+                total.set(total.get() + chunk.len());
+            }
+        });
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (mut polls, mut most) = (0, 0);
+        loop {
+            let before = total.get();
+            let done = task.as_mut().poll(&mut cx).is_ready();
+            polls += 1;
+            most = most.max(total.get() - before);
+            if done {
+                return (polls, most);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_poll_decodes_no_more_than_the_pace_allows() {
+        const SIZE: usize = 8 << 20;
+        let mut noise = vec![0u8; SIZE];
+        let mut state = 1u64;
+        for byte in &mut noise {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = state.to_be_bytes()[0];
+        }
+        // What is hardly compressed, and what is as dense as can be.
+        for data in [noise, vec![7; SIZE]] {
+            for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+                let blob = encoded(&data, compression).await;
+                let (polls, most) = polls(&blob);
+                let allowed = PACE + STEP + 64 * 1024;
+                assert!(most <= allowed, "{compression}: {most} bytes in one poll");
+                assert!(polls >= SIZE / allowed, "{compression}: {polls} polls");
+            }
+        }
+        // Members without content cost time too.
+        let members = encoded(b"", Compression::Gzip).await.repeat(10_000);
+        assert!(polls(&members).0 >= 10_000 * MEMBER / (PACE + MEMBER) / 2);
     }
 
     proptest! {

@@ -1,8 +1,8 @@
-//! Tar framing: cuts a stream of chunks into entries, and hands every byte that is not payload to a sink.
+//! Tar framing: divides a stream of chunks into entries, and passes every byte that is not payload to a sink.
 //!
 //! Blocking and pull driven: [`TarReader::next`] reads up to the next entry's payload, [`TarReader::payload`] hands that out
 //! in pieces of the chunks in which it arrived, uncopied. What the caller leaves of a payload goes to the sink too, so
-//! that sink and payloads together always are the whole stream; the tar-split tape relies on that.
+//! that sink and payloads together always are the whole stream; the tar-split recorder relies on that.
 //!
 //! `tokio-tar` builds archives elsewhere but does not frame them here. It refuses archives that the Go library reads
 //! and real images contain (a `ustar` magic with another version, negative numbers, the signed checksum, old headers

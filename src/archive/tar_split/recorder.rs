@@ -1,8 +1,8 @@
-//! The recorder: records a tar stream as it passes, so that it can be replayed bit for bit from the extracted tree.
+//! The tar-split recorder: records a tar stream as it passes, so that it can be replayed bit for bit from the tree.
 //!
-//! A file's payload is recorded by reference where the tree can give it back, else as it is. References that stop
-//! being true because a later entry replaces the file are repaired: before the file goes, [`TarSplitRecorder::spill`] copies it
-//! to an unnamed temporary file, and [`TarSplitRecorder::finish`] rewrites the recorder with these payloads in place. So memory stays
+//! A file's payload is recorded by reference where the tree can give it back, else as it is. References that become
+//! wrong because a later entry replaces the file are repaired: before the file goes, [`TarSplitRecorder::spill`] copies it
+//! to an unnamed temporary file, and [`TarSplitRecorder::finish`] rewrites the tar-split data with these payloads in place. So memory stays
 //! bounded, and archives without repetitions (all but a few) cost nothing extra.
 
 use std::fs::File;
@@ -41,7 +41,7 @@ pub(crate) struct TarSplitRecorder {
 }
 
 impl TarSplitRecorder {
-    /// A recorder that is written to `file`, which must be empty.
+    /// A recorder that writes to `file`, which must be empty.
     pub(crate) fn new(file: Option<File>) -> Self {
         Self {
             writer: file.map(|file| TarSplitWriter::new(BufWriter::with_capacity(BUFFER, file))),
@@ -120,7 +120,7 @@ impl TarSplitRecorder {
         Ok(Some(file))
     }
 
-    /// Writes the recorder anew with the spilled payloads in place of the lines that referred to them.
+    /// Writes the tar-split data anew with the spilled payloads in place of the lines that referred to them.
     fn rewrite(&mut self, file: &mut File, dir: BorrowedFd<'_>) -> Result<()> {
         // Of several copies for one line the first is the right one; the sort keeps their order.
         self.spilled.sort_by_key(|spilled| spilled.line);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tape_without_a_file_takes_everything() {
+    fn a_recorder_without_a_file_takes_everything() {
         let mut recorder = TarSplitRecorder::new(None);
         assert!(!recorder.is_on());
         recorder.raw(b"x").unwrap();

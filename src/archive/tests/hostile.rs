@@ -109,6 +109,37 @@ fn odd_bytes_in_names() {
     assert_eq!(error.kind(), ErrorKind::InvalidArchive);
 }
 
+/// The sizes of sparse files cost nothing to declare: their sum may be more than 64 bits hold.
+#[test]
+fn sizes_of_sparse_files_add_up_without_overflow() {
+    let mut layer = Layer::new(WhiteoutFormat::Apply);
+    // A file system that takes files of any size.
+    if std::path::Path::new("/dev/shm").is_dir() {
+        layer.move_to(tempfile::tempdir_in("/dev/shm").unwrap());
+    }
+    let largest = i64::MAX.to_string();
+    let sparse = |name: &str| {
+        Item::file(name, "abc")
+            .pax("GNU.sparse.size", &largest)
+            .pax("GNU.sparse.numblocks", "1")
+            .pax("GNU.sparse.map", "0,3")
+    };
+    let tar = TarBuilder::new()
+        .add(sparse("a"))
+        .add(sparse("b"))
+        .add(sparse("c"))
+        .end();
+    match layer.apply(&tar) {
+        Ok(_applied) => assert_eq!(std::fs::metadata(layer.at("c")).unwrap().len(), i64::MAX as u64),
+        // Files of that size are not for every file system.
+        Err(error) => assert!(
+            error.chain().contains("making a sparse file"),
+            "{}",
+            error.chain()
+        ),
+    }
+}
+
 #[test]
 fn too_long_and_too_deep_names_are_named_shortly() {
     for name in ["d/".repeat(10_000) + "f", "x".repeat(256), "y/".repeat(2049)] {

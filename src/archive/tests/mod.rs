@@ -1,4 +1,4 @@
-//! Applying whole archives (what comes out on disk, and whether the tape gives the stream back) and producing them.
+//! Applying whole archives (what comes out on disk, and whether the tar-split data gives the stream back) and producing them.
 
 mod changes;
 mod export;
@@ -12,7 +12,7 @@ mod permissions;
 mod real_tools;
 mod replay;
 mod stream;
-mod tape;
+mod tar_split;
 mod tree;
 mod whiteouts;
 
@@ -42,7 +42,6 @@ static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLo
         .unwrap()
 });
 
-/// Whether tests that need root can run; says so if not.
 /// A directory to apply layers to, with a sentinel beside it that nobody may touch.
 struct Layer {
     tmp: tempfile::TempDir,
@@ -72,6 +71,13 @@ impl Layer {
         }
     }
 
+    /// Uses another directory.
+    fn move_to(&mut self, tmp: tempfile::TempDir) {
+        std::fs::create_dir(tmp.path().join("root")).unwrap();
+        std::fs::write(tmp.path().join("sentinel"), "outside").unwrap();
+        self.tmp = tmp;
+    }
+
     fn root(&self) -> PathBuf {
         self.tmp.path().join("root")
     }
@@ -97,7 +103,7 @@ impl Layer {
         self.tmp.path().join("split")
     }
 
-    /// Applies an archive; if that works, the tape must give it back bit for bit.
+    /// Applies an archive; if that works, the tar-split data must give it back bit for bit.
     fn apply(&self, tar: &[u8]) -> Result<Applied> {
         let split = std::fs::OpenOptions::new()
             .write(true)
@@ -152,7 +158,7 @@ impl Layer {
         files.collect()
     }
 
-    /// What a reader makes of tape and tree; also checks what other readers insist on.
+    /// What a reader makes of tar-split data and tree; also checks what other readers insist on.
     fn replay(&self) -> Vec<u8> {
         use rustix::fs::{Mode, OFlags};
         let root = crate::sys::at::open_dir(&self.root()).unwrap();

@@ -381,7 +381,7 @@ fn sparse_files_are_expanded_with_holes() {
     assert_eq!(
         layer.file_lines(),
         [("next".into(), 1)],
-        "the payload is on the tape itself"
+        "the payload is in the tar-split data itself"
     );
     assert_eq!(applied.content_size, size + 1);
 }

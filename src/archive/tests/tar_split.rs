@@ -1,11 +1,11 @@
-//! What the tape holds, above all where the tree cannot give a payload back. (Every test that applies an archive
+//! What the tar-split data holds, above all where the tree cannot give a payload back. (Every test that applies an archive
 //! checks the replay; these are the cases made for it.)
 
 use super::*;
 use crate::test_util::{TarBuilder, TarEntry as Item};
 
 #[test]
-fn an_ordinary_archive_is_taped_by_reference() {
+fn an_ordinary_archive_is_recorded_by_reference() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     let tar = TarBuilder::new()
         .entry(Item::dir("d/"))
@@ -103,7 +103,7 @@ fn two_names_for_one_place_come_back_too() {
 }
 
 #[test]
-fn payloads_that_are_not_on_disk_are_on_the_tape() {
+fn payloads_that_are_not_on_disk_are_in_the_tar_split_data() {
     if !root_or_skip() {
         return;
     }
