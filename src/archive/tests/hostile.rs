@@ -125,10 +125,10 @@ fn sizes_of_sparse_files_add_up_without_overflow() {
             .pax("GNU.sparse.map", "0,3")
     };
     let tar = TarBuilder::new()
-        .add(sparse("a"))
-        .add(sparse("b"))
-        .add(sparse("c"))
-        .end();
+        .entry(sparse("a"))
+        .entry(sparse("b"))
+        .entry(sparse("c"))
+        .build();
     match layer.apply(&tar) {
         Ok(_applied) => assert_eq!(std::fs::metadata(layer.at("c")).unwrap().len(), i64::MAX as u64),
         // Files of that size are not for every file system.
