@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use async_compression::tokio::write::GzipEncoder;
 use graphroot::{
-    BoxReader, Compression, ContainerOptions, DiffOptions, Digest, ImageOptions, Layer, LayerOptions,
-    MountOptions, Store, StoreOptions,
+    BoxReader, ContainerOptions, DiffOptions, Digest, ImageBuilder, Layer, LayerOptions, MountOptions, Store,
+    StoreOptions,
 };
 use sha2::Digest as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
@@ -87,15 +87,12 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
         );
     }
 
-    let (manifest, config) = describe(&layers)?;
-    let config_digest = Digest::sha256(&config);
     let top = layers.last().ok_or("no layers")?;
-    let options = ImageOptions::default()
-        .id(config_digest.encoded())
+    let image = ImageBuilder::new()
+        .top_layer(top.id())
         .name("localhost/quickstart:latest")
-        .big_data("manifest", manifest)
-        .big_data(config_digest.as_str(), config);
-    let image = store.create_image(Some(top.id()), options).await?;
+        .build(store)
+        .await?;
     say(&format!(
         "created image {} ({})",
         short(image.id()),
@@ -284,42 +281,6 @@ async fn pack_machine(home: &Path) -> Res<Vec<PathBuf>> {
         time(started.elapsed())
     ));
     Ok(blobs)
-}
-
-/// A minimal OCI manifest and config for these layers.
-fn describe(layers: &[Layer]) -> Res<(Vec<u8>, Vec<u8>)> {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| text(layer.diff_digest())).collect();
-    let config = serde_json::to_vec(&serde_json::json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {},
-        "rootfs": { "type": "layers", "diff_ids": diff_ids },
-    }))?;
-    let blobs: Vec<_> = layers
-        .iter()
-        .map(|layer| {
-            serde_json::json!({
-                "mediaType": match layer.compression() {
-                    Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-                    Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-                    _ => "application/vnd.oci.image.layer.v1.tar",
-                },
-                "digest": text(layer.compressed_digest()),
-                "size": layer.compressed_size(),
-            })
-        })
-        .collect();
-    let manifest = serde_json::to_vec(&serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": Digest::sha256(&config).as_str(),
-            "size": config.len(),
-        },
-        "layers": blobs,
-    }))?;
-    Ok((manifest, config))
 }
 
 /// Reads a stream to its end; returns its digest and length.

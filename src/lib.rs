@@ -2,44 +2,46 @@
 //! Skopeo and CRI-O use, and at the same time as they do. It applies and produces layer diffs, mounts layers, and
 //! shares one store with every other process. It is async, on [tokio]; nothing blocks the runtime's threads.
 //!
+//! Linux only, from 5.11 on. The driver `overlay` needs root or a user namespace, `vfs` works for everybody; the build
+//! needs a C compiler.
+//!
 //! # Start
 //!
-//! [`Store::open`] opens a store, [`Store::put_layer`] unpacks a layer blob into it, [`Store::create_image`] and
-//! [`Store::create_container`] build on it, [`Store::mount_guard`] shows it, [`Store::diff`] gets it out again.
+//! [`Store::open`] opens a store, [`Store::put_image_layer`] unpacks a layer blob into it, [`ImageBuilder`] makes an image
+//! of layers, [`Store::create_container`] a container of an image, [`Store::mount_guard`] shows its files,
+//! [`Store::commit`] makes an image of it, and [`Store::diff`] gets a layer out again.
 //!
 //! ```
-//! use graphroot::{
-//!     ContainerOptions, DiffOptions, Digest, ImageOptions, LayerOptions, MountOptions, Store, StoreOptions,
-//! };
-//! use tokio::io::AsyncReadExt;
+//! use graphroot::{ContainerOptions, DiffOptions, Digest, ImageBuilder, MountOptions, Store, StoreOptions};
+//! use tokio::io::AsyncReadExt as _;
 //!
-//! # async fn demo() -> Result<(), Box<dyn std::error::Error>> {
-//! # let root = std::env::temp_dir().join(format!("graphroot-lib-doc-{}", std::process::id()));
-//! let options = StoreOptions::new(root.join("graph"), root.join("run")).driver("vfs");
-//! let options = options.driver_option("vfs.ignore_chown_errors=true"); // for who is not root
-//! let store = Store::open(options).await?;
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let home = std::env::temp_dir().join(format!("graphroot-doc-{}", std::process::id()));
+//!     let options = StoreOptions::new(home.join("graph"), home.join("run"))
+//!         .driver("vfs") // StoreOptions::default_for_user() is Podman's own store
+//!         .driver_option("vfs.ignore_chown_errors=true"); // ordinary users own all files themselves
+//!     let store = Store::open(options).await?;
 //!
-//! let tar: Vec<u8> = vec![0; 1024]; // an empty archive; any AsyncRead will do, compressed or not
-//! let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(tar.clone())).await?;
-//! assert_eq!(put.layer.diff_digest(), Some(Digest::sha256(&tar)));
+//!     let tar: Vec<u8> = vec![0; 1024]; // an empty archive; any AsyncRead will do, compressed or not
+//!     let layer = store.put_image_layer(None, std::io::Cursor::new(tar.clone())).await?;
+//!     assert_eq!(layer.diff_digest(), Some(Digest::sha256(&tar)));
+//!     let image = ImageBuilder::new().top_layer(layer.id()).name("localhost/demo:1").build(&store).await?;
 //!
-//! let image = store.create_image(Some(put.layer.id()), ImageOptions::default().name("localhost/demo")).await?;
-//! let container = store.create_container(Some(image.id()), ContainerOptions::default().name("demo")).await?;
-//! let directory = store.mount_guard("demo", MountOptions::default()).await?;
-//! # std::fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-//! std::fs::write(directory.join("hello"), "hello")?;
-//! assert_eq!(store.changes(None, container.layer_id()).await?.len(), 1);
+//!     let container = store.create_container(Some(image.id()), ContainerOptions::default()).await?;
+//!     let root = store.mount_guard(container.id(), MountOptions::default()).await?;
+//!     assert_eq!(std::fs::read_dir(&root)?.count(), 0);
+//!     root.unmount().await?;
 //!
-//! let mut diff = Vec::new();
-//! store.diff(None, put.layer.id(), DiffOptions::uncompressed()).await?.read_to_end(&mut diff).await?;
-//! assert_eq!(diff, tar); // bit for bit
-//! directory.unmount().await?;
-//! # store.wipe().await?;
-//! # store.shutdown().await?;
-//! # std::fs::remove_dir_all(&root)?;
-//! # Ok(())
-//! # }
-//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(demo()).unwrap();
+//!     let mut diff = Vec::new();
+//!     let mut stream = store.diff(None, layer.id(), DiffOptions::uncompressed()).await?;
+//!     stream.read_to_end(&mut diff).await?;
+//!     assert_eq!(diff, tar); // bit for bit
+//!
+//!     store.delete_container(container.id()).await?;
+//!     store.delete_image(image.id()).await?; // and the layers that nothing else uses
+//!     Ok(std::fs::remove_dir_all(&home)?)
+//! }
 //! ```
 //!
 //! # What to rely on
@@ -74,7 +76,14 @@
 //! * `cli`: the command `graphroot`, a drop-in for `containers-storage`. A library has no use for it.
 //! * `pull`: the module `oci`, images from registries, OCI layouts and archives into the store and out of it. Nothing
 //!   of it, and none of its dependencies, is there without it.
-//! * `test-util`: stores in temporary directories and small archives, for tests of programs that use a store.
+//! * `test-util`: the module `test_util`, stores that unmount and remove themselves and a builder of tar archives, for
+//!   tests of programs that use a store.
+//! * `bench`: what the benchmarks of the parts measure; no part of the API.
+//!
+//! # Debug builds
+//!
+//! cargo does not optimise dependencies in debug builds, so decompressing, hashing and copying take eight times as long.
+//! The README has the lines for the `Cargo.toml` of your program that change that.
 //!
 //! # Coming from Go
 //!

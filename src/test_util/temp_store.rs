@@ -164,11 +164,11 @@ mod tests {
             .unwrap()
     }
 
-    /// A store with a mounted container that has closed directories.
+    /// A store with a mounted container that has a directory in which nobody may write.
     async fn used() -> TempStore {
         let store = TempStore::new().await.unwrap();
         let tar = TarBuilder::new()
-            .entry(TarEntry::dir("closed").mode(0))
+            .entry(TarEntry::dir("closed").mode(0o555))
             .file("closed/file", "1")
             .build();
         let layer = store
