@@ -24,6 +24,7 @@ mod push;
 mod records;
 mod registry;
 mod resume;
+mod threads;
 mod tls;
 mod uploads;
 mod worker;
