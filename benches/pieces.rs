@@ -88,7 +88,7 @@ fn archives(home: &Path, runtime: &Runtime, blob: &Path) -> Res<()> {
         blob.metadata()?.len() / 1_000_000,
         tar.len() / 1_000_000
     );
-    let (tree, tape) = (home.join("tree"), home.join("tape"));
+    let (tree, tar_split) = (home.join("tree"), home.join("tar-split"));
     compare(
         "decode",
         &mut [
@@ -113,10 +113,10 @@ fn archives(home: &Path, runtime: &Runtime, blob: &Path) -> Res<()> {
         "read a plain tar, entry by entry",
         &mut [
             (
-                "framing, checksums, tape",
+                "framing, checksums, tar-split",
                 Box::new(|| {
                     repeat(1, || {
-                        bench::frame(tar.clone(), &tape)
+                        bench::frame(tar.clone(), &tar_split)
                             .map_err(Into::into)
                             .map(|_count| ())
                     })
@@ -157,15 +157,17 @@ fn archives(home: &Path, runtime: &Runtime, blob: &Path) -> Res<()> {
         ],
     )?;
     std::fs::create_dir(&tree)?;
-    runtime.block_on(bench::extract(blob, &tree, Some(&tape)))?;
+    runtime.block_on(bench::extract(blob, &tree, Some(&tar_split)))?;
     compare(
         "give the tar back",
         &mut [
             (
-                "replay of the tape",
+                "replay of tar-split",
                 Box::new(|| {
                     repeat(1, || {
-                        bench::replay(&tape, &tree).map_err(Into::into).map(|_count| ())
+                        bench::replay(&tar_split, &tree)
+                            .map_err(Into::into)
+                            .map(|_count| ())
                     })
                 }),
             ),

@@ -29,7 +29,7 @@
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
 //!   the whole process.
 //!
-//! [`push`] is the way out: to registries, layouts and archives.
+//! [`push()`] is the way out: to registries, layouts and archives.
 
 mod archive_destination;
 mod archive_writer;

@@ -191,12 +191,12 @@ async fn check_consistent(root: &TestRoot, store: &Store) {
         "{rows:?}"
     );
     for layer in store.layers().await.unwrap() {
-        let tape = root
+        let tar_split = root
             .metadata_dir("layers")
             .join(format!("{}.tar-split.gz", layer.id()));
         assert_eq!(
             layer.diff_digest().is_some(),
-            tape.exists(),
+            tar_split.exists(),
             "tar-split of {}",
             layer.id()
         );

@@ -41,8 +41,8 @@ async fn check(root: &TestRoot, expected: &Manifest, moment: &str) -> bool {
     if complete {
         assert_complete(&store, expected, moment).await;
     } else {
-        let tape = root.metadata_dir("layers").join(format!("{VICTIM}.tar-split.gz"));
-        assert!(!tape.exists(), "{moment}: tar-split without a layer");
+        let tar_split = root.metadata_dir("layers").join(format!("{VICTIM}.tar-split.gz"));
+        assert!(!tar_split.exists(), "{moment}: tar-split without a layer");
     }
     complete
 }

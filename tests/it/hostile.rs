@@ -91,11 +91,11 @@ impl Target {
             Vec::<String>::new(),
             "{what}: temporary files"
         );
-        let tape = self
+        let tar_split = self
             .root
             .metadata_dir("layers")
             .join(format!("{LAYER}.tar-split.gz"));
-        assert!(!tape.exists(), "{what}: tar-split");
+        assert!(!tar_split.exists(), "{what}: tar-split");
     }
 
     /// The files of the layer's mount that are not of its base, without directories.

@@ -42,7 +42,7 @@ pub(crate) struct ApplyOptions {
     pub(crate) uncompressed_digest: Option<Digest>,
     /// Whether given digests are checked.
     pub(crate) verify: bool,
-    /// Whether everything is on disk before [`apply`] returns.
+    /// Whether everything is on disk before the layer is reported as applied.
     pub(crate) sync: bool,
 }
 

@@ -13,8 +13,7 @@ use libdeflater::{CompressionLvl, Compressor};
 use crate::archive::compress::deflate_blocks;
 use crate::archive::compress::parallel::{Format, Tools};
 
-/// Takes three quarters of the time of zlib's level 3 for about as many bytes: within one per cent of what the Go
-/// library's default makes.
+/// With the search for the ends of blocks, 85 % of the work of zlib-rs's level 3, for 1 % fewer bytes.
 const LEVEL: i32 = 2;
 
 /// An empty final block.

@@ -207,7 +207,7 @@ impl GoStore {
         sh(self.0.path(), &program);
     }
 
-    fn tape(&self) -> PathBuf {
+    fn tar_split(&self) -> PathBuf {
         self.0
             .path()
             .join(format!("g/vfs-layers/{}.tar-split.gz", Self::ID))
@@ -236,7 +236,7 @@ fn joined(lines: Vec<Entry>) -> Vec<Entry> {
 }
 
 #[test]
-fn the_go_library_writes_the_same_tape_and_reads_ours() {
+fn the_go_library_writes_the_same_tar_split_and_reads_ours() {
     use crate::test_util::{TarBuilder, TarEntry as Item};
     if !root_or_skip() || !have("containers-storage") {
         return;
@@ -254,7 +254,7 @@ fn the_go_library_writes_the_same_tape_and_reads_ours() {
         let go = GoStore::import(&tar);
         let layer = Layer::new(WhiteoutFormat::Apply);
         layer.apply(&tar).unwrap();
-        let mut reader = TarSplitReader::new(std::fs::File::open(go.tape()).unwrap());
+        let mut reader = TarSplitReader::new(std::fs::File::open(go.tar_split()).unwrap());
         let theirs: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).collect();
         assert!(joined(theirs) == joined(layer.lines()), "{format}");
         assert_eq!(listing(&go.tree()), layer.listing(), "{format}");
@@ -277,7 +277,7 @@ fn the_go_library_writes_the_same_tape_and_reads_ours() {
     let go = GoStore::import(&[]);
     let layer = Layer::new(WhiteoutFormat::Apply);
     layer.apply(&odd).unwrap();
-    std::fs::copy(layer.split_path(), go.tape()).unwrap();
+    std::fs::copy(layer.split_path(), go.tar_split()).unwrap();
     sh(
         go.0.path(),
         &format!("cp -a {}/. {}", layer.root().display(), go.tree().display()),
