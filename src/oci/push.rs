@@ -88,7 +88,7 @@ async fn work(
         .image_big_data(image.id(), manifest.config.digest.as_str())
         .await?;
     check(&config, &manifest.config.digest, "the stored config")?;
-    let layers = layers_of(store, image.top_layer()).await?;
+    let layers = store.image_layers(image.id()).await?;
     let diff_ids = Config::parse(&config)?.diff_ids;
     let fit = diff_ids.len() == layers.len()
         && manifest.layers.len() == layers.len()
@@ -162,19 +162,6 @@ async fn work(
         sent,
         reused: layers.len() - sent,
     })
-}
-
-/// An image's layers, lowest first.
-async fn layers_of(store: &Store, top: Option<&str>) -> Result<Vec<Layer>> {
-    let mut layers = Vec::new();
-    let mut next = top.map(str::to_owned);
-    while let Some(id) = next {
-        let layer = store.layer(&id).await?;
-        next = layer.parent().map(str::to_owned);
-        layers.push(layer);
-    }
-    layers.reverse();
-    Ok(layers)
 }
 
 struct Job<'a> {
