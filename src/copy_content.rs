@@ -238,17 +238,25 @@ fn copy_file(
     if old.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
         return Err(replaces_dir());
     }
-    let temp = format!(".graphroot-copy-{}", std::process::id());
+    let temp = temporary_name()?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&parent, temp.as_str(), flags, Mode::RUSR | Mode::WUSR)
         .at("creating a file beside", &to.path)?;
     let filled = fill(&mut from, file, stat, owner)
         .and_then(|()| Ok(rustix::fs::renameat(&parent, temp.as_str(), &parent, name)?));
     filled.map_err(|error| {
-        // The failure is the news; what cannot be removed either stays behind under its telling name.
+        // The first error is reported; a file that cannot be removed either stays under its temporary name.
         let _left = rustix::fs::unlinkat(&parent, temp.as_str(), AtFlags::empty());
         Error::io_at("writing", &to.path, error)
     })
+}
+
+/// A name that no other copy has, of this process or of one that was killed.
+fn temporary_name() -> Result<String> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| Error::io("drawing a random name", io::Error::from(error)))?;
+    Ok(format!(".graphroot-copy-{}", crate::digest::hex(&random)))
 }
 
 fn fill(from: &mut &File, file: OwnedFd, stat: &Stat, owner: Owner) -> io::Result<()> {
@@ -293,6 +301,31 @@ mod tests {
 
     fn end(dir: &tempfile::TempDir, root: &str, path: &str) -> CopyEnd {
         CopyEnd::new(dir.path().join(root), path)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn copies_into_one_directory_do_not_meet() {
+        let dir = tree();
+        let target = dir.path().join("target");
+        // What a killed process with this ID leaves.
+        let stale = target.join(format!(".graphroot-copy-{}", std::process::id()));
+        std::fs::write(stale, "half").unwrap();
+        let copies = (0..32).map(|number| {
+            let (from, to) = (
+                end(&dir, "src", "file"),
+                end(&dir, "target", &format!("copy-{number}")),
+            );
+            tokio::spawn(async move { copy_content(from, to, None).await })
+        });
+        for copied in futures::future::join_all(copies).await {
+            copied.unwrap().unwrap();
+        }
+        for number in 0..32 {
+            assert_eq!(
+                std::fs::read_to_string(target.join(format!("copy-{number}"))).unwrap(),
+                "one"
+            );
+        }
     }
 
     #[tokio::test]
