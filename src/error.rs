@@ -209,7 +209,7 @@ impl Error {
     ///
     /// ```
     /// # async fn look_up(store: &graphroot::Store) -> graphroot::Result<()> {
-    /// match store.image("example.com/app:1").await {
+    /// match store.image("0123456789ab").await {
     ///     Ok(image) => println!("{}", image.id()),
     ///     Err(error) if error.is_not_found() => println!("not pulled yet"),
     ///     Err(error) => return Err(error),

@@ -2,7 +2,7 @@
 //! Skopeo and CRI-O use, and at the same time as they do. It applies and produces layer diffs, mounts layers, and
 //! shares one store with every other process. It is async, on [tokio]; nothing blocks the runtime's threads.
 //!
-//! Linux only, from 5.11 on. The driver `overlay` needs root or a user namespace, `vfs` works for everybody; the build
+//! Linux only, from 5.11 on. The driver `overlay` needs root or a user namespace, `vfs` works for ordinary users too; the build
 //! needs a C compiler.
 //!
 //! # Start
@@ -19,8 +19,8 @@
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let home = std::env::temp_dir().join(format!("graphroot-doc-{}", std::process::id()));
 //!     let options = StoreOptions::new(home.join("graph"), home.join("run"))
-//!         .driver("vfs") // StoreOptions::default_for_user() is Podman's own store
-//!         .driver_option("vfs.ignore_chown_errors=true"); // ordinary users own all files themselves
+//!         .driver("vfs") // StoreOptions::default_for_user().await? has the roots of Podman 5.8
+//!         .driver_option("vfs.ignore_chown_errors=true"); // without root all files belong to you
 //!     let store = Store::open(options).await?;
 //!
 //!     let tar: Vec<u8> = vec![0; 1024]; // an empty archive; any AsyncRead will do, compressed or not
@@ -49,10 +49,11 @@
 //! * **Sharing.** The locks are those that the Go library takes, so any number of processes of either kind can use
 //!   one store at once. Formats are the Go library's; fields of records that this version does not know are kept.
 //! * **Crashes and cancellation.** A future that is dropped, or a process that is killed, leaves a store that the
-//!   next opener repairs by itself: nothing committed is lost, nothing half-done is visible. Each method says what
-//!   dropping it means.
+//!   next opener repairs by itself: nothing committed is lost, nothing half-done is visible (but
+//!   [`Store::apply_diff`] writes into a layer that is there). The section *Cancellation* of a method says what
+//!   dropping its future does; a method without one only reads.
 //! * **Power cuts.** By default a layer's content is on disk before its record is, see [`Durability`].
-//! * **Hostile input.** Layer streams, names and metadata are taken for hostile: nothing is ever written outside the
+//! * **Hostile input.** Layer streams, names and metadata are treated as untrusted: nothing is ever written outside the
 //!   layer, whatever its entries are called.
 //! * **Errors.** One [`Error`] with an [`ErrorKind`] to match on; `ErrorKind` has one variant for each sentinel
 //!   error of the Go library.
@@ -87,8 +88,8 @@
 //!
 //! # Coming from Go
 //!
-//! Every method of the Go library's `Store` has its name in snake case on [`Store`]; the page [`coming_from_go`] has
-//! the whole table.
+//! 81 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
+//! [`coming_from_go`] has the whole table.
 //!
 //! [tokio]: https://tokio.rs
 

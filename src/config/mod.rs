@@ -217,7 +217,8 @@ impl Loader {
 
 impl StoreOptions {
     /// The options that the newest Podman would use for this user on this machine, see [`config`](crate::config).
-    /// Warnings are logged.
+    /// Podman on containers-storage before 1.61 may use other roots for an ordinary user: give those that `podman info`
+    /// prints to [`StoreOptions::new`]. Warnings are logged.
     ///
     /// Everything is read anew at each call.
     ///

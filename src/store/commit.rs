@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use tokio::io::AsyncRead;
 
+use crate::archive::apply::pipeline::Source;
 use crate::error::{ErrorKind, Result};
-use crate::options::{BoxReader, DiffOptions, LayerOptions};
+use crate::options::{DiffOptions, LayerOptions};
 use crate::store::Store;
 use crate::store::image_builder::{Base, ConfigChanges, ImageBuilder, config_setters};
 use crate::store::image_config::History;
@@ -154,11 +155,7 @@ impl Store {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn put_image_layer(
-        &self,
-        parent: Option<&str>,
-        diff: impl AsyncRead + Send + 'static,
-    ) -> Result<Layer> {
+    pub async fn put_image_layer(&self, parent: Option<&str>, diff: impl AsyncRead + Send) -> Result<Layer> {
         let parent = match parent {
             Some(parent) => Some(self.layer(parent).await?.id().to_owned()),
             None => None,
@@ -168,7 +165,7 @@ impl Store {
     }
 
     /// Makes a stream a layer on `parent` (an exact ID). Returns its ID, and whether it is new.
-    async fn put_by_content(&self, parent: Option<&str>, diff: BoxReader) -> Result<(String, bool)> {
+    async fn put_by_content(&self, parent: Option<&str>, diff: Source<'_>) -> Result<(String, bool)> {
         // It is unpacked while it is read; its ID follows from its digest.
         let mut options = LayerOptions::default();
         let staged = self.stage_diff(parent, &options, diff).await?;

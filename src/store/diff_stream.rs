@@ -33,9 +33,9 @@ const COMPARED_ENTRIES: usize = 2048;
 ///
 /// It is both an [`AsyncRead`] and a [`Stream`] of chunks: two views of the same bytes, which may be mixed. Nothing is
 /// read before the first poll; later polls run short steps on the runtime's blocking pool, at most one step ahead of
-/// the reader (compression: a few blocks ahead). So any number of streams may be open and unread: each costs its open
-/// directories and files, and a temporary mount where the driver needs one; no thread and no lock. They are let go at
-/// the end of the stream, or soon after it is dropped.
+/// the reader (compression: a few blocks ahead). An open stream that is not read holds
+/// about three descriptors (a limit of the process, `RLIMIT_NOFILE`, applies), and a temporary mount where the driver
+/// needs one; no thread and no lock. They are released at the end of the stream, or soon after it is dropped.
 ///
 /// The steps run on the runtime that polls the stream, else on the one in which it was made; once that has shut down,
 /// reading fails.

@@ -254,6 +254,7 @@ impl Store {
     }
 
     /// Whether a layer can be unpacked before the one below it is there.
+    #[cfg(feature = "pull")]
     pub(crate) fn stages_apart(&self) -> bool {
         self.inner.driver().capabilities().stages_apart
     }
@@ -264,7 +265,7 @@ impl Store {
         &self,
         on: Option<&str>,
         options: &LayerOptions,
-        diff: BoxReader,
+        diff: Source<'_>,
     ) -> Result<StagedDiff> {
         let plan = self.plan_layer(on, options).await?;
         let below = plan.parent_id();
