@@ -187,7 +187,15 @@ fn make_dirs(root: BorrowedFd<'_>, path: &[u8], mode: Mode, owner: Option<Owner>
                 let name = dir.get(above.len()..).unwrap_or_default();
                 let name = name.strip_prefix(b"/").unwrap_or(name);
                 let parent = at::open_dir_in_root(root, above).at("opening a directory above", shown())?;
-                rustix::fs::mkdirat(&parent, name, mode).at("creating", shown())?;
+                match rustix::fs::mkdirat(&parent, name, mode) {
+                    Ok(()) => {}
+                    // Another copy has made it meanwhile, and gives it its mode and owner.
+                    Err(Errno::EXIST) => {
+                        above = dir;
+                        continue;
+                    }
+                    Err(error) => return Err(error).at("creating", shown()),
+                }
                 let made = at::open_dir_at(parent.as_fd(), name).at("opening", shown())?;
                 rustix::fs::fchmod(&made, mode).at("setting the mode of", shown())?;
                 if let Some(owner) = owner {
@@ -238,7 +246,9 @@ fn copy_file(
     if old.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
         return Err(replaces_dir());
     }
-    let temp = temporary_name()?;
+    // Several copies into one directory may run at once, and a killed one leaves its file.
+    let random = getrandom::u64().during("drawing a random file name")?;
+    let temp = format!(".graphroot-copy-{random:016x}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&parent, temp.as_str(), flags, Mode::RUSR | Mode::WUSR)
         .at("creating a file beside", &to.path)?;
@@ -249,14 +259,6 @@ fn copy_file(
         let _left = rustix::fs::unlinkat(&parent, temp.as_str(), AtFlags::empty());
         Error::io_at("writing", &to.path, error)
     })
-}
-
-/// A name that no other copy has, of this process or of one that was killed.
-fn temporary_name() -> Result<String> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random)
-        .map_err(|error| Error::io("drawing a random name", io::Error::from(error)))?;
-    Ok(format!(".graphroot-copy-{}", crate::digest::hex(&random)))
 }
 
 fn fill(from: &mut &File, file: OwnedFd, stat: &Stat, owner: Owner) -> io::Result<()> {
@@ -303,28 +305,21 @@ mod tests {
         CopyEnd::new(dir.path().join(root), path)
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn copies_into_one_directory_do_not_meet() {
+    #[tokio::test]
+    async fn copies_into_the_same_directory_do_not_meet() {
         let dir = tree();
-        let target = dir.path().join("target");
-        // What a killed process with this ID leaves.
-        let stale = target.join(format!(".graphroot-copy-{}", std::process::id()));
-        std::fs::write(stale, "half").unwrap();
-        let copies = (0..32).map(|number| {
-            let (from, to) = (
-                end(&dir, "src", "file"),
-                end(&dir, "target", &format!("copy-{number}")),
-            );
-            tokio::spawn(async move { copy_content(from, to, None).await })
-        });
-        for copied in futures::future::join_all(copies).await {
-            copied.unwrap().unwrap();
-        }
-        for number in 0..32 {
-            assert_eq!(
-                std::fs::read_to_string(target.join(format!("copy-{number}"))).unwrap(),
-                "one"
-            );
+        // What a killed copy has left does not count, whatever the process ID.
+        let left = format!("target/.graphroot-copy-{}", std::process::id());
+        std::fs::write(dir.path().join(left), "").unwrap();
+        std::fs::write(dir.path().join("src/file"), vec![1; 1 << 20]).unwrap();
+        for round in 0..20 {
+            let copies = (0..4).map(|number| {
+                let to = end(&dir, "target", &format!("{round}/a/b/{number}"));
+                tokio::spawn(copy_content(end(&dir, "src", "file"), to, None))
+            });
+            for copied in futures::future::join_all(copies.collect::<Vec<_>>()).await {
+                copied.unwrap().unwrap();
+            }
         }
     }
 

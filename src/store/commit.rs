@@ -11,6 +11,7 @@ use crate::options::{DiffOptions, LayerOptions};
 use crate::store::Store;
 use crate::store::image_builder::{Base, ConfigChanges, ImageBuilder, config_setters};
 use crate::store::image_config::History;
+use crate::store::image_name;
 use crate::store::image_record::layer_id;
 use crate::store::views::{Container, Image, Layer};
 
@@ -76,7 +77,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`]; [`ErrorKind::ImageUnknown`] if the container's image is gone;
-    /// [`ErrorKind::InvalidInput`] if that image's config does not describe its layers; those of [`Store::diff`],
+    /// [`ErrorKind::InvalidInput`] if that image's config does not describe its layers, or for a name that image programs
+    /// cannot read; those of [`Store::diff`],
     /// [`Store::put_layer`] and [`Store::image_config`]. The store is then as before.
     ///
     /// # Cancellation
@@ -101,6 +103,7 @@ impl Store {
     }
 
     async fn commit_container(&self, container: &Container, options: CommitOptions) -> Result<Image> {
+        image_name::check_all(&options.names)?;
         let base = match container.image_id() {
             Some(id) => Some(Base::read(self, id).await?),
             None => None,

@@ -8,6 +8,7 @@ use crate::error::{ErrorKind, Result};
 use crate::store::Store;
 use crate::store::image_config::{History, ImageConfig};
 use crate::store::image_manifest::{Descriptor, ImageManifest, OCI_CONFIG, OCI_LAYER};
+use crate::store::image_name;
 use crate::store::image_record::{self, NewImage};
 use crate::store::views::{Image, Layer};
 
@@ -275,8 +276,8 @@ impl ImageBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`] (the base), [`ErrorKind::LayerUnknown`]; [`ErrorKind::InvalidInput`] if the layers
-    /// do not lie on the base's, if the base's config does not describe its layers, or if the history has more steps
-    /// than there are layers; those of [`Store::image_config`] for the base.
+    /// do not lie on the base's, if the base's config does not describe its layers, if the history has more steps than
+    /// there are layers, or for a name that image programs cannot read; those of [`Store::image_config`] for the base.
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
@@ -289,6 +290,7 @@ impl ImageBuilder {
     }
 
     pub(crate) async fn build_on(self, store: &Store, base: Option<Base>) -> Result<Image> {
+        image_name::check_all(&self.names)?;
         let base_top = base.as_ref().and_then(|base| base.image.top_layer());
         let top = match &self.top_layer {
             Some(layer) => Some(store.layer(layer).await?.id().to_owned()),

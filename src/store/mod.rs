@@ -33,6 +33,7 @@ pub(crate) mod image_builder;
 pub(crate) mod image_config;
 mod image_content;
 pub(crate) mod image_manifest;
+mod image_name;
 pub(crate) mod image_record;
 mod images;
 pub(crate) mod inner;

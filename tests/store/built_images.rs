@@ -169,6 +169,20 @@ each_driver! {
         assert_eq!(kind(store.image_config(image.id()).await), ErrorKind::DigestMismatch);
     }
 
+    async fn a_name_that_image_programs_cannot_read_is_refused(store) {
+        store.put(None, "base", &[("file", "1")]).await;
+        let container = store.create_container(None, ContainerOptions::default()).await.unwrap();
+        let layers = store.own_layers().await.len();
+        for name in ["", "../app", "localhost/App:1", "<none>:<none>"] {
+            let built = ImageBuilder::new().top_layer("base").name(name).build(&store).await;
+            assert_eq!(kind(built), ErrorKind::InvalidInput, "{name:?}");
+            let committed = store.commit(container.id(), CommitOptions::new().name(name)).await;
+            assert_eq!(kind(committed), ErrorKind::InvalidInput, "{name:?}");
+        }
+        assert!(store.own_images().await.is_empty());
+        assert_eq!(store.own_layers().await.len(), layers);
+    }
+
     async fn a_commit_whose_image_cannot_be_recorded_takes_its_layer_back(store) {
         store.put(None, "base", &[("file", "1")]).await;
         let image = ImageBuilder::new().top_layer("base").build(&store).await.unwrap();
