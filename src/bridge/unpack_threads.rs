@@ -231,15 +231,16 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (sender, dropped) = mpsc::channel();
         runtime.block_on(async {
+            let (go, goes) = mpsc::channel();
             let (done, is_done) = mpsc::channel();
             let mut job = Box::pin(unpack(move || {
+                goes.recv().unwrap();
                 done.send(()).unwrap();
                 Ok(Guard(sender))
             }));
-            futures::future::poll_immediate(&mut job)
-                .await
-                .map(drop)
-                .unwrap_or_default();
+            // The job waits, so that its result cannot come with the first poll.
+            assert!(futures::poll!(&mut job).is_pending());
+            go.send(()).unwrap();
             is_done.recv().unwrap();
             drop(job);
         });
