@@ -23,6 +23,7 @@ use crate::lock::record_lock::{LockFile, LockMode};
 use crate::record::layer::LayerRow;
 use crate::record::{Location, Records, RecordsConfig};
 use crate::sys::at;
+use crate::sys::name_sync::NameSync;
 use crate::time::Time;
 use crate::whiteout::{Namespace, WhiteoutFormat};
 
@@ -204,6 +205,7 @@ impl Rows {
             }],
             check_mtimes: true,
             lock_timeout: None,
+            names: NameSync::Off,
         })?;
         let mut guard = records.write_blocking()?;
         for number in 0..count {

@@ -32,7 +32,8 @@ pub(crate) struct CreateOptions {
     pub(crate) mount_label: String,
     /// `--storage-opt` of a container, such as `size`.
     pub(crate) storage_opt: BTreeMap<String, String>,
-    /// The files that the driver writes about the layer are on disk before the layer is visible.
+    /// The files that the driver makes are on disk before the layer is visible, or will be with what is written later on
+    /// the same file system; see [`Driver::names_to_sync`] for the names.
     pub(crate) durable: bool,
 }
 
@@ -187,8 +188,9 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// [`ErrorKind::LayerUnknown`] if there is no such parent, or not any more.
     fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>>;
 
-    /// The directories in which the names of a layer stand that has just been created or committed. The layer survives
-    /// a power cut once they are synced.
+    /// The directories that have to be synced so that a layer that has just been created or committed survives a power
+    /// cut: those in which its names stand, and those of its own of which modes and owners were set. Also those that have
+    /// to be synced after its removal; then some of them are gone.
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>>;
 
     /// Makes the layer unusable now; what has to be deleted moves to the returned directory, which is removed when

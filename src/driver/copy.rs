@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use crate::driver::copy_data::DataCopier;
 use crate::error::{Error, Result};
 use crate::idmap::Owner;
+use crate::sys::sync_tracker::SyncTracker;
 use crate::sys::tree::{self, DIR_FLAGS, DirStack};
 use crate::sys::{at, privilege, xattr};
 
@@ -25,13 +26,20 @@ fn is_copied(name: &[u8]) -> bool {
 }
 
 /// Copies the tree below `from` into `to`, the root's own mode, owner, times and attributes included. In a user namespace
-/// devices are left out. With `ignore_owners` files whose owner cannot be set belong to the caller.
-pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ignore_owners: bool) -> Result<()> {
+/// devices are left out. With `ignore_owners` files whose owner cannot be set belong to the caller. With `durable` the
+/// copy is on disk, or will be with what is written later (see [`SyncTracker::commit`]).
+pub(crate) fn copy_tree(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    ignore_owners: bool,
+    durable: bool,
+) -> Result<()> {
     let mut copier = Copier {
         root: to,
         path: Vec::new(),
         links: HashMap::new(),
         data: DataCopier::default(),
+        sync_tracker: SyncTracker::new(durable),
         root_user: privilege::is_root(),
         ignore_owners,
         devices: !privilege::is_rootless(),
@@ -40,7 +48,8 @@ pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, ignore_owners:
     copier.run(from).map_err(|error| {
         let path = String::from_utf8_lossy(&copier.path).into_owned();
         Error::io(format!("copying \"/{path}\""), error)
-    })
+    })?;
+    copier.sync_tracker.commit(to)
 }
 
 struct Copier<'a> {
@@ -51,6 +60,7 @@ struct Copier<'a> {
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Copies the content of files.
     data: DataCopier,
+    sync_tracker: SyncTracker,
     /// The caller is root: a failure to set an attribute is an error.
     root_user: bool,
     /// A failure to set an owner is no error.
@@ -157,10 +167,12 @@ impl Copier<'_> {
         )?;
         let create = flags | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let to = rustix::fs::openat(target, name, create, Mode::RUSR | Mode::WUSR)?;
-        if stat.st_size > 0 {
-            self.data.copy(&from, &to, stat)?;
+        let written = stat.st_size > 0 && self.data.copy(&from, &to, stat)?;
+        self.finish(from.as_fd(), to.as_fd(), stat)?;
+        if written {
+            self.sync_tracker.file(to);
         }
-        self.finish(from.as_fd(), to.as_fd(), stat)
+        Ok(())
     }
 
     /// Owner, attributes, mode and times of an open file or directory, in an order in which no step undoes another.
@@ -290,6 +302,7 @@ mod tests {
         copy_tree(
             at::open_dir(from).unwrap().as_fd(),
             at::open_dir(to).unwrap().as_fd(),
+            true,
             true,
         )
         .unwrap();

@@ -31,14 +31,19 @@ impl Default for DataCopier {
 }
 
 impl DataCopier {
-    /// Copies a file of which `stat` says the size into an empty one.
-    pub(super) fn copy(&mut self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
+    /// Copies a file of which `stat` says the size into an empty one. Returns whether content was written: a reflink
+    /// changes nothing but metadata.
+    pub(super) fn copy(&mut self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<bool> {
         if self.reflink {
             if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-                return Ok(());
+                return Ok(false);
             }
             self.reflink = false;
         }
+        self.write(from, to, stat).map(|()| true)
+    }
+
+    fn write(&mut self, from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
         if allocated >= size {

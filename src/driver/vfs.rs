@@ -111,7 +111,8 @@ impl Vfs {
         match parent {
             Some(parent) => {
                 let below = self.open_tree(parent)?;
-                let copied = copy::copy_tree(below.as_fd(), dir.as_fd(), self.options.ignore_chown_errors);
+                let ignore_owners = self.options.ignore_chown_errors;
+                let copied = copy::copy_tree(below.as_fd(), dir.as_fd(), ignore_owners, options.durable);
                 // If the parent is being removed its files vanish during the copy.
                 copied
                     .map_err(|error| self.find(parent).map_or_else(|gone| gone, |_still_there| error))
@@ -207,7 +208,8 @@ impl Driver for Vfs {
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
         let tree = self.find(id)?;
-        Ok(tree.parent().map(Path::to_owned).into_iter().collect())
+        let homes = [&tree, tree.parent().unwrap_or(&tree)];
+        Ok(homes.map(Path::to_owned).into())
     }
 
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {

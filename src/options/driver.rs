@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::clean_path;
 
 /// Every driver name that may stand before the dot. Not all of them can be opened.
 pub(crate) const DRIVER_NAMES: [&str; 5] = ["overlay", "overlay2", "btrfs", "zfs", "vfs"];
@@ -113,15 +114,15 @@ impl<'a> OptionString<'a> {
         if !path.is_absolute() {
             return Err(self.invalid("path is not absolute"));
         }
+        let path = clean_path(path).at("making absolute", path)?;
         if check
-            && !std::fs::metadata(path)
-                .at("looking for additional image store", path)?
+            && !std::fs::metadata(&path)
+                .at("looking for additional image store", &path)?
                 .is_dir()
         {
             return Err(self.invalid("not a directory"));
         }
-        // Rebuilt from its components: without doubled or trailing slashes and `.`.
-        Ok(path.components().collect())
+        Ok(path)
     }
 }
 

@@ -11,7 +11,25 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::idmap::{IdMap, IdMappings};
 
-/// How much is forced to disk before a call reports success.
+/// How much is forced to disk before a call reports success, with every driver and in a separate image store too.
+///
+/// | after a power cut | `None` | `Default` | `Full` |
+/// |---|---|---|---|
+/// | the files of records can be read | yes | yes | yes |
+/// | a recorded layer has its content, its tar-split and its big data | no | yes | yes |
+/// | a recorded image or container has its layer and its big data | no | yes | yes |
+/// | what was being made or deleted is gone after the next open | most of it | yes | yes |
+/// | a new layer, image or container is there, if the cut comes right after success | no | on some file systems | yes |
+/// | a deletion, new names, metadata or big data, likewise | no | on some file systems | yes |
+/// | a file set in a container's directory, likewise | no | no | yes |
+/// | volatile layers and containers, mount counts, what containers write, run directories | no | no | no |
+///
+/// `Default` relies on file systems that write changes of names in the order in which they are made (ext4 with a
+/// journal, xfs): there the sync of a record takes everything before it along, and a record of which a call says that it
+/// is saved can be lost for a few seconds. On all others (btrfs, f2fs, whatever is not known) and between file systems
+/// each directory is synced before the record that relies on it, and each record right after it was saved; there the
+/// third column is that of `Full` but for what changes no record: files in a container's directory, and big data of a
+/// layer that replaces older data.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -22,8 +40,8 @@ pub enum Durability {
     /// Layer content is on disk before its record is: a recorded layer is a whole layer, also after a power cut.
     #[default]
     Default,
-    /// As `Default`, and the directories in which a new layer and its record get their names are synced as well, so
-    /// that a layer survives a power cut right after success, on every file system.
+    /// As `Default`, and the directory of a record is synced after its last save: what a call has made or changed survives
+    /// a power cut right after success, on every file system.
     Full,
 }
 

@@ -11,6 +11,7 @@ use crate::record::files::read_rows;
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::sys::atomic::Mtime;
+use crate::sys::name_sync::NameSync;
 
 /// One file of rows.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct RecordsConfig {
     pub(crate) check_mtimes: bool,
     /// Time-out for all locks together; `None` waits for ever.
     pub(crate) lock_timeout: Option<Duration>,
+    /// When the names of the files, and those that the records rely on, are forced to disk.
+    pub(crate) names: NameSync,
 }
 
 /// Size in bytes from which loading records takes longer than a change of thread.
@@ -46,6 +49,7 @@ pub(super) struct RecordsInner<R: Record> {
     read_only: bool,
     check_mtimes: bool,
     pub(super) lock_timeout: Option<Duration>,
+    pub(super) names: NameSync,
     /// The table as last loaded or saved; `None` if the content of the files is unknown. The mutex is held briefly only.
     cache: Mutex<Option<Arc<Snapshot<R>>>>,
     /// Held by the one reader that loads, so that many readers of a changed store parse it once.
@@ -103,6 +107,7 @@ impl<R: Record> RecordsInner<R> {
             locations: config.locations,
             read_only,
             lock_timeout: config.lock_timeout,
+            names: config.names,
             cache: Mutex::new(None),
             loading: Arc::default(),
             prefetch: OnceLock::new(),

@@ -1,7 +1,8 @@
 //! Guards: a lock together with the data that it protects.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -11,6 +12,7 @@ use crate::record::cache::{HeldLocks, RecordsInner, Snapshot};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::sys::atomic::{self, Mtime};
+use crate::sys::name_sync::{self, NameSync};
 
 /// The rows as they are on disk. While it exists, no task or process can change them, unless it comes from
 /// [`Records::unlocked_snapshot`](super::Records::unlocked_snapshot).
@@ -61,6 +63,10 @@ pub(crate) struct WriteGuard<R: Record> {
     /// The table's count of changes when it last agreed with the files.
     clean: u64,
     reloaded: bool,
+    /// Directories whose names the next save relies on.
+    relied_on: BTreeSet<PathBuf>,
+    /// Directories of files that were saved and whose names [`WriteGuard::settle`] forces to disk.
+    unsettled: BTreeSet<PathBuf>,
     core: Arc<RecordsInner<R>>,
     /// Declared last, so that the locks are released after drop has put the table back.
     held: HeldLocks<ExclusiveLock>,
@@ -85,6 +91,8 @@ impl<R: Record> WriteGuard<R> {
             token,
             mtimes,
             reloaded,
+            relied_on: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
             core,
             held,
         }
@@ -100,7 +108,30 @@ impl<R: Record> WriteGuard<R> {
         &mut self.table
     }
 
-    /// Writes every dirty location. Blocking. Without changes it does nothing.
+    /// The next save relies on names in `dir`: what was made, renamed or removed there must not be lost while the saved
+    /// records are found. Without a save [`WriteGuard::settle`] forces them to disk. If the records do not promise anything
+    /// this does nothing.
+    pub(crate) fn rely_on(&mut self, dir: PathBuf) {
+        if self.core.names != NameSync::Off {
+            self.relied_on.insert(dir);
+        }
+    }
+
+    /// Waits until what was saved survives a power cut, if these records promise that. Blocking. To be called when all
+    /// changes of an operation are saved.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if self.core.names == NameSync::Always {
+            self.unsettled.append(&mut self.relied_on);
+        }
+        while let Some(dir) = self.unsettled.pop_first() {
+            name_sync::sync_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Writes every dirty location. Blocking. Without changes it does nothing. What the records rely on is on disk before
+    /// they are, also where the file system keeps no order of changes; and so is a saved record before what is done after
+    /// it.
     ///
     /// If it fails, some locations may have been written and others not; saving again is possible.
     pub(crate) fn save(&mut self) -> Result<()> {
@@ -128,6 +159,16 @@ impl<R: Record> WriteGuard<R> {
                 files.push((location, file, self.table.serialise(location)?));
             }
         }
+        let names = self.core.names;
+        let durable = files.iter().map(|(_, file, _)| file);
+        let durable = durable.filter(|file| file.sync && names != NameSync::Off);
+        let dirs: Vec<PathBuf> = durable
+            .filter_map(|file| file.path.parent().map(Path::to_owned))
+            .collect();
+        if !dirs.is_empty() {
+            name_sync::sync_before(&self.relied_on, dirs.iter().map(PathBuf::as_path))?;
+            self.relied_on.clear();
+        }
         self.token = None;
         // Compat: the token is written first, so that a crash before the rename causes a reload and hides nothing.
         let mut first = None;
@@ -142,6 +183,12 @@ impl<R: Record> WriteGuard<R> {
                 *remembered = Some(mtime);
             }
             self.table.saved(location);
+        }
+        for dir in dirs {
+            name_sync::sync_after(&dir)?;
+            if names == NameSync::Always {
+                self.unsettled.insert(dir);
+            }
         }
         self.token = first;
         self.clean = self.table.changes();

@@ -169,7 +169,8 @@ impl Store {
         };
         bridge::run(move || {
             save_resolved(&mut guard)?;
-            change(&mut guard)
+            let value = change(&mut guard)?;
+            guard.settle().map(|()| value)
         })
         .await
     }
@@ -254,6 +255,7 @@ impl Store {
                 layers,
             };
             let result = all.finish_interrupted(&dirs).and_then(|()| change(&mut all));
+            let result = result.and_then(|value| all.settle().map(|()| value));
             let AllStores {
                 containers,
                 images,
@@ -294,7 +296,10 @@ impl Store {
                 additional_layers,
                 layers,
             };
-            let result = change(&mut held);
+            let result = change(&mut held).and_then(|value| {
+                held.layers.settle()?;
+                held.images.settle().map(|()| value)
+            });
             let LayersAndImages {
                 additional_images,
                 images,

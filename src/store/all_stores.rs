@@ -60,6 +60,7 @@ fn finish_deletion(
         item_dir(dirs.run_containers(), &row.id)?,
     ])?;
     drop(containers.table_mut().remove(&row.id));
+    containers.rely_on(dirs.containers());
     containers.save()
 }
 
@@ -93,6 +94,15 @@ pub(crate) fn finish_containers(
 }
 
 impl AllStores {
+    /// See [`WriteGuard::settle`].
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.layers.settle()?;
+        self.images
+            .iter_mut()
+            .try_for_each(|store| store.records.settle())?;
+        self.containers.settle()
+    }
+
     /// Completes the intents of killed processes. An intent that cannot be completed is cleared and the item left as it
     /// is, so that the store stays usable.
     pub(crate) fn finish_interrupted(&mut self, dirs: &Dirs) -> Result<()> {

@@ -22,6 +22,7 @@ use crate::record::image::ImageRow;
 use crate::store::access::hit;
 use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
+use crate::store::views::Container;
 use crate::store::{Store, containers, images};
 use crate::sys::make_private_dir;
 
@@ -111,6 +112,9 @@ fn set_item<R: Items>(
         digest: digest.to_string(),
     };
     let mut record = || {
+        for dir in [Some(dir), dir.parent()].into_iter().flatten() {
+            store.rely_on(dir.to_owned());
+        }
         store
             .table_mut()
             .update(row.id(), |row| row.record(key, data.len(), digest.clone()))?;
@@ -199,6 +203,7 @@ impl Store {
                 std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
             big_data::write_stream(&dir, &key, &mut file, true)?;
             drop(temp.into_inner());
+            layers.rely_on_data(dir);
             if row.big_data_names.contains(&key) {
                 return Ok(());
             }
@@ -403,7 +408,8 @@ impl Store {
         .await
     }
 
-    /// Size in bytes of a big data item of a container. If it is not recorded yet, the item is read and recorded.
+    /// Size in bytes of a big data item of a container. If it is not recorded yet, the item is read, and its size and
+    /// digest recorded, in one step under the exclusive container lock.
     ///
     /// # Errors
     /// [`ErrorKind::SizeUnknown`].
@@ -416,13 +422,11 @@ impl Store {
         if let Some(size) = self.container(id).await.map_err(unknown)?.big_data_size(key) {
             return Ok(size);
         }
-        let data = self.container_big_data(id, key).await.map_err(unknown)?;
-        let size = data.len() as u64;
-        self.set_container_big_data(id, key, data).await?;
-        Ok(size)
+        Ok(self.measure_container_item(id, key).await.map_err(unknown)?.0)
     }
 
-    /// Digest (SHA-256) of a big data item of a container. If it is not recorded yet, the item is read and recorded.
+    /// Digest (SHA-256) of a big data item of a container. If it is not recorded yet, the item is read, and its size and
+    /// digest recorded, in one step under the exclusive container lock.
     ///
     /// # Errors
     /// [`ErrorKind::DigestUnknown`].
@@ -435,10 +439,40 @@ impl Store {
         if let Some(digest) = self.container(id).await.map_err(unknown)?.big_data_digest(key) {
             return Ok(digest);
         }
-        let data = self.container_big_data(id, key).await.map_err(unknown)?;
-        let digest = Digest::sha256(&data);
-        self.set_container_big_data(id, key, data).await?;
-        Ok(digest)
+        Ok(self.measure_container_item(id, key).await.map_err(unknown)?.1)
+    }
+
+    /// The size and digest of a big data item of a container, found out from the item and recorded unless a concurrent
+    /// caller has done so. One step under the exclusive lock: what is recorded is of the content that is there.
+    async fn measure_container_item(&self, id: &str, key: &str) -> Result<(u64, Digest)> {
+        let (container, key) = (id.to_owned(), key.to_owned());
+        let dirs = self.inner.dirs.containers();
+        self.write_to_container_store(move |store| {
+            let row = store
+                .find(&container)
+                .map(Arc::clone)
+                .ok_or_else(|| containers::unknown(&container))?;
+            let key = named(&row.big_data_names, &key, "container", &row.id)?;
+            let view = Container::new(&row);
+            if let (Some(size), Some(digest)) = (view.big_data_size(key), view.big_data_digest(key)) {
+                return Ok((size, digest));
+            }
+            let dir = item_dir(dirs, &row.id)?;
+            let recorded = row.recorded(key);
+            let data = big_data::read(&dir, key, recorded.as_ref())?
+                .ok_or_else(|| missing_item(key, "container", &row.id))?;
+            if let Some(recorded) = recorded {
+                // It is found by what the record says, which changes now.
+                big_data::settle(&dir, key, &recorded)?;
+            }
+            let digest = Digest::sha256(&data);
+            store
+                .table_mut()
+                .update(&row.id, |row| row.record(key, data.len(), digest.clone()))?;
+            store.save()?;
+            Ok((data.len() as u64, digest))
+        })
+        .await
     }
 
     /// Stores a big data item with a container and records its size and SHA-256 digest.

@@ -136,6 +136,8 @@ impl Store {
             let row = new_row(&options, &id, image, &layer.id, volatile);
             let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
             images::write_items(&dirs[0], items)?;
+            containers.rely_on(dirs[0].clone());
+            containers.rely_on(self.inner.dirs.containers());
             drop(containers.table_mut().insert(row, location)?);
             containers.save()
         });
@@ -151,7 +153,9 @@ impl Store {
                 tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
             }
         }
-        recorded.context(|| format!("creating container {id:?}"))?;
+        recorded
+            .and_then(|()| containers.settle())
+            .context(|| format!("creating container {id:?}"))?;
         containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
     }
 

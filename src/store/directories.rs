@@ -6,18 +6,28 @@ use bytes::Bytes;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::options::Durability;
 use crate::store::Store;
 use crate::store::dirs::item_dir;
-use crate::sys::{atomic, make_private_dir};
+use crate::sys::{atomic, make_private_dir, name_sync};
 
 impl Store {
     async fn user_data(&self, dir: PathBuf, id: &str) -> Result<PathBuf> {
-        let path = item_dir(dir, id)?.join("userdata");
+        let (path, full) = (item_dir(dir, id)?.join("userdata"), self.syncs_everything());
         bridge::run(move || {
-            make_private_dir(&path)?;
+            if !path.is_dir() {
+                make_private_dir(&path)?;
+                if full {
+                    sync_above(&path, &path)?;
+                }
+            }
             Ok(path)
         })
         .await
+    }
+
+    fn syncs_everything(&self) -> bool {
+        self.inner.options.durability == Durability::Full
     }
 
     /// The directory for the caller's data about an image (an ID, name or ID prefix), created if missing. It is
@@ -74,7 +84,8 @@ impl Store {
         file: &str,
         data: impl Into<Bytes>,
     ) -> Result<()> {
-        write_below(self.container_directory(id).await?, file, data.into()).await
+        let dir = self.container_directory(id).await?;
+        write_below(dir, file, data.into(), self.syncs_everything()).await
     }
 
     /// Reads a file of the directory of a container (an ID, name or ID prefix).
@@ -99,7 +110,7 @@ impl Store {
         file: &str,
         data: impl Into<Bytes>,
     ) -> Result<()> {
-        write_below(self.container_run_directory(id).await?, file, data.into()).await
+        write_below(self.container_run_directory(id).await?, file, data.into(), false).await
     }
 
     /// As [`Store::from_container_directory`], for data that does not survive a reboot.
@@ -121,15 +132,28 @@ fn below(dir: &Path, file: &str) -> Result<PathBuf> {
     Ok(dir.join(path))
 }
 
-async fn write_below(dir: PathBuf, file: &str, data: Bytes) -> Result<()> {
+async fn write_below(dir: PathBuf, file: &str, data: Bytes, full: bool) -> Result<()> {
     let path = below(&dir, file)?;
     bridge::run(move || {
-        if let Some(parent) = path.parent() {
-            make_private_dir(parent)?;
+        let parent = path.parent().unwrap_or(&dir);
+        let new = !parent.is_dir();
+        make_private_dir(parent)?;
+        atomic::write_file(&path, &data, 0o600, true)?;
+        match (full, new) {
+            (false, _) => Ok(()),
+            (true, false) => name_sync::sync_dir(parent),
+            (true, true) => sync_above(&path, &dir),
         }
-        atomic::write_file(&path, &data, 0o600, true).map(drop)
     })
     .await
+}
+
+/// Waits until the names of something in an item's directory `userdata`, and of the directories above it, are on disk, up
+/// to the one of all items.
+fn sync_above(path: &Path, userdata: &Path) -> Result<()> {
+    let items = userdata.ancestors().nth(2).unwrap_or(userdata);
+    let mut above = path.ancestors().skip(1).take_while(|dir| dir.starts_with(items));
+    above.try_for_each(name_sync::sync_dir)
 }
 
 async fn read_below(dir: PathBuf, file: &str) -> Result<Bytes> {

@@ -103,7 +103,11 @@ impl Store {
                         true => Ok(()),
                         false => table.apply_names(&id, NameOperation::Add, &names_after),
                     })
-                    .and_then(|()| images.save());
+                    .and_then(|()| {
+                        images.rely_on(data.clone());
+                        images.rely_on(dirs.images());
+                        images.save()
+                    });
                 if recorded.is_err()
                     && let Err(error) = remove_dirs(&[data])
                 {

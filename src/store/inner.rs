@@ -19,6 +19,7 @@ use crate::record::record_trait::Record;
 use crate::record::{ReadOnlyRecords, Records};
 use crate::store::dirs::Dirs;
 use crate::store::stage::queue::Commits;
+use crate::sys::name_sync::NameSync;
 
 /// Layers that one store unpacks at the same time unless its options say otherwise. Each has a thread and a few MiB,
 /// and may be waiting for a slow network, so the number of processors is no measure for it.
@@ -138,6 +139,15 @@ impl Inner {
             files.push(self.dirs.graph_images().join("images.lock"));
         }
         files
+    }
+
+    /// When the names that records rely on are forced to disk.
+    pub(crate) fn name_sync(options: &StoreOptions) -> NameSync {
+        match options.durability {
+            Durability::None => NameSync::Off,
+            Durability::Default => NameSync::InOrder,
+            Durability::Full => NameSync::Always,
+        }
     }
 
     /// Whether layer content has to be on disk before its record is.

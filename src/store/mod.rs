@@ -48,6 +48,7 @@ mod names;
 mod open;
 pub(crate) mod put_layer;
 pub(crate) mod registry;
+mod roots;
 pub(crate) mod sizes;
 pub(crate) mod stage;
 #[cfg(feature = "pull")]

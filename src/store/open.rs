@@ -12,8 +12,15 @@ use crate::record::mount_point::MountPoints;
 use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
 use crate::store::dirs::Dirs;
 use crate::store::inner::{Additional, DriverState, Inner};
+use crate::store::roots::DistinctDirs;
 use crate::store::stage::queue::Commits;
 use crate::sys::make_private_dir;
+use crate::sys::name_sync::{self, NameSync};
+
+/// Names of directories in errors.
+const LAYERS_DIR: &str = "layer records";
+const IMAGES_DIR: &str = "image records";
+const ADDITIONAL_STORE: &str = "additional image store";
 
 impl Inner {
     /// Opens everything; `storage.lock` is held exclusively by `graph_lock`'s holder while the driver starts.
@@ -41,6 +48,10 @@ impl Inner {
         {
             make_private_dir(dir)?;
         }
+        let mut roots = DistinctDirs::roots(&options)?;
+        let mut records = DistinctDirs::default();
+        records.add(LAYERS_DIR, &dirs.layers())?;
+        records.add(IMAGES_DIR, &dirs.graph_images())?;
         let location = |path: PathBuf, sync: bool| Location { path, sync };
         let layers_dir = dirs.layers();
         let volatile_layers = if options.transient {
@@ -56,6 +67,8 @@ impl Inner {
         if let Some(image_store) = &options.image_store {
             let dir = dirs.sub(image_store, "layers");
             make_private_dir(&dir)?;
+            records.add(LAYERS_DIR, &dir)?;
+            records.add(IMAGES_DIR, &dirs.images())?;
             layer_locks.push(dir.join("layers.lock"));
             layer_locations.push(location(dir.join("layers.json"), true));
         }
@@ -65,18 +78,20 @@ impl Inner {
         } else {
             containers_dir.clone()
         };
-        let lock_timeout = options.lock_timeout;
+        let (lock_timeout, names) = (options.lock_timeout, Self::name_sync(&options));
         let layers = Records::open(RecordsConfig {
             lock_files: layer_locks,
             locations: layer_locations,
             check_mtimes: true,
             lock_timeout,
+            names,
         })?;
         let images = Records::open(RecordsConfig {
             lock_files: vec![dirs.images().join("images.lock")],
             locations: vec![location(dirs.images().join("images.json"), true)],
             check_mtimes: false,
             lock_timeout,
+            names,
         })?;
         let containers = Records::open(RecordsConfig {
             lock_files: vec![
@@ -88,6 +103,7 @@ impl Inner {
             ],
             check_mtimes: false,
             lock_timeout,
+            names,
         })?;
         let mounts = MountPoints::open(&dirs.run_layers(), lock_timeout)?;
         let (mut additional_layers, mut additional_images) = (Vec::new(), Vec::new());
@@ -99,6 +115,7 @@ impl Inner {
                 locations: vec![location(dir.join("images.json"), true)],
                 check_mtimes: false,
                 lock_timeout,
+                names,
             })?;
             additional_images.push(Additional {
                 records: images.reader(),
@@ -108,7 +125,13 @@ impl Inner {
             graph_images = Some(images);
         }
         for root in driver.additional_image_stores() {
+            if !roots.add_another(ADDITIONAL_STORE, root)? {
+                tracing::warn!(root = %root.display(), "an additional image store that is named twice is used once");
+                continue;
+            }
             let dir = dirs.sub(root, "layers");
+            records.add(LAYERS_DIR, &dir)?;
+            records.add(IMAGES_DIR, &dirs.sub(root, "images"))?;
             let records = ReadOnlyRecords::open(RecordsConfig {
                 lock_files: vec![dir.join("layers.lock")],
                 locations: vec![
@@ -117,6 +140,7 @@ impl Inner {
                 ],
                 check_mtimes: true,
                 lock_timeout,
+                names,
             })?;
             additional_layers.push(Additional {
                 records,
@@ -129,12 +153,20 @@ impl Inner {
                 locations: vec![location(dir.join("images.json"), true)],
                 check_mtimes: false,
                 lock_timeout,
+                names,
             })?;
             additional_images.push(Additional {
                 records,
                 dir,
                 read_only: true,
             });
+        }
+        if names != NameSync::Off {
+            // What this, or one that was interrupted, has made in them; later only the directories below are synced.
+            let stores = std::iter::once(&options.graph_root).chain(&options.image_store);
+            let homes = stores.clone().map(|root| root.join(driver.name()));
+            let tops: Vec<PathBuf> = stores.cloned().chain(homes).collect();
+            name_sync::sync_before(&tops, std::iter::empty())?;
         }
         let userns_lock = LockFile::open(&options.graph_root.join("userns.lock"), LockMode::ReadWrite)?;
         let inner = Self {

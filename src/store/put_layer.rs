@@ -230,7 +230,8 @@ impl Store {
                 layers.table_mut().update(&row.id, |row| {
                     record_applied(row, &applied);
                 })?;
-                layers.save_content(&[row.id.to_string()])?;
+                layers.rely_on_layer(&row.id)?;
+                layers.save_content()?;
                 drop(tar_split);
                 Ok(applied.content_size)
             })

@@ -1,6 +1,6 @@
 //! The process-wide list of open stores, and how one is opened.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::bridge;
@@ -12,7 +12,9 @@ use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode};
 use crate::options::StoreOptions;
 use crate::store::Store;
 use crate::store::inner::Inner;
-use crate::sys::make_private_dir;
+use crate::store::roots::DistinctDirs;
+use crate::sys::name_sync::{self, NameSync};
+use crate::sys::{clean_path, make_private_dir};
 
 /// Open stores. Weak, so that a store ends with its last clone.
 static STORES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
@@ -62,16 +64,7 @@ fn absolute(path: PathBuf, what: &str) -> Result<PathBuf> {
     if path.as_os_str().is_empty() {
         return Err(ErrorKind::IncompleteOptions.err(format!("no storage {what} specified")));
     }
-    let whole = std::path::absolute(&path).at("making absolute", &path)?;
-    // `..` is resolved without reading the disk, as in the Go library: both must write the same paths into shared files.
-    let mut clean = PathBuf::new();
-    for part in whole.components() {
-        match part {
-            Component::ParentDir => drop(clean.pop()),
-            part => clean.push(part),
-        }
-    }
-    Ok(clean)
+    clean_path(&path).at("making absolute", &path)
 }
 
 /// Fills in what the caller left to the configuration: everything, or one of the two roots. Files are read only if
@@ -118,10 +111,11 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
     let timeout = options.lock_timeout;
     let begun = bridge::run(move || {
         make_private_dir(&options.run_root)?;
-        make_private_dir(&options.graph_root)?;
+        make_root(&options.graph_root, &options)?;
         if let Some(image_store) = &options.image_store {
-            make_private_dir(image_store)?;
+            make_root(image_store, &options)?;
         }
+        drop(DistinctDirs::roots(&options)?);
         let lock = LockFile::open(&options.graph_root.join("storage.lock"), LockMode::ReadWrite)?;
         // It is never held for long, so that this one step is mostly enough.
         match lock.try_exclusive()? {
@@ -149,6 +143,18 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
     }
     stores.push(Arc::downgrade(&inner));
     Ok(Store { inner })
+}
+
+/// Makes a directory that survives a reboot, if it is missing.
+fn make_root(path: &Path, options: &StoreOptions) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    make_private_dir(path)?;
+    match Inner::name_sync(options) {
+        NameSync::Off => Ok(()),
+        NameSync::InOrder | NameSync::Always => path.ancestors().skip(1).try_for_each(name_sync::sync_after),
+    }
 }
 
 /// How far the first step of opening a store has come.
@@ -184,7 +190,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::IncompleteOptions`] if no root is given but a driver is, [`ErrorKind::NotSupported`] if no driver works here,
-    /// [`ErrorKind::InvalidInput`] for a driver option that is not known, [`ErrorKind::Io`].
+    /// [`ErrorKind::InvalidInput`] for a driver option that is not known, or if two of the graph root, the run root, the
+    /// image store and an additional image store are one directory, on whichever paths; [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Directories may have been created; nothing else remains.

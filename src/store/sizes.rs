@@ -33,11 +33,11 @@ fn recorded_size(row: &LayerRow) -> Option<u64> {
     u64::try_from(row.diff_size).ok()
 }
 
-/// The sum of two sizes. Records can say any size, so the sum may exceed 64 bits.
+/// The sum of two sizes. Records can say any size, and so can files with holes: the sum may exceed 64 bits.
 fn add(total: u64, more: u64) -> Result<u64> {
     total
         .checked_add(more)
-        .ok_or_else(|| ErrorKind::CorruptMetadata.err("the recorded sizes exceed 64 bits"))
+        .ok_or_else(|| ErrorKind::CorruptMetadata.err("the sizes together exceed 64 bits"))
 }
 
 fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
@@ -132,9 +132,11 @@ impl Store {
             item_dir(self.inner.dirs.containers(), container.id())?.join("userdata"),
             item_dir(self.inner.dirs.run_containers(), container.id())?.join("userdata"),
         ];
-        let files =
-            bridge::run(move || dirs.iter().map(|dir| directory_size(dir)).sum::<Result<u64>>()).await?;
-        add(size, files)
+        let sum = move || {
+            dirs.iter()
+                .try_fold(size, |size, dir| add(size, directory_size(dir)?))
+        };
+        bridge::run(sum).await
     }
 
     /// The owners of the directories above the mount point of a mounted layer (an ID, name or ID prefix) that its ID
@@ -192,7 +194,7 @@ fn directory_size(dir: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{ImageOptions, StoreOptions};
+    use crate::options::{ContainerOptions, ImageOptions, StoreOptions};
 
     #[tokio::test]
     async fn recorded_sizes_beyond_all_bounds_are_an_error() {
@@ -214,6 +216,27 @@ mod tests {
         // The token in the lock file says that there is something new.
         std::fs::write(tmp.path().join("graph/vfs-images/images.lock"), "changed").unwrap();
         let error = store.image_size("image").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn files_with_holes_beyond_all_bounds_are_an_error() {
+        // Files can be that large only in memory and on few other file systems.
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = StoreOptions::new(tmp.path().join("graph"), tmp.path().join("run")).driver("vfs");
+        let store = Store::open(options).await.unwrap();
+        let container = ContainerOptions::default().id("c");
+        store.create_container(None, container).await.unwrap();
+        for dir in [
+            store.container_directory("c").await.unwrap(),
+            store.container_run_directory("c").await.unwrap(),
+        ] {
+            for name in ["a", "b", "c"] {
+                let file = std::fs::File::create(dir.join(name)).unwrap();
+                file.set_len(i64::MAX.unsigned_abs()).unwrap();
+            }
+        }
+        let error = store.container_size("c").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{error:?}");
     }
 }

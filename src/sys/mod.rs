@@ -2,15 +2,20 @@
 
 pub(crate) mod at;
 pub(crate) mod atomic;
+pub(crate) mod child;
+mod clean_path;
 pub(crate) mod mount;
+pub(crate) mod name_sync;
 pub(crate) mod ofd;
 mod private_dir;
 pub(crate) mod privilege;
 mod processors;
+pub(crate) mod sync_tracker;
 pub(crate) mod tree;
 pub(crate) mod userns;
 pub(crate) mod writeback;
 pub(crate) mod xattr;
 
+pub(crate) use clean_path::clean_path;
 pub(crate) use private_dir::make_private_dir;
 pub(crate) use processors::processors;

@@ -1,6 +1,6 @@
 use graphroot::{ContainerOptions, Digest, ErrorKind, ImageOptions};
 
-use crate::support::{kind, read_all};
+use crate::support::{Layout, TestStore, kind, read_all};
 
 each_driver! {
     async fn layer_items_are_streams(store) {
@@ -51,4 +51,69 @@ each_driver! {
         assert_eq!(kind(store.container_big_data_digest("nobody", "spec").await), ErrorKind::DigestUnknown);
         assert_eq!(kind(store.set_container_big_data("nobody", "spec", "x").await), ErrorKind::ContainerUnknown);
     }
+}
+
+/// Whether somebody holds the lock on this file.
+fn is_locked(path: &std::path::Path) -> bool {
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+/// The item is a pipe, so that the test decides when it has been read.
+#[tokio::test]
+async fn a_size_that_is_found_out_late_loses_no_item_that_is_set_meanwhile() {
+    let store = TestStore::open("vfs", Layout::Plain).await.unwrap();
+    let options = ContainerOptions::default().id("c").big_data("spec", "old");
+    store.create_container(None, options).await.unwrap();
+    let dir = store.records("containers");
+    let records = dir.join("containers.json");
+    let mut rows: serde_json::Value = serde_json::from_slice(&std::fs::read(&records).unwrap()).unwrap();
+    for field in ["big-data-sizes", "big-data-digests"] {
+        assert!(rows[0].as_object_mut().unwrap().remove(field).is_some());
+    }
+    std::fs::write(&records, rows.to_string()).unwrap();
+    std::fs::write(dir.join("containers.lock"), "changed").unwrap();
+    let item = dir.join("c/spec");
+    std::fs::remove_file(&item).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &item,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+
+    let measuring = tokio::spawn({
+        let store = store.store.clone();
+        async move { store.container_big_data_size("c", "spec").await }
+    });
+    // This waits until it is being read.
+    let opening = std::thread::spawn(move || std::fs::File::options().write(true).open(item));
+    while !opening.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let mut pipe = opening.join().unwrap().unwrap();
+    let setting = tokio::spawn({
+        let store = store.store.clone();
+        async move { store.set_container_big_data("c", "spec", "newer").await }
+    });
+    if !is_locked(&dir.join("containers.lock")) {
+        while !setting.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+    std::io::Write::write_all(&mut pipe, b"old").unwrap();
+    drop(pipe);
+    assert_eq!(measuring.await.unwrap().unwrap(), 3);
+    setting.await.unwrap().unwrap();
+    assert_eq!(store.container_big_data("c", "spec").await.unwrap(), b"newer"[..]);
+    assert_eq!(store.container_big_data_size("c", "spec").await.unwrap(), 5);
+    let digest = store.container_big_data_digest("c", "spec").await.unwrap();
+    assert_eq!(digest, Digest::sha256("newer"));
+    assert_eq!(std::fs::read(dir.join("c/spec")).unwrap(), b"newer");
 }

@@ -29,6 +29,7 @@ mod mount_guard;
 mod names;
 mod options;
 mod rootless;
+mod roots;
 mod sizes;
 mod split;
 mod threads;

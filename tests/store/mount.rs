@@ -27,6 +27,22 @@ each_driver! {
         assert_eq!(kind(store.mounted("nobody").await), ErrorKind::LayerUnknown);
     }
 
+    async fn a_count_beyond_all_bounds_takes_one_save(store) {
+        store.put(None, "base", &[("file", "1")]).await;
+        store.mount("base", Default::default()).await.unwrap();
+        let dir = store.path().join("run").join(format!("{}-layers", store.graph_driver_name()));
+        let counts = std::fs::read_to_string(dir.join("mountpoints.json")).unwrap();
+        let hostile = counts.replace("\"count\":1", &format!("\"count\":{}", i64::MAX));
+        assert_ne!(hostile, counts);
+        std::fs::write(dir.join("mountpoints.json"), hostile).unwrap();
+        std::fs::write(dir.join("mountpoints.lock"), "changed").unwrap();
+        store.mount("base", Default::default()).await.unwrap();
+        assert_eq!(store.mounted("base").await.unwrap(), i64::MAX.unsigned_abs());
+        store.unmount_all("base").await.unwrap();
+        assert_eq!(store.mounted("base").await.unwrap(), 0);
+        store.delete_layer("base").await.unwrap();
+    }
+
     async fn no_other_layer_is_mounted_for_a_containers_own(store) {
         let container = store.create_container(None, ContainerOptions::default().name("box")).await.unwrap();
         let layer = container.layer_id();

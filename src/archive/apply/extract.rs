@@ -217,7 +217,6 @@ impl Extractor {
             parent.child(base, &mut self.tree.real);
             self.tree.state.seen.touch(&self.tree.real);
         }
-        self.tree.sync_tracker.dir(parent.real());
         match entry.kind {
             b'5' => self.directory(entry, path, &parent, base, recorder)?,
             b'2' => self.symlink(entry, &parent, base, recorder)?,
@@ -241,7 +240,6 @@ impl Extractor {
         self.tree.deferred_modes.close_later(root.fd(), b"", mode)?;
         self.dir_times
             .push(b"", metadata::times(entry.mtime, entry.atime));
-        self.tree.sync_tracker.dir(b"");
         Ok(())
     }
 

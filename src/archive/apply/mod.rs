@@ -3,7 +3,6 @@
 mod aufs;
 mod deferred_modes;
 mod digests;
-mod durability;
 mod extract;
 mod extract_state;
 mod metadata;

@@ -10,7 +10,6 @@ use rustix::fs::{FileType, Mode, Stat};
 use rustix::io::Errno;
 
 use crate::archive::apply::deferred_modes::DeferredModes;
-use crate::archive::apply::durability::SyncTracker;
 use crate::archive::apply::extract_state::{ExtractState, Removing};
 use crate::archive::apply::metadata::{Rules, kind, mark_opaque};
 use crate::archive::apply::parents::{Found, Parent, Parents};
@@ -19,6 +18,7 @@ use crate::archive::path::{show, split};
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, IoContext as _, Result};
 use crate::sys::at;
+use crate::sys::sync_tracker::SyncTracker;
 use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// See the module's head.
@@ -181,7 +181,6 @@ impl Tree {
         if let Some(namespace) = opaque {
             mark_opaque(dir.as_fd(), namespace)?;
         }
-        self.sync_tracker.dir(parent.real());
         Ok(self.keep_open(path, parent, base, dir))
     }
 

@@ -60,7 +60,7 @@ impl Driver for Overlay {
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
         let dir = self.stores.require(id)?.dir;
         let home = dir.parent().unwrap_or(&self.stores.home).to_owned();
-        Ok(vec![dir, home.join(LINKS), home])
+        Ok(vec![dir.join("diff"), dir, home.join(LINKS), home])
     }
 
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +19,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::driver::overlay::mount::OverlayMount;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
+use crate::sys::child;
 use crate::sys::mount::{is_mount_point, is_plain, unmount_lazily};
 
 /// The program that is used if one is needed and no option names one.
@@ -49,8 +51,23 @@ pub(super) struct Extras<'a> {
     pub(super) masked: bool,
 }
 
-/// Starts `program` in the directory `home` to make the mount of `plan` at `target`.
+/// How long a program may take to mount or to unmount. It holds up everybody who waits for the lock of the layers.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Starts `program` in the directory `home` to make the mount of `plan` at `target`. One that does not end is killed, and
+/// what it may have mounted is unmounted.
 pub(super) fn mount(
+    program: &Path,
+    home: &Path,
+    plan: &OverlayMount<'_>,
+    target: &Path,
+    extras: &Extras<'_>,
+) -> Result<()> {
+    mount_within(LIMIT, program, home, plan, target, extras)
+}
+
+fn mount_within(
+    limit: Duration,
     program: &Path,
     home: &Path,
     plan: &OverlayMount<'_>,
@@ -60,7 +77,7 @@ pub(super) fn mount(
     let data = data(plan, extras)?;
     tracing::debug!(program = %program.display(), data = %data.display(), "mounting through a program");
     let mut messages = messages_file()?;
-    let status = Command::new(program)
+    let mut child = Command::new(program)
         .arg("-o")
         .arg(data)
         .arg(target)
@@ -68,8 +85,19 @@ pub(super) fn mount(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(messages.try_clone().during("keeping a file for messages open")?)
-        .status()
+        .spawn()
         .at("starting mount program", program)?;
+    let status = match child::wait(&mut child, limit) {
+        Ok(status) => status,
+        Err(error) => {
+            let said = read_messages(&mut messages);
+            if let Err(error) = unmount(target) {
+                tracing::warn!(error = %error.chain(), "cannot undo the mount of a program that was killed");
+            }
+            let what = format!("waiting for mount program {} ({said})", program.display());
+            return Err(Error::io(what, error));
+        }
+    };
     if !status.success() {
         let said = read_messages(&mut messages);
         let reason = format!("mount program failed ({status}): {said}:");
@@ -193,15 +221,16 @@ pub(super) fn unmount(target: &Path) -> Result<()> {
 
 /// Whether the set-user-ID program `name` has unmounted.
 fn ask_to_unmount(name: &str, target: &Path) -> bool {
-    let status = Command::new(name)
+    let child = Command::new(name)
         .arg("-u")
         .arg("--")
         .arg(target)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status();
-    status.is_ok_and(|status| status.success())
+        .spawn();
+    let ended = child.and_then(|mut child| child::wait(&mut child, LIMIT));
+    ended.is_ok_and(|status| status.success())
 }
 
 /// The error for a store that needs a mount program if none is installed.
@@ -322,6 +351,24 @@ mod tests {
             .unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let endless = script("endless", "echo oh >&2; exec sleep 1000");
+        let limit = Duration::from_millis(300);
+        let endless = mount_within(
+            limit,
+            &endless,
+            tmp.path(),
+            &plan(),
+            tmp.path(),
+            &Extras::default(),
+        );
+        let endless = endless.unwrap_err();
+        assert_eq!(
+            endless.io_kind(),
+            Some(std::io::ErrorKind::TimedOut),
+            "{}",
+            endless.chain()
+        );
+        assert!(endless.chain().contains("/endless"), "{}", endless.chain());
         let missing = run(Path::new("/does/not/exist"));
         assert!(missing.contains("/does/not/exist"), "{missing}");
     }

@@ -1,10 +1,9 @@
 //! One lock file, opened once per process, and the kernel's lock on it.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -13,6 +12,7 @@ use tokio::sync::RwLock;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::last_write::{self, Token};
+use crate::sys::clean_path;
 use crate::sys::ofd::{self, Kind};
 
 /// Every lock file that is in use in this process.
@@ -57,7 +57,7 @@ impl LockFile {
     /// If the file was replaced since it was opened (the store was deleted and created again), the result is a new
     /// object for the new file. Guards of the old one protect a file that no longer has a name.
     pub(crate) fn open(path: &Path, mode: LockMode) -> Result<Arc<Self>> {
-        let path = clean(path).at("finding the absolute path of", path)?;
+        let path = clean_path(path).at("finding the absolute path of", path)?;
         let key = (path, mode);
         let path = &key.0;
         if let Some(known) = registered(&key)
@@ -197,20 +197,6 @@ impl Drop for LockFile {
 
 fn registered(key: &Key) -> Option<Arc<LockFile>> {
     locked(&REGISTRY).get(key)?.upgrade()
-}
-
-/// The absolute path without `.`, `..` and doubled slashes. It is computed from the text alone, as in the Go library, so
-/// that all spellings of a path share one lock.
-fn clean(path: &Path) -> std::io::Result<PathBuf> {
-    let mut parts: Vec<OsString> = Vec::new();
-    for component in std::path::absolute(path)?.components() {
-        match component {
-            Component::Normal(part) => parts.push(part.to_owned()),
-            Component::ParentDir => drop(parts.pop()),
-            Component::Prefix(_) | Component::RootDir | Component::CurDir => {}
-        }
-    }
-    Ok(std::iter::once(OsString::from("/")).chain(parts).collect())
 }
 
 /// Opens the file and creates it, and its directory, where missing.

@@ -17,6 +17,7 @@ use crate::record::names::NameOperation;
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::record::{Location, Records, RecordsConfig, big_data};
+use crate::sys::name_sync::NameSync;
 
 /// A store of the vfs driver that the Go library's command line works on.
 struct Go {
@@ -76,6 +77,7 @@ impl Go {
             ],
             check_mtimes: kind == "layers",
             lock_timeout: None,
+            names: NameSync::Off,
         })
         .unwrap()
     }

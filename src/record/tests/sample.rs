@@ -14,6 +14,7 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::record::{Location, Records, RecordsConfig};
+use crate::sys::name_sync::NameSync;
 
 /// The records of layers in `dir`, in two locations.
 pub(super) fn config(dir: &Path) -> RecordsConfig {
@@ -31,6 +32,7 @@ pub(super) fn config(dir: &Path) -> RecordsConfig {
         ],
         check_mtimes: true,
         lock_timeout: Some(Duration::from_secs(60)),
+        names: NameSync::Off,
     }
 }
 

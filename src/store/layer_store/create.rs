@@ -1,5 +1,6 @@
 //! Creating layers.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::driver::CreateOptions;
@@ -69,9 +70,8 @@ impl LayerStore {
                 })
             }));
         }
-        let ids: Vec<String> = made.iter().flatten().cloned().collect();
-        if !ids.is_empty()
-            && let Err(error) = self.save_content(&ids)
+        if made.iter().any(Result::is_ok)
+            && let Err(error) = self.save_content()
         {
             for result in &mut made {
                 if let Ok(id) = result {
@@ -147,6 +147,7 @@ impl LayerStore {
 
     /// Creates the files of a layer and its part in the driver.
     fn make(&mut self, id: &str, new: NewLayer) -> Result<()> {
+        let durable = self.inner.sync_content() && !new.volatile;
         let dirs = &self.inner.dirs;
         if !new.big_data.is_empty() {
             let dir = dirs.layer_data(id)?;
@@ -154,29 +155,48 @@ impl LayerStore {
             for item in &new.big_data {
                 big_data::write_bytes(&dir, &item.key, &item.data, true)?;
             }
+            if durable {
+                self.rely_on_data(dir);
+            }
         }
         let options = CreateOptions {
             read_write: new.writeable,
             mappings: new.mappings,
             mount_label: new.mount_label,
             storage_opt: new.storage_opt,
-            durable: self.inner.sync_content() && !new.volatile,
+            durable,
         };
         let parent = new.parent.as_deref();
-        match new.start {
+        self.make_content(id, parent, new.start, &options)?;
+        if durable {
+            self.rely_on_layer(id)?;
+        }
+        Ok(())
+    }
+
+    /// Creates the part of a layer in the driver, and its tar-split.
+    fn make_content(
+        &mut self,
+        id: &str,
+        parent: Option<&LayerRow>,
+        start: Start,
+        options: &CreateOptions,
+    ) -> Result<()> {
+        let dirs = &self.inner.dirs;
+        match start {
             Start::Empty => {
                 self.driver
-                    .create(id, parent.map(|row| row.id.as_str()), &options)?;
-                self.map_owners(id, parent, &options)
+                    .create(id, parent.map(|row| row.id.as_str()), options)?;
+                self.map_owners(id, parent, options)
             }
             Start::Template(template) => {
-                self.driver.create(id, Some(&template.id), &options)?;
-                self.map_owners(id, Some(&template), &options)?;
-                let (from, to) = (dirs.tar_split(&template.id)?, dirs.tar_split(id)?);
-                match std::fs::copy(&from, &to) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                    result => result.map(drop).at("copying tar-split", from),
-                }
+                self.driver.create(id, Some(&template.id), options)?;
+                self.map_owners(id, Some(&template), options)?;
+                copy_tar_split(
+                    &dirs.tar_split(&template.id)?,
+                    &dirs.tar_split(id)?,
+                    options.durable,
+                )
             }
             Start::Unpacked(unpacked) => {
                 let Unpacked {
@@ -187,7 +207,7 @@ impl LayerStore {
                 let target = dirs.tar_split(id)?;
                 std::fs::rename(&tar_split.path, &target).at("moving tar-split to", &target)?;
                 self.trash.push(tar_split.temp);
-                staged.commit(id, parent.map(|row| row.id.as_str()), &options)
+                staged.commit(id, parent.map(|row| row.id.as_str()), options)
             }
         }
     }
@@ -200,6 +220,25 @@ impl LayerStore {
             return Ok(());
         }
         self.driver
-            .update_id_map(id, &from, &options.mappings, &options.mount_label)
+            .update_id_map(id, &from, &options.mappings, &options.mount_label)?;
+        if options.durable {
+            // Any number of files was changed, and some copied, by a mount program perhaps.
+            let dir = self.driver.layer_tree(id)?.dir;
+            rustix::fs::syncfs(&dir).during(format!("syncing layer {id:?}"))?;
+        }
+        Ok(())
     }
+}
+
+/// Copies a tar-split; a layer that was not made from a diff has none.
+fn copy_tar_split(from: &Path, to: &Path, durable: bool) -> Result<()> {
+    match std::fs::copy(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        copied => copied.map(drop).at("copying tar-split", from)?,
+    }
+    if !durable {
+        return Ok(());
+    }
+    let copy = std::fs::File::open(to).at("opening", to)?;
+    copy.sync_data().at("syncing", to)
 }

@@ -53,6 +53,8 @@ impl LayerStore {
 
     /// Renames a layer's content and files into temporary directories that are removed after the lock is released.
     pub(crate) fn move_away(&mut self, id: &str) -> Result<()> {
+        // What the driver does not find has no names.
+        drop(self.rely_on_layer(id));
         if let Some(temp) = self.driver.defer_remove(id)? {
             self.trash.push(temp);
         }

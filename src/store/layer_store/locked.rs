@@ -1,12 +1,11 @@
 //! The primary layer store under its exclusive lock: its table, its saves, and what is removed after the lock.
 
-use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::driver::{Driver, Staged};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::options::Durability;
 use crate::record::WriteGuard;
 use crate::record::layer::LayerRow;
 use crate::record::table::Table;
@@ -34,8 +33,13 @@ impl LayerStore {
 
     /// Runs `change`, releases the lock, then removes from disk what was deleted.
     pub(crate) fn leave<T>(mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        let result = change(&mut self);
+        let result = change(&mut self).and_then(|value| self.settle().map(|()| value));
         self.finish(result)
+    }
+
+    /// See [`WriteGuard::settle`].
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.guard.settle()
     }
 
     /// Releases the lock, then removes from disk what was deleted.
@@ -75,21 +79,24 @@ impl LayerStore {
         self.guard.save()
     }
 
-    /// Saves the records after content has changed; with the driver option `sync=filesystem` the file system of the
-    /// records is synced before. With [`Durability::Full`] the directories in which the names of the layers `ids` stand are
-    /// synced too.
-    pub(crate) fn save_content(&mut self, ids: &[String]) -> Result<()> {
-        let full = self.inner.options.durability == Durability::Full;
-        let records = self.inner.dirs.layers();
-        if full {
-            let mut dirs = BTreeSet::from([records.clone()]);
-            for id in ids {
-                dirs.extend(self.driver.names_to_sync(id)?);
-            }
-            for dir in &dirs {
-                sync_dir(dir)?;
-            }
+    /// The next save relies on the names of this layer and of its tar-split.
+    pub(crate) fn rely_on_layer(&mut self, id: &str) -> Result<()> {
+        self.guard.rely_on(self.inner.dirs.layers());
+        for dir in self.driver.names_to_sync(id)? {
+            self.guard.rely_on(dir);
         }
+        Ok(())
+    }
+
+    /// The next save relies on the names of big data in the directory `dir` of a layer; without a save they are settled.
+    pub(crate) fn rely_on_data(&mut self, dir: PathBuf) {
+        self.guard.rely_on(self.inner.dirs.layers());
+        self.guard.rely_on(dir);
+    }
+
+    /// Saves the records after content has changed; with the driver option `sync=filesystem` the file system of the
+    /// records is synced before.
+    pub(crate) fn save_content(&mut self) -> Result<()> {
         let sync = self.driver.sync_filesystem();
         self.guard.save_with(|path| {
             let Some(dir) = path.parent().filter(|_| sync) else {
@@ -101,8 +108,7 @@ impl LayerStore {
                 opened => opened.at("opening", dir)?,
             };
             rustix::fs::syncfs(&opened).at("syncing the file system of", dir)
-        })?;
-        if full { sync_dir(&records) } else { Ok(()) }
+        })
     }
 
     /// The layer with exactly this ID, as records refer to it; a layer that has it as a name does not match.
@@ -130,13 +136,5 @@ impl LayerStore {
             Some(name) => Err(ErrorKind::DuplicateName.err(format!("creating layer with name {name:?}"))),
             None => Ok(()),
         }
-    }
-}
-
-/// Waits until the names in a directory are on disk; one that does not exist has none.
-fn sync_dir(dir: &std::path::Path) -> Result<()> {
-    match crate::sys::at::open_dir(dir) {
-        Err(rustix::io::Errno::NOENT) => Ok(()),
-        opened => rustix::fs::fsync(opened.at("opening", dir)?).at("syncing", dir),
     }
 }

@@ -144,7 +144,12 @@ fn commit_waiting(inner: Arc<Inner>, guard: WriteGuard<LayerRow>) {
         wanted.push(commit.plan.layer(layers.table(), commit.options, commit.unpacked));
         answers.push(commit.answer);
     }
-    let results = layers.create_all(wanted);
+    let mut results = layers.create_all(wanted);
+    if let Err(error) = layers.settle() {
+        for result in results.iter_mut().filter(|result| result.is_ok()) {
+            *result = Err(error.again());
+        }
+    }
     // Releasing the lock and removing the emptied staging directories cannot fail any more.
     let results = layers.finish(Ok(results)).unwrap_or_default();
     for (answer, result) in answers.into_iter().zip(results) {

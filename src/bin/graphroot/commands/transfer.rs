@@ -61,7 +61,7 @@ fn as_line(event: &Event) -> Option<String> {
             image,
             state: ImageState::Resolved { blobs, .. },
         } => {
-            let size = blobs.iter().map(|(_, size)| size).sum();
+            let size = blobs.iter().map(|(_, size)| *size).fold(0, u64::saturating_add);
             Some(format!("{image}: {} layers, {}", blobs.len(), human_size(size)))
         }
         Event::Blob { digest, state } => {
