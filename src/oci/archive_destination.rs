@@ -14,12 +14,12 @@ use tokio_util::io::StreamReader;
 use super::archive_writer::ArchiveWriter;
 use super::layout::blob_path;
 use super::layout_writer::{MARKER, index_entry, index_of};
-use super::manifest::Blob;
 use super::progress::{Meter, Progress};
 use super::reference::RegistryRef;
 use super::spool::Spool;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::image_manifest::{Descriptor, ImageManifest};
 
 /// How an archive is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,11 +132,9 @@ impl ArchiveDestination {
     /// Adds the manifest, or what stands for it, and completes the archive.
     pub(crate) async fn finish(
         &self,
-        manifest: &Bytes,
-        digest: &Digest,
-        media_type: &str,
+        manifest: &ImageManifest,
         config: &Digest,
-        layers: &[Blob],
+        layers: &[Descriptor],
     ) -> Result<()> {
         let unwritable = |error: serde_json::Error| -> Error {
             ErrorKind::InvalidInput
@@ -145,8 +143,8 @@ impl ArchiveDestination {
         };
         let (name, content) = match self.form {
             Form::Oci => {
-                self.put_small(manifest, digest).await?;
-                let entry = index_entry(media_type, digest, manifest.len(), self.name.as_deref());
+                self.put_small(&manifest.bytes, &manifest.digest).await?;
+                let entry = index_entry(manifest, self.name.as_deref());
                 ("index.json", index_of(entry)?)
             }
             Form::Docker => {

@@ -4,13 +4,13 @@ use bytes::Bytes;
 
 use super::archive_destination::{ArchiveDestination, Form};
 use super::layout_writer::LayoutWriter;
-use super::manifest::Blob;
 use super::progress::Progress;
 use super::reference::ImageRef;
 use super::repository::{Access, Registries, Repository};
 use super::spool::Spool;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
+use crate::store::image_manifest::{Descriptor, ImageManifest};
 
 /// A destination of one image.
 pub(crate) enum Destination {
@@ -92,16 +92,18 @@ impl Destination {
     /// Puts the manifest, after everything that it names, and gives it the name of the destination.
     pub(crate) async fn finish(
         &self,
-        manifest: &Bytes,
-        digest: &Digest,
-        media_type: &str,
+        manifest: &ImageManifest,
         config: &Digest,
-        layers: &[Blob],
+        layers: &[Descriptor],
     ) -> Result<()> {
         match self {
-            Self::Registry(repository) => repository.put_manifest(manifest, media_type).await,
-            Self::Layout(layout) => layout.finish(manifest, digest, media_type).await,
-            Self::Archive(archive) => archive.finish(manifest, digest, media_type, config, layers).await,
+            Self::Registry(repository) => {
+                repository
+                    .put_manifest(&manifest.bytes, &manifest.media_type)
+                    .await
+            }
+            Self::Layout(layout) => layout.finish(manifest).await,
+            Self::Archive(archive) => archive.finish(manifest, config, layers).await,
         }
     }
 }

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::document::Fetched;
-use super::manifest::{Blob, Config, DOCKER_CONFIG, DOCKER_MANIFEST, MAX_DOCUMENT, MAX_LAYERS};
+use super::manifest::{Config, DOCKER_CONFIG, Fetched, MAX_DOCUMENT};
 use super::reference::full_name;
 use super::tarball::Tarball;
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
+use crate::store::image_manifest::{DOCKER_MANIFEST, Descriptor, MAX_LAYERS};
 
 /// The media type that Podman's derived manifest has for the layers, although they are not compressed.
 const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
@@ -33,13 +33,14 @@ struct Item {
 struct DerivedManifest {
     schema_version: i32,
     media_type: &'static str,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+    config: DerivedBlob,
+    layers: Vec<DerivedBlob>,
 }
 
+/// A blob, with its fields in the order in which Podman writes them.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+struct DerivedBlob {
     media_type: &'static str,
     size: u64,
     digest: Digest,
@@ -86,11 +87,7 @@ impl DockerArchive {
                 let what = format!("layer {file:?} with {compression} compression; try oci-archive:");
                 return Err(ErrorKind::NotSupported.err(what));
             }
-            listed.push(Blob {
-                media_type: LAYER_TYPE.into(),
-                size,
-                digest: diff_id.clone(),
-            });
+            listed.push(Descriptor::new(LAYER_TYPE, diff_id.clone(), size));
             layers.insert(diff_id, (offset, size));
         }
         let names = item.repo_tags.unwrap_or_default();
@@ -104,7 +101,7 @@ impl DockerArchive {
     }
 
     /// A layer as a stream.
-    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BoxReader> {
+    pub(crate) async fn blob(&self, blob: &Descriptor) -> Result<BoxReader> {
         let Some((offset, size)) = self.layers.get(&blob.digest) else {
             return Err(ErrorKind::NotFound.err(format!("layer {}", blob.digest)));
         };
@@ -113,18 +110,18 @@ impl DockerArchive {
 }
 
 /// The manifest for a config and uncompressed layers.
-pub(crate) fn manifest(config: &Bytes, layers: &[Blob]) -> Result<Fetched> {
+pub(crate) fn manifest(config: &Bytes, layers: &[Descriptor]) -> Result<Fetched> {
     let manifest = DerivedManifest {
         schema_version: 2,
         media_type: DOCKER_MANIFEST,
-        config: Descriptor {
+        config: DerivedBlob {
             media_type: DOCKER_CONFIG,
             size: config.len() as u64,
             digest: Digest::sha256(config),
         },
         layers: layers
             .iter()
-            .map(|layer| Descriptor {
+            .map(|layer| DerivedBlob {
                 media_type: LAYER_TYPE,
                 size: layer.size,
                 digest: layer.digest.clone(),

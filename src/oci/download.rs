@@ -13,18 +13,18 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio_util::io::StreamReader;
 
-use super::manifest::Blob;
 use super::partial::Partial;
 use super::progress::Meter;
 use super::repository::Repository;
 use super::retry::Waits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::BoxReader;
+use crate::store::image_manifest::Descriptor;
 
 /// The state of a transfer.
 pub(crate) struct Transfer {
     repository: Arc<Repository>,
-    blob: Blob,
+    blob: Descriptor,
     meter: Meter,
     /// Bytes handed on.
     offset: u64,
@@ -42,7 +42,7 @@ impl Transfer {
     /// A stream of the blob. Nothing is asked for before it is read.
     pub(crate) fn start(
         repository: Arc<Repository>,
-        blob: Blob,
+        blob: Descriptor,
         meter: Meter,
         partial: Option<Partial>,
     ) -> BoxReader {

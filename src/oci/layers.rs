@@ -21,7 +21,7 @@ use tokio_util::io::{ReaderStream, StreamReader};
 use tracing::Instrument as _;
 
 use super::context::PullContext;
-use super::manifest::{self, Blob};
+use super::manifest;
 use super::progress::BlobState;
 use super::source::ImageSource;
 use crate::bridge::CHUNK;
@@ -29,6 +29,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
 use crate::store::Store;
+use crate::store::image_manifest::Descriptor;
 use crate::store::image_record::layer_id;
 use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
@@ -60,7 +61,7 @@ impl From<Error> for Failure {
 pub(crate) async fn ensure(
     context: &Arc<PullContext>,
     source: &ImageSource,
-    blobs: Vec<Blob>,
+    blobs: Vec<Descriptor>,
     diff_ids: Vec<Digest>,
 ) -> Result<(Option<String>, Tally)> {
     let mut tally = Tally::default();
@@ -140,7 +141,7 @@ async fn find(store: &Store, parent: Option<&str>, diff_id: &Digest) -> Result<O
 struct Job {
     context: Arc<PullContext>,
     source: ImageSource,
-    blob: Blob,
+    blob: Descriptor,
     diff_id: Digest,
     /// The highest layer of the image that the store had at the start.
     base: Option<String>,

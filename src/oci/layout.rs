@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use oci_spec::image::{Descriptor, ImageIndex};
+use oci_spec::image::ImageIndex;
 
 use super::files;
-use super::manifest::{Blob, MAX_DOCUMENT};
+use super::manifest::MAX_DOCUMENT;
 use super::tarball::Tarball;
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::options::BoxReader;
+use crate::store::image_manifest::Descriptor;
 
 /// The annotation of an index entry that names it.
 pub(crate) const NAME: &str = "org.opencontainers.image.ref.name";
@@ -53,7 +54,7 @@ impl Layout {
     }
 
     /// A blob as a stream; not verified.
-    pub(crate) async fn blob(&self, blob: &Blob) -> Result<BoxReader> {
+    pub(crate) async fn blob(&self, blob: &Descriptor) -> Result<BoxReader> {
         let (name, size) = (blob_path(&blob.digest), blob.size);
         let check = move |found: u64, digest: &Digest| match found == size {
             true => Ok(()),
@@ -88,7 +89,7 @@ impl Layout {
 
 /// The entry of a layout's index that is meant, and its name.
 pub(crate) fn pick(index: &ImageIndex, name: Option<&str>) -> Result<(Digest, Option<String>)> {
-    let name_of = |entry: &Descriptor| {
+    let name_of = |entry: &oci_spec::image::Descriptor| {
         entry
             .annotations()
             .as_ref()

@@ -18,6 +18,7 @@ use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::single_flight;
+use crate::store::image_manifest::ImageManifest;
 use crate::sys::atomic::{self, AtomicFile};
 
 /// The marker file of a layout and its content.
@@ -80,9 +81,9 @@ impl LayoutWriter {
     }
 
     /// Writes the manifest and lists it in the index. Another manifest with the same name is no longer listed.
-    pub(crate) async fn finish(&self, manifest: &Bytes, digest: &Digest, media_type: &str) -> Result<()> {
-        self.put_small(manifest, digest).await?;
-        let entry = index_entry(media_type, digest, manifest.len(), self.name.as_deref());
+    pub(crate) async fn finish(&self, manifest: &ImageManifest) -> Result<()> {
+        self.put_small(&manifest.bytes, &manifest.digest).await?;
+        let entry = index_entry(manifest, self.name.as_deref());
         let path = self.dir.join("index.json");
         let lock = single_flight::acquire(&self.dir, "index.json.lock").await?;
         // The lock moves along: if this future is dropped, it is held until the index is replaced.
@@ -96,8 +97,12 @@ impl LayoutWriter {
 }
 
 /// The entry of a manifest in an index.
-pub(crate) fn index_entry(media_type: &str, digest: &Digest, size: usize, name: Option<&str>) -> Value {
-    let mut entry = json!({"mediaType": media_type, "digest": digest, "size": size});
+pub(crate) fn index_entry(manifest: &ImageManifest, name: Option<&str>) -> Value {
+    let mut entry = json!({
+        "mediaType": manifest.media_type,
+        "digest": manifest.digest,
+        "size": manifest.bytes.len(),
+    });
     if let Some(name) = name {
         entry["annotations"] = json!({ NAME: name });
     }

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use bytes::Bytes;
+use oci_spec::image::ImageIndex;
 use serde::Deserialize;
 
 use super::platform::Platform;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::time::Time;
+use crate::store::image_config::read_time;
+use crate::store::image_manifest::{DOCKER_MANIFEST, Descriptor, ImageManifest, OCI_CONFIG, OCI_MANIFEST};
 
 /// What is accepted for a manifest or an index.
 pub(crate) const MANIFEST_TYPES: [&str; 4] = [
@@ -19,51 +21,34 @@ pub(crate) const MANIFEST_TYPES: [&str; 4] = [
     DOCKER_MANIFEST,
 ];
 
-/// An image manifest of OCI.
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// An image manifest of Docker, version 2.
-pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// The config of an image of OCI.
-pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// The config of an image of Docker.
 pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// Longest manifest or config that is read, as other image programs do.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// More layers than any driver could stack.
-pub(crate) const MAX_LAYERS: usize = 1000;
-
-/// A blob as a manifest names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Blob {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) media_type: String,
+/// A descriptor of an index.
+fn described(entry: &oci_spec::image::Descriptor) -> Result<Descriptor> {
+    Ok(Descriptor::new(
+        entry.media_type().as_ref(),
+        entry.digest().as_ref().parse()?,
+        entry.size(),
+    ))
 }
 
-impl Blob {
-    fn from_descriptor(descriptor: &Descriptor) -> Result<Self> {
-        Ok(Self {
-            digest: descriptor.digest().to_string().parse()?,
-            size: descriptor.size(),
-            media_type: descriptor.media_type().to_string(),
-        })
-    }
-}
-
-/// An image manifest.
+/// A manifest, index or config as a source delivers it, before it is parsed.
 #[derive(Clone, Debug)]
-pub(crate) struct Manifest {
-    pub(crate) media_type: String,
-    pub(crate) config: Blob,
-    pub(crate) layers: Vec<Blob>,
+pub(crate) struct Fetched {
+    pub(crate) bytes: Bytes,
+    pub(crate) digest: Digest,
+    /// The media type that the source claims.
+    pub(crate) media_type: Option<String>,
 }
 
 /// A manifest or a list of them.
 #[derive(Clone, Debug)]
 pub(crate) enum Document {
-    Image(Manifest),
+    Image(ImageManifest),
     Index(Box<ImageIndex>),
 }
 
@@ -86,7 +71,7 @@ fn unreadable(what: &str, error: serde_json::Error) -> crate::error::Error {
 }
 
 /// Reads a manifest or an index. `claimed` is what the source says it is.
-pub(crate) fn parse(bytes: &[u8], claimed: Option<&str>) -> Result<Document> {
+pub(crate) fn parse(bytes: &Bytes, claimed: Option<&str>) -> Result<Document> {
     let refuse = |why: &str| Err(ErrorKind::NotSupported.err(why.to_owned()));
     let probe: Probe = serde_json::from_slice(bytes).map_err(|error| unreadable("the manifest", error))?;
     if probe.schema_version != 2 || probe.fs_layers.is_some() {
@@ -110,42 +95,34 @@ pub(crate) fn parse(bytes: &[u8], claimed: Option<&str>) -> Result<Document> {
         let index = serde_json::from_slice(bytes).map_err(|error| unreadable("the index", error))?;
         return Ok(Document::Index(Box::new(index)));
     }
-    let manifest: ImageManifest =
-        serde_json::from_slice(bytes).map_err(|error| unreadable("the manifest", error))?;
-    let config = Blob::from_descriptor(manifest.config())?;
-    if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config.media_type.as_str()) {
-        let what = format!(
-            "an artifact of type {:?} is no container image",
-            config.media_type
-        );
-        return Err(ErrorKind::NotSupported.err(what));
-    }
-    let layers = manifest.layers();
-    if layers.len() > MAX_LAYERS {
-        return Err(ErrorKind::InvalidInput.err(format!("an image with {} layers", layers.len())));
-    }
-    let layers: Vec<Blob> = layers.iter().map(Blob::from_descriptor).collect::<Result<_>>()?;
-    if let Some(layer) = layers
-        .iter()
-        .find(|layer| layer.media_type.contains("+encrypted"))
-    {
-        return Err(ErrorKind::NotSupported.err(format!("encrypted layer {}", layer.digest)));
-    }
+    let mut manifest = ImageManifest::parse(bytes.clone())?;
+    check_image(&manifest)?;
     let media_type = if media_type == "application/json" {
         OCI_MANIFEST
     } else {
         media_type
     };
-    Ok(Document::Image(Manifest {
-        media_type: media_type.to_owned(),
-        config,
-        layers,
-    }))
+    media_type.clone_into(&mut manifest.media_type);
+    Ok(Document::Image(manifest))
+}
+
+/// Refuses the manifest of what is no container image, or of one that cannot be unpacked.
+pub(crate) fn check_image(manifest: &ImageManifest) -> Result<()> {
+    let config = manifest.config.media_type.as_str();
+    if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config) {
+        let what = format!("an artifact of type {config:?} is no container image");
+        return Err(ErrorKind::NotSupported.err(what));
+    }
+    let encrypted = |layer: &&Descriptor| layer.media_type.contains("+encrypted");
+    match manifest.layers.iter().find(encrypted) {
+        Some(layer) => Err(ErrorKind::NotSupported.err(format!("encrypted layer {}", layer.digest))),
+        None => Ok(()),
+    }
 }
 
 /// The manifest of an index that fits the platform best; the first of equals.
-pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Blob> {
-    let mut best: Option<(usize, &Descriptor)> = None;
+pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Descriptor> {
+    let mut best: Option<(usize, &oci_spec::image::Descriptor)> = None;
     let mut offers = Vec::new();
     for descriptor in index.manifests() {
         let offered = match descriptor.platform() {
@@ -166,7 +143,7 @@ pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Blob> {
         offers.push(offered.to_string());
     }
     match best {
-        Some((_, descriptor)) => Blob::from_descriptor(descriptor),
+        Some((_, descriptor)) => described(descriptor),
         None => {
             let what = format!("no image for {wanted} among those for {}", offers.join(", "));
             Err(ErrorKind::NotFound.err(what))
@@ -197,14 +174,8 @@ impl Config {
         }
         let raw: Raw =
             serde_json::from_slice(bytes).map_err(|error| unreadable("the image's config", error))?;
-        // The zero time of Go is no time.
-        let created = match raw.created.as_deref() {
-            None | Some("") => None,
-            Some(text) => Some(text.parse::<Time>()?).filter(|time| !time.is_go_zero()),
-        };
-        let created = created.map(|time| time.system_time());
         Ok(Self {
-            created,
+            created: read_time(raw.created.as_deref())?,
             diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
         })
     }
@@ -241,7 +212,7 @@ mod tests {
 
     #[test]
     fn documents_are_what_they_say_or_refused() {
-        let Document::Image(image) = parse(manifest("").as_bytes(), None).unwrap() else {
+        let Document::Image(image) = parse(&manifest("").into(), None).unwrap() else {
             panic!("it is an image");
         };
         assert_eq!((image.config.digest, image.config.size), (digest("config"), 3));
@@ -266,7 +237,11 @@ mod tests {
             ),
             ("{".into(), ErrorKind::InvalidInput),
         ] {
-            assert_eq!(parse(text.as_bytes(), None).unwrap_err().kind(), kind, "{text}");
+            assert_eq!(
+                parse(&text.clone().into(), None).unwrap_err().kind(),
+                kind,
+                "{text}"
+            );
         }
     }
 

@@ -37,7 +37,6 @@ mod auth;
 mod context;
 mod destination;
 mod docker_archive;
-mod document;
 mod download;
 mod files;
 mod layers;

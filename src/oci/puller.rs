@@ -6,9 +6,8 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use super::context::PullContext;
-use super::document::{Fetched, check};
 use super::layers::{self, Tally};
-use super::manifest::{self, Config, Document, Manifest};
+use super::manifest::{self, Config, Document, Fetched};
 use super::options::PullOptions;
 use super::partial::Partials;
 use super::progress::ImageState;
@@ -18,6 +17,7 @@ use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
+use crate::store::image_manifest::ImageManifest;
 use crate::store::image_record::{self, NewImage};
 use crate::store::views::Image;
 
@@ -196,7 +196,7 @@ impl Puller {
     }
 
     /// Fetches what the reference names, and the manifest for the platform.
-    async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, Manifest)> {
+    async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, ImageManifest)> {
         let _turn = self.context.download(source).await?;
         let top = source.top().await?;
         match manifest::parse(&top.bytes, top.media_type.as_deref())? {
@@ -204,7 +204,7 @@ impl Puller {
             Document::Index(index) => {
                 let chosen = manifest::choose(&index, &self.context.options.platform)?;
                 let instance = source.manifest(&chosen.digest).await?;
-                check(&instance.bytes, &chosen.digest, "the manifest")?;
+                chosen.digest.check(&instance.bytes, "the manifest")?;
                 match manifest::parse(&instance.bytes, Some(&chosen.media_type))? {
                     Document::Image(manifest) => Ok((top, instance, manifest)),
                     Document::Index(_) => Err(ErrorKind::NotSupported.err("an index of indexes")),

@@ -6,16 +6,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{StreamExt as _, TryStreamExt as _};
-use serde_json::{Value, json};
 use tracing::Instrument as _;
 
 use super::destination::Destination;
 use super::docker_archive;
-use super::document::check;
-use super::manifest::{self, Blob, Config, DOCKER_MANIFEST, Document, OCI_CONFIG, OCI_MANIFEST};
+use super::manifest::{self, Config};
 use super::options::PushOptions;
 use super::progress::{BlobState, ImageState, Progress};
 use super::reference::ImageRef;
@@ -26,6 +23,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::DiffOptions;
 use crate::store::Store;
+use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::views::Layer;
 
 /// The result of a push.
@@ -80,15 +78,10 @@ async fn work(
     options: PushOptions,
 ) -> Result<Pushed> {
     let image = store.image(image).await?;
-    let bytes = stored_manifest(store, image.id()).await?;
-    let Document::Image(manifest) = manifest::parse(&bytes, None)? else {
-        return Err(ErrorKind::NotSupported.err("an index as an image's manifest"));
-    };
-    let config = store
-        .image_big_data(image.id(), manifest.config.digest.as_str())
-        .await?;
-    check(&config, &manifest.config.digest, "the stored config")?;
-    let layers = store.image_layers(image.id()).await?;
+    let manifest = store.manifest_of(&image).await?;
+    manifest::check_image(&manifest)?;
+    let config = store.config_bytes(&image, &manifest).await?;
+    let layers = store.layers_up_to(image.top_layer()).await?;
     let diff_ids = Config::parse(&config)?.diff_ids;
     let fit = diff_ids.len() == layers.len()
         && manifest.layers.len() == layers.len()
@@ -103,7 +96,7 @@ async fn work(
     let destination = Destination::open(to, &registries).await?;
     let progress = &options.progress;
     progress.image(text, || ImageState::Resolved {
-        manifest: Digest::sha256(&bytes),
+        manifest: manifest.digest.clone(),
         blobs: manifest
             .layers
             .iter()
@@ -111,7 +104,7 @@ async fn work(
             .collect(),
     });
     let docker_archive = destination.is_docker_archive();
-    let oci = destination.is_oci_only() || manifest.media_type != DOCKER_MANIFEST;
+    let oci = destination.is_oci_only() || !manifest.is_docker();
     let job = Job {
         store,
         destination: &destination,
@@ -143,22 +136,16 @@ async fn work(
     if !destination.has(&manifest.config.digest).await? {
         destination.put_small(&config, &manifest.config.digest).await?;
     }
-    let (pushed, media_type) = if docker_archive {
-        let manifest = docker_archive::manifest(&config, &blobs)?;
-        (manifest.bytes, DOCKER_MANIFEST.to_owned())
-    } else if oci == (manifest.media_type != DOCKER_MANIFEST) && blobs == manifest.layers {
-        (bytes.clone(), manifest.media_type.clone())
-    } else {
-        rewrite(&bytes, &manifest.layers, &blobs, oci)?
+    let (stored, config_digest) = (manifest.digest.clone(), manifest.config.digest.clone());
+    let pushed = match (docker_archive, oci) {
+        (true, _) => ImageManifest::parse(docker_archive::manifest(&config, &blobs)?.bytes)?,
+        (false, true) => manifest.with_oci_layers(&blobs)?,
+        (false, false) => manifest.with_layers(&blobs)?,
     };
-    let digest = Digest::sha256(&pushed);
-    let config = &manifest.config.digest;
-    destination
-        .finish(&pushed, &digest, &media_type, config, &blobs)
-        .await?;
+    destination.finish(&pushed, &config_digest, &blobs).await?;
     Ok(Pushed {
-        manifest: digest,
-        unchanged: pushed == bytes,
+        unchanged: pushed.digest == stored,
+        manifest: pushed.digest,
         sent,
         reused: layers.len() - sent,
     })
@@ -175,7 +162,7 @@ struct Job<'a> {
 
 /// A layer for the destination.
 struct Prepared {
-    blob: Blob,
+    blob: Descriptor,
     state: LayerState,
 }
 
@@ -189,7 +176,7 @@ enum LayerState {
 
 impl Job<'_> {
     /// Compresses and sends a layer unless the destination has it.
-    async fn layer(&self, layer: &Layer, known: &Blob) -> Result<Prepared> {
+    async fn layer(&self, layer: &Layer, known: &Descriptor) -> Result<Prepared> {
         if self.destination.has(&known.digest).await? {
             reused(self.progress, &known.digest);
             let media_type = if self.oci {
@@ -198,7 +185,7 @@ impl Job<'_> {
                 known.media_type.clone()
             };
             return Ok(Prepared {
-                blob: Blob {
+                blob: Descriptor {
                     media_type,
                     ..known.clone()
                 },
@@ -220,11 +207,8 @@ impl Job<'_> {
             );
             return Err(ErrorKind::DigestMismatch.err(what));
         }
-        let blob = Blob {
-            digest: spool.digest.clone(),
-            size: spool.size,
-            media_type: layer_type(self.compression, self.oci).into(),
-        };
+        let media_type = layer_type(self.compression, self.oci);
+        let blob = Descriptor::new(media_type, spool.digest.clone(), spool.size);
         let state = if self.destination.is_archive() {
             LayerState::Waiting(spool)
         } else if self.put(&spool).await? {
@@ -256,14 +240,6 @@ fn reused(progress: &Progress, digest: &Digest) {
     });
 }
 
-/// The manifest of an image of the store.
-async fn stored_manifest(store: &Store, image: &str) -> Result<Bytes> {
-    match store.image_big_data(image, "manifest").await {
-        Ok(bytes) => Ok(bytes),
-        Err(error) => Err(error.context(format!("image {image:?} has no manifest to push"))),
-    }
-}
-
 /// The media type of a layer with this compression.
 fn layer_type(compression: Compression, oci: bool) -> &'static str {
     match (compression, oci) {
@@ -284,79 +260,4 @@ fn oci_type(media_type: &str) -> String {
         }
     }
     media_type.to_owned()
-}
-
-/// The manifest with other layers; whatever else it says stays.
-fn rewrite(bytes: &[u8], old: &[Blob], new: &[Blob], oci: bool) -> Result<(Bytes, String)> {
-    let unreadable = |error| {
-        ErrorKind::InvalidInput
-            .err("the manifest cannot be read")
-            .with_source(error)
-    };
-    let mut value: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
-    let media_type = if oci { OCI_MANIFEST } else { DOCKER_MANIFEST };
-    let listed = value
-        .get("layers")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
-    let layers: Vec<Value> = new
-        .iter()
-        .enumerate()
-        .map(|(index, blob)| {
-            // Annotations may speak of the blob that it was.
-            let kept = listed
-                .get(index)
-                .filter(|_| old.get(index).is_some_and(|old| old.digest == blob.digest));
-            let mut entry = kept.cloned().unwrap_or_else(|| json!({}));
-            entry["mediaType"] = json!(blob.media_type);
-            entry["digest"] = json!(blob.digest);
-            entry["size"] = json!(blob.size);
-            entry
-        })
-        .collect();
-    value["mediaType"] = json!(media_type);
-    value["layers"] = json!(layers);
-    if oci && let Some(config) = value.get_mut("config") {
-        config["mediaType"] = json!(OCI_CONFIG);
-    }
-    let bytes = serde_json::to_vec(&value).map_err(unreadable)?;
-    Ok((bytes.into(), media_type.to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_manifest_keeps_what_is_not_about_other_blobs() {
-        let blob = |name: &str| Blob {
-            digest: Digest::sha256(name),
-            size: 1,
-            media_type: layer_type(Compression::Gzip, true).into(),
-        };
-        let (kept, old, new) = (blob("kept"), blob("old"), blob("new"));
-        let text = json!({
-            "schemaVersion": 2,
-            "annotations": {"a": "b"},
-            "config": {"mediaType": "application/vnd.docker.container.image.v1+json"},
-            "layers": [
-                {"digest": kept.digest, "size": 1, "annotations": {"of": "kept"}},
-                {"digest": old.digest, "size": 1, "annotations": {"of": "old"}},
-            ],
-        });
-        let bytes = serde_json::to_vec(&text).unwrap();
-        let (bytes, media_type) =
-            rewrite(&bytes, &[kept.clone(), old], &[kept.clone(), new.clone()], true).unwrap();
-        let value: Value = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(
-            (media_type.as_str(), &value["mediaType"]),
-            (OCI_MANIFEST, &json!(OCI_MANIFEST))
-        );
-        assert_eq!(value["annotations"]["a"], "b");
-        assert_eq!(value["config"]["mediaType"], OCI_CONFIG);
-        assert_eq!(value["layers"][0]["annotations"]["of"], "kept");
-        assert_eq!(value["layers"][1].get("annotations"), None);
-        assert_eq!(value["layers"][1]["digest"], json!(new.digest));
-    }
 }

@@ -4,13 +4,13 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
-use super::document::{Fetched, check};
-use super::manifest::{Blob, MANIFEST_TYPES};
+use super::manifest::{Fetched, MANIFEST_TYPES};
 use super::repository::Repository;
 use super::response;
 use super::retry::Failure;
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::store::image_manifest::Descriptor;
 
 impl Repository {
     /// What the image's reference names.
@@ -44,7 +44,7 @@ impl Repository {
             .await?;
         let digest = match digest {
             Some(digest) => {
-                check(&bytes, digest, "the manifest")?;
+                digest.check(&bytes, "the manifest")?;
                 digest.clone()
             }
             None => Digest::sha256(&bytes),
@@ -57,7 +57,7 @@ impl Repository {
     }
 
     /// A small blob as a whole; not verified.
-    pub(crate) async fn small_blob(&self, blob: &Blob) -> Result<Bytes> {
+    pub(crate) async fn small_blob(&self, blob: &Descriptor) -> Result<Bytes> {
         let what = format!("fetching {} of {}", blob.digest, self.image);
         let path = format!("blobs/{}", blob.digest);
         self.retry

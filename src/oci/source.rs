@@ -6,10 +6,9 @@ use bytes::Bytes;
 use tokio_util::io::InspectReader;
 
 use super::docker_archive::DockerArchive;
-use super::document::{Fetched, check};
 use super::download::Transfer;
 use super::layout::Layout;
-use super::manifest::{Blob, MAX_DOCUMENT};
+use super::manifest::{Fetched, MAX_DOCUMENT};
 use super::partial::Partial;
 use super::progress::{Meter, Progress};
 use super::reference::{self, ImageRef};
@@ -18,6 +17,7 @@ use super::tarball::Tarball;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
+use crate::store::image_manifest::Descriptor;
 
 /// A source of one image.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl ImageSource {
             Self::Layout { layout, .. } => layout.document(digest).await?,
             Self::Docker(archive) => archive.manifest.bytes.to_vec(),
         };
-        check(&fetched, digest, "the manifest")?;
+        digest.check(&fetched, "the manifest")?;
         Ok(Fetched {
             bytes: fetched.into(),
             digest: digest.clone(),
@@ -79,7 +79,7 @@ impl ImageSource {
     }
 
     /// A small blob as a whole, verified.
-    pub(crate) async fn small(&self, blob: &Blob) -> Result<Bytes> {
+    pub(crate) async fn small(&self, blob: &Descriptor) -> Result<Bytes> {
         if blob.size > MAX_DOCUMENT {
             let what = format!("config {} of {} bytes is too long", blob.digest, blob.size);
             return Err(ErrorKind::InvalidInput.err(what));
@@ -89,7 +89,7 @@ impl ImageSource {
             Self::Layout { layout, .. } => layout.document(&blob.digest).await?.into(),
             Self::Docker(archive) => archive.config.clone(),
         };
-        check(&bytes, &blob.digest, "the config")?;
+        blob.digest.check(&bytes, "the config")?;
         Ok(bytes)
     }
 
@@ -101,7 +101,7 @@ impl ImageSource {
     /// A layer's blob as a stream; not verified.
     pub(crate) async fn blob(
         &self,
-        blob: &Blob,
+        blob: &Descriptor,
         progress: &Progress,
         partial: Option<Partial>,
     ) -> Result<BoxReader> {

@@ -278,7 +278,7 @@ struct RawHistory {
 }
 
 /// Go's zero time stands for an unknown one.
-fn read_time(text: Option<&str>) -> Result<Option<SystemTime>> {
+pub(crate) fn read_time(text: Option<&str>) -> Result<Option<SystemTime>> {
     match text {
         None | Some("") => Ok(None),
         Some(text) => {

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 
 use crate::digest::{Digest, Hasher};
@@ -99,14 +100,19 @@ impl Store {
     }
 
     pub(crate) async fn manifest_of(&self, image: &Image) -> Result<ImageManifest> {
-        let key = match image.digest() {
-            // Whatever wrote the image kept the manifest only under its digest.
-            Some(digest) if !has(image, "manifest") => format!("manifest-{digest}"),
-            _ => "manifest".to_owned(),
-        };
-        let context = || format!("reading the manifest of image {:?}", image.id());
-        let read = async { ImageManifest::parse(self.image_big_data(image.id(), &key).await?) };
-        read.await.map_err(|error| error.context(context()))
+        let mut first_error = None;
+        for key in manifest_keys(image) {
+            match self
+                .image_big_data(image.id(), &key)
+                .await
+                .and_then(ImageManifest::parse)
+            {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => first_error.get_or_insert(error),
+            };
+        }
+        let error = first_error.unwrap_or_else(|| ErrorKind::NotFound.err("no key for a manifest"));
+        Err(error.context(format!("reading the manifest of image {:?}", image.id())))
     }
 
     /// The config of an image (an ID, name or ID prefix), as its manifest names it.
@@ -131,14 +137,21 @@ impl Store {
     }
 
     pub(crate) async fn config_of(&self, image: &Image, manifest: &ImageManifest) -> Result<ImageConfig> {
+        let bytes = self.config_bytes(image, manifest).await?;
+        ImageConfig::parse(bytes, manifest.config.digest.clone())
+            .map_err(|error| error.context(reading_config(image)))
+    }
+
+    /// The config as it is stored, which is the one that the manifest names.
+    pub(crate) async fn config_bytes(&self, image: &Image, manifest: &ImageManifest) -> Result<Bytes> {
         let digest = &manifest.config.digest;
         let read = async {
             let bytes = self.image_big_data(image.id(), digest.as_str()).await?;
             digest.check(&bytes, "the stored config")?;
-            ImageConfig::parse(bytes, digest.clone())
+            Ok(bytes)
         };
-        let context = || format!("reading the config of image {:?}", image.id());
-        read.await.map_err(|error| error.context(context()))
+        read.await
+            .map_err(|error: Error| error.context(reading_config(image)))
     }
 
     /// A manifest of an image (an ID, name or ID prefix) that names every layer as [`Store::diff`] gives it with
@@ -174,7 +187,7 @@ impl Store {
                 blob
             });
         }
-        manifest.with_layers(plain)
+        manifest.with_layers(&plain)
     }
 
     /// A layer as the uncompressed blob that [`Store::diff`] gives.
@@ -206,6 +219,24 @@ impl Store {
     }
 }
 
-fn has(image: &Image, key: &str) -> bool {
-    image.big_data_names().iter().any(|name| name == key)
+fn reading_config(image: &Image) -> String {
+    format!("reading the config of image {:?}", image.id())
+}
+
+/// The keys under which the manifest of an image may be, the best first.
+fn manifest_keys(image: &Image) -> Vec<String> {
+    const KEY: &str = "manifest";
+    let names = image.big_data_names();
+    let mut keys: Vec<String> = names
+        .iter()
+        .filter(|name| name.starts_with("manifest-"))
+        .cloned()
+        .collect();
+    if keys.is_empty() || names.iter().any(|name| name == KEY) {
+        return vec![KEY.to_owned()];
+    }
+    // Only under digests: one of them may be the index that the image was pulled by.
+    let own = image.digest().map(|digest| format!("manifest-{digest}"));
+    keys.sort_by_key(|key| Some(key) != own.as_ref());
+    keys
 }

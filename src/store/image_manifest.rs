@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 
 /// Media type of an OCI image manifest.
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of a Docker image manifest, version 2 schema 2.
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Media type of an OCI image config.
 pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of an uncompressed layer in OCI manifests.
@@ -22,7 +23,7 @@ pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 /// Highest number of layers that a manifest may have; no driver stacks as many.
-const MAX_LAYERS: usize = 1000;
+pub(crate) const MAX_LAYERS: usize = 1000;
 
 /// A blob as a manifest names it.
 #[non_exhaustive]
@@ -168,30 +169,70 @@ impl ImageManifest {
 
     /// Media type of an uncompressed layer in a manifest of this kind.
     pub(crate) fn plain_layer_type(&self) -> &'static str {
-        if self.media_type == DOCKER_MANIFEST {
-            DOCKER_LAYER
-        } else {
-            OCI_LAYER
+        if self.is_docker() { DOCKER_LAYER } else { OCI_LAYER }
+    }
+
+    /// The same manifest with other blobs for its layers; everything else in it stays, also what it says about a blob
+    /// that stays in its place.
+    pub(crate) fn with_layers(self, layers: &[Descriptor]) -> Result<Self> {
+        self.rewritten(layers, None)
+    }
+
+    /// As [`ImageManifest::with_layers`], with the media types of OCI for the document and the config.
+    #[cfg(feature = "pull")]
+    pub(crate) fn with_oci_layers(self, layers: &[Descriptor]) -> Result<Self> {
+        match self.is_docker() {
+            true => self.rewritten(layers, Some((OCI_MANIFEST, OCI_CONFIG))),
+            false => self.rewritten(layers, None),
         }
     }
 
-    /// The same manifest with other blobs for its layers; everything else in it stays.
-    pub(crate) fn with_layers(self, layers: Vec<Descriptor>) -> Result<Self> {
+    /// Whether it is a manifest of Docker's own format.
+    pub(crate) fn is_docker(&self) -> bool {
+        self.media_type == DOCKER_MANIFEST
+    }
+
+    /// With other layers, and other media types of the document and the config.
+    fn rewritten(mut self, layers: &[Descriptor], types: Option<(&str, &str)>) -> Result<Self> {
         let same = |(old, new): (&Descriptor, &Descriptor)| {
             (&old.media_type, &old.digest, old.size) == (&new.media_type, &new.digest, new.size)
         };
-        if self.layers.len() == layers.len() && self.layers.iter().zip(&layers).all(same) {
+        let all_same = self.layers.len() == layers.len() && self.layers.iter().zip(layers).all(same);
+        if all_same && types.is_none() {
             return Ok(self);
         }
-        let mut document: serde_json::Value = serde_json::from_slice(&self.bytes).map_err(unreadable)?;
-        document["layers"] = serde_json::to_value(&layers).map_err(unwritable)?;
-        let bytes = Bytes::from(crate::json::to_bytes(&document).map_err(unwritable)?);
-        Ok(Self {
-            digest: Digest::sha256(&bytes),
-            bytes,
-            layers,
-            ..self
-        })
+        let mut document: Map<String, Value> = serde_json::from_slice(&self.bytes).map_err(unreadable)?;
+        let listed = document.get_mut("layers").and_then(Value::as_array_mut);
+        let mut listed = listed.map(std::mem::take).unwrap_or_default().into_iter();
+        let mut entries = Vec::with_capacity(layers.len());
+        for (index, layer) in layers.iter().enumerate() {
+            // Annotations and URLs are about the blob that was in this place.
+            let stays = self
+                .layers
+                .get(index)
+                .is_some_and(|old| old.digest == layer.digest);
+            entries.push(match listed.next() {
+                Some(Value::Object(mut entry)) if stays => {
+                    entry.insert("mediaType".into(), layer.media_type.as_str().into());
+                    entry.insert("size".into(), layer.size.into());
+                    entry.into()
+                }
+                _ => serde_json::to_value(layer).map_err(unwritable)?,
+            });
+        }
+        document.insert("layers".into(), entries.into());
+        if let Some((own, config)) = types {
+            own.clone_into(&mut self.media_type);
+            config.clone_into(&mut self.config.media_type);
+            if let Some(Value::Object(entry)) = document.get_mut("config") {
+                entry.insert("mediaType".into(), config.into());
+            }
+        }
+        document.insert("mediaType".into(), self.media_type.as_str().into());
+        self.bytes = crate::json::to_bytes(&document).map_err(unwritable)?.into();
+        self.digest = Digest::sha256(&self.bytes);
+        self.layers = layers.to_vec();
+        Ok(self)
     }
 }
 
@@ -226,13 +267,51 @@ mod tests {
     #[test]
     fn other_layers_leave_the_rest_of_a_manifest_as_it_is() {
         let written = written();
-        assert_eq!(written.clone().with_layers(vec![layer("a")]).unwrap(), written);
-        let changed = written.clone().with_layers(vec![layer("b")]).unwrap();
+        assert_eq!(written.clone().with_layers(&[layer("a")]).unwrap(), written);
+        let changed = written.clone().with_layers(&[layer("b")]).unwrap();
         assert_ne!(changed.digest, written.digest);
         let read = ImageManifest::parse(changed.bytes.clone()).unwrap();
         assert_eq!(read, changed);
         assert_eq!((&read.config, &read.layers), (&written.config, &vec![layer("b")]));
         assert!(String::from_utf8_lossy(&changed.bytes).contains("image.base.name"));
+    }
+
+    #[cfg(feature = "pull")]
+    #[test]
+    fn a_docker_manifest_becomes_one_of_oci_and_keeps_what_is_not_about_other_blobs() {
+        let (kept, old, new) = (layer("kept"), layer("old"), layer("new"));
+        let text = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": DOCKER_MANIFEST,
+            "annotations": {"a": "b"},
+            "config": {"mediaType": "x", "digest": Digest::sha256("c"), "size": 1, "own": true},
+            "layers": [
+                {"mediaType": "x", "digest": kept.digest, "size": 1, "urls": ["of kept"]},
+                {"mediaType": "x", "digest": old.digest, "size": 1, "annotations": {"of": "old"}},
+            ],
+        });
+        let docker = ImageManifest::parse(text.to_string().into()).unwrap();
+        let oci = docker.with_oci_layers(&[kept, new.clone()]).unwrap();
+        assert_eq!(oci.media_type, OCI_MANIFEST);
+        assert_eq!(ImageManifest::parse(oci.bytes.clone()).unwrap(), oci);
+        let value: Value = serde_json::from_slice(&oci.bytes).unwrap();
+        assert_eq!(value["mediaType"], OCI_MANIFEST);
+        assert_eq!(value["annotations"]["a"], "b");
+        assert_eq!(value["config"]["mediaType"], OCI_CONFIG);
+        assert_eq!(value["config"]["own"], true);
+        assert_eq!(value["layers"][0]["urls"][0], "of kept");
+        assert_eq!(value["layers"][0]["mediaType"], OCI_LAYER);
+        assert_eq!(value["layers"][1], serde_json::to_value(&new).unwrap());
+    }
+
+    /// A list in place of an object is read, by the rules of the parser, and must not be taken for one.
+    #[test]
+    fn a_manifest_of_lists_is_not_rewritten() {
+        let document = serde_json::json!([2, OCI_MANIFEST, layer("config"), [layer("a")], null]);
+        if let Ok(read) = ImageManifest::parse(document.to_string().into()) {
+            let error = read.with_layers(&[layer("b")]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

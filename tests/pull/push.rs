@@ -1,13 +1,16 @@
 //! Pushed images are what other programs expect: compared by pulling them back with Podman and Skopeo.
 
 use graphroot::oci::{ImageRef, PullOptions, Puller, PushOptions, Pushed, push};
-use graphroot::{Compression, ErrorKind, Store};
+use graphroot::test_util::TarBuilder;
+use graphroot::{Compression, ErrorKind, LayerOptions, Store};
 
 use crate::library::{Library, SMALL_LAYERS};
 use crate::records::{assert_same_trees, podman_pull, skopeo_pull};
 use crate::support::needs;
+use crate::support::oci::{OciImage, layout_blob};
 use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
+use crate::support::store::put_bytes;
 
 async fn push_to(
     store: &Store,
@@ -146,4 +149,42 @@ async fn what_cannot_be_pushed_is_refused() {
         .await
         .unwrap();
     assert_eq!(kind("localhost/bare", &layout).await, ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_whose_manifest_is_under_its_digest_only_is_pushed() {
+    needs!();
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    let put = put_bytes(
+        &store,
+        None,
+        LayerOptions::default().name("base"),
+        TarBuilder::new().file("file", "1").build(),
+    )
+    .await;
+    let image = OciImage::new(&[put.unwrap()]);
+    let digest_key = format!("manifest-{}", image.manifest_digest());
+    // With the digest in the record, and with the key alone.
+    for (name, digest) in [("a", Some(image.manifest_digest())), ("b", None)] {
+        let mut options = graphroot::ImageOptions::default()
+            .id(name.repeat(64))
+            .big_data(image.config_digest().to_string(), image.config.clone())
+            .big_data("manifest-list", "no manifest")
+            .big_data(&digest_key, image.manifest.clone());
+        options.digest = digest;
+        let created = store.create_image(Some("base"), options).await.unwrap();
+        let layout = root.path().join(name);
+        let to = format!("oci:{}:v1", layout.display());
+        let pushed = push_to(&store, created.id(), &to, Compression::None)
+            .await
+            .unwrap();
+        assert_eq!(
+            (pushed.manifest, pushed.unchanged),
+            (image.manifest_digest(), true),
+            "{name}"
+        );
+        let manifest = layout_blob(&layout, image.manifest_digest().as_str());
+        assert_eq!(manifest, image.manifest);
+    }
 }
