@@ -4,11 +4,10 @@
 //! ID                          hexadecimal part of the config's digest
 //! digest                      of the index that it was pulled by if there is one, else of the manifest
 //! names                       added in front of those that the image has
-//! metadata                    {"signatures-sizes":{"sha256:MANIFEST":[]}}
+//! metadata                    {}: it would tell the sizes of signatures, of which there are none
 //! big data: sha256:CONFIG     the config
 //!           manifest-sha256:X the index, if there is one; the manifest
 //!           manifest          the manifest once more
-//!           signature-MANIFEST  signatures, one after the other: none
 //! ```
 
 use std::time::SystemTime;
@@ -20,6 +19,9 @@ use crate::error::{ErrorKind, Result};
 use crate::options::ImageOptions;
 use crate::store::Store;
 use crate::store::views::Image;
+
+/// The metadata of an image.
+const NO_SIGNATURES: &str = "{}";
 
 /// Everything about an image whose layers are in the store.
 pub(crate) struct NewImage {
@@ -43,7 +45,6 @@ impl NewImage {
         }
         items.push((manifest_key(&self.instance.0), self.instance.1.clone()));
         items.push(("manifest".into(), self.instance.1.clone()));
-        items.push((format!("signature-{}", self.instance.0.encoded()), Bytes::new()));
         items
     }
 }
@@ -105,15 +106,11 @@ fn options(new: &NewImage, items: &[(String, Bytes)]) -> ImageOptions {
     let mut options = ImageOptions::default().id(&new.id);
     options.creation_date = new.created;
     options.digest = Some(new.top.0.clone());
-    options.metadata = metadata(&new.instance.0);
+    options.metadata = NO_SIGNATURES.into();
     for (key, data) in items {
         options = options.big_data(key, data.clone());
     }
     options
-}
-
-fn metadata(manifest: &Digest) -> String {
-    format!(r#"{{"signatures-sizes":{{"{manifest}":[]}}}}"#)
 }
 
 /// Adds what an existing image lacks.
@@ -136,9 +133,8 @@ async fn complete(store: &Store, image: &Image, new: &NewImage, items: Vec<(Stri
                 .await?;
         }
     }
-    let metadata = metadata(&new.instance.0);
-    if image.metadata() != metadata {
-        store.set_metadata(image.id(), metadata).await?;
+    if image.metadata() != NO_SIGNATURES {
+        store.set_metadata(image.id(), NO_SIGNATURES).await?;
     }
     Ok(())
 }

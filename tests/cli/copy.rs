@@ -5,8 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 
 use crate::program::{Program, good, ours};
 use crate::support::manifest::{self, manifest};
-use crate::support::needs;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
+use crate::support::{each_set, needs};
 
 fn source(root: &TestRoot) -> String {
     let dir = root.scratch("source");
@@ -23,12 +24,10 @@ fn source(root: &TestRoot) -> String {
 }
 
 /// Both programs make the same trees, except for the times of directories that `copy` creates on the way.
-#[test]
-fn both_programs_copy_the_same() {
-    needs!("containers-storage");
+fn both_programs_copy_the_same(set: PeerSet) {
     let mut trees = Vec::new();
     for program in [Program::Theirs, Program::Ours] {
-        let root = TestRoot::vfs();
+        let root = TestRoot::vfs().of(set);
         let source = source(&root);
         let file = format!("{source}/sub/file");
         good(&root, "create-layer -i A -n a");
@@ -89,6 +88,7 @@ fn both_programs_copy_the_same() {
         manifest::assert_same("containers-storage", theirs, "graphroot", ours);
     }
 }
+each_set!(fn both_programs_copy_the_same: "containers-storage");
 
 #[test]
 fn a_link_in_a_layer_is_resolved_inside_the_layer() {

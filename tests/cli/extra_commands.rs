@@ -85,7 +85,7 @@ fn locks_shows_the_process_that_holds_a_lock() {
     assert_eq!(line.lines().count(), 1);
     let locks: Value = serde_json::from_str(&good(&root, "locks --json")).unwrap();
     assert_eq!(locks[0]["exclusive"], true);
-    assert!(holder.release(b""));
+    assert!(holder.release());
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::os::unix::fs::symlink;
 
 use crate::program::{Answer, Program, good, ours};
-use crate::support::needs;
+use crate::support::each_set;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 
 #[test]
@@ -46,10 +47,8 @@ fn asking_for_help_has_three_outcomes() {
 
 /// Called as `containers-storage`, the program prints the usage of that one. The distribution's version lacks some of
 /// the flags.
-#[test]
-fn called_as_containers_storage_it_prints_that_usage() {
-    needs!("containers-storage");
-    let root = TestRoot::vfs();
+fn called_as_containers_storage_it_prints_that_usage(set: PeerSet) {
+    let root = TestRoot::vfs().of(set);
     let link = root.path().join("containers-storage");
     symlink(env!("CARGO_BIN_EXE_graphroot"), &link).unwrap();
     for line in [
@@ -70,7 +69,7 @@ fn called_as_containers_storage_it_prints_that_usage() {
             answer.err = answer.err.replace(name, "PROGRAM");
             answer
         };
-        let theirs = run(&crate::support::require("containers-storage").unwrap());
+        let theirs = run(&set.find("containers-storage").unwrap());
         let ours = run(&link);
         assert_eq!((ours.code, &ours.out), (theirs.code, &theirs.out), "{line}");
         let lines: Vec<&str> = ours.err.lines().collect();
@@ -78,6 +77,7 @@ fn called_as_containers_storage_it_prints_that_usage() {
         assert_eq!(missing, Vec::<&str>::new(), "{line}: {ours:?}");
     }
 }
+each_set!(fn called_as_containers_storage_it_prints_that_usage: "containers-storage");
 
 #[test]
 fn global_arguments_work_before_and_after_the_command_and_the_last_wins() {

@@ -3,7 +3,8 @@
 use std::fs;
 
 use crate::program::{Program, good, ours, with_input};
-use crate::support::needs;
+use crate::support::each_set;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 
 const QUESTIONS: [&str; 16] = [
@@ -42,8 +43,8 @@ fn fill(root: &TestRoot, program: Program) {
     }
 }
 
-fn ask(maker: Program) {
-    let root = TestRoot::new();
+fn ask(maker: Program, set: PeerSet) {
+    let root = TestRoot::new().of(set);
     fill(&root, maker);
     let layer = container_layer(&root);
     for question in QUESTIONS {
@@ -60,22 +61,18 @@ fn container_layer(root: &TestRoot) -> String {
     line.unwrap().to_owned()
 }
 
-#[test]
-fn ours_shows_what_theirs_made() {
-    needs!("containers-storage");
-    ask(Program::Theirs);
+fn ours_shows_what_theirs_made(set: PeerSet) {
+    ask(Program::Theirs, set);
 }
+each_set!(fn ours_shows_what_theirs_made: "containers-storage");
 
-#[test]
-fn theirs_shows_what_ours_made() {
-    needs!("containers-storage");
-    ask(Program::Ours);
+fn theirs_shows_what_ours_made(set: PeerSet) {
+    ask(Program::Ours, set);
 }
+each_set!(fn theirs_shows_what_ours_made: "containers-storage");
 
-#[test]
-fn a_mount_is_counted_by_both() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+fn a_mount_is_counted_by_both(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     fill(&root, Program::Theirs);
     let place = good(&root, "mount web");
     let theirs = Program::Theirs.run(&root, "mount web");
@@ -88,6 +85,7 @@ fn a_mount_is_counted_by_both() {
     );
     assert_eq!(good(&root, "mounted web"), "");
 }
+each_set!(fn a_mount_is_counted_by_both: "containers-storage");
 
 #[test]
 fn standard_input_and_output_carry_layers_and_data() {
@@ -129,10 +127,8 @@ fn standard_input_and_output_carry_layers_and_data() {
 }
 
 /// The distribution's version knows fewer rows than ours.
-#[test]
-fn status_has_every_row_of_theirs() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+fn status_has_every_row_of_theirs(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     let ours = ours(&root, "status").err;
     let theirs = Program::Theirs.run(&root, "status").err;
     let rows: Vec<&str> = ours.lines().collect();
@@ -140,3 +136,4 @@ fn status_has_every_row_of_theirs() {
     assert_eq!(missing, Vec::<&str>::new(), "{ours}");
     assert!(theirs.contains("Backing Filesystem: "), "{theirs}");
 }
+each_set!(fn status_has_every_row_of_theirs: "containers-storage");

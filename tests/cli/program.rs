@@ -1,7 +1,6 @@
 //! Runs of the command and of `containers-storage` on a store, and outputs that can be compared.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fmt;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -44,33 +43,25 @@ impl From<Output> for Answer {
     }
 }
 
-/// The path of the `containers-storage` to compare with, in place of the distribution's.
-const PEER: &str = "GRAPHROOT_TEST_CONTAINERS_STORAGE";
-
-/// Whether that variable is set: the program is then the newest release.
-pub(crate) fn newest() -> bool {
-    std::env::var_os(PEER).is_some()
-}
-
 /// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Ours,
-    /// `containers-storage`, by default the distribution's.
+    /// `containers-storage` of the root's peers.
     Theirs,
 }
 
 impl Program {
-    fn path(self) -> OsString {
+    fn path(self) -> &'static str {
         match self {
-            Self::Ours => env!("CARGO_BIN_EXE_graphroot").into(),
-            Self::Theirs => std::env::var_os(PEER).unwrap_or_else(|| "containers-storage".into()),
+            Self::Ours => env!("CARGO_BIN_EXE_graphroot"),
+            Self::Theirs => "containers-storage",
         }
     }
 
     /// The program in the environment of a test's store, without arguments.
     pub(crate) fn bare(self, root: &TestRoot) -> Command {
-        root.program(self.path().to_str().unwrap())
+        root.program(self.path())
     }
 
     /// Runs the program in the environment of a test's store, with these arguments only.
@@ -80,10 +71,7 @@ impl Program {
 
     /// The program with the store as arguments.
     pub(crate) fn on(self, root: &TestRoot) -> Command {
-        root.with_store(
-            self.path().to_str().unwrap(),
-            &["--graph", "--run", "--storage-driver"],
-        )
+        root.with_store(self.path(), &["--graph", "--run", "--storage-driver"])
     }
 
     /// Runs the program on a store with the words of a line.

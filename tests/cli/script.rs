@@ -9,7 +9,7 @@ pub(crate) enum Alike {
     Contains,
     /// As `Fully`, but both print an error, ours one line with its own text.
     Fails,
-    /// As `Fully` with the newest program. The distribution's is older and answers differently, so it is not compared.
+    /// As `Fully` with the newest program. That of Debian 12 is older and answers differently, so it is not compared.
     Newer,
     /// Exit code only, for the reason given. Each has a row in the table of differences.
     Code(&'static str),

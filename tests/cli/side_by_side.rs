@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use crate::program::{Answer, Normalizer, Program, newest};
+use crate::program::{Answer, Normalizer, Program};
 use crate::script::{Alike, STEPS};
-use crate::support::needs;
+use crate::support::each_set;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 
 /// A program with its store.
@@ -15,8 +16,8 @@ struct Side {
 }
 
 impl Side {
-    fn new(program: Program, driver: &'static str) -> Self {
-        let root = TestRoot::in_dir(&std::env::temp_dir(), driver);
+    fn new(program: Program, driver: &'static str, set: PeerSet) -> Self {
+        let root = TestRoot::in_dir(&std::env::temp_dir(), driver).of(set);
         small_layer(&root);
         fs::write(root.path().join("text"), "some text\n").unwrap();
         Self {
@@ -107,9 +108,9 @@ fn in_order(text: &str) -> String {
     items.join("\n")
 }
 
-fn compare(driver: &'static str) {
-    let mut theirs = Side::new(Program::Theirs, driver);
-    let mut ours = Side::new(Program::Ours, driver);
+fn compare(driver: &'static str, set: PeerSet) {
+    let mut theirs = Side::new(Program::Theirs, driver, set);
+    let mut ours = Side::new(Program::Ours, driver, set);
     let mut objections = Vec::new();
     for (alike, line) in STEPS {
         let (mut their, mut our) = (theirs.step(line), ours.step(line));
@@ -118,7 +119,7 @@ fn compare(driver: &'static str) {
             their.out = in_order(&their.out);
             our.out = in_order(&our.out);
         }
-        if *alike == Alike::Newer && !newest() {
+        if *alike == Alike::Newer && set == PeerSet::Installed {
             assert_eq!((our.code, our.err.as_str()), (0, ""), "{line}: {our:?}");
             continue;
         }
@@ -139,14 +140,12 @@ fn compare(driver: &'static str) {
     );
 }
 
-#[test]
-fn every_step_answers_alike_with_overlay() {
-    needs!("containers-storage", "tar");
-    compare("overlay");
+fn every_step_answers_alike_with_overlay(set: PeerSet) {
+    compare("overlay", set);
 }
+each_set!(fn every_step_answers_alike_with_overlay: "containers-storage", "tar");
 
-#[test]
-fn every_step_answers_alike_with_vfs() {
-    needs!("containers-storage", "tar");
-    compare("vfs");
+fn every_step_answers_alike_with_vfs(set: PeerSet) {
+    compare("vfs", set);
 }
+each_set!(fn every_step_answers_alike_with_vfs: "containers-storage", "tar");

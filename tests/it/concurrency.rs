@@ -11,12 +11,12 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::support::locks::{kernel_locks, store_locks, wait_until};
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::{exported, layer_ids, put_bytes};
 use crate::support::tar::{BLOCK, Tar};
 use crate::support::worker::Worker;
-use crate::support::{json, needs};
+use crate::support::{each_set, json, needs};
 
 /// Numbers that differ from run to run; a test prints its seed.
 struct Random(u64);
@@ -230,11 +230,9 @@ fn create_and_delete_with_go(root: &TestRoot, prefix: &str, count: usize) -> BTr
     kept
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_processes_of_ours_and_two_of_go_create_and_delete_layers() {
-    needs!("containers-storage");
+async fn two_processes_of_ours_and_two_of_go_create_and_delete_layers(set: PeerSet) {
     const COUNT: usize = 200;
-    let root = TestRoot::in_memory();
+    let root = TestRoot::in_memory().of(set);
     let store = root.open().await;
     let count = COUNT.to_string();
     let mut ours: Vec<Worker> = ["ours-a-", "ours-b-"]
@@ -285,3 +283,4 @@ async fn two_processes_of_ours_and_two_of_go_create_and_delete_layers() {
     assert_eq!(root.layer_directories(), BTreeSet::new());
     assert_eq!(root.short_links(), BTreeSet::new());
 }
+each_set!(async two_processes_of_ours_and_two_of_go_create_and_delete_layers: "containers-storage");

@@ -12,8 +12,8 @@ use graphroot::config::Loader;
 use graphroot::{Store, StoreOptions};
 use serde_json::Value;
 
-use crate::support::needs;
-use crate::support::peers::Run as _;
+use crate::support::each_set;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 
 /// What the other programs make of a configuration, compared with us.
@@ -267,11 +267,9 @@ async fn for_each<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn podman_and_we_open_the_same_store() {
-    needs!("podman");
-    for_each(CASES.iter(), |case| async move {
-        let root = TestRoot::new();
+async fn podman_and_we_open_the_same_store(set: PeerSet) {
+    for_each(CASES.iter(), move |case| async move {
+        let root = TestRoot::new().of(set);
         let place = Place::new(&root, case);
         let ours = place.ours().await;
         if let Some((options, found)) = &ours {
@@ -290,20 +288,20 @@ async fn podman_and_we_open_the_same_store() {
     })
     .await;
 }
+each_set!(async podman_and_we_open_the_same_store: "podman");
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_go_command_and_we_see_the_same_configuration() {
-    needs!("containers-storage");
+async fn the_go_command_and_we_see_the_same_configuration(set: PeerSet) {
     // For root this one looks at the system's files alone unless the variable names another.
     let named = |case: &&Case| !case.variables.contains(&("CONTAINERS_STORAGE_CONF", ""));
-    for_each(CASES.iter().filter(named), |case| async move {
-        let root = TestRoot::new();
+    for_each(CASES.iter().filter(named), move |case| async move {
+        let root = TestRoot::new().of(set);
         let place = Place::new(&root, case);
         let ours = place.ours().await.map(|(_, found)| found);
         place.compare(ours, place.go());
     })
     .await;
 }
+each_set!(async the_go_command_and_we_see_the_same_configuration: "containers-storage");
 
 /// A case on disk.
 struct Place<'a> {

@@ -3,8 +3,8 @@
 use graphroot::{Compression, DiffOptions, LayerOptions};
 use tokio::io::AsyncReadExt as _;
 
-use crate::support::needs;
-use crate::support::peers::Run as _;
+use crate::support::each_set;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
@@ -30,10 +30,8 @@ fn large() -> Vec<u8> {
         .build()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn large_compressed_diffs_have_the_diff_id_of_the_layer() {
-    needs!("containers-storage");
-    let (ours, theirs) = (TestRoot::new(), TestRoot::new());
+async fn large_compressed_diffs_have_the_diff_id_of_the_layer(set: PeerSet) {
+    let (ours, theirs) = (TestRoot::new().of(set), TestRoot::new().of(set));
     let store = ours.open().await;
     let layer = put_bytes(&store, None, LayerOptions::default().id("large"), large())
         .await
@@ -61,3 +59,4 @@ async fn large_compressed_diffs_have_the_diff_id_of_the_layer() {
         assert_eq!(found.compression(), compression);
     }
 }
+each_set!(async large_compressed_diffs_have_the_diff_id_of_the_layer: "containers-storage");

@@ -5,11 +5,11 @@ use std::io::Cursor;
 use graphroot::{CommitOptions, ContainerOptions, Image, ImageBuilder, MountOptions, Store};
 
 use crate::support::debian::{self, Form};
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::exported;
 use crate::support::tar::Tar;
-use crate::support::{needs, oci};
+use crate::support::{each_set, needs, oci};
 
 #[expect(dead_code, reason = "its main function is not called")]
 #[path = "../../examples/image_runner.rs"]
@@ -35,10 +35,8 @@ async fn image(store: &Store) -> Image {
     image
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn skopeo_copies_what_the_registry_serves() {
-    needs!("skopeo", "curl");
-    let root = TestRoot::new();
+async fn skopeo_copies_what_the_registry_serves(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     let store = root.open().await;
     let image = image(&store).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -90,6 +88,7 @@ async fn skopeo_copies_what_the_registry_serves() {
     assert_eq!((whole.len() as u64, &whole[1000..]), (blob.size, &rest[..]));
     server.abort();
 }
+each_set!(async skopeo_copies_what_the_registry_serves: "skopeo", "curl");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_runner_runs_what_the_image_says() {

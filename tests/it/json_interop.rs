@@ -3,11 +3,11 @@
 use graphroot::{ContainerOptions, IdMap, IdMappingOptions, LayerOptions};
 use serde_json::{Value, json};
 
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
-use crate::support::{json as records, needs};
+use crate::support::{each_set, json as records};
 
 /// Text that every JSON writer escapes in its own way.
 const ODD_TEXT: &str = "{\"a\": \"<b> & 'c'\"}\\ \t\u{8}\u{1f}\u{7f}\u{2028}\u{2029} ümläut 漢字 🦀";
@@ -82,10 +82,8 @@ fn fill_with_go(root: &TestRoot) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_of_go_survive_our_rewrite() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+async fn rows_of_go_survive_our_rewrite(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     fill_with_go(&root);
     // A field of a version that is yet to come, in every row.
     for what in STORES {
@@ -134,11 +132,10 @@ async fn rows_of_go_survive_our_rewrite() {
     assert_eq!(after[0].1[0]["id"], "base");
     assert_kept(&expected, &after);
 }
+each_set!(async rows_of_go_survive_our_rewrite: "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn our_rows_survive_gos_rewrite() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+async fn our_rows_survive_gos_rewrite(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     let store = root.open().await;
     let mut options = LayerOptions::default()
         .id("base")
@@ -221,3 +218,4 @@ async fn our_rows_survive_gos_rewrite() {
         Some("their-image")
     );
 }
+each_set!(async our_rows_survive_gos_rewrite: "containers-storage");

@@ -8,25 +8,24 @@ use graphroot::{ErrorKind, LayerOptions, Store};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::locks::{Holder, kernel_locks, store_locks, wait_for_waiter, wait_until};
-use crate::support::needs;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
+use crate::support::{each_set, needs};
 
 fn tar() -> Vec<u8> {
     Tar::new().file("file", "content").build()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn our_writer_waits_for_a_go_process() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+async fn our_writer_waits_for_a_go_process(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     let store = root.open().await;
     store
         .create_layer(None, LayerOptions::default().id("first"))
         .await
         .unwrap();
-    let holder = Holder::go(&root, "theirs");
+    let holder = Holder::go(&root, "theirs", &tar());
 
     let writer = tokio::spawn({
         let store = store.clone();
@@ -42,17 +41,16 @@ async fn our_writer_waits_for_a_go_process() {
     };
     assert_eq!(held(), 1, "only the Go process holds the lock");
 
-    assert!(holder.release(&tar()));
+    assert!(holder.release());
     writer.await.unwrap().unwrap();
     for id in ["first", "theirs", "ours"] {
         assert!(store.exists(id).await.unwrap(), "{id}");
     }
 }
+each_set!(async our_writer_waits_for_a_go_process: "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_limited_wait_ends_with_an_error_that_names_the_lock() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+async fn a_limited_wait_ends_with_an_error_that_names_the_lock(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     root.open().await.free();
     let options = root.options().lock_timeout(Some(Duration::from_millis(50)));
     let store = Store::open(options).await.unwrap();
@@ -60,7 +58,7 @@ async fn a_limited_wait_ends_with_an_error_that_names_the_lock() {
         .create_layer(None, LayerOptions::default().id("first"))
         .await
         .unwrap();
-    let holder = Holder::go(&root, "theirs");
+    let holder = Holder::go(&root, "theirs", &tar());
     let error = store
         .create_layer(None, LayerOptions::default().id("ours"))
         .await
@@ -71,18 +69,17 @@ async fn a_limited_wait_ends_with_an_error_that_names_the_lock() {
     let error = store.layers().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LockTimeout, "{error:?}");
 
-    assert!(holder.release(&tar()));
+    assert!(holder.release());
     store
         .create_layer(None, LayerOptions::default().id("ours"))
         .await
         .unwrap();
     assert_eq!(store.layers().await.unwrap().len(), 3);
 }
+each_set!(async a_limited_wait_ends_with_an_error_that_names_the_lock: "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_go_process_waits_for_our_writer() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+async fn a_go_process_waits_for_our_writer(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     let store = root.open().await;
     store
         .create_layer(None, LayerOptions::default().id("ours"))
@@ -118,6 +115,7 @@ async fn a_go_process_waits_for_our_writer() {
     assert!(store.exists("theirs").await.unwrap());
     assert!(store.layer("ours").await.unwrap().diff_digest().is_some());
 }
+each_set!(async a_go_process_waits_for_our_writer: "containers-storage");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_share_and_writers_wait_for_readers() {
@@ -138,7 +136,7 @@ async fn readers_share_and_writers_wait_for_readers() {
     });
     wait_for_waiter(&lock);
     assert!(!writer.is_finished());
-    assert!(holder.release(b""));
+    assert!(holder.release());
     writer.await.unwrap().unwrap();
     assert_eq!(store.layers().await.unwrap().len(), 2);
 }
@@ -162,7 +160,7 @@ async fn a_waiter_that_is_dropped_takes_no_lock() {
         wait_for_waiter(lock);
         waiter.abort();
         assert!(waiter.await.unwrap_err().is_cancelled());
-        assert!(holder.release(b""));
+        assert!(holder.release());
         wait_until("all locks free again", || {
             locks.iter().all(|lock| kernel_locks(lock).is_empty())
         });
@@ -172,10 +170,8 @@ async fn a_waiter_that_is_dropped_takes_no_lock() {
     store.delete("first").await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn unpacking_holds_no_lock() {
-    needs!("containers-storage");
-    let root = TestRoot::new();
+async fn unpacking_holds_no_lock(set: PeerSet) {
+    let root = TestRoot::new().of(set);
     let store = root.open().await;
     let (mut feed, diff) = tokio::io::duplex(64 * 1024);
     let tar = tar();
@@ -216,6 +212,7 @@ async fn unpacking_holds_no_lock() {
     assert_eq!(store.layers().await.unwrap().len(), 3);
     assert_eq!(root.temporary_files(), Vec::<String>::new());
 }
+each_set!(async unpacking_holds_no_lock: "containers-storage");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_fails_leaves_the_store_as_it_was() {

@@ -8,11 +8,11 @@ use std::path::Path;
 use graphroot::{ContainerOptions, ImageOptions, LayerOptions, Store};
 
 use crate::support::manifest::{Manifest, assert_same, manifest};
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::{TestRoot, mounts_below};
 use crate::support::store::{exported, put_bytes};
 use crate::support::tar::{Header, Tar};
-use crate::support::{missing, needs};
+use crate::support::{each_set, missing};
 
 const PROGRAM: &str = "overlay.mount_program=/usr/bin/fuse-overlayfs";
 
@@ -98,13 +98,11 @@ async fn seen_mounted(store: &Store, layer: &str) -> Manifest {
     seen
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_of_a_program_is_shared_with_go() {
-    needs!("fuse-overlayfs", "containers-storage", "podman");
+async fn a_store_of_a_program_is_shared_with_go(set: PeerSet) {
     if !has_device() {
         return;
     }
-    let (ours, native) = (TestRoot::new(), TestRoot::new());
+    let (ours, native) = (TestRoot::new().of(set), TestRoot::new().of(set));
     let plain = native.open().await;
     put(&plain).await;
     let expected = seen_mounted(&plain, "child").await;
@@ -161,6 +159,7 @@ async fn a_store_of_a_program_is_shared_with_go() {
         &seen_mounted(&store, "theirs").await,
     );
 }
+each_set!(async a_store_of_a_program_is_shared_with_go: "fuse-overlayfs", "containers-storage", "podman");
 
 /// What an image of the upper layer shows.
 async fn seen_image(store: &Store) -> Manifest {
@@ -172,13 +171,11 @@ async fn seen_image(store: &Store) -> Manifest {
     seen
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn forced_modes_hide_owners_that_a_program_shows() {
-    needs!("fuse-overlayfs", "containers-storage");
+async fn forced_modes_hide_owners_that_a_program_shows(set: PeerSet) {
     if !has_device() {
         return;
     }
-    let (masked, native) = (TestRoot::new(), TestRoot::new());
+    let (masked, native) = (TestRoot::new().of(set), TestRoot::new().of(set));
     let plain = native.open().await;
     put(&plain).await;
     let expected = seen_image(&plain).await;
@@ -247,7 +244,7 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
     store.unmount_all("box").await.unwrap();
     // Without a program containers cannot be written to.
     store.free();
-    let other = TestRoot::new();
+    let other = TestRoot::new().of(set);
     let store = open(&other, &["overlay.force_mask=shared"]).await;
     put(&store).await;
     let error = store
@@ -256,3 +253,4 @@ async fn forced_modes_hide_owners_that_a_program_shows() {
         .unwrap_err();
     assert!(error.chain().contains("mount_program"), "{}", error.chain());
 }
+each_set!(async forced_modes_hide_owners_that_a_program_shows: "fuse-overlayfs", "containers-storage");

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use graphroot::{ContainerOptions, DiffOptions, ImageOptions, LayerOptions, MountOptions, Store};
 use tokio::io::AsyncReadExt as _;
 
-use crate::support::needs;
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::{TestRoot, mounts_below};
 use crate::support::store::{names_in, put_bytes};
 use crate::support::tar::Tar;
 use crate::support::worker::{Worker, tell, wait_for_parent};
+use crate::support::{each_set, needs};
 
 const PROGRAM: &str = "overlay.mount_program=/usr/bin/fuse-overlayfs";
 
@@ -131,13 +131,11 @@ fn assert_nothing_left(root: &TestRoot) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn diffs_of_a_container_that_others_mount_write_to_and_unmount() {
-    needs!("fuse-overlayfs", "containers-storage");
+async fn diffs_of_a_container_that_others_mount_write_to_and_unmount(set: PeerSet) {
     if !crate::mount_program::has_device() {
         return;
     }
-    let root = Arc::new(TestRoot::new());
+    let root = Arc::new(TestRoot::new().of(set));
     let store = Store::open(root.options().driver_option(PROGRAM)).await.unwrap();
     let layer = container(&store).await;
     let writers = Arc::new(AtomicUsize::new(2));
@@ -190,6 +188,7 @@ async fn diffs_of_a_container_that_others_mount_write_to_and_unmount() {
     }
     assert_nothing_left(&root);
 }
+each_set!(async diffs_of_a_container_that_others_mount_write_to_and_unmount: "fuse-overlayfs", "containers-storage");
 
 /// A mount program that makes the mount and then does not end, so that its caller waits with the mount in its hands.
 fn stuck_program(root: &TestRoot) -> (PathBuf, PathBuf) {

@@ -10,13 +10,13 @@ use std::process::Command;
 use graphroot::{ContainerOptions, Digest, ErrorKind, IdMap, LayerOptions, Store, StoreOptions};
 
 use crate::support::oci::OciImage;
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::{TestRoot, mounts_below};
 use crate::support::store::{exported, layer_ids, names_in, put_bytes};
 use crate::support::tar::{Header, Tar};
 use crate::support::user::{UID, User};
 use crate::support::worker::{Worker, store_location, tell};
-use crate::support::{missing, needs};
+use crate::support::{each_set, missing, needs};
 
 const NAME: &str = "localhost/rootless:1";
 const MOUNT_PROGRAM: &str = "/usr/bin/fuse-overlayfs";
@@ -52,8 +52,8 @@ impl Way {
 }
 
 /// Sends the user to work on a store of his.
-fn send(driver: &'static str, way: &str) {
-    let root = TestRoot::in_dir(&std::env::temp_dir(), driver);
+fn send(set: PeerSet, driver: &'static str, way: &str) {
+    let root = TestRoot::in_dir(&std::env::temp_dir(), driver).of(set);
     let user = User::new(root.path());
     for dir in ["graph", "run", "xdg"] {
         fs::create_dir(root.path().join(dir)).unwrap();
@@ -89,31 +89,15 @@ fn send(driver: &'static str, way: &str) {
     assert_eq!(lines, ["done"]);
 }
 
-#[test]
-fn an_ordinary_user_has_a_store_of_copies() {
-    needs!(
-        "unshare",
-        "setpriv",
-        "newuidmap",
-        "podman",
-        "containers-storage",
-        "tar"
-    );
-    send("vfs", "copies");
+fn an_ordinary_user_has_a_store_of_copies(set: PeerSet) {
+    send(set, "vfs", "copies");
 }
+each_set!(fn an_ordinary_user_has_a_store_of_copies: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar");
 
-#[test]
-fn the_kernel_mounts_in_a_user_namespace() {
-    needs!(
-        "unshare",
-        "setpriv",
-        "newuidmap",
-        "podman",
-        "containers-storage",
-        "tar"
-    );
-    send("overlay", "kernel");
+fn the_kernel_mounts_in_a_user_namespace(set: PeerSet) {
+    send(set, "overlay", "kernel");
 }
+each_set!(fn the_kernel_mounts_in_a_user_namespace: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar");
 
 #[test]
 fn who_may_not_mount_is_told_so() {
@@ -143,22 +127,13 @@ pub(crate) async fn work_without_mounts() {
     assert_eq!(store.graph_driver_name(), "vfs");
 }
 
-#[test]
-fn a_program_mounts_in_a_user_namespace() {
-    needs!(
-        "unshare",
-        "setpriv",
-        "newuidmap",
-        "podman",
-        "containers-storage",
-        "tar",
-        "fuse-overlayfs"
-    );
+fn a_program_mounts_in_a_user_namespace(set: PeerSet) {
     if !Path::new("/dev/fuse").exists() {
         return missing("there is no /dev/fuse");
     }
-    send("overlay", "program");
+    send(set, "overlay", "program");
 }
+each_set!(fn a_program_mounts_in_a_user_namespace: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar", "fuse-overlayfs");
 
 /// The store as the user's other programs open it.
 struct Peers {

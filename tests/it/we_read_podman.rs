@@ -6,9 +6,9 @@ use graphroot::{Image, Store};
 use serde_json::Value;
 
 use crate::support::debian::{self, Form};
+use crate::support::each_set;
 use crate::support::manifest::sha256_of;
-use crate::support::needs;
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::exported;
 
@@ -111,13 +111,11 @@ fn import(root: &TestRoot, layer: &Path, name: &str) {
         .run();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_imported_by_podman() {
-    needs!("podman", "containers-storage");
+async fn an_image_imported_by_podman(set: PeerSet) {
     let Some(layer) = debian::layer(Form::Plain) else {
         return;
     };
-    let root = TestRoot::new();
+    let root = TestRoot::new().of(set);
     let name = "localhost/imported:1";
     import(&root, &layer, name);
 
@@ -129,14 +127,13 @@ async fn an_image_imported_by_podman() {
     delete(&root, &store, name).await;
     assert_empty(&root);
 }
+each_set!(async an_image_imported_by_podman: "podman", "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_built_by_buildah() {
-    needs!("podman", "buildah", "containers-storage");
+async fn an_image_built_by_buildah(set: PeerSet) {
     let Some(layer) = debian::layer(Form::Plain) else {
         return;
     };
-    let root = TestRoot::new();
+    let root = TestRoot::new().of(set);
     import(&root, &layer, "localhost/base:1");
     let container = root.buildah().with(["from", "localhost/base:1"]).run();
     let script = "rm -r /media && mkdir /opt/new && echo built > /opt/new/file && ln /opt/new/file /opt/new/link && \
@@ -181,15 +178,14 @@ async fn an_image_built_by_buildah() {
     delete(&root, &store, "localhost/base:1").await;
     assert_empty(&root);
 }
+each_set!(async an_image_built_by_buildah: "podman", "buildah", "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_image_pulled_by_skopeo_and_podman() {
-    needs!("podman", "skopeo", "buildah", "containers-storage");
+async fn an_image_pulled_by_skopeo_and_podman(set: PeerSet) {
     let Some(layer) = debian::layer(Form::Plain) else {
         return;
     };
     // A registry's stand-in: a layout with a compressed layer.
-    let source = TestRoot::new();
+    let source = TestRoot::new().of(set);
     import(&source, &layer, "localhost/source:1");
     let layout = format!("oci:{}:latest", source.path().join("layout").display());
     source
@@ -207,7 +203,7 @@ async fn an_image_pulled_by_skopeo_and_podman() {
     );
     source.skopeo().with(["copy", "--quiet", &layout, &archive]).run();
 
-    let root = TestRoot::new();
+    let root = TestRoot::new().of(set);
     root.skopeo()
         .with([
             "copy",
@@ -246,14 +242,13 @@ async fn an_image_pulled_by_skopeo_and_podman() {
     delete(&root, &store, names[1]).await;
     assert_empty(&root);
 }
+each_set!(async an_image_pulled_by_skopeo_and_podman: "podman", "skopeo", "buildah", "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_container_of_buildah_holds_its_image() {
-    needs!("podman", "buildah", "containers-storage");
+async fn a_container_of_buildah_holds_its_image(set: PeerSet) {
     let Some(layer) = debian::layer(Form::Plain) else {
         return;
     };
-    let root = TestRoot::new();
+    let root = TestRoot::new().of(set);
     import(&root, &layer, "localhost/base:1");
     let name = root
         .buildah()
@@ -301,3 +296,4 @@ async fn a_container_of_buildah_holds_its_image() {
     delete(&root, &store, "localhost/base:1").await;
     assert_empty(&root);
 }
+each_set!(async a_container_of_buildah_holds_its_image: "podman", "buildah", "containers-storage");

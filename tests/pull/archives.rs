@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::fake_registry::{FakeRegistry, layer};
 use crate::library::Library;
 use crate::records::{assert_same_trees, podman_pull, skopeo_pull};
-use crate::support::needs;
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::tar::Tar;
 use crate::support::worker::Worker;
+use crate::support::{each_set, needs};
 
 async fn push_to(store: &Store, image: &str, to: &str) -> graphroot::Result<Pushed> {
     push(store, image, &to.parse()?, PushOptions::default()).await
@@ -37,11 +37,9 @@ fn names_in(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn archives_that_we_write_are_read_by_others() {
-    needs!("podman", "buildah", "skopeo", "docker-registry");
+async fn archives_that_we_write_are_read_by_others(set: PeerSet) {
     let library = Library::open();
-    let root = TestRoot::in_memory();
+    let root = TestRoot::in_memory().of(set);
     let store = root.open().await;
     let puller = Puller::new(&store, PullOptions::default());
     let image = puller
@@ -64,11 +62,11 @@ async fn archives_that_we_write_are_read_by_others() {
         let inspected = root.skopeo().with(["inspect", &to]).run();
         let inspected: Value = serde_json::from_str(&inspected).unwrap();
         assert_eq!(inspected["Digest"], pushed.manifest.as_str(), "{to}");
-        let theirs = TestRoot::in_memory();
+        let theirs = TestRoot::in_memory().of(set);
         skopeo_pull(&theirs, &to, "localhost/back");
         assert_same_trees(&root, &theirs);
 
-        let theirs = TestRoot::in_memory();
+        let theirs = TestRoot::in_memory().of(set);
         podman_pull(&theirs, std::slice::from_ref(&to));
         assert_same_trees(&root, &theirs);
         let listed = theirs.podman().words("images --quiet --no-trunc").run();
@@ -80,7 +78,7 @@ async fn archives_that_we_write_are_read_by_others() {
                 .run();
             assert_eq!(listed, "h.io/team/app:v1");
         }
-        let theirs = TestRoot::in_memory();
+        let theirs = TestRoot::in_memory().of(set);
         let archive = to.split(':').nth(1).unwrap();
         theirs
             .podman()
@@ -88,7 +86,7 @@ async fn archives_that_we_write_are_read_by_others() {
             .run();
         assert_same_trees(&root, &theirs);
 
-        let ours = TestRoot::in_memory();
+        let ours = TestRoot::in_memory().of(set);
         let other = ours.open().await;
         let puller = Puller::new(&other, PullOptions::default());
         let reference: ImageRef = to.parse().unwrap();
@@ -100,6 +98,7 @@ async fn archives_that_we_write_are_read_by_others() {
         assert_same_trees(&root, &ours);
     }
 }
+each_set!(async archives_that_we_write_are_read_by_others: "podman", "buildah", "skopeo", "docker-registry");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_is_replaced_as_a_whole_and_is_the_same_each_time() {

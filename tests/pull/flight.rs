@@ -8,15 +8,14 @@ use graphroot::oci::{BlobState, Event, Progress, PullOptions, Puller};
 use crate::fake_registry::{FakeRegistry, Fault, layer};
 use crate::library::{APPS, Library, SMALL_LAYERS};
 use crate::records::{assert_same_stores, podman_pull};
-use crate::support::needs;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 use crate::support::worker::Worker;
+use crate::support::{each_set, needs};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn four_tasks_in_two_processes_fetch_each_blob_once() {
-    needs!("podman", "buildah", "skopeo", "docker-registry");
+async fn four_tasks_in_two_processes_fetch_each_blob_once(set: PeerSet) {
     let library = Library::open();
-    let (ours, theirs) = (TestRoot::in_memory(), TestRoot::in_memory());
+    let (ours, theirs) = (TestRoot::in_memory().of(set), TestRoot::in_memory().of(set));
     let registry = library.own_registry(&ours);
     let images: Vec<String> = Library::apps().iter().map(|app| registry.image(app)).collect();
     let arguments: Vec<&str> = images.iter().map(String::as_str).collect();
@@ -49,6 +48,7 @@ async fn four_tasks_in_two_processes_fetch_each_blob_once() {
     podman_pull(&theirs, &images);
     assert_same_stores(&ours, &theirs);
 }
+each_set!(async four_tasks_in_two_processes_fetch_each_blob_once: "podman", "buildah", "skopeo", "docker-registry");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_process_that_downloads_dies_another_takes_over() {

@@ -6,11 +6,11 @@ use graphroot::{Compression, ErrorKind, LayerOptions, Store};
 
 use crate::library::{Library, SMALL_LAYERS};
 use crate::records::{assert_same_trees, podman_pull, skopeo_pull};
-use crate::support::needs;
 use crate::support::oci::{OciImage, layout_blob};
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
+use crate::support::{each_set, needs};
 
 async fn push_to(
     store: &Store,
@@ -34,11 +34,9 @@ async fn pulled(library: &Library, root: &TestRoot) -> (Store, String) {
     (store, image.id().to_owned())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layout_that_we_write_is_read_by_others() {
-    needs!("podman", "buildah", "skopeo", "docker-registry");
+async fn a_layout_that_we_write_is_read_by_others(set: PeerSet) {
     let library = Library::open();
-    let root = TestRoot::in_memory();
+    let root = TestRoot::in_memory().of(set);
     let (store, id) = pulled(&library, &root).await;
     let layout = root.path().join("out");
     for compression in [Compression::Gzip, Compression::Zstd, Compression::None] {
@@ -51,7 +49,7 @@ async fn a_layout_that_we_write_is_read_by_others() {
         let again = push_to(&store, &id, &to, compression).await.unwrap();
         assert_eq!((again.sent, again.reused), (0, SMALL_LAYERS + 2));
         assert_eq!(again.manifest, first.manifest);
-        let other = TestRoot::in_memory();
+        let other = TestRoot::in_memory().of(set);
         skopeo_pull(&other, &to, "localhost/back");
         assert_same_trees(&root, &other);
         assert_eq!(
@@ -63,12 +61,11 @@ async fn a_layout_that_we_write_is_read_by_others() {
         serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
     assert_eq!(index["manifests"].as_array().unwrap().len(), 3, "each name once");
 }
+each_set!(async a_layout_that_we_write_is_read_by_others: "podman", "buildah", "skopeo", "docker-registry");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_gets_only_what_it_lacks() {
-    needs!("podman", "buildah", "skopeo", "docker-registry");
+async fn a_registry_gets_only_what_it_lacks(set: PeerSet) {
     let library = Library::open();
-    let root = TestRoot::in_memory();
+    let root = TestRoot::in_memory().of(set);
     let registry = library.own_registry(&root);
     let (store, id) = pulled(&library, &root).await;
     let uploads = |from: usize| {
@@ -104,7 +101,7 @@ async fn a_registry_gets_only_what_it_lacks() {
         "each layer and the config once"
     );
 
-    let other = TestRoot::in_memory();
+    let other = TestRoot::in_memory().of(set);
     podman_pull(&other, &[format!("{}/team/fresh:v2", registry.address())]);
     assert_same_trees(&root, &other);
 
@@ -126,10 +123,11 @@ async fn a_registry_gets_only_what_it_lacks() {
     .await
     .unwrap();
     assert_eq!(built.sent, SMALL_LAYERS + 3);
-    let other = TestRoot::in_memory();
+    let other = TestRoot::in_memory().of(set);
     podman_pull(&other, &[format!("{}/team/built:v1", registry.address())]);
     assert_same_trees(&root, &other);
 }
+each_set!(async a_registry_gets_only_what_it_lacks: "podman", "buildah", "skopeo", "docker-registry");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_pushed_is_refused() {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::peers::Run as _;
 use super::root::TestRoot;
 
 /// How long something that has to happen may take.
@@ -76,30 +77,38 @@ pub(crate) fn wait_for_waiter(file: &Path) {
 pub(crate) struct Holder {
     child: Child,
     input: Option<ChildStdin>,
+    /// What is still to be given to it.
+    rest: Vec<u8>,
 }
 
 impl Holder {
-    /// A Go process that holds the layer store's lock exclusively: it is creating layer `id` and waits for the
-    /// layer's content.
-    pub(crate) fn go(root: &TestRoot, id: &str) -> Self {
+    /// A Go process that holds the layer store's lock exclusively: it has created layer `id`, is unpacking `archive`
+    /// into it and waits for its end.
+    pub(crate) fn go(root: &TestRoot, id: &str, archive: &[u8]) -> Self {
+        root.go().args(["create-layer", "--id", id]).run();
         let mut command = root.go();
-        command.args(["import-layer", "--id", id]);
+        command.args(["applydiff", id]);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let (input, pid, file) = (child.stdin.take(), child.id(), root.layers_lock());
-        let record = root.metadata_dir("layers").join("layers.json");
-        // It takes the lock for moments before; the record tells that it is at the layer.
+        let (mut input, pid, file) = (child.stdin.take().unwrap(), child.id(), root.layers_lock());
+        let (start, rest) = archive.split_at(512);
+        input.write_all(start).unwrap();
+        // It takes the lock for moments before; what it has read tells that it is at the layer.
         wait_until("a Go process that holds the lock", || {
             assert_eq!(child.try_wait().unwrap(), None, "the Go process ended early");
             let holds = kernel_locks(&file)
                 .iter()
                 .any(|lock| !lock.waiting && lock.write && lock.pid == Some(pid));
-            holds && fs::read_to_string(&record).is_ok_and(|text| text.contains(id))
+            holds && rustix::io::ioctl_fionread(&input).unwrap() == 0
         });
-        Self { child, input }
+        Self {
+            child,
+            input: Some(input),
+            rest: rest.to_vec(),
+        }
     }
 
     /// A process that holds a POSIX record lock on `file`, exclusive or shared.
@@ -123,14 +132,17 @@ impl Holder {
             .read_line(&mut line)
             .unwrap();
         assert_eq!(line, "held\n", "the lock holder ended early");
-        let input = child.stdin.take();
-        Self { child, input }
+        Self {
+            input: child.stdin.take(),
+            child,
+            rest: Vec::new(),
+        }
     }
 
     /// Gives the holder the rest of its input, waits for its end and tells whether it succeeded.
-    pub(crate) fn release(mut self, last_input: &[u8]) -> bool {
+    pub(crate) fn release(mut self) -> bool {
         let mut input = self.input.take().unwrap();
-        input.write_all(last_input).unwrap();
+        input.write_all(&self.rest).unwrap();
         drop(input);
         self.child.wait().unwrap().success()
     }
@@ -172,6 +184,6 @@ fn a_holder_is_seen_and_let_go() {
             pid: Some(holder.child.id())
         }]
     );
-    assert!(holder.release(b""));
+    assert!(holder.release());
     assert_eq!(kernel_locks(&file), []);
 }

@@ -30,10 +30,7 @@ pub(crate) fn missing(why: &str) {
 
 /// Where a program lies, or `None` (and a message) if it is not installed.
 pub(crate) fn require(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file());
+    let found = peers::PeerSet::Installed.find(program);
     if found.is_none() {
         missing(&format!("{program} is not installed"));
     }
@@ -58,3 +55,4 @@ macro_rules! needs {
     };
 }
 pub(crate) use needs;
+pub(crate) use peers::each_set;

@@ -1,9 +1,167 @@
 //! The programs that share a store with the library, run on a [`TestRoot`].
+//!
+//! They come in sets, a [`PeerSet`] for each release of Debian. A test takes the set as its parameter and gives it to
+//! its roots with [`TestRoot::of`]; everything that it runs with [`TestRoot::program`] and the others is then of that
+//! set. [`each_set`](super::each_set) makes one test of it for each set:
+//!
+//! ```ignore
+//! async fn podman_lists_our_image(set: PeerSet) {
+//!     let root = TestRoot::new().of(set);
+//!     // …
+//!     root.podman().words("images").run();
+//! }
+//! each_set!(async podman_lists_our_image: "podman");
+//! ```
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Once;
 
 use super::root::TestRoot;
+
+/// The programs of one release.
+///
+/// The sets that are not the machine's own are made by `tests/peers/make`, which says how; `GRAPHROOT_TEST_PEERS` names
+/// the directory in which they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PeerSet {
+    /// What the machine has: of Debian 12 in continuous integration.
+    Installed,
+    /// Debian 13.
+    Trixie,
+    /// Debian testing: the newest programs that there are.
+    Forky,
+}
+
+impl PeerSet {
+    /// The directory of a set that the machine does not have by itself.
+    fn directory(self) -> Option<PathBuf> {
+        let name = match self {
+            Self::Installed => return None,
+            Self::Trixie => "trixie",
+            Self::Forky => "forky",
+        };
+        let all = std::env::var_os("GRAPHROOT_TEST_PEERS").unwrap_or("/var/cache/graphroot-peers".into());
+        Some(PathBuf::from(all).join(name))
+    }
+
+    /// The directory of its programs, where it has one of its own.
+    pub(crate) fn bin(self) -> Option<PathBuf> {
+        Some(self.directory()?.join("bin"))
+    }
+
+    /// `PATH` with the set's programs before the machine's.
+    pub(crate) fn search_path(self) -> OsString {
+        let machine = std::env::var_os("PATH").unwrap_or_default();
+        let all = self.bin().into_iter().chain(std::env::split_paths(&machine));
+        std::env::join_paths(all).unwrap()
+    }
+
+    /// Where a program of the set, or else of the machine, lies.
+    pub(crate) fn find(self, program: &str) -> Option<PathBuf> {
+        std::env::split_paths(&self.search_path())
+            .map(|dir| dir.join(program))
+            .find(|file| file.is_file())
+    }
+
+    /// Whether a test can run with these programs of the set, as root; if not, that is said, and panics where it has
+    /// to. The first time, the versions are printed.
+    pub(crate) fn is_ready(self, programs: &[&str]) -> bool {
+        if self.is_left_out() {
+            eprintln!("SKIPPED: without the peers of {self:?}");
+            return false;
+        }
+        if self.bin().is_some_and(|bin| !bin.is_dir()) {
+            super::missing(&format!(
+                "the peers of {self:?} are not there; tests/peers/make makes them"
+            ));
+            return false;
+        }
+        if !super::require_root() {
+            return false;
+        }
+        for program in programs {
+            if self.find(program).is_none() {
+                super::missing(&format!("{program} of {self:?} is not installed"));
+                return false;
+            }
+        }
+        self.print_versions();
+        true
+    }
+
+    /// Whether `GRAPHROOT_TEST_WITHOUT` names it.
+    fn is_left_out(self) -> bool {
+        let without = std::env::var("GRAPHROOT_TEST_WITHOUT").unwrap_or_default();
+        without
+            .split(',')
+            .any(|name| name.eq_ignore_ascii_case(&format!("{self:?}")))
+    }
+
+    /// Prints the versions once, past the harness, which keeps what a passing test writes.
+    fn print_versions(self) {
+        static PRINTED: [Once; 3] = [const { Once::new() }; 3];
+        PRINTED[self as usize].call_once(|| {
+            let version = |(program, argument): &(&str, &str)| {
+                let output = Command::new(self.find(program)?).arg(argument).output().ok()?;
+                let text = [output.stdout, output.stderr].concat();
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let number = text
+                    .split_whitespace()
+                    .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
+                Some(format!("{program} {number}"))
+            };
+            let programs = [
+                ("podman", "--version"),
+                ("buildah", "--version"),
+                ("skopeo", "--version"),
+                ("containers-storage", "version"),
+            ];
+            let found: Vec<_> = programs.iter().filter_map(version).collect();
+            let line = format!("peers of {self:?}: {}\n", found.join(", "));
+            // Nothing hinges on it.
+            let _written = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+        });
+    }
+}
+
+/// Runs a test to its end.
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+/// Makes one test for each set of peers of a function that takes the set, `async fn` or `fn`. Behind the colon are the
+/// programs without which it cannot run, besides being root. With `newer` the machine's own set is left out.
+macro_rules! each_set {
+    ($kind:tt $name:ident: $($program:literal),*) => {
+        crate::support::each_set!(@sets $kind $name [$($program),*]
+            installed Installed trixie Trixie forky Forky);
+    };
+    (newer $kind:tt $name:ident: $($program:literal),*) => {
+        crate::support::each_set!(@sets $kind $name [$($program),*] trixie Trixie forky Forky);
+    };
+    (@sets $kind:tt $name:ident $programs:tt $($test:ident $set:ident)*) => {
+        mod $name {
+            $(#[test]
+            fn $test() {
+                let set = crate::support::peers::PeerSet::$set;
+                if set.is_ready(&$programs) {
+                    crate::support::each_set!(@run $kind super::$name(set));
+                }
+            })*
+        }
+    };
+    (@run async $test:expr) => { crate::support::peers::block_on($test) };
+    (@run fn $test:expr) => { $test };
+}
+pub(crate) use each_set;
 
 impl TestRoot {
     /// `podman` on this store.
@@ -28,7 +186,8 @@ impl TestRoot {
 
     /// Any program in the store's environment.
     pub(crate) fn program(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let found = self.peers().find(program);
+        let mut command = Command::new(found.unwrap_or_else(|| program.into()));
         command
             .env_clear()
             .envs(self.environment())

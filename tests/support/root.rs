@@ -5,11 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Resource, getrlimit};
+
+use super::peers::PeerSet;
+
 /// A graph root and a run root that vanish with everything mounted below them.
 #[derive(Debug)]
 pub(crate) struct TestRoot {
     dir: tempfile::TempDir,
     driver: &'static str,
+    peers: PeerSet,
 }
 
 impl TestRoot {
@@ -30,12 +35,28 @@ impl TestRoot {
             .prefix("graphroot-test-")
             .tempdir_in(parent)
             .unwrap();
-        let root = Self { dir, driver };
+        let root = Self {
+            dir,
+            driver,
+            peers: PeerSet::Installed,
+        };
         for sub in ["etc/cni", "home/.config/containers", "tmp"] {
             fs::create_dir_all(root.path().join(sub)).unwrap();
         }
         root.configure();
         root
+    }
+
+    /// The same, for the programs of this set.
+    pub(crate) fn of(mut self, peers: PeerSet) -> Self {
+        self.peers = peers;
+        self.configure();
+        self
+    }
+
+    /// Whose programs run on it.
+    pub(crate) fn peers(&self) -> PeerSet {
+        self.peers
     }
 
     /// The directory that holds everything.
@@ -90,10 +111,11 @@ impl TestRoot {
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let at = |name: &str| self.path().join(name).into_os_string();
         vec![
-            ("PATH", std::env::var_os("PATH").unwrap_or_default()),
+            ("PATH", self.peers.search_path()),
             ("LC_ALL", "C.UTF-8".into()),
             ("HOME", at("home")),
             ("TMPDIR", at("tmp")),
+            ("PODMAN_IGNORE_CGROUPSV1_WARNING", "1".into()),
             ("CONTAINERS_CONF", at("etc/containers.conf")),
             ("CONTAINERS_STORAGE_CONF", at("etc/storage.conf")),
             ("CONTAINERS_REGISTRIES_CONF", at("etc/registries.conf")),
@@ -103,10 +125,21 @@ impl TestRoot {
     fn configure(&self) {
         let (dir, graph, run) = (self.path().display(), self.graph(), self.run());
         let (graph, run, driver) = (graph.display(), run.display(), self.driver);
+        let helpers = match self.peers.bin() {
+            Some(bin) => format!("helper_binaries_dir = [\"{}\"]\n", bin.display()),
+            None => String::new(),
+        };
+        // Newer programs want to raise these, which not every machine allows.
+        let limits = [("nofile", Resource::Nofile), ("nproc", Resource::Nproc)].map(|(name, resource)| {
+            let limit = getrlimit(resource);
+            let text = |limit: Option<u64>| limit.map_or("-1".to_owned(), |limit| limit.to_string());
+            format!("\"{name}={}:{}\"", text(limit.current), text(limit.maximum))
+        });
+        let limits = limits.join(", ");
         // No systemd, no event log, no network: only the store matters here.
         let containers = format!(
-            "[containers]\ncgroups = \"disabled\"\n\n\
-             [engine]\nevents_logger = \"none\"\ncgroup_manager = \"cgroupfs\"\n\
+            "[containers]\ncgroups = \"disabled\"\ndefault_ulimits = [{limits}]\n\n\
+             [engine]\n{helpers}events_logger = \"none\"\ncgroup_manager = \"cgroupfs\"\n\
              tmp_dir = \"{run}/libpod\"\nstatic_dir = \"{graph}/libpod\"\nvolume_path = \"{graph}/volumes\"\n\n\
              [network]\nnetwork_config_dir = \"{dir}/etc/cni\"\n"
         );

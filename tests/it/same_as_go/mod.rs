@@ -26,7 +26,8 @@ use op::{New, Op, Step};
 use records::Records;
 use roots::Normaliser;
 
-use crate::support::needs;
+use crate::support::each_set;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 
 /// One of the two roots.
@@ -38,9 +39,9 @@ struct Side {
 }
 
 impl Side {
-    fn new(driver: &'static str, started: Timestamp) -> Self {
+    fn new(driver: &'static str, set: PeerSet, started: Timestamp) -> Self {
         Self {
-            root: TestRoot::in_dir(&std::env::temp_dir(), driver),
+            root: TestRoot::in_dir(&std::env::temp_dir(), driver).of(set),
             names: Names::default(),
             records: Records::default(),
             started,
@@ -95,11 +96,10 @@ fn title(op: &Op) -> String {
 }
 
 /// Runs the script on a fresh root on either side; panics with a list of all differences that are not accepted.
-async fn run(driver: &'static str) {
-    needs!("containers-storage");
+async fn run(driver: &'static str, set: PeerSet) {
     let archives = Archives::new().await;
     let started = Timestamp::now();
-    let (mut ours, mut theirs) = (Side::new(driver, started), Side::new(driver, started));
+    let (mut ours, mut theirs) = (Side::new(driver, set, started), Side::new(driver, set, started));
     let store = ours.root.open().await;
     let old = theirs::is_old(&theirs.root);
     let script = script::script();
@@ -150,15 +150,18 @@ async fn run(driver: &'static str) {
         found.len(),
         found.join("\n")
     );
-    eprintln!("{driver}: {} steps, accepted differences: {seen:?}", script.len());
+    eprintln!(
+        "{driver}, {set:?}: {} steps, accepted differences: {seen:?}",
+        script.len()
+    );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn overlay() {
-    run("overlay").await;
+async fn overlay(set: PeerSet) {
+    run("overlay", set).await;
 }
+each_set!(async overlay: "containers-storage");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn vfs() {
-    run("vfs").await;
+async fn vfs(set: PeerSet) {
+    run("vfs", set).await;
 }
+each_set!(async vfs: "containers-storage");
