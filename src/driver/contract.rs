@@ -212,6 +212,12 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
             .collect())
     }
 
+    /// Removes what the driver has in its directories for layers that are not there. Needs the layer store's lock
+    /// exclusively.
+    fn remove_strays(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Removes the temporary data of killed processes, their temporary mounts included. Data in use, by this process or
     /// another, stays. Needs no store lock. The first failure is returned; everything else is removed all the same.
     fn prune(&self) -> Result<()>;

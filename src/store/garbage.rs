@@ -92,7 +92,7 @@ impl Store {
                     tracing::info!(layer = id, "removing a layer without a record");
                     layers.move_away(&id)?;
                 }
-                Ok(())
+                layers.driver.remove_strays()
             })
             .await;
         containers.and(images).and(layers)

@@ -9,8 +9,8 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 
 use crate::driver::contract::{CreateOptions, Driver as _};
 use crate::driver::overlay::layout;
+use crate::driver::overlay::layout::{LOWER, LOWER_LAYERS};
 use crate::driver::overlay::link_files::{read_link_name, read_lower};
-use crate::driver::overlay::repair;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores;
 use crate::driver::quota::Quota;
@@ -31,10 +31,31 @@ const BASE_MODE: u32 = 0o555;
 
 /// What a child takes from its parent.
 pub(super) struct Parent {
-    /// The child's `lower` file.
-    pub(super) lower: String,
+    /// The child's lists of layers below.
+    pub(super) below: Below,
     /// The child's root directory.
     pub(super) root: Root,
+}
+
+/// The lists of layers below a layer, as its files have them.
+#[derive(Debug)]
+pub(super) struct Below {
+    /// The link ID of its parent.
+    pub(super) parent_link: String,
+    lower: String,
+    /// `None` if an ID below cannot be written in it: then `lower` decides.
+    lower_layers: Option<String>,
+}
+
+impl Below {
+    /// Writes the files into the directory of a layer that has none.
+    pub(super) fn write(&self, layer: &OwnedFd, durable: bool) -> rustix::io::Result<()> {
+        write_new(layer, LOWER, &self.lower, durable)?;
+        match &self.lower_layers {
+            Some(content) => write_new(layer, LOWER_LAYERS, content, durable),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A layer directory that is complete, without the symbolic link in `l/`.
@@ -43,8 +64,8 @@ pub(super) struct Built {
     pub(super) diff: OwnedFd,
     /// The layer's link ID.
     pub(super) link: String,
-    /// The layer's `lower` file.
-    pub(super) lower: String,
+    /// The link ID of its parent.
+    pub(super) parent_link: Option<String>,
 }
 
 impl Overlay {
@@ -61,18 +82,47 @@ impl Overlay {
         if let Some(name) = read_link_name(dir)? {
             return Ok(name);
         }
-        if let Some(home) = dir.parent().filter(|_| dir.is_dir()) {
-            repair::repair(home)?;
+        let survey = self.stores.repair()?;
+        let home = survey
+            .homes
+            .iter()
+            .position(|home| Some(&*home.dir) == dir.parent());
+        let found = home.and_then(|home| survey.link_of(home, id));
+        let lost = || ErrorKind::CorruptMetadata.err(format!("layer {id:?} has lost its link ID"));
+        found.map(str::to_owned).ok_or_else(lost)
+    }
+
+    /// The link IDs of the layers below the layer in `dir`, for programs that do not know `lower-layers`.
+    fn lower_links(&self, dir: &Path, ids: &[String]) -> Result<Vec<String>> {
+        let read = read_lower(dir).and_then(|content| {
+            let parsed = content.as_deref().map(layout::parse_lower).transpose()?;
+            Ok(parsed.map(|links| links.into_iter().map(str::to_owned).collect::<Vec<_>>()))
+        });
+        match read {
+            Ok(Some(links)) => Ok(links),
+            Ok(None) if ids.is_empty() => Ok(Vec::new()),
+            read => {
+                if let Err(error) = read {
+                    tracing::warn!("{}", error.chain());
+                }
+                let link = |id: &String| self.link_name(id, &self.stores.require(id)?.dir);
+                ids.iter().map(link).collect()
+            }
         }
-        let again = read_link_name(dir)?;
-        again.ok_or_else(|| ErrorKind::CorruptMetadata.err(format!("layer {id:?} has lost its link ID")))
     }
 
     /// What a child of layer `id` takes from it.
     pub(super) fn parent(&self, id: &str) -> Result<Parent> {
         let dir = self.stores.require(id)?.dir;
         let read = || -> Result<Parent> {
-            let lower = layout::format_lower(&self.link_name(id, &dir)?, &read_lower(&dir)?)?;
+            let ids = self.stores.lower_ids(id, &dir)?;
+            let parent_link = self.link_name(id, &dir)?;
+            let links = self.lower_links(&dir, &ids)?;
+            let below = Below {
+                lower: layout::format_lower(&parent_link, links.iter().map(String::as_str))?,
+                lower_layers: layout::format_lower_layers(id, &ids)?,
+                parent_link,
+            };
             let diff = dir.join("diff");
             let stat = rustix::fs::stat(&diff).at("looking at", &diff)?;
             // With a forced mode the real owner and mode are in an attribute.
@@ -86,7 +136,7 @@ impl Overlay {
                 mode: mode & 0o777,
                 owner: Owner { uid, gid },
             };
-            Ok(Parent { lower, root })
+            Ok(Parent { below, root })
         };
         read()
             .map_err(|error| self.gone_or(id, error))
@@ -141,17 +191,17 @@ impl Overlay {
     /// Makes a layer directory at `dir`, which must not exist.
     pub(super) fn build(&self, dir: &Path, parent: Option<&str>, options: &CreateOptions) -> Result<Built> {
         let container_root = options.mappings.root()?;
-        let (lower, root) = match parent {
+        let (below, root) = match parent {
             Some(id) => {
                 let parent = self.parent(id)?;
-                (parent.lower, parent.root)
+                (Some(parent.below), parent.root)
             }
             None => {
                 let root = Root {
                     mode: BASE_MODE,
                     owner: container_root,
                 };
-                (String::new(), root)
+                (None, root)
             }
         };
         let Root { mode, owner } = self.on_disk(root, container_root);
@@ -169,20 +219,23 @@ impl Overlay {
             }
             let diff = make_dir(&layer, "diff", mode, owner, me)?;
             self.keep_real(&diff, root, options.read_write)?;
-            for name in ["work", "merged"]
-                .into_iter()
-                .chain(parent.is_none().then_some("empty"))
-            {
+            // Before the directory or file that shows a repair that the layer has a link ID.
+            write_new(&layer, "link", &link, options.durable)?;
+            for name in ["work", "merged"] {
                 make_plain_dir(&layer, name, owner, me)?;
             }
-            write_new(&layer, "link", &link, options.durable)?;
-            if parent.is_some() {
-                write_new(&layer, "lower", &lower, options.durable)?;
+            match &below {
+                Some(below) => below.write(&layer, options.durable)?,
+                None => make_plain_dir(&layer, "empty", owner, me)?,
             }
             Ok(diff)
         };
         let diff = make().at("filling layer directory", dir)?;
-        Ok(Built { diff, link, lower })
+        Ok(Built {
+            diff,
+            link,
+            parent_link: below.map(|below| below.parent_link),
+        })
     }
 }
 

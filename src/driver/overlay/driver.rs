@@ -11,6 +11,7 @@ use crate::driver::contract::{
 };
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::{exists, open_tree};
+use crate::driver::overlay::repair::remove_dangling;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::generations;
 use crate::error::{IoContext as _, Result};
@@ -82,6 +83,10 @@ impl Driver for Overlay {
             entries.push(Entry { name, kind });
         }
         Ok(entries)
+    }
+
+    fn remove_strays(&self) -> Result<()> {
+        self.stores.writable().try_for_each(remove_dangling)
     }
 
     fn prune(&self) -> Result<()> {

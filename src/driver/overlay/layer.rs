@@ -2,7 +2,9 @@
 //!
 //! An empty layer is made in place: the store's record says that it is incomplete until that is done.
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -11,6 +13,7 @@ use crate::driver::contract::{CreateOptions, Driver as _};
 use crate::driver::overlay::layout::{self, LINKS, TEMP_DIRS, check_id};
 use crate::driver::overlay::link_files::read_link_name;
 use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::survey::read_links;
 use crate::error::{IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::tree;
@@ -74,18 +77,42 @@ pub(super) fn make_link(home: &Path, link: &str, id: &str) -> Result<()> {
         std::fs::create_dir(&links).at("creating", &links)?;
         made = rustix::fs::symlink(layout::link_target(id), &path);
     }
+    // A repair by another process may have been faster.
+    if made == Err(Errno::EXIST) && leads_to(&path, id) {
+        return Ok(());
+    }
     made.at("creating the symbolic link of a layer,", path)
 }
 
 /// Moves what is at the path of a layer, and its symbolic link, into a temporary directory of the same home.
 pub(super) fn move_away(home: &Path, id: &str, temp: &mut TempDir) -> Result<()> {
     let dir = home.join(id);
-    match read_link_name(&dir) {
-        Ok(Some(name)) => drop(temp.stage_deletion(&home.join(LINKS).join(name))?),
-        Ok(None) => {}
-        // A damaged layer can be removed too; its symbolic link stays until a repair finds that it leads nowhere.
-        Err(error) => tracing::warn!(layer = id, "{}", error.chain()),
+    let written = read_link_name(&dir).unwrap_or_else(|error| {
+        // A damaged layer can be removed too.
+        tracing::warn!(layer = id, "{}", error.chain());
+        None
+    });
+    let names = match written {
+        // Not if it is the link of another layer.
+        Some(name) if leads_to(&home.join(LINKS).join(&name), id) => vec![OsString::from(name)],
+        _ => links_to(home, id)?,
+    };
+    for name in names {
+        temp.stage_deletion(&home.join(LINKS).join(name))?;
     }
     temp.stage_deletion(&dir)?;
     Ok(())
+}
+
+/// Whether a symbolic link in `l/` is one to the layer.
+fn leads_to(link: &Path, id: &str) -> bool {
+    let target = rustix::fs::readlink(link, Vec::new());
+    target.is_ok_and(|target| layout::parse_link_target(target.as_bytes()) == Some(id))
+}
+
+/// The names in `l/` of the symbolic links to a layer.
+fn links_to(home: &Path, id: &str) -> Result<Vec<OsString>> {
+    let links = read_links(home)?.into_iter();
+    let of_layer = links.filter(|(_name, target)| target.as_deref() == Some(id));
+    Ok(of_layer.map(|(name, _target)| OsString::from_vec(name)).collect())
 }

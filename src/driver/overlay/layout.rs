@@ -10,7 +10,8 @@
 //!     diff/                       the layer's own files; the upper directory of its mount
 //!     diff1/ diff2/ …             older generations: diff before owners were changed; higher numbers are lower
 //!     link                        the layer's link ID, without a newline
-//!     lower                       l/<link ID> of every layer below, topmost first, joined by colons
+//!     lower-layers                ID of every layer below, topmost first, joined by colons, without a newline
+//!     lower                       the same for programs that do not know `lower-layers`: l/<link ID> of every layer
 //!     empty/                      the lower directory of a layer without a parent
 //!     work/ merged/               0700  the kernel's scratch space; the mount point
 //!     mapped/<n>/                 mount points of ID-mapped lowers, while a mount is being made
@@ -44,8 +45,14 @@ pub(super) const LINK_LENGTH: usize = 26;
 /// The kernel's and the Go library's limit on layers below one.
 pub(super) const MAX_LOWERS: usize = 500;
 
-/// Most bytes that are read of a `link` or `lower` file; [`MAX_LOWERS`] link IDs of the greatest length take less.
+/// Most bytes that are read of a `link`, `lower` or `lower-layers` file; [`MAX_LOWERS`] names of the greatest length take
+/// less.
 pub(super) const MAX_LOWER_FILE: u64 = 256 * 1024;
+
+/// File with the link IDs of the layers below.
+pub(super) const LOWER: &str = "lower";
+/// File with the IDs of the layers below.
+pub(super) const LOWER_LAYERS: &str = "lower-layers";
 
 /// A new link ID.
 pub(super) fn new_link() -> Result<String> {
@@ -89,9 +96,6 @@ pub(super) fn parse_link(content: &[u8]) -> Option<&str> {
 
 /// Reads a `lower` file: the link IDs of the layers below, topmost first.
 pub(super) fn parse_lower(content: &str) -> Result<Vec<&str>> {
-    if content.is_empty() {
-        return Ok(Vec::new());
-    }
     let mut names = Vec::new();
     for part in content.split(':') {
         let name = part.strip_prefix("l/").filter(|name| is_component(name));
@@ -103,16 +107,52 @@ pub(super) fn parse_lower(content: &str) -> Result<Vec<&str>> {
     Ok(names)
 }
 
-/// The `lower` file of a child, from its parent's link ID and `lower` file.
-pub(super) fn format_lower(parent_link: &str, parent_lower: &str) -> Result<String> {
-    if parse_lower(parent_lower)?.len() >= MAX_LOWERS {
+/// The `lower` file of a child, from its parent's link ID and the link IDs of the layers below the parent.
+pub(super) fn format_lower<'a>(
+    parent_link: &'a str,
+    below: impl IntoIterator<Item = &'a str>,
+) -> Result<String> {
+    let links = std::iter::once(parent_link).chain(below);
+    let parts: Vec<String> = links.map(|link| format!("{LINKS}/{link}")).collect();
+    if parts.len() > MAX_LOWERS {
         return Err(too_deep());
     }
-    let separator = if parent_lower.is_empty() { "" } else { ":" };
-    Ok(format!("{LINKS}/{parent_link}{separator}{parent_lower}"))
+    Ok(parts.join(":"))
 }
 
-fn too_deep() -> crate::error::Error {
+/// Reads a `lower-layers` file: the IDs of the layers below, topmost first.
+pub(super) fn parse_lower_layers(content: &str) -> Result<Vec<&str>> {
+    let mut ids = Vec::new();
+    for id in content.split(':') {
+        if !can_be_listed(id) {
+            return Err(ErrorKind::CorruptMetadata.err(format!("lower layer {id:?}")));
+        }
+        ids.push(id);
+        if ids.len() > MAX_LOWERS {
+            return Err(too_deep());
+        }
+    }
+    Ok(ids)
+}
+
+/// The `lower-layers` file of a child, from its parent's ID and the IDs of the layers below the parent; `None` if one of
+/// them cannot be written in it.
+pub(super) fn format_lower_layers(parent: &str, below: &[String]) -> Result<Option<String>> {
+    if below.len() >= MAX_LOWERS {
+        return Err(too_deep());
+    }
+    let ids = || std::iter::once(parent).chain(below.iter().map(String::as_str));
+    Ok(ids()
+        .all(can_be_listed)
+        .then(|| ids().collect::<Vec<_>>().join(":")))
+}
+
+/// Whether an ID can be one of a list that is separated by colons. A line break is no part of one that a program made.
+fn can_be_listed(id: &str) -> bool {
+    check_id(id).is_ok() && !id.chars().any(|c| c == ':' || c.is_control())
+}
+
+pub(super) fn too_deep() -> crate::error::Error {
     ErrorKind::InvalidInput.err(format!("more than {MAX_LOWERS} layers on top of each other"))
 }
 
@@ -198,9 +238,9 @@ mod tests {
 
     #[test]
     fn lower_files_list_link_ids() {
-        assert_eq!(parse_lower("").unwrap(), [""; 0]);
         assert_eq!(parse_lower("l/A:l/B").unwrap(), ["A", "B"]);
         for bad in [
+            "",
             "A",
             "l/",
             "l/..",
@@ -220,17 +260,62 @@ mod tests {
 
     #[test]
     fn depth_ends_at_the_limit() {
+        let mut below = Vec::new();
         let mut lower = String::new();
-        for depth in 0..MAX_LOWERS {
-            assert_eq!(parse_lower(&lower).unwrap().len(), depth);
-            lower = format_lower("X", &lower).unwrap();
+        for depth in 1..=MAX_LOWERS {
+            lower = format_lower("X", below.iter().copied()).unwrap();
+            below = vec!["X"; depth];
+            assert_eq!(parse_lower(&lower).unwrap(), below);
         }
-        assert_eq!(parse_lower(&lower).unwrap().len(), MAX_LOWERS);
         assert_eq!(
-            format_lower("X", &lower).unwrap_err().kind(),
+            format_lower("X", below).unwrap_err().kind(),
             ErrorKind::InvalidInput
         );
         assert!(parse_lower(&format!("{lower}:l/Y")).is_err());
+    }
+
+    #[test]
+    fn lower_layers_are_ids_and_nothing_else() {
+        let below = ["b".to_owned(), "c".to_owned()];
+        let content = format_lower_layers("a", &below).unwrap().unwrap();
+        assert_eq!(content, "a:b:c");
+        assert_eq!(parse_lower_layers(&content).unwrap(), ["a", "b", "c"]);
+        assert_eq!(format_lower_layers("a", &[]).unwrap().unwrap(), "a");
+        for id in ["a:b", "a\nb", ".."] {
+            assert_eq!(format_lower_layers(id, &below).unwrap(), None);
+            assert_eq!(format_lower_layers("a", &[id.to_owned()]).unwrap(), None);
+        }
+        for bad in [
+            "",
+            ":",
+            "a:",
+            ":a",
+            "a::b",
+            "..",
+            "a:../../etc",
+            "/a",
+            "a/diff",
+            "a\n",
+            "a\0",
+            "l",
+            "l/A",
+            "tempdirs",
+            "a:staging",
+        ] {
+            let error = parse_lower_layers(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{bad:?}");
+        }
+        assert!(parse_lower_layers(&"x".repeat(201)).is_err());
+        let many = vec!["a".to_owned(); MAX_LOWERS];
+        assert_eq!(parse_lower_layers(&many.join(":")).unwrap().len(), MAX_LOWERS);
+        let kind = ErrorKind::InvalidInput;
+        assert_eq!(format_lower_layers("a", &many).unwrap_err().kind(), kind);
+        assert_eq!(
+            parse_lower_layers(&format!("{}:a", many.join(":")))
+                .unwrap_err()
+                .kind(),
+            kind
+        );
     }
 
     #[test]
@@ -276,10 +361,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_read_can_be_extended_and_read_again(names in prop::collection::vec("[A-Z2-7]{1,26}", 0..20)) {
+        fn whatever_is_read_can_be_extended_and_read_again(names in prop::collection::vec("[A-Z2-7]{1,26}", 1..20)) {
             let lower = names.iter().map(|name| format!("l/{name}")).collect::<Vec<_>>().join(":");
             prop_assert_eq!(parse_lower(&lower).unwrap(), names.iter().map(String::as_str).collect::<Vec<_>>());
-            let extended = format_lower("TOP", &lower).unwrap();
+            let extended = format_lower("TOP", parse_lower(&lower).unwrap()).unwrap();
             let again = parse_lower(&extended).unwrap();
             prop_assert_eq!(again[0], "TOP");
             prop_assert_eq!(&again[1..], &names[..]);
@@ -289,6 +374,9 @@ mod tests {
         fn no_content_leads_out_of_the_links(content in ".{0,40}") {
             for name in parse_lower(&content).unwrap_or_default() {
                 prop_assert!(!name.contains('/') && name != ".." && !name.is_empty());
+            }
+            for id in parse_lower_layers(&content).unwrap_or_default() {
+                prop_assert!(!id.contains('/') && id != ".." && !id.is_empty());
             }
             if let Some(id) = parse_link_target(content.as_bytes()) {
                 prop_assert!(!id.contains('/') && id != "..");

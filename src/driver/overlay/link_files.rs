@@ -1,4 +1,4 @@
-//! Reading what a layer directory says of itself: its link ID and the link IDs of the layers below.
+//! Reading what a layer directory says of itself: its link ID, and the layers below.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{Access, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::driver::overlay::layout::{self, MAX_LOWER_FILE};
+use crate::driver::overlay::layout::{self, LOWER, LOWER_LAYERS, MAX_LOWER_FILE};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::at;
 
@@ -20,9 +20,16 @@ pub(super) fn exists(path: &Path) -> Result<bool> {
     }
 }
 
-/// The `lower` file of the layer in `dir`; empty where there is none.
-pub(super) fn read_lower(dir: &Path) -> Result<String> {
-    Ok(read_small(&dir.join("lower"))?.unwrap_or_default())
+/// The `lower` file of the layer in `dir`.
+pub(super) fn read_lower(dir: &Path) -> Result<Option<String>> {
+    read_small(&dir.join(LOWER))
+}
+
+/// The `lower-layers` file of the layer in `dir`. An empty one, which no program writes but a power cut leaves, counts as
+/// missing.
+pub(super) fn read_lower_layers(dir: &Path) -> Result<Option<String>> {
+    let content = read_small(&dir.join(LOWER_LAYERS))?;
+    Ok(content.filter(|content| !content.is_empty()))
 }
 
 /// The link ID of the layer in `dir`; `None` if it has none that can be read.
@@ -36,7 +43,8 @@ fn read_small(path: &Path) -> Result<Option<String>> {
     let file = match rustix::fs::openat(
         CWD,
         path,
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        // A pipe in the file's place does not block.
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK,
         Mode::empty(),
     ) {
         Ok(file) => file,

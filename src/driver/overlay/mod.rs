@@ -30,6 +30,7 @@ mod repair;
 mod staged;
 mod state;
 mod stores;
+mod survey;
 #[cfg(test)]
 mod tests;
 

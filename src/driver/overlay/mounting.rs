@@ -81,12 +81,7 @@ impl Overlay {
         let count = found.count.unwrap_or(0);
         if count == 0 {
             let writable = writable_anywhere || found.place.own;
-            let mount = || self.mount_new(id, &found, options, writable);
-            mount()
-                .or_else(|error| match self.stores.forget_known() {
-                    true => mount(),
-                    false => Err(error),
-                })
+            self.mount_new(id, &found, options, writable)
                 .context(|| format!("mounting layer {id:?}"))?;
         }
         mounts.set(found.merged.clone(), count + 1);

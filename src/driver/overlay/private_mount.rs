@@ -29,12 +29,7 @@ impl Overlay {
     /// Opens the root directory of a private mount of a layer.
     pub(super) fn open_private(&self, id: &str) -> Result<OwnedFd> {
         let place = self.stores.require(id)?;
-        let open = || self.mount_detached(id, &place);
-        open()
-            .or_else(|error| match self.stores.forget_known() {
-                true => open(),
-                false => Err(error),
-            })
+        self.mount_detached(id, &place)
             .context(|| format!("mounting layer {id:?} for reading"))
     }
 

@@ -1,86 +1,122 @@
-//! Repairs link IDs: every layer has a `link` file, and a symbolic link of that name in `l/`.
+//! Repairs link IDs and lists of layers below: every layer has a `link` file and a symbolic link of that name in `l/`, and
+//! a layer on others has `lower` and `lower-layers`.
 //!
-//! A crash of the machine, or a backup without symbolic links, can lose either. Each is made again from the other.
-//! Entries that cannot be read do not stop the repair of the others; the caller looks again for the link ID that it
-//! needs.
+//! Each is made again from the others ([`Survey`]); a link ID that nothing knows any more is replaced by a new one. Entries
+//! that cannot be read do not stop the repair of the others; the caller looks again for what it needs.
+//!
+//! Needs no lock: two processes may repair at the same time, and a layer that is being created is left alone until it has
+//! its link ID.
 
-use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use crate::driver::contract::EntryKind;
-use crate::driver::overlay::layout::{self, LINKS};
-use crate::driver::overlay::link_files::read_link_name;
+use crate::driver::overlay::layout::{self, LINKS, LOWER, LOWER_LAYERS};
+use crate::driver::overlay::link_files::exists;
+use crate::driver::overlay::survey::{List, Survey, SurveyedHome, SurveyedLayer, read_links};
 use crate::error::{IoContext as _, Result};
 use crate::sys::{at, atomic};
 
-/// Repairs one overlay directory as far as possible. Fails only if it cannot be read or written at all.
-pub(super) fn repair(home: &Path) -> Result<()> {
+/// Repairs the first `writable` of the overlay directories `homes` as far as possible. Fails only if one cannot be read or
+/// written at all.
+pub(super) fn repair<'a>(homes: impl Iterator<Item = &'a Path>, writable: usize) -> Result<Survey> {
+    let mut survey = Survey::of(homes)?;
+    survey.name_nameless(writable)?;
+    for (index, home) in survey.homes.iter().take(writable).enumerate() {
+        let links = open_links(&home.dir)?;
+        remove_dangling(&home.dir)?;
+        for (id, layer) in &home.layers {
+            if let Some(link) = survey.link_of(index, id) {
+                put_back_link(home, id, layer, link, links.as_fd())?;
+            }
+            put_back_lists(&survey, &home.dir.join(id), layer)?;
+        }
+    }
+    Ok(survey)
+}
+
+fn open_links(home: &Path) -> Result<OwnedFd> {
     let links = home.join(LINKS);
-    let dir = match at::open_dir(&links) {
+    match at::open_dir(&links) {
         Err(Errno::NOENT) => {
             std::fs::create_dir(&links).at("creating", &links)?;
             at::open_dir(&links)
         }
         opened => opened,
-    };
-    let dir = dir.at("opening", &links)?;
-    let mut named = BTreeSet::new();
-    for entry in std::fs::read_dir(home).at("listing", home)? {
-        let entry = entry.at("listing", home)?;
-        let Ok(id) = entry.file_name().into_string() else {
-            continue;
-        };
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if layout::kind_of(&id, is_dir) != EntryKind::Layer {
-            continue;
-        }
-        match read_link_name(&entry.path()) {
-            Ok(Some(name)) => {
-                match rustix::fs::symlinkat(layout::link_target(&id), &dir, &name) {
-                    Ok(()) => tracing::warn!(layer = id, link = name, "put back a lost link"),
-                    Err(Errno::EXIST) => {}
-                    Err(error) => return Err(error).at("creating link in", &links),
-                }
-                named.insert(id);
-            }
-            // Its link ID may still be found in `l/` below; without one it is not treated as a layer.
-            Ok(None) => {}
-            Err(error) => tracing::warn!(layer = id, "{}", error.chain()),
-        }
     }
-    for entry in std::fs::read_dir(&links).at("listing", &links)? {
-        let name = entry.at("listing", &links)?.file_name();
-        let target = match at::read_link_at(dir.as_fd(), name.as_bytes()) {
-            Ok(target) => target,
-            Err(error) => {
-                tracing::warn!(link = ?name, %error, "an entry of the directory of link IDs is no symbolic link");
-                continue;
-            }
-        };
-        let Some(id) = layout::parse_link_target(&target) else {
-            tracing::warn!(link = ?name, "removing a link that leads to no layer");
-            remove(&dir, name.as_bytes(), &links)?;
+    .at("opening", links)
+}
+/// Removes the symbolic links in `l/` that lead to no layer.
+pub(super) fn remove_dangling(home: &Path) -> Result<()> {
+    let dir = home.join(LINKS);
+    for (name, id) in read_links(home)? {
+        if let Some(id) = &id
+            && exists(&home.join(id))?
+        {
             continue;
-        };
-        let layer = home.join(id);
-        // Layers that have a `link` file keep it: two links to one layer do no harm.
-        if !named.contains(id) && layer.is_dir() && name.to_str().is_some() {
-            tracing::warn!(layer = id, link = ?name, "put back a lost link file");
-            atomic::write_file(&layer.join("link"), name.as_bytes(), 0o644, false)?;
-            named.insert(id.to_owned());
+        }
+        let name = OsStr::from_bytes(&name);
+        tracing::warn!(link = ?name, layer = id, "removing a link that leads to no layer");
+        match rustix::fs::unlink(dir.join(name)) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).at("removing link", dir.join(name)),
         }
     }
     Ok(())
 }
 
-fn remove(dir: &OwnedFd, name: &[u8], links: &Path) -> Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error).at("removing link in", links),
+/// Puts back the `link` file of a layer and its symbolic link.
+fn put_back_link(
+    home: &SurveyedHome,
+    id: &str,
+    layer: &SurveyedLayer,
+    link: &str,
+    links: BorrowedFd<'_>,
+) -> Result<()> {
+    match rustix::fs::symlinkat(layout::link_target(id), links, link) {
+        Ok(()) => tracing::warn!(layer = id, link, "put back a lost link"),
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).at("creating link in", home.dir.join(LINKS)),
     }
+    // Layers that have a `link` file keep it: two links to one layer do no harm.
+    if layer.link.is_none() {
+        tracing::warn!(layer = id, link, "put back a lost link file");
+        let path = home.dir.join(id).join("link");
+        atomic::write_file(&path, link.as_bytes(), 0o644, false)?;
+    }
+    Ok(())
+}
+
+/// Puts back a missing `lower-layers` or `lower` file.
+fn put_back_lists(survey: &Survey, dir: &Path, layer: &SurveyedLayer) -> Result<()> {
+    let (name, content) = match (&layer.lower, &layer.lower_layers) {
+        (List::Of(links), List::Missing) => {
+            let ids: Option<Vec<String>> = links
+                .iter()
+                .map(|link| survey.id_of(link).map(str::to_owned))
+                .collect();
+            let Some((parent, below)) = ids.as_deref().and_then(<[String]>::split_first) else {
+                return Ok(());
+            };
+            (LOWER_LAYERS, layout::format_lower_layers(parent, below)?)
+        }
+        (List::Missing, List::Of(ids)) => {
+            let link = |id: &String| survey.link_of(survey.home_of(id)?, id);
+            let links: Option<Vec<&str>> = ids.iter().map(link).collect();
+            let Some((parent, below)) = links.as_deref().and_then(<[&str]>::split_first) else {
+                return Ok(());
+            };
+            (LOWER, Some(layout::format_lower(parent, below.iter().copied())?))
+        }
+        _ => return Ok(()),
+    };
+    let Some(content) = content else {
+        return Ok(());
+    };
+    let path = dir.join(name);
+    tracing::warn!(path = %path.display(), "put back a missing list of the layers below");
+    atomic::write_file(&path, content.as_bytes(), 0o644, false).map(drop)
 }

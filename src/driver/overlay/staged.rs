@@ -10,9 +10,9 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use crate::driver::contract::{CreateOptions, Driver as _, LayerTree, Staged};
-use crate::driver::overlay::build::{Root, write_new};
+use crate::driver::overlay::build::Root;
 use crate::driver::overlay::layer::{make_link, move_away};
-use crate::driver::overlay::layout::{LINKS, TEMP_DIRS, check_id};
+use crate::driver::overlay::layout::{LOWER, LOWER_LAYERS, TEMP_DIRS, check_id};
 use crate::driver::overlay::state::Overlay;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
@@ -29,8 +29,8 @@ pub(super) struct StagedOverlay {
     temp: TempDir,
     /// The layer's link ID.
     link: String,
-    /// The layer's `lower` file.
-    lower: String,
+    /// The link ID of the parent that it is built on.
+    parent_link: Option<String>,
 }
 
 impl Overlay {
@@ -49,7 +49,7 @@ impl Overlay {
             dir,
             temp,
             link: built.link,
-            lower: built.lower,
+            parent_link: built.parent_link,
             driver: self,
         })
     }
@@ -91,7 +91,7 @@ impl StagedOverlay {
     fn put_on(&self, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
         let driver = &self.driver;
         let Some(parent) = parent else {
-            if self.lower.is_empty() {
+            if self.parent_link.is_none() {
                 return Ok(());
             }
             return Err(
@@ -103,11 +103,7 @@ impl StagedOverlay {
         let link = driver
             .link_name(parent, &place.dir)
             .map_err(|error| driver.gone_or(parent, error))?;
-        let rest = self
-            .lower
-            .strip_prefix(LINKS)
-            .and_then(|rest| rest.strip_prefix('/')?.strip_prefix(&*link));
-        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':')) {
+        if self.parent_link.as_ref() == Some(&link) {
             return Ok(());
         }
         let new = driver.parent(parent)?;
@@ -115,13 +111,17 @@ impl StagedOverlay {
         let diff = &self.tree.dir;
         let write = || -> rustix::io::Result<()> {
             let layer = rustix::fs::openat(CWD, &self.dir, tree::DIR_FLAGS, Mode::empty())?;
-            for (name, flags) in [("lower", AtFlags::empty()), ("empty", AtFlags::REMOVEDIR)] {
+            for (name, flags) in [
+                (LOWER, AtFlags::empty()),
+                (LOWER_LAYERS, AtFlags::empty()),
+                ("empty", AtFlags::REMOVEDIR),
+            ] {
                 match rustix::fs::unlinkat(&layer, name, flags) {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(error) => return Err(error),
                 }
             }
-            write_new(&layer, "lower", &new.lower, options.durable)?;
+            new.below.write(&layer, options.durable)?;
             let Root { mode, owner } = driver.on_disk(new.root, container_root);
             let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
             let stat = rustix::fs::fstat(diff)?;

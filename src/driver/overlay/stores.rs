@@ -1,19 +1,21 @@
 //! Where layers are: the driver's home, a separate image store, additional read-only stores.
 //!
-//! A `lower` file names link IDs without saying in which store; each is looked for in the home, then the image store,
-//! then the additional stores. Only layers in the home are mounted read-write: no lock of the other stores would keep
+//! The files of a layer name those below it without saying in which store they are; each is looked for in the home, then
+//! the image store, then the additional stores. `lower-layers` decides; without it the link IDs of `lower` lead to the IDs.
+//! Only layers in the home are mounted read-write: no lock of the other stores would keep
 //! two processes from mounting the same layer.
 
-use std::collections::HashMap;
-use std::os::fd::AsFd as _;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::driver::overlay::layout::{self, LINKS};
-use crate::driver::overlay::link_files::{exists, read_lower};
+use rustix::io::Errno;
+
+use crate::driver::overlay::layout::{self, LINKS, LOWER, LOWER_LAYERS, parse_lower, parse_lower_layers};
+use crate::driver::overlay::link_files::{exists, read_lower, read_lower_layers};
 use crate::driver::overlay::repair;
-use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::sys::at;
+use crate::driver::overlay::survey::Survey;
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 
 /// The overlay directories of all stores.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub(super) struct Stores {
     pub(super) image_store: Option<PathBuf>,
     /// The overlay directories of the additional stores.
     pub(super) additional: Vec<PathBuf>,
-    /// What is known of lowers, by their link IDs. A layer that has children does not change.
+    /// What is known of lowers, by their IDs. A layer that has children does not change.
     known: Mutex<HashMap<String, Known>>,
 }
 
@@ -34,11 +36,14 @@ const MAX_KNOWN: usize = 4096;
 /// What mounts need to know of a lower.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Index of its store in [`Stores::all`].
-    home: usize,
+    /// Its directory, which another layer of the same ID may have replaced since.
+    stamp: Stamp,
     /// How many older generations it has.
     older: usize,
 }
+
+/// Device, inode and time of change of a directory.
+type Stamp = (u64, u64, i64, u64);
 
 /// A layer's directory.
 #[derive(Debug)]
@@ -49,7 +54,7 @@ pub(super) struct Located {
     pub(super) own: bool,
 }
 
-/// A directory of a lower, as a path by link ID: `<home>/l/<link ID>`, or that of an older generation.
+/// A directory of a lower: `<home>/<ID>/diff`, or that of an older generation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lower {
     /// The overlay directory that it is in.
@@ -114,93 +119,133 @@ impl Stores {
         self.locate(id)?.ok_or_else(|| unknown(id))
     }
 
-    /// Index in [`Stores::all`] of the store that has the link ID `name`.
-    fn home_of_link(&self, name: &str) -> Result<Option<usize>> {
-        for (index, home) in self.all().enumerate() {
-            if exists(&home.join(LINKS).join(name))? {
-                return Ok(Some(index));
+    /// Repairs the link IDs of all stores that can be written.
+    pub(super) fn repair(&self) -> Result<Survey> {
+        repair::repair(self.all(), self.writable().count())
+    }
+
+    /// The IDs of the layers below the layer `id` in `dir`, topmost first.
+    pub(super) fn lower_ids(&self, id: &str, dir: &Path) -> Result<Vec<String>> {
+        let owned = |ids: Vec<&str>| ids.into_iter().map(str::to_owned).collect();
+        let ids: Vec<String> = match read_lower_layers(dir)? {
+            Some(content) => parse_lower_layers(&content)
+                .map(owned)
+                .context(|| format!("reading {}", dir.join(LOWER_LAYERS).display()))?,
+            None => match read_lower(dir)? {
+                Some(content) => {
+                    let names =
+                        parse_lower(&content).context(|| format!("reading {}", dir.join(LOWER).display()))?;
+                    self.ids_of_links(id, &names)?
+                }
+                None => Vec::new(),
+            },
+        };
+        let mut seen = HashSet::from([id]);
+        match ids.iter().find(|below| !seen.insert(below.as_str())) {
+            None => Ok(ids),
+            Some(twice) => {
+                let what = format!("layer {id:?} has layer {twice:?} below it twice, or stands on itself");
+                Err(ErrorKind::CorruptMetadata.err(what))
+            }
+        }
+    }
+
+    /// The IDs of the layers with these link IDs, after a repair if one is not found.
+    fn ids_of_links(&self, id: &str, names: &[&str]) -> Result<Vec<String>> {
+        let found: Vec<Option<String>> = names
+            .iter()
+            .map(|name| self.id_of_link(name))
+            .collect::<Result<_>>()?;
+        let survey = match found.iter().all(Option::is_some) {
+            true => None,
+            false => Some(self.repair()?),
+        };
+        let lost = |name: &&str| {
+            ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {name:?}, is lost"))
+        };
+        let repaired = |name: &str| survey.as_ref()?.id_of(name).map(str::to_owned);
+        let ids = names.iter().zip(found);
+        ids.map(|(name, found)| found.or_else(|| repaired(name)).ok_or_else(|| lost(name)))
+            .collect()
+    }
+
+    /// The ID of a layer that is there, by its symbolic link in `l/`.
+    fn id_of_link(&self, name: &str) -> Result<Option<String>> {
+        for home in self.all() {
+            let link = home.join(LINKS).join(name);
+            let target = match rustix::fs::readlink(&link, Vec::new()) {
+                Ok(target) => target,
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                Err(error) => return Err(error).at("reading link", link),
+            };
+            let Some(id) = layout::parse_link_target(target.as_bytes()) else {
+                let what = format!("link ID {name:?} leads to {:?}", target.to_string_lossy());
+                return Err(ErrorKind::CorruptMetadata.err(what).at(link));
+            };
+            if self.locate(id)?.is_some() {
+                return Ok(Some(id.to_owned()));
             }
         }
         Ok(None)
     }
 
-    fn home(&self, index: usize) -> &Path {
-        self.all().nth(index).unwrap_or(&self.home)
-    }
-
-    /// As [`Stores::home_of_link`], after a repair if the link ID is not found.
-    fn require_link(&self, name: &str, id: &str) -> Result<usize> {
-        if let Some(home) = self.home_of_link(name)? {
-            return Ok(home);
-        }
-        for home in self.writable() {
-            repair::repair(home)?;
-        }
-        let found = self.home_of_link(name)?;
-        found.ok_or_else(|| {
-            ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {name:?}, is lost"))
-        })
-    }
-
-    /// The link IDs of the layers below the layer in `dir`, topmost first.
-    pub(super) fn lower_names(dir: &Path) -> Result<Vec<String>> {
-        let content = read_lower(dir)?;
-        Ok(layout::parse_lower(&content)?
-            .into_iter()
-            .map(str::to_owned)
-            .collect())
-    }
-
     /// The lowers of a mount of the layer in `dir`, topmost first: each layer followed by its older generations.
     pub(super) fn lowers(&self, id: &str, dir: &Path) -> Result<Vec<Lower>> {
-        let names = Self::lower_names(dir)?;
-        let mut lowers = Vec::with_capacity(names.len());
-        for name in names {
-            let known = self.known().get(&name).copied();
-            let known = match known {
+        let ids = self.lower_ids(id, dir)?;
+        let mut lowers = Vec::with_capacity(ids.len());
+        for below in &ids {
+            let (home, stamp) = self.find_stamp(below)?.ok_or_else(|| lost(id, below))?;
+            let known = self.known().get(below).copied();
+            let known = match known.filter(|known| known.stamp == stamp) {
                 Some(known) => known,
-                None => self.examine(&name, id)?,
+                None => self.examine(home, below, stamp, id)?,
             };
-            let home = self.home(known.home);
-            let path = format!("{LINKS}/{name}");
-            let older = (1..=known.older).map(|number| generation(home, &format!("{path}/.."), number));
-            let older: Vec<Lower> = older.collect();
+            let older = (1..=known.older).map(|number| generation(home, below, number));
             lowers.push(Lower {
                 home: home.to_owned(),
-                path,
+                path: format!("{below}/diff"),
             });
             lowers.extend(older);
         }
         Ok(lowers)
     }
 
+    /// The store of a layer, and the stamp of its directory.
+    fn find_stamp(&self, id: &str) -> Result<Option<(&Path, Stamp)>> {
+        for home in self.all() {
+            let dir = home.join(id);
+            match rustix::fs::stat(&dir) {
+                Ok(stat) => {
+                    let stamp = (stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec);
+                    return Ok(Some((home, stamp)));
+                }
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(error) => return Err(error).at("looking at", dir),
+            }
+        }
+        Ok(None)
+    }
+
     /// Looks at a lower of layer `id` on disk, and remembers the result.
-    fn examine(&self, name: &str, id: &str) -> Result<Known> {
-        let index = self.require_link(name, id)?;
-        let home = self.home(index);
-        let dir = format!("{LINKS}/{name}/..");
-        if exists(&home.join(&dir).join("composefs-data"))? {
+    fn examine(&self, home: &Path, below: &str, stamp: Stamp, id: &str) -> Result<Known> {
+        let dir = home.join(below);
+        if exists(&dir.join("composefs-data"))? {
             return Err(composefs(id));
         }
+        if !exists(&dir.join("diff"))? {
+            let what = format!("layer {id:?}: the layer below it, {below:?}, has lost its files");
+            return Err(ErrorKind::CorruptMetadata.err(what));
+        }
         let known = Known {
-            home: index,
-            older: generations(home, &dir)?.len(),
+            stamp,
+            older: generations(home, below)?.len(),
         };
         let mut all = self.known();
         if all.len() >= MAX_KNOWN {
             all.clear();
         }
-        all.insert(name.to_owned(), known);
+        all.insert(below.to_owned(), known);
         Ok(known)
-    }
-
-    /// Forgets what is known of lowers after a failed mount: a link ID may have been lost since. Returns whether anything
-    /// was known.
-    pub(super) fn forget_known(&self) -> bool {
-        let mut all = self.known();
-        let any = !all.is_empty();
-        all.clear();
-        any
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
@@ -209,23 +254,19 @@ impl Stores {
 
     /// The directories of the files of the layers below the layer in `dir`, topmost first, without older generations.
     pub(super) fn lower_trees(&self, id: &str, dir: &Path) -> Result<Vec<PathBuf>> {
-        let mut trees = Vec::new();
-        for name in Self::lower_names(dir)? {
-            let links = self.home(self.require_link(&name, id)?).join(LINKS);
-            let links_dir = at::open_dir(&links).at("opening", &links)?;
-            let target =
-                at::read_link_at(links_dir.as_fd(), name.as_bytes()).at("reading link in", &links)?;
-            let below = layout::parse_link_target(&target).ok_or_else(|| {
-                let target = String::from_utf8_lossy(&target).into_owned();
-                ErrorKind::CorruptMetadata
-                    .err(format!("link ID {name:?} leads to {target:?}"))
-                    .at(&links)
-            })?;
-            let home = links.parent().unwrap_or(&self.home);
-            trees.push(home.join(below).join("diff"));
-        }
-        Ok(trees)
+        let ids = self.lower_ids(id, dir)?;
+        ids.iter()
+            .map(|below| {
+                let place = self.locate(below)?.ok_or_else(|| lost(id, below))?;
+                Ok(place.dir.join("diff"))
+            })
+            .collect()
     }
+}
+
+/// The error for a layer below that no store has.
+fn lost(id: &str, below: &str) -> crate::error::Error {
+    ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {below:?}, is lost"))
 }
 
 /// The error for a layer that no store has.

@@ -107,6 +107,13 @@ pub(super) const ACCEPTED: &[Accepted] = &[
     },
     // Files and directories of the store.
     Accepted {
+        key: "lower-layers",
+        why: "peers before 1.64 know the layers below by link IDs alone",
+        driver: Some("overlay"),
+        lines: &["/graph/overlay/*/lower-layers: only in the first (file)"],
+        ..ANY
+    },
+    Accepted {
         key: "mount-counts-file",
         why: "the peer writes mountpoints.json whenever it saves layers, this library when a count changes; no file \
               means the same as an empty list",

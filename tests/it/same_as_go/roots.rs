@@ -157,8 +157,9 @@ impl<'a> Normaliser<'a> {
         if depth == 3 && name.ends_with(".tar-split.gz") {
             return Some(tar_split(path));
         }
-        // ROOT/overlay/LAYER/link and lower.
-        if depth == 4 && inside.iter().nth(1)? == "overlay" && ["link", "lower"].contains(&name) {
+        // ROOT/overlay/LAYER/link, lower and lower-layers.
+        let names = ["link", "lower", "lower-layers"];
+        if depth == 4 && inside.iter().nth(1)? == "overlay" && names.contains(&name) {
             return Some(self.text(&fs::read_to_string(path).unwrap()));
         }
 
