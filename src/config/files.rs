@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::config::environment::Environment;
@@ -92,8 +93,8 @@ fn drop_ins(environment: &Environment, user: Option<&Path>) -> Result<Vec<PathBu
         for entry in entries {
             let entry = entry.at("listing configuration directory", &dir)?;
             let kind = entry.file_type().at("looking at", entry.path())?;
-            // Compat: links are skipped.
-            if kind.is_file() && entry.file_name().as_bytes().ends_with(b".conf") {
+            // Links and devices count: a link to /dev/null hides a file of a less important directory.
+            if !kind.is_dir() && entry.file_name().as_bytes().ends_with(b".conf") {
                 found.insert(entry.file_name(), entry.path());
             }
         }
@@ -118,7 +119,9 @@ fn read_named(path: &Path, variable: &str) -> Result<ConfigFile> {
 
 /// Reads a file; `None` if there is none.
 fn read(path: &Path) -> Result<Option<ConfigFile>> {
-    let file = match File::open(path) {
+    // A pipe without a writer is empty, instead of keeping the program waiting.
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = match File::options().read(true).custom_flags(nonblock).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).at("opening storage configuration", path),

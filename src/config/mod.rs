@@ -33,7 +33,8 @@
 //!    several with one name only that of the last directory is read. The directories are
 //!    `/usr/share/containers/storage.conf.d`; there also `storage.rootful.conf.d` for root, or
 //!    `storage.rootless.conf.d` and `storage.rootless.conf.d/UID` for others; the same in `/etc/containers`; and
-//!    `storage.conf.d` beside the user's main file. Links are passed over.
+//!    `storage.conf.d` beside the user's main file. Links count: one to `/dev/null` hides the file of that name in a
+//!    less important directory.
 //! 3. The file that **`CONTAINERS_STORAGE_CONF_OVERRIDE`** names.
 //!
 //! If **`CONTAINERS_STORAGE_CONF`** names a file, it takes the place of 1 and 2. A file that a variable names must

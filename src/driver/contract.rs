@@ -42,14 +42,12 @@ pub(crate) struct CreateOptions {
 pub(crate) struct MountOptions {
     /// SELinux label, or empty.
     pub(crate) mount_label: String,
-    /// Owners wanted in the mount.
+    /// Owners wanted in the mount, if the driver can show others than those on disk ([`Driver::supports_shifting`]).
     pub(crate) mappings: IdMappings,
     /// Mount options as in `mount -o`, one each; empty means the driver's own.
     pub(crate) options: Vec<String>,
     /// Skip syncing where the driver can.
     pub(crate) volatile: bool,
-    /// Never map owners at mount time.
-    pub(crate) disable_shifting: bool,
 }
 
 /// The directory of a layer's own files, open, and how to write into it.
@@ -139,6 +137,17 @@ pub(crate) struct Entry {
     pub(crate) kind: EntryKind,
 }
 
+/// Whether a layer is mounted at its mount target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MountState {
+    /// It is, in this mount namespace.
+    Here,
+    /// Not in this mount namespace, but a use may be in another one, or need no mount.
+    Elsewhere,
+    /// It is not: a count of its uses is out of date, for instance since a reboot.
+    Nowhere,
+}
+
 /// A storage driver. The module's head says which locks the caller holds.
 pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// The driver's name, also the prefix of the metadata directories.
@@ -180,6 +189,12 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Whether a mount can show other owners with these mappings: by ID-mapped mounts, or by a mount program that maps
     /// them.
     fn supports_shifting(&self, mappings: &IdMappings) -> bool;
+
+    /// Whether a mount that shows other owners maps those of new files too, so that they are on disk as the container
+    /// sees them.
+    fn shifts_new_files(&self) -> bool {
+        false
+    }
 
     /// Starts the content of a layer on `parent`. Takes no store lock and needs none. With
     /// [`DriverCapabilities::stages_apart`] the content can be committed on another parent than this one.
@@ -227,6 +242,14 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Undoes one [`Driver::mount`].
     fn unmount(&self, id: &str) -> Result<()>;
+
+    /// Undoes every [`Driver::mount`] of a layer by whichever process, and a mount that a killed one has left.
+    fn unmount_all(&self, id: &str) -> Result<()> {
+        self.unmount(id)
+    }
+
+    /// Whether what [`Driver::mount`] has returned is still mounted.
+    fn mount_state(&self, target: &Path) -> MountState;
 
     /// Opens the root directory of the whole layer, with the layers below it, for reading.
     ///

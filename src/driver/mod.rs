@@ -23,6 +23,6 @@ pub use crate::driver::contract::{DiskUsage, DriverCapabilities};
 
 pub(crate) use crate::driver::config::DriverConfig;
 pub(crate) use crate::driver::contract::{
-    CreateOptions, Driver, LayerTree, MountOptions, OverlayDiff, Staged,
+    CreateOptions, Driver, LayerTree, MountOptions, MountState, OverlayDiff, Staged,
 };
 pub(crate) use crate::driver::layer_id::check_id;

@@ -30,7 +30,7 @@ impl Quota {
             match key.to_ascii_lowercase().as_str() {
                 "size" => quota.size = Some(ram_in_bytes(value).ok_or_else(invalid)?),
                 "inodes" => quota.inodes = Some(value.parse().map_err(|_not_a_number| invalid())?),
-                _ => return Err(ErrorKind::InvalidInput.err(format!("unknown storage option {key:?}"))),
+                _ => return Err(ErrorKind::InvalidInput.err(format!("unknown option {key}"))),
             }
         }
         Ok(Some(quota))

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
-    OverlayDiff, Staged,
+    MountState, OverlayDiff, Staged,
 };
 use crate::driver::layer_id::check_id;
 use crate::driver::options::VfsOptions;
@@ -102,7 +102,7 @@ impl Vfs {
     /// A copy of the parent's tree, or an empty one, in a temporary directory.
     fn prepare(&self, parent: Option<&str>, options: &CreateOptions) -> Result<(TempDir, PathBuf, OwnedFd)> {
         if !options.storage_opt.is_empty() {
-            return Err(ErrorKind::NotSupported.err("storage options of a layer with the vfs driver"));
+            return Err(ErrorKind::NotSupported.err("--storage-opt is not supported for vfs"));
         }
         let mut temp = TempDir::create(&self.base(options.read_write).join(TEMP_DIRS))?;
         let path = temp.addition();
@@ -258,6 +258,13 @@ impl Driver for Vfs {
 
     fn unmount(&self, _id: &str) -> Result<()> {
         Ok(())
+    }
+
+    fn mount_state(&self, target: &Path) -> MountState {
+        match target.is_dir() {
+            true => MountState::Elsewhere,
+            false => MountState::Nowhere,
+        }
     }
 
     fn mount_private(&self, id: &str) -> Result<OwnedFd> {

@@ -256,6 +256,19 @@ impl MountGuard {
         self.save_in(layers.order(), |id| layers.position(id))
     }
 
+    /// Writes all mounts, of whatever layers.
+    pub(crate) fn save_all(&mut self) -> Result<()> {
+        let ids: Vec<String> = self.table.rows().map(|row| row.id.clone()).collect();
+        let position = |id: &str| {
+            ids.iter()
+                .zip(0..)
+                .find(|(known, _)| *known == id)
+                .map(|(_, at)| at)
+        };
+        // An order that no other table has.
+        self.save_in(Table::<LayerRow>::default().order(), position)
+    }
+
     fn save_in(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
         self.table.arrange(order, position);
         for entry in self.table.entries.values_mut() {

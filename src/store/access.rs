@@ -26,7 +26,7 @@ use crate::options::MultiListOptions;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
-use crate::record::mount_point::MountTable;
+use crate::record::mount_point::{MountPointRow, MountPoints, MountTable};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::record::{ReadGuard, Records, WriteGuard};
@@ -41,6 +41,30 @@ const MAX_CLEANUPS: usize = 3;
 /// The graph lock, held; the driver is current while it is.
 pub(crate) struct GraphGuard {
     _held: ExclusiveLock,
+}
+
+/// Where layers are mounted and how often.
+#[derive(Debug)]
+pub(crate) struct Mounts {
+    pub(crate) primary: Arc<MountTable>,
+    pub(crate) additional: Arc<MountTable>,
+}
+
+impl Mounts {
+    /// The mounts of the layers of one store.
+    pub(crate) fn of(&self, origin: StoreOrigin) -> &MountTable {
+        match origin {
+            StoreOrigin::Primary => &self.primary,
+            StoreOrigin::Additional { .. } => &self.additional,
+        }
+    }
+
+    /// The entry of the layer that is mounted at `path`.
+    pub(crate) fn by_path(&self, path: &str) -> Option<&MountPointRow> {
+        self.primary
+            .by_path(path)
+            .or_else(|| self.additional.by_path(path))
+    }
 }
 
 impl Store {
@@ -373,14 +397,21 @@ impl Store {
     }
 
     /// Where layers are mounted and how often, at this moment.
-    pub(crate) async fn mounts(&self) -> Result<Arc<MountTable>> {
-        match self.inner.mounts.try_read()? {
+    pub(crate) async fn mounts(&self) -> Result<Mounts> {
+        let read = async |mounts: &MountPoints| match mounts.try_read()? {
             Some(known) => Ok(known),
             None => {
-                let mounts = self.inner.mounts.clone();
+                let mounts = mounts.clone();
                 bridge::run(move || mounts.read_blocking()).await
             }
-        }
+        };
+        Ok(Mounts {
+            primary: read(&self.inner.mounts).await?,
+            additional: match &self.inner.additional_mounts {
+                Some(mounts) => read(mounts).await?,
+                None => Arc::default(),
+            },
+        })
     }
 
     /// Takes the graph lock and makes sure that the driver is running: another process may have shut it down.

@@ -83,7 +83,9 @@ impl Store {
             Some((image, primary)) => mapped_top_layer(held, image, *primary, &options.id_mappings)?,
             None => None,
         };
-        let mappings = self.choose_mappings(&options.id_mappings, top.as_deref())?;
+        let mappings = self.wanted_mappings(&options.id_mappings, top.as_deref())?;
+        let mapped_by_mount =
+            options.id_mappings.host_uid_mapping || held.layers.driver.supports_shifting(&mappings);
         let mut containers = self.inner.containers.write_blocking()?;
         finish_containers(&mut containers, &mut held.layers, &self.inner.dirs)?;
         if let Some(id) = options.id.as_ref().filter(|id| containers.get(id).is_some()) {
@@ -125,6 +127,7 @@ impl Store {
             mount_label: options.mount_label.clone().unwrap_or_default(),
             writeable: true,
             mappings,
+            mapped_by_mount,
             metadata: String::new(),
             flags: std::collections::BTreeMap::new(),
             big_data: Vec::new(),
@@ -323,6 +326,7 @@ pub(crate) fn mapped_top_layer(
             mount_label: base.mount_label.clone(),
             writeable: false,
             mappings,
+            mapped_by_mount: false,
             metadata: String::new(),
             flags: std::collections::BTreeMap::new(),
             big_data: Vec::new(),

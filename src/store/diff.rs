@@ -21,6 +21,7 @@ use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::diff_stream::{Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
+use crate::store::layer_store::locked::files_of;
 
 /// The two layers of a comparison.
 struct Pair {
@@ -83,7 +84,7 @@ impl Store {
         let (to, from) = (Arc::clone(&pair.to), pair.from.clone());
         self.write_to_layer_store(move |layers| {
             let _graph = graph;
-            Comparison::open(&layers.driver, &to, from.as_deref())
+            files_of(&to.id, Comparison::open(&layers.driver, &to, from.as_deref()))
         })
         .await
     }
@@ -191,7 +192,7 @@ impl Store {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(Error::io_at("opening", path, error)),
             };
-            let trees = driver.file_trees(&id)?;
+            let trees = files_of(&id, driver.file_trees(&id))?;
             Ok(Some(DiffSource::Replay {
                 tar_split,
                 trees,

@@ -24,7 +24,7 @@ use crate::driver::{Driver, OverlayDiff};
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::record::layer::LayerRow;
-use crate::store::layer_store::new_layer::mappings_of;
+use crate::store::layer_store::new_layer::mappings_on_disk;
 
 /// Entries of two trees that one step compares.
 const COMPARED_ENTRIES: usize = 2048;
@@ -177,13 +177,13 @@ impl Comparison {
     /// Opens the trees of two layers, and mounts what has to be mounted.
     pub(super) fn open(driver: &Arc<dyn Driver>, to: &LayerRow, from: Option<&LayerRow>) -> Result<Self> {
         if let Some(upper) = driver.overlay_diff(&to.id, from.map(|row| row.id.as_str()))? {
-            return Ok(Self::OverlayDiff(upper, mappings_of(to)));
+            let mappings = mappings_on_disk(&**driver, to, upper.dir.as_fd())?;
+            return Ok(Self::OverlayDiff(upper, mappings));
         }
         let tree = |row: &LayerRow| -> Result<Tree> {
-            Ok(Tree {
-                dir: driver.mount_private(&row.id)?,
-                mappings: mappings_of(row),
-            })
+            let dir = driver.mount_private(&row.id)?;
+            let mappings = mappings_on_disk(&**driver, row, dir.as_fd())?;
+            Ok(Tree { dir, mappings })
         };
         Ok(Self::Trees {
             new: tree(to)?,

@@ -45,6 +45,11 @@ impl Dirs {
         self.sub(&self.run_root, "layers")
     }
 
+    /// Runtime files of layers of additional stores.
+    pub(crate) fn run_additional_layers(&self) -> PathBuf {
+        self.run_layers().join("additional")
+    }
+
     /// Where image records are written.
     pub(crate) fn images(&self) -> PathBuf {
         self.sub(self.image_store.as_ref().unwrap_or(&self.graph_root), "images")

@@ -81,6 +81,7 @@ impl Store {
                 layers.remove_stale()?;
                 layers.inner.mounts.lock_blocking()?.remove_stale()?;
                 layers.inner.recover()?;
+                layers.driver.remove_strays()?;
                 for row in layers.table().rows() {
                     big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
                 }
@@ -92,7 +93,7 @@ impl Store {
                     tracing::info!(layer = id, "removing a layer without a record");
                     layers.move_away(&id)?;
                 }
-                layers.driver.remove_strays()
+                Ok(())
             })
             .await;
         containers.and(images).and(layers)

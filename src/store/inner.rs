@@ -83,6 +83,8 @@ pub(crate) struct Inner {
     pub(crate) driver: RwLock<DriverState>,
     pub(crate) layers: Records<LayerRow>,
     pub(crate) mounts: MountPoints,
+    /// Mounts of layers of additional stores, if there are such stores.
+    pub(crate) additional_mounts: Option<MountPoints>,
     pub(crate) additional_layers: Vec<Additional<LayerRow>>,
     pub(crate) images: Records<ImageRow>,
     /// The image store of the graph root, if images lie apart. It is read as the first of the additional ones.
@@ -134,6 +136,9 @@ impl Inner {
             self.dirs.images().join("images.lock"),
             containers.join("containers.lock"),
         ];
+        if self.additional_mounts.is_some() {
+            files.push(self.dirs.run_additional_layers().join("mountpoints.lock"));
+        }
         if let Some(image_store) = &options.image_store {
             files.push(self.dirs.sub(image_store, "layers").join("layers.lock"));
             files.push(self.dirs.graph_images().join("images.lock"));

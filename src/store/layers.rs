@@ -6,20 +6,15 @@ use std::sync::Arc;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::record::layer::LayerRow;
-use crate::record::mount_point::MountTable;
 use crate::record::record_trait::DigestKind;
 use crate::store::Store;
-use crate::store::access::hit;
+use crate::store::access::{Mounts, hit};
 use crate::store::inner::StoreOrigin;
 use crate::store::views::{Layer, MountState};
 
 /// Joins a record with its mount count.
-pub(crate) fn view(row: &Arc<LayerRow>, mounts: &MountTable, home: StoreOrigin) -> Layer {
-    let mount = match home {
-        StoreOrigin::Primary => mounts.get(&row.id),
-        StoreOrigin::Additional { .. } => None,
-    };
-    let mount = mount.map(|row| {
+pub(crate) fn view(row: &Arc<LayerRow>, mounts: &Mounts, home: StoreOrigin) -> Layer {
+    let mount = mounts.of(home).get(&row.id).map(|row| {
         Arc::new(MountState {
             path: row.path.clone().into(),
             count: row.count.unsigned_abs(),
@@ -42,7 +37,7 @@ impl Store {
         let Some((row, home)) = found else {
             return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
         };
-        Ok(view(&row, &*self.mounts().await?, home))
+        Ok(view(&row, &self.mounts().await?, home))
     }
 
     /// All layers, those of additional stores last.

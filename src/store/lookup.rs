@@ -45,7 +45,7 @@ impl Store {
         let Some((row, origin)) = found else {
             return Ok(None);
         };
-        Ok(Some(view(&row, &*self.mounts().await?, origin)))
+        Ok(Some(view(&row, &self.mounts().await?, origin)))
     }
 
     /// The image with exactly this ID, of the primary store or an additional one.

@@ -3,11 +3,11 @@
 //! The count of each layer is in `mountpoints.json`, shared by all processes. Mounting takes the graph lock (another
 //! process's shutdown unmounts the driver's home), then the layer lock, then the lock of the counts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::bridge;
-use crate::driver;
+use crate::driver::{self, MountState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::idmap::IdMappings;
 use crate::options::{IdMappingOptions, MountOptions};
@@ -17,7 +17,11 @@ use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::containers::mapped_top_layer;
 use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::mount::Counts;
 use crate::store::views::Container;
+
+/// The ID of a mounted layer, and where it is counted.
+type Mounted = (String, Counts);
 
 /// What a layer is looked for by.
 enum LayerKey {
@@ -48,12 +52,13 @@ impl LayerKey {
 impl Store {
     /// Mounts a layer, or the layer of a container, (an ID, name or ID prefix) and returns the directory. Mounts are
     /// counted over all processes: each needs its [`Store::unmount`]. [`Store::mount_guard`] does that by itself.
-    /// A layer that is mounted already stays mounted as it is, whatever `options` say.
+    /// A layer that is mounted already stays mounted as it is, whatever `options` say. A layer of an additional store can be
+    /// mounted with the option `ro` only.
     ///
     /// Takes the graph lock and the layer lock exclusively for one step.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::StoreIsReadOnly`] for a layer of an additional store,
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::StoreIsReadOnly`] for a layer of an additional store without `ro`,
     /// [`ErrorKind::Io`] for what the kernel refuses.
     ///
     /// # Cancellation
@@ -77,30 +82,20 @@ impl Store {
                 LayerKey::Id(container.layer_id().to_owned()),
                 self.container_mount_options(container),
             ),
-            None => (
-                LayerKey::Any(id.to_owned()),
-                driver::MountOptions {
-                    disable_shifting: true,
-                    ..driver::MountOptions::default()
-                },
-            ),
+            None => (LayerKey::Any(id.to_owned()), driver::MountOptions::default()),
         };
         options.mount_label = wanted.label.unwrap_or_default();
         options.options.extend(wanted.options);
         let graph = self.lock_graph().await?;
         self.read_or_write_all_layer_stores(move |layers, additional| {
             let _graph = graph;
-            match key.find(layers.table()).map(|row| row.id.clone()) {
-                Some(id) => layers.mount(&id, options).map(|path| make(id.to_string(), path)),
-                None if additional.iter().any(|table| key.find(table).is_some()) => {
-                    let what = format!(
-                        "mounting layer {:?} of a read-only store is not allowed",
-                        key.text()
-                    );
-                    Err(ErrorKind::StoreIsReadOnly.err(what))
-                }
-                None => Err(key.unknown()),
+            if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
+                return layers.mount(&id, options).map(|path| make(id.to_string(), path));
             }
+            let row = additional.iter().find_map(|table| key.find(table));
+            let row = row.ok_or_else(|| key.unknown())?;
+            let path = layers.mount_additional(row, options)?;
+            Ok(make(row.id.to_string(), path))
         })
         .await
     }
@@ -110,13 +105,11 @@ impl Store {
             uids: container.uid_map().to_vec(),
             gids: container.gid_map().to_vec(),
         };
-        let shifting = !mappings.is_identity() && self.inner.driver().supports_shifting(&mappings);
         driver::MountOptions {
             mount_label: String::new(),
             mappings,
             options: container.mount_opts(),
             volatile: container.volatile() && !self.inner.options.disable_volatile,
-            disable_shifting: !shifting,
         }
     }
 
@@ -147,31 +140,46 @@ impl Store {
     async fn unmount_with<T: Send + 'static>(
         &self,
         id: &str,
-        unmount: fn(&mut LayerStore, &str) -> Result<T>,
+        unmount: fn(&mut LayerStore, &str, Counts) -> Result<T>,
     ) -> Result<T> {
         let key = self.layer_of(id).await?;
-        self.write_to_layer_store(move |layers| {
-            let found = key.find(layers.table()).map(|row| row.id.clone());
-            unmount(layers, &found.ok_or_else(|| key.unknown())?)
+        self.unmount_by_key(key, unmount).await
+    }
+
+    async fn unmount_by_key<T: Send + 'static>(
+        &self,
+        key: LayerKey,
+        unmount: fn(&mut LayerStore, &str, Counts) -> Result<T>,
+    ) -> Result<T> {
+        self.read_or_write_all_layer_stores(move |layers, additional| {
+            if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
+                return unmount(layers, &id, Counts::Primary);
+            }
+            let row = additional.iter().find_map(|table| key.find(table));
+            unmount(layers, &row.ok_or_else(|| key.unknown())?.id, Counts::Additional)
         })
         .await
     }
 
-    /// How often a layer or the layer of a container is mounted, over all processes.
+    /// How often a layer or the layer of a container is mounted, over all processes. Counts of mounts that are not there,
+    /// as after a reboot that has kept the run root, are zero.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
     pub async fn mounted(&self, id: &str) -> Result<u64> {
         let key = self.layer_of(id).await?;
         let found = self
-            .read_all_layer_stores(|_, table| Ok(hit(key.find(table).map(|row| row.id.clone()))))
+            .read_all_layer_stores(|home, table| Ok(hit(key.find(table).map(|row| (row.id.clone(), home)))))
             .await?;
-        let id = found.ok_or_else(|| key.unknown())?;
-        Ok(self
-            .mounts()
-            .await?
-            .get(&id)
-            .map_or(0, |mount| mount.count.unsigned_abs()))
+        let (id, home) = found.ok_or_else(|| key.unknown())?;
+        let mounts = self.mounts().await?;
+        let Some(mount) = mounts.of(home).get(&id) else {
+            return Ok(0);
+        };
+        let (path, count) = (PathBuf::from(&mount.path), mount.count.unsigned_abs());
+        let driver = self.inner.driver();
+        let state = bridge::run(move || Ok(driver.mount_state(&path))).await?;
+        Ok(if state == MountState::Nowhere { 0 } else { count })
     }
 
     /// The layer of a container, the layer that is mounted on this path, or what the key means.
@@ -239,10 +247,12 @@ impl Store {
             let options = driver::MountOptions {
                 mount_label: label.unwrap_or_default(),
                 options,
-                disable_shifting: true,
                 ..driver::MountOptions::default()
             };
-            let path = held.layers.mount(&top.id, options)?;
+            let path = match held.layers.table().get(&top.id).is_some() {
+                true => held.layers.mount(&top.id, options)?,
+                false => held.layers.mount_additional(&top, options)?,
+            };
             Ok(make(top.id.to_string(), path))
         })
         .await
@@ -258,7 +268,7 @@ impl Store {
     /// Nothing has happened, or the step finishes in the background.
     pub async fn unmount_image(&self, id: &str) -> Result<u64> {
         let layer = self.unmapped_top_layer(id).await?;
-        self.write_to_layer_store(move |layers| layers.unmount(&layer))
+        self.unmount_by_key(LayerKey::Id(layer), LayerStore::unmount)
             .await
     }
 
@@ -272,7 +282,7 @@ impl Store {
     /// As [`Store::unmount_image`].
     pub async fn unmount_image_all(&self, id: &str) -> Result<()> {
         let layer = self.unmapped_top_layer(id).await?;
-        self.write_to_layer_store(move |layers| layers.unmount_all(&layer))
+        self.unmount_by_key(LayerKey::Id(layer), LayerStore::unmount_all)
             .await
     }
 
@@ -307,7 +317,8 @@ impl Store {
             if mounted.is_empty() {
                 return Ok(());
             }
-            let what = format!("a layer is mounted: {}", mounted.join(", "));
+            let ids: Vec<&str> = mounted.iter().map(|(id, _counts)| id.as_str()).collect();
+            let what = format!("a layer is mounted: {}", ids.join(", "));
             Err(ErrorKind::LayerUsedByContainer.err(what))
         })
         .await
@@ -324,31 +335,41 @@ impl Store {
     /// # Cancellation
     /// As [`Store::shutdown`].
     pub async fn shutdown_force(&self) -> Result<Vec<String>> {
-        self.stop_driver(|layers, mounted| mounted.iter().try_for_each(|id| layers.unmount_all(id)))
-            .await
+        // A layer that cannot be unmounted does not keep the others mounted.
+        let unmount = |layers: &mut LayerStore, mounted: &[Mounted]| {
+            let undo = |(id, counts): &Mounted| layers.unmount_all(id, *counts);
+            let results: Vec<Result<()>> = mounted.iter().map(undo).collect();
+            results.into_iter().collect()
+        };
+        self.stop_driver(unmount).await
     }
 
     /// Stops the driver after `prepare`, which gets the IDs of mounted layers; returns these.
     async fn stop_driver(
         &self,
-        prepare: fn(&mut LayerStore, &[String]) -> Result<()>,
+        prepare: fn(&mut LayerStore, &[Mounted]) -> Result<()>,
     ) -> Result<Vec<String>> {
         let graph = self.lock_graph().await?;
         let guard = self.inner.layers.write().await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || {
             LayerStore::enter(inner, guard)?.leave(move |layers| {
-                let mounts = layers.inner.mounts.read_blocking()?;
-                let mounted: Vec<String> = layers
-                    .table()
-                    .rows()
-                    .filter(|row| mounts.get(&row.id).is_some())
-                    .map(|row| row.id.to_string())
-                    .collect();
+                let mut mounted = Vec::new();
+                let additional = layers.inner.additional_mounts.as_ref();
+                let all = std::iter::once((&layers.inner.mounts, Counts::Primary))
+                    .chain(additional.map(|mounts| (mounts, Counts::Additional)));
+                for (mounts, counts) in all {
+                    let mounts = mounts.read_blocking()?;
+                    let known = mounts.rows().filter(|mount| {
+                        (counts == Counts::Additional || layers.table().get(&mount.id).is_some())
+                            && layers.driver.mount_state(Path::new(&mount.path)) != MountState::Nowhere
+                    });
+                    mounted.extend(known.map(|mount| (mount.id.clone(), counts)));
+                }
                 prepare(layers, &mounted)?;
                 Self::mark_shut_down(&graph)?;
                 layers.driver.cleanup()?;
-                Ok(mounted)
+                Ok(mounted.into_iter().map(|(id, _counts)| id).collect())
             })
         })
         .await

@@ -192,7 +192,7 @@ impl UnmountStep {
 }
 
 fn unmount(store: &Store, layers: WriteGuard<LayerRow>, layer: &str) -> Result<()> {
-    LayerStore::enter(Arc::clone(&store.inner), layers)?.leave(|layers| layers.unmount(layer).map(drop))
+    LayerStore::enter(Arc::clone(&store.inner), layers)?.leave(|layers| layers.unmount_any(layer).map(drop))
 }
 
 impl Store {

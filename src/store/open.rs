@@ -168,6 +168,14 @@ impl Inner {
             let tops: Vec<PathBuf> = stores.cloned().chain(homes).collect();
             name_sync::sync_before(&tops, std::iter::empty())?;
         }
+        let additional_mounts = match additional_layers.is_empty() {
+            true => None,
+            false => {
+                let dir = dirs.run_additional_layers();
+                make_private_dir(&dir)?;
+                Some(MountPoints::open(&dir, lock_timeout)?)
+            }
+        };
         let userns_lock = LockFile::open(&options.graph_root.join("userns.lock"), LockMode::ReadWrite)?;
         let inner = Self {
             dirs,
@@ -176,6 +184,7 @@ impl Inner {
             driver: RwLock::new(DriverState { driver, token }),
             layers,
             mounts,
+            additional_mounts,
             additional_layers,
             images,
             graph_images,

@@ -9,6 +9,7 @@
 //! Dropped or killed at any point, the staging directories are unlocked and the next open removes them; a record
 //! that is already there is marked incomplete and removed by the next user of the lock.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use tokio::io::AsyncRead;
@@ -20,8 +21,10 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
 use crate::store::Store;
-use crate::store::layer_store::locked::LayerStore;
-use crate::store::layer_store::new_layer::{StagedTarSplit, Start, Unpacked, mappings_of, record_applied};
+use crate::store::layer_store::locked::{LayerStore, files_of};
+use crate::store::layer_store::new_layer::{
+    StagedTarSplit, Start, Unpacked, mappings_on_disk, record_applied,
+};
 use crate::store::stage::commit;
 use crate::store::stage::plan::{LayerPlan, new_layer};
 use crate::store::stage::staged_diff::StagedDiff;
@@ -208,10 +211,11 @@ impl Store {
         let (layers, row, tar_split, file, target) = bridge::run(move || {
             let layers = LayerStore::enter(inner, guard)?;
             let row = layers.find(&key)?;
-            let content = layers.driver.layer_tree(&row.id)?;
+            let content = files_of(&row.id, layers.driver.layer_tree(&row.id))?;
             let mut temp = TempDir::create(&layers.inner.dirs.layers_tmp())?;
             let path = temp.addition();
-            let (file, target) = (create_tar_split(&path)?, target_of(&content, mappings_of(&row))?);
+            let mappings = mappings_on_disk(&*layers.driver, &row, content.dir.as_fd())?;
+            let (file, target) = (create_tar_split(&path)?, target_of(&content, mappings)?);
             Ok((layers, row, StagedTarSplit { path, temp }, file, target))
         })
         .await?;

@@ -5,6 +5,7 @@ pub(crate) mod atomic;
 pub(crate) mod child;
 mod clean_path;
 pub(crate) mod mount;
+pub(crate) mod mount_namespaces;
 pub(crate) mod name_sync;
 pub(crate) mod ofd;
 mod private_dir;

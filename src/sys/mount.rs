@@ -102,8 +102,8 @@ pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     Ok(parse_mount_table(&std::fs::read("/proc/self/mountinfo")?, path))
 }
 
-#[cfg(any(test, feature = "test-util"))]
-fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::PathBuf> {
+/// The mount points of a table in the form of `mountinfo` that are at or below a path, in the order of [`mounts_below`].
+pub(crate) fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::PathBuf> {
     let mut found: Vec<std::path::PathBuf> = table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
@@ -115,7 +115,6 @@ fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// Reads the table's octal escapes (`\040` is a space). Anything else stays as it is.
-#[cfg(any(test, feature = "test-util"))]
 fn unescape(field: &[u8]) -> std::path::PathBuf {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -27,6 +27,46 @@ fn listing(dir: &std::path::Path) -> Vec<(std::path::PathBuf, std::time::SystemT
     all
 }
 
+/// The layer and the image of the additional store are mounted read-only, and counted over all processes.
+async fn looked_at_in_place(store: &crate::support::TestStore) {
+    let read_only = || graphroot::MountOptions::default().option("ro");
+    let path = store.mount("additional-layer", read_only()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
+    if store.graph_driver_name() == "overlay" {
+        assert!(std::fs::write(path.join("from-below"), "2").is_err());
+    }
+    let other = store.reopen().await;
+    assert_eq!(
+        other
+            .mount_image("additional-image", Default::default())
+            .await
+            .unwrap(),
+        path
+    );
+    assert_eq!(other.mounted("additional-layer").await.unwrap(), 2);
+    let layer = store.layer("additional-layer").await.unwrap();
+    assert_eq!(
+        (layer.mount_count(), layer.mount_point()),
+        (2, Some(path.as_path()))
+    );
+    // Other layers' counts are written meanwhile.
+    store.mount("on-top", Default::default()).await.unwrap();
+    store.unmount("on-top").await.unwrap();
+    assert_eq!(other.unmount_image("additional-image").await.unwrap(), 1);
+    assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
+    assert_eq!(kind(other.shutdown().await), ErrorKind::LayerUsedByContainer);
+    assert_eq!(store.unmount(path.to_str().unwrap()).await.unwrap(), 0);
+    assert_eq!(store.mounted("additional-layer").await.unwrap(), 0);
+    store
+        .mount_image("additional-image", Default::default())
+        .await
+        .unwrap();
+    store.unmount_image_all("additional-image").await.unwrap();
+    if store.graph_driver_name() == "overlay" {
+        assert!(!path.exists());
+    }
+}
+
 async fn used_but_not_changed(driver: &str) {
     let Some(store) = with_additional(driver).await else {
         return;
@@ -82,6 +122,7 @@ async fn used_but_not_changed(driver: &str) {
     let path = store.mount("on-top", Default::default()).await.unwrap();
     assert_eq!(std::fs::read_to_string(path.join("from-below")).unwrap(), "1");
     store.unmount("on-top").await.unwrap();
+    looked_at_in_place(&store).await;
     // Nothing can be changed there.
     assert_eq!(
         kind(store.mount("additional-layer", Default::default()).await),

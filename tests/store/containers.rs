@@ -66,3 +66,69 @@ each_driver! {
         assert_eq!(store.reopen().await.container("fleeting").await.unwrap().id(), container.id());
     }
 }
+
+/// Files of a container whose owners are mapped when it is mounted: the records say so, the files come later.
+#[tokio::test]
+async fn owners_that_a_mount_maps_are_in_both_records() {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(test) = crate::support::TestStore::open("overlay", Layout::Plain).await else {
+        return;
+    };
+    let shifting = ("Supports shifting".to_owned(), "true".to_owned());
+    if !test.status().await.unwrap().contains(&shifting) {
+        eprintln!("SKIPPED: the kernel has no ID-mapped lower layers");
+        return;
+    }
+    test.put(None, "base", &[("file", "1")]).await;
+    test.create_image(Some("base"), ImageOptions::default().name("image"))
+        .await
+        .unwrap();
+    let mapped = vec![graphroot::IdMap::new(0, 100_000, 65_536)];
+    let mut options = ContainerOptions::default().name("box");
+    options.id_mappings.uid_map.clone_from(&mapped);
+    options.id_mappings.gid_map.clone_from(&mapped);
+    let container = test.create_container(Some("image"), options).await.unwrap();
+    assert_eq!((container.uid_map(), container.gid_map()), (&*mapped, &*mapped));
+    let layer = test.layer(container.layer_id()).await.unwrap();
+    assert_eq!((layer.uid_map(), layer.gid_map()), (&*mapped, &*mapped));
+    assert_eq!(test.layers().await.unwrap().len(), 2, "no copy with other owners");
+    let owner = |path: &std::path::Path| {
+        let meta = path.metadata().unwrap();
+        (meta.uid(), meta.gid())
+    };
+    let dir = test.graph_root().join("overlay").join(container.layer_id());
+    assert!(!dir.join("diff1").exists());
+    assert_eq!(owner(&dir.join("diff")), (0, 0));
+
+    let path = test.mount("box", Default::default()).await.unwrap();
+    assert_eq!(owner(&path), (100_000, 100_000));
+    assert_eq!(owner(&path.join("file")), (100_000, 100_000));
+    std::fs::write(path.join("new"), "2").unwrap();
+    std::os::unix::fs::chown(path.join("new"), Some(100_007), Some(100_008)).unwrap();
+    test.unmount("box").await.unwrap();
+    // The diff has the container's own owners.
+    let mut diff = Vec::new();
+    let mut stream = test
+        .diff(None, container.layer_id(), Default::default())
+        .await
+        .unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut diff)
+        .await
+        .unwrap();
+    let text = String::from_utf8_lossy(&diff[..512]).into_owned();
+    assert!(
+        text.starts_with("new\0") && text[108..].starts_with("0000007\x000000010\0"),
+        "{text:?}"
+    );
+    // And the layer itself shows the owners on disk.
+    let path = test
+        .mount(container.layer_id(), Default::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        owner(&path.join("file")),
+        (100_000, 100_000),
+        "it is the container's"
+    );
+    test.unmount_all("box").await.unwrap();
+}

@@ -89,6 +89,181 @@ each_driver! {
     }
 }
 
+/// A store on overlay with a container `box`, and the ID of its layer.
+async fn with_box() -> Option<(crate::support::TestStore, String)> {
+    let test = crate::support::TestStore::open("overlay", crate::support::Layout::Plain).await?;
+    test.put(None, "base", &[("file", "1")]).await;
+    let image = ImageOptions::default().name("image");
+    test.create_image(Some("base"), image).await.unwrap();
+    let options = ContainerOptions::default().name("box");
+    let container = test.create_container(Some("image"), options).await.unwrap();
+    let layer = container.layer_id().to_owned();
+    Some((test, layer))
+}
+
+/// Unmounts as a reboot does: the counts stay.
+fn unmount_in_kernel(path: &std::path::Path) {
+    rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+fn is_mounted(path: &std::path::Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+}
+
+#[tokio::test]
+async fn a_count_for_a_mount_that_is_not_there_is_zero() {
+    let Some((test, _layer)) = with_box().await else {
+        return;
+    };
+    for _ in 0..3 {
+        test.mount("box", Default::default()).await.unwrap();
+    }
+    let path = test.mount("box", Default::default()).await.unwrap();
+    assert_eq!(test.unmount("box").await.unwrap(), 3);
+    unmount_in_kernel(&path);
+    let store = test.reopen().await;
+    assert_eq!(store.mounted("box").await.unwrap(), 0);
+    assert_eq!(store.mount("box", Default::default()).await.unwrap(), path);
+    assert_eq!(store.mounted("box").await.unwrap(), 1);
+    assert_eq!(store.mount("box", Default::default()).await.unwrap(), path);
+    assert_eq!(store.unmount("box").await.unwrap(), 1);
+    assert_eq!(store.unmount("box").await.unwrap(), 0);
+    assert!(!is_mounted(&path));
+    // Nor does it keep the driver from being stopped, or take several unmounts.
+    for end in ["shutdown", "unmount"] {
+        store.mount("box", Default::default()).await.unwrap();
+        store.mount("box", Default::default()).await.unwrap();
+        unmount_in_kernel(&path);
+        match end {
+            "shutdown" => store.shutdown().await.unwrap(),
+            _ => assert_eq!(store.unmount("box").await.unwrap(), 0),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_mount_of_another_mount_namespace_counts() {
+    use std::io::{BufRead as _, BufReader};
+    let Some((test, _layer)) = with_box().await else {
+        return;
+    };
+    let path = test.mount("box", Default::default()).await.unwrap();
+    let mut other = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", "echo ready; read line"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(other.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ready\n");
+    unmount_in_kernel(&path);
+    assert_eq!(test.mounted("box").await.unwrap(), 1);
+    assert_eq!(test.mount("box", Default::default()).await.unwrap(), path);
+    assert_eq!(test.mounted("box").await.unwrap(), 2);
+    assert_eq!(test.unmount("box").await.unwrap(), 1);
+    unmount_in_kernel(&path);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    assert_eq!(test.mounted("box").await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_mount_that_a_killed_process_did_not_count_ends_with_the_last_unmount() {
+    let Some((test, _layer)) = with_box().await else {
+        return;
+    };
+    let path = test.mount("box", Default::default()).await.unwrap();
+    std::fs::remove_file(test.run_root().join("overlay-layers/mountpoints.json")).unwrap();
+    std::fs::write(test.run_root().join("overlay-layers/mountpoints.lock"), [7; 64]).unwrap();
+    let store = test.reopen().await;
+    assert_eq!(store.mounted("box").await.unwrap(), 0);
+    assert!(is_mounted(&path));
+    assert_eq!(store.mount("box", Default::default()).await.unwrap(), path);
+    assert_eq!(store.mounted("box").await.unwrap(), 1);
+    assert_eq!(store.unmount("box").await.unwrap(), 0);
+    assert!(!is_mounted(&path));
+    store.delete_container("box").await.unwrap();
+}
+
+#[tokio::test]
+async fn files_in_a_mount_point_keep_no_container_from_being_deleted() {
+    let Some((test, layer)) = with_box().await else {
+        return;
+    };
+    let dir = test.graph_root().join("overlay").join(layer);
+    std::fs::write(dir.join("merged/file"), "by a confused process").unwrap();
+    let path = test.mount("box", Default::default()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(path.join("file")).unwrap(), "1");
+    assert_eq!(test.unmount("box").await.unwrap(), 0);
+    assert!(!dir.join("merged.1").exists());
+    test.mount("box", Default::default()).await.unwrap();
+    test.delete_container("box").await.unwrap();
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn a_layer_on_a_full_disk_can_be_unmounted() {
+    let root = tempfile::tempdir().unwrap();
+    let (graph, run) = (root.path().join("graph"), root.path().join("run"));
+    std::fs::create_dir(&graph).unwrap();
+    let small = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m,nr_inodes=300", "tmpfs"])
+        .arg(&graph)
+        .status();
+    if !small.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: mounting needs root");
+        return;
+    }
+    let store = graphroot::Store::open(graphroot::StoreOptions::new(&graph, &run).driver("overlay"))
+        .await
+        .unwrap();
+    store
+        .create_container(None, ContainerOptions::default().name("box"))
+        .await
+        .unwrap();
+    let path = store.mount("box", Default::default()).await.unwrap();
+    let mut number = 0;
+    while std::fs::write(graph.join(format!("filler{number}")), "").is_ok() {
+        number += 1;
+    }
+    assert_eq!(store.unmount("box").await.unwrap(), 0);
+    assert!(!is_mounted(&path));
+    assert_eq!(store.mounted("box").await.unwrap(), 0);
+    for number in 0..20 {
+        std::fs::remove_file(graph.join(format!("filler{number}"))).unwrap();
+    }
+    store.mount("box", Default::default()).await.unwrap();
+    assert_eq!(store.unmount("box").await.unwrap(), 0);
+    store.shutdown().await.unwrap();
+    drop(store);
+    unmount_in_kernel(&graph);
+}
+
+#[tokio::test]
+async fn messages_about_mounts_say_each_thing_once() {
+    let Some((test, layer)) = with_box().await else {
+        return;
+    };
+    let dir = test.graph_root().join("overlay").join(&layer);
+    std::fs::remove_dir_all(dir.join("work")).unwrap();
+    let text = test.mount("box", Default::default()).await.unwrap_err().chain();
+    assert_eq!(text.matches("mounting layer").count(), 1, "{text}");
+    assert!(text.contains("No such file or directory"), "{text}");
+    std::fs::remove_dir_all(&dir).unwrap();
+    let mount = test.mount("box", Default::default()).await.unwrap_err();
+    let diff = test.diff(None, &layer, Default::default()).await.unwrap_err();
+    for error in [mount, diff] {
+        let text = error.chain();
+        assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{text}");
+        assert!(text.contains(&layer) && text.contains("files are lost"), "{text}");
+        assert!(!text.contains("not known"), "{text}");
+    }
+}
+
 /// What one mounted directory of this process's namespace is mounted with.
 fn mounted_with(path: &std::path::Path) -> String {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();

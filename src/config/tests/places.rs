@@ -138,8 +138,6 @@ fn drop_in_files_count_in_the_order_of_their_names() {
             machine.write(&format!("{dir}/{other}"), "not read");
         }
     }
-    machine.write("linked", "not read");
-    symlink(machine.path("linked"), machine.path(dirs[4].0).join("1.conf")).unwrap();
     std::fs::create_dir(machine.path(dirs[4].0).join("2.conf")).unwrap();
 
     for (who, uid) in [("root", 0), ("user", 1000)] {
@@ -177,6 +175,41 @@ fn drop_in_files_count_in_the_order_of_their_names() {
         .variable("XDG_RUNTIME_DIR", machine.path("home"));
     let other = loader.variable("HOME", "/nowhere").now();
     assert_eq!(other.options.driver_priority, ["6", "4", "2", "0"]);
+}
+
+#[test]
+fn a_link_or_device_among_the_drop_in_files_hides_others() {
+    let machine = Machine::new();
+    let [low, high] = ["usr/share", "etc"].map(|dir| format!("{dir}/containers/storage.conf.d"));
+    for name in ["file", "null", "dangling", "pipe"] {
+        let text = format!("[storage]\ndriver_priority = [\"{name}\", {{ append = true }}]\n");
+        machine.write(&format!("{low}/{name}.conf"), &text);
+        if name == "file" {
+            machine.write("linked", &text.replace("file", "linked"));
+        }
+    }
+    std::fs::create_dir_all(machine.path(&high)).unwrap();
+    symlink(machine.path("linked"), machine.path(&high).join("file.conf")).unwrap();
+    symlink("/dev/null", machine.path(&high).join("null.conf")).unwrap();
+    symlink("/nowhere", machine.path(&high).join("dangling.conf")).unwrap();
+    assert_eq!(machine.load().options.driver_priority, ["linked", "pipe"]);
+    let pipe = machine.path(&high).join("pipe.conf");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    assert_eq!(
+        machine.load().options.driver_priority,
+        ["linked"],
+        "a pipe is not waited for"
+    );
+    std::fs::remove_file(&pipe).unwrap();
+    symlink(machine.path("home"), &pipe).unwrap();
+    std::fs::create_dir_all(machine.path("home")).unwrap();
+    let error = machine.loader().fails();
+    assert_eq!(
+        error.io_kind(),
+        Some(std::io::ErrorKind::IsADirectory),
+        "{}",
+        error.chain()
+    );
 }
 
 #[test]

@@ -199,7 +199,7 @@ pub(super) fn owners_can_be_mapped_by_the_mount(setup: &Setup) {
         setup.driver.unmount("top").unwrap();
     }
     let plain = MountOptions {
-        disable_shifting: true,
+        mappings: IdMappings::default(),
         ..options
     };
     let root = setup.driver.mount("top", &plain).unwrap();

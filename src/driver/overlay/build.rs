@@ -180,10 +180,16 @@ impl Overlay {
         }
         let quota = Quota::parse(&options.storage_opt)?;
         if quota.is_some() && !options.read_write {
-            return Err(ErrorKind::InvalidInput.err("storage options of a layer that is not a container's"));
+            let names: Vec<&str> = options.storage_opt.keys().map(String::as_str).collect();
+            let what = format!(
+                "--storage-opt {} is only supported for ReadWrite Layers",
+                names.join(", ")
+            );
+            return Err(ErrorKind::InvalidInput.err(what));
         }
         if quota.is_some() && !self.capabilities().quota {
-            return Err(ErrorKind::NotSupported.err("storage options of a layer without project quotas"));
+            let what = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
+            return Err(ErrorKind::NotSupported.err(what));
         }
         Ok(quota)
     }

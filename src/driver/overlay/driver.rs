@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::driver::contract::{
-    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, OverlayDiff, Staged,
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, MountState,
+    OverlayDiff, Staged,
 };
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::{exists, open_tree};
@@ -18,7 +19,8 @@ use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::StagingLock;
 use crate::lock::temp_dir::{self, TempDir};
-use crate::sys::mount::unmount_lazily;
+use crate::sys::mount::{is_live_mount, unmount_lazily};
+use crate::sys::mount_namespaces::is_mounted_elsewhere;
 use crate::sys::tree;
 
 impl Driver for Overlay {
@@ -52,6 +54,10 @@ impl Driver for Overlay {
 
     fn supports_shifting(&self, mappings: &IdMappings) -> bool {
         self.can_shift(mappings)
+    }
+
+    fn shifts_new_files(&self) -> bool {
+        self.program.is_some()
     }
 
     fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>> {
@@ -104,6 +110,20 @@ impl Driver for Overlay {
 
     fn unmount(&self, id: &str) -> Result<()> {
         self.unmount_layer(id)
+    }
+
+    fn unmount_all(&self, id: &str) -> Result<()> {
+        self.unmount_whole(id)
+    }
+
+    fn mount_state(&self, target: &Path) -> MountState {
+        if is_live_mount(target).unwrap_or(false) {
+            MountState::Here
+        } else if is_mounted_elsewhere(target) {
+            MountState::Elsewhere
+        } else {
+            MountState::Nowhere
+        }
     }
 
     fn mount_private(&self, id: &str) -> Result<OwnedFd> {

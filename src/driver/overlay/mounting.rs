@@ -17,7 +17,7 @@ use crate::driver::overlay::mount::OverlayMount;
 use crate::driver::overlay::program::{self, Extras};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{self, Located, Lower, generations};
-use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::mount::{make_private, unmount_lazily};
 use crate::sys::{privilege, tree};
@@ -81,8 +81,7 @@ impl Overlay {
         let count = found.count.unwrap_or(0);
         if count == 0 {
             let writable = writable_anywhere || found.place.own;
-            self.mount_new(id, &found, options, writable)
-                .context(|| format!("mounting layer {id:?}"))?;
+            self.mount_new(id, &found, options, writable)?;
         }
         mounts.set(found.merged.clone(), count + 1);
         Ok(found.merged)
@@ -134,8 +133,7 @@ impl Overlay {
         // A read-only mount has no upper directory.
         let mut sorted = self.sort_options(options)?;
         let read_write = writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
-        let shifting = !options.disable_shifting
-            && !options.mappings.uids.is_empty()
+        let shifting = !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
             && self.can_shift(&options.mappings);
         if options.volatile && read_write && self.volatile() {
@@ -287,7 +285,14 @@ impl Overlay {
         }
         mounts.set(merged.clone(), 0);
         self.unmount(id, &place, &merged)
-            .context(|| format!("unmounting layer {id:?}"))
+    }
+
+    /// Ends every use, and unmounts.
+    pub(super) fn unmount_whole(&self, id: &str) -> Result<()> {
+        let mut mounts = self.shared.mounts();
+        let MountTarget { place, merged, .. } = self.find_target(id, &mounts)?;
+        mounts.set(merged.clone(), 0);
+        self.unmount(id, &place, &merged)
     }
 
     fn unmount(&self, id: &str, place: &Located, merged: &Path) -> Result<()> {
@@ -307,21 +312,28 @@ impl Overlay {
             }
             return Ok(());
         }
-        // A new directory replaces the mount point: other mount namespaces may still have the mount on the old one, and
-        // a layer with a mount point in use cannot be removed.
-        let Ok(stat) = merged.symlink_metadata() else {
-            return Ok(());
-        };
+        // The layer is unmounted, whatever becomes of the mount point: on a full disk no directory can be made, and files
+        // in it, which a process has written while nothing was mounted, keep it from being replaced.
         let fresh = place.dir.join("merged.1");
-        ensure_dir(
-            &fresh,
-            Owner {
-                uid: stat.uid(),
-                gid: stat.gid(),
-            },
-        )?;
-        rustix::fs::renameat(CWD, &fresh, CWD, merged).at("replacing mount point", merged)
+        if let Err(error) = replace_target(merged, &fresh) {
+            tracing::warn!("{}", error.chain());
+            if let Err(error) = rustix::fs::rmdir(&fresh) {
+                tracing::debug!(dir = %fresh.display(), %error, "no new mount point to remove");
+            }
+        }
+        Ok(())
     }
+}
+
+/// Replaces a mount point by a new directory: other mount namespaces may still have the mount on the old one, and a layer
+/// with a mount point in use cannot be removed.
+fn replace_target(merged: &Path, fresh: &Path) -> Result<()> {
+    let Ok(stat) = merged.symlink_metadata() else {
+        return Ok(());
+    };
+    let (uid, gid) = (stat.uid(), stat.gid());
+    ensure_dir(fresh, Owner { uid, gid })?;
+    rustix::fs::renameat(CWD, fresh, CWD, merged).at("replacing mount point", merged)
 }
 
 /// Removes the mark of a volatile mount: the kernel does not mount a layer with it again. Returns whether there was one.

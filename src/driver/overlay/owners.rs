@@ -30,10 +30,11 @@ impl Overlay {
         }
         let options = MountOptions {
             mount_label: label.to_owned(),
-            disable_shifting: true,
             ..MountOptions::default()
         };
-        let merged = self.mount_for_owners(id, &options)?;
+        let merged = self
+            .mount_for_owners(id, &options)
+            .context(|| format!("mounting layer {id:?}"))?;
         let changed = at::open_dir(&merged)
             .at("opening mounted layer", &merged)
             .and_then(|tree| chown::change_owners(tree.as_fd(), from, to, self.program.is_some()));

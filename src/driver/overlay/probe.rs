@@ -15,7 +15,7 @@ use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::home_state::HomeState;
 use crate::driver::overlay::layout::TEMP_DIRS;
 use crate::driver::overlay::mount::{OverlayMount, is_invalid};
-use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
@@ -191,18 +191,22 @@ impl Probe<'_> {
         let options = flags::sort([self.mount_options])?;
         match trial.mount(&["lower"], self.namespace, options) {
             Err(error) if is_invalid(&error) => return Ok(false),
-            result => {
-                result.context(|| format!("trying overlay with mount options {:?}", self.mount_options))?;
+            // Another driver may work where these options do not. A full disk is no reason for another driver.
+            Err(error) if error.io_kind() != Some(std::io::ErrorKind::StorageFull) => {
+                let what = format!("overlay with mount options {:?}", self.mount_options);
+                return Err(ErrorKind::NotSupported.err(what).with_source(error));
             }
+            result => result?,
         }
         let file = trial.path("merged/f");
         rustix::fs::chmodat(CWD, &file, Mode::RUSR | Mode::WUSR, AtFlags::empty())
             .at("changing the mode of", file)?;
         let upper = at::open_dir(&trial.path("upper")).at("opening", trial.path("upper"))?;
         let attribute = format!("{}metacopy", self.prefix());
-        Ok(xattr::get_at(upper.as_fd(), b"f", &attribute)
-            .during("reading an overlay attribute")?
-            .is_some())
+        match xattr::get_at(upper.as_fd(), b"f", &attribute) {
+            Err(Errno::OPNOTSUPP) => Ok(false),
+            found => Ok(found.during("reading an overlay attribute")?.is_some()),
+        }
     }
 
     fn prefix(&self) -> &'static str {

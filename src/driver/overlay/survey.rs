@@ -96,9 +96,9 @@ impl Survey {
             places: BTreeMap::new(),
         };
         survey.places = survey.written();
-        let found = survey.from_both_lists();
+        let found = survey.by_both_lists();
         survey.add(found);
-        let found = survey.from_position();
+        let found = survey.by_position();
         survey.add(found);
         Ok(survey)
     }
@@ -164,7 +164,7 @@ impl Survey {
     }
 
     /// Unknown link IDs of layers whose two lists agree in length.
-    fn from_both_lists(&self) -> BTreeMap<String, Place> {
+    fn by_both_lists(&self) -> BTreeMap<String, Place> {
         let mut found = BTreeMap::new();
         for (_home, _id, layer) in self.layers() {
             let (names, ids) = (layer.lower.names(), layer.lower_layers.names());
@@ -184,7 +184,7 @@ impl Survey {
     }
 
     /// Unknown link IDs, each of the only layer that it can be.
-    fn from_position(&self) -> BTreeMap<String, Place> {
+    fn by_position(&self) -> BTreeMap<String, Place> {
         let unknown = self.unknown();
         let mut found = BTreeMap::new();
         for (name, below) in &unknown {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::driver::CreateOptions;
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
 use crate::store::dirs::{check_layer_id, layer_location};
@@ -161,7 +162,11 @@ impl LayerStore {
         }
         let options = CreateOptions {
             read_write: new.writeable,
-            mappings: new.mappings,
+            mappings: if new.mapped_by_mount {
+                IdMappings::default()
+            } else {
+                new.mappings
+            },
             mount_label: new.mount_label,
             storage_opt: new.storage_opt,
             durable,

@@ -138,3 +138,15 @@ impl LayerStore {
         }
     }
 }
+
+/// What the driver says about the layer `id`, which has a record: that the driver does not know it means that its files are
+/// lost.
+pub(crate) fn files_of<T>(id: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error.kind() {
+        ErrorKind::LayerUnknown => {
+            let what = format!("layer {id:?} has a record, but its files are lost");
+            ErrorKind::CorruptMetadata.err(what)
+        }
+        _ => error,
+    })
+}

@@ -1,12 +1,14 @@
 //! What a new layer is made of, before it has a record.
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::archive::apply::pipeline::Applied;
-use crate::driver::Staged;
-use crate::idmap::IdMappings;
+use crate::driver::{Driver, Staged};
+use crate::error::{IoContext as _, Result};
+use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
 use crate::options::{Flag, LayerBigData};
 use crate::record::layer::LayerRow;
@@ -48,8 +50,10 @@ pub(crate) struct NewLayer {
     pub(crate) start: Start,
     pub(crate) mount_label: String,
     pub(crate) writeable: bool,
-    /// Mappings of the files on disk.
+    /// Mappings in the record.
     pub(crate) mappings: IdMappings,
+    /// A container's layer whose owners are mapped when it is mounted: its files are not given other owners now.
+    pub(crate) mapped_by_mount: bool,
     pub(crate) metadata: String,
     pub(crate) flags: BTreeMap<String, Flag>,
     pub(crate) big_data: Vec<LayerBigData>,
@@ -57,11 +61,31 @@ pub(crate) struct NewLayer {
     pub(crate) volatile: bool,
 }
 
-/// The mappings of the files of a layer on disk.
+/// The mappings in the record of a layer: those of its files on disk. A container's layer whose owners are mapped when it
+/// is mounted has files only from such a mount.
 pub(crate) fn mappings_of(row: &LayerRow) -> IdMappings {
     IdMappings {
         uids: row.uid_map.clone(),
         gids: row.gid_map.clone(),
+    }
+}
+
+/// The mappings of the files of a layer on disk, whose root directory is `root`.
+pub(crate) fn mappings_on_disk(
+    driver: &dyn Driver,
+    row: &LayerRow,
+    root: BorrowedFd<'_>,
+) -> Result<IdMappings> {
+    let mappings = mappings_of(row);
+    if mappings.is_identity() || !driver.shifts_new_files() {
+        return Ok(mappings);
+    }
+    // The record does not say whether the owners were changed or are mapped by a mount.
+    let stat = rustix::fs::fstat(root).during(format!("looking at layer {:?}", row.id))?;
+    let (uid, gid) = (stat.st_uid, stat.st_gid);
+    match mappings.to_container(Owner { uid, gid }) {
+        Ok(_changed) => Ok(mappings),
+        Err(_unmapped) => Ok(IdMappings::default()),
     }
 }
 

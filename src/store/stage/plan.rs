@@ -78,6 +78,7 @@ pub(crate) fn new_layer(
         mount_label: options.mount_label.unwrap_or_default(),
         writeable: options.writeable,
         mappings,
+        mapped_by_mount: false,
         metadata: options.metadata,
         flags: options.flags,
         big_data: options.big_data,

@@ -66,6 +66,19 @@ impl Store {
         wanted: &IdMappingOptions,
         parent: Option<&LayerRow>,
     ) -> Result<IdMappings> {
+        let mappings = self.wanted_mappings(wanted, parent)?;
+        if mappings.is_identity() || self.inner.driver().supports_shifting(&mappings) {
+            return Ok(IdMappings::default());
+        }
+        Ok(mappings)
+    }
+
+    /// The mappings asked for, else the parent's, else the store's.
+    pub(crate) fn wanted_mappings(
+        &self,
+        wanted: &IdMappingOptions,
+        parent: Option<&LayerRow>,
+    ) -> Result<IdMappings> {
         let inherited = parent.map_or_else(|| self.inner.options.id_mappings.clone(), mappings_of);
         let choose = |host: bool, asked: &Vec<_>, inherited: Vec<_>| match (host, asked.is_empty()) {
             (true, _) => Vec::new(),
@@ -77,9 +90,6 @@ impl Store {
             gids: choose(wanted.host_gid_mapping, &wanted.gid_map, inherited.gids),
         };
         mappings.validate()?;
-        if mappings.is_identity() || self.inner.driver().supports_shifting(&mappings) {
-            return Ok(IdMappings::default());
-        }
         Ok(mappings)
     }
 }
