@@ -24,6 +24,9 @@ use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
 /// Bytes of the compressed tar-split file that are read at a time.
 const READ_SIZE: usize = 64 * 1024;
 
+/// Bytes of a file that are read at a time, so that they are in the processor's cache when the checksum is taken.
+const READ_PART: usize = 128 * 1024;
+
 /// Entries without bytes that one step passes over at the most.
 const MAX_EMPTY_ENTRIES: usize = 4096;
 
@@ -158,6 +161,7 @@ impl<R: Read> Replay<R> {
                 rest,
                 crc,
             } => {
+                let room = room.min(READ_PART);
                 let limit = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
                 let start = out.len();
                 let count = read_spare(file.as_fd(), out, limit)
