@@ -1,6 +1,7 @@
 //! Sizes of layers, images and containers, and the owners of the directories above a mount.
 
 use std::collections::{BTreeSet, HashSet};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -153,7 +154,17 @@ impl Store {
             return Err(ErrorKind::LayerNotMounted.err(format!("reading the parent owners of layer {id:?}")));
         };
         let (uid_map, gid_map) = (layer.uid_map().to_vec(), layer.gid_map().to_vec());
+        let id = id.to_owned();
         bridge::run(move || {
+            // Unmounted since the counts were read, or at a reboot.
+            if path
+                .symlink_metadata()
+                .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            {
+                return Err(
+                    ErrorKind::LayerNotMounted.err(format!("reading the parent owners of layer {id:?}"))
+                );
+            }
             let (mut uids, mut gids) = (BTreeSet::new(), BTreeSet::new());
             for above in path.ancestors().skip(1) {
                 let meta = above.symlink_metadata().at("reading the owner of", above)?;

@@ -14,6 +14,7 @@ mod support;
 
 mod concurrency;
 mod config;
+mod config_places;
 mod crash;
 mod diffs_for_go;
 mod examples;
@@ -22,6 +23,7 @@ mod images_of_ours;
 mod json_interop;
 mod layouts;
 mod locking;
+mod lower_layers;
 mod memory;
 mod mount_program;
 mod podman_reads_ours;

@@ -147,6 +147,20 @@ async fn owners_above_a_mount_need_a_mount() {
     );
     store.mount(layer.id(), Default::default()).await.unwrap();
     store.layer_parent_owners(layer.id()).await.unwrap();
+    let path = store
+        .layer(layer.id())
+        .await
+        .unwrap()
+        .mount_point()
+        .unwrap()
+        .to_owned();
+    let gone = root.path().join("gone");
+    std::fs::rename(&path, &gone).unwrap();
+    assert_eq!(
+        kind(store.layer_parent_owners(layer.id()).await),
+        ErrorKind::LayerNotMounted
+    );
+    std::fs::rename(&gone, &path).unwrap();
     store.unmount(layer.id()).await.unwrap();
 }
 

@@ -91,6 +91,16 @@ impl PeerSet {
         true
     }
 
+    /// The version of the set's `containers-storage`, as major and minor number; zero for one that does not tell.
+    pub(crate) fn storage_version(self) -> (u32, u32) {
+        let program = self.find("containers-storage").unwrap();
+        let output = Command::new(program).arg("version").output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let number = text.split_whitespace().last().unwrap_or("0.0");
+        let mut parts = number.split('.').map(|part| part.parse().unwrap());
+        (parts.next().unwrap(), parts.next().unwrap())
+    }
+
     /// Whether `GRAPHROOT_TEST_WITHOUT` names it.
     fn is_left_out(self) -> bool {
         let without = std::env::var("GRAPHROOT_TEST_WITHOUT").unwrap_or_default();

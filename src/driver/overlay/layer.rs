@@ -98,7 +98,10 @@ pub(super) fn move_away(home: &Path, id: &str, temp: &mut TempDir) -> Result<()>
         _ => links_to(home, id)?,
     };
     for name in names {
-        temp.stage_deletion(&home.join(LINKS).join(name))?;
+        // One that stays leads nowhere; garbage collection removes it.
+        if let Err(error) = temp.stage_deletion(&home.join(LINKS).join(name)) {
+            tracing::warn!(layer = id, error = %error.chain(), "cannot remove the symbolic link of a layer");
+        }
     }
     temp.stage_deletion(&dir)?;
     Ok(())
