@@ -107,6 +107,20 @@ pub(super) const ACCEPTED: &[Accepted] = &[
     },
     // Files and directories of the store.
     Accepted {
+        key: "owners-that-a-mount-maps",
+        why: "peers before 1.64 record them with the container alone, not with its layer, and so find no owners above its \
+              mount point that they do not contain",
+        driver: Some("overlay"),
+        lines: &[
+            "layers.json [*].gidmap: * / null",
+            "layers.json [*].uidmap: * / null",
+            "answer failed: LayerNotMounted: reading the parent owners of layer * / Json(Object {\"GIDs\": Null, \"UIDs\": Null})",
+            "answer .GIDs: [0] / null",
+            "answer .UIDs: [0] / null",
+        ],
+        ..ANY
+    },
+    Accepted {
         key: "lower-layers",
         why: "peers before 1.64 know the layers below by link IDs alone",
         driver: Some("overlay"),
