@@ -165,9 +165,9 @@ pub(super) const ACCEPTED: &[Accepted] = &[
     },
     Accepted {
         key: "mode-of-the-home",
-        why: "old peers close the driver's home to others, newer ones leave that to the graph root",
+        why: "peers before 1.64 close the driver's home to others, newer ones leave that to the graph root",
         lines: &["/graph/overlay: mode 0755 / 0700"],
-        ..OLD
+        ..ANY
     },
     Accepted {
         key: "cached-probes",
