@@ -245,7 +245,7 @@ impl Growth {
     /// All rows in a store that is open.
     async fn measure_open(&self, store: &Store) -> Res<Times> {
         let mut times = Times::new();
-        // Whoever was here before us has made the caches stale.
+        // The previous process has made the caches stale.
         for row in Row::ALL {
             self.ours(store, row).await?;
         }

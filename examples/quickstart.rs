@@ -331,7 +331,7 @@ fn say(line: &str) {
 fn progress_line(line: &str) {
     let mut out = std::io::stderr();
     if out.is_terminal() {
-        // Nobody needs to know if the terminal is gone.
+        // Without a terminal there is no one to tell.
         write!(out, "\r\x1b[K{line}").and_then(|()| out.flush()).ok();
     }
 }

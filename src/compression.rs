@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// Not at all, or in a way that nobody recognises.
+    /// Not at all, or in a way that is not recognised.
     #[default]
     None = 0,
     /// bzip2; can be read, not written.

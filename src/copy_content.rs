@@ -16,7 +16,7 @@ use crate::archive::diff::export::Export;
 use crate::bridge::{self, ByteStream};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
-use crate::sys::{at, privilege};
+use crate::sys::{at, privilege, random};
 use crate::whiteout::WhiteoutFormat;
 
 /// Where [`copy_content`] copies from or to.
@@ -58,7 +58,7 @@ impl CopyEnd {
 }
 
 /// Copies what is at `from` to `to`; links at the end of `from` are followed. `owner` (inside the container) becomes
-/// everybody's owner, if it is given.
+/// the owner of everything, if it is given.
 ///
 /// The content of a directory is merged into the directory `to`, which is made (0755) if it is missing. A file becomes
 /// the file `to`, replacing another one; directories on the way are made (0700).
@@ -247,11 +247,13 @@ fn copy_file(
         return Err(replaces_dir());
     }
     // Several copies into one directory may run at once, and a killed one leaves its file.
-    let random = getrandom::u64().during("drawing a random file name")?;
-    let temp = format!(".graphroot-copy-{random:016x}");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&parent, temp.as_str(), flags, Mode::RUSR | Mode::WUSR)
-        .at("creating a file beside", &to.path)?;
+    let created = random::with_unused(|number| {
+        let temp = format!(".graphroot-copy-{number}");
+        let file = rustix::fs::openat(&parent, temp.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
+        Ok((file, temp))
+    });
+    let (file, temp) = created.at("creating a file beside", &to.path)?;
     let filled = fill(&mut from, file, stat, owner)
         .and_then(|()| Ok(rustix::fs::renameat(&parent, temp.as_str(), &parent, name)?));
     filled.map_err(|error| {

@@ -64,7 +64,7 @@
 //!
 //! # Whose things are touched
 //!
-//! Everybody who opens the same directories shares one store, Podman included. Two methods reach beyond what their
+//! All programs that open the same directories share one store, Podman included. Two methods reach beyond what their
 //! caller has made: [`Store::wipe`] deletes every container, image and layer of the store, and
 //! [`Store::shutdown_force`] unmounts every layer, also under running containers of other processes. User text that
 //! names something is best looked up with [`Store::image_by_name`] and its like: [`Store::image`] also takes the

@@ -10,6 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Runs one blocking step on tokio's blocking pool and returns its result; a panic in `step` goes on here.
 ///
+/// Outside of a tokio runtime it fails.
+///
 /// If the returned future is dropped the step still runs to its end; what it returns is dropped in a step too. So a
 /// step must own everything it needs, and must leave the store consistent by itself.
 pub(crate) async fn run<T, F>(step: F) -> Result<T>
@@ -19,11 +21,23 @@ where
 {
     let span = tracing::Span::current();
     #[expect(clippy::disallowed_methods, reason = "this is the one door")]
-    let task = tokio::task::spawn_blocking(move || Detached::new(span.in_scope(step)));
+    let task = runtime()?.spawn_blocking(move || Detached::new(span.in_scope(step)));
     match task.await {
         Ok(result) => result.into_inner(),
         Err(error) => Err(ended(error)),
     }
+}
+
+/// The runtime of the caller.
+///
+/// # Errors
+/// [`ErrorKind::NotSupported`] outside of a tokio runtime.
+pub(crate) fn runtime() -> Result<Handle> {
+    Handle::try_current().map_err(|error| {
+        ErrorKind::NotSupported
+            .err("a call outside of a tokio runtime")
+            .with_source(error)
+    })
 }
 
 /// What a task says that has no result; a panic goes on.
@@ -34,7 +48,7 @@ fn ended(error: tokio::task::JoinError) -> Error {
     }
 }
 
-/// Starts a blocking step that runs beside its caller; nobody waits for it. For work after the last await.
+/// Starts a blocking step that runs beside its caller and is not waited for. For work after the last await.
 pub(crate) fn spawn_detached<F>(step: F)
 where
     F: FnOnce() + Send + 'static,

@@ -20,7 +20,7 @@ pub struct Effective {
     /// What to open the store with.
     pub options: StoreOptions,
     /// What is set, and where it came from: first the roots and what else has a default, then the rest in the order
-    /// of the keys' table. A key that nobody set and that has no default is missing, and so is one whose value does
+    /// of the keys' table. A key that is not set and that has no default is missing, and so is one whose value does
     /// not count.
     pub values: Vec<Value>,
     /// The warnings, in the order in which they were found.

@@ -16,7 +16,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::sys::random;
 
 /// The size of a token; older Go versions accept no other size.
 pub(crate) const SIZE: usize = 64;
@@ -34,13 +35,7 @@ pub(crate) struct Token {
 impl Token {
     /// A token that differs from all others.
     pub(crate) fn new() -> Result<Self> {
-        let mut random = [0; 44];
-        getrandom::fill(&mut random).map_err(|error| {
-            Error::io(
-                "drawing random bytes for a lock file",
-                std::io::Error::other(error),
-            )
-        })?;
+        let random = random::bytes()?;
         // A clock before 1970 or after 2554 only costs uniqueness that the other parts have as well.
         let clock = SystemTime::now()
             .duration_since(UNIX_EPOCH)

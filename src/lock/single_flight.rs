@@ -25,7 +25,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::bridge;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::sys::make_private_dir;
+use crate::sys::make_private_subdir;
 
 type Gate = tokio::sync::Mutex<()>;
 
@@ -82,7 +82,7 @@ fn open(path: &Path) -> Result<RwLock<File>> {
     let file = match options.open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             if let Some(dir) = path.parent() {
-                make_private_dir(dir)?;
+                make_private_subdir(dir)?;
             }
             options.open(path)
         }

@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::staging_lock::StagingLock;
-use crate::sys::{at, tree};
+use crate::sys::{at, make_private_subdir, random, tree};
 
 const DIR_PREFIX: &str = "temp-dir-";
 const LOCK_PREFIX: &str = "lock-";
@@ -49,15 +49,11 @@ pub(crate) struct TempDir {
 }
 
 impl TempDir {
-    /// Creates one below `root` (which is created, 0700, if missing). Blocking.
+    /// Creates one below `root` (which is created, 0700, if missing, but not what is above it). Blocking.
     pub(crate) fn create(root: &Path) -> Result<Self> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(root)
-            .at("creating", root)?;
+        make_private_subdir(root)?;
         for _ in 0..MAX_TRIES {
-            let suffix = random_suffix()?;
+            let suffix = random::number()?.to_string();
             let Some(lock) = StagingLock::try_create(&member(root, LOCK_PREFIX, suffix.as_bytes()))? else {
                 continue;
             };
@@ -193,16 +189,6 @@ fn member(root: &Path, prefix: &str, suffix: &[u8]) -> PathBuf {
     root.join(name)
 }
 
-fn random_suffix() -> Result<String> {
-    let number = getrandom::u32().map_err(|error| {
-        Error::io(
-            "drawing a random name for a temporary directory",
-            std::io::Error::other(error),
-        )
-    })?;
-    Ok(number.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +211,7 @@ mod tests {
     fn layout_and_life() {
         fn assert_shareable<T: Send + Sync + 'static>(_: &T) {}
         let tmp = tempfile::tempdir().unwrap();
-        let root = tmp.path().join("overlay/tempdirs");
+        let root = tmp.path().join("tempdirs");
         let mut temp = TempDir::create(&root).unwrap();
         assert_shareable(&temp);
         let suffix = temp

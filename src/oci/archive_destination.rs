@@ -31,6 +31,14 @@ pub(crate) enum Form {
 }
 
 impl Form {
+    /// The mode of a new archive before the umask, as Skopeo and Podman have it.
+    fn mode(self) -> u32 {
+        match self {
+            Self::Oci => 0o666,
+            Self::Docker => 0o644,
+        }
+    }
+
     /// Name of the member with a layer or config.
     fn member(self, digest: &Digest, extension: &str) -> String {
         match self {
@@ -92,7 +100,7 @@ impl ArchiveDestination {
             }
             (_, name) => name,
         };
-        let mut writer = ArchiveWriter::create(file).await?;
+        let mut writer = ArchiveWriter::create(file, form.mode()).await?;
         if form == Form::Oci {
             let (marker, content) = MARKER;
             writer.small(marker, &Bytes::from_static(content)).await?;

@@ -23,8 +23,9 @@ pub(crate) struct ArchiveWriter {
 }
 
 impl ArchiveWriter {
-    /// Starts an archive that will replace `path`, which must be a regular file if it exists.
-    pub(crate) async fn create(path: PathBuf) -> Result<Self> {
+    /// Starts an archive that will replace `path`, which must be a regular file if it exists and then keeps its mode. A
+    /// new one has `mode` less the umask.
+    pub(crate) async fn create(path: PathBuf, mode: u32) -> Result<Self> {
         bridge::run(move || {
             match std::fs::symlink_metadata(&path) {
                 // A rename would replace the device or link, not what it stands for.
@@ -37,7 +38,7 @@ impl ArchiveWriter {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io_at("looking at", path, error)),
             }
-            let target = AtomicFile::create_unnamed(&path)?;
+            let target = AtomicFile::create_unnamed(&path, mode)?;
             let file = BufWriter::with_capacity(STEP, File::from_std(target.handle()?));
             Ok(Self {
                 target: Some(target),
@@ -93,7 +94,7 @@ impl ArchiveWriter {
         };
         finished.await.map_err(|error| self.failed(error))?;
         match self.target.take() {
-            Some(target) => bridge::run(move || target.commit(true, 0o644).map(drop)).await,
+            Some(target) => bridge::run(move || target.commit_as_user_file(true)).await,
             None => Ok(()),
         }
     }

@@ -24,6 +24,9 @@ use crate::sys::atomic::{self, AtomicFile};
 /// The marker file of a layout and its content.
 pub(crate) const MARKER: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
 
+/// The mode of new files before the umask. Files that are replaced keep theirs.
+const MODE: u32 = 0o644;
+
 /// An index of no images.
 const EMPTY_INDEX: &[u8] =
     br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
@@ -43,7 +46,7 @@ impl LayoutWriter {
             let (marker, content) = MARKER;
             let marker = dir.join(marker);
             if !marker.try_exists().at("looking for", &marker)? {
-                atomic::write_file(&marker, content, 0o644, true)?;
+                atomic::write_user_file(&marker, content, MODE, true)?;
             }
             Ok(Self { dir, name })
         })
@@ -75,7 +78,7 @@ impl LayoutWriter {
             if path.try_exists().at("looking for", &path)? {
                 return Ok(());
             }
-            atomic::write_file(&path, &bytes, 0o644, true).map(drop)
+            atomic::write_user_file(&path, &bytes, MODE, true)
         })
         .await
     }
@@ -117,7 +120,7 @@ fn update(path: &Path, entry: Value) -> Result<()> {
         Err(error) => return Err(error),
     };
     let index = add_entry(&bytes, entry).map_err(|error| error.at(path))?;
-    atomic::write_file(path, &index, 0o644, true).map(drop)
+    atomic::write_user_file(path, &index, MODE, true)
 }
 
 /// An index with one more entry.
@@ -146,7 +149,7 @@ pub(crate) fn index_of(entry: Value) -> Result<Vec<u8>> {
 /// Copies a file to a place where it appears whole.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut source = files::open_regular(from)?;
-    let mut target = AtomicFile::create(to)?;
+    let mut target = AtomicFile::create_user_file(to, MODE)?;
     std::io::copy(&mut source, &mut target).at("copying a layer to", to)?;
-    target.commit(true, 0o644).map(drop)
+    target.commit_as_user_file(true)
 }

@@ -20,7 +20,7 @@ use fd_lock::RwLock;
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{Error, IoContext as _, Result};
-use crate::sys::make_private_dir;
+use crate::sys::make_private_subdir;
 
 /// Bytes that are read or written in one step; a kill loses at most so many.
 const STEP: usize = 256 * 1024;
@@ -108,7 +108,7 @@ fn lock(path: &Path) -> Result<Option<(RwLock<File>, u64)>> {
 }
 
 fn open(dir: &Path, path: PathBuf, size: u64) -> Result<Option<Partial>> {
-    make_private_dir(dir)?;
+    make_private_subdir(dir)?;
     let Some((lock, found)) = lock(&path)? else {
         return Ok(None);
     };

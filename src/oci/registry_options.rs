@@ -58,9 +58,9 @@ pub enum Transport {
     /// HTTPS with a certificate that a known root has signed.
     #[default]
     Tls,
-    /// HTTPS with any certificate: encrypted, but anybody may answer.
+    /// HTTPS with any certificate: encrypted, but any server may answer.
     TlsUnverified,
-    /// HTTP: anybody may read and answer.
+    /// HTTP: any host on the way may read and answer.
     Plain,
 }
 

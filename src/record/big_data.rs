@@ -18,10 +18,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -33,6 +32,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record;
 use crate::sys::atomic::{self, AtomicFile};
+use crate::sys::make_private_subdir;
 
 /// The prefix of the name of a file that waits to replace the file of an item.
 const WAITING: &str = ".new-";
@@ -225,11 +225,7 @@ pub(crate) fn write_bytes(dir: &Path, key: &str, content: &[u8], sync: bool) -> 
 /// the old item stays as it was.
 pub(crate) fn write_stream(dir: &Path, key: &str, source: &mut dyn Read, sync: bool) -> Result<u64> {
     let name = file_name(key)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .at("creating", dir)?;
+    make_private_subdir(dir)?;
     let path = dir.join(&*name);
     let mut file = AtomicFile::create(&path)?;
     let mut buffer = Vec::new();
@@ -309,7 +305,7 @@ mod tests {
     #[test]
     fn items_are_written_replaced_and_read() {
         let tmp = tempfile::tempdir().unwrap();
-        let dir = tmp.path().join("images/id");
+        let dir = tmp.path().join("id");
         assert!(open(&dir, "manifest").unwrap().is_none());
         for (key, content) in [
             ("manifest", "one"),

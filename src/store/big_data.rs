@@ -24,7 +24,7 @@ use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
 use crate::store::views::Container;
 use crate::store::{Store, containers, images};
-use crate::sys::make_private_dir;
+use crate::sys::make_private_subdir;
 
 /// Bytes that one step writes of an item that comes in as a stream.
 const SPOOL_STEP: usize = 1 << 20;
@@ -130,7 +130,7 @@ fn set_item<R: Items>(
         images::write_items(dir, std::iter::once((key, data)))?;
         return if same { Ok(()) } else { record() };
     }
-    make_private_dir(dir)?;
+    make_private_subdir(dir)?;
     big_data::write_waiting(dir, key, data, &new, true)?;
     record()?;
     if let Err(error) = big_data::settle(dir, key, &new) {
@@ -198,7 +198,7 @@ impl Store {
         self.write_to_layer_store(move |layers| {
             let row = layers.find(&layer)?;
             let dir = layers.inner.dirs.layer_data(&row.id)?;
-            make_private_dir(&dir)?;
+            make_private_subdir(&dir)?;
             let mut file =
                 std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
             big_data::write_stream(&dir, &key, &mut file, true)?;

@@ -68,8 +68,8 @@ impl Store {
     /// Makes an image of a container (an ID, name, ID prefix or the ID of its layer): what the container changed
     /// becomes a new layer on the top layer of its image, whose config and history are extended.
     ///
-    /// A container that is being written to is committed as each file is when it is read; whoever wants one moment
-    /// stops or freezes its processes. What is on volumes or otherwise mounted over the container is not in it.
+    /// A container that is being written to is committed as each file is when it is read; for one moment of all
+    /// files, stop or freeze its processes. What is on volumes or otherwise mounted over the container is not in it.
     ///
     /// Locks are taken as by [`Store::diff`], [`Store::put_layer`] and [`ImageBuilder::build`], one after the other,
     /// and none while data flows. The layer and the image have the IDs that Podman and Buildah give them; a layer with
@@ -79,11 +79,11 @@ impl Store {
     /// [`ErrorKind::ContainerUnknown`]; [`ErrorKind::ImageUnknown`] if the container's image is gone;
     /// [`ErrorKind::InvalidInput`] if that image's config does not describe its layers, or for a name that image programs
     /// cannot read; those of [`Store::diff`],
-    /// [`Store::put_layer`] and [`Store::image_config`]. The store is then as before.
+    /// [`Store::put_layer`] and [`Store::image_config`]. There is no image then, but a layer that no image names may
+    /// remain, since other programs may use it already; the next commit of the same content does.
     ///
     /// # Cancellation
-    /// The image is there as a whole or not at all. A layer that no image names may remain, after a crash too; the
-    /// next commit of the same content uses it.
+    /// As a failure, after a crash too: the image is there as a whole or not at all.
     ///
     /// ```no_run
     /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
@@ -112,7 +112,8 @@ impl Store {
         let diff = self
             .diff(None, container.layer_id(), DiffOptions::uncompressed())
             .await?;
-        let (layer, made) = self.put_by_content(below, Box::pin(diff)).await?;
+        // It stays if the image cannot be built: another commit, or a pull, may have begun to use it.
+        let layer = self.put_by_content(below, Box::pin(diff)).await?;
         let from = base
             .as_ref()
             .and_then(|base| base.image.names().first())
@@ -122,21 +123,13 @@ impl Store {
         step.author = options.changes.author.clone().unwrap_or_default();
         let builder = ImageBuilder {
             base: None,
-            top_layer: Some(layer.clone()),
+            top_layer: Some(layer),
             names: options.names,
             created: options.created,
             history: vec![step],
             changes: options.changes,
         };
-        let built = builder.build_on(self, base).await;
-        if built.is_err()
-            && made
-            && let Err(error) = self.delete_layer(&layer).await
-        {
-            // Another image may be built on it by now.
-            tracing::warn!(layer, error = %error.chain(), "the layer of a failed commit stays");
-        }
-        built
+        builder.build_on(self, base).await
     }
 
     /// Creates a layer on `parent` (an ID, name or ID prefix) from a tar stream, as [`Store::put_layer`] does, under the
@@ -163,12 +156,12 @@ impl Store {
             Some(parent) => Some(self.layer(parent).await?.id().to_owned()),
             None => None,
         };
-        let (id, _new) = self.put_by_content(parent.as_deref(), Box::pin(diff)).await?;
+        let id = self.put_by_content(parent.as_deref(), Box::pin(diff)).await?;
         self.layer(&id).await
     }
 
-    /// Makes a stream a layer on `parent` (an exact ID). Returns its ID, and whether it is new.
-    async fn put_by_content(&self, parent: Option<&str>, diff: Source<'_>) -> Result<(String, bool)> {
+    /// Makes a stream a layer on `parent` (an exact ID), or finds the one that there is. Returns its ID.
+    async fn put_by_content(&self, parent: Option<&str>, diff: Source<'_>) -> Result<String> {
         // It is unpacked while it is read; its ID follows from its digest.
         let mut options = LayerOptions::default();
         let staged = self.stage_diff(parent, &options, diff).await?;
@@ -176,13 +169,13 @@ impl Store {
         let id = layer_id(parent, &diff_id);
         options.id = Some(id.clone());
         match self.commit_diff(parent, options, staged).await {
-            Ok(_put) => Ok((id, true)),
+            Ok(_put) => Ok(id),
             Err(error) if error.kind() == ErrorKind::DuplicateId => {
                 let known = self.layer(&id).await?;
                 let same = known.id() == id
                     && known.parent() == parent
                     && known.diff_digest().as_ref() == Some(&diff_id);
-                if same { Ok((id, false)) } else { Err(error) }
+                if same { Ok(id) } else { Err(error) }
             }
             Err(error) => Err(error),
         }

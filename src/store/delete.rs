@@ -152,7 +152,7 @@ impl Store {
         .await
     }
 
-    /// Deletes every container, image and layer of this store, whoever made it: also those that Podman, Buildah or
+    /// Deletes every container, image and layer of this store, whichever program made it: also those that Podman, Buildah or
     /// CRI-O keep in the same graph root, with what their containers hold, and whatever else the driver takes for a
     /// layer. Mounted layers are unmounted. No safety checks; a program that wants to remove only what is its own
     /// deletes that by ID.

@@ -8,20 +8,69 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::archive::diff::changes::Change;
+use crate::archive::diff::changes::{Change, Counted, changes_size};
 use crate::bridge;
 use crate::compression::Compression;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::hit;
-use crate::store::diff_stream::{Comparison, DiffSource, DiffStream, check_compression};
+use crate::store::diff_stream::{COMPARED_ENTRIES, Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
+use crate::sys::tree::UsageWalk;
+
+/// What has changed, and the tree with it. Each step is bounded, so that a large layer keeps no thread from others, and a
+/// caller that goes away ends the search with the current step.
+async fn find_changes(comparison: Comparison) -> Result<(Vec<Change>, OwnedFd)> {
+    let (mut search, tree) = bridge::run(move || comparison.search()).await?;
+    loop {
+        let more;
+        (more, search) = bridge::run(move || Ok((search.step()?, search))).await?;
+        if !more {
+            return bridge::run(move || Ok((search.into_changes(), tree))).await;
+        }
+    }
+}
+
+/// Bytes in everything below a directory but directories. In bounded steps, as [`find_changes`].
+async fn size_of_tree(dir: OwnedFd) -> Result<u64> {
+    const DOING: &str = "measuring a layer";
+    let mut walk = bridge::run(move || UsageWalk::new(dir.as_fd()).during(DOING)).await?;
+    loop {
+        let step = move || Ok((walk.step(COMPARED_ENTRIES as u64).during(DOING)?, walk));
+        let more;
+        (more, walk) = bridge::run(step).await?;
+        if !more {
+            return Ok(walk.usage.size);
+        }
+    }
+}
+
+/// Bytes in the files of the tree that were added or changed. In bounded steps, as [`find_changes`].
+async fn size_of_changes(changes: Vec<Change>, tree: OwnedFd) -> Result<u64> {
+    let mut state = (changes, tree, Counted::new());
+    let (mut start, mut size) = (0, 0u64);
+    while start < state.0.len() {
+        let step = move || {
+            let (changes, tree, seen) = &mut state;
+            let part = changes.get(start..).unwrap_or_default();
+            let part = part.get(..COMPARED_ENTRIES).unwrap_or(part);
+            let size = changes_size(tree.as_fd(), part, seen);
+            Ok((size, state))
+        };
+        let part;
+        (part, state) = bridge::run(step).await?;
+        size = size.saturating_add(part);
+        start += COMPARED_ENTRIES;
+    }
+    Ok(size)
+}
 
 /// The two layers of a comparison.
 struct Pair {
@@ -99,7 +148,7 @@ impl Store {
     pub async fn changes(&self, from: Option<&str>, to: &str) -> Result<Vec<Change>> {
         let pair = self.pair(from, to).await?;
         let comparison = self.comparison(&pair).await?;
-        bridge::run(move || comparison.changes()).await
+        Ok(find_changes(comparison).await?.0)
     }
 
     /// Bytes in the files that [`Store::changes`] adds or changes, hard links counted once: an estimate for the size
@@ -109,13 +158,14 @@ impl Store {
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     pub async fn diff_size(&self, from: Option<&str>, to: &str) -> Result<u64> {
         let pair = self.pair(from, to).await?;
-        let driver = self.inner.driver();
-        let comparison = self.comparison(&pair).await?;
-        bridge::run(move || match comparison.size_of_changes()? {
-            Some(size) => Ok(size),
-            None => Ok(driver.disk_usage(&pair.to.id)?.size),
-        })
-        .await
+        match self.comparison(&pair).await? {
+            // Everything in the layer's own tree has changed.
+            Comparison::OverlayDiff(upper, _) => size_of_tree(upper.dir).await,
+            trees @ Comparison::Trees { .. } => {
+                let (changes, tree) = find_changes(trees).await?;
+                size_of_changes(changes, tree).await
+            }
+        }
     }
 
     /// The tar stream that makes layer `from` look like layer `to`; without `from` (or with one that is not known, if

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::archive::compress::gzip::Gzip;
 use crate::archive::compress::parallel::ParallelStream;
 use crate::archive::compress::zstd_frames::ZstdFrames;
-use crate::archive::diff::changes::{self, Change, ComparedTree, TreeComparison};
+use crate::archive::diff::changes::{Change, ComparedTree, TreeComparison, UpperChanges};
 use crate::archive::diff::export::Export;
 use crate::archive::tar_split::replay::Replay;
 use crate::bridge::{ByteStream, Producer, Progress};
@@ -27,7 +27,7 @@ use crate::record::layer::LayerRow;
 use crate::store::layer_store::new_layer::mappings_on_disk;
 
 /// Entries of two trees that one step compares.
-const COMPARED_ENTRIES: usize = 2048;
+pub(super) const COMPARED_ENTRIES: usize = 2048;
 
 /// A layer's diff as a stream of bytes, made by [`Store::diff`](crate::Store::diff).
 ///
@@ -157,6 +157,30 @@ pub(super) enum Comparison {
     Trees { new: Tree, old: Option<Tree> },
 }
 
+/// What is being found out about the changes of a layer, step by step.
+pub(super) enum ChangeSearch {
+    Upper(Box<UpperChanges>),
+    Trees(Box<TreeComparison>),
+}
+
+impl ChangeSearch {
+    /// One step; `false` at the end. Blocking.
+    pub(super) fn step(&mut self) -> Result<bool> {
+        match self {
+            Self::Upper(search) => search.step(COMPARED_ENTRIES),
+            Self::Trees(comparison) => comparison.step(COMPARED_ENTRIES),
+        }
+    }
+
+    /// What has changed, after the last step.
+    pub(super) fn into_changes(self) -> Vec<Change> {
+        match self {
+            Self::Upper(search) => search.into_changes(),
+            Self::Trees(comparison) => comparison.into_changes(),
+        }
+    }
+}
+
 /// A tree and whose owners it has.
 pub(super) struct Tree {
     /// The root directory, perhaps of a private mount.
@@ -191,23 +215,17 @@ impl Comparison {
         })
     }
 
-    /// What has changed.
-    pub(super) fn changes(&self) -> Result<Vec<Change>> {
+    /// The search for what has changed, and the tree with it. Blocking.
+    pub(super) fn search(self) -> Result<(ChangeSearch, OwnedFd)> {
         match self {
             Self::OverlayDiff(upper, _) => {
-                changes::upper_changes(upper.dir.as_fd(), &upper.lowers, upper.namespace)
+                let search = UpperChanges::new(upper.dir.as_fd(), upper.lowers, upper.namespace)?;
+                Ok((ChangeSearch::Upper(Box::new(search)), upper.dir))
             }
             Self::Trees { new, old } => {
-                changes::tree_changes(new.compared(), old.as_ref().map(Tree::compared))
+                let comparison = TreeComparison::new(new.compared(), old.as_ref().map(Tree::compared))?;
+                Ok((ChangeSearch::Trees(Box::new(comparison)), new.dir))
             }
-        }
-    }
-
-    /// Bytes in the files that were added or changed; `None` where the driver knows better.
-    pub(super) fn size_of_changes(&self) -> Result<Option<u64>> {
-        match self {
-            Self::OverlayDiff(..) => Ok(None),
-            Self::Trees { new, .. } => changes::changes_size(new.dir.as_fd(), &self.changes()?).map(Some),
         }
     }
 }

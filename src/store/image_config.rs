@@ -1,4 +1,4 @@
-//! Image configs: what an image runs, for whom, and how it was made. Read from bytes that nobody has checked, written
+//! Image configs: what an image runs, for whom, and how it was made. Read from untrusted bytes, written
 //! as image programs write them. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! Image manifests as the store holds them: read from bytes that nobody has checked, written as image programs write
+//! Image manifests as the store holds them: read from untrusted bytes, written as image programs write
 //! them. No I/O.
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ use crate::store::dirs::item_dir;
 use crate::store::ids::random_id;
 use crate::store::layer_store::new_layer::flags_json;
 use crate::store::views::Image;
-use crate::sys::make_private_dir;
+use crate::sys::make_private_subdir;
 use crate::time::Time;
 
 /// The error for an image that is not there.
@@ -265,7 +265,7 @@ pub(crate) fn write_items<'a>(
     let mut made = false;
     for (key, data) in items {
         if !made {
-            make_private_dir(dir)?;
+            make_private_subdir(dir)?;
             made = true;
         }
         big_data::write_bytes(dir, key, data, true)?;

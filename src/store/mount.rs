@@ -325,7 +325,7 @@ impl Store {
         .map(drop)
     }
 
-    /// As [`Store::shutdown`], after unmounting every mounted layer of the store, whoever mounted it: also the root
+    /// As [`Store::shutdown`], after unmounting every mounted layer of the store, whichever program mounted it: also the root
     /// file systems of containers that other processes, such as Podman, run at this moment. Returns the IDs of the
     /// layers that were mounted.
     ///

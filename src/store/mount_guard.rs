@@ -26,7 +26,7 @@ const DROP_WAIT: Duration = Duration::from_secs(5);
 /// background, and a failure is logged. Where no runtime is left to do that, because it is shutting down or gone, a
 /// thread unmounts it, and dropping waits for that thread for at most five seconds; if another process holds the layer
 /// lock for longer the thread goes on, and if the process ends before it has finished, the mount stays counted until
-/// somebody calls [`Store::unmount_all`] or the machine is started again.
+/// [`Store::unmount_all`] is called or the machine is started again.
 ///
 /// ```no_run
 /// # async fn demo(store: graphroot::Store) -> Result<(), Box<dyn std::error::Error>> {
@@ -207,7 +207,7 @@ impl Store {
     /// # Cancellation
     /// Nothing stays mounted.
     pub async fn mount_guard(&self, id: &str, options: MountOptions) -> Result<Mount> {
-        let (store, runtime) = (self.clone(), Handle::current());
+        let (store, runtime) = (self.clone(), bridge::runtime()?);
         self.mount_with(id, options, move |layer, path| {
             Mount::new(store, layer, path, runtime)
         })
@@ -223,7 +223,7 @@ impl Store {
     /// # Cancellation
     /// Nothing stays mounted.
     pub async fn mount_image_guard(&self, id: &str, options: MountOptions) -> Result<Mount> {
-        let (store, runtime) = (self.clone(), Handle::current());
+        let (store, runtime) = (self.clone(), bridge::runtime()?);
         self.mount_image_with(id, options, move |layer, path| {
             Mount::new(store, layer, path, runtime)
         })

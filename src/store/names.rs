@@ -32,7 +32,7 @@ impl Store {
     /// Replaces the names of a layer, image or container (an ID, name or ID prefix). A name that another item of the
     /// same kind has is removed from that item.
     ///
-    /// Prefer [`Store::add_names`] and [`Store::remove_names`]: this method discards names that somebody has added
+    /// Prefer [`Store::add_names`] and [`Store::remove_names`]: this method discards names that another task or process has added
     /// since the caller read them.
     ///
     /// Takes the layer, image and container locks exclusively, one after the other, until the item is found. An image

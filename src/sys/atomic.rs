@@ -10,10 +10,11 @@ use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::{make_private_subdir, random, unnamed};
 
 /// The prefix of the names of temporary files.
 const PREFIX: &[u8] = b".tmp-";
@@ -23,9 +24,6 @@ const NAME_MAX: usize = 255;
 
 /// Digits of the largest random suffix.
 const DIGITS: usize = 10;
-
-/// How many random names are tried before giving up.
-const ATTEMPTS: usize = 1000;
 
 /// Time of the last change to a file's content, to the nanosecond. Only ever compared for equality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,70 +63,43 @@ pub(crate) struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Starts a file that will replace `target`; its directory must exist.
+    /// Starts a file (0600) that will replace `target`; its directory must exist.
     pub(crate) fn create(target: &Path) -> Result<Self> {
-        let Some(base) = target.file_name() else {
-            return Err(ErrorKind::UnsafePath
-                .err("a file to write must have a name")
-                .at(target));
-        };
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for _ in 0..ATTEMPTS {
-            let random = getrandom::u32().during("drawing a random file name")?;
-            let temp = target.with_file_name(temp_name(base, random));
-            match rustix::fs::open(&temp, flags, Mode::RUSR | Mode::WUSR) {
-                Ok(fd) => {
-                    return Ok(Self {
-                        file: File::from(fd),
-                        target: target.to_owned(),
-                        temp,
-                    });
-                }
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error).at("creating", temp),
-            }
-        }
-        Err(Errno::EXIST).at("finding an unused temporary name for", target)
+        Self::create_with(target, Mode::RUSR | Mode::WUSR)
     }
 
-    /// As [`AtomicFile::create`], but the file has no name until it is committed, so a killed process leaves nothing.
-    /// Where the file system knows no files without a name, it has a temporary one.
+    fn create_with(target: &Path, mode: Mode) -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (fd, temp) = with_temp_path(target, |temp| rustix::fs::open(temp, flags, mode))?;
+        Ok(Self {
+            file: File::from(fd),
+            target: target.to_owned(),
+            temp,
+        })
+    }
+
+    /// As [`AtomicFile::create`], with `mode` less the umask, for [`AtomicFile::commit_as_user_file`].
     #[cfg(feature = "pull")]
-    pub(crate) fn create_unnamed(target: &Path) -> Result<Self> {
+    pub(crate) fn create_user_file(target: &Path, mode: u32) -> Result<Self> {
+        Self::create_with(target, Mode::from_raw_mode(mode))
+    }
+
+    /// As [`AtomicFile::create_user_file`], but the file has no name until it is committed, so a killed process leaves
+    /// nothing. Where the file system knows no files without a name, it has a temporary one.
+    #[cfg(feature = "pull")]
+    pub(crate) fn create_unnamed(target: &Path, mode: u32) -> Result<Self> {
         let dir = match target.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
-            Ok(fd) => Ok(Self {
+        match unnamed::open(CWD, dir, Mode::from_raw_mode(mode)).at("creating a file in", dir)? {
+            Some(fd) => Ok(Self {
                 file: File::from(fd),
                 target: target.to_owned(),
                 temp: PathBuf::new(),
             }),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Self::create(target),
-            Err(error) => Err(error).at("creating a file in", dir),
+            None => Self::create_user_file(target, mode),
         }
-    }
-
-    /// Gives a file without a name a temporary one.
-    fn name(&mut self) -> Result<()> {
-        use std::os::fd::AsRawFd as _;
-        let base = self.target.file_name().unwrap_or_default();
-        let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        for _ in 0..ATTEMPTS {
-            let random = getrandom::u32().during("drawing a random file name")?;
-            let temp = self.target.with_file_name(temp_name(base, random));
-            match rustix::fs::linkat(CWD, &unnamed, CWD, &temp, AtFlags::SYMLINK_FOLLOW) {
-                Ok(()) => {
-                    self.temp = temp;
-                    return Ok(());
-                }
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error).at("naming", temp),
-            }
-        }
-        Err(Errno::EXIST).at("finding an unused temporary name for", &self.target)
     }
 
     /// A second handle of the file, for a writer that wants to own one.
@@ -141,22 +112,76 @@ impl AtomicFile {
     /// rename, so that after a power loss the target is either the old or the new file and never a torn one.
     ///
     /// Returns the new file's time, as [`Mtime::at`] reports it from now on.
-    pub(crate) fn commit(mut self, sync: bool, mode: u32) -> Result<Mtime> {
+    pub(crate) fn commit(self, sync: bool, mode: u32) -> Result<Mtime> {
+        let stat = self.stat()?;
+        self.set_mode(&stat, mode)?;
+        self.rename(sync)?;
+        Ok(Mtime::of(&stat))
+    }
+
+    /// As [`AtomicFile::commit`], with what programs leave that write the target in place: a file that is replaced
+    /// hands on its mode, and its owner and group as far as this user may give them; a new one has the mode that it
+    /// was created with.
+    #[cfg(feature = "pull")]
+    pub(crate) fn commit_as_user_file(self, sync: bool) -> Result<()> {
+        match rustix::fs::lstat(&self.target) {
+            Ok(old) if FileType::from_raw_mode(old.st_mode).is_file() => {
+                let new = self.stat()?;
+                if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) {
+                    let (owner, group) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+                    match rustix::fs::fchown(&self.file, Some(owner), Some(group)) {
+                        Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
+                        Err(error) => return Err(error).at("changing the owner of", &self.target),
+                    }
+                }
+                self.set_mode(&new, old.st_mode & 0o777)?;
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).at("reading the status of", &self.target),
+        }
+        self.rename(sync)
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        rustix::fs::fstat(&self.file).at("reading the status of the new", &self.target)
+    }
+
+    fn set_mode(&self, stat: &Stat, mode: u32) -> Result<()> {
+        if stat.st_mode & 0o7777 == mode {
+            return Ok(());
+        }
+        let mode = Mode::from_raw_mode(mode);
+        rustix::fs::fchmod(&self.file, mode).at("setting the mode of", &self.target)
+    }
+
+    fn rename(mut self, sync: bool) -> Result<()> {
         if sync {
             rustix::fs::fdatasync(&self.file).at("syncing", &self.target)?;
         }
         if self.temp.as_os_str().is_empty() {
-            self.name()?;
-        }
-        let stat = rustix::fs::fstat(&self.file).at("reading the status of", &self.temp)?;
-        if stat.st_mode & 0o7777 != mode {
-            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
-                .at("setting the mode of", &self.temp)?;
+            let link = |temp: &Path| unnamed::link(&self.file, CWD, temp);
+            self.temp = with_temp_path(&self.target, link)?.1;
         }
         rustix::fs::rename(&self.temp, &self.target).at("replacing", &self.target)?;
         self.temp = PathBuf::new();
-        Ok(Mtime::of(&stat))
+        Ok(())
     }
+}
+
+/// Has `make` make a file under a temporary name for `target`. Returns the path too.
+fn with_temp_path<T>(
+    target: &Path,
+    mut make: impl FnMut(&Path) -> rustix::io::Result<T>,
+) -> Result<(T, PathBuf)> {
+    let Some(base) = target.file_name() else {
+        let error = ErrorKind::UnsafePath.err("a file to write must have a name");
+        return Err(error.at(target));
+    };
+    let made = random::with_unused(|number| {
+        let temp = target.with_file_name(temp_name(base, number));
+        make(&temp).map(|made| (made, temp))
+    });
+    made.at("creating a temporary file for", target)
 }
 
 impl Write for AtomicFile {
@@ -187,12 +212,21 @@ pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -
     file.commit(sync, mode)
 }
 
-/// As [`write_file`]; a directory that is missing is made first, 0700.
+/// As [`write_file`], with the mode and owner that [`AtomicFile::commit_as_user_file`] gives; a new file has `mode` less
+/// the umask.
+#[cfg(feature = "pull")]
+pub(crate) fn write_user_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<()> {
+    let mut file = AtomicFile::create_user_file(target, mode)?;
+    file.write_all(content).at("writing", &file.temp)?;
+    file.commit_as_user_file(sync)
+}
+
+/// As [`write_file`]; if the directory is missing, it is made first, 0700, but not what is above it.
 pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Mtime> {
     match write_file(target, content, mode, sync) {
         Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
             if let Some(dir) = target.parent() {
-                crate::sys::private_dir::make_private_dir(dir)?;
+                make_private_subdir(dir)?;
             }
             write_file(target, content, mode, sync)
         }
@@ -312,21 +346,67 @@ mod tests {
         for parent in ["/dev/shm", "/tmp"] {
             let tmp = tempfile::tempdir_in(parent).unwrap();
             let path = tmp.path().join("item");
-            let mut file = AtomicFile::create_unnamed(&path).unwrap();
+            let mut file = AtomicFile::create_unnamed(&path, 0o666).unwrap();
             file.write_all(b"new").unwrap();
             assert_eq!(names(tmp.path()), [""; 0], "{parent}");
-            file.commit(true, 0o644).unwrap();
-            let mut file = AtomicFile::create_unnamed(&path).unwrap();
+            file.commit_as_user_file(true).unwrap();
+            let mut file = AtomicFile::create_unnamed(&path, 0o666).unwrap();
             file.write_all(b"newer").unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), b"new");
             let mut handle = file.handle().unwrap();
             handle.write_all(b"!").unwrap();
-            file.commit(true, 0o644).unwrap();
+            file.commit_as_user_file(true).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), b"newer!");
             assert_eq!(names(tmp.path()), ["item"]);
-            drop(AtomicFile::create_unnamed(&path).unwrap());
-            assert!(AtomicFile::create_unnamed(&tmp.path().join("missing/item")).is_err());
+            drop(AtomicFile::create_unnamed(&path, 0o666).unwrap());
+            assert!(AtomicFile::create_unnamed(&tmp.path().join("missing/item"), 0o666).is_err());
         }
+    }
+
+    #[cfg(feature = "pull")]
+    #[test]
+    fn files_of_users_have_the_mode_that_writing_in_place_gives() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let plain = tmp.path().join("plain");
+        drop(std::fs::File::create(&plain).unwrap());
+        let path = tmp.path().join("item");
+        let write = |content: &[u8]| {
+            let mut file = AtomicFile::create_unnamed(&path, 0o666).unwrap();
+            file.write_all(content).unwrap();
+            file.commit_as_user_file(false).unwrap();
+        };
+        write(b"1");
+        assert_eq!(mode(&path), mode(&plain), "the umask is heeded");
+        for kept in [0o600, 0o444, 0o777] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(kept)).unwrap();
+            write(b"2");
+            assert_eq!(mode(&path), kept);
+            write_user_file(&path, b"3", 0o644, false).unwrap();
+            assert_eq!(
+                (mode(&path), std::fs::read(&path).unwrap()),
+                (kept, b"3".to_vec())
+            );
+        }
+        if crate::sys::privilege::is_root() {
+            std::os::unix::fs::chown(&path, Some(7), Some(8)).unwrap();
+            write(b"4");
+            let stat = rustix::fs::stat(&path).unwrap();
+            assert_eq!((stat.st_uid, stat.st_gid), (7, 8));
+        }
+    }
+
+    /// A store that was removed while it is open stays removed.
+    #[test]
+    fn only_the_directory_itself_is_made_for_a_file() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("store/layers/layers.json");
+        let error = write_file_in_new_dir(&path, b"[]", 0o600, false).unwrap_err();
+        assert_eq!(error.io_kind(), Some(io::ErrorKind::NotFound));
+        assert!(names(tmp.path()).is_empty());
+        std::fs::create_dir(tmp.path().join("store")).unwrap();
+        write_file_in_new_dir(&path, b"[]", 0o600, false).unwrap();
+        assert_eq!(names(path.parent().unwrap()), ["layers.json"]);
     }
 
     #[test]

@@ -11,12 +11,14 @@ pub(crate) mod ofd;
 mod private_dir;
 pub(crate) mod privilege;
 mod processors;
+pub(crate) mod random;
 pub(crate) mod sync_tracker;
 pub(crate) mod tree;
+pub(crate) mod unnamed;
 pub(crate) mod userns;
 pub(crate) mod writeback;
 pub(crate) mod xattr;
 
 pub(crate) use clean_path::clean_path;
-pub(crate) use private_dir::make_private_dir;
+pub(crate) use private_dir::{make_private_dir, make_private_subdir};
 pub(crate) use processors::processors;

@@ -16,7 +16,7 @@ use crate::sys;
 /// belong to them (`vfs.ignore_chown_errors`). Nothing is synced to disk ([`Durability::None`]).
 ///
 /// When it is dropped, everything mounted below [`TempStore::path`] is unmounted and the directory is removed: after a
-/// panic too, inside and outside a runtime, and whoever the user is. That blocks the thread; [`TempStore::close`] does
+/// panic too, inside and outside a runtime, as root and as any other user. That blocks the thread; [`TempStore::close`] does
 /// the same without blocking and says what went wrong. Clones of the store that live longer find their directories
 /// gone.
 #[derive(Debug)]
@@ -164,7 +164,7 @@ mod tests {
             .unwrap()
     }
 
-    /// A store with a mounted container that has a directory in which nobody may write.
+    /// A store with a mounted container that has a directory without write permission.
     async fn used() -> TempStore {
         let store = TempStore::new().await.unwrap();
         let tar = TarBuilder::new()

@@ -111,7 +111,7 @@ async fn killed_at_fifty_moments_of_put_layer() {
         worker
     };
 
-    // How long the end takes when nobody interferes.
+    // How long the end takes when it is not interrupted.
     let mut worker = start();
     worker.feed(&stream);
     worker.end_input();

@@ -34,7 +34,7 @@ mod streams;
 mod we_read_podman;
 mod worker;
 
-/// A file that nobody lists would never run.
+/// A file that is not listed would never run.
 #[test]
 fn every_file_is_listed() {
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");

@@ -22,7 +22,7 @@ const PROGRAM: &str = "overlay.mount_program=/usr/bin/fuse-overlayfs";
 /// How often each of the two writers mounts, writes and unmounts.
 const ROUNDS: usize = 12;
 
-/// Files of the image that nobody changes.
+/// Files of the image that are not changed.
 const KEPT: usize = 150;
 
 /// A store with a container `box` on an image of one layer; returns the ID of the container's layer.
@@ -66,7 +66,7 @@ fn write(merged: &Path, who: &str, round: usize) {
     assert!(mounts_below(merged).contains(&merged.to_owned()), "still mounted");
 }
 
-/// No change of what nobody changes: it would have been seen through a directory on which nothing is mounted, or half
+/// No change of a file that is not changed: it would have been seen through a directory on which nothing is mounted, or half
 /// of it.
 fn assert_sound(paths: impl IntoIterator<Item = PathBuf>) {
     for path in paths {

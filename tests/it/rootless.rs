@@ -235,7 +235,7 @@ async fn refusals(peers: &Peers) {
     assert!(error.chain().contains("ignore_chown_errors"), "{}", error.chain());
     assert!(store.layers().await.unwrap().is_empty());
     store.free();
-    // Unless the user is root in them: then all of his own files can be there, and nobody else's.
+    // Unless the user is root in them: then all files of that user can be there, and no others.
     let (graph, run) = place("mapped");
     let mut options = StoreOptions::new(&graph, &run).driver("vfs");
     options.id_mappings.uids = vec![IdMap::new(0, UID, 1)];
@@ -432,7 +432,7 @@ async fn seen_by_others(store: &Store, peers: &Peers, image: &OciImage, layer: &
     if peers.way == Way::Copies {
         return;
     }
-    // A mount belongs to everybody in the namespace.
+    // A mount is shared by all processes of the namespace.
     let path = PathBuf::from(peers.go().with(["mount", "container"]).run());
     assert_eq!(store.mounted("container").await.unwrap(), 1);
     assert_eq!(fs::read_to_string(path.join("d/new")).unwrap(), "new");

@@ -77,7 +77,7 @@ async fn assert_usable(store: &Store, name: &str, files: &[(&str, Option<&str>)]
     assert_eq!(store.unmount_image(image.id()).await.unwrap(), 0);
 }
 
-/// Deletes the image and everything that only it used; nobody sees it any more.
+/// Deletes the image and everything that only it used; no reader sees it any more.
 async fn delete(root: &TestRoot, store: &Store, name: &str) {
     let image = store.image(name).await.unwrap();
     let removed = store.delete_image(image.id()).await.unwrap();

@@ -10,7 +10,7 @@ pub(crate) const BEGINNINGS: &[&str] = &[
     "aaaa", "aaab", "aab0", "ab00", "b000", "c0de", "1234", "1235", "d000", "d001", "f00d", "9999",
 ];
 
-/// Odd IDs. Leftovers of these in a crash are nobody's to clean up, so they are not for sequences with kills.
+/// Odd IDs. No program cleans up what a crash leaves of these, so they are not for sequences with kills.
 pub(crate) const ODD_IDS: &[&str] = &["has space", "foo-bar_ID", "UPPER", "a", "..", "l", "a/b"];
 
 /// Names. Some look like the beginning of an ID, one like a whole one.

@@ -28,7 +28,7 @@ pub(crate) struct Diff {
     pub(crate) tar: Vec<u8>,
     pub(crate) stream: Vec<u8>,
     pub(crate) gzip: bool,
-    /// Whether it has entries that belong to somebody, which deletions do not.
+    /// Whether it has entries with an owner, which deletions do not have.
     pub(crate) owned: bool,
 }
 

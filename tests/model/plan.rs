@@ -362,7 +362,7 @@ impl Plan {
     }
 }
 
-/// Whether deleting this takes a layer away from below a mounted one, which nobody asks about (the layer of a container
+/// Whether deleting this takes a layer away from below a mounted one, which is not asked about (the layer of a container
 /// can be that of an image too). What such a mount shows then is the kernel's business.
 fn takes_from_below_a_mount(model: &Model, key: &str) -> bool {
     let mounted = || model.layers.0.iter().filter(|layer| layer.mounts > 0);

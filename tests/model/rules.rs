@@ -6,7 +6,7 @@ use crate::model::{Common, Container, Diff, Image, Item, Items, Layer, Model, de
 use crate::operation::{Blob, Data, NameChange, New, Operation, Outcome};
 
 /// A value, or the kinds of errors of which any will do: where several things are wrong, which one is told first is
-/// nobody's business.
+/// not defined.
 pub(crate) type Expected = Result<Value, Vec<&'static str>>;
 
 /// IDs that can be no directory's name.
@@ -226,7 +226,7 @@ impl Model {
     fn put_layer(&mut self, parent: Option<&str>, new: &New, blob: &Blob, seen: Option<&Value>) -> Expected {
         let mut id_seen = seen.and_then(|seen| seen.get(0)).cloned();
         if blob.cut {
-            // What it would be called nobody knows.
+            // Its name is not known.
             id_seen = Some(json!("0".repeat(64)));
         }
         let found = self.new_layer(parent, new, id_seen.as_ref());

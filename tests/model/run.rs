@@ -44,7 +44,7 @@ pub(crate) struct Bench<'a> {
     here: Store,
     there: Remote,
     pub(crate) model: Model,
-    /// What was called, for whoever reads about a failure.
+    /// What was called, for the report of a failure.
     log: String,
     counts: Counts,
 }
@@ -190,7 +190,7 @@ impl<'a> Bench<'a> {
         !several && after.apply(operation, None).is_ok() && after.view() != self.model.view()
     }
 
-    /// A call that nobody interrupts.
+    /// A call that is not interrupted.
     pub(crate) fn whole(&mut self, operation: &Operation, here: bool) -> Result<(), String> {
         let outcome = if here {
             self.runtime.block_on(operation.run(&self.here))

@@ -45,7 +45,7 @@ fn sequences(driver: &'static str, default: u32, with_kills: bool) {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let asked_for = number("GRAPHROOT_MODEL_CASES").is_some();
     let seed = number("GRAPHROOT_MODEL_SEED").unwrap_or_else(|| {
-        // Whoever asks for a number of sequences wants others than those that everybody runs.
+        // A given number of sequences means other sequences than those of a plain run.
         let now = u64::try_from(now() & u128::from(u64::MAX)).unwrap();
         if asked_for { now } else { SEED }
     });

@@ -37,6 +37,37 @@ fn names_in(dir: &Path) -> Vec<String> {
         .collect()
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_and_layouts_have_the_mode_that_skopeo_gives_them() {
+    use std::os::unix::fs::PermissionsExt as _;
+    needs!();
+    let root = TestRoot::in_memory();
+    let (store, id) = store_with(&root, &[layer("a", 1)]).await;
+    let path = |name: &str| root.path().join(name);
+    let mode = |name: &str| path(name).metadata().unwrap().permissions().mode() & 0o7777;
+    let set = |name: &str, mode| {
+        std::fs::set_permissions(path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    drop(std::fs::File::create(path("plain")).unwrap());
+    let plain = mode("plain");
+    for (transport, new) in [("oci-archive", plain), ("docker-archive", plain & 0o644)] {
+        let to = format!("{transport}:{}:localhost/a:1", path(transport).display());
+        push_to(&store, &id, &to).await.unwrap();
+        assert_eq!(mode(transport), new, "{transport}");
+        for kept in [0o600, 0o640] {
+            set(transport, kept);
+            push_to(&store, &id, &to).await.unwrap();
+            assert_eq!(mode(transport), kept, "{transport}");
+        }
+    }
+    let to = format!("oci:{}", path("layout").display());
+    push_to(&store, &id, &to).await.unwrap();
+    assert_eq!(mode("layout/index.json"), plain & 0o644);
+    set("layout/index.json", 0o600);
+    push_to(&store, &id, &to).await.unwrap();
+    assert_eq!(mode("layout/index.json"), 0o600);
+}
+
 async fn archives_that_we_write_are_read_by_others(set: PeerSet) {
     let library = Library::open();
     let root = TestRoot::in_memory().of(set);

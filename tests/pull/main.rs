@@ -29,7 +29,7 @@ mod tls;
 mod uploads;
 mod worker;
 
-/// A file that nobody lists would never run.
+/// A file that is not listed would never run.
 #[test]
 fn every_file_is_listed() {
     let listed = include_str!("main.rs");

@@ -62,7 +62,7 @@ impl Registry {
             }
             seen.push_str(&line);
         };
-        // Nobody reads on, but the registry must be able to write.
+        // The rest is not read, but the registry must be able to write.
         std::thread::spawn(move || std::io::copy(&mut messages, &mut std::io::sink()));
         Self {
             child,

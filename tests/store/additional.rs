@@ -217,7 +217,7 @@ async fn read_only_mount(at: &std::path::Path, driver: &str, name: &str, locks: 
     assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
 }
 
-/// Two additional stores, both on file systems that nobody can write; one of them without lock files, as a store
+/// Two additional stores, both on read-only file systems; one of them without lock files, as a store
 /// that was copied by hand may be.
 async fn several_on_read_only_file_systems(driver: &str) {
     if !rustix::process::geteuid().is_root() {

@@ -51,7 +51,7 @@ each_driver! {
 
     async fn temporary_data_that_cannot_be_removed_keeps_no_store_from_opening(store) {
         store.put(None, "one", &[("a", "1")]).await;
-        // A lock file that is a directory cannot be locked, so nobody knows whether the data is in use.
+        // A lock file that is a directory cannot be locked, so whether the data is in use is not known.
         let temp = store.path().join("graph").join(store.graph_driver_name()).join("tempdirs");
         for name in ["lock-1", "temp-dir-1", "temp-dir-2"] {
             std::fs::create_dir_all(temp.join(name)).unwrap();

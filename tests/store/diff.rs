@@ -141,7 +141,7 @@ each_driver! {
         let files: Vec<(&str, &str)> = big.iter().map(|(name, content)| (name.as_str(), content.as_str())).collect();
         store.put(None, "big", &files).await;
         let mut parked = store.diff(None, "big", DiffOptions::uncompressed()).await.unwrap();
-        // Writers are not held up by a stream that nobody reads.
+        // Writers are not held up by a stream that is not read.
         store.create_layer(None, LayerOptions::default()).await.unwrap();
         store.delete_layer("big").await.unwrap();
         let mut bytes = Vec::new();

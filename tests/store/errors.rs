@@ -164,6 +164,47 @@ async fn owners_above_a_mount_need_a_mount() {
     store.unmount(layer.id()).await.unwrap();
 }
 
+/// A task that outlives its store must not make an empty one in its place.
+#[tokio::test]
+async fn a_store_that_was_removed_while_it_is_open_is_not_made_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let graph = root.path().join("graph");
+    let options = StoreOptions::new(&graph, root.path().join("run")).driver("vfs");
+    let store = Store::open(options).await.unwrap();
+    store.create_layer(None, Default::default()).await.unwrap();
+    std::fs::remove_dir_all(&graph).unwrap();
+    let tar = crate::support::tar(&[("file", "1")]);
+    for error in [
+        store.create_layer(None, Default::default()).await.unwrap_err(),
+        store.create_image(None, Default::default()).await.unwrap_err(),
+        store
+            .create_container(None, Default::default())
+            .await
+            .unwrap_err(),
+        store
+            .put_layer(None, Default::default(), &tar[..])
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+        assert!(error.chain().contains("graph"), "{error:?}");
+        assert!(!graph.exists(), "{error:?}");
+    }
+}
+
+#[test]
+fn a_call_outside_of_a_runtime_is_an_error() {
+    let root = tempfile::tempdir().unwrap();
+    let options = StoreOptions::new(root.path().join("graph"), root.path().join("run")).driver("vfs");
+    let mut open = Box::pin(Store::open(options));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let std::task::Poll::Ready(Err(error)) = open.as_mut().poll(&mut context) else {
+        panic!("it cannot be opened");
+    };
+    assert_eq!(error.kind(), ErrorKind::NotSupported);
+    assert!(error.chain().contains("outside of a tokio runtime"), "{error:?}");
+}
+
 #[test]
 fn every_kind_has_a_text_of_its_own() {
     let texts: std::collections::HashSet<&str> = ErrorKind::ALL.iter().map(|kind| kind.as_str()).collect();

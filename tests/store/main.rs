@@ -34,7 +34,7 @@ mod sizes;
 mod split;
 mod threads;
 
-/// A file that nobody lists here would never run.
+/// A file that is not listed here would never run.
 #[test]
 fn every_file_is_listed() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store");

@@ -146,7 +146,7 @@ fn a_guard_outlives_its_runtime_and_unmounts_when_dropped() {
     drop(inner);
     assert_eq!(outer.block_on(store.mounted("box")).unwrap(), 1);
     drop(mount);
-    // Without waiting: nobody runs tasks in the background.
+    // Without waiting: the runtime runs no tasks in the background.
     assert_eq!(outer.block_on(store.mounted("box")).unwrap(), 0);
 }
 

@@ -1,4 +1,4 @@
-//! The suite once more, by somebody who is not root.
+//! The suite once more, by an ordinary user.
 
 use crate::user::{self, test_again};
 

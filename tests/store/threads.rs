@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_compression::tokio::bufread::{GzipEncoder, XzEncoder, ZstdEncoder};
+use graphroot::test_util::{TarBuilder, TarEntry};
 use graphroot::{DiffOptions, Digest, LayerOptions, Result, Store, StoreOptions};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::task::JoinSet;
@@ -394,4 +395,50 @@ fn a_timer_is_not_held_up_by_layers_that_come_in() {
 fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())
+}
+
+/// The changes of a layer are found in steps that others get in between, on the one thread that there is.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the other work on the pool is not the store's"
+)]
+#[test]
+fn changes_and_their_size_leave_the_pool_to_others() {
+    /// Several times what one step looks at.
+    const FILES: usize = 20_000;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    for driver in ["overlay", "vfs"] {
+        runtime.block_on(async {
+            let Some(store) = TestStore::open(driver, Layout::Plain).await else {
+                return;
+            };
+            let entries = (0..FILES).map(|number| TarEntry::file(format!("d{}/{number}", number / 100), "x"));
+            let dirs = (0..FILES / 100).map(|number| TarEntry::dir(format!("d{number}")));
+            let tar = dirs.chain(entries).collect::<TarBuilder>().build();
+            let layer = store
+                .put_layer(None, named(0), Cursor::new(tar))
+                .await
+                .unwrap()
+                .layer;
+            let others = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&others);
+            let busy = tokio::spawn(async move {
+                loop {
+                    tokio::task::spawn_blocking(|| {}).await.unwrap();
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let changes = store.changes(None, layer.id()).await.unwrap();
+            assert_eq!(changes.len(), FILES + FILES / 100);
+            let between = others.swap(0, Ordering::Relaxed);
+            assert!(between > FILES / 2048, "{driver}: {between}");
+            assert_eq!(store.diff_size(None, layer.id()).await.unwrap(), FILES as u64);
+            let between = others.swap(0, Ordering::Relaxed);
+            assert!(between > FILES / 2048, "{driver}: {between}");
+            busy.abort();
+        });
+    }
 }

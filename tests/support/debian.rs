@@ -60,7 +60,7 @@ fn compressed(program: &str, from: &Path, to: &Path) -> Option<()> {
     Some(())
 }
 
-/// The file `name` of the cache, made at or after `oldest`; whoever comes first makes it, others wait for it.
+/// The file `name` of the cache, made at or after `oldest`; the first caller makes it, others wait for it.
 #[expect(
     clippy::disallowed_methods,
     reason = "the lock is between test processes only"

@@ -64,7 +64,7 @@ pub(crate) fn kernel_locks(file: &Path) -> Vec<KernelLock> {
         .collect()
 }
 
-/// Waits until somebody waits for a record lock on `file`.
+/// Waits until a process waits for a record lock on `file`.
 #[track_caller]
 pub(crate) fn wait_for_waiter(file: &Path) {
     wait_until("a waiter for the lock", || {

@@ -6,17 +6,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::rc::Rc;
-
-use rustix::fs::{AtFlags, CWD};
 
 use crate::archive::apply::metadata::Rules;
 use crate::archive::apply::payload::write_payload;
 use crate::archive::path::show;
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
-use crate::archive::tar_split::recorder::{TarSplitRecorder, temporary};
-use crate::error::{ErrorKind, Result};
+use crate::archive::tar_split::recorder::TarSplitRecorder;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::unnamed;
 use crate::whiteout::OPAQUE;
 
 const PREFIX: &[u8] = b".wh..wh.";
@@ -32,8 +31,7 @@ pub(crate) struct Unnamed(Rc<File>);
 impl Unnamed {
     /// Gives it a name.
     pub(crate) fn link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        rustix::fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
+        unnamed::link(&self.0, dir, name)
     }
 }
 
@@ -69,7 +67,7 @@ impl Aufs {
             return Err(ErrorKind::InvalidArchive.err("too many AUFS pseudo-links"));
         }
         let owner = rules.owner(entry)?;
-        let file = temporary(root)?;
+        let file = unnamed::create(root).during("making a temporary file")?;
         write_payload(entry, &file, reader, |piece| recorder.raw(piece))?;
         rules.open_file(file.as_fd(), entry, owner, true)?;
         self.files.insert(name.to_vec(), Unnamed(Rc::new(file)));

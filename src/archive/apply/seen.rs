@@ -1,7 +1,7 @@
 //! Which names an archive has had so far, and the position of each file's line in the tar-split data.
 //!
-//! Names are kept as keyed 64-bit hashes, so an entry costs some 20 bytes however long its name is, and nobody can
-//! craft names that collide. Should two names collide by chance, the second is taken for a repetition of the first:
+//! Names are kept as keyed 64-bit hashes, so an entry costs some 20 bytes however long its name is, and names
+//! that collide cannot be crafted. Should two names collide by chance, the second is taken for a repetition of the first:
 //! its payload is recorded as a segment, and a whiteout may leave it in place, nothing worse.
 
 use std::collections::HashMap;

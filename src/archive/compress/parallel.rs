@@ -2,7 +2,7 @@
 //! again in their order. So the result is the same on any number of threads.
 //!
 //! One step on tokio's blocking pool reads one block, hands the producer back, and compresses what it has read: while
-//! it does the latter the next step reads the next block. Steps start in polls only, so a stream that nobody reads
+//! it does the latter the next step reads the next block. Steps start in polls only, so a stream that is not read
 //! comes to a halt, with a few compressed blocks at hand and no thread. A stream may always have one step under way;
 //! for more of them there are as many permits as processors, for all streams of the process.
 

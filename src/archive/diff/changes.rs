@@ -1,7 +1,7 @@
 //! What a layer changes: a list of paths that were added, modified or deleted.
 //!
-//! [`upper_changes`] reads it off an overlay upper directory, [`tree_changes`] compares two complete trees. Neither
-//! looks at content: a file counts as modified when its status, link target or attributes differ. The trees' roots
+//! [`UpperChanges`] reads it off an overlay upper directory, [`TreeComparison`] compares two complete trees, both in
+//! steps of bounded length. Neither looks at content: a file counts as modified when its status, link target or attributes differ. The trees' roots
 //! are never listed.
 
 use std::cmp::Ordering;
@@ -162,32 +162,68 @@ fn is_dir(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// What the overlay upper directory `upper` changes in the trees below, `lowers`, topmost first. `namespace` says
-/// which attributes mark opaque directories.
+/// What an overlay upper directory changes in the trees below. It is found out step by step.
 ///
-/// Directories that are in `upper` only because something in them was copied up are left out, unless something in
-/// them was added or deleted. A directory that was deleted and made anew is listed as deleted, what is in it as added.
-/// Ordered component by component: what is in a directory follows it at once.
-pub(crate) fn upper_changes(
-    upper: BorrowedFd<'_>,
-    lowers: &[OwnedFd],
+/// Directories that are in the upper directory only because something in them was copied up are left out, unless
+/// something in them was added or deleted. A directory that was deleted and made anew is listed as deleted, what is in
+/// it as added.
+pub(crate) struct UpperChanges {
+    walk: TreeWalk,
+    lowers: Lowers<Vec<OwnedFd>>,
+    /// Says which attributes mark opaque directories.
     namespace: Namespace,
-) -> Result<Vec<Change>> {
-    let mut walk = TreeWalk::new(upper)?;
-    let mut lowers = Lowers::new(lowers, namespace);
-    let mut list = List::default();
-    while walk.next()? {
+    list: List,
+}
+
+impl UpperChanges {
+    /// Opens the upper directory. `lowers` are the trees below, topmost first.
+    pub(crate) fn new(upper: BorrowedFd<'_>, lowers: Vec<OwnedFd>, namespace: Namespace) -> Result<Self> {
+        Ok(Self {
+            walk: TreeWalk::new(upper)?,
+            lowers: Lowers::new(lowers, namespace),
+            namespace,
+            list: List::default(),
+        })
+    }
+
+    /// Looks at some more entries, at most `count`; `false` once all were looked at.
+    pub(crate) fn step(&mut self, count: usize) -> Result<bool> {
+        for _ in 0..count {
+            if !self.walk.next()? {
+                return Ok(false);
+            }
+            self.look()?;
+        }
+        Ok(true)
+    }
+
+    /// All changes, once there is nothing more to look at. Ordered component by component: what is in a directory
+    /// follows it at once.
+    pub(crate) fn into_changes(mut self) -> Vec<Change> {
+        // In order already, but for directories that were listed after something in them.
+        self.list.changes.sort_by(|a, b| a.path.cmp(&b.path));
+        self.list.changes
+    }
+
+    /// Looks at the current entry.
+    fn look(&mut self) -> Result<()> {
+        let Self {
+            walk,
+            lowers,
+            namespace,
+            list,
+        } = self;
         lowers.leave_to(walk.depth());
         list.leave_to(walk.depth());
-        let Some(stat) = walk.stat()? else { continue };
+        let Some(stat) = walk.stat()? else { return Ok(()) };
         let (dir_path, name) = (walk.dir_path(), walk.name());
         if is_whiteout(&stat) {
-            list.push_parents(&walk);
+            list.push_parents(walk);
             list.push(walk.path(), ChangeKind::Delete);
-            continue;
+            return Ok(());
         }
         let opaque = is_dir(&stat)
-            && is_opaque(walk.dir()?, name, namespace).at("reading attributes of", absolute(walk.path()))?;
+            && is_opaque(walk.dir()?, name, *namespace).at("reading attributes of", absolute(walk.path()))?;
         let kind = match lowers.find(dir_path, name)? {
             None => Some(ChangeKind::Add),
             Some(_) if opaque => Some(ChangeKind::Delete),
@@ -201,7 +237,7 @@ pub(crate) fn upper_changes(
             }
         };
         if matches!(kind, Some(ChangeKind::Add | ChangeKind::Delete)) {
-            list.push_parents(&walk);
+            list.push_parents(walk);
         }
         if let Some(kind) = kind {
             list.push(walk.path(), kind);
@@ -212,10 +248,8 @@ pub(crate) fn upper_changes(
             // If it is gone, the next round leaves the two again.
             walk.enter()?;
         }
+        Ok(())
     }
-    // In order already, but for directories that were listed after something in them.
-    list.changes.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(list.changes)
 }
 
 /// One of two trees that are compared, and whose owners it has.
@@ -228,16 +262,9 @@ pub(crate) struct ComparedTree<'a> {
 }
 
 /// What has to be done to the tree `old` (nothing: the empty tree) to make it look like `new`; owners are compared
-/// as the container sees them.
+/// as the container sees them. It is found out step by step.
 ///
-/// A directory that both trees have, the very same inode, is not looked into. Sorted by the bytes of the path.
-pub(crate) fn tree_changes(new: ComparedTree<'_>, old: Option<ComparedTree<'_>>) -> Result<Vec<Change>> {
-    let mut comparison = TreeComparison::new(new, old)?;
-    while comparison.step(usize::MAX)? {}
-    Ok(comparison.into_changes())
-}
-
-/// A comparison of two trees that is under way, see [`tree_changes`].
+/// A directory that both trees have, the very same inode, is not looked into.
 pub(crate) struct TreeComparison {
     /// Always as deep as `old`.
     new: TreeWalk,
@@ -283,7 +310,7 @@ impl TreeComparison {
         Ok(true)
     }
 
-    /// All changes, once there is no more to compare.
+    /// All changes, once there is no more to compare, sorted by the bytes of the path.
     pub(crate) fn into_changes(mut self) -> Vec<Change> {
         let key = |change: &Change| change.path.as_os_str().as_bytes().to_vec();
         self.list.changes.sort_by_cached_key(key);
@@ -396,11 +423,13 @@ fn compared_attributes(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<V
     Ok(attributes)
 }
 
+/// Files that were counted and may come again under another name, by device and inode.
+pub(crate) type Counted = HashSet<(u64, u64)>;
+
 /// The sizes of everything added or modified in the tree `new`, directories excepted; a file with several names
-/// counts once, one that cannot be looked at not at all.
-pub(crate) fn changes_size(new: BorrowedFd<'_>, changes: &[Change]) -> Result<u64> {
+/// counts once, one that cannot be looked at not at all. Of a list in parts, `seen` goes from part to part.
+pub(crate) fn changes_size(new: BorrowedFd<'_>, changes: &[Change], seen: &mut Counted) -> u64 {
     let mut lookup = Lookup::new(new);
-    let mut seen = HashSet::new();
     let mut size = 0u64;
     for change in changes.iter().filter(|change| change.kind != ChangeKind::Delete) {
         let bytes = change.path.as_os_str().as_bytes();
@@ -422,5 +451,5 @@ pub(crate) fn changes_size(new: BorrowedFd<'_>, changes: &[Change]) -> Result<u6
             size = size.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
         }
     }
-    Ok(size)
+    size
 }

@@ -3,7 +3,7 @@
 //! A tree that has not changed gives the same bytes every time: entries come in a fixed order, times are those of the
 //! files to the second, marks of deletions have fixed ones. A stream never has an entry for the root itself.
 //!
-//! Left out are sockets, what vanishes while the tree is read, and, with a warning, what belongs to somebody whom the
+//! Left out are sockets, what vanishes while the tree is read, and, with a warning, what has an owner that the
 //! container cannot see. Deletions are never left out.
 
 use std::collections::HashMap;
@@ -81,7 +81,7 @@ impl Export {
         Ok(Self::new(entries, mappings, offset))
     }
 
-    /// The changes that lead to the tree `new`; see [`crate::archive::diff::changes::tree_changes`].
+    /// The changes that lead to the tree `new`; see [`crate::archive::diff::changes::TreeComparison`].
     pub(crate) fn changes(
         new: OwnedFd,
         mut changes: Vec<Change>,
@@ -329,8 +329,8 @@ impl EntryStream {
         }
     }
 
-    /// Owner of a mark. It means nothing, and the kernel's own marks belong to the host's root, whom no container
-    /// may know; but whoever reads the stream must be able to map it.
+    /// Owner of a mark. It means nothing, and the kernel's own marks belong to the host's root, which may
+    /// be mapped in no container; but the reader of the stream must be able to map it.
     fn mark_owner(&self, stat: &Stat) -> Owner {
         self.owner(stat).unwrap_or_default()
     }

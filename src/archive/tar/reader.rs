@@ -118,7 +118,7 @@ pub(crate) struct TarReader<S> {
     chunk: Bytes,
     /// Bytes taken from the stream so far.
     offset: u64,
-    /// Payload bytes of the current entry that nobody has taken yet.
+    /// Payload bytes of the current entry that were not taken yet.
     payload: u64,
     /// Padding after the payload.
     padding: u64,

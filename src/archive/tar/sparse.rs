@@ -27,7 +27,7 @@ pub(crate) enum PaxForm {
     BeforeData,
 }
 
-/// The form that the records announce, `None` for a file that is not sparse (or in a form nobody knows).
+/// The form that the records announce, `None` for a file that is not sparse (or in an unknown form).
 pub(crate) fn pax_form(records: &Records) -> Option<PaxForm> {
     let (major, minor) = (records.get(b"GNU.sparse.major"), records.get(b"GNU.sparse.minor"));
     match (major, minor) {

@@ -7,14 +7,12 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Seek as _, SeekFrom};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
-
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
 
 use crate::archive::tar_split::format::{Entry, TarSplitReader, TarSplitWriter};
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys::unnamed;
 
 /// How much is gathered before a segment is written, unless a file's line comes first.
 const SEGMENT: usize = 256 * 1024;
@@ -173,35 +171,9 @@ impl TarSplitRecorder {
     }
 }
 
-/// An unnamed file on the file system of `dir`.
-pub(crate) fn temporary(dir: BorrowedFd<'_>) -> Result<File> {
-    unnamed(dir, Mode::RUSR | Mode::WUSR)
-        .map(File::from)
-        .during("making a temporary file")
-}
-
-fn unnamed(dir: BorrowedFd<'_>, mode: Mode) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir, ".", flags | OFlags::TMPFILE, mode) {
-        // Not every file system (or kernel) has unnamed files: make a named one and take the name away.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-            for _ in 0..64 {
-                let mut random = [0; 16];
-                getrandom::fill(&mut random).map_err(|_reason| Errno::IO)?;
-                let name = format!(".graphroot-{}", crate::digest::hex(&random));
-                match rustix::fs::openat(dir, &name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
-                    Err(Errno::EXIST) => {}
-                    Err(error) => return Err(error),
-                    Ok(file) => {
-                        rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
-                        return Ok(file);
-                    }
-                }
-            }
-            Err(Errno::EXIST)
-        }
-        result => result,
-    }
+/// A file without a name on the file system of `dir`.
+fn temporary(dir: BorrowedFd<'_>) -> Result<File> {
+    unnamed::create(dir).during("making a temporary file")
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! A file is looked for in the given trees in order, since the content of a layer that was copied from a template
 //! lies in the template. Names come from the archive: they are cleaned as when they were unpacked and resolved inside
 //! the tree; the file itself must be a regular one and no link. Nothing is produced of a file whose size is not the
-//! recorded one, and never more bytes than recorded. A wrong checksum shows only after the bytes are out: whoever
-//! reads the stream has to take an error at any point as fatal.
+//! recorded one, and never more bytes than recorded. A wrong checksum shows only after the bytes were handed out:
+//! a reader of the stream has to treat an error at any point as fatal.
 
 use std::borrow::Cow;
 use std::io::{BufReader, Read};
@@ -45,7 +45,7 @@ pub(crate) struct Replay<R: Read> {
     clean: Vec<u8>,
 }
 
-/// The tar-split file. Its reader has buffers, which a stream that nobody reads does not need.
+/// The tar-split file. Its reader has buffers, which a stream that is not read does not need.
 enum TarSplit<R: Read> {
     Unread(Option<R>),
     Open(Box<TarSplitReader<BufReader<R>>>),

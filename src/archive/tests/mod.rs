@@ -42,7 +42,7 @@ static RUNTIME: std::sync::LazyLock<tokio::runtime::Runtime> = std::sync::LazyLo
         .unwrap()
 });
 
-/// A directory to apply layers to, with a sentinel beside it that nobody may touch.
+/// A directory to apply layers to, with a sentinel beside it that must not be touched.
 struct Layer {
     tmp: tempfile::TempDir,
     form: WhiteoutFormat,

@@ -8,7 +8,7 @@ pub(super) use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
 
 use super::*;
-use crate::archive::diff::changes::{Change, ComparedTree, TreeComparison, tree_changes};
+use crate::archive::diff::changes::{Change, ComparedTree, TreeComparison};
 use crate::archive::diff::export::Export;
 use crate::archive::tar::reader::{self, ChunkSource, TarReader};
 use crate::bridge::{Producer, run_to_end};
@@ -325,9 +325,11 @@ pub(super) fn compared(
         root: old.as_fd(),
         mappings,
     });
-    let changes = tree_changes(new, old).unwrap();
-    let mut steps = TreeComparison::new(new, old).unwrap();
-    while steps.step(1).unwrap() {}
-    assert_eq!(steps.into_changes(), changes, "in single steps");
-    changes
+    let mut lists = [usize::MAX, 1].map(|count| {
+        let mut comparison = TreeComparison::new(new, old).unwrap();
+        while comparison.step(count).unwrap() {}
+        comparison.into_changes()
+    });
+    assert_eq!(lists[0], lists[1], "in single steps");
+    std::mem::take(&mut lists[0])
 }

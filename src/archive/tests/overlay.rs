@@ -5,14 +5,21 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{FileType, XattrFlags};
 
 use super::*;
-use crate::archive::diff::changes::{Change, changes_size, upper_changes};
+use crate::archive::diff::changes::{Change, Counted, UpperChanges, changes_size};
 use crate::archive::tests::out_support::*;
 use crate::idmap::IdMap;
 
 pub(super) const NS: Namespace = Namespace::Trusted;
 
 pub(super) fn changes_of(upper: &Tree, lowers: &[OwnedFd]) -> Vec<Change> {
-    upper_changes(upper.open().as_fd(), lowers, NS).unwrap()
+    let lowers = |()| lowers.iter().map(|lower| lower.try_clone().unwrap()).collect();
+    let mut lists = [usize::MAX, 1].map(|count| {
+        let mut search = UpperChanges::new(upper.open().as_fd(), lowers(()), NS).unwrap();
+        while search.step(count).unwrap() {}
+        search.into_changes()
+    });
+    assert_eq!(lists[0], lists[1], "in single steps");
+    std::mem::take(&mut lists[0])
 }
 
 pub(super) fn tar_of(upper: &Tree, lowers: &[OwnedFd], maps: &IdMappings) -> Vec<u8> {
@@ -147,7 +154,7 @@ fn a_layer_of_the_kernel_is_told_and_moved_whole() {
         .to_vec();
     assert_eq!(shown, listed);
 
-    let size = changes_size(upper.open().as_fd(), &changes).unwrap();
+    let size = changes_size(upper.open().as_fd(), &changes, &mut Counted::new());
     let added = [
         "new content",
         "x",

@@ -227,7 +227,7 @@ fn literal_whiteouts_are_files() {
         layer.names(),
         [".wh..wh..opq", ".wh.a", "d", "d/.wh..wh.plnk", "d/.wh.b"]
     );
-    // What a program would make of these nobody knows.
+    // What programs make of these is not defined.
     for name in [".wh.", "d/.wh..", ".wh..."] {
         let error = layer
             .apply(&TarBuilder::new().entry(Item::file(name, "")).build())

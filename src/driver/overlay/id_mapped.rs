@@ -5,13 +5,13 @@
 //! host's IDs.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::overlay::stores::Lower;
 use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
+use crate::sys::make_private_subdir;
 use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
 use crate::sys::userns;
 
@@ -60,11 +60,8 @@ impl MappedLowers {
             let number = known.unwrap_or(homes.len());
             let target = dir.join(number.to_string());
             if known.is_none() {
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(&target)
-                    .at("creating", &target)?;
+                make_private_subdir(dir)?;
+                make_private_subdir(&target)?;
                 let tree = clone_id_mapped(&lower.home, namespace.as_fd())
                     .at("mapping owners below", &lower.home)?;
                 attach(tree.as_fd(), &target).at("attaching a mount with mapped owners at", &target)?;

@@ -26,6 +26,7 @@
 use crate::driver::contract::EntryKind;
 use crate::driver::layer_id;
 use crate::error::{ErrorKind, Result};
+use crate::sys::random;
 
 /// The driver's name, and that of its directories.
 pub(super) const NAME: &str = "overlay";
@@ -56,10 +57,7 @@ pub(super) const LOWER_LAYERS: &str = "lower-layers";
 
 /// A new link ID.
 pub(super) fn new_link() -> Result<String> {
-    let mut random = [0; 17];
-    getrandom::fill(&mut random)
-        .map_err(|error| ErrorKind::Io.err("getting random bytes").with_source(error))?;
-    Ok(encode_link(random))
+    random::bytes().map(encode_link)
 }
 
 /// Base 32 (RFC 4648) of the bytes, cut to the length of a link ID.

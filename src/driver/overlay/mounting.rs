@@ -20,7 +20,7 @@ use crate::driver::overlay::stores::{self, Located, Lower, generations};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::mount::{make_private, unmount_lazily};
-use crate::sys::{privilege, tree};
+use crate::sys::{make_private_subdir, privilege, tree};
 use crate::whiteout::Namespace;
 
 /// Mode of a layer's root directory that has to be made again and has no lower whose mode it could take.
@@ -267,11 +267,10 @@ impl Overlay {
         if own {
             return ensure_dir(merged, privilege::effective_owner());
         }
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(merged)
-            .at("creating mount point", merged)
+        if let Some(parent) = merged.parent() {
+            make_private_subdir(parent)?;
+        }
+        make_private_subdir(merged)
     }
 
     /// Ends one use; the end of the last use unmounts.

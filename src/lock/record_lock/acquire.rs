@@ -7,6 +7,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedRwLockWriteGuard;
+
 use crate::bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::record_lock::guards::{ExclusiveLock, SharedLock};
@@ -69,10 +71,20 @@ impl LockFile {
         let Ok(gate) = Arc::clone(&self.gate).try_write_owned() else {
             return Ok(None);
         };
-        Ok(self.enter_exclusive()?.then(|| ExclusiveLock {
-            lock: Arc::clone(self),
+        if !self.enter_exclusive()? {
+            return Ok(None);
+        }
+        Arc::clone(self).entered(gate).map(Some)
+    }
+
+    /// The guard of the exclusive lock that has just been taken, unless the file has lost its name meanwhile.
+    fn entered(self: Arc<Self>, gate: OwnedRwLockWriteGuard<()>) -> Result<ExclusiveLock> {
+        let lock = ExclusiveLock {
+            lock: self,
             _gate: gate,
-        }))
+        };
+        lock.lock.check_named()?;
+        Ok(lock)
     }
 
     async fn acquire_shared(self: Arc<Self>) -> Result<SharedLock> {
@@ -106,17 +118,11 @@ impl LockFile {
         self.check_writable()?;
         let gate = Arc::clone(&self.gate).write_owned().await;
         if self.enter_exclusive()? {
-            return Ok(ExclusiveLock {
-                lock: self,
-                _gate: gate,
-            });
+            return self.entered(gate);
         }
         bridge::park(move || {
             self.wait_exclusive()?;
-            Ok(ExclusiveLock {
-                lock: self,
-                _gate: gate,
-            })
+            self.entered(gate)
         })
         .await
     }

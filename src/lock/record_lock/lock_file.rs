@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -12,8 +11,8 @@ use tokio::sync::RwLock;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::last_write::{self, Token};
-use crate::sys::clean_path;
 use crate::sys::ofd::{self, Kind};
+use crate::sys::{clean_path, make_private_subdir};
 
 /// Every lock file that is in use in this process.
 pub(super) static REGISTRY: LazyLock<Mutex<HashMap<Key, Weak<LockFile>>>> = LazyLock::new(Mutex::default);
@@ -41,6 +40,9 @@ pub(crate) struct LockFile {
     pub(super) gate: Arc<RwLock<()>>,
     /// Held by the one sharing task that waits for the kernel's lock.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    /// How many threads wait for the kernel's lock.
+    #[cfg(test)]
+    pub(super) waiting: std::sync::atomic::AtomicUsize,
     /// How many guards share the kernel's shared lock. It changes together with the kernel's lock, under this mutex,
     /// and never while something waits; so a plain mutex suffices.
     pub(super) sharing: Mutex<usize>,
@@ -74,6 +76,8 @@ impl LockFile {
             identity: (stat.st_dev, stat.st_ino),
             gate: Arc::default(),
             turn: Arc::default(),
+            #[cfg(test)]
+            waiting: std::sync::atomic::AtomicUsize::default(),
             sharing: Mutex::default(),
         });
         let mut registry = locked(&REGISTRY);
@@ -111,7 +115,8 @@ impl LockFile {
     /// Waits for the kernel's shared lock. Blocking. The caller holds the gate shared, and the turn.
     pub(super) fn wait_shared(&self) -> Result<()> {
         loop {
-            ofd::lock(self.file.as_fd(), Kind::Shared).at("waiting for the shared lock on", &self.path)?;
+            self.wait(Kind::Shared)
+                .at("waiting for the shared lock on", &self.path)?;
             // Another guard may have joined in between, and released the common lock when it was dropped.
             if self.enter_shared()? {
                 return Ok(());
@@ -135,7 +140,30 @@ impl LockFile {
 
     /// Waits for the kernel's exclusive lock. Blocking. The caller holds the gate exclusively.
     pub(super) fn wait_exclusive(&self) -> Result<()> {
-        ofd::lock(self.file.as_fd(), Kind::Exclusive).at("waiting for the exclusive lock on", &self.path)
+        self.wait(Kind::Exclusive)
+            .at("waiting for the exclusive lock on", &self.path)
+    }
+
+    fn wait(&self, kind: Kind) -> rustix::io::Result<()> {
+        #[cfg(test)]
+        self.waiting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let waited = ofd::lock(self.file.as_fd(), kind);
+        #[cfg(test)]
+        self.waiting.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        waited
+    }
+
+    /// Refuses to go on if the path no longer names this file: a writer would make a store anew that was removed, or
+    /// change one that was made in its place without its lock.
+    pub(super) fn check_named(&self) -> Result<()> {
+        match rustix::fs::stat(&self.path) {
+            Ok(stat) if (stat.st_dev, stat.st_ino) == self.identity => Ok(()),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => {
+                let what = "the store was removed or replaced while it was open; it has lost its lock file";
+                Err(Errno::STALE).at(what, &self.path)
+            }
+            Err(error) => Err(error).at("reading the status of", &self.path),
+        }
     }
 
     /// Releases the kernel's lock. A failure is only logged: the caller cannot do anything about it.
@@ -217,11 +245,7 @@ fn open_file(path: &Path, mode: LockMode) -> Result<OwnedFd> {
         result => return result.at("creating lock file", path),
     }
     if let Some(parent) = path.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .at("creating", parent)?;
+        make_private_subdir(parent)?;
     }
     open(OFlags::CREATE).at("creating lock file", path)
 }

@@ -152,7 +152,7 @@ impl LayerStore {
         let dirs = &self.inner.dirs;
         if !new.big_data.is_empty() {
             let dir = dirs.layer_data(id)?;
-            crate::sys::make_private_dir(&dir)?;
+            crate::sys::make_private_subdir(&dir)?;
             for item in &new.big_data {
                 big_data::write_bytes(&dir, &item.key, &item.data, true)?;
             }

@@ -20,4 +20,4 @@ pub(crate) use dir::{
 };
 pub(crate) use dir_stack::DirStack;
 pub(crate) use remove::remove_tree;
-pub(crate) use usage::usage;
+pub(crate) use usage::{UsageWalk, usage};

@@ -24,36 +24,70 @@ pub(crate) struct Usage {
 
 /// Measures the tree in `dir`, which may be open as `O_PATH`. What vanishes meanwhile is not counted.
 pub(crate) fn usage(dir: BorrowedFd<'_>) -> io::Result<Usage> {
-    let top = rustix::fs::openat(dir, c".", DIR_FLAGS, Mode::empty())?;
-    let mut stack = DirStack::new(top);
-    let mut pending: Vec<Vec<u8>> = Vec::new();
-    let mut usage = Usage { size: 0, inodes: 1 };
-    // Only what has several names can be met twice.
-    let mut seen: HashSet<(u64, u64)> = HashSet::new();
-    let mut buffer = listing_buffer();
-    let mut names = measure(stack.current()?, &mut buffer, &mut usage, &mut seen)?;
-    loop {
-        let Some(name) = last_name(&names) else {
-            let Some(above) = pending.pop() else {
-                return Ok(usage);
-            };
-            stack.leave()?;
-            names = above;
-            continue;
+    let mut walk = UsageWalk::new(dir)?;
+    while walk.step(u64::MAX)? {}
+    Ok(walk.usage)
+}
+
+/// The measuring of a tree step by step, see [`usage`].
+pub(crate) struct UsageWalk {
+    stack: DirStack,
+    /// Names of the directories still to be measured: in the current directory, and in those above it.
+    names: Vec<u8>,
+    pending: Vec<Vec<u8>>,
+    /// What was found up to now.
+    pub(crate) usage: Usage,
+    /// Only what has several names can be met twice.
+    seen: HashSet<(u64, u64)>,
+}
+
+impl UsageWalk {
+    /// Begins with the tree in `dir`, which may be open as `O_PATH`.
+    pub(crate) fn new(dir: BorrowedFd<'_>) -> io::Result<Self> {
+        let top = rustix::fs::openat(dir, c".", DIR_FLAGS, Mode::empty())?;
+        let mut walk = Self {
+            stack: DirStack::new(top),
+            names: Vec::new(),
+            pending: Vec::new(),
+            usage: Usage { size: 0, inodes: 1 },
+            seen: HashSet::new(),
         };
-        let opened = rustix::fs::openat(stack.current()?, name, DIR_FLAGS, Mode::empty());
-        pop_name(&mut names);
-        match opened {
-            Ok(next) => {
-                usage.inodes += 1;
-                stack.enter(next)?;
-                let inner = measure(stack.current()?, &mut buffer, &mut usage, &mut seen)?;
-                pending.push(std::mem::replace(&mut names, inner));
+        walk.names = walk.measure(&mut listing_buffer())?;
+        Ok(walk)
+    }
+
+    /// Goes on until about `count` more entries are measured, whole directories at a time; `false` once all are.
+    pub(crate) fn step(&mut self, count: u64) -> io::Result<bool> {
+        let end = self.usage.inodes.saturating_add(count);
+        let mut buffer = listing_buffer();
+        while self.usage.inodes < end {
+            let Some(name) = last_name(&self.names) else {
+                let Some(above) = self.pending.pop() else {
+                    return Ok(false);
+                };
+                self.stack.leave()?;
+                self.names = above;
+                continue;
+            };
+            let opened = rustix::fs::openat(self.stack.current()?, name, DIR_FLAGS, Mode::empty());
+            pop_name(&mut self.names);
+            match opened {
+                Ok(next) => {
+                    self.usage.inodes += 1;
+                    self.stack.enter(next)?;
+                    let inner = self.measure(&mut buffer)?;
+                    self.pending.push(std::mem::replace(&mut self.names, inner));
+                }
+                // It vanished, or something else took its place.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(error.into()),
             }
-            // It vanished, or something else took its place.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-            Err(error) => return Err(error.into()),
         }
+        Ok(true)
+    }
+
+    fn measure(&mut self, buffer: &mut [MaybeUninit<u8>]) -> Result<Vec<u8>> {
+        measure(self.stack.current()?, buffer, &mut self.usage, &mut self.seen)
     }
 }
 
