@@ -70,7 +70,7 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
     // layer becomes visible as soon as the one below it is.
     let started = Instant::now();
     let layers = put_layers(store, blobs).await?;
-    let plain: u64 = layers.iter().filter_map(|layer| layer.diff_size()).sum();
+    let plain: u64 = layers.iter().filter_map(|layer| layer.uncompressed_size()).sum();
     say(&format!(
         "put {} layers, {} unpacked, in {}: {}",
         layers.len(),
@@ -83,7 +83,7 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
             "    {} {} diff ID {}",
             short(layer.id()),
             layer.compression(),
-            text(layer.diff_digest())
+            text(layer.uncompressed_digest())
         );
     }
 
@@ -143,7 +143,7 @@ async fn main_job(store: &Store, blobs: &[PathBuf]) -> Res<()> {
         let mut diff = store.diff(None, layer.id(), DiffOptions::uncompressed()).await?;
         let (digest, count) = drain(&mut diff).await?;
         exported += count;
-        if Some(&digest) != layer.diff_digest().as_ref() {
+        if Some(&digest) != layer.uncompressed_digest().as_ref() {
             return Err(format!("layer {} came out as {digest}", layer.id()).into());
         }
     }

@@ -152,7 +152,7 @@ async fn find(store: &Store, path: &str, offset: u64) -> Res<Answer> {
     let layers = store.layers_by_uncompressed_digest(&digest).await?;
     let layer = layers.first().ok_or("no such blob")?;
     let options = DiffOptions::uncompressed().offset(offset);
-    let size = layer.diff_size().ok_or("a layer of unknown size")?;
+    let size = layer.uncompressed_size().ok_or("a layer of unknown size")?;
     Ok(Answer {
         media_type: "application/octet-stream".to_owned(),
         digest,

@@ -25,7 +25,7 @@
 //!
 //!     let tar: Vec<u8> = vec![0; 1024]; // an empty archive; any AsyncRead will do, compressed or not
 //!     let layer = store.put_image_layer(None, std::io::Cursor::new(tar.clone())).await?;
-//!     assert_eq!(layer.diff_digest(), Some(Digest::sha256(&tar)));
+//!     assert_eq!(layer.uncompressed_digest(), Some(Digest::sha256(&tar)));
 //!     let image = ImageBuilder::new().top_layer(layer.id()).name("localhost/demo:1").build(&store).await?;
 //!
 //!     let container = store.create_container(Some(image.id()), ContainerOptions::default()).await?;
@@ -51,7 +51,7 @@
 //! * **Crashes and cancellation.** A future that is dropped, or a process that is killed, leaves a store that the
 //!   next opener repairs by itself: nothing committed is lost, nothing half-done is visible (but
 //!   [`Store::apply_diff`] writes into a layer that is there). The section *Cancellation* of a method says what
-//!   dropping its future does; a method without one only reads.
+//!   dropping its future does.
 //! * **Power cuts.** By default a layer's content is on disk before its record is, see [`Durability`].
 //! * **Hostile input.** Layer streams, names and metadata are treated as untrusted: nothing is ever written outside the
 //!   layer, whatever its entries are called.

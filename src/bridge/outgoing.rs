@@ -152,6 +152,8 @@ pub(crate) struct ByteStream {
     failed: bool,
     /// Bytes of the source that are passed over.
     skip: u64,
+    /// Bytes that may still come after them; the source is closed then. `None`: all.
+    limit: Option<u64>,
     chunk: Vec<u8>,
     /// Where in `chunk` the bytes begin that are still to be read.
     position: usize,
@@ -169,6 +171,7 @@ impl ByteStream {
             source: Some(Box::new(source)),
             failed: false,
             skip: 0,
+            limit: None,
             chunk: Vec::new(),
             position: 0,
         }
@@ -180,9 +183,18 @@ impl ByteStream {
         self
     }
 
+    /// The same, cut off after `limit` bytes.
+    pub(crate) fn limited(mut self, limit: Option<u64>) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Makes sure that there are bytes in `chunk`; `false` at the end.
     fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         while self.position >= self.chunk.len() {
+            if self.limit == Some(0) {
+                self.source = None;
+            }
             let Some(source) = &mut self.source else {
                 return Poll::Ready(Ok(false));
             };
@@ -204,6 +216,12 @@ impl ByteStream {
                     self.skip = self.skip.saturating_sub(passed as u64);
                     self.chunk = chunk;
                     self.position = passed;
+                    if let Some(limit) = &mut self.limit {
+                        let end =
+                            usize::try_from(*limit).map_or(usize::MAX, |limit| passed.saturating_add(limit));
+                        self.chunk.truncate(end);
+                        *limit = limit.saturating_sub((self.chunk.len() - passed) as u64);
+                    }
                 }
                 end_or_error => {
                     self.failed = end_or_error.is_err();
@@ -356,6 +374,29 @@ mod tests {
             let mut stream = ByteStream::of(counter(end, false).0).skipping(offset as u64);
             stream.read_to_end(&mut bytes).await.unwrap();
             assert!(bytes == expected(offset..end), "{offset}");
+        }
+        for (offset, limit) in [
+            (0, 0),
+            (0, 1),
+            (5, FIRST_CHUNK),
+            (FIRST_CHUNK + 1, MAX_CHUNK),
+            (end - 3, 9),
+            (0, end),
+        ] {
+            let mut bytes = Vec::new();
+            let (producer, _, alive) = counter(end, false);
+            let mut stream = ByteStream::of(producer)
+                .skipping(offset as u64)
+                .limited(Some(limit as u64));
+            stream.read_to_end(&mut bytes).await.unwrap();
+            assert!(
+                bytes == expected(offset..end.min(offset + limit)),
+                "{offset} {limit}"
+            );
+            // What the rest would be made of is closed.
+            while Arc::strong_count(&alive) > 1 {
+                tokio::task::yield_now().await;
+            }
         }
         let mut stream = ByteStream::of(counter(end, false).0).skipping(end as u64 + 7);
         let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();

@@ -217,7 +217,11 @@ impl Loader {
 }
 
 impl StoreOptions {
-    /// The options that the newest Podman would use for this user on this machine, see [`config`](crate::config).
+    /// The options that the newest Podman would use for this user on this machine: what programs start with. Root gets
+    /// root's directories, every other user the own ones, with driver and driver options as configured, see
+    /// [`config`](crate::config). Where nothing is configured, the driver is what the store has, else the first that works
+    /// here; an ordinary user needs a user namespace for `overlay` ([`drivers`](crate::drivers)).
+    ///
     /// Podman on containers-storage before 1.61 may use other roots for an ordinary user: give those that `podman info`
     /// prints to [`StoreOptions::new`]. Warnings are logged.
     ///
@@ -228,6 +232,17 @@ impl StoreOptions {
     ///
     /// # Cancellation
     /// As [`Loader::load`].
+    ///
+    /// ```no_run
+    /// # async fn demo() -> graphroot::Result<()> {
+    /// use graphroot::{Store, StoreOptions};
+    /// let store = Store::open(StoreOptions::default_for_user().await?).await?;
+    /// for image in store.images().await? {
+    ///     println!("{} {:?}", image.short_id(), image.names());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn default_for_user() -> Result<Self> {
         load(Loader::for_process()).await
     }

@@ -57,6 +57,15 @@ impl Error {
         source.downcast_ref::<Self>()?.io_kind()
     }
 
+    /// The number (`errno`) of the system call below that failed, if one did.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        let source = self.0.source.as_ref()?;
+        if let Some(io) = source.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        source.downcast_ref::<Self>()?.raw_os_error()
+    }
+
     /// Whether the item, or a file of it, does not exist: no such layer, image, container, parent or big data item.
     ///
     /// ```
@@ -103,8 +112,11 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later: a lock was not free in time, or the kernel says that something is in use
-    /// (`EBUSY`).
+    /// Whether the same call may succeed later, without anything being done about it: a lock was not free in time, or the
+    /// kernel says that something is in use (`EBUSY`).
+    ///
+    /// Too many open files (`EMFILE`, `ENFILE`), no memory and no space are not that: repeated calls make them worse.
+    /// They are [`ErrorKind::Io`], and [`Error::raw_os_error`] tells them apart.
     pub fn is_busy(&self) -> bool {
         match self.kind() {
             ErrorKind::LockTimeout => true,
@@ -271,6 +283,17 @@ mod tests {
             (io::ErrorKind::PermissionDenied, [false; 3]),
         ] {
             assert_eq!(queries(&io(kind)), expected, "{kind:?}");
+        }
+        // Descriptors, memory and space do not come back by waiting.
+        for number in [
+            rustix::io::Errno::MFILE,
+            rustix::io::Errno::NFILE,
+            rustix::io::Errno::NOMEM,
+            rustix::io::Errno::NOSPC,
+        ] {
+            let error = Error::io_at("opening", "/x", number).context("loading");
+            assert_eq!(queries(&error), [false; 3], "{number}");
+            assert_eq!(error.raw_os_error(), Some(number.raw_os_error()));
         }
         // A layer that cannot be unpacked because a file is missing is no missing layer.
         let cause = io(io::ErrorKind::NotFound);

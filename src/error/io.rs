@@ -19,7 +19,8 @@ impl Error {
     /// # fn handle(result: io::Result<u64>) {
     /// match result.map_err(Error::try_from_io) {
     ///     Ok(bytes) => println!("{bytes} bytes"),
-    ///     Err(Ok(error)) if error.kind() == ErrorKind::LayerContentModified => println!("damaged, or deleted meanwhile"),
+    ///     Err(Ok(error)) if error.is_not_found() => println!("deleted meanwhile"),
+    ///     Err(Ok(error)) if error.kind() == ErrorKind::LayerContentModified => println!("damaged"),
     ///     Err(Ok(error)) => println!("the store: {error}"),
     ///     Err(Err(other)) => println!("something else: {other}"),
     /// }

@@ -227,7 +227,7 @@ impl Job {
     }
 
     fn options(&self, id: Option<&str>) -> LayerOptions {
-        let mut options = LayerOptions::default().verify_diff_digest(self.diff_id.clone());
+        let mut options = LayerOptions::default().verify_uncompressed_digest(self.diff_id.clone());
         options.id = id.map(str::to_owned);
         options.original_digest = Some(self.blob.digest.clone());
         options.original_size = Some(self.blob.size);

@@ -281,6 +281,9 @@ pub struct Events {
 impl Events {
     /// The next event; `None` when all clones of the [`Progress`] are dropped, so when everything has ended.
     ///
+    /// # Errors
+    /// None.
+    ///
     /// # Cancellation
     /// No event is lost.
     pub async fn next(&mut self) -> Option<Event> {

@@ -85,6 +85,9 @@ impl Puller {
     /// Pulls several images at the same time; the results are in the order of the images. One that fails does not
     /// disturb the others.
     ///
+    /// # Errors
+    /// As [`Puller::pull`], for each image its own.
+    ///
     /// # Cancellation
     /// As a failure of those that are not done.
     pub async fn pull_all(&self, images: &[ImageRef]) -> Vec<Result<Pulled>> {
@@ -117,6 +120,9 @@ impl Puller {
     ///
     /// # Errors
     /// [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the removal goes on in the background.
     pub async fn discard_partial(&self) -> Result<u64> {
         let partials = Partials::new(self.context.store.transfer_dirs().partial_blobs);
         bridge::run(move || partials.discard_all()).await

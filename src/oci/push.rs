@@ -88,7 +88,7 @@ async fn work(
         && layers
             .iter()
             .zip(&diff_ids)
-            .all(|(layer, diff_id)| layer.diff_digest().as_ref() == Some(diff_id));
+            .all(|(layer, diff_id)| layer.uncompressed_digest().as_ref() == Some(diff_id));
     if !fit {
         return Err(ErrorKind::InvalidInput.err("the image's config does not describe its layers"));
     }
@@ -198,7 +198,9 @@ impl Job<'_> {
             .await?;
         let spool = Spool::fill(self.store, layer.id(), diff).await?;
         if self.compression == Compression::None
-            && let Some(expected) = layer.diff_digest().filter(|digest| *digest != spool.digest)
+            && let Some(expected) = layer
+                .uncompressed_digest()
+                .filter(|digest| *digest != spool.digest)
         {
             let what = format!(
                 "layer {} now has digest {}, expected {expected}",

@@ -1,5 +1,7 @@
 //! How a diff is made.
 
+use std::ops::{Bound, RangeBounds};
+
 use serde::{Deserialize, Serialize};
 
 use crate::compression::Compression;
@@ -17,6 +19,8 @@ pub struct DiffOptions {
     /// Files that lie before the offset as a whole are not read if the stream is uncompressed; of the file at the
     /// offset the recorded checksum is not checked then. What is compressed is made from its start.
     pub offset: u64,
+    /// How many bytes to send at the most, from the offset on; `None`: all. Nothing is read that lies behind them.
+    pub limit: Option<u64>,
 }
 
 impl DiffOptions {
@@ -47,6 +51,32 @@ impl DiffOptions {
     #[must_use]
     pub fn offset(mut self, offset: u64) -> Self {
         self.offset = offset;
+        self
+    }
+
+    /// Sets [`DiffOptions::limit`].
+    #[must_use]
+    pub fn limit(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.limit = limit.into();
+        self
+    }
+
+    /// Sets [`DiffOptions::offset`] and [`DiffOptions::limit`] so that these bytes of the stream come: `range(500..)`,
+    /// or `range(500..=999)` as in the HTTP header `Range: bytes=500-999`. A range that ends behind the stream gives
+    /// what there is of it.
+    #[must_use]
+    pub fn range(mut self, range: impl RangeBounds<u64>) -> Self {
+        self.offset = match range.start_bound() {
+            Bound::Included(first) => *first,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        self.limit = match range.end_bound() {
+            Bound::Included(last) => Some(last.saturating_add(1)),
+            Bound::Excluded(end) => Some(*end),
+            Bound::Unbounded => None,
+        }
+        .map(|end| end.saturating_sub(self.offset));
         self
     }
 }

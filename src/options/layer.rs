@@ -138,9 +138,20 @@ impl LayerOptions {
         self
     }
 
-    /// Sets [`LayerOptions::uncompressed_digest`] and demands that the stream has it.
+    /// Sets [`LayerOptions::original_digest`] and demands that the stream, as it is sent, has it. A stream that has
+    /// another one is refused with [`ErrorKind::DigestMismatch`](crate::ErrorKind::DigestMismatch), whose text names
+    /// both; the store is then as before. Digests that other options give are verified too.
     #[must_use]
-    pub fn verify_diff_digest(mut self, digest: Digest) -> Self {
+    pub fn verify_original_digest(mut self, digest: Digest) -> Self {
+        self.original_digest = Some(digest);
+        self.verify = true;
+        self
+    }
+
+    /// Sets [`LayerOptions::uncompressed_digest`] (the diff ID) and demands that the stream has it, as
+    /// [`LayerOptions::verify_original_digest`] does for the stream as it is sent.
+    #[must_use]
+    pub fn verify_uncompressed_digest(mut self, digest: Digest) -> Self {
         self.uncompressed_digest = Some(digest);
         self.verify = true;
         self

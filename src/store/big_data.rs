@@ -18,8 +18,12 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items, Recorded};
+use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
+use crate::record::layer::LayerRow;
+use crate::record::table::Table;
 use crate::store::access::hit;
+use crate::store::deleted::ReadLayers;
 use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
 use crate::store::views::Container;
@@ -140,22 +144,33 @@ fn set_item<R: Items>(
     Ok(())
 }
 
+/// # Big data
 impl Store {
     // ---- layers ----
 
     /// Keys of a layer's big data items, in the order in which they were first set.
     ///
+    /// Takes the layer lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn list_layer_big_data(&self, id: &str) -> Result<Vec<String>> {
         Ok(self.layer(id).await?.big_data_names().to_vec())
     }
 
     /// A big data item of a layer.
     ///
+    /// Takes the layer lock shared for a moment.
+    ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
+    /// [`ErrorKind::LayerUnknown`], also if the layer is deleted meanwhile, [`ErrorKind::NotFound`] for an item that does not exist,
     /// [`ErrorKind::InvalidBigDataName`] for an empty key.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layer_big_data(&self, id: &str, key: &str) -> Result<BigDataReader> {
         let found = self
             .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
@@ -163,23 +178,36 @@ impl Store {
         let Some((row, home)) = found else {
             return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
         };
+        self.open_layer_item(row, home, key).await
+    }
+
+    pub(crate) async fn open_layer_item(
+        &self,
+        row: Arc<LayerRow>,
+        home: StoreOrigin,
+        key: &str,
+    ) -> Result<BigDataReader> {
         let id = row.id.clone();
         let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
+        let layer = ReadLayers::new(self.clone(), row, None);
         let dir = match home {
             StoreOrigin::Primary => self.inner.dirs.layer_data(&id)?,
             StoreOrigin::Additional { index, .. } => {
                 item_dir(self.inner.additional_layers[index].dir.clone(), &id)?
             }
         };
-        bridge::run(move || {
+        let opened = bridge::run(move || {
             let file = big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id))?;
             let size = file.metadata().at("looking at big data item", &key)?.len();
             Ok(BigDataReader {
                 stream: ByteStream::of(FilePart::new(file, 0, size)),
                 size,
             })
-        })
-        .await
+        });
+        match opened.await {
+            Ok(reader) => Ok(reader),
+            Err(error) => Err(layer.explain(error).await),
+        }
     }
 
     /// Stores a big data item with a layer of the primary store, replacing the old one only if `data` ends well.
@@ -249,8 +277,13 @@ impl Store {
 
     /// Keys of an image's big data items.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn list_image_big_data(&self, id: &str) -> Result<Vec<String>> {
         let found = self
             .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(Arc::clone))))
@@ -260,9 +293,14 @@ impl Store {
 
     /// A big data item of an image.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotFound`] for an item that does not exist (removing the image may
     /// resolve that), [`ErrorKind::InvalidBigDataName`] for an empty key.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_big_data(&self, id: &str, key: &str) -> Result<Bytes> {
         let mut rows = Vec::new();
         let _none: Option<()> = self
@@ -297,16 +335,32 @@ impl Store {
         let key = named(&row.big_data_names, key, "image", &row.id)?.to_owned();
         let recorded = row.recorded(&key);
         let (dir, id) = (item_dir(self.image_dir(home), &row.id)?, row.id.clone());
-        bridge::run(move || {
+        let read = bridge::run(move || {
             big_data::read(&dir, &key, recorded.as_ref())?.ok_or_else(|| missing_item(&key, "image", &id))
-        })
-        .await
+        });
+        match read.await {
+            Err(error) if error.is_not_found() && !self.image_is_there(&row.id).await? => {
+                Err(images::unknown(&row.id))
+            }
+            read => read,
+        }
+    }
+
+    /// Whether an image has this ID.
+    async fn image_is_there(&self, id: &str) -> Result<bool> {
+        let found = self.read_all_image_stores(|_, table| Ok(hit(table.get(id).map(drop))));
+        Ok(found.await?.is_some())
     }
 
     /// Size in bytes of a big data item of an image, from the record or else from the file.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::SizeUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_big_data_size(&self, id: &str, key: &str) -> Result<u64> {
         let unknown = || ErrorKind::SizeUnknown.err(format!("item {key:?} of image {id:?}"));
         let found = self
@@ -328,8 +382,13 @@ impl Store {
 
     /// Recorded digest of a big data item of an image.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::DigestUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_big_data_digest(&self, id: &str, key: &str) -> Result<Digest> {
         let found = self
             .read_all_image_stores(|_, table| {
@@ -383,36 +442,63 @@ impl Store {
 
     /// Keys of a container's big data items.
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn list_container_big_data(&self, id: &str) -> Result<Vec<String>> {
         Ok(self.container(id).await?.big_data_names().to_vec())
     }
 
     /// A big data item of a container.
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::NotFound`] for an item that does not exist,
     /// [`ErrorKind::InvalidBigDataName`] for an empty key.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container_big_data(&self, id: &str, key: &str) -> Result<Bytes> {
-        let container = self.container(id).await?;
+        self.read_container_item(&self.container(id).await?, key).await
+    }
+
+    pub(crate) async fn read_container_item(&self, container: &Container, key: &str) -> Result<Bytes> {
         let id = container.id().to_owned();
         let key = named(container.big_data_names(), key, "container", &id)?.to_owned();
         let dir = item_dir(self.inner.dirs.containers(), &id)?;
         let recorded = container.recorded_big_data(&key);
-        bridge::run(move || {
+        let read = bridge::run(move || {
             let data = big_data::read(&dir, &key, recorded.as_ref())?;
             let data = data.ok_or_else(|| missing_item(&key, "container", &id))?;
             Ok(Bytes::from(data))
-        })
-        .await
+        });
+        match read.await {
+            Err(error) if error.is_not_found() => {
+                let is_there = |table: &Table<ContainerRow>| Ok(table.get(container.id()).is_some());
+                match self.read_container_store(is_there).await? {
+                    true => Err(error),
+                    false => Err(containers::unknown(container.id())),
+                }
+            }
+            read => read,
+        }
     }
 
     /// Size in bytes of a big data item of a container. If it is not recorded yet, the item is read, and its size and
     /// digest recorded, in one step under the exclusive container lock.
     ///
+    /// Takes the container lock shared for a moment; exclusively for one step if the size has to be recorded.
+    ///
     /// # Errors
     /// [`ErrorKind::SizeUnknown`].
+    ///
+    /// # Cancellation
+    /// Nothing has changed, or what was computed is recorded in the background.
     pub async fn container_big_data_size(&self, id: &str, key: &str) -> Result<u64> {
         let unknown = |error| {
             ErrorKind::SizeUnknown
@@ -428,8 +514,13 @@ impl Store {
     /// Digest (SHA-256) of a big data item of a container. If it is not recorded yet, the item is read, and its size and
     /// digest recorded, in one step under the exclusive container lock.
     ///
+    /// Takes the container lock shared for a moment; exclusively for one step if the digest has to be recorded.
+    ///
     /// # Errors
     /// [`ErrorKind::DigestUnknown`].
+    ///
+    /// # Cancellation
+    /// Nothing has changed, or what was computed is recorded in the background.
     pub async fn container_big_data_digest(&self, id: &str, key: &str) -> Result<Digest> {
         let unknown = |error| {
             ErrorKind::DigestUnknown

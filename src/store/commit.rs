@@ -64,6 +64,7 @@ impl CommitOptions {
     }
 }
 
+/// # Images of containers, and their layers
 impl Store {
     /// Makes an image of a container (an ID, name, ID prefix or the ID of its layer): what the container changed
     /// becomes a new layer on the top layer of its image, whose config and history are extended.
@@ -113,7 +114,9 @@ impl Store {
             .diff(None, container.layer_id(), DiffOptions::uncompressed())
             .await?;
         // It stays if the image cannot be built: another commit, or a pull, may have begun to use it.
-        let layer = self.put_by_content(below, Box::pin(diff)).await?;
+        let layer = self
+            .put_by_content(below, LayerOptions::default(), Box::pin(diff))
+            .await?;
         let from = base
             .as_ref()
             .and_then(|base| base.image.names().first())
@@ -137,6 +140,8 @@ impl Store {
     /// below. If there is such a layer already, that one is returned; Podman's next pull of an image with the same
     /// layers uses them likewise.
     ///
+    /// Locks as [`Store::put_layer`].
+    ///
     /// # Errors
     /// As [`Store::put_layer`].
     ///
@@ -152,20 +157,62 @@ impl Store {
     /// # }
     /// ```
     pub async fn put_image_layer(&self, parent: Option<&str>, diff: impl AsyncRead + Send) -> Result<Layer> {
+        self.put_image_layer_with(parent, LayerOptions::default(), diff)
+            .await
+    }
+
+    /// As [`Store::put_image_layer`], with options: with digests that the stream must have, for instance. A layer that
+    /// is there already is returned as it is, but the stream is read and verified all the same.
+    ///
+    /// Locks as [`Store::put_layer`].
+    ///
+    /// # Errors
+    /// As [`Store::put_layer`]; [`ErrorKind::InvalidInput`] if the options name an ID or a template.
+    ///
+    /// # Cancellation
+    /// As [`Store::put_layer`].
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store, blob: tokio::fs::File, digest: graphroot::Digest) -> graphroot::Result<()> {
+    /// use graphroot::{ErrorKind, LayerOptions};
+    /// let options = LayerOptions::default().verify_original_digest(digest);
+    /// match store.put_image_layer_with(None, options, blob).await {
+    ///     Ok(layer) => println!("{}", layer.id()),
+    ///     Err(error) if error.kind() == ErrorKind::DigestMismatch => println!("refused: {}", error.chain()),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn put_image_layer_with(
+        &self,
+        parent: Option<&str>,
+        options: LayerOptions,
+        diff: impl AsyncRead + Send,
+    ) -> Result<Layer> {
+        if options.id.is_some() || options.template.is_some() {
+            let what = "the layer of an image has the ID that follows from its content, and no template";
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
         let parent = match parent {
             Some(parent) => Some(self.layer(parent).await?.id().to_owned()),
             None => None,
         };
-        let id = self.put_by_content(parent.as_deref(), Box::pin(diff)).await?;
+        let put = self.put_by_content(parent.as_deref(), options, Box::pin(diff));
+        let id = put.await?;
         self.layer(&id).await
     }
 
     /// Makes a stream a layer on `parent` (an exact ID), or finds the one that there is. Returns its ID.
-    async fn put_by_content(&self, parent: Option<&str>, diff: Source<'_>) -> Result<String> {
+    async fn put_by_content(
+        &self,
+        parent: Option<&str>,
+        mut options: LayerOptions,
+        diff: Source<'_>,
+    ) -> Result<String> {
         // It is unpacked while it is read; its ID follows from its digest.
-        let mut options = LayerOptions::default();
         let staged = self.stage_diff(parent, &options, diff).await?;
-        let diff_id = staged.diff_digest().clone();
+        let diff_id = staged.uncompressed_digest().clone();
         let id = layer_id(parent, &diff_id);
         options.id = Some(id.clone());
         match self.commit_diff(parent, options, staged).await {
@@ -174,7 +221,7 @@ impl Store {
                 let known = self.layer(&id).await?;
                 let same = known.id() == id
                     && known.parent() == parent
-                    && known.diff_digest().as_ref() == Some(&diff_id);
+                    && known.uncompressed_digest().as_ref() == Some(&diff_id);
                 if same { Ok(id) } else { Err(error) }
             }
             Err(error) => Err(error),

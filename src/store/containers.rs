@@ -21,6 +21,7 @@ use crate::store::views::Container;
 use crate::store::{Store, images};
 use crate::time::Time;
 
+/// # Containers
 impl Store {
     /// Creates a container from an image (an ID, name or ID prefix), or from nothing, with a layer of its own.
     ///
@@ -164,8 +165,13 @@ impl Store {
 
     /// The container with this ID, name or ID prefix, or whose layer has this ID.
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container(&self, id: &str) -> Result<Container> {
         self.read_container_store(|table| table.find(id).map(Container::new).ok_or_else(|| unknown(id)))
             .await
@@ -173,8 +179,13 @@ impl Store {
 
     /// All containers.
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn containers(&self) -> Result<Vec<Container>> {
         self.read_container_store(|table| Ok(table.rows().map(Container::new).collect()))
             .await
@@ -182,8 +193,13 @@ impl Store {
 
     /// The container whose own layer is this one (an ID, name or ID prefix).
     ///
+    /// Takes the layer lock and the container lock shared for a moment each.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::ContainerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container_by_layer(&self, id: &str) -> Result<Container> {
         let layer = self.layer(id).await?;
         self.read_container_store(|table| {

@@ -19,6 +19,7 @@ fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
     }
 }
 
+/// # Deleting
 impl Store {
     /// Deletes a layer (an ID, name or ID prefix) that nothing uses. It is unmounted first.
     ///
@@ -73,6 +74,8 @@ impl Store {
     /// long as nothing else needs them. Returns the IDs of those layers;
     /// [`Store::layers_deleted_with_image`] tells them beforehand.
     ///
+    /// Takes the layer, image and container locks exclusively for one step.
+    ///
     /// # Errors
     /// [`ErrorKind::NotAnImage`], [`ErrorKind::ImageUsedByContainer`] naming the container.
     ///
@@ -95,6 +98,9 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::delete_image`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layers_deleted_with_image(&self, id: &str) -> Result<Vec<String>> {
         let key = id.to_owned();
         self.write_to_all_stores(move |all| {
@@ -106,6 +112,8 @@ impl Store {
 
     /// Deletes a container (an ID, name, ID prefix, or the ID of its layer), its layer and its directories. A layer
     /// that is missing already is tolerated.
+    ///
+    /// Takes the layer, image and container locks exclusively for one step.
     ///
     /// # Errors
     /// [`ErrorKind::NotAContainer`], [`ErrorKind::Io`].
@@ -121,6 +129,8 @@ impl Store {
 
     /// Deletes the container, image or layer with this ID, name or ID prefix, looked for in this order, whether or not
     /// it is used: layers may be left without a parent, images and containers without a layer.
+    ///
+    /// Takes the layer, image and container locks exclusively for one step.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
@@ -159,6 +169,8 @@ impl Store {
     ///
     /// With a separate image store the images there and those in the graph root are deleted. Additional read-only
     /// stores are left alone.
+    ///
+    /// Takes the layer, image and container locks exclusively for one step.
     ///
     /// # Errors
     /// The first failure stops it.

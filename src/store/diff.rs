@@ -4,7 +4,7 @@
 //! files. Others (containers' layers) are made of what the driver says has changed.
 //!
 //! The trees are opened under the layer lock; then the lock is released and the stream needs none, so that a slow
-//! reader delays no writer. If the layer is deleted meanwhile the stream ends with an error.
+//! reader delays no writer. If a layer is deleted meanwhile, the error says so.
 
 use std::fs::File;
 use std::io;
@@ -20,6 +20,7 @@ use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::hit;
+use crate::store::deleted::ReadLayers;
 use crate::store::diff_stream::{COMPARED_ENTRIES, Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
@@ -82,6 +83,7 @@ struct Pair {
     home: StoreOrigin,
 }
 
+/// # What a layer changes
 impl Store {
     /// Resolves the two ends. An empty or unknown `from` means the layer's parent, as in the Go library; an unknown one
     /// is an error only where there is no parent to fall back on.
@@ -131,11 +133,24 @@ impl Store {
     async fn comparison(&self, pair: &Pair) -> Result<Comparison> {
         let graph = self.lock_graph().await?;
         let (to, from) = (Arc::clone(&pair.to), pair.from.clone());
-        self.write_to_layer_store(move |layers| {
+        let opened = self.write_to_layer_store(move |layers| {
             let _graph = graph;
             files_of(&to.id, Comparison::open(&layers.driver, &to, from.as_deref()))
-        })
-        .await
+        });
+        self.explained(pair, opened.await).await
+    }
+
+    /// The layers that a comparison reads.
+    fn read_layers_of(&self, pair: &Pair) -> ReadLayers {
+        ReadLayers::new(self.clone(), Arc::clone(&pair.to), pair.from.clone())
+    }
+
+    /// The result of reading two layers, which is [`ErrorKind::LayerUnknown`] if one was deleted meanwhile.
+    async fn explained<T>(&self, pair: &Pair, result: Result<T>) -> Result<T> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.read_layers_of(pair).explain(error).await),
+        }
     }
 
     /// What has to be done to layer `from` to make it look like layer `to`, sorted by path. Without `from`, and also
@@ -145,27 +160,40 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn changes(&self, from: Option<&str>, to: &str) -> Result<Vec<Change>> {
         let pair = self.pair(from, to).await?;
         let comparison = self.comparison(&pair).await?;
-        Ok(find_changes(comparison).await?.0)
+        let changes = find_changes(comparison).await.map(|(changes, _tree)| changes);
+        self.explained(&pair, changes).await
     }
 
-    /// Bytes in the files that [`Store::changes`] adds or changes, hard links counted once: an estimate for the size
-    /// of [`Store::diff`].
+    /// Bytes in the files that [`Store::changes`] adds or changes, hard links counted once: what they take, without the
+    /// headers of a tar stream. It is measured, by reading the whole tree where the driver does not keep changes apart.
+    ///
+    /// The size of a layer's tar stream is another one: [`Layer::uncompressed_size`](crate::Layer::uncompressed_size)
+    /// as recorded, [`DiffStream::size`] for a stream.
+    ///
+    /// Locks as [`Store::changes`].
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn diff_size(&self, from: Option<&str>, to: &str) -> Result<u64> {
         let pair = self.pair(from, to).await?;
-        match self.comparison(&pair).await? {
+        let size = match self.comparison(&pair).await? {
             // Everything in the layer's own tree has changed.
             Comparison::OverlayDiff(upper, _) => size_of_tree(upper.dir).await,
-            trees @ Comparison::Trees { .. } => {
-                let (changes, tree) = find_changes(trees).await?;
-                size_of_changes(changes, tree).await
-            }
-        }
+            trees @ Comparison::Trees { .. } => match find_changes(trees).await {
+                Ok((changes, tree)) => size_of_changes(changes, tree).await,
+                Err(error) => Err(error),
+            },
+        };
+        self.explained(&pair, size).await
     }
 
     /// The tar stream that makes layer `from` look like layer `to`; without `from` (or with one that is not known, if
@@ -177,8 +205,8 @@ impl Store {
     /// grow with the layer: one or two blocks are held for each processor, of 384 KiB for gzip and of 4 MiB for zstd.
     ///
     /// The layer lock is taken shared (for a diff that is not recorded: exclusively) while files are opened, and not
-    /// held afterwards. If the layer is deleted while the stream is being read, reading fails. An error while reading
-    /// means that the bytes so far must be discarded.
+    /// held afterwards. If the layer is deleted while the stream is being read, reading fails with
+    /// [`ErrorKind::LayerUnknown`]. An error while reading means that the bytes so far must be discarded.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotSupported`] for a compression that can only be read (bzip2, xz),
@@ -194,9 +222,9 @@ impl Store {
     /// let mut diff = store.diff(None, "base", DiffOptions::uncompressed()).await?;
     /// let mut file = tokio::fs::File::create("base.tar").await.expect("a writable directory");
     /// tokio::io::copy(&mut diff, &mut file).await.expect("a sound layer");
-    /// // A range, as an HTTP server sends it: the bytes from 1000 on, which are `size - 1000`.
-    /// let rest = store.diff(None, "base", DiffOptions::uncompressed().offset(1000)).await?;
-    /// let size = rest.size();
+    /// // A part, as an HTTP server sends it for `Range: bytes=1000-1999`.
+    /// let part = store.diff(None, "base", DiffOptions::uncompressed().range(1000..=1999)).await?;
+    /// println!("Content-Length: {:?}, of {:?}", part.remaining(), part.size());
     /// # Ok(())
     /// # }
     /// ```
@@ -214,7 +242,12 @@ impl Store {
             Some(source) => source,
             None => DiffSource::Comparison(self.comparison(&pair).await?),
         };
-        source.stream(pair.to.id.to_string(), compression, options.offset)
+        source.stream(
+            self.read_layers_of(&pair),
+            compression,
+            options.offset,
+            options.limit,
+        )
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.

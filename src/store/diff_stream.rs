@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures::Stream;
+use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::runtime::Handle;
 
 use crate::archive::compress::gzip::Gzip;
 use crate::archive::compress::parallel::ParallelStream;
@@ -24,6 +26,7 @@ use crate::driver::{Driver, OverlayDiff};
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::record::layer::LayerRow;
+use crate::store::deleted::ReadLayers;
 use crate::store::layer_store::new_layer::mappings_on_disk;
 
 /// Entries of two trees that one step compares.
@@ -39,10 +42,17 @@ pub(super) const COMPARED_ENTRIES: usize = 2048;
 ///
 /// The steps run on the runtime that polls the stream, else on the one in which it was made; once that has shut down,
 /// reading fails.
+///
+/// If the layer is deleted while it is read, the stream ends with an error of the kind
+/// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown).
 pub struct DiffStream {
     stream: ByteStream,
     compression: Compression,
     size: Option<u64>,
+    remaining: Option<u64>,
+    layers: ReadLayers,
+    /// An error of which is being found out whether a layer was deleted. The mutex makes it `Sync` and is not locked.
+    failure: Option<Mutex<BoxFuture<'static, io::Error>>>,
 }
 
 impl DiffStream {
@@ -56,6 +66,38 @@ impl DiffStream {
     /// Known is the recorded size of a layer that came in as a stream and goes out uncompressed.
     pub fn size(&self) -> Option<u64> {
         self.size
+    }
+
+    /// Bytes that are still to come; `None` if they are not known beforehand, as for [`DiffStream::size`]. For a range,
+    /// it is the `Content-Length` before the first read.
+    pub fn remaining(&self) -> Option<u64> {
+        self.remaining
+    }
+
+    fn passed(&mut self, count: usize) {
+        if let Some(remaining) = &mut self.remaining {
+            *remaining = remaining.saturating_sub(count as u64);
+        }
+    }
+
+    /// Has an error looked into.
+    fn fail(&mut self, error: io::Error) {
+        let failure: BoxFuture<'static, io::Error> = match Handle::try_current() {
+            Ok(_runtime) => Box::pin(self.layers.clone().explain_io(error)),
+            Err(_none) => Box::pin(std::future::ready(error)),
+        };
+        self.failure = Some(Mutex::new(failure));
+    }
+
+    /// The error that reading ends with, if there was one.
+    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Error>> {
+        let Some(failure) = &mut self.failure else {
+            return Poll::Ready(None);
+        };
+        let failure = failure.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let error = ready!(failure.as_mut().poll(cx));
+        self.failure = None;
+        Poll::Ready(Some(error))
     }
 }
 
@@ -74,7 +116,19 @@ impl AsyncRead for DiffStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        loop {
+            if let Some(error) = ready!(self.poll_failure(cx)) {
+                return Poll::Ready(Err(error));
+            }
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, buffer)) {
+                Ok(()) => {
+                    self.passed(buffer.filled().len() - before);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) => self.fail(error),
+            }
+        }
     }
 }
 
@@ -82,7 +136,19 @@ impl Stream for DiffStream {
     type Item = io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        Pin::new(&mut self.stream).poll_next(cx)
+        loop {
+            if let Some(error) = ready!(self.poll_failure(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
+            match ready!(Pin::new(&mut self.stream).poll_next(cx)) {
+                Some(Ok(chunk)) => {
+                    self.passed(chunk.len());
+                    return Poll::Ready(Some(Ok(chunk)));
+                }
+                Some(Err(error)) => self.fail(error),
+                None => return Poll::Ready(None),
+            }
+        }
     }
 }
 
@@ -91,8 +157,12 @@ pub(super) fn check_compression(compression: Compression) -> Result<()> {
     match compression {
         Compression::None | Compression::Gzip | Compression::Zstd => Ok(()),
         Compression::Bzip2 | Compression::Xz => {
+            let what =
+                format!("making a diff with {compression}; DiffOptions can ask for gzip, zstd or none");
             let extension = compression.extension();
-            Err(ErrorKind::NotSupported.err(format!("compression format {extension} for writing")))
+            Err(ErrorKind::NotSupported
+                .err(what)
+                .with_source(format!("unsupported compression format {extension}")))
         }
     }
 }
@@ -111,9 +181,16 @@ pub(super) enum DiffSource {
 }
 
 impl DiffSource {
-    /// The stream of the layer `id` from byte `offset` on.
-    pub(super) fn stream(self, id: String, compression: Compression, offset: u64) -> Result<DiffStream> {
+    /// `limit` bytes of the stream of a layer from byte `offset` on; `layers` are those that it is made of.
+    pub(super) fn stream(
+        self,
+        layers: ReadLayers,
+        compression: Compression,
+        offset: u64,
+        limit: Option<u64>,
+    ) -> Result<DiffStream> {
         check_compression(compression)?;
+        let id = layers.first().to_owned();
         let plain = compression == Compression::None;
         let size = match &self {
             Self::Replay { size, .. } if plain => *size,
@@ -142,9 +219,12 @@ impl DiffSource {
             _ => ByteStream::of(producer),
         };
         Ok(DiffStream {
-            stream,
+            stream: stream.limited(limit),
             compression,
             size,
+            remaining: size.map(|size| (size - offset).min(limit.unwrap_or(u64::MAX))),
+            layers,
+            failure: None,
         })
     }
 }

@@ -92,12 +92,16 @@ impl DigestLock {
     }
 }
 
+/// # Locks, and who holds them
 impl Store {
     /// The processes that hold locks of the store. Processes of other users are found only with privileges. The answer
     /// may be out of date at once; it is meant for diagnostics.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn lock_owners(&self) -> Result<Vec<LockOwner>> {
         let paths = self.inner.lock_files();
         bridge::run(move || owners::owners(&paths)).await
@@ -108,6 +112,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn lock_owners_of(options: &StoreOptions) -> Result<Vec<LockOwner>> {
         let mut roots = vec![options.graph_root.clone(), options.run_root.clone()];
         roots.extend(options.image_store.clone());
@@ -138,6 +145,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect, except that the lock file may have been created.
     pub async fn get_digest_lock(&self, digest: &Digest) -> Result<DigestLock> {
         let path = self.inner.dirs.locks().join(digest.as_str());
         let timeout = self.inner.options.lock_timeout;

@@ -11,6 +11,7 @@ use crate::store::Store;
 use crate::store::dirs::item_dir;
 use crate::sys::{atomic, make_private_dir, name_sync};
 
+/// # Directories
 impl Store {
     async fn user_data(&self, dir: PathBuf, id: &str) -> Result<PathBuf> {
         let (path, full) = (item_dir(dir, id)?.join("userdata"), self.syncs_everything());
@@ -35,6 +36,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect, except that the directory may have been created.
     pub async fn image_directory(&self, id: &str) -> Result<PathBuf> {
         let image = self.image(id).await?;
         self.user_data(self.inner.dirs.graph_images(), image.id()).await
@@ -42,8 +46,13 @@ impl Store {
 
     /// As [`Store::image_directory`], for data that does not survive a reboot.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect, except that the directory may have been created.
     pub async fn image_run_directory(&self, id: &str) -> Result<PathBuf> {
         let image = self.image(id).await?;
         self.user_data(self.inner.dirs.run_images(), image.id()).await
@@ -54,6 +63,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect, except that the directory may have been created.
     pub async fn container_directory(&self, id: &str) -> Result<PathBuf> {
         let container = self.container(id).await?;
         self.user_data(self.inner.dirs.containers(), container.id()).await
@@ -61,8 +73,13 @@ impl Store {
 
     /// As [`Store::container_directory`], for data that does not survive a reboot.
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect, except that the directory may have been created.
     pub async fn container_run_directory(&self, id: &str) -> Result<PathBuf> {
         let container = self.container(id).await?;
         self.user_data(self.inner.dirs.run_containers(), container.id())
@@ -71,6 +88,8 @@ impl Store {
 
     /// Stores a file in the directory of a container (an ID, name or ID prefix), atomically replacing an existing one.
     /// `file` is a relative path; missing directories of it are created.
+    ///
+    /// Takes the container lock shared for a moment.
     ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`] for a path that leaves the directory,
@@ -90,14 +109,21 @@ impl Store {
 
     /// Reads a file of the directory of a container (an ID, name or ID prefix).
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::UnsafePath`], [`ErrorKind::Io`] (also for a missing file, see
     /// [`Error::io_kind`](crate::Error::io_kind)).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn from_container_directory(&self, id: &str, file: &str) -> Result<Bytes> {
         read_below(self.container_directory(id).await?, file).await
     }
 
     /// As [`Store::set_container_directory_file`], for data that does not survive a reboot.
+    ///
+    /// Takes the container lock shared for a moment.
     ///
     /// # Errors
     /// As [`Store::set_container_directory_file`].
@@ -115,8 +141,13 @@ impl Store {
 
     /// As [`Store::from_container_directory`], for data that does not survive a reboot.
     ///
+    /// Takes the container lock shared for a moment.
+    ///
     /// # Errors
     /// As [`Store::from_container_directory`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn from_container_run_directory(&self, id: &str, file: &str) -> Result<Bytes> {
         read_below(self.container_run_directory(id).await?, file).await
     }

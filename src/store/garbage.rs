@@ -42,6 +42,7 @@ fn sweep(dir: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
+/// # Garbage
 impl Store {
     /// Removes directories and layers of the driver that have no record, and stale temporary files of killed
     /// processes.

@@ -55,8 +55,13 @@ impl GraphDriver {
 
     /// Whether the driver has a layer with this ID in its home or in an additional store.
     ///
+    /// Takes no lock.
+    ///
     /// # Errors
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) while the runtime shuts down.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn exists(&self, id: &str) -> Result<bool> {
         let (driver, id) = (Arc::clone(&self.driver), id.to_owned());
         bridge::run(move || Ok(driver.exists(&id))).await
@@ -64,8 +69,13 @@ impl GraphDriver {
 
     /// The IDs of all layers in the driver's home, with and without records.
     ///
+    /// Takes no lock.
+    ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn list_layers(&self) -> Result<Vec<String>> {
         let driver = Arc::clone(&self.driver);
         bridge::run(move || driver.list_layers()).await
@@ -76,6 +86,8 @@ impl GraphDriver {
     ///
     /// `parent` is the ID of a layer of the driver. The ID, the mount label, the ID mappings,
     /// [`LayerOptions::writeable`] and the options of the driver are used; the other options are ignored.
+    ///
+    /// Takes no lock of the store.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown) for the parent,
@@ -111,8 +123,13 @@ impl GraphDriver {
     /// The paths of a layer by the names that the Go library gives them: `UpperDir`, `LowerDir`, `WorkDir` and
     /// `MergedDir` with overlay, none with vfs.
     ///
+    /// Takes no lock.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>> {
         let (driver, id) = (Arc::clone(&self.driver), id.to_owned());
         bridge::run(move || driver.metadata(&id)).await
@@ -120,14 +137,20 @@ impl GraphDriver {
 
     /// The space that the files of a layer take, without those of its parents.
     ///
+    /// Takes no lock.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn read_write_disk_usage(&self, id: &str) -> Result<DiskUsage> {
         let (driver, id) = (Arc::clone(&self.driver), id.to_owned());
         bridge::run(move || driver.disk_usage(&id)).await
     }
 }
 
+/// # The driver
 impl Store {
     /// A handle to the storage driver. After another process has shut the store down, get a new one.
     pub fn graph_driver(&self) -> GraphDriver {

@@ -200,10 +200,11 @@ impl Base {
         let layers = store.layers_up_to(image.top_layer()).await?;
         let steps = config.history.iter().filter(|step| !step.empty_layer).count();
         let fits = config.diff_ids.len() == layers.len()
-            && layers
-                .iter()
-                .zip(&config.diff_ids)
-                .all(|(layer, diff_id)| layer.diff_digest().is_none_or(|digest| digest == *diff_id))
+            && layers.iter().zip(&config.diff_ids).all(|(layer, diff_id)| {
+                layer
+                    .uncompressed_digest()
+                    .is_none_or(|digest| digest == *diff_id)
+            })
             && (config.history.is_empty() || steps == layers.len());
         if !fits {
             let what = format!(

@@ -21,6 +21,7 @@ use crate::store::views::{Image, Layer};
 /// The layer store is read again this often if layers are in another order of stores than their parents.
 const MAX_READS: usize = 4;
 
+/// # What an image consists of
 impl Store {
     /// The layers of an image (an ID, name or ID prefix), the lowest first. An image without a layer has none.
     ///
@@ -30,10 +31,13 @@ impl Store {
     /// [`ErrorKind::ImageUnknown`]; [`ErrorKind::LayerUnknown`] if a layer of it is missing;
     /// [`ErrorKind::CorruptMetadata`] for layers that are each other's parents.
     ///
+    /// # Cancellation
+    /// No effect.
+    ///
     /// ```no_run
     /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
     /// for layer in store.image_layers("localhost/demo:latest").await? {
-    ///     println!("{:?}, {:?} bytes", layer.diff_digest(), layer.diff_size());
+    ///     println!("{:?}, {:?} bytes", layer.uncompressed_digest(), layer.uncompressed_size());
     /// }
     /// # Ok(())
     /// # }
@@ -87,6 +91,9 @@ impl Store {
     /// [`ErrorKind::NotSupported`] for one of schema version 1, and for a list of images;
     /// [`ErrorKind::InvalidInput`] for one that cannot be read.
     ///
+    /// # Cancellation
+    /// No effect.
+    ///
     /// ```no_run
     /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
     /// let manifest = store.image_manifest("localhost/demo:latest").await?;
@@ -122,6 +129,9 @@ impl Store {
     /// # Errors
     /// As [`Store::image_manifest`]; [`ErrorKind::NotFound`] for an image without the config;
     /// [`ErrorKind::DigestMismatch`] if it is not the one that the manifest names.
+    ///
+    /// # Cancellation
+    /// No effect.
     ///
     /// ```no_run
     /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
@@ -161,9 +171,14 @@ impl Store {
     /// It is the stored manifest, byte for byte, if that names uncompressed layers, as those of images built or
     /// committed on the same machine do. For a layer without a recorded digest the whole diff is read to compute it.
     ///
+    /// Locks are taken as by [`Store::image_manifest`], [`Store::image_layers`] and [`Store::diff`], one after the other.
+    ///
     /// # Errors
     /// As [`Store::image_manifest`] and [`Store::image_layers`]; [`ErrorKind::InvalidInput`] if the manifest does not
     /// fit the layers.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_manifest_uncompressed(&self, id: &str) -> Result<ImageManifest> {
         let image = self.image(id).await?;
         let manifest = self.manifest_of(&image).await?;
@@ -192,7 +207,7 @@ impl Store {
 
     /// A layer as the uncompressed blob that [`Store::diff`] gives.
     pub(crate) async fn plain_blob(&self, layer: &Layer, media_type: &str) -> Result<Descriptor> {
-        if let (Some(digest), Some(size)) = (layer.diff_digest(), layer.diff_size()) {
+        if let (Some(digest), Some(size)) = (layer.uncompressed_digest(), layer.uncompressed_size()) {
             return Ok(Descriptor::new(media_type, digest, size));
         }
         let (digest, size) = self.measure_diff(layer.id()).await?;

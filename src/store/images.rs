@@ -25,6 +25,7 @@ pub(crate) fn unknown(id: &str) -> crate::error::Error {
     ErrorKind::ImageUnknown.err(format!("locating image with ID {id:?}"))
 }
 
+/// # Images
 impl Store {
     /// Creates an image on a top layer (an ID, name or ID prefix), or without one.
     ///
@@ -149,8 +150,13 @@ impl Store {
 
     /// The image with this ID, name or ID prefix.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image(&self, id: &str) -> Result<Image> {
         let found = self
             .read_all_image_stores(|home, table| {
@@ -169,8 +175,13 @@ impl Store {
 
     /// All images, those of additional stores last.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn images(&self) -> Result<Vec<Image>> {
         self.collect_images(|_| true).await
     }
@@ -193,8 +204,13 @@ impl Store {
 
     /// The images whose top layer (or a copy of it with other owners) is this layer (an ID, name or ID prefix).
     ///
+    /// Takes the layer lock and the image lock shared for a moment each.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn images_by_top_layer(&self, id: &str) -> Result<Vec<Image>> {
         let layer = self.layer(id).await?;
         let id = layer.id();
@@ -204,8 +220,13 @@ impl Store {
 
     /// The images with this digest, their own or that of one of their manifests; an empty list if there are none.
     ///
+    /// Takes the image lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn images_by_digest(&self, digest: &Digest) -> Result<Vec<Image>> {
         let mut all = Vec::new();
         let _none: Option<()> = self

@@ -23,6 +23,7 @@ pub(crate) fn view(row: &Arc<LayerRow>, mounts: &Mounts, home: StoreOrigin) -> L
     Layer::new(row, mount, home.read_only())
 }
 
+/// # Finding layers
 impl Store {
     /// The layer with this ID, name or ID prefix, of the primary store or an additional one.
     ///
@@ -30,6 +31,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layer(&self, id: &str) -> Result<Layer> {
         let found = self
             .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
@@ -42,8 +46,13 @@ impl Store {
 
     /// All layers, those of additional stores last.
     ///
+    /// Takes the layer lock, and that of `mountpoints.json`, shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layers(&self) -> Result<Vec<Layer>> {
         let mounts = self.mounts().await?;
         let mut all = Vec::new();
@@ -76,32 +85,52 @@ impl Store {
 
     /// The layers made from a blob with this digest, an empty list if there are none.
     ///
+    /// Takes the layer lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layers_by_compressed_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
         self.layers_by_digest(DigestKind::Compressed, digest).await
     }
 
     /// The layers whose uncompressed stream has this digest (the diff ID), an empty list if there are none.
     ///
+    /// Takes the layer lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layers_by_uncompressed_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
         self.layers_by_digest(DigestKind::Uncompressed, digest).await
     }
 
     /// The layers made from a table of contents with this digest, an empty list if there are none.
     ///
+    /// Takes the layer lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layers_by_toc_digest(&self, digest: &Digest) -> Result<Vec<Layer>> {
         self.layers_by_digest(DigestKind::Toc, digest).await
     }
 
     /// The ID of the layer, image or container with this ID, name or ID prefix, looked for in this order.
     ///
+    /// Takes the layer, image and container locks shared for a moment, one after the other.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn lookup(&self, name: &str) -> Result<String> {
         let found = self
             .find_any(
@@ -116,8 +145,13 @@ impl Store {
 
     /// Whether there is a layer, image or container with this ID, name or ID prefix.
     ///
+    /// Takes the layer, image and container locks shared for a moment, one after the other.
+    ///
     /// # Errors
     /// Failures to read the records. A missing item is `false`, no error.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn exists(&self, id: &str) -> Result<bool> {
         match self.lookup(id).await {
             Ok(_) => Ok(true),

@@ -14,6 +14,7 @@ use crate::store::access::hit;
 use crate::store::layers::view;
 use crate::store::views::{Container, Image, Layer};
 
+/// # Exact lookups
 impl Store {
     /// The layer with exactly this ID, of the primary store or an additional one.
     ///
@@ -21,6 +22,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layer_by_id(&self, id: &str) -> Result<Option<Layer>> {
         self.exact_layer(|table| table.get(id)).await
     }
@@ -31,6 +35,9 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::layer_by_id`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layer_by_name(&self, name: &str) -> Result<Option<Layer>> {
         self.exact_layer(|table| table.by_name(name)).await
     }
@@ -65,6 +72,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_by_id(&self, id: &str) -> Result<Option<Image>> {
         self.exact_image(|table| table.get(id)).await
     }
@@ -76,6 +86,9 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::image_by_id`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_by_name(&self, name: &str) -> Result<Option<Image>> {
         self.exact_image(|table| table.by_name(name)).await
     }
@@ -106,6 +119,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container_by_id(&self, id: &str) -> Result<Option<Container>> {
         self.read_container_store(|table| Ok(table.get(id).map(Container::new)))
             .await
@@ -117,6 +133,9 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::container_by_id`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container_by_name(&self, name: &str) -> Result<Option<Container>> {
         self.read_container_store(|table| Ok(table.by_name(name).map(Container::new)))
             .await

@@ -3,6 +3,7 @@
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
 
+/// # Metadata
 impl Store {
     /// The metadata of the layer, image or container with this ID, name or ID prefix, searched in this order.
     ///
@@ -10,6 +11,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::NotAnId`] if there is none.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn metadata(&self, id: &str) -> Result<String> {
         let found = self
             .find_any(

@@ -15,41 +15,71 @@
 //! Who holds which lock, in what order, and for how long is in the `access` module. Everything that changes the disk runs in one
 //! blocking step that owns its locks, so a caller that is dropped leaves either no trace or a finished step.
 
+// The documentation shows the methods of `Store` in the order of these declarations. Opening:
+pub(crate) mod registry;
+
+// Layers.
+pub(crate) mod put_layer;
+
+pub(crate) mod layers;
+
+pub(crate) mod diff;
+
+// Images.
+mod images;
+
+mod image_content;
+
+pub(crate) mod commit;
+
+// Containers.
+mod containers;
+
+// All three: finding, names, data.
+mod lookup;
+
+mod names;
+
+mod metadata;
+
+pub(crate) mod big_data;
+
+mod directories;
+
+pub(crate) mod multi_list;
+
+pub(crate) mod sizes;
+
+// Mounts.
+mod mount;
+
+pub(crate) mod mount_guard;
+
+// Deleting and maintenance.
+mod delete;
+
+mod garbage;
+
+pub(crate) mod digest_lock;
+
+pub(crate) mod graph_driver;
+
+// What they are made of.
 pub(crate) mod access;
 mod all_stores;
-pub(crate) mod big_data;
-pub(crate) mod commit;
-mod containers;
-mod delete;
-pub(crate) mod diff;
+pub(crate) mod deleted;
 pub(crate) mod diff_stream;
-pub(crate) mod digest_lock;
-mod directories;
 pub(crate) mod dirs;
-mod garbage;
-pub(crate) mod graph_driver;
 pub(crate) mod ids;
 pub(crate) mod image_builder;
 pub(crate) mod image_config;
-mod image_content;
 pub(crate) mod image_manifest;
 mod image_name;
 pub(crate) mod image_record;
-mod images;
 pub(crate) mod inner;
 pub(crate) mod layer_store;
-pub(crate) mod layers;
-mod lookup;
-mod metadata;
-mod mount;
-pub(crate) mod mount_guard;
-pub(crate) mod multi_list;
-mod names;
 mod open;
-pub(crate) mod put_layer;
-pub(crate) mod registry;
 mod roots;
-pub(crate) mod sizes;
 pub(crate) mod stage;
 #[cfg(feature = "pull")]
 pub(crate) mod transfer_dirs;
@@ -68,6 +98,16 @@ use crate::store::inner::Inner;
 ///
 /// Cheap to clone; all clones are the same store. It borrows nothing and can be sent anywhere. Calls may run
 /// concurrently from any number of tasks.
+///
+/// | | |
+/// |---|---|
+/// | Opening | [`open`](Store::open), with [`StoreOptions::default_for_user`](crate::StoreOptions::default_for_user) the store that Podman of the same user has; [`free`](Store::free) |
+/// | Layers | [`put_image_layer`](Store::put_image_layer), [`put_layer`](Store::put_layer), [`put_layers`](Store::put_layers), [`create_layer`](Store::create_layer); [`layers`](Store::layers), [`layer`](Store::layer); [`diff`](Store::diff), [`changes`](Store::changes) |
+/// | Images | [`ImageBuilder`](crate::ImageBuilder), [`commit`](Store::commit), [`create_image`](Store::create_image); [`images`](Store::images), [`image_by_name`](Store::image_by_name); [`image_layers`](Store::image_layers), [`image_manifest`](Store::image_manifest), [`image_config`](Store::image_config), [`image_sizes`](Store::image_sizes) |
+/// | Containers | [`create_container`](Store::create_container), [`containers`](Store::containers), [`container_by_name`](Store::container_by_name) |
+/// | Names, data | [`add_names`](Store::add_names), [`set_metadata`](Store::set_metadata), [`image_big_data`](Store::image_big_data), [`container_directory`](Store::container_directory) and their like |
+/// | Mounts | [`mount_guard`](Store::mount_guard), [`mount`](Store::mount), [`unmount`](Store::unmount), [`mount_image`](Store::mount_image) |
+/// | Maintenance | [`delete_container`](Store::delete_container), [`delete_image`](Store::delete_image), [`delete_layer`](Store::delete_layer), [`garbage_collect`](Store::garbage_collect), [`lock_owners`](Store::lock_owners), [`shutdown`](Store::shutdown), [`wipe`](Store::wipe) |
 ///
 /// ```
 /// # async fn demo() -> graphroot::Result<()> {
@@ -98,6 +138,7 @@ impl fmt::Debug for Store {
     }
 }
 
+/// # What the store is
 impl Store {
     /// Directory of what does not survive a reboot.
     pub fn run_root(&self) -> &Path {
@@ -146,14 +187,27 @@ impl Store {
 
     /// The driver's report on itself as pairs of name and value, in a fixed order.
     ///
+    /// Takes no lock.
+    ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn status(&self) -> Result<Vec<(String, String)>> {
         let driver = self.inner.driver();
         crate::bridge::run(move || Ok(driver.status())).await
     }
 
     /// Version information as pairs of name and value.
+    ///
+    /// Takes no lock.
+    ///
+    /// # Errors
+    /// None.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn version(&self) -> Vec<(String, String)> {
         vec![("Version".into(), env!("CARGO_PKG_VERSION").into())]
     }

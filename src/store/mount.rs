@@ -49,6 +49,7 @@ impl LayerKey {
     }
 }
 
+/// # Mounts, counted
 impl Store {
     /// Mounts a layer, or the layer of a container, (an ID, name or ID prefix) and returns the directory. Mounts are
     /// counted over all processes: each needs its [`Store::unmount`]. [`Store::mount_guard`] does that by itself.
@@ -116,6 +117,8 @@ impl Store {
     /// Undoes one [`Store::mount`] of a layer or container (an ID, name, ID prefix or mount path). Returns how often it
     /// is still mounted, over all processes. A layer that is not mounted is no error.
     ///
+    /// Takes the layer and container locks shared for a moment, then the layer lock exclusively for one step.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     ///
@@ -127,6 +130,8 @@ impl Store {
 
     /// Undoes every mount of a layer or container (an ID, name, ID prefix or mount path), also those of other
     /// processes, which go on as if it were mounted. A layer that is not mounted is no error.
+    ///
+    /// Locks as [`Store::unmount`].
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
@@ -164,8 +169,13 @@ impl Store {
     /// How often a layer or the layer of a container is mounted, over all processes. Counts of mounts that are not there,
     /// as after a reboot that has kept the run root, are zero.
     ///
+    /// Takes the layer and container locks, and that of `mountpoints.json`, shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn mounted(&self, id: &str) -> Result<u64> {
         let key = self.layer_of(id).await?;
         let found = self
@@ -199,6 +209,8 @@ impl Store {
 
     /// Mounts the top layer of an image (an ID, name or ID prefix) read-only and returns the directory. Mounts are
     /// counted, as those of [`Store::mount`]; each needs its [`Store::unmount_image`]. The option `rw` is refused.
+    ///
+    /// Takes the image lock shared for a moment, then the graph lock and the layer lock exclusively for one step.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::NotSupported`] for the option `rw`, [`ErrorKind::LayerUnknown`] for
@@ -261,6 +273,8 @@ impl Store {
     /// Undoes one [`Store::mount_image`] (an ID, name or ID prefix). Returns how often the image is still mounted, over
     /// all processes.
     ///
+    /// Takes the image lock shared for a moment, then the layer lock exclusively for one step.
+    ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     ///
@@ -274,6 +288,8 @@ impl Store {
 
     /// Undoes every mount of an image (an ID, name or ID prefix), also those of other processes, which go on as if it
     /// were mounted.
+    ///
+    /// Locks as [`Store::unmount_image`].
     ///
     /// # Errors
     /// As [`Store::unmount_image`].
@@ -307,6 +323,8 @@ impl Store {
     ///
     /// Every process that uses the store, this one included, starts the driver again when it needs it.
     ///
+    /// Takes the graph lock and the layer lock exclusively for one step.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUsedByContainer`] if a layer is mounted, by whichever process; [`ErrorKind::Io`].
     ///
@@ -328,6 +346,8 @@ impl Store {
     /// As [`Store::shutdown`], after unmounting every mounted layer of the store, whichever program mounted it: also the root
     /// file systems of containers that other processes, such as Podman, run at this moment. Returns the IDs of the
     /// layers that were mounted.
+    ///
+    /// Locks as [`Store::shutdown`].
     ///
     /// # Errors
     /// [`ErrorKind::Io`].

@@ -62,6 +62,8 @@ impl Mount {
 
     /// Unmounts it: the directory may stay mounted for others.
     ///
+    /// Takes the layer lock exclusively for one step.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if the layer was deleted meanwhile, [`ErrorKind::LockTimeout`], [`ErrorKind::Io`].
     /// After a failure the mount stays counted and can be undone with [`Store::unmount`].
@@ -195,6 +197,7 @@ fn unmount(store: &Store, layers: WriteGuard<LayerRow>, layer: &str) -> Result<(
     LayerStore::enter(Arc::clone(&store.inner), layers)?.leave(|layers| layers.unmount_any(layer).map(drop))
 }
 
+/// # Mounts that end by themselves
 impl Store {
     /// Mounts a layer, or the layer of a container, (an ID, name or ID prefix) as [`Store::mount`] does, until the
     /// returned value is dropped.
@@ -216,6 +219,8 @@ impl Store {
 
     /// Mounts an image (an ID, name or ID prefix) read-only as [`Store::mount_image`] does, until the returned value
     /// is dropped.
+    ///
+    /// Locks as [`Store::mount_image`].
     ///
     /// # Errors
     /// As [`Store::mount_image`].

@@ -16,11 +16,15 @@ pub struct MultiListResult {
     pub containers: Vec<crate::Container>,
 }
 
+/// # Several kinds at one moment
 impl Store {
     /// Lists several kinds of items consistently: the shared locks of all of them are held together.
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn multi_list(&self, options: MultiListOptions) -> Result<MultiListResult> {
         let mounts = self.mounts().await?;
         let mut result = MultiListResult::default();

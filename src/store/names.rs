@@ -10,6 +10,7 @@ fn owned(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<String> {
     names.into_iter().map(|name| name.as_ref().to_owned()).collect()
 }
 
+/// # Names
 impl Store {
     /// The names of the layer, image or container with this ID, name or ID prefix, searched in this order.
     ///
@@ -17,6 +18,9 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if there is none.
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn names(&self, id: &str) -> Result<Vec<String>> {
         let found = self
             .find_any(

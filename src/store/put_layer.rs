@@ -41,6 +41,7 @@ pub struct PutLayer {
     pub size: u64,
 }
 
+/// # Making layers
 impl Store {
     /// Creates a layer on `parent` (an ID, name or ID prefix) without content.
     ///
@@ -78,6 +79,10 @@ impl Store {
     /// layer becomes visible as a whole at the end. With [`Durability::Default`](crate::Durability::Default) its
     /// content is on disk before it does.
     ///
+    /// An empty stream is an archive without entries, as it is for the Go library: the layer has no content, and the
+    /// digest of nothing for its diff ID. A stream that breaks off within a block of a tar is an error; whoever must not take
+    /// a stream that was cut off for a whole one gives [`LayerOptions::verify_original_digest`].
+    ///
     /// # Errors
     /// As [`Store::create_layer`], and [`ErrorKind::InvalidArchive`] naming the entry, [`ErrorKind::DigestMismatch`]
     /// (with [`LayerOptions::verify`]), [`ErrorKind::Io`] for what `diff` or the disk reports. The store is then as
@@ -91,7 +96,7 @@ impl Store {
     /// use graphroot::LayerOptions;
     /// let blob = tokio::fs::File::open("layer.tar.gz").await.expect("a layer blob");
     /// let put = store.put_layer(None, LayerOptions::default().name("base"), blob).await?;
-    /// println!("{} has diff ID {:?}", put.layer.id(), put.layer.diff_digest());
+    /// println!("{} has diff ID {:?}", put.layer.id(), put.layer.uncompressed_digest());
     /// # Ok(())
     /// # }
     /// ```
@@ -128,6 +133,8 @@ impl Store {
     /// All streams are unpacked at the same time where the driver keeps layers apart (overlay); a driver whose layers
     /// are whole trees (vfs) takes one after the other. Either way a layer becomes visible only after its
     /// parent.
+    ///
+    /// Locks as [`Store::put_layer`], for each layer.
     ///
     /// # Errors
     /// As [`Store::put_layer`]. Layers below the one that failed may have been created; they are named in

@@ -173,6 +173,7 @@ fn assemble(options: StoreOptions, lock: Arc<LockFile>, held: ExclusiveLock) -> 
     Ok(Arc::new(inner))
 }
 
+/// # Opening
 impl Store {
     /// Opens the store in `options.graph_root` and `options.run_root`, creating what is missing.
     ///
@@ -210,7 +211,53 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
+
+    /// Collects what is logged.
+    struct Log(Arc<Mutex<String>>);
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() == tracing::Level::WARN
+        }
+        fn new_span(&self, _span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _span: &tracing::span::Id, _values: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _span: &tracing::span::Id, _follows: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut log = self.0.lock().unwrap();
+            event.record(
+                &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                    write!(log, "{field}={value:?};").unwrap();
+                },
+            );
+        }
+        fn enter(&self, _span: &tracing::span::Id) {}
+        fn exit(&self, _span: &tracing::span::Id) {}
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_open_with_other_options_says_which_differ() {
+        let log = Arc::new(Mutex::new(String::new()));
+        let _logging = tracing::subscriber::set_default(Log(Arc::clone(&log)));
+        let dir = tempfile::tempdir().unwrap();
+        let options = || StoreOptions::new(dir.path().join("graph"), dir.path().join("run")).driver("vfs");
+        let first = Store::open(options()).await.unwrap();
+        let same = Store::open(options()).await.unwrap();
+        assert!(Arc::ptr_eq(&first.inner, &same.inner));
+        assert_eq!(*log.lock().unwrap(), "");
+        let other = options()
+            .transient(true)
+            .max_unpacks(3)
+            .driver_option("vfs.ignore_chown_errors=true");
+        let same = Store::open(other).await.unwrap();
+        assert!(Arc::ptr_eq(&first.inner, &same.inner) && !same.transient_store());
+        let log = log.lock().unwrap();
+        assert!(log.contains("driver_options, transient, max_unpacks"), "{log}");
+    }
 
     #[tokio::test]
     async fn what_is_not_said_comes_from_the_configuration() {

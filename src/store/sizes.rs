@@ -1,7 +1,8 @@
 //! Sizes of layers, images and containers, and the owners of the directories above a mount.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,12 @@ use std::sync::Arc;
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMap;
+use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::store::access::hit;
 use crate::store::dirs::item_dir;
+use crate::store::inner::StoreOrigin;
+use crate::store::views::Image;
 use crate::store::{Store, images};
 use crate::sys::{at, tree};
 
@@ -24,6 +28,13 @@ pub struct ParentOwners {
     pub uids: Vec<u32>,
     /// Group IDs on the host, sorted.
     pub gids: Vec<u32>,
+}
+
+/// A layer of an image whose size is asked for.
+struct SizedLayer {
+    row: Arc<LayerRow>,
+    /// Recorded or measured.
+    size: Option<u64>,
 }
 
 /// The recorded size of a layer's uncompressed diff; `None` if the layer has no recorded diff.
@@ -47,14 +58,19 @@ fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
         .any(|range| range.host_ids().contains(&u64::from(id)))
 }
 
+/// # Sizes, in bytes
 impl Store {
-    /// The recorded size in bytes of the uncompressed diff of a layer (an ID, name or ID prefix); `None` if the layer
-    /// was not made from a diff. Nothing is computed.
+    /// The recorded size in bytes of the uncompressed tar stream that a layer (an ID, name or ID prefix) was made from, as
+    /// [`Layer::uncompressed_size`](crate::Layer::uncompressed_size), also for partially pulled layers; `None` if it was
+    /// not made from one. Nothing is computed. What lies in the layer now is measured by [`Store::diff_size`].
     ///
     /// Takes the layer locks shared.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layer_size(&self, id: &str) -> Result<Option<u64>> {
         let found = self
             .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| recorded_size(row)))))
@@ -63,10 +79,16 @@ impl Store {
     }
 
     /// The size in bytes of an image (an ID, name or ID prefix): its layers, each counted once, and its big data. The
-    /// size of a layer is the recorded one, or else measured.
+    /// size of a layer is that of [`Store::layer_size`], or else measured as by [`Store::diff_size`].
+    /// [`Store::image_sizes`] tells those of all images.
+    ///
+    /// Takes the image lock and the layer lock shared for a moment each. A layer that has to be measured takes locks as [`Store::diff_size`].
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::LayerUnknown`] if one of its layers is missing, [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn image_size(&self, id: &str) -> Result<u64> {
         let found = self
             .read_all_image_stores(|origin, table| {
@@ -74,35 +96,118 @@ impl Store {
             })
             .await?;
         let (image, origin) = found.ok_or_else(|| images::unknown(id))?;
-        let mut layers: Vec<Arc<LayerRow>> = Vec::new();
+        let mut layers = self.read_image_layers([&*image]).await?;
+        self.size_of_image(&image, origin, &mut layers).await
+    }
+
+    /// All images, those of additional stores last, and the size of each as [`Store::image_size`] says it. An image
+    /// that is damaged has an error for a size.
+    ///
+    /// The records are read once for all of them, and a layer whose size is not recorded is measured once, however many
+    /// images share it.
+    ///
+    /// Locks as [`Store::image_size`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`]; those of [`Store::image_size`] for one image.
+    ///
+    /// # Cancellation
+    /// No effect.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
+    /// for (image, size) in store.image_sizes().await? {
+    ///     println!("{} {} bytes", image.short_id(), size?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn image_sizes(&self) -> Result<Vec<(Image, Result<u64>)>> {
+        let mut images = Vec::new();
+        let _none: Option<()> = self
+            .read_all_image_stores(|origin, table| {
+                images.extend(table.rows().map(|row| (Arc::clone(row), origin)));
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        let rows = images.iter().map(|(row, _)| &**row);
+        let mut layers = self.read_image_layers(rows).await?;
+        let mut sizes = Vec::with_capacity(images.len());
+        for (row, origin) in images {
+            let size = self.size_of_image(&row, origin, &mut layers).await;
+            sizes.push((Image::new(&row, origin.read_only()), size));
+        }
+        Ok(sizes)
+    }
+
+    /// The layers of images. Those that are missing are left out.
+    async fn read_image_layers<'a>(
+        &self,
+        images: impl IntoIterator<Item = &'a ImageRow> + Send,
+    ) -> Result<HashMap<String, SizedLayer>> {
+        let tops = images.into_iter().flat_map(ImageRow::top_layers);
+        let mut wanted: Vec<String> = tops.filter(|id| !id.is_empty()).map(str::to_owned).collect();
+        let mut found: HashMap<String, SizedLayer> = HashMap::new();
+        loop {
+            let before = found.len();
+            let _none: Option<()> = self
+                .read_all_layer_stores(|_, table| {
+                    let mut elsewhere = Vec::new();
+                    while let Some(id) = wanted.pop() {
+                        if found.contains_key(&id) {
+                            continue;
+                        }
+                        let Some(row) = table.get(&id) else {
+                            elsewhere.push(id);
+                            continue;
+                        };
+                        if !row.parent.is_empty() {
+                            wanted.push(row.parent.to_string());
+                        }
+                        let (row, size) = (Arc::clone(row), recorded_size(row));
+                        found.insert(id, SizedLayer { row, size });
+                    }
+                    wanted = elsewhere;
+                    Ok(ControlFlow::Continue(()))
+                })
+                .await?;
+            // Only with several stores is there something to look for again.
+            if wanted.is_empty() || found.len() == before {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The size of an image; `layers` has its layers, and gets the sizes that were measured.
+    async fn size_of_image(
+        &self,
+        image: &ImageRow,
+        origin: StoreOrigin,
+        layers: &mut HashMap<String, SizedLayer>,
+    ) -> Result<u64> {
         let mut seen: HashSet<String> = HashSet::new();
         let mut todo: Vec<String> = image
             .top_layers()
             .filter(|id| !id.is_empty())
             .map(str::to_owned)
             .collect();
+        let mut size = 0;
         while let Some(next) = todo.pop() {
             if !seen.insert(next.clone()) {
                 continue;
             }
-            let row = self
-                .read_all_layer_stores(|_, table| Ok(hit(table.get(&next).map(Arc::clone))))
-                .await?;
             let missing =
                 || ErrorKind::LayerUnknown.err(format!("locating layer {next:?} of image {:?}", image.id));
-            let row = row.ok_or_else(missing)?;
-            if !row.parent.is_empty() {
-                todo.push(row.parent.to_string());
+            let layer = layers.get_mut(&next).ok_or_else(missing)?;
+            if !layer.row.parent.is_empty() {
+                todo.push(layer.row.parent.to_string());
             }
-            layers.push(row);
-        }
-        let mut size = 0;
-        for row in layers {
-            let more = match recorded_size(&row) {
+            let own = match layer.size {
                 Some(size) => size,
-                None => self.diff_size(None, &row.id).await?,
+                None => self.diff_size(None, &next).await?,
             };
-            size = add(size, more)?;
+            layer.size = Some(own);
+            size = add(size, own)?;
         }
         for key in &image.big_data_names {
             let recorded = image
@@ -111,7 +216,7 @@ impl Store {
                 .and_then(|size| u64::try_from(*size).ok());
             let more = match recorded {
                 Some(size) => size,
-                None => self.read_image_item(&image, origin, key).await?.len() as u64,
+                None => self.read_image_item(image, origin, key).await?.len() as u64,
             };
             size = add(size, more)?;
         }
@@ -121,8 +226,13 @@ impl Store {
     /// The size in bytes of a container (an ID, name or ID prefix): the diff of its layer, its big data, and the files
     /// in its two directories. Reads the whole tree of the layer.
     ///
+    /// Takes the container lock shared for a moment, and locks as [`Store::diff_size`].
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container_size(&self, id: &str) -> Result<u64> {
         let container = self.container(id).await?;
         let mut size = self.diff_size(None, container.layer_id()).await?;
@@ -143,8 +253,13 @@ impl Store {
     /// The owners of the directories above the mount point of a mounted layer (an ID, name or ID prefix) that its ID
     /// mapping does not contain. Empty for a layer without an ID mapping.
     ///
+    /// Takes the layer lock shared for a moment.
+    ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`], [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn layer_parent_owners(&self, id: &str) -> Result<ParentOwners> {
         let layer = self.layer(id).await?;
         if layer.uid_map().is_empty() && layer.gid_map().is_empty() {
@@ -183,9 +298,14 @@ impl Store {
 
     /// As [`Store::layer_parent_owners`], for the layer of a container (an ID, name or ID prefix).
     ///
+    /// Takes the container lock and the layer lock shared for a moment each.
+    ///
     /// # Errors
     /// [`ErrorKind::ContainerUnknown`], [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`],
     /// [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
     pub async fn container_parent_owners(&self, id: &str) -> Result<ParentOwners> {
         let container = self.container(id).await?;
         self.layer_parent_owners(container.layer_id()).await

@@ -65,6 +65,11 @@ fn flags(raw: &BTreeMap<String, serde_json::Value>) -> BTreeMap<String, Flag> {
         .collect()
 }
 
+/// The first digits of an ID, as many as programs print.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
 impl Layer {
     pub(crate) fn new(row: &Arc<LayerRow>, mount: Option<Arc<MountState>>, read_only: bool) -> Self {
         Self {
@@ -77,6 +82,12 @@ impl Layer {
     /// Its ID, usually 64 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.row.id
+    }
+
+    /// The first 12 characters of its ID, as Podman prints it. Lookups find the layer by them, unless another ID begins
+    /// likewise.
+    pub fn short_id(&self) -> &str {
+        short(self.id())
     }
 
     /// Its names.
@@ -116,13 +127,13 @@ impl Layer {
     }
 
     /// The digest of the uncompressed tar stream: the diff ID.
-    pub fn diff_digest(&self) -> Option<Digest> {
+    pub fn uncompressed_digest(&self) -> Option<Digest> {
         digest(&self.row.diff_digest)
     }
 
     /// The size of the uncompressed tar stream in bytes; `None` if it is not known.
-    pub fn diff_size(&self) -> Option<u64> {
-        self.diff_digest()?;
+    pub fn uncompressed_size(&self) -> Option<u64> {
+        self.uncompressed_digest()?;
         u64::try_from(self.row.diff_size).ok()
     }
 
@@ -200,6 +211,11 @@ impl Image {
     /// Its ID: by convention the hexadecimal part of the digest of its config.
     pub fn id(&self) -> &str {
         &self.row.id
+    }
+
+    /// The first 12 characters of its ID, as `podman images` prints it.
+    pub fn short_id(&self) -> &str {
+        short(self.id())
     }
 
     /// Its names.
@@ -285,6 +301,11 @@ impl Container {
     /// Its ID.
     pub fn id(&self) -> &str {
         &self.row.id
+    }
+
+    /// The first 12 characters of its ID, as `podman ps` prints it.
+    pub fn short_id(&self) -> &str {
+        short(self.id())
     }
 
     /// Its names.

@@ -1,4 +1,5 @@
-//! What tests of programs that use a store need: a store that cleans up after itself, and layer archives.
+//! What tests of programs that use a store need: a store that cleans up after itself, and layer archives to
+//! build and to look into.
 //!
 //! Behind the feature `test-util`. A program turns it on for its tests:
 //!
@@ -24,8 +25,10 @@
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(demo()).unwrap();
 //! ```
 
+mod read_tar;
 mod tar;
 mod temp_store;
 
+pub use read_tar::{ReadEntry, read_tar};
 pub use tar::{TarBuilder, TarEntry, pax_record};
 pub use temp_store::TempStore;

@@ -37,6 +37,9 @@ impl TempStore {
     ///
     /// # Errors
     /// [`ErrorKind::Io`], [`ErrorKind::NotSupported`] if no driver works there.
+    ///
+    /// # Cancellation
+    /// The directory is removed.
     pub async fn new() -> Result<Self> {
         Self::with(|options| options).await
     }
@@ -46,6 +49,9 @@ impl TempStore {
     ///
     /// # Errors
     /// As [`Store::open`].
+    ///
+    /// # Cancellation
+    /// The directory is removed.
     ///
     /// ```
     /// # async fn demo() -> graphroot::Result<()> {

@@ -10,6 +10,7 @@
 )]
 
 mod circles;
+mod docs;
 mod items;
 mod tokens;
 mod tree;

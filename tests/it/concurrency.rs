@@ -195,7 +195,7 @@ async fn check_consistent(root: &TestRoot, store: &Store) {
             .metadata_dir("layers")
             .join(format!("{}.tar-split.gz", layer.id()));
         assert_eq!(
-            layer.diff_digest().is_some(),
+            layer.uncompressed_digest().is_some(),
             tar_split.exists(),
             "tar-split of {}",
             layer.id()

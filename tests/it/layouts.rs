@@ -98,7 +98,7 @@ async fn read_here(shared: &Shared) {
     let store = shared.open().await;
     let layer = store.layer("go-layer").await.unwrap();
     let (digest, _) = exported(&store, "go-layer").await;
-    assert_eq!(Some(digest), layer.diff_digest());
+    assert_eq!(Some(digest), layer.uncompressed_digest());
     assert_eq!(store.image("go/image").await.unwrap().id(), "go-image");
     assert_eq!(
         store.image_big_data("go-image", "item").await.unwrap(),

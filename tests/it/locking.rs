@@ -113,7 +113,7 @@ async fn a_go_process_waits_for_our_writer(set: PeerSet) {
     writer.await.unwrap().unwrap();
     assert!(go.wait().unwrap().success());
     assert!(store.exists("theirs").await.unwrap());
-    assert!(store.layer("ours").await.unwrap().diff_digest().is_some());
+    assert!(store.layer("ours").await.unwrap().uncompressed_digest().is_some());
 }
 each_set!(async a_go_process_waits_for_our_writer: "containers-storage");
 

@@ -185,7 +185,7 @@ async fn assert_unpacked_as_by_others(archive: &Path, set: PeerSet) {
     };
     json::assert_same("our record and Podman's", &facts(&our_record), &facts(&record));
     assert_eq!(
-        layer.diff_digest().unwrap().to_string(),
+        layer.uncompressed_digest().unwrap().to_string(),
         record["diff-digest"].as_str().unwrap()
     );
 

@@ -288,8 +288,8 @@ async fn put_image(store: &Store, peers: &Peers) -> OciImage {
         .unwrap();
     for layer in [&base, &child] {
         let (digest, size) = exported(store, layer.id()).await;
-        assert_eq!(Some(digest), layer.diff_digest());
-        assert_eq!(Some(size), layer.diff_size());
+        assert_eq!(Some(digest), layer.uncompressed_digest());
+        assert_eq!(Some(size), layer.uncompressed_size());
     }
     on_disk(peers);
     let image = OciImage::new(&[base, child]);
@@ -428,7 +428,10 @@ async fn seen_by_others(store: &Store, peers: &Peers, image: &OciImage, layer: &
         .with([file.as_os_str(), "child".as_ref()])
         .run();
     let theirs = Digest::sha256(fs::read(&file).unwrap());
-    assert_eq!(Some(theirs), store.layer("child").await.unwrap().diff_digest());
+    assert_eq!(
+        Some(theirs),
+        store.layer("child").await.unwrap().uncompressed_digest()
+    );
     if peers.way == Way::Copies {
         return;
     }
@@ -465,7 +468,7 @@ async fn made_by_others(store: &Store, peers: &Peers) {
         .with([file.as_os_str(), "child".as_ref()])
         .run();
     let layer = store.layer("theirs").await.unwrap();
-    assert_eq!(layer.diff_digest(), Some(Digest::sha256(&tar)));
+    assert_eq!(layer.uncompressed_digest(), Some(Digest::sha256(&tar)));
     assert_eq!(exported(store, "theirs").await.0, Digest::sha256(&tar));
     let path = store.mount("theirs", Default::default()).await.unwrap();
     let expected = [

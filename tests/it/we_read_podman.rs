@@ -57,8 +57,8 @@ async fn assert_usable(store: &Store, name: &str, files: &[(&str, Option<&str>)]
     for (layer, diff_id) in layers.iter().zip(diff_ids) {
         let (digest, size) = exported(store, layer.id()).await;
         assert_eq!(digest.to_string(), diff_id.as_str().unwrap());
-        assert_eq!(layer.diff_digest(), Some(digest.clone()));
-        assert_eq!(layer.diff_size(), Some(size));
+        assert_eq!(layer.uncompressed_digest(), Some(digest.clone()));
+        assert_eq!(layer.uncompressed_size(), Some(size));
         let found = store.layers_by_uncompressed_digest(&digest).await.unwrap();
         assert!(found.iter().any(|one| one.id() == layer.id()));
     }

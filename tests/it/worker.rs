@@ -132,7 +132,7 @@ async fn memory(source: &str, size: u64) {
     };
     let peak = own_memory("VmHWM");
     let layer = put.unwrap().layer;
-    assert!(layer.diff_size().unwrap() > size);
+    assert!(layer.uncompressed_size().unwrap() > size);
     tell(&format!("idle {idle}"));
     tell(&format!("peak {peak}"));
 }

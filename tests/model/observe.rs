@@ -20,9 +20,9 @@ pub(crate) async fn observe(store: &Store) -> graphroot::Result<Value> {
             reader.read_to_end(&mut bytes).await.unwrap();
             items.push(json!([key, content(&bytes)]));
         }
-        let diff = layer.diff_digest().map(|digest| {
+        let diff = layer.uncompressed_digest().map(|digest| {
             json!({
-                "diff": [digest.to_string(), layer.diff_size()],
+                "diff": [digest.to_string(), layer.uncompressed_size()],
                 "stream": [layer.compressed_digest().map(|digest| digest.to_string()), layer.compressed_size()],
                 "compression": format!("{:?}", layer.compression()),
                 "uids": layer.uids(),

@@ -100,7 +100,10 @@ async fn used_but_not_changed(driver: &str) {
         .diff(None, layer.id(), DiffOptions::uncompressed())
         .await
         .unwrap();
-    assert_eq!(Some(Digest::sha256(read_all(diff).await)), layer.diff_digest());
+    assert_eq!(
+        Some(Digest::sha256(read_all(diff).await)),
+        layer.uncompressed_digest()
+    );
     // A container and a layer on top of it live here.
     let container = store
         .create_container(Some("additional-image"), ContainerOptions::default())

@@ -38,7 +38,7 @@ each_driver! {
         assert_eq!(manifest.digest, Digest::sha256(&manifest.bytes));
         assert_eq!(image.digest(), Some(manifest.digest.clone()));
         assert_eq!(manifest.media_type, "application/vnd.oci.image.manifest.v1+json");
-        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_digest().unwrap()).collect();
+        let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.uncompressed_digest().unwrap()).collect();
         assert_eq!(manifest.layers.iter().map(|blob| blob.digest.clone()).collect::<Vec<_>>(), diff_ids);
         assert_eq!(manifest.layers.iter().map(|blob| blob.size).collect::<Vec<_>>(), [2048; 2]);
 
@@ -94,9 +94,9 @@ each_driver! {
             store.put_image_layer(parent, std::io::Cursor::new(tar(&[(name, "1")]))).await
         };
         let lower = put(None, "a").await.unwrap();
-        assert_eq!(lower.id(), lower.diff_digest().unwrap().encoded());
+        assert_eq!(lower.id(), lower.uncompressed_digest().unwrap().encoded());
         let upper = put(Some(&lower.id()[..12]), "b").await.unwrap();
-        let chain = format!("{}+{}", lower.id(), upper.diff_digest().unwrap().encoded());
+        let chain = format!("{}+{}", lower.id(), upper.uncompressed_digest().unwrap().encoded());
         assert_eq!((upper.id(), upper.parent()), (Digest::sha256(chain).encoded(), Some(lower.id())));
         assert_eq!(put(None, "a").await.unwrap().id(), lower.id());
         assert_eq!(put(Some(lower.id()), "b").await.unwrap().id(), upper.id());
@@ -123,7 +123,7 @@ each_driver! {
         let layers = store.image_layers("localhost/app:1").await.unwrap();
         assert_eq!(layers.len(), 2);
         assert_eq!((layers[0].id(), Some(layers[1].id())), (image.top_layer().unwrap(), committed.top_layer()));
-        let diff_id = layers[1].diff_digest().unwrap();
+        let diff_id = layers[1].uncompressed_digest().unwrap();
         let chain = format!("{}+{}", layers[0].id(), diff_id.encoded());
         assert_eq!(layers[1].id(), Digest::sha256(chain).encoded());
         let config = store.image_config(committed.id()).await.unwrap();
@@ -152,7 +152,7 @@ each_driver! {
         let image = store.commit("c", CommitOptions::new()).await.unwrap();
         let layers = store.image_layers(image.id()).await.unwrap();
         assert_eq!((layers.len(), layers[0].parent()), (1, None));
-        assert_eq!(layers[0].id(), layers[0].diff_digest().unwrap().encoded());
+        assert_eq!(layers[0].id(), layers[0].uncompressed_digest().unwrap().encoded());
         assert_eq!(store.image_config(image.id()).await.unwrap().os, "linux");
     }
 
@@ -209,7 +209,7 @@ each_driver! {
         let blob = Digest::sha256(&gzip);
         let size = gzip.len();
         let layer = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(gzip)).await.unwrap().layer;
-        let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#, layer.diff_digest().unwrap());
+        let config = format!(r#"{{"os":"linux","architecture":"amd64","rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#, layer.uncompressed_digest().unwrap());
         let config_digest = Digest::sha256(&config);
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json","config":{{"mediaType":"application/vnd.docker.container.image.v1+json","size":{},"digest":"{config_digest}"}},"layers":[{{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","size":{size},"digest":"{blob}"}}]}}"#,

@@ -2,7 +2,18 @@ use graphroot::{
     ChangeKind, Compression, ContainerOptions, DiffOptions, Digest, ErrorKind, ImageOptions, LayerOptions,
 };
 
+use futures::TryStreamExt as _;
+
 use crate::support::{kind, read_all, tar};
+
+/// The first bytes of a stream, and then its chunks.
+async fn read_half(stream: &mut graphroot::DiffStream, first: usize) -> (Vec<u8>, Vec<u8>) {
+    let mut start = vec![0; first];
+    tokio::io::AsyncReadExt::read_exact(stream, &mut start)
+        .await
+        .unwrap();
+    (start, stream.try_collect::<Vec<_>>().await.unwrap().concat())
+}
 
 each_driver! {
     async fn a_layer_comes_out_as_it_came_in(store) {
@@ -16,13 +27,15 @@ each_driver! {
             assert_eq!(diff.compression(), compression);
             let blob = read_all(diff).await;
             let again = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(blob)).await.unwrap().layer;
-            assert_eq!(again.diff_digest(), layer.diff_digest());
+            assert_eq!(again.uncompressed_digest(), layer.uncompressed_digest());
             assert_eq!(again.compression(), compression);
             let own = store.diff(None, again.id(), DiffOptions::default()).await.unwrap();
             assert_eq!(own.compression(), compression);
         }
-        let bzip2 = store.diff(None, layer.id(), DiffOptions::compressed(Compression::Bzip2)).await;
-        assert_eq!(kind(bzip2), ErrorKind::NotSupported);
+        let bzip2 = store.diff(None, layer.id(), DiffOptions::compressed(Compression::Bzip2)).await.unwrap_err();
+        assert_eq!(bzip2.kind(), ErrorKind::NotSupported);
+        let advice = "making a diff with bzip2; DiffOptions can ask for gzip, zstd or none: ";
+        assert_eq!(bzip2.chain(), format!("{advice}unsupported compression format tar.bz2"));
         assert_eq!(kind(store.diff(None, "nobody", DiffOptions::default()).await), ErrorKind::LayerUnknown);
     }
 
@@ -105,7 +118,19 @@ each_driver! {
                     let offset = offset.min(whole.len());
                     let rest = store.diff(None, layer, options.clone().offset(offset as u64)).await.unwrap();
                     assert_eq!(rest.size(), size);
+                    assert_eq!(rest.remaining(), recorded.then(|| (whole.len() - offset) as u64));
                     assert!(read_all(rest).await == whole[offset..], "{layer} {options:?} {offset}");
+                }
+                let end = whole.len() as u64;
+                for range in [0..0, 0..1, 5..600, end / 2..end, 3..end + 5, end..end + 1] {
+                    let [start, stop] = [range.start, range.end.min(end)].map(|at| usize::try_from(at).unwrap());
+                    let expected = &whole[start..stop];
+                    let mut part = store.diff(None, layer, options.clone().range(range.clone())).await.unwrap();
+                    assert_eq!(part.remaining(), recorded.then_some(expected.len() as u64));
+                    assert_eq!(part.size(), size);
+                    let (start, chunks) = read_half(&mut part, expected.len() / 2).await;
+                    assert_eq!(part.remaining(), recorded.then_some(0));
+                    assert!([start, chunks].concat() == expected, "{layer} {options:?} {range:?}");
                 }
                 let beyond = options.clone().offset(whole.len() as u64 + 1);
                 let error = match store.diff(None, layer, beyond).await {
@@ -127,12 +152,12 @@ each_driver! {
         let size = store.apply_diff(layer.id(), std::io::Cursor::new(plain.clone())).await.unwrap();
         assert_eq!(size, 7);
         let layer = store.layer(layer.id()).await.unwrap();
-        assert_eq!(layer.diff_digest(), Some(Digest::sha256(&plain)));
+        assert_eq!(layer.uncompressed_digest(), Some(Digest::sha256(&plain)));
         let diff = store.diff(None, layer.id(), DiffOptions::uncompressed()).await.unwrap();
         assert_eq!(read_all(diff).await, plain);
         let damaged = std::io::Cursor::new(vec![1; 1024]);
         assert_eq!(kind(store.apply_diff(layer.id(), damaged).await), ErrorKind::InvalidArchive);
-        assert_eq!(store.layer(layer.id()).await.unwrap().diff_digest(), Some(Digest::sha256(&plain)));
+        assert_eq!(store.layer(layer.id()).await.unwrap().uncompressed_digest(), Some(Digest::sha256(&plain)));
         assert_eq!(kind(store.apply_diff("nobody", std::io::Cursor::new(plain)).await), ErrorKind::LayerUnknown);
     }
 
@@ -146,6 +171,30 @@ each_driver! {
         store.delete_layer("big").await.unwrap();
         let mut bytes = Vec::new();
         let end = tokio::io::AsyncReadExt::read_to_end(&mut parked, &mut bytes).await;
-        assert!(end.is_err(), "a diff of a deleted layer must not look whole");
+        let error = graphroot::Error::try_from_io(end.unwrap_err()).unwrap();
+        assert!(error.kind() == ErrorKind::LayerUnknown && error.is_not_found(), "{error:?}");
+    }
+
+    async fn a_diff_of_a_container_or_as_chunks_says_that_its_layer_is_gone(store) {
+        let big: Vec<(String, String)> = (0..64).map(|i| (format!("f{i}"), "x".repeat(100_000))).collect();
+        let files: Vec<(&str, &str)> = big.iter().map(|(name, content)| (name.as_str(), content.as_str())).collect();
+        store.put(None, "big", &files).await;
+        store.create_image(Some("big"), ImageOptions::default().name("image")).await.unwrap();
+        let container = store.create_container(Some("image"), ContainerOptions::default()).await.unwrap();
+        let path = crate::support::writable(store.mount(container.id(), Default::default()).await.unwrap());
+        for (name, content) in &big {
+            std::fs::write(path.join(format!("new-{name}")), content).unwrap();
+        }
+        store.unmount(container.id()).await.unwrap();
+        let mut streams = Vec::new();
+        for options in [DiffOptions::uncompressed(), DiffOptions::compressed(Compression::Gzip)] {
+            streams.push(store.diff(None, container.layer_id(), options).await.unwrap());
+        }
+        store.delete_container(container.id()).await.unwrap();
+        for stream in streams {
+            let error = stream.try_collect::<Vec<_>>().await.unwrap_err();
+            let error = graphroot::Error::try_from_io(error).unwrap();
+            assert!(error.is_not_found(), "{error:?}");
+        }
     }
 }

@@ -112,10 +112,10 @@ each_driver! {
             store.create_layer(None, LayerOptions::default()).await.unwrap();
             for layer in store.own_layers().await {
                 let name = layer.names().first().cloned().unwrap_or_default();
-                assert!(name.is_empty() || layer.diff_digest() == Some(Digest::sha256(&blob)), "{name} is not whole");
+                assert!(name.is_empty() || layer.uncompressed_digest() == Some(Digest::sha256(&blob)), "{name} is not whole");
             }
             if let Some(put) = done {
-                assert_eq!(store.layer(put.unwrap().layer.id()).await.unwrap().diff_size(), Some(blob.len() as u64));
+                assert_eq!(store.layer(put.unwrap().layer.id()).await.unwrap().uncompressed_size(), Some(blob.len() as u64));
                 finished = true;
             }
             if finished || polls > 400 {

@@ -6,6 +6,7 @@ each_driver! {
     async fn a_layer_is_created_found_and_listed(store) {
         let base = store.create_layer(None, LayerOptions::default().name("base").name("second")).await.unwrap();
         assert_eq!(base.id().len(), 64);
+        assert_eq!(base.short_id(), &base.id()[..12]);
         assert_eq!(base.parent(), None);
         assert_eq!(base.names(), ["base", "second"]);
         let mut options = LayerOptions::default().id("my-own_ID");
@@ -13,7 +14,7 @@ each_driver! {
         options.flags.insert("mine".into(), Flag::from(true));
         options = options.big_data("Key", "data");
         let child = store.create_layer(Some("base"), options).await.unwrap();
-        assert_eq!(child.id(), "my-own_ID");
+        assert_eq!((child.id(), child.short_id()), ("my-own_ID", "my-own_ID"));
         assert_eq!(child.parent(), Some(base.id()));
         for key in ["second", base.id(), &base.id()[..20]] {
             assert_eq!(store.layer(key).await.unwrap().id(), base.id(), "{key}");
@@ -37,8 +38,8 @@ each_driver! {
         for (blob, is_plain) in [(&plain, true), (&gzip, false)] {
             let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(blob.clone())).await.unwrap();
             let layer = &put.layer;
-            assert_eq!(layer.diff_digest(), Some(Digest::sha256(&plain)));
-            assert_eq!(layer.diff_size(), Some(plain.len() as u64));
+            assert_eq!(layer.uncompressed_digest(), Some(Digest::sha256(&plain)));
+            assert_eq!(layer.uncompressed_size(), Some(plain.len() as u64));
             assert_eq!(layer.compressed_digest(), Some(Digest::sha256(blob)));
             assert_eq!(layer.compressed_size(), Some(blob.len() as u64));
             assert_eq!(layer.compression() == graphroot::Compression::None, is_plain);
@@ -51,6 +52,24 @@ each_driver! {
         assert!(store.layers_by_compressed_digest(&Digest::sha256("other")).await.unwrap().is_empty());
     }
 
+    /// The digests and sizes are those that containers-storage records for an empty file.
+    async fn an_empty_stream_is_a_layer_without_content(store) {
+        let nothing = Digest::sha256("");
+        let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(Vec::new())).await.unwrap();
+        assert_eq!((put.size, put.layer.uncompressed_size(), put.layer.compressed_size()), (0, Some(0), Some(0)));
+        assert_eq!(put.layer.uncompressed_digest(), Some(nothing.clone()));
+        assert_eq!(put.layer.compressed_digest(), Some(nothing.clone()));
+        let diff = store.diff(None, put.layer.id(), graphroot::DiffOptions::default()).await.unwrap();
+        assert_eq!(crate::support::read_all(diff).await, b"");
+        let verified = LayerOptions::default().verify_original_digest(Digest::sha256("something"));
+        assert_eq!(kind(store.put_layer(None, verified, std::io::Cursor::new(Vec::new())).await), ErrorKind::DigestMismatch);
+        let one = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(b"x".to_vec())).await;
+        assert_eq!(kind(one), ErrorKind::InvalidArchive);
+        let applied = store.create_layer(None, LayerOptions::default()).await.unwrap();
+        assert_eq!(store.apply_diff(applied.id(), std::io::Cursor::new(Vec::new())).await.unwrap(), 0);
+        assert_eq!(store.layer(applied.id()).await.unwrap().uncompressed_digest(), Some(nothing));
+    }
+
     async fn a_refused_stream_leaves_nothing(store) {
         let good = tar(&[("file", "content")]);
         let mut cut = good.clone();
@@ -59,15 +78,42 @@ each_driver! {
             let options = LayerOptions::default().name("bad");
             assert_eq!(kind(store.put_layer(None, options, std::io::Cursor::new(bad)).await), ErrorKind::InvalidArchive);
         }
-        let wrong = LayerOptions::default().verify_diff_digest(Digest::sha256("something else"));
-        assert_eq!(kind(store.put_layer(None, wrong, std::io::Cursor::new(good.clone())).await), ErrorKind::DigestMismatch);
+        let wrong = LayerOptions::default().verify_uncompressed_digest(Digest::sha256("something else"));
+        let refused = [
+            store.put_layer(None, wrong.clone(), std::io::Cursor::new(good.clone())).await.unwrap_err(),
+            store.put_image_layer_with(None, wrong, std::io::Cursor::new(good.clone())).await.unwrap_err(),
+        ];
+        for error in refused {
+            assert_eq!(error.kind(), ErrorKind::DigestMismatch);
+            for digest in [Digest::sha256("something else"), Digest::sha256(&good)] {
+                assert!(error.chain().contains(digest.as_str()), "{error:?}");
+            }
+        }
+        let packed = compress(&good);
+        // The digest of the tar is not that of the blob.
+        let blob = || LayerOptions::default().verify_original_digest(Digest::sha256(&good));
+        let error = store.put_image_layer_with(None, blob(), std::io::Cursor::new(packed.clone())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DigestMismatch);
+        assert!(error.chain().contains(Digest::sha256(&packed).as_str()), "{error:?}");
+        let both = blob().verify_uncompressed_digest(Digest::sha256("something else"));
+        assert_eq!(kind(store.put_image_layer_with(None, both, std::io::Cursor::new(good.clone())).await), ErrorKind::DigestMismatch);
+        let named = LayerOptions::default().id("mine");
+        assert_eq!(kind(store.put_image_layer_with(None, named, std::io::Cursor::new(good.clone())).await), ErrorKind::InvalidInput);
         let failing = tokio::io::AsyncReadExt::chain(std::io::Cursor::new(good[..600].to_vec()), Failing);
         assert_eq!(kind(store.put_layer(None, LayerOptions::default(), failing).await), ErrorKind::Io);
         assert!(store.own_layers().await.is_empty());
         assert!(!store.exists("bad").await.unwrap());
         let tmp = store.records("layers").join("tmp");
         assert_eq!(std::fs::read_dir(tmp).map_or(0, Iterator::count), 0);
-        let right = LayerOptions::default().verify_diff_digest(Digest::sha256(&good));
+        let right = LayerOptions::default().verify_original_digest(Digest::sha256(&packed)).verify_uncompressed_digest(Digest::sha256(&good));
+        let layer = store.put_image_layer_with(None, right.clone().name("image-layer"), std::io::Cursor::new(packed.clone())).await.unwrap();
+        assert_eq!(layer.names(), ["image-layer"]);
+        // It is there already; what is sent for it is verified all the same.
+        let again = store.put_image_layer_with(None, right, std::io::Cursor::new(packed.clone())).await.unwrap();
+        assert_eq!(again.id(), layer.id());
+        let wrong = LayerOptions::default().verify_original_digest(Digest::sha256("something else"));
+        assert_eq!(kind(store.put_image_layer_with(None, wrong, std::io::Cursor::new(packed)).await), ErrorKind::DigestMismatch);
+        let right = LayerOptions::default().verify_uncompressed_digest(Digest::sha256(&good));
         store.put_layer(None, right, std::io::Cursor::new(good)).await.unwrap();
     }
 
@@ -135,12 +181,12 @@ each_driver! {
         let mut options = LayerOptions::default().name("copy");
         options.template = Some(base.id().into());
         let copy = store.create_layer(None, options).await.unwrap();
-        assert_eq!(copy.diff_digest(), base.diff_digest());
+        assert_eq!(copy.uncompressed_digest(), base.uncompressed_digest());
         let mounted = store.mount("copy", Default::default()).await.unwrap();
         assert_eq!(std::fs::read_to_string(mounted.join("file")).unwrap(), "1");
         store.unmount("copy").await.unwrap();
         let diff = store.diff(None, "copy", graphroot::DiffOptions::uncompressed()).await.unwrap();
-        assert_eq!(Some(Digest::sha256(crate::support::read_all(diff).await)), base.diff_digest());
+        assert_eq!(Some(Digest::sha256(crate::support::read_all(diff).await)), base.uncompressed_digest());
     }
 }
 

@@ -19,6 +19,7 @@ mod coming_from_go;
 mod containers;
 mod delete;
 mod diff;
+mod error_texts;
 mod errors;
 mod futures;
 mod images;

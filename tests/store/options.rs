@@ -98,7 +98,7 @@ fn setters_set_what_their_names_say() {
         .template("below")
         .original_digest(digest.clone())
         .original_size(7)
-        .verify_diff_digest(digest.clone())
+        .verify_uncompressed_digest(digest.clone())
         .volatile(true)
         .big_data("key", "data")
         .flag("f", true)

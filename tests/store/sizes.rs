@@ -13,9 +13,28 @@ each_driver! {
         assert_eq!(kind(store.layer_size("nobody").await), ErrorKind::LayerUnknown);
         let options = ImageOptions::default().name("image").big_data("manifest", "{}").big_data("other", "1234");
         store.create_image(Some("two"), options).await.unwrap();
-        let two = store.layer("two").await.unwrap().diff_size().unwrap();
-        assert_eq!(store.image_size("image").await.unwrap(), layer.diff_size().unwrap() + two + 2 + 4);
+        let two = store.layer("two").await.unwrap().uncompressed_size().unwrap();
+        assert_eq!(store.image_size("image").await.unwrap(), layer.uncompressed_size().unwrap() + two + 2 + 4);
         assert_eq!(kind(store.image_size("nobody").await), ErrorKind::ImageUnknown);
+        // An image of a layer whose size has to be measured, and one without any.
+        store.create_image(Some(empty.id()), ImageOptions::default()).await.unwrap();
+        store.create_image(None, ImageOptions::default().big_data("other", "1")).await.unwrap();
+        let sizes = store.image_sizes().await.unwrap();
+        let listed = store.images().await.unwrap();
+        assert_eq!(sizes.len(), listed.len());
+        for ((image, size), listed) in sizes.iter().zip(&listed) {
+            assert_eq!((image.id(), image.read_only()), (listed.id(), listed.read_only()));
+            assert_eq!(*size.as_ref().unwrap(), store.image_size(image.id()).await.unwrap());
+        }
+        // One that is damaged keeps the others from nothing.
+        store.delete("two").await.unwrap();
+        let sizes = store.image_sizes().await.unwrap();
+        let failed: Vec<_> = sizes.iter().filter_map(|(image, size)| size.as_ref().err().map(|error| (image, error))).collect();
+        assert_eq!(failed.len(), 1);
+        assert!(failed[0].0.names() == ["image"] && failed[0].1.kind() == ErrorKind::LayerUnknown, "{failed:?}");
+        store.delete_image("image").await.unwrap();
+        store.put(Some("one"), "two", &[("g", "12345")]).await;
+        store.create_image(Some("two"), ImageOptions::default().name("image")).await.unwrap();
         let container = store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
         let path = crate::support::writable(store.mount("box", Default::default()).await.unwrap());
         std::fs::write(path.join("new"), "123").unwrap();

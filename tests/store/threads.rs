@@ -96,7 +96,7 @@ where
     let puts: Result<Vec<_>> = puts.join_all().await.into_iter().collect();
     puts.unwrap()
         .into_iter()
-        .map(|put| put.layer.diff_digest().unwrap())
+        .map(|put| put.layer.uncompressed_digest().unwrap())
         .collect()
 }
 
@@ -233,7 +233,7 @@ on_runtimes! {
     async fn a_reader_may_borrow(store) {
         let bytes = layer(2);
         let put = store.put_layer(None, named(2), &bytes[..]).await.unwrap();
-        assert_eq!(put.layer.diff_size(), Some(bytes.len() as u64));
+        assert_eq!(put.layer.uncompressed_size(), Some(bytes.len() as u64));
         let mut file = Cursor::new(layer(3));
         store.put_layer(None, named(3), &mut file).await.unwrap();
         assert_eq!(file.position(), layer(3).len() as u64);

@@ -20,7 +20,7 @@ impl OciImage {
     pub(crate) fn new(layers: &[Layer]) -> Self {
         let diff_ids: Vec<String> = layers
             .iter()
-            .map(|layer| layer.diff_digest().unwrap().to_string())
+            .map(|layer| layer.uncompressed_digest().unwrap().to_string())
             .collect();
         let history: Vec<_> = layers
             .iter()
@@ -41,8 +41,8 @@ impl OciImage {
             .map(|layer| {
                 json!({
                     "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                    "digest": layer.diff_digest().unwrap().to_string(),
-                    "size": layer.diff_size().unwrap(),
+                    "digest": layer.uncompressed_digest().unwrap().to_string(),
+                    "size": layer.uncompressed_size().unwrap(),
                 })
             })
             .collect();

@@ -14,7 +14,7 @@ pub(crate) struct StagedDiff {
 
 impl StagedDiff {
     /// Digest of the uncompressed diff.
-    pub(crate) fn diff_digest(&self) -> &Digest {
+    pub(crate) fn uncompressed_digest(&self) -> &Digest {
         &self.unpacked.applied.diff_digest
     }
 }

@@ -56,7 +56,7 @@ impl LayerLine {
         Self {
             id: layer.id().to_owned(),
             names: layer.names().to_vec(),
-            size: layer.diff_size(),
+            size: layer.uncompressed_size(),
             shared,
         }
     }
@@ -257,7 +257,7 @@ pub(crate) async fn du(call: &Call, out: &mut Output) -> Outcome {
     for image in &contents.images {
         for layer in contents.layers_of(image) {
             if !sizes.contains_key(layer.id()) {
-                let size = match layer.diff_size() {
+                let size = match layer.uncompressed_size() {
                     Some(size) => size,
                     None => store.diff_size(None, layer.id()).await?,
                 };
