@@ -202,6 +202,7 @@ impl Rows {
             locations: vec![Location {
                 path: Self::file(dir),
                 sync,
+                items: None,
             }],
             check_mtimes: true,
             lock_timeout: None,

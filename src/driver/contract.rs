@@ -212,6 +212,10 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// dropped: drop it after the locks are released. A layer that does not exist is not an error.
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>>;
 
+    /// As [`Driver::defer_remove`], for a disk without room for a directory: the layer is deleted where it is, which may
+    /// take long. A failure leaves a part of it.
+    fn remove_in_place(&self, id: &str) -> Result<()>;
+
     /// Whether the driver has the layer, in its home or an additional store.
     fn exists(&self, id: &str) -> bool;
 

@@ -225,6 +225,15 @@ impl Driver for Vfs {
         Ok(None)
     }
 
+    fn remove_in_place(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        for home in self.writable() {
+            let path = home.join(LAYERS).join(id);
+            tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
+        }
+        Ok(())
+    }
+
     fn exists(&self, id: &str) -> bool {
         self.find(id).is_ok()
     }

@@ -57,6 +57,14 @@ impl Error {
         source.downcast_ref::<Self>()?.io_kind()
     }
 
+    /// Whether there was no space, no inode or no quota left.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(
+            self.io_kind(),
+            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        )
+    }
+
     /// The number (`errno`) of the system call below that failed, if one did.
     pub fn raw_os_error(&self) -> Option<i32> {
         let source = self.0.source.as_ref()?;

@@ -12,9 +12,9 @@
 //!
 //! The file of a new item is written before the record that names it. If the record has the size and digest of an item,
 //! new content of an existing item is first written to a file `.new-…` beside the old file, with a name derived from that
-//! size and digest; then the record is saved; then the new file is renamed over the old one. A reader looks for the
-//! `.new-…` file of the recorded size and digest first. So content and record change atomically, whenever the writer is
-//! killed.
+//! size and digest; then the record is saved, with an [intent](crate::record::intent); then the new file is renamed over
+//! the old one, and the intent removed. A reader looks for the `.new-…` file of the recorded size and digest first. So
+//! content and record change atomically, whenever the writer is killed, and the next reader completes the rename.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -1,10 +1,11 @@
 //! The table of one store as last loaded or saved, and how to tell whether the files still say the same.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, LockFile, SharedLock};
 use crate::record::files::read_rows;
@@ -12,14 +13,17 @@ use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::sys::atomic::Mtime;
 use crate::sys::name_sync::NameSync;
+use crate::sys::reserve;
 
 /// One file of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Location {
     /// The JSON file.
     pub(crate) path: PathBuf,
-    /// Whether a save forces it to disk.
+    /// Whether a save forces it to disk. One that is not may be empty after a power cut, and then has no rows.
     pub(crate) sync: bool,
+    /// The directory of what belongs to the rows, if that tells a new store from one that has lost this file.
+    pub(crate) items: Option<PathBuf>,
 }
 
 /// Where a store's records are.
@@ -37,8 +41,20 @@ pub(crate) struct RecordsConfig {
     pub(crate) names: NameSync,
 }
 
+/// Name of the directory of temporary files beside the records of layers.
+pub(crate) const TMP: &str = "tmp";
+
+/// What the name of a layer's tar-split ends in, beside the records of layers.
+pub(crate) const TAR_SPLIT: &str = ".tar-split.gz";
+
 /// Size in bytes from which loading records takes longer than a change of thread.
 const LARGE: u64 = 64 * 1024;
+
+/// Size of a file in bytes; 0 if there is none.
+fn size(path: &Path) -> u64 {
+    let stat = rustix::fs::stat(path);
+    stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+}
 
 /// The state that all handles on the records of one store share.
 #[derive(Debug)]
@@ -55,6 +71,8 @@ pub(super) struct RecordsInner<R: Record> {
     /// Held by the one reader that loads, so that many readers of a changed store parse it once.
     pub(super) loading: Arc<tokio::sync::Mutex<()>>,
     pub(super) prefetch: OnceLock<Prefetch>,
+    /// Per location, the size of a file up to which its reserves are known to do.
+    reserved: Vec<AtomicU64>,
 }
 
 /// Started when records are loaded, see [`Records::prefetch`](super::Records::prefetch).
@@ -72,7 +90,7 @@ pub(super) struct Snapshot<R> {
     pub(super) table: Table<R>,
     /// `None` without lock files.
     pub(super) token: Option<Token>,
-    /// Per location; `None` if there was no file.
+    /// Per location; `None` if there was no file, or one without a list (see [`read_rows`]).
     pub(super) mtimes: Vec<Option<Mtime>>,
 }
 
@@ -101,7 +119,16 @@ impl<L> HeldLocks<L> {
 
 impl<R: Record> RecordsInner<R> {
     pub(super) fn new(config: RecordsConfig, locks: Vec<Arc<LockFile>>, read_only: bool) -> Arc<Self> {
+        let reserved = config.locations.iter().map(|location| {
+            let kept = !read_only && location.path.parent().is_some_and(Path::exists);
+            AtomicU64::new(if kept {
+                reserve::keep(&location.path, size(&location.path))
+            } else {
+                0
+            })
+        });
         Arc::new(Self {
+            reserved: reserved.collect(),
             check_mtimes: config.check_mtimes || locks.is_empty(),
             locks,
             locations: config.locations,
@@ -145,11 +172,17 @@ impl<R: Record> RecordsInner<R> {
 
     /// Whether loading takes long enough for a change of thread.
     pub(super) fn is_large(&self) -> bool {
-        let sizes = self.locations.iter().map(|location| {
-            let stat = rustix::fs::stat(&location.path);
-            stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
-        });
+        let sizes = self.locations.iter().map(|location| size(&location.path));
         sizes.sum::<u64>() >= LARGE
+    }
+
+    /// Has reserves for the file of a location that has just been written with `size` bytes.
+    pub(super) fn keep_reserve(&self, location: usize, size: u64) {
+        if let (Some(reserved), Some(location)) = (self.reserved.get(location), self.locations.get(location))
+            && reserved.load(Ordering::Relaxed) < size
+        {
+            reserved.store(reserve::keep(&location.path, size), Ordering::Relaxed);
+        }
     }
 
     /// Loads the rows before they are asked for. Does nothing while a writer or another reader holds the locks or loads.
@@ -185,7 +218,7 @@ impl<R: Record> RecordsInner<R> {
         let mut files = Vec::with_capacity(self.locations.len());
         let mut mtimes = Vec::with_capacity(self.locations.len());
         for location in &self.locations {
-            let (rows, mtime) = read_rows(&location.path, Arc::new)?;
+            let (rows, mtime) = read_rows(&location.path, !location.sync, Arc::new)?;
             files.push(rows);
             mtimes.push(mtime);
         }
@@ -194,9 +227,63 @@ impl<R: Record> RecordsInner<R> {
         Ok(Snapshot { table, token, mtimes })
     }
 
+    /// Whether [`RecordsInner::check_not_lost`] has to look at the disk.
+    pub(super) fn may_be_lost(&self, snapshot: &Snapshot<R>) -> bool {
+        self.unwritten(snapshot).next().is_some()
+    }
+
+    /// Refuses rows that are not all there: a file is missing, and there is something that belongs to none of the rows. A
+    /// save would make the loss look like a store in which nothing but this is left.
+    pub(super) fn check_not_lost(&self, snapshot: &Snapshot<R>) -> Result<()> {
+        for (location, items) in self.unwritten(snapshot) {
+            if let Some(name) = unknown_item(items, |id| snapshot.table.get(id).is_some())? {
+                return Err(lost(&location.path, &format!("{name:?} beside it")));
+            }
+        }
+        Ok(())
+    }
+
+    fn unwritten<'a>(&'a self, snapshot: &'a Snapshot<R>) -> impl Iterator<Item = (&'a Location, &'a Path)> {
+        let locations = self.locations.iter().zip(&snapshot.mtimes);
+        locations.filter_map(|(location, mtime)| match (&location.items, mtime) {
+            (Some(items), None) => Some((location, items.as_path())),
+            _ => None,
+        })
+    }
+
     pub(super) fn cached(&self) -> std::sync::MutexGuard<'_, Option<Arc<Snapshot<R>>>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The error for a file of records that is missing or says nothing, although `evidence` belongs to one of its rows.
+pub(crate) fn lost(file: &Path, evidence: &str) -> Error {
+    let what = format!("no records although there is {evidence}; restore the file. Not changing");
+    ErrorKind::CorruptMetadata.err(what).at(file)
+}
+
+/// The name of something in a directory of items that belongs to an item which is not `known`.
+pub(crate) fn unknown_item(dir: &Path, known: impl Fn(&str) -> bool) -> Result<Option<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.at("listing", dir)?,
+    };
+    for entry in entries {
+        let entry = entry.at("listing", dir)?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let id = match name.strip_suffix(TAR_SPLIT) {
+            Some(id) => id,
+            // The directory of temporary files is no item.
+            None if name != TMP && entry.file_type().at("looking at", dir)?.is_dir() => &name,
+            None => continue,
+        };
+        if !known(id) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// A lock whose file holds a token.

@@ -41,8 +41,6 @@ row! {
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// The creator's flags and those of the library (`ProcessLabel`, `MountLabel`, `MountOpts`, `Volatile`).
         flags: BTreeMap<String, Value> = "flags" omit,
-        /// What is under way with it, see [`crate::record::intent`].
-        intent: String = "graphroot-pending" omit,
     }
 }
 
@@ -68,15 +66,15 @@ impl Record for ContainerRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        intent::is_unfinished(&self.intent)
+        self.intent() == intent::DATA
     }
 
     fn intent(&self) -> &str {
-        &self.intent
+        intent::of(&self.flags)
     }
 
-    fn intent_mut(&mut self) -> &mut String {
-        &mut self.intent
+    fn set_intent(&mut self, intent: &str) {
+        intent::set(&mut self.flags, intent);
     }
 }
 

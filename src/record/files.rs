@@ -13,9 +13,13 @@ use crate::sys::atomic::Mtime;
 
 pub(super) type Rows<T> = Vec<(T, Bytes)>;
 
-/// The rows in one file, each put `into` something, and the file's time; no file is no rows.
+/// The rows in one file, each put `into` something, and the file's time.
+///
+/// No file is no rows, and so is `null`; then there is no time either, for the file does not say that there are none. An
+/// empty file is an error unless it `may_be_empty`: what is saved never is, so that its rows have been lost.
 pub(super) fn read_rows<T: serde::de::DeserializeOwned, U>(
     path: &Path,
+    may_be_empty: bool,
     into: fn(T) -> U,
 ) -> Result<(Rows<U>, Option<Mtime>)> {
     let mut file = match File::open(path) {
@@ -26,11 +30,19 @@ pub(super) fn read_rows<T: serde::de::DeserializeOwned, U>(
     let mtime = Mtime::of(&fstat(&file).at("reading the status of", path)?);
     let mut content = Vec::new();
     file.read_to_end(&mut content).at("reading", path)?;
+    if content.is_empty() {
+        if may_be_empty {
+            return Ok((Vec::new(), None));
+        }
+        let what = "an empty file, which no writer leaves; restore it. Loading";
+        return Err(ErrorKind::CorruptMetadata.err(what).at(path));
+    }
+    let says_nothing = content.trim_ascii() == b"null";
     let rows = json::parse_array_into(&Bytes::from(content), into).map_err(|error| {
         ErrorKind::CorruptMetadata
             .err("loading")
             .at(path)
             .with_source(error)
     })?;
-    Ok((rows, Some(mtime)))
+    Ok((rows, (!says_nothing).then_some(mtime)))
 }

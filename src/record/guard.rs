@@ -178,7 +178,8 @@ impl<R: Record> WriteGuard<R> {
         }
         for (location, file, content) in files {
             before(&file.path)?;
-            let mtime = atomic::write_file_in_new_dir(&file.path, &content, 0o600, file.sync)?;
+            let mtime = atomic::write_file_with_reserve(&file.path, &content, 0o600, file.sync)?;
+            self.core.keep_reserve(location, content.len() as u64);
             if let Some(remembered) = self.mtimes.get_mut(location) {
                 *remembered = Some(mtime);
             }
@@ -192,6 +193,23 @@ impl<R: Record> WriteGuard<R> {
         }
         self.token = first;
         self.clean = self.table.changes();
+        Ok(())
+    }
+
+    /// The file of a location without a list of rows: missing, or empty after a power cut.
+    pub(crate) fn unwritten(&self, location: usize) -> Option<&Path> {
+        let written = self.mtimes.get(location).is_some_and(Option::is_some);
+        let file = self.core.locations.get(location).filter(|_| !written);
+        file.map(|file| file.path.as_path())
+    }
+
+    /// Writes the file of a location that has none yet: before anything is made that its rows will name, so that it is
+    /// missing beside something only if it was lost. Blocking.
+    pub(crate) fn ensure_written(&mut self, location: usize) -> Result<()> {
+        if self.unwritten(location).is_some() {
+            self.table.set_dirty(location);
+            self.save()?;
+        }
         Ok(())
     }
 

@@ -44,8 +44,6 @@ row! {
         created: Time = "created" always,
         /// The creator's flags.
         flags: BTreeMap<String, Value> = "flags" omit,
-        /// What is under way with it, see [`crate::record::intent`].
-        intent: String = "graphroot-pending" omit,
     }
 }
 
@@ -113,15 +111,15 @@ impl Record for ImageRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        intent::is_unfinished(&self.intent)
+        self.intent() == intent::DATA
     }
 
     fn intent(&self) -> &str {
-        &self.intent
+        intent::of(&self.flags)
     }
 
-    fn intent_mut(&mut self) -> &mut String {
-        &mut self.intent
+    fn set_intent(&mut self, intent: &str) {
+        intent::set(&mut self.flags, intent);
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {

@@ -1,37 +1,92 @@
 //! Intents: what is under way with a record while another file changes too.
 //!
-//! No rename changes two files at once. So a writer that creates or deletes something that has a record here and layers
-//! elsewhere first saves the record with an intent, and at the end without it; likewise a writer that takes names from
-//! records in another file of the same store. Writers hold the lock, so a record that is found with an intent was left
-//! by a killed writer, and the finder completes the work before anything else. Others see the state before or after,
-//! never one in between.
+//! No rename changes two files at once. So a writer that makes or deletes a layer together with an image or a container
+//! marks the layer first, and at the end the mark goes, or the layer with it; likewise a writer that takes names from
+//! records in another file of the same store. Writers hold the lock, so a mark that is found was left by a killed writer,
+//! and the finder completes the work before anything else, also the one that only reads: a marked layer to which something refers is kept, another one
+//! is deleted.
 //!
-//! Compat: the Go library does not know the field and drops it when it writes the file. It then sees what it sees after
-//! one of its own processes was killed: a record without a layer, or a name that two records have.
+//! ```text
+//! creating   layer (incomplete, marked) → layer (marked) → image or container → layer
+//! deleting   layer (marked) → no image or container → layer (incomplete, marked) → no layer
+//! ```
+//!
+//! Compat: an intent is one of the record's flags, which the Go library keeps when it writes the file. It does not know
+//! what it means; so the order is one in which no image or container is ever without its layer, and what the Go library
+//! makes of what a killed writer has left is a layer that nothing refers to, as after the death of one of its own processes.
 
-use crate::time::Time;
+use std::collections::BTreeMap;
 
-/// The container's layer is being created; once the layer is complete, the container is too.
-pub(crate) const CREATE: &str = "create";
-
-/// The record is being deleted together with its layers. For containers the creation time of the layer follows.
-pub(crate) const DELETE: &str = "delete";
+use serde_json::Value;
 
 /// The record has taken names that a record in another file may still have.
 pub(crate) const NAMES: &str = "names";
 
-/// Whether a record with this intent is not complete.
-pub(crate) fn is_unfinished(intent: &str) -> bool {
-    intent == CREATE || is_deletion(intent)
+/// New content of a big data item waits beside the old one, see [`big_data`](crate::record::big_data). It becomes the
+/// content for the Go library, which knows of no such file, when it is renamed.
+pub(crate) const DATA: &str = "data";
+
+/// The flag that holds the intent.
+pub(crate) const FLAG: &str = "graphroot-pending";
+
+/// The intent among the flags of a record; empty for none.
+pub(crate) fn of(flags: &BTreeMap<String, Value>) -> &str {
+    flags.get(FLAG).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Whether the record is being deleted.
-pub(crate) fn is_deletion(intent: &str) -> bool {
-    intent.starts_with(DELETE)
+/// Sets the intent among the flags of a record; an empty one removes it.
+pub(crate) fn set(flags: &mut BTreeMap<String, Value>, intent: &str) {
+    match intent {
+        "" => drop(flags.remove(FLAG)),
+        intent => drop(flags.insert(FLAG.to_owned(), intent.into())),
+    }
 }
 
-/// The intent of a container that is deleted together with its layer, created at this time. A layer that is created later
-/// under the same ID is another one.
-pub(crate) fn deletion_with(created: &Time) -> String {
-    format!("{DELETE} {}", created)
+/// The item together with which a layer is made or deleted, by its ID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Companion {
+    Image(String),
+    Container(String),
+}
+
+const IMAGE: &str = "with image ";
+const CONTAINER: &str = "with container ";
+
+impl Companion {
+    /// The companion that an intent names.
+    pub(crate) fn of(intent: &str) -> Option<Self> {
+        let image = intent.strip_prefix(IMAGE).map(|id| Self::Image(id.to_owned()));
+        let container = || {
+            intent
+                .strip_prefix(CONTAINER)
+                .map(|id| Self::Container(id.to_owned()))
+        };
+        image.or_else(container)
+    }
+
+    /// The intent of a layer with this companion.
+    pub(crate) fn intent(&self) -> String {
+        match self {
+            Self::Image(id) => format!("{IMAGE}{id}"),
+            Self::Container(id) => format!("{CONTAINER}{id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn companions_are_read_as_written() {
+        for companion in [Companion::Image("a b".into()), Companion::Container("c".into())] {
+            let mut flags = BTreeMap::from([("other".to_owned(), Value::from(true))]);
+            set(&mut flags, &companion.intent());
+            assert_eq!(Companion::of(of(&flags)), Some(companion));
+            set(&mut flags, "");
+            assert_eq!((of(&flags), flags.len()), ("", 1));
+        }
+        assert_eq!(Companion::of(NAMES), None);
+        assert_eq!(of(&BTreeMap::from([(FLAG.to_owned(), Value::from(1))])), "");
+    }
 }

@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::error::ErrorKind;
 use crate::idmap::IdMap;
 use crate::record::inline_id::InlineId;
+use crate::record::intent::{self, Companion};
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::{DigestKind, Record};
 use crate::record::row::row;
@@ -55,8 +56,6 @@ row! {
         gid_map: Vec<IdMap> = "gidmap" omit,
         /// Keys of the big data items, in the order in which they were first set.
         big_data_names: Vec<String> = "big-data-names" omit,
-        /// What is under way with it, see [`crate::record::intent`].
-        intent: String = "graphroot-pending" omit,
     }
 }
 
@@ -64,6 +63,11 @@ impl LayerRow {
     /// Whether the content is not complete. Only the boolean counts, as in Go.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.flags.get(INCOMPLETE) == Some(&Value::Bool(true))
+    }
+
+    /// The item together with which it was being made or deleted by a writer that was killed.
+    pub(crate) fn companion(&self) -> Option<Companion> {
+        Companion::of(intent::of(&self.flags))
     }
 
     /// Sets or clears the flag of incomplete content.
@@ -94,15 +98,15 @@ impl Record for LayerRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        Self::is_incomplete(self)
+        Self::is_incomplete(self) || self.companion().is_some()
     }
 
     fn intent(&self) -> &str {
-        &self.intent
+        intent::of(&self.flags)
     }
 
-    fn intent_mut(&mut self) -> &mut String {
-        &mut self.intent
+    fn set_intent(&mut self, intent: &str) {
+        intent::set(&mut self.flags, intent);
     }
 
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {

@@ -38,6 +38,6 @@ pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cache::{Location, RecordsConfig};
+pub(crate) use cache::{Location, RecordsConfig, TAR_SPLIT, TMP, lost, unknown_item};
 pub(crate) use guard::{ReadGuard, WriteGuard};
 pub(crate) use records::{ReadOnlyRecords, Records};

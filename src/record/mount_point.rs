@@ -26,7 +26,7 @@ use crate::record::files::read_rows;
 use crate::record::layer::LayerRow;
 use crate::record::row::row;
 use crate::record::table::{Order, Table};
-use crate::sys::atomic;
+use crate::sys::{atomic, reserve};
 
 row! {
     /// An entry of `mountpoints.json`.
@@ -180,7 +180,7 @@ impl MountPoints {
         let cached = self.0.cached().take();
         let table = match cached.filter(|(known, _)| *known == token) {
             Some((_, table)) => Arc::unwrap_or_clone(table),
-            None => MountTable::load(read_rows(&self.0.path, |row| row)?.0),
+            None => MountTable::load(read_rows(&self.0.path, false, |row| row)?.0),
         };
         Ok(MountGuard {
             table,
@@ -200,7 +200,7 @@ impl MountPointsInner {
             return Ok(Arc::clone(table));
         }
         // The file is small; loading it with the cache locked lets others wait for the result.
-        let table = Arc::new(MountTable::load(read_rows(&self.path, |row| row)?.0));
+        let table = Arc::new(MountTable::load(read_rows(&self.path, false, |row| row)?.0));
         *cache = Some((*token, Arc::clone(&table)));
         Ok(table)
     }
@@ -285,7 +285,8 @@ impl MountGuard {
         self.token = None;
         // Compat: the token first, as for all records.
         let token = self.lock.write_token()?;
-        atomic::write_file_in_new_dir(&self.core.path, &content, 0o600, true)?;
+        atomic::write_file_with_reserve(&self.core.path, &content, 0o600, true)?;
+        reserve::keep(&self.core.path, content.len() as u64);
         self.token = Some(token);
         Ok(())
     }

@@ -52,7 +52,8 @@ pub(crate) trait Record:
         false
     }
 
-    /// Whether the row describes something that was never completed, or whose deletion was not.
+    /// Whether the row describes something that was never completed, or whose deletion was not, or that goes with something
+    /// else to which one of the two may have happened.
     fn is_incomplete(&self) -> bool {
         false
     }
@@ -60,8 +61,8 @@ pub(crate) trait Record:
     /// What is under way with the row, see [`intent`](crate::record::intent); empty for nothing.
     fn intent(&self) -> &str;
 
-    /// The same, to change.
-    fn intent_mut(&mut self) -> &mut String;
+    /// Sets the intent; an empty text is none.
+    fn set_intent(&mut self, intent: &str);
 
     /// The layer that belongs to this row alone, by whose ID it is found too.
     fn layer(&self) -> Option<&str> {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
-use crate::lock::record_lock::{LockFile, LockMode, SharedLock};
+use crate::lock::last_write::Token;
+use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode, SharedLock};
 use crate::record::cache::{HeldLocks, Prefetch, RecordsConfig, RecordsInner, token_of};
 use crate::record::guard::{ReadGuard, WriteGuard};
 use crate::record::record_trait::Record;
@@ -115,15 +116,13 @@ impl<R: Record> Records<R> {
             });
         }
         let token = token_of(held.first.as_ref())?;
-        if let Some(snapshot) = core.fresh(&token)? {
+        if let Some(snapshot) = core.fresh(&token)?
+            && !core.may_be_lost(&snapshot)
+        {
             return Ok(WriteGuard::new(Arc::clone(core), held, snapshot, false));
         }
         let core = Arc::clone(core);
-        bridge::run(move || {
-            let snapshot = Arc::new(core.load(token)?);
-            Ok(WriteGuard::new(core, held, snapshot, true))
-        })
-        .await
+        bridge::run(move || core.write_guard(held, token)).await
     }
 
     /// As [`Records::write`], for use in a blocking task.
@@ -135,11 +134,7 @@ impl<R: Record> Records<R> {
             held.push(lock.exclusive_blocking(deadline.left())?);
         }
         let token = token_of(held.first.as_ref())?;
-        let (snapshot, reloaded) = match core.fresh(&token)? {
-            Some(snapshot) => (snapshot, false),
-            None => (Arc::new(core.load(token)?), true),
-        };
-        Ok(WriteGuard::new(Arc::clone(core), held, snapshot, reloaded))
+        Arc::clone(core).write_guard(held, token)
     }
 }
 
@@ -179,6 +174,20 @@ impl<R: Record> ReadOnlyRecords<R> {
 }
 
 impl<R: Record> RecordsInner<R> {
+    /// The rows as they are on disk, to be changed with the locks that are held. Blocking.
+    fn write_guard(
+        self: Arc<Self>,
+        held: HeldLocks<ExclusiveLock>,
+        token: Option<Token>,
+    ) -> Result<WriteGuard<R>> {
+        let (snapshot, reloaded) = match self.fresh(&token)? {
+            Some(snapshot) => (snapshot, false),
+            None => (Arc::new(self.load(token)?), true),
+        };
+        self.check_not_lost(&snapshot)?;
+        Ok(WriteGuard::new(self, held, snapshot, reloaded))
+    }
+
     async fn read(self: &Arc<Self>) -> Result<ReadGuard<R>> {
         let deadline = Deadline::new(self.lock_timeout);
         let mut held = HeldLocks::<SharedLock>::new();

@@ -94,6 +94,14 @@ impl<R: Record> Table<R> {
         self.slots.values().map(|slot| &slot.row)
     }
 
+    /// The rows of one location.
+    pub(crate) fn rows_in(&self, location: usize) -> impl Iterator<Item = &Arc<R>> {
+        let slots = self.slots.values();
+        slots
+            .filter(move |slot| slot.location == location)
+            .map(|slot| &slot.row)
+    }
+
     /// The row with exactly this ID.
     pub(crate) fn get(&self, id: &str) -> Option<&Arc<R>> {
         self.at(*self.index.ids.get(id)?)
@@ -276,7 +284,7 @@ impl<R: Record> Table<R> {
                         .get(&loser)
                         .is_some_and(|slot| slot.location != location)
                     {
-                        intent::NAMES.clone_into(row.intent_mut());
+                        row.set_intent(intent::NAMES);
                         self.takers.insert(position);
                     }
                     self.take_name(loser, &name);
@@ -316,7 +324,7 @@ impl<R: Record> Table<R> {
         for position in &takers {
             if let Some(slot) = self.slots.get(position) {
                 let mut row = R::clone(&slot.row);
-                row.intent_mut().clear();
+                row.set_intent("");
                 self.replace(*position, row);
             }
         }

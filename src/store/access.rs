@@ -17,12 +17,14 @@
 //! has happened; if it is dropped later, the step runs to its end.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::lock::record_lock::ExclusiveLock;
 use crate::options::MultiListOptions;
+use crate::record::big_data::Items;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
@@ -30,10 +32,11 @@ use crate::record::mount_point::{MountPointRow, MountPoints, MountTable};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::record::{ReadGuard, Records, WriteGuard};
-use crate::store::Store;
 use crate::store::all_stores::{AllStores, LockedImages};
+use crate::store::dirs::item_dir;
 use crate::store::inner::{Additional, StoreOrigin};
 use crate::store::layer_store::locked::LayerStore;
+use crate::store::{Store, containers, images};
 
 /// How often a reader starts a repair of what a crash has left before it reports an error.
 const MAX_CLEANUPS: usize = 3;
@@ -130,9 +133,25 @@ impl Store {
         &self,
         change: impl FnOnce(&mut LayerStore) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let guard = self.inner.layers.write().await?;
+        let guard = self.write_layers().await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || LayerStore::enter(inner, guard)?.leave(change)).await
+    }
+
+    /// The layer records, held exclusively, without layers that a killed process has left to be decided on: that takes all
+    /// locks.
+    async fn write_layers(&self) -> Result<WriteGuard<LayerRow>> {
+        let mut attempts = 0;
+        loop {
+            let guard = self.inner.layers.write().await?;
+            let incomplete = guard.incomplete();
+            let mut rows = incomplete.iter().filter_map(|id| guard.get(id));
+            if rows.all(|row| row.companion().is_none()) {
+                return Ok(guard);
+            }
+            drop(guard);
+            self.finish_interrupted(&mut attempts).await?;
+        }
     }
 
     /// As [`Store::write_to_layer_store`], with snapshots of the additional layer stores under their shared locks.
@@ -140,15 +159,14 @@ impl Store {
         &self,
         change: impl FnOnce(&mut LayerStore, &[ReadGuard<LayerRow>]) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let guard = self.inner.layers.write().await?;
+        let guard = self.write_layers().await?;
         let additional = read_additional(&self.inner.additional_layers).await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || LayerStore::enter(inner, guard)?.leave(|layers| change(layers, &additional)))
             .await
     }
 
-    /// A fresh snapshot of the primary image store. Intents of killed processes are completed first, and names
-    /// that stand in two records are resolved.
+    /// A fresh snapshot of the primary image store. Names that stand in two records are resolved first.
     pub(crate) async fn read_images(&self) -> Result<ReadGuard<ImageRow>> {
         self.read_repaired(&self.inner.images).await
     }
@@ -176,23 +194,15 @@ impl Store {
         Ok(guard)
     }
 
-    /// Runs `change` in a blocking step that holds images or containers exclusively, with nothing unfinished in them.
-    async fn write_sound<R: Record, T: Send + 'static>(
-        &self,
+    /// Runs `change` in a blocking step that holds images or containers exclusively.
+    async fn write_sound<R: Items, T: Send + 'static>(
         records: &Records<R>,
+        dir: PathBuf,
         change: impl FnOnce(&mut WriteGuard<R>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut attempts = 0;
-        let mut guard = loop {
-            let guard = records.write().await?;
-            if !guard.has_incomplete() {
-                break guard;
-            }
-            drop(guard);
-            self.finish_interrupted(&mut attempts).await?;
-        };
+        let mut guard = records.write().await?;
         bridge::run(move || {
-            save_resolved(&mut guard)?;
+            mend(&mut guard, &dir)?;
             let value = change(&mut guard)?;
             guard.settle().map(|()| value)
         })
@@ -227,7 +237,38 @@ impl Store {
         &self,
         change: impl FnOnce(&mut WriteGuard<ImageRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.write_sound(&self.inner.images, change).await
+        Self::write_sound(&self.inner.images, self.inner.dirs.images(), change).await
+    }
+
+    /// As [`Store::write_to_image_store`]. `change` also gets the ID of a layer (an ID, name or ID prefix) of any layer
+    /// store; all of these are held shared until it has ended, so that the layer is there when an image refers to it.
+    pub(crate) async fn write_to_image_store_on<T: Send + 'static>(
+        &self,
+        layer: Option<&str>,
+        change: impl FnOnce(&mut WriteGuard<ImageRow>, String) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut held = None;
+        let mut top = String::new();
+        if let Some(key) = layer {
+            let primary = self.read_layers().await?;
+            let additional = read_additional(&self.inner.additional_layers).await?;
+            let mut tables = std::iter::once(&primary).chain(&additional);
+            let Some(row) = tables.find_map(|table| table.find(key)) else {
+                return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {key:?}")));
+            };
+            top = row.id.to_string();
+            held = Some((additional, primary));
+        }
+        let images = self.inner.images.write().await?;
+        let dir = self.inner.dirs.images();
+        bridge::run(move || {
+            // In the order in which they are released.
+            let (mut images, _layers) = (images, held);
+            mend(&mut images, &dir)?;
+            let value = change(&mut images, top)?;
+            images.settle().map(|()| value)
+        })
+        .await
     }
 
     /// Looks something up in the container store, as it is at one moment.
@@ -239,12 +280,42 @@ impl Store {
         visit(&guard)
     }
 
+    /// A container (an ID, name, ID prefix or the ID of its layer), and what keeps it from being deleted.
+    pub(crate) async fn hold_container(
+        &self,
+        id: &str,
+    ) -> Result<(Arc<ContainerRow>, ReadGuard<ContainerRow>)> {
+        let held = self.read_repaired(&self.inner.containers).await?;
+        let row = held
+            .find(id)
+            .map(Arc::clone)
+            .ok_or_else(|| containers::unknown(id))?;
+        Ok((row, held))
+    }
+
+    /// An image of any store (an ID, name or ID prefix), and what keeps it from being deleted.
+    pub(crate) async fn hold_image(&self, id: &str) -> Result<(Arc<ImageRow>, Vec<ReadGuard<ImageRow>>)> {
+        let primary = self.read_images().await?;
+        let mut held = read_additional(&self.inner.additional_images).await?;
+        let row = match primary.find(id) {
+            Some(row) => Some(Arc::clone(row)),
+            // A name that was taken from the pulled-up copy of an image must not be found in the original again.
+            None => held
+                .iter()
+                .find_map(|table| table.find(id))
+                .filter(|row| primary.get(&row.id).is_none())
+                .map(Arc::clone),
+        };
+        held.push(primary);
+        Ok((row.ok_or_else(|| images::unknown(id))?, held))
+    }
+
     /// Runs `change` in a blocking step that holds the container store exclusively.
     pub(crate) async fn write_to_container_store<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut WriteGuard<ContainerRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.write_sound(&self.inner.containers, change).await
+        Self::write_sound(&self.inner.containers, self.inner.dirs.containers(), change).await
     }
 
     /// Runs `change` in a blocking step that holds layers, images (also those of the graph root beside a separate
@@ -267,11 +338,11 @@ impl Store {
         let mut containers = self.inner.containers.write().await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || {
-            for store in &mut images {
-                save_resolved(&mut store.records)?;
-            }
-            save_resolved(&mut containers)?;
             let dirs = inner.dirs.clone();
+            for store in &mut images {
+                mend(&mut store.records, &store.dir)?;
+            }
+            mend(&mut containers, &dirs.containers())?;
             let layers = LayerStore::enter(inner, layers)?;
             let mut all = AllStores {
                 containers,
@@ -298,21 +369,13 @@ impl Store {
         &self,
         change: impl FnOnce(&mut LayersAndImages) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut attempts = 0;
-        let (layers, additional_layers, mut images) = loop {
-            let layers = self.inner.layers.write().await?;
-            let additional_layers = read_additional(&self.inner.additional_layers).await?;
-            let images = self.inner.images.write().await?;
-            if !images.has_incomplete() {
-                break (layers, additional_layers, images);
-            }
-            drop((images, additional_layers, layers));
-            self.finish_interrupted(&mut attempts).await?;
-        };
+        let layers = self.write_layers().await?;
+        let additional_layers = read_additional(&self.inner.additional_layers).await?;
+        let mut images = self.inner.images.write().await?;
         let additional_images = read_additional(&self.inner.additional_images).await?;
         let inner = Arc::clone(&self.inner);
         bridge::run(move || {
-            save_resolved(&mut images)?;
+            mend(&mut images, &inner.dirs.images())?;
             let layers = LayerStore::enter(inner, layers)?;
             let mut held = LayersAndImages {
                 additional_images,
@@ -518,13 +581,24 @@ async fn visit_all<R: Record, T: Send>(
     Ok(None)
 }
 
-/// Saves what loading had to resolve (one name in two records).
-fn save_resolved<R: Record>(guard: &mut WriteGuard<R>) -> Result<()> {
-    if guard.needs_repair() {
-        guard.save()
-    } else {
-        Ok(())
+/// Puts right what a killed process has left in the records of images or containers, whose data is in `dir`: one name in
+/// two records, and new content of items that has not reached its place.
+fn mend<R: Items>(guard: &mut WriteGuard<R>, dir: &Path) -> Result<()> {
+    if !guard.needs_repair() {
+        return Ok(());
     }
+    for id in guard.incomplete() {
+        let Some(row) = guard.get(&id).map(Arc::clone) else {
+            continue;
+        };
+        let settled = item_dir(dir.to_owned(), &id).and_then(|dir| row.remove_stale_items(&dir));
+        if let Err(error) = settled {
+            // It is found where it is.
+            tracing::warn!(id, error = %error.chain(), "cannot move a big data item to its place");
+        }
+        guard.table_mut().update(&id, |row| row.set_intent(""))?;
+    }
+    guard.save()
 }
 
 /// Breaks a visit with what was found, if something was.

@@ -9,9 +9,8 @@ use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::record::WriteGuard;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
-use crate::record::intent;
-use crate::record::record_trait::Record;
-use crate::store::dirs::{Dirs, item_dir};
+use crate::record::intent::Companion;
+use crate::store::dirs::{Dirs, check_layer_id, item_dir};
 use crate::store::layer_store::locked::LayerStore;
 
 /// All stores that can be written, locked exclusively.
@@ -36,63 +35,6 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Sets the intent of a record, or clears it with an empty text; see [`intent`].
-pub(crate) fn set_intent<R: Record>(records: &mut WriteGuard<R>, id: &str, intent: &str) -> Result<()> {
-    records
-        .table_mut()
-        .update(id, |row| intent.clone_into(row.intent_mut()))?;
-    records.save()
-}
-
-/// Deletes the layer and the directories of a container and then its record, whose intent is a deletion.
-fn finish_deletion(
-    containers: &mut WriteGuard<ContainerRow>,
-    layers: &mut LayerStore,
-    dirs: &Dirs,
-    row: &ContainerRow,
-) -> Result<()> {
-    let layer = layers.table().get(&row.layer);
-    if layer.is_some_and(|layer| row.intent == intent::deletion_with(&layer.created)) {
-        layers.delete_all(&[row.layer.to_string()])?;
-    }
-    remove_dirs(&[
-        item_dir(dirs.containers(), &row.id)?,
-        item_dir(dirs.run_containers(), &row.id)?,
-    ])?;
-    drop(containers.table_mut().remove(&row.id));
-    containers.rely_on(dirs.containers());
-    containers.save()
-}
-
-/// Completes the intents of killed processes in the container records. Incomplete layers have been deleted before.
-pub(crate) fn finish_containers(
-    containers: &mut WriteGuard<ContainerRow>,
-    layers: &mut LayerStore,
-    dirs: &Dirs,
-) -> Result<()> {
-    for id in containers.incomplete() {
-        let Some(row) = containers.get(&id).map(Arc::clone) else {
-            continue;
-        };
-        tracing::warn!(
-            container = id,
-            intent = row.intent,
-            "completing the intent of a killed process"
-        );
-        let complete = layers.table().get(&row.layer).is_some();
-        if intent::is_deletion(&row.intent) || row.intent == intent::CREATE && !complete {
-            match finish_deletion(containers, layers, dirs, &row) {
-                Ok(()) => continue,
-                Err(error) => {
-                    tracing::warn!(container = id, error = %error.chain(), "cannot finish deleting a container");
-                }
-            }
-        }
-        set_intent(containers, &id, "")?;
-    }
-    Ok(())
-}
-
 impl AllStores {
     /// See [`WriteGuard::settle`].
     pub(crate) fn settle(&mut self) -> Result<()> {
@@ -103,61 +45,137 @@ impl AllStores {
         self.containers.settle()
     }
 
-    /// Completes the intents of killed processes. An intent that cannot be completed is cleared and the item left as it
-    /// is, so that the store stays usable.
+    /// Completes the intents of killed processes: of the layers that went with an image or container, those are kept to
+    /// which something refers. Incomplete layers have been deleted before.
+    ///
+    /// An intent that cannot be completed is dropped and the layer left as it is, so that the store stays usable.
     pub(crate) fn finish_interrupted(&mut self, dirs: &Dirs) -> Result<()> {
-        finish_containers(&mut self.containers, &mut self.layers, dirs)?;
-        for index in 0..self.images.len() {
-            for id in self.images[index].records.incomplete() {
-                tracing::warn!(image = id, "completing the intent of a killed process");
-                let used = self.containers.rows().any(|row| row.image == id);
-                if used {
-                    tracing::warn!(image = id, "not deleting an image that has got a user");
-                } else if let Err(error) = self.delete_image(dirs, &id) {
-                    tracing::warn!(image = id, error = %error.chain(), "cannot finish deleting an image");
-                }
-                set_intent(&mut self.images[index].records, &id, "")?;
+        let mut marked = self.layers.marked();
+        if marked.is_empty() {
+            return Ok(());
+        }
+        let referred: HashSet<&str> = self
+            .images()
+            .flat_map(|row| row.top_layers())
+            .chain(self.containers.rows().map(|row| row.layer.as_str()))
+            .collect();
+        let mut doomed: HashSet<String> = marked
+            .iter()
+            .map(|(id, _)| id.clone())
+            .filter(|id| !referred.contains(id.as_str()))
+            .collect();
+        // A layer below one that stays, stays too.
+        loop {
+            let rows = self.layers.table().rows();
+            let kept: Vec<String> = rows
+                .filter(|row| doomed.contains(row.parent.as_str()) && !doomed.contains(row.id.as_str()))
+                .map(|row| row.parent.to_string())
+                .collect();
+            if kept.is_empty() {
+                break;
+            }
+            doomed.retain(|id| !kept.contains(id));
+        }
+        for (id, companion) in &marked {
+            let deleted = doomed.contains(id);
+            tracing::warn!(
+                layer = id,
+                ?companion,
+                deleted,
+                "completing the intent of a killed process"
+            );
+        }
+        // Later layers have earlier ones as parents.
+        let gone: Vec<String> = marked
+            .iter()
+            .rev()
+            .map(|(id, _)| id.clone())
+            .filter(|id| doomed.contains(id))
+            .collect();
+        if let Err(error) = self.layers.delete_all(&gone) {
+            tracing::warn!(error = %error.chain(), "cannot finish deleting layers");
+        }
+        for (_, companion) in &marked {
+            if let Err(error) = self.remove_data_of(dirs, companion) {
+                tracing::warn!(?companion, error = %error.chain(), "cannot finish deleting data");
             }
         }
-        Ok(())
+        marked.retain(|(id, _)| {
+            self.layers
+                .table()
+                .get(id)
+                .is_some_and(|row| !row.is_incomplete())
+        });
+        let left: Vec<String> = marked.into_iter().map(|(id, _)| id).collect();
+        self.layers.mark(&left, None)
     }
 
-    /// Deletes a container, its layer and its directories. The record goes last, so that a deletion that
-    /// failed can be tried again.
+    /// Removes the directories of an image or container that has no record.
+    fn remove_data_of(&self, dirs: &Dirs, companion: &Companion) -> Result<()> {
+        match companion {
+            Companion::Image(id) if self.images().all(|row| row.id != *id) => {
+                for store in &self.images {
+                    remove_dirs(&[item_dir(store.dir.clone(), id)?])?;
+                }
+                remove_dirs(&[
+                    item_dir(dirs.graph_images(), id)?,
+                    item_dir(dirs.run_images(), id)?,
+                ])
+            }
+            Companion::Container(id) if self.containers.get(id).is_none() => remove_dirs(&[
+                item_dir(dirs.containers(), id)?,
+                item_dir(dirs.run_containers(), id)?,
+            ]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks layers that are about to be deleted with `companion`.
+    fn doom(&mut self, layers: &[String], companion: &Companion) -> Result<()> {
+        for id in layers {
+            // Before anything is saved: a layer that cannot be deleted would keep the mark for ever.
+            check_layer_id(&*self.layers.driver, id)?;
+        }
+        self.layers.mark(layers, Some(companion))
+    }
+
+    /// Deletes a container, its layer and its directories. From the moment at which its record is gone a failure does not
+    /// undo anything: the next user of the store goes on.
     pub(crate) fn delete_container(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
-        let Some(row) = self.containers.find(id) else {
+        let Some(row) = self.containers.find(id).map(Arc::clone) else {
             return Err(ErrorKind::NotAContainer.err(format!("deleting container {id:?}")));
         };
-        let mut row = ContainerRow::clone(row);
-        let layer = self.layers.table().get(&row.layer);
-        row.intent = layer.map_or_else(
-            || intent::DELETE.to_owned(),
-            |layer| intent::deletion_with(&layer.created),
-        );
-        set_intent(&mut self.containers, &row.id, &row.intent)?;
-        let deleted = finish_deletion(&mut self.containers, &mut self.layers, dirs, &row);
-        if deleted.is_err() {
-            set_intent(&mut self.containers, &row.id, "")?;
-        }
-        deleted.context(|| format!("deleting container {:?}", row.id))
+        let companion = Companion::Container(row.id.to_string());
+        let layer = self
+            .layers
+            .table()
+            .get(&row.layer)
+            .map(|layer| layer.id.to_string());
+        let layers = layer.as_slice();
+        self.doom(layers, &companion)
+            .and_then(|()| {
+                drop(self.containers.table_mut().remove(&row.id));
+                self.containers.save()
+            })
+            .and_then(|()| {
+                let deleted = self.layers.delete_all(layers);
+                self.containers.rely_on(dirs.containers());
+                deleted.and(self.remove_data_of(dirs, &companion))
+            })
+            .context(|| format!("deleting container {:?}", row.id))
     }
 
-    /// Deletes an image and the layers that go with it, and returns these. The record goes last.
+    /// Deletes an image and the layers that go with it, and returns these; see [`AllStores::delete_container`].
     pub(crate) fn delete_image(&mut self, dirs: &Dirs, id: &str) -> Result<Vec<String>> {
         let layers = self.layers_to_delete(id);
-        if !layers.is_empty()
-            && let Some(index) = self
-                .images
-                .iter()
-                .position(|store| store.records.get(id).is_some())
-        {
-            set_intent(&mut self.images[index].records, id, intent::DELETE)?;
-            if let Err(error) = self.layers.delete_all(&layers) {
-                set_intent(&mut self.images[index].records, id, "")?;
-                return Err(error.context(format!("deleting image {id:?}")));
-            }
-        }
-        self.delete_image_record(dirs, id)?;
+        let companion = Companion::Image(id.to_owned());
+        self.doom(&layers, &companion)
+            .and_then(|()| self.remove_image_records(id))
+            .and_then(|()| {
+                let deleted = self.layers.delete_all(&layers);
+                deleted.and(self.remove_data_of(dirs, &companion))
+            })
+            .context(|| format!("deleting image {id:?}"))?;
         Ok(layers)
     }
 
@@ -172,24 +190,22 @@ impl AllStores {
         self.images.iter().flat_map(|store| store.records.rows())
     }
 
-    /// Deletes an image's records, then its data. Its layers stay. The last record to go is that of the first store:
-    /// as long as anything is left, the image can be found and deleted again.
+    /// Deletes an image's records, then its data. Its layers stay.
     pub(crate) fn delete_image_record(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
+        self.remove_image_records(id)
+            .and_then(|()| self.remove_data_of(dirs, &Companion::Image(id.to_owned())))
+            .context(|| format!("deleting image {id:?}"))
+    }
+
+    /// The last record to go is that of the first store: as long as anything is left, the image can be found and deleted
+    /// again.
+    fn remove_image_records(&mut self, id: &str) -> Result<()> {
         for store in self.images.iter_mut().rev() {
-            if store.records.get(id).is_none() {
-                continue;
+            if store.records.table_mut().remove(id).is_some() {
+                store.records.save()?;
             }
-            drop(store.records.table_mut().remove(id));
-            store
-                .records
-                .save()
-                .context(|| format!("deleting image {id:?}"))?;
-            remove_dirs(&[item_dir(store.dir.clone(), id)?])?;
         }
-        remove_dirs(&[
-            item_dir(dirs.graph_images(), id)?,
-            item_dir(dirs.run_images(), id)?,
-        ])
+        Ok(())
     }
 
     /// The layers that go with an image: from the top layer (and its copies with other owners) downwards, as long as

@@ -20,6 +20,7 @@ use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items, Recorded};
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
+use crate::record::intent;
 use crate::record::layer::LayerRow;
 use crate::record::table::Table;
 use crate::store::access::hit;
@@ -115,13 +116,14 @@ fn set_item<R: Items>(
         size: i64::try_from(data.len()).unwrap_or(i64::MAX),
         digest: digest.to_string(),
     };
-    let mut record = || {
+    let mut record = |intent: &str| {
         for dir in [Some(dir), dir.parent()].into_iter().flatten() {
             store.rely_on(dir.to_owned());
         }
-        store
-            .table_mut()
-            .update(row.id(), |row| row.record(key, data.len(), digest.clone()))?;
+        store.table_mut().update(row.id(), |row| {
+            row.record(key, data.len(), digest.clone());
+            row.set_intent(intent);
+        })?;
         store.save()
     };
     let exists = row.items().0.iter().any(|name| name == key);
@@ -132,16 +134,14 @@ fn set_item<R: Items>(
             big_data::settle(dir, key, &new)?;
         }
         images::write_items(dir, std::iter::once((key, data)))?;
-        return if same { Ok(()) } else { record() };
+        return if same { Ok(()) } else { record("") };
     }
     make_private_subdir(dir)?;
     big_data::write_waiting(dir, key, data, &new, true)?;
-    record()?;
-    if let Err(error) = big_data::settle(dir, key, &new) {
-        // It is set, and found where it is.
-        tracing::warn!(key, error = %error.chain(), "cannot move a big data item to its place yet");
-    }
-    Ok(())
+    record(intent::DATA)?;
+    // Whatever fails from here on: the item is set, and the next user of the store completes this.
+    big_data::settle(dir, key, &new)?;
+    record("")
 }
 
 /// # Big data

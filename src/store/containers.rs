@@ -10,10 +10,11 @@ use crate::record::big_data::{self, Items as _};
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::inline_id::InlineId;
-use crate::record::intent;
+use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
+use crate::record::{WriteGuard, lost, unknown_item};
 use crate::store::access::LayersAndImages;
-use crate::store::all_stores::{finish_containers, remove_dirs, set_intent};
+use crate::store::all_stores::remove_dirs;
 use crate::store::dirs::{container_location, item_dir};
 use crate::store::ids::random_id;
 use crate::store::layer_store::new_layer::{NewLayer, Start, flags_json};
@@ -88,7 +89,6 @@ impl Store {
         let mapped_by_mount =
             options.id_mappings.host_uid_mapping || held.layers.driver.supports_shifting(&mappings);
         let mut containers = self.inner.containers.write_blocking()?;
-        finish_containers(&mut containers, &mut held.layers, &self.inner.dirs)?;
         if let Some(id) = options.id.as_ref().filter(|id| containers.get(id).is_some()) {
             return Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
         }
@@ -112,14 +112,16 @@ impl Store {
             item_dir(self.inner.dirs.containers(), &id)?,
             item_dir(self.inner.dirs.run_containers(), &id)?,
         ];
-        // What a killed process has left under this ID does not belong to the new container.
-        remove_dirs(&dirs)?;
         let volatile = options.volatile || self.inner.options.transient;
         let location = if volatile {
             container_location::VOLATILE
         } else {
             container_location::STABLE
         };
+        self.check_containers_not_lost(&containers, &id)?;
+        containers.ensure_written(location)?;
+        // What a killed process has left under this ID does not belong to the new container.
+        remove_dirs(&dirs)?;
         let new = NewLayer {
             id: options.layer_id.clone().unwrap_or_default(),
             names: Vec::new(),
@@ -134,24 +136,29 @@ impl Store {
             big_data: Vec::new(),
             storage_opt: options.storage_opt.clone(),
             volatile,
+            companion: Some(Companion::Container(id.clone())),
         };
         let image = found.map(|(image, _)| image.id.clone()).unwrap_or_default();
-        let made = held.layers.create_with(new, |layer| {
-            let row = new_row(&options, &id, image, &layer.id, volatile);
-            let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-            images::write_items(&dirs[0], items)?;
-            containers.rely_on(dirs[0].clone());
-            containers.rely_on(self.inner.dirs.containers());
-            drop(containers.table_mut().insert(row, location)?);
-            containers.save()
-        });
-        let layer = made.as_ref().ok().map(|layer| layer.id.to_string());
-        let recorded = made.and_then(|_layer| set_intent(&mut containers, &id, ""));
+        let layer = held
+            .layers
+            .create(new)
+            .context(|| format!("creating container {id:?}"))?;
+        let row = new_row(&options, &id, image, &layer.id, volatile);
+        let layer = [layer.id.to_string()];
+        let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+        let recorded = images::write_items(&dirs[0], items)
+            .and_then(|()| containers.table_mut().insert(row, location).map(drop))
+            .and_then(|()| {
+                containers.rely_on(dirs[0].clone());
+                containers.rely_on(self.inner.dirs.containers());
+                containers.save()
+            });
         if recorded.is_err() {
+            // A failed save may have come far enough to be seen: the layer goes only when the record has gone.
             drop(containers.table_mut().remove(&id));
             let undone = containers
                 .save()
-                .and_then(|()| held.layers.delete_all(layer.as_slice()))
+                .and_then(|()| held.layers.delete_all(&layer))
                 .and_then(|()| remove_dirs(&dirs));
             if let Err(error) = undone {
                 tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
@@ -160,7 +167,30 @@ impl Store {
         recorded
             .and_then(|()| containers.settle())
             .context(|| format!("creating container {id:?}"))?;
+        if let Err(error) = held.layers.mark(&layer, None) {
+            // The container is there; the next user of the store takes the mark off.
+            tracing::warn!(container = id, error = %error.chain(), "cannot take the mark off the layer of a container yet");
+        }
         containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+    }
+
+    /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
+    /// as if there had been none.
+    fn check_containers_not_lost(&self, containers: &WriteGuard<ContainerRow>, id: &str) -> Result<()> {
+        // In transient mode a reboot takes the records and leaves the directories.
+        let Some(file) = containers
+            .unwritten(container_location::STABLE)
+            .filter(|_| !self.inner.options.transient)
+        else {
+            return Ok(());
+        };
+        let dirs = &self.inner.dirs;
+        // Killed programs leave directories of volatile containers, whose records are in a file of their own.
+        let unknown = match containers.unwritten(container_location::VOLATILE) {
+            Some(_none_written) => unknown_item(&dirs.containers(), |id| containers.get(id).is_some())?,
+            None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
+        };
+        unknown.map_or(Ok(()), |name| Err(lost(file, &format!("{name:?} beside it"))))
     }
 
     /// The container with this ID, name or ID prefix, or whose layer has this ID.
@@ -212,7 +242,7 @@ impl Store {
     }
 }
 
-/// The record of a new container, with an intent: its layer is not complete yet.
+/// The record of a new container.
 fn new_row(
     options: &ContainerOptions,
     id: &str,
@@ -230,7 +260,6 @@ fn new_row(
         uid_map: options.id_mappings.uid_map.clone(),
         gid_map: options.id_mappings.gid_map.clone(),
         flags: flags_json(container_flags(options, volatile)),
-        intent: intent::CREATE.to_owned(),
         ..ContainerRow::default()
     };
     for item in &options.big_data {
@@ -348,6 +377,7 @@ pub(crate) fn mapped_top_layer(
             big_data: Vec::new(),
             storage_opt: std::collections::BTreeMap::new(),
             volatile: false,
+            companion: Some(Companion::Image(image.id.to_string())),
         })
         .context(|| format!("creating an ID-mapped copy of layer {:?}", base.id))?;
     let noted = held
@@ -356,8 +386,9 @@ pub(crate) fn mapped_top_layer(
         .update(&image.id, |row| row.mapped_layers.push(copy.id.to_string()))
         .and_then(|_| held.images.save());
     if let Err(error) = noted {
-        held.layers.delete_all(&[copy.id.to_string()])?;
+        // The failed save may have come far enough to be seen: the next user of the store decides on the copy.
         return Err(error.context(format!("registering ID-mapped layer with image {:?}", image.id)));
     }
+    held.layers.mark(&[copy.id.to_string()], None)?;
     Ok(Some(copy))
 }

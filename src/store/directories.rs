@@ -13,16 +13,36 @@ use crate::sys::{atomic, make_private_dir, name_sync};
 
 /// # Directories
 impl Store {
-    async fn user_data(&self, dir: PathBuf, id: &str) -> Result<PathBuf> {
-        let (path, full) = (item_dir(dir, id)?.join("userdata"), self.syncs_everything());
+    /// Runs a step on the directory of an image below `dir`, made where it is missing. The image is not deleted meanwhile.
+    async fn in_image_dir<T: Send + 'static>(
+        &self,
+        id: &str,
+        dir: PathBuf,
+        step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (row, held) = self.hold_image(id).await?;
+        let full = self.syncs_everything();
         bridge::run(move || {
-            if !path.is_dir() {
-                make_private_dir(&path)?;
-                if full {
-                    sync_above(&path, &path)?;
-                }
-            }
-            Ok(path)
+            let done = user_data(dir, &row.id, full).and_then(step);
+            drop(held);
+            done
+        })
+        .await
+    }
+
+    /// As [`Store::in_image_dir`], of a container.
+    async fn in_container_dir<T: Send + 'static>(
+        &self,
+        id: &str,
+        dir: PathBuf,
+        step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (row, held) = self.hold_container(id).await?;
+        let full = self.syncs_everything();
+        bridge::run(move || {
+            let done = user_data(dir, &row.id, full).and_then(step);
+            drop(held);
+            done
         })
         .await
     }
@@ -40,8 +60,7 @@ impl Store {
     /// # Cancellation
     /// No effect, except that the directory may have been created.
     pub async fn image_directory(&self, id: &str) -> Result<PathBuf> {
-        let image = self.image(id).await?;
-        self.user_data(self.inner.dirs.graph_images(), image.id()).await
+        self.in_image_dir(id, self.inner.dirs.graph_images(), Ok).await
     }
 
     /// As [`Store::image_directory`], for data that does not survive a reboot.
@@ -54,8 +73,7 @@ impl Store {
     /// # Cancellation
     /// No effect, except that the directory may have been created.
     pub async fn image_run_directory(&self, id: &str) -> Result<PathBuf> {
-        let image = self.image(id).await?;
-        self.user_data(self.inner.dirs.run_images(), image.id()).await
+        self.in_image_dir(id, self.inner.dirs.run_images(), Ok).await
     }
 
     /// The directory for the caller's data about a container (an ID, name or ID prefix), created if missing. It is
@@ -67,8 +85,7 @@ impl Store {
     /// # Cancellation
     /// No effect, except that the directory may have been created.
     pub async fn container_directory(&self, id: &str) -> Result<PathBuf> {
-        let container = self.container(id).await?;
-        self.user_data(self.inner.dirs.containers(), container.id()).await
+        self.in_container_dir(id, self.inner.dirs.containers(), Ok).await
     }
 
     /// As [`Store::container_directory`], for data that does not survive a reboot.
@@ -81,8 +98,7 @@ impl Store {
     /// # Cancellation
     /// No effect, except that the directory may have been created.
     pub async fn container_run_directory(&self, id: &str) -> Result<PathBuf> {
-        let container = self.container(id).await?;
-        self.user_data(self.inner.dirs.run_containers(), container.id())
+        self.in_container_dir(id, self.inner.dirs.run_containers(), Ok)
             .await
     }
 
@@ -103,8 +119,11 @@ impl Store {
         file: &str,
         data: impl Into<Bytes>,
     ) -> Result<()> {
-        let dir = self.container_directory(id).await?;
-        write_below(dir, file, data.into(), self.syncs_everything()).await
+        let (file, data, full) = (file.to_owned(), data.into(), self.syncs_everything());
+        self.in_container_dir(id, self.inner.dirs.containers(), move |dir| {
+            write_below(&dir, &file, &data, full)
+        })
+        .await
     }
 
     /// Reads a file of the directory of a container (an ID, name or ID prefix).
@@ -118,7 +137,11 @@ impl Store {
     /// # Cancellation
     /// No effect.
     pub async fn from_container_directory(&self, id: &str, file: &str) -> Result<Bytes> {
-        read_below(self.container_directory(id).await?, file).await
+        let file = file.to_owned();
+        self.in_container_dir(id, self.inner.dirs.containers(), move |dir| {
+            read_below(&dir, &file)
+        })
+        .await
     }
 
     /// As [`Store::set_container_directory_file`], for data that does not survive a reboot.
@@ -136,7 +159,11 @@ impl Store {
         file: &str,
         data: impl Into<Bytes>,
     ) -> Result<()> {
-        write_below(self.container_run_directory(id).await?, file, data.into(), false).await
+        let (file, data) = (file.to_owned(), data.into());
+        self.in_container_dir(id, self.inner.dirs.run_containers(), move |dir| {
+            write_below(&dir, &file, &data, false)
+        })
+        .await
     }
 
     /// As [`Store::from_container_directory`], for data that does not survive a reboot.
@@ -149,7 +176,11 @@ impl Store {
     /// # Cancellation
     /// No effect.
     pub async fn from_container_run_directory(&self, id: &str, file: &str) -> Result<Bytes> {
-        read_below(self.container_run_directory(id).await?, file).await
+        let file = file.to_owned();
+        self.in_container_dir(id, self.inner.dirs.run_containers(), move |dir| {
+            read_below(&dir, &file)
+        })
+        .await
     }
 }
 
@@ -163,20 +194,17 @@ fn below(dir: &Path, file: &str) -> Result<PathBuf> {
     Ok(dir.join(path))
 }
 
-async fn write_below(dir: PathBuf, file: &str, data: Bytes, full: bool) -> Result<()> {
-    let path = below(&dir, file)?;
-    bridge::run(move || {
-        let parent = path.parent().unwrap_or(&dir);
-        let new = !parent.is_dir();
-        make_private_dir(parent)?;
-        atomic::write_file(&path, &data, 0o600, true)?;
-        match (full, new) {
-            (false, _) => Ok(()),
-            (true, false) => name_sync::sync_dir(parent),
-            (true, true) => sync_above(&path, &dir),
-        }
-    })
-    .await
+fn write_below(dir: &Path, file: &str, data: &[u8], full: bool) -> Result<()> {
+    let path = below(dir, file)?;
+    let parent = path.parent().unwrap_or(dir);
+    let new = !parent.is_dir();
+    make_private_dir(parent)?;
+    atomic::write_file(&path, data, 0o600, true)?;
+    match (full, new) {
+        (false, _) => Ok(()),
+        (true, false) => name_sync::sync_dir(parent),
+        (true, true) => sync_above(&path, dir),
+    }
 }
 
 /// Waits until the names of something in an item's directory `userdata`, and of the directories above it, are on disk, up
@@ -187,7 +215,19 @@ fn sync_above(path: &Path, userdata: &Path) -> Result<()> {
     above.try_for_each(name_sync::sync_dir)
 }
 
-async fn read_below(dir: PathBuf, file: &str) -> Result<Bytes> {
-    let path = below(&dir, file)?;
-    bridge::run(move || std::fs::read(&path).map(Bytes::from).at("reading", path)).await
+fn read_below(dir: &Path, file: &str) -> Result<Bytes> {
+    let path = below(dir, file)?;
+    std::fs::read(&path).map(Bytes::from).at("reading", path)
+}
+
+/// The directory for a caller's data of an item whose directory lies in `dir`, made where it is missing.
+fn user_data(dir: PathBuf, id: &str, full: bool) -> Result<PathBuf> {
+    let path = item_dir(dir, id)?.join("userdata");
+    if !path.is_dir() {
+        make_private_dir(&path)?;
+        if full {
+            sync_above(&path, &path)?;
+        }
+    }
+    Ok(path)
 }

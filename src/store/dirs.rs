@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::driver::Driver;
 use crate::error::{ErrorKind, Result};
+use crate::record::{TAR_SPLIT, TMP};
 
 /// Where a layer's record lies, as an index into the layer records' locations.
 pub(crate) mod layer_location {
@@ -78,7 +79,7 @@ impl Dirs {
 
     pub(crate) fn tar_split(&self, id: &str) -> Result<PathBuf> {
         crate::driver::check_id(id)?;
-        Ok(self.layers().join(format!("{id}.tar-split.gz")))
+        Ok(self.layers().join(format!("{id}{TAR_SPLIT}")))
     }
 
     pub(crate) fn layer_data(&self, id: &str) -> Result<PathBuf> {
@@ -89,9 +90,6 @@ impl Dirs {
         self.layers().join(TMP)
     }
 }
-
-/// Name of the directory of temporary files among the layers' files.
-const TMP: &str = "tmp";
 
 /// Refuses layer IDs that are no single file name, and names that the store or its driver needs itself.
 ///

@@ -1,13 +1,15 @@
 //! Garbage collection: removes files and layers without a record, which killed processes leave behind, and which a
 //! reboot leaves behind in transient mode.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data::{self, Items as _};
+use crate::record::{TAR_SPLIT, lost};
 use crate::store::Store;
-use crate::store::dirs::item_dir;
+use crate::store::all_stores::AllStores;
+use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
 
 /// The IDs (64 hexadecimal digits) among the names in `dir` that end in `suffix`; none if `dir` is missing.
 fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
@@ -32,14 +34,124 @@ fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Removes the directories in `dir` whose names are IDs that are not `known`.
-fn sweep(dir: &Path, known: impl Fn(&str) -> bool) -> Result<()> {
-    for id in ids_in(dir, "")?.into_iter().filter(|id| !known(id)) {
-        let path = dir.join(&id);
+/// Removes the directories of items `ids` in `dir`.
+fn sweep(dir: &Path, ids: &[String]) -> Result<()> {
+    for id in ids {
+        let path = dir.join(id);
         tracing::info!(path = %path.display(), "removing a directory without a record");
         crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
     }
     Ok(())
+}
+
+/// The error for a record that is missing although something refers to its item, which is there.
+fn missing_record(kind: &str, id: &str, by: &str) -> Error {
+    ErrorKind::CorruptMetadata.err(format!(
+        "{kind} {id:?} has no record, but {by} refers to it: the records are not complete. Collecting nothing of that kind"
+    ))
+}
+
+impl AllStores {
+    /// Removes directories of containers that have no record, unless records are missing.
+    fn collect_containers(&mut self, dirs: &Dirs, transient: bool) -> Result<()> {
+        let containers = &mut self.containers;
+        containers.remove_stale()?;
+        for row in containers.rows() {
+            row.remove_stale_items(&item_dir(dirs.containers(), &row.id)?)?;
+        }
+        let mut unknown = ids_in(&dirs.containers(), "")?;
+        unknown.retain(|id| containers.get(id).is_none());
+        let Some(example) = unknown.first() else {
+            return Ok(());
+        };
+        let evidence = format!("a directory of container {example:?}");
+        // In transient mode a reboot takes the records and leaves the directories.
+        if let Some(file) = containers.unwritten(container_location::STABLE)
+            && !transient
+        {
+            return Err(lost(file, &evidence));
+        }
+        if let Some(file) = containers.unwritten(container_location::VOLATILE) {
+            let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
+            let nobodys = volatile.any(|layer| containers.by_layer(&layer.id).is_none());
+            if file.exists() || nobodys {
+                return Err(lost(file, &evidence));
+            }
+        }
+        sweep(&dirs.containers(), &unknown)
+    }
+
+    /// Removes directories of images that have no record and that no container refers to.
+    fn collect_images(&mut self, dirs: &Dirs) -> Result<()> {
+        for store in &self.images {
+            store.records.remove_stale()?;
+            for row in store.records.rows() {
+                row.remove_stale_items(&item_dir(store.dir.clone(), &row.id)?)?;
+            }
+        }
+        let mut unknown = ids_in(&dirs.images(), "")?;
+        unknown.retain(|id| self.images().all(|row| row.id != *id));
+        for id in &unknown {
+            if let Some(user) = self.containers.rows().find(|row| row.image == *id) {
+                return Err(missing_record("image", id, &format!("container {:?}", user.id)));
+            }
+        }
+        sweep(&dirs.images(), &unknown)
+    }
+
+    /// Removes what is left of layers that have no record, unless something refers to one of them.
+    fn collect_layers(&mut self, dirs: &Dirs, transient: bool) -> Result<()> {
+        let layers = &mut self.layers;
+        layers.remove_stale()?;
+        layers.inner.mounts.lock_blocking()?.remove_stale()?;
+        layers.inner.recover()?;
+        layers.driver.remove_strays()?;
+        for row in layers.table().rows() {
+            big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
+        }
+        let mut unknown: BTreeSet<String> = layers.driver.list_layers()?.into_iter().collect();
+        unknown.extend(ids_in(&dirs.layers(), "")?);
+        unknown.extend(ids_in(&dirs.layers(), TAR_SPLIT)?);
+        unknown.retain(|id| layers.table().get(id).is_none());
+        let Some(example) = unknown.first() else {
+            return Ok(());
+        };
+        let evidence = format!("layer {example:?}");
+        if let Some(file) = layers.unwritten(layer_location::STABLE)
+            && !transient
+            && layers.inner.options.image_store.is_none()
+        {
+            return Err(lost(file, &evidence));
+        }
+        if let Some(file) = layers.unwritten(layer_location::VOLATILE)
+            && file.exists()
+        {
+            return Err(lost(file, &evidence));
+        }
+        // Whatever shows that one record is missing: the layers below that one cannot be told from stale ones.
+        for row in self.layers.table().rows() {
+            if unknown.contains(row.parent.as_str()) {
+                let by = format!("layer {:?}", row.id);
+                return Err(missing_record("layer", &row.parent, &by));
+            }
+        }
+        for row in self.images() {
+            if let Some(layer) = row.top_layers().find(|layer| unknown.contains(*layer)) {
+                return Err(missing_record("layer", layer, &format!("image {:?}", row.id)));
+            }
+        }
+        for row in self.containers.rows() {
+            if unknown.contains(row.layer.as_str()) {
+                let by = format!("container {:?}", row.id);
+                return Err(missing_record("layer", &row.layer, &by));
+            }
+        }
+        for id in unknown {
+            tracing::info!(layer = id, "removing a layer without a record");
+            self.layers.move_away(&id)?;
+        }
+        Ok(())
+    }
 }
 
 /// # Garbage
@@ -47,55 +159,31 @@ impl Store {
     /// Removes directories and layers of the driver that have no record, and stale temporary files of killed
     /// processes.
     ///
-    /// Takes the container, image and layer locks exclusively, one after the other.
+    /// Nothing is removed because records are missing: an item that an image, container or layer refers to is kept with
+    /// everything of its kind, and so is everything of a kind whose file of records is missing or empty.
+    ///
+    /// Takes the layer, image and container locks exclusively, once for each of the three kinds.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io), [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) and others. A
-    /// failure with one kind of item does not keep the others from being collected; the first error is returned.
+    /// [`ErrorKind::CorruptMetadata`] if records are missing; [`ErrorKind::Io`], [`ErrorKind::LockTimeout`] and others. A
+    /// failure with one kind of item does not keep the others from being collected; the first error is returned. Nothing is
+    /// collected if the records of one kind cannot be read.
     ///
     /// # Cancellation
     /// Kinds of items that were not reached are not collected. A running step completes in the background.
     pub async fn garbage_collect(&self) -> Result<()> {
+        let transient = self.inner.options.transient;
         let dirs = self.inner.dirs.clone();
         let containers = self
-            .write_to_container_store(move |containers| {
-                containers.remove_stale()?;
-                for row in containers.rows() {
-                    row.remove_stale_items(&item_dir(dirs.containers(), &row.id)?)?;
-                }
-                sweep(&dirs.containers(), |id| containers.get(id).is_some())
-            })
+            .write_to_all_stores(move |all| all.collect_containers(&dirs, transient))
             .await;
         let dirs = self.inner.dirs.clone();
         let images = self
-            .write_to_image_store(move |images| {
-                images.remove_stale()?;
-                for row in images.rows() {
-                    row.remove_stale_items(&item_dir(dirs.images(), &row.id)?)?;
-                }
-                sweep(&dirs.images(), |id| images.get(id).is_some())
-            })
+            .write_to_all_stores(move |all| all.collect_images(&dirs))
             .await;
+        let dirs = self.inner.dirs.clone();
         let layers = self
-            .write_to_layer_store(|layers| {
-                let dirs = layers.inner.dirs.clone();
-                layers.remove_stale()?;
-                layers.inner.mounts.lock_blocking()?.remove_stale()?;
-                layers.inner.recover()?;
-                layers.driver.remove_strays()?;
-                for row in layers.table().rows() {
-                    big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
-                }
-                let mut unrecorded: HashSet<String> = layers.driver.list_layers()?.into_iter().collect();
-                unrecorded.extend(ids_in(&dirs.layers(), "")?);
-                unrecorded.extend(ids_in(&dirs.layers(), ".tar-split.gz")?);
-                unrecorded.retain(|id| layers.table().get(id).is_none());
-                for id in unrecorded {
-                    tracing::info!(layer = id, "removing a layer without a record");
-                    layers.move_away(&id)?;
-                }
-                Ok(())
-            })
+            .write_to_all_stores(move |all| all.collect_layers(&dirs, transient))
             .await;
         containers.and(images).and(layers)
     }

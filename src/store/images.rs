@@ -32,7 +32,7 @@ impl Store {
     /// If `options.id` names an image of an additional store, the new image starts with its names, metadata, date,
     /// digest, history and big data: so an image of an additional store gets a record in this store.
     ///
-    /// Takes the layer lock shared for a moment, then the image lock exclusively for one step.
+    /// Takes the layer lock shared and the image lock exclusively for one step.
     ///
     /// # Errors
     /// [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`], [`ErrorKind::LayerUnknown`],
@@ -70,17 +70,14 @@ impl Store {
         if let Some(id) = &options.id {
             crate::driver::check_id(id)?;
         }
-        let top = match layer {
-            None => String::new(),
-            Some(key) => self.layer(key).await?.id().to_owned(),
-        };
         let pulled_up = match &options.id {
             None => None,
             Some(id) => self.additional_image(id).await?,
         };
         let dirs = self.inner.dirs.clone();
         let row = self
-            .write_to_image_store(move |images| {
+            .write_to_image_store_on(layer, move |images, top| {
+                images.ensure_written(0)?;
                 let table = images.table_mut();
                 let mut names_after = names;
                 let mut options = options;

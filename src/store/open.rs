@@ -52,7 +52,17 @@ impl Inner {
         let mut records = DistinctDirs::default();
         records.add(LAYERS_DIR, &dirs.layers())?;
         records.add(IMAGES_DIR, &dirs.graph_images())?;
-        let location = |path: PathBuf, sync: bool| Location { path, sync };
+        let location = |path: PathBuf, sync: bool| Location {
+            path,
+            sync,
+            items: None,
+        };
+        // Where everything of layers or images lies in one place with one file of records, that file is there.
+        let with_items = |path: PathBuf, items: PathBuf, alone: bool| Location {
+            path,
+            sync: true,
+            items: alone.then_some(items),
+        };
         let layers_dir = dirs.layers();
         let volatile_layers = if options.transient {
             dirs.run_layers()
@@ -61,7 +71,11 @@ impl Inner {
         };
         let mut layer_locks = vec![layers_dir.join("layers.lock")];
         let mut layer_locations = vec![
-            location(layers_dir.join("layers.json"), true),
+            with_items(
+                layers_dir.join("layers.json"),
+                layers_dir.clone(),
+                !options.transient && options.image_store.is_none(),
+            ),
             location(volatile_layers.join("volatile-layers.json"), false),
         ];
         if let Some(image_store) = &options.image_store {
@@ -70,7 +84,8 @@ impl Inner {
             records.add(LAYERS_DIR, &dir)?;
             records.add(IMAGES_DIR, &dirs.images())?;
             layer_locks.push(dir.join("layers.lock"));
-            layer_locations.push(location(dir.join("layers.json"), true));
+            let (path, items) = (dir.join("layers.json"), layers_dir.clone());
+            layer_locations.push(with_items(path, items, !options.transient));
         }
         let containers_dir = dirs.containers();
         let volatile_containers = if options.transient {
@@ -88,7 +103,7 @@ impl Inner {
         })?;
         let images = Records::open(RecordsConfig {
             lock_files: vec![dirs.images().join("images.lock")],
-            locations: vec![location(dirs.images().join("images.json"), true)],
+            locations: vec![with_items(dirs.images().join("images.json"), dirs.images(), true)],
             check_mtimes: false,
             lock_timeout,
             names,

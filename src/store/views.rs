@@ -12,6 +12,7 @@ use crate::options::Flag;
 use crate::record::big_data::{Items as _, Recorded};
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
+use crate::record::intent;
 use crate::record::layer::LayerRow;
 use crate::record::raw_digest::RawDigest;
 
@@ -61,6 +62,7 @@ fn flags(raw: &BTreeMap<String, serde_json::Value>) -> BTreeMap<String, Flag> {
         other => Flag::Text(other.to_string()),
     };
     raw.iter()
+        .filter(|(name, _)| *name != intent::FLAG)
         .map(|(name, value)| (name.clone(), convert(value)))
         .collect()
 }

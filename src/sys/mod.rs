@@ -12,6 +12,7 @@ mod private_dir;
 pub(crate) mod privilege;
 mod processors;
 pub(crate) mod random;
+pub(crate) mod reserve;
 pub(crate) mod sync_tracker;
 pub(crate) mod tree;
 pub(crate) mod unnamed;

@@ -18,6 +18,7 @@ mod config_places;
 mod crash;
 mod diffs_for_go;
 mod examples;
+mod full_disk;
 mod hostile;
 mod images_of_ours;
 mod json_interop;
@@ -31,6 +32,7 @@ mod private_mounts;
 mod rootless;
 mod same_as_go;
 mod streams;
+mod vanishing;
 mod we_read_podman;
 mod worker;
 

@@ -137,7 +137,7 @@ fn compare_store<'a>(
     let mut found = names_in(dir);
     found.retain(|name| {
         let record = !name.starts_with('.') && (name.ends_with(".json") || name.ends_with(".lock"));
-        !record && name != "tmp"
+        !record && name != "tmp" && !name.starts_with(".reserve-")
     });
     if findings.kills {
         for id in with_data.filter(|id| !expected.contains(*id)) {

@@ -1,13 +1,17 @@
-//! Calls that change several files, killed before each of the system calls that do.
+//! Calls that change several files, killed before each of the system calls that do, or with each of them failing.
 //!
-//! What random kills find sooner or later is found here for certain.
+//! What random kills find sooner or later is found here for certain. After some kills a Go program is the next writer:
+//! it sees no image and no container without its layer, and what it makes of the records changes nothing for the library.
 
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::operation::{Blob, Data, NameChange, New, Operation};
 use crate::run::{Bench, Setup};
 use crate::support::needs;
-use crate::worker::Remote;
+use crate::support::peers::Run as _;
+use crate::support::root::TestRoot;
+use crate::worker::{Remote, was_injected};
 
 /// Renames make changes take place, one each. The others come before and after. Of a set, each is counted for itself.
 const CALLS: [&str; 3] = [
@@ -65,7 +69,7 @@ fn container(letter: char, image: Option<char>, names: &[&str], volatile: bool) 
 
 /// Makes the call in a process that is killed before one of the system calls, one after the other, each time on a new
 /// store that `before` has been done to. Returns how often.
-fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Operation) -> u32 {
+fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Operation, then_go: bool) -> u32 {
     let runtime = Runtime::new().unwrap();
     let mut spare: Option<Remote> = None;
     let mut kills = 0;
@@ -82,7 +86,7 @@ fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Oper
                 for operation in before {
                     bench.whole(operation, true)?;
                 }
-                let mut traced = Remote::start_traced(&bench.root, calls, count);
+                let mut traced = Remote::start_killed(&bench.root, calls, count);
                 let opened = traced.try_open(&bench.location).transpose()?;
                 if opened.is_none() {
                     traced.wait();
@@ -91,6 +95,9 @@ fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Oper
                 traced.begin(operation);
                 let outcome = traced.end();
                 traced.wait();
+                if then_go && outcome.is_none() {
+                    go_writes(&bench.root)?;
+                }
                 bench.after_kill(operation, outcome.as_ref(), count % 2 == 0)?;
                 bench.end(true)?;
                 kills += u32::from(outcome.is_none());
@@ -113,7 +120,7 @@ macro_rules! killed {
         #[test]
         fn $name() {
             needs!("strace");
-            let kills = kill_before_each($driver, &[$($before),*], &$operation);
+            let kills = kill_before_each($driver, &[$($before),*], &$operation, false);
             assert!(kills >= 2, "only {kills} moments");
         }
     )*};
@@ -158,4 +165,152 @@ killed! {
     taking_names_for_a_volatile_container: "vfs",
         [container('a', None, &["old"], true), container('c', None, &["x", "y"], false)],
         Operation::Names { key: id('a'), change: NameChange::Set, names: vec!["x".into(), "new".into()] };
+}
+
+/// A Go program looks at the store, and writes all of its records.
+fn go_writes(root: &TestRoot) -> Result<(), String> {
+    let list = |kind: &str| -> Vec<Value> {
+        let text = root.go().with([kind, "--json"]).run();
+        serde_json::from_str::<Option<Vec<Value>>>(&text)
+            .unwrap()
+            .unwrap_or_default()
+    };
+    let run = |words: &str| root.go().words(words).run();
+    let other = id('9');
+    run(&format!("create-layer --id {other}"));
+    run(&format!("create-image --id {other} {other}"));
+    run(&format!("create-container --id {other} {other}"));
+    let layers = list("layers");
+    let is_there = |layer: &Value| layers.iter().any(|row| row["id"] == *layer);
+    for kind in ["images", "containers"] {
+        for row in list(kind) {
+            let layer = &row["layer"];
+            if !layer.is_null() && !is_there(layer) {
+                return Err(format!("the Go program finds {kind} without their layer: {row}"));
+            }
+        }
+    }
+    run(&format!("delete-container {other}"));
+    run(&format!("delete-image {other}"));
+    Ok(())
+}
+
+/// One test each.
+macro_rules! killed_before_go_writes {
+    ($($name:ident: $driver:literal, [$($before:expr),* $(,)?], $operation:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            needs!("strace", "containers-storage");
+            let kills = kill_before_each($driver, &[$($before),*], &$operation, true);
+            assert!(kills >= 2, "only {kills} moments");
+        }
+    )*};
+}
+
+killed_before_go_writes! {
+    creating_a_container_before_go_writes: "overlay",
+        [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    deleting_a_container_before_go_writes: "overlay",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false)],
+        Operation::DeleteContainer(id('c'));
+    deleting_an_image_before_go_writes: "overlay",
+        [put('a', None), put('b', Some('a')), image('c', 'b')],
+        Operation::DeleteImage { key: id('c'), commit: true };
+    replacing_an_image_item_before_go_writes: "vfs",
+        [put('a', None), image('b', 'a')], Operation::SetImageData {
+            key: id('b'),
+            item: "manifest".into(),
+            data: data(2),
+        };
+}
+
+/// Makes the call in a process in which one of the system calls fails, one after the other, or all from one on, each time on
+/// a new store that `before` has been done to. The call has happened or it has not, and what it returns tells which if it
+/// succeeds. Returns how many calls failed.
+fn fail_each(driver: &'static str, before: &[Operation], operation: &Operation) -> u32 {
+    const CALLS: [&str; 3] = [
+        "rename,renameat,renameat2",
+        "mkdirat,mkdir,unlinkat,unlink,rmdir",
+        "fdatasync,fsync,pwrite64",
+    ];
+    let runtime = Runtime::new().unwrap();
+    let mut spare: Option<Remote> = None;
+    let mut failed = 0;
+    for (calls, error, more) in [
+        (CALLS[0], "EIO", ""),
+        (CALLS[0], "ENOSPC", "+"),
+        (CALLS[1], "EIO", ""),
+        (CALLS[1], "ENOSPC", "+"),
+        (CALLS[2], "EIO", ""),
+    ] {
+        for count in 1.. {
+            let mut setup = Setup {
+                runtime: &runtime,
+                driver,
+                spare: &mut spare,
+            };
+            let mut bench = Bench::new(&mut setup, false).unwrap();
+            let moment = format!("{operation:?} with {error} at call {count}{more} of {calls}");
+            let mut check = || -> Result<bool, String> {
+                for operation in before {
+                    bench.whole(operation, true)?;
+                }
+                let trace = bench.root.path().join("trace");
+                let when = format!("{count}{more}");
+                let mut traced = Remote::start_failing(&bench.root, calls, error, &when, &trace);
+                if let Some(Err(_opening_failed)) = traced.try_open(&bench.location) {
+                    traced.kill();
+                    return Ok(false);
+                }
+                traced.begin(operation);
+                let outcome = traced.end();
+                traced.kill();
+                let succeeded = outcome.as_ref().filter(|outcome| outcome.is_ok());
+                bench.after_kill(operation, succeeded, count % 2 == 0)?;
+                bench.end(true)?;
+                let injected = was_injected(&trace);
+                failed += u32::from(injected);
+                Ok(!injected)
+            };
+            let last = check().unwrap_or_else(|error| panic!("{moment}\n{}", bench.report(&error)));
+            spare = Some(bench.into_spare());
+            if last {
+                break;
+            }
+        }
+    }
+    eprintln!("{driver}: {failed} calls failed in {operation:?}");
+    failed
+}
+
+/// One test each.
+macro_rules! failing {
+    ($($name:ident: $driver:literal, [$($before:expr),* $(,)?], $operation:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            needs!("strace");
+            let failed = fail_each($driver, &[$($before),*], &$operation);
+            assert!(failed >= 4, "only {failed} calls");
+        }
+    )*};
+}
+
+failing! {
+    errors_in_deleting_an_image: "overlay",
+        [put('a', None), put('b', Some('a')), image('c', 'b')],
+        Operation::DeleteImage { key: id('c'), commit: true };
+    errors_in_deleting_a_mounted_container: "overlay",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false), Operation::Mount(id('c'))],
+        Operation::DeleteContainer(id('c'));
+    errors_in_deleting_a_layer: "vfs", [put('a', None)], Operation::DeleteLayer(id('a'));
+    errors_in_deleting_whatever_it_is: "vfs",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false)],
+        Operation::Delete(id('c'));
+    errors_in_creating_a_container: "vfs",
+        [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    errors_in_replacing_an_image_item: "vfs", [put('a', None), image('b', 'a')], Operation::SetImageData {
+        key: id('b'),
+        item: "manifest".into(),
+        data: data(2),
+    };
 }

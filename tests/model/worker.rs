@@ -1,5 +1,7 @@
 //! The other process: it makes the calls that it is told, and tells what they returned.
 
+use std::path::Path;
+
 use graphroot::{Durability, Store, StoreOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -58,14 +60,36 @@ impl Remote {
 
     /// A process that was killed before gets nothing.
     /// As [`Remote::start`], traced: it is killed when a thread of it makes the `count`-th of some system calls.
-    pub(crate) fn start_traced(root: &TestRoot, calls: &str, count: u32) -> Self {
+    pub(crate) fn start_killed(root: &TestRoot, calls: &str, count: u32) -> Self {
+        Self::start_traced(
+            root,
+            calls,
+            &format!("signal=KILL:when={count}"),
+            Path::new("/dev/null"),
+        )
+    }
+
+    /// As [`Remote::start`], traced: the `count`-th of some system calls that a thread of it makes fail with this error.
+    /// [`was_injected`] tells whether one did.
+    pub(crate) fn start_failing(
+        root: &TestRoot,
+        calls: &str,
+        error: &str,
+        count: &str,
+        trace: &Path,
+    ) -> Self {
+        Self::start_traced(root, calls, &format!("error={error}:when={count}"), trace)
+    }
+
+    fn start_traced(root: &TestRoot, calls: &str, injected: &str, trace: &Path) -> Self {
         // Without `--seccomp-bpf`, with which strace 6.1 counts only to one.
         let tracer = root
             .program("strace")
-            .words("--follow-forks --quiet=all --signal=none --output=/dev/null")
+            .words("--follow-forks --quiet=all --signal=none")
             .with([
+                format!("--output={}", trace.display()),
                 format!("--trace={calls}"),
-                format!("--inject={calls}:signal=KILL:when={count}"),
+                format!("--inject={calls}:{injected}"),
             ]);
         Self(Worker::spawn(Worker::command_under(tracer, "calls", root, &[])))
     }
@@ -123,6 +147,11 @@ impl Remote {
     pub(crate) fn wait(self) {
         self.0.wait();
     }
+}
+
+/// Whether the trace of a process tells of a call that was made to fail.
+pub(crate) fn was_injected(trace: &Path) -> bool {
+    std::fs::read_to_string(trace).unwrap().contains("(INJECTED)")
 }
 
 /// The entry of a child process; see `support/worker.rs`.

@@ -91,6 +91,8 @@ each_driver! {
 
     async fn garbage_is_collected(store) {
         let layer = store.create_layer(None, LayerOptions::default()).await.unwrap();
+        let image = store.create_image(None, ImageOptions::default()).await.unwrap();
+        store.create_container(Some(image.id()), ContainerOptions::default()).await.unwrap();
         let id = "ab".repeat(32);
         for kind in ["layers", "images", "containers"] {
             std::fs::create_dir_all(store.records(kind).join(&id).join("x")).unwrap();

@@ -31,6 +31,7 @@ mod names;
 mod options;
 mod rootless;
 mod roots;
+mod short_records;
 mod sizes;
 mod split;
 mod threads;

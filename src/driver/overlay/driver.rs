@@ -74,6 +74,10 @@ impl Driver for Overlay {
         self.remove_layer(id)
     }
 
+    fn remove_in_place(&self, id: &str) -> Result<()> {
+        self.remove_layer_in_place(id)
+    }
+
     fn exists(&self, id: &str) -> bool {
         self.stores.require(id).is_ok()
     }

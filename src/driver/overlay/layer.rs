@@ -14,7 +14,7 @@ use crate::driver::overlay::layout::{self, LINKS, TEMP_DIRS, check_id};
 use crate::driver::overlay::link_files::read_link_name;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::survey::read_links;
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::tree;
 
@@ -66,6 +66,20 @@ impl Overlay {
         }
         Ok(None)
     }
+
+    /// Removes a layer where it is. Layers of additional stores stay.
+    pub(super) fn remove_layer_in_place(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        for home in self.stores.writable() {
+            let dir = home.join(id);
+            for name in names_of(home, id)? {
+                let path = home.join(LINKS).join(name);
+                tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
+            }
+            tree::remove_tree(&dir).map_err(|error| Error::io_at("removing", dir, error))?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes the symbolic link of a layer in `l/`.
@@ -86,25 +100,27 @@ pub(super) fn make_link(home: &Path, link: &str, id: &str) -> Result<()> {
 
 /// Moves what is at the path of a layer, and its symbolic link, into a temporary directory of the same home.
 pub(super) fn move_away(home: &Path, id: &str, temp: &mut TempDir) -> Result<()> {
-    let dir = home.join(id);
-    let written = read_link_name(&dir).unwrap_or_else(|error| {
-        // A damaged layer can be removed too.
-        tracing::warn!(layer = id, "{}", error.chain());
-        None
-    });
-    let names = match written {
-        // Not if it is the link of another layer.
-        Some(name) if leads_to(&home.join(LINKS).join(&name), id) => vec![OsString::from(name)],
-        _ => links_to(home, id)?,
-    };
-    for name in names {
+    for name in names_of(home, id)? {
         // One that stays leads nowhere; garbage collection removes it.
         if let Err(error) = temp.stage_deletion(&home.join(LINKS).join(name)) {
             tracing::warn!(layer = id, error = %error.chain(), "cannot remove the symbolic link of a layer");
         }
     }
-    temp.stage_deletion(&dir)?;
+    temp.stage_deletion(&home.join(id))?;
     Ok(())
+}
+
+/// The names of the symbolic links of a layer, also of a damaged one.
+fn names_of(home: &Path, id: &str) -> Result<Vec<OsString>> {
+    let written = read_link_name(&home.join(id)).unwrap_or_else(|error| {
+        tracing::warn!(layer = id, "{}", error.chain());
+        None
+    });
+    match written {
+        // Not if it is the link of another layer.
+        Some(name) if leads_to(&home.join(LINKS).join(&name), id) => Ok(vec![OsString::from(name)]),
+        _ => links_to(home, id),
+    }
 }
 
 /// Whether a symbolic link in `l/` is one to the layer.

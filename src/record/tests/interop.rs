@@ -68,6 +68,7 @@ impl Go {
         let location = |name: String| Location {
             path: dir.join(name),
             sync: false,
+            items: None,
         };
         Records::open(RecordsConfig {
             lock_files: vec![dir.join(format!("{kind}.lock"))],

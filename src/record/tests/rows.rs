@@ -92,12 +92,12 @@ prop_compose! {
         (compressed_size, diff_size, compression) in any::<(i64, i64, i64)>(),
         (uids, gids) in (vec(any::<u32>(), 0..4), vec(any::<u32>(), 0..4)),
         (flags, uid_map, gid_map, big_data_names) in (flags(), maps(), maps(), texts()),
-        (intent, extra) in (any::<String>(), extra()),
+        extra in extra(),
     ) -> LayerRow {
         LayerRow {
             id, names, parent, metadata, mount_label, created, compressed_digest, compressed_size, diff_digest,
             toc_digest, diff_size, compression, uids, gids, flags, uid_map, gid_map, big_data_names,
-            intent, extra,
+            extra,
         }
     }
 }
@@ -108,11 +108,11 @@ prop_compose! {
         (digest, mapped_layers, metadata) in (digest(), texts(), any::<String>()),
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
-        (created, flags, intent, extra) in (time(), flags(), any::<String>(), extra()),
+        (created, flags, extra) in (time(), flags(), extra()),
     ) -> ImageRow {
         ImageRow {
             id, digest, names, names_history, layer, mapped_layers, metadata, big_data_names, big_data_sizes,
-            big_data_digests, created, flags, intent, extra,
+            big_data_digests, created, flags, extra,
         }
     }
 }
@@ -123,11 +123,11 @@ prop_compose! {
         (big_data_names, big_data_digests) in (texts(), digests()),
         big_data_sizes in btree_map(any::<String>(), any::<i64>(), 0..3),
         (created, uid_map, gid_map, flags) in (time(), maps(), maps(), flags()),
-        (intent, extra) in (any::<String>(), extra()),
+        extra in extra(),
     ) -> ContainerRow {
         ContainerRow {
             id, names, image, layer, metadata, big_data_names, big_data_sizes, big_data_digests, created, uid_map,
-            gid_map, flags, intent, extra,
+            gid_map, flags, extra,
         }
     }
 }

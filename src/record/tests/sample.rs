@@ -24,10 +24,12 @@ pub(super) fn config(dir: &Path) -> RecordsConfig {
             Location {
                 path: dir.join("layers.json"),
                 sync: true,
+                items: None,
             },
             Location {
                 path: dir.join("volatile-layers.json"),
                 sync: false,
+                items: None,
             },
         ],
         check_mtimes: true,
@@ -79,6 +81,7 @@ pub(super) fn file_names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with(crate::sys::reserve::PREFIX))
         .collect();
     names.sort();
     names

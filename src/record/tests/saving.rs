@@ -114,6 +114,7 @@ async fn a_save_writes_the_token_first_and_only_what_changed() {
     config.locations.push(Location {
         path: dir.join("second/deep/layers.json"),
         sync: true,
+        items: None,
     });
     let records: Records<LayerRow> = Records::open(config.clone()).unwrap();
     for (location, id) in ["a", "b", "c"].into_iter().enumerate() {

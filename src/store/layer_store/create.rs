@@ -8,6 +8,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::store::dirs::{check_layer_id, layer_location};
 use crate::store::ids::random_id;
 use crate::store::layer_store::locked::LayerStore;
@@ -19,33 +20,13 @@ use crate::time::Time;
 impl LayerStore {
     /// Creates a layer, its record last. On failure nothing of it is left.
     pub(crate) fn create(&mut self, new: NewLayer) -> Result<Arc<LayerRow>> {
-        self.create_with(new, |_layer| Ok(()))
-    }
-
-    /// As [`LayerStore::create`]; `record` is called when everything is in place but the layer's own record, which
-    /// has the flag `incomplete` until then, so that a crash undoes everything.
-    pub(crate) fn create_with(
-        &mut self,
-        new: NewLayer,
-        record: impl FnOnce(&LayerRow) -> Result<()>,
-    ) -> Result<Arc<LayerRow>> {
-        let mut record = Some(record);
-        let record = |layer: &LayerRow| record.take().map_or(Ok(()), |record| record(layer));
         let none = || Err(ErrorKind::LayerUnknown.err("creating no layer"));
-        self.create_each(vec![Ok(new)], record).pop().unwrap_or_else(none)
+        self.create_all(vec![Ok(new)]).pop().unwrap_or_else(none)
     }
 
     /// As [`LayerStore::create`] for several layers, none of which stands on another: all of them share the save of
     /// the incomplete records and the save that completes them. Errors in `wanted` are passed on.
     pub(crate) fn create_all(&mut self, wanted: Vec<Result<NewLayer>>) -> Vec<Result<Arc<LayerRow>>> {
-        self.create_each(wanted, |_layer| Ok(()))
-    }
-
-    fn create_each(
-        &mut self,
-        wanted: Vec<Result<NewLayer>>,
-        mut record: impl FnMut(&LayerRow) -> Result<()>,
-    ) -> Vec<Result<Arc<LayerRow>>> {
         let mut announced: Vec<_> = wanted
             .into_iter()
             .map(|new| new.and_then(|new| self.announce(new)))
@@ -60,7 +41,6 @@ impl LayerStore {
         for new in announced {
             made.push(new.and_then(|(id, new)| {
                 let complete = self.make(&id, new).and_then(|()| {
-                    record(&*self.get(&id)?)?;
                     let table = self.guard.table_mut();
                     table.update(&id, |row| row.set_incomplete(false))
                 });
@@ -137,6 +117,9 @@ impl LayerStore {
             }
         }
         row.set_incomplete(true);
+        if let Some(companion) = &new.companion {
+            row.set_intent(&companion.intent());
+        }
         let location = match (new.volatile, new.writeable, &self.inner.options.image_store) {
             (true, ..) => layer_location::VOLATILE,
             (false, false, Some(_)) => layer_location::IMAGE_STORE,

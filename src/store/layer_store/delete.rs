@@ -1,9 +1,12 @@
 //! Deleting layers.
 
-use crate::error::{IoContext as _, Result, ResultExt as _};
+use std::path::PathBuf;
+
+use crate::error::{Error, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
-use crate::store::dirs::check_layer_id;
+use crate::store::dirs::{Dirs, check_layer_id};
 use crate::store::layer_store::locked::LayerStore;
+use crate::sys::tree::remove_tree;
 
 impl LayerStore {
     /// Deletes layers and their records, whether or not they are used.
@@ -51,23 +54,43 @@ impl LayerStore {
         self.guard.save()
     }
 
-    /// Renames a layer's content and files into temporary directories that are removed after the lock is released.
+    /// Renames a layer's content and files into temporary directories that are removed after the lock is released. Where the
+    /// disk is full they are removed at once: there may be no room for a directory.
     pub(crate) fn move_away(&mut self, id: &str) -> Result<()> {
         // What the driver does not find has no names.
         drop(self.rely_on_layer(id));
-        if let Some(temp) = self.driver.defer_remove(id)? {
-            self.trash.push(temp);
+        match self.driver.defer_remove(id) {
+            Ok(temp) => self.trash.extend(temp),
+            Err(error) if error.is_full() => self.driver.remove_in_place(id)?,
+            Err(error) => return Err(error),
         }
         let dirs = &self.inner.dirs;
-        let (tar_split, data) = (dirs.tar_split(id)?, dirs.layer_data(id)?);
-        if exists(&tar_split)? || exists(&data)? {
-            let mut temp = TempDir::create(&dirs.layers_tmp())?;
-            temp.stage_deletion(&tar_split)?;
-            temp.stage_deletion(&data)?;
-            self.trash.push(temp);
+        let files = [dirs.tar_split(id)?, dirs.layer_data(id)?];
+        match move_files(dirs, &files) {
+            Ok(temp) => self.trash.extend(temp),
+            Err(error) if error.is_full() => {
+                for path in files {
+                    remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
+                }
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
+}
+
+fn move_files(dirs: &Dirs, files: &[PathBuf]) -> Result<Option<TempDir>> {
+    let mut temp = None;
+    for path in files {
+        if exists(path)? {
+            let temp = match &mut temp {
+                Some(temp) => temp,
+                None => temp.insert(TempDir::create(&dirs.layers_tmp())?),
+            };
+            temp.stage_deletion(path)?;
+        }
+    }
+    Ok(temp)
 }
 
 fn exists(path: &std::path::Path) -> Result<bool> {

@@ -23,7 +23,9 @@ impl LayerStore {
             store.inner.try_recover();
         }
         if store.guard.needs_repair() {
-            let incomplete = store.guard.incomplete();
+            let mut incomplete = store.guard.incomplete();
+            // A complete layer that goes with another item is decided on when all locks are held.
+            incomplete.retain(|id| store.guard.get(id).is_some_and(|row| row.is_incomplete()));
             for id in &incomplete {
                 tracing::warn!(layer = id, "deleting incomplete layer");
             }

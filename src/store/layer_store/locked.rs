@@ -1,13 +1,15 @@
 //! The primary layer store under its exclusive lock: its table, its saves, and what is removed after the lock.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::driver::{Driver, Staged};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::record::WriteGuard;
+use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::store::inner::Inner;
 use crate::store::layer_store::new_layer::Unpacked;
@@ -69,6 +71,11 @@ impl LayerStore {
         self.guard.table_mut()
     }
 
+    /// The file of a location of the records that has no list of rows.
+    pub(crate) fn unwritten(&self, location: usize) -> Option<&Path> {
+        self.guard.unwritten(location)
+    }
+
     /// Removes what killed writers of the records left.
     pub(crate) fn remove_stale(&self) -> Result<()> {
         self.guard.remove_stale().map(drop)
@@ -77,6 +84,25 @@ impl LayerStore {
     /// Saves the records.
     pub(crate) fn save(&mut self) -> Result<()> {
         self.guard.save()
+    }
+
+    /// Marks layers as going with another item, or takes the mark off, and saves the records. See
+    /// [`intent`](crate::record::intent).
+    pub(crate) fn mark(&mut self, ids: &[String], companion: Option<&Companion>) -> Result<()> {
+        let intent = companion.map(Companion::intent).unwrap_or_default();
+        for id in ids {
+            self.guard.table_mut().update(id, |row| row.set_intent(&intent))?;
+        }
+        self.guard.save()
+    }
+
+    /// The layers with such a mark.
+    pub(crate) fn marked(&self) -> Vec<(String, Companion)> {
+        let marked = self.guard.incomplete().into_iter().filter_map(|id| {
+            let companion = self.guard.get(&id)?.companion()?;
+            Some((id, companion))
+        });
+        marked.collect()
     }
 
     /// The next save relies on the names of this layer and of its tar-split.

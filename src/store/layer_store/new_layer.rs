@@ -11,6 +11,7 @@ use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
 use crate::options::{Flag, LayerBigData};
+use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
 
 /// A tar-split file that waits in a locked temporary directory for its layer.
@@ -59,6 +60,11 @@ pub(crate) struct NewLayer {
     pub(crate) big_data: Vec<LayerBigData>,
     pub(crate) storage_opt: BTreeMap<String, String>,
     pub(crate) volatile: bool,
+    /// The item that will refer to the layer. Until the mark is taken off ([`LayerStore::mark`]) the layer is deleted
+    /// again if there is none.
+    ///
+    /// [`LayerStore::mark`]: crate::store::layer_store::locked::LayerStore::mark
+    pub(crate) companion: Option<Companion>,
 }
 
 /// The mappings in the record of a layer: those of its files on disk. A container's layer whose owners are mapped when it

@@ -84,5 +84,6 @@ pub(crate) fn new_layer(
         big_data: options.big_data,
         storage_opt: options.storage_opt,
         volatile: options.volatile,
+        companion: None,
     }
 }

@@ -1,0 +1,144 @@
+//! Space for replacing a file when the disk is full: files with blocks of their own beside it.
+//!
+//! ```text
+//! <dir>/.reserve-<name>-<n>    0600  blocks for the next content of <dir>/<name>
+//! ```
+//!
+//! Deleting needs a few files to be written before anything is gone. When there is no room for a temporary file, the
+//! content goes into a reserve, which then changes places with the file: no block and no inode is asked of the file system,
+//! and the old file is a reserve from then on. There are [`COUNT`] of them, so that the saves before the first removal find
+//! one each that has room for more than the old content.
+//!
+//! A reserve has no meaning as a file: a crash may leave anything in it. All is done with the lock held that every writer
+//! of the file holds, but for making a reserve that is missing.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{IoContext as _, Result};
+use crate::sys::atomic::Mtime;
+
+/// Reserves of one file.
+const COUNT: usize = 2;
+
+/// What the names of reserves begin with.
+pub(crate) const PREFIX: &str = ".reserve-";
+
+/// Bytes that a reserve has beyond the content it is made for.
+const SLACK: u64 = 16 * 1024;
+
+fn paths(target: &Path) -> impl Iterator<Item = PathBuf> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    (0..COUNT).map(move |number| target.with_file_name(format!("{PREFIX}{name}-{number}")))
+}
+
+/// The bytes on disk that a file has.
+fn allocated(file: &File) -> std::io::Result<u64> {
+    Ok(file.metadata()?.blocks().saturating_mul(512))
+}
+
+/// Makes the reserves of a file that are missing, and enlarges those that are too small for content of `size` bytes.
+/// Returns up to which size they will do. Where that fails, for want of space or because the file system cannot, there are
+/// none.
+pub(crate) fn keep(target: &Path, size: u64) -> u64 {
+    for path in paths(target) {
+        if let Err(error) = keep_one(&path, size) {
+            tracing::debug!(path = %path.display(), %error, "no reserve for a full disk");
+        }
+    }
+    size.saturating_add(SLACK / 2)
+}
+
+fn keep_one(path: &Path, size: u64) -> std::io::Result<()> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    if allocated(&file)? < size.saturating_add(SLACK / 2) {
+        let wanted = size.saturating_add(size / 4).saturating_add(SLACK);
+        rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, wanted)?;
+    }
+    Ok(())
+}
+
+/// Replaces `target` by a file with this content and mode without asking for space. `None` if no reserve has enough.
+pub(crate) fn replace(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Option<Mtime>> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut reserves: Vec<(u64, PathBuf, File)> = paths(target)
+        .filter_map(|path| {
+            let file = File::from(rustix::fs::open(&path, flags, Mode::empty()).ok()?);
+            Some((allocated(&file).ok()?, path, file))
+        })
+        .collect();
+    reserves.sort_by_key(|(allocated, ..)| std::cmp::Reverse(*allocated));
+    for (_, path, file) in reserves {
+        if let Err(error) = file.write_all_at(content, 0) {
+            tracing::debug!(path = %path.display(), %error, "a reserve that is too small");
+            continue;
+        }
+        let length = content.len() as u64;
+        if file.metadata().at("looking at", &path)?.len() != length {
+            file.set_len(length).at("truncating", &path)?;
+        }
+        if sync {
+            rustix::fs::fdatasync(&file).at("syncing", &path)?;
+        }
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).at("setting the mode of", &path)?;
+        let exchanged = rustix::fs::renameat_with(CWD, &path, CWD, target, RenameFlags::EXCHANGE);
+        match exchanged {
+            // There is no such file yet, or the file system cannot exchange: one reserve less.
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                rustix::fs::rename(&path, target).at("replacing", target)?;
+            }
+            exchanged => exchanged.at("replacing", target)?,
+        }
+        tracing::warn!(path = %target.display(), "the disk is full; saved to a reserve");
+        let stat = rustix::fs::fstat(&file).at("reading the status of", target)?;
+        return Ok(Some(Mtime::of(&stat)));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_by_its_reserves_in_turn() {
+        let tmp = tempfile::tempdir().unwrap();
+        let target = tmp.path().join("layers.json");
+        assert_eq!(replace(&target, b"none yet", 0o600, false).unwrap(), None);
+        assert!(keep(&target, 100) > 100);
+        for content in ["first", "the second", "3", "fourth"] {
+            let mtime = replace(&target, content.as_bytes(), 0o644, true).unwrap();
+            assert_eq!(std::fs::read_to_string(&target).unwrap(), content);
+            assert_eq!(Mtime::at(&target).unwrap(), mtime);
+            assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o644);
+        }
+        let large = vec![b'x'; 100_000];
+        keep(&target, 100_000);
+        for path in paths(&target) {
+            // The first save had no file to exchange the reserve with.
+            assert!(path.exists() && path.metadata().unwrap().blocks() * 512 >= 100_000);
+        }
+        replace(&target, &large, 0o600, false).unwrap().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), large);
+        replace(&target, b"[]", 0o600, false).unwrap().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"[]");
+    }
+
+    #[test]
+    fn a_reserve_is_no_link() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (target, victim) = (tmp.path().join("layers.json"), tmp.path().join("victim"));
+        std::fs::write(&victim, "kept").unwrap();
+        for path in paths(&target) {
+            std::os::unix::fs::symlink(&victim, path).unwrap();
+        }
+        keep(&target, 10);
+        assert_eq!(replace(&target, b"[]", 0o600, false).unwrap(), None);
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+    }
+}

@@ -1,0 +1,208 @@
+//! Files of records that are missing, empty or short: nothing is removed because of them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use graphroot::{ContainerOptions, ErrorKind, ImageOptions, LayerOptions, Store};
+
+use crate::support::{Layout, TestStore, kind};
+
+/// What a file of records is replaced by; `None` removes it.
+const DAMAGES: [Option<&str>; 4] = [None, Some(""), Some("null"), Some("[]")];
+
+/// Everything below a directory, but for files of records and their locks, temporary files and what a driver keeps for
+/// itself.
+fn content(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut dirs = vec![root.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let own = [".json", ".lock"].iter().any(|end| name.ends_with(end)) || name.starts_with('.');
+            if own || ["tempdirs", "tmp", "staging"].contains(&&*name) {
+                continue;
+            }
+            if entry.file_type().unwrap().is_dir() {
+                dirs.push(entry.path());
+            }
+            found.insert(entry.path());
+        }
+    }
+    found
+}
+
+/// The content of the directories that outlive a reboot.
+fn lasting(store: &TestStore) -> BTreeSet<PathBuf> {
+    let mut all = content(&store.path().join("graph"));
+    if store.layout() == Layout::Split {
+        all.extend(content(&store.path().join("images")));
+    }
+    all
+}
+
+/// The files of records of one kind, which are there.
+fn files(store: &TestStore, kind: &str) -> Vec<PathBuf> {
+    let driver = store.graph_driver_name();
+    let roots =
+        ["graph", "images"].map(|root| store.path().join(format!("{root}/{driver}-{kind}/{kind}.json")));
+    roots.into_iter().filter(|path| path.exists()).collect()
+}
+
+fn damage(path: &Path, with: Option<&str>) {
+    match with {
+        Some(text) => std::fs::write(path, text).unwrap(),
+        None => std::fs::remove_file(path).unwrap(),
+    }
+}
+
+/// A store with an image of two layers that has a container with data.
+async fn fill(store: &TestStore) {
+    let id = |digit: &str| digit.repeat(64);
+    let layer = |name: &str, digit: &str| LayerOptions::default().name(name).id(id(digit));
+    let tar = |name: &str| std::io::Cursor::new(crate::support::tar(&[(name, "1")]));
+    store.put_layer(None, layer("one", "1"), tar("a")).await.unwrap();
+    store
+        .put_layer(Some("one"), layer("two", "2"), tar("b"))
+        .await
+        .unwrap();
+    let image = ImageOptions::default()
+        .id(id("3"))
+        .name("image")
+        .big_data("manifest", "{}");
+    store.create_image(Some("two"), image).await.unwrap();
+    let container = ContainerOptions::default().id(id("4")).name("box");
+    store.create_container(Some("image"), container).await.unwrap();
+    let dir = store.container_directory("box").await.unwrap();
+    std::fs::write(dir.join("data"), "1").unwrap();
+}
+
+async fn is_whole(store: &Store) {
+    assert!(store.exists("two").await.unwrap());
+    assert_eq!(store.image_big_data("image", "manifest").await.unwrap(), "{}");
+    let mounted = store.mount("box", Default::default()).await.unwrap();
+    assert!(mounted.join("a").exists() && mounted.join("b").exists());
+    store.unmount("box").await.unwrap();
+}
+
+each_driver! {
+    async fn nothing_is_collected_for_want_of_a_record(store) {
+        fill(&store).await;
+        let before = lasting(&store);
+        for what in ["layers", "images", "containers"] {
+            for with in DAMAGES {
+                let damaged = files(&store, what);
+                let kept: Vec<Vec<u8>> = damaged.iter().map(|path| std::fs::read(path).unwrap()).collect();
+                damaged.iter().for_each(|path| damage(path, with));
+                let again = store.reopen().await;
+                let collected = again.garbage_collect().await;
+                again.layers().await.ok();
+                again.images().await.ok();
+                again.containers().await.ok();
+                again.free();
+                let after = lasting(&store);
+                let gone: Vec<_> = before.difference(&after).collect();
+                // An empty list says that there are no containers, and nothing refers to one.
+                let said = what == "containers" && with == Some("[]");
+                if !said {
+                    assert!(gone.is_empty(), "{what} {with:?}: {gone:?}");
+                }
+                if with == Some("") && !damaged.is_empty() {
+                    let error = collected.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::CorruptMetadata);
+                    assert!(error.chain().contains(&format!("{what}.json")), "{}", error.chain());
+                }
+                if said {
+                    break;
+                }
+                for (path, content) in damaged.iter().zip(kept) {
+                    std::fs::write(path, content).unwrap();
+                }
+                is_whole(&store.reopen().await).await;
+            }
+        }
+    }
+
+    async fn records_that_were_lost_are_not_replaced_by_new_ones(store) {
+        fill(&store).await;
+        let before = lasting(&store);
+        for what in ["layers", "images", "containers"] {
+            for with in &DAMAGES[..3] {
+                let damaged = files(&store, what);
+                // In transient mode a reboot takes records away, and what is left belongs to nobody.
+                if damaged.is_empty() || store.layout() == Layout::Transient && *with != Some("") {
+                    continue;
+                }
+                let kept: Vec<Vec<u8>> = damaged.iter().map(|path| std::fs::read(path).unwrap()).collect();
+                damaged.iter().for_each(|path| damage(path, *with));
+                let again = store.reopen().await;
+                let result = match what {
+                    "layers" => again.create_layer(None, LayerOptions::default()).await.map(drop),
+                    "images" => again.create_image(None, ImageOptions::default()).await.map(drop),
+                    _ => again.create_container(None, ContainerOptions::default()).await.map(drop),
+                };
+                again.free();
+                let error = result.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{what} {with:?}");
+                assert!(error.chain().contains(&format!("{what}.json")), "{}", error.chain());
+                for (path, content) in damaged.iter().zip(kept) {
+                    std::fs::write(path, content).unwrap();
+                }
+            }
+        }
+        assert_eq!(lasting(&store), before);
+        is_whole(&store.reopen().await).await;
+    }
+
+    async fn what_a_killed_program_leaves_is_collected(store) {
+        fill(&store).await;
+        let driver = store.graph_driver_name().to_owned();
+        let stray = "f".repeat(64);
+        let mut strays = vec![store.path().join(format!("graph/{driver}-layers/{stray}.tar-split.gz"))];
+        std::fs::write(&strays[0], "").unwrap();
+        for kind in ["images", "containers"] {
+            let dir = store.records(kind).join(&stray);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("manifest"), "{}").unwrap();
+            strays.push(dir);
+        }
+        store.reopen().await.garbage_collect().await.unwrap();
+        for path in strays {
+            assert!(!path.exists(), "{}", path.display());
+        }
+        is_whole(&store.reopen().await).await;
+    }
+
+    async fn an_empty_file_of_mounts_is_an_error(store) {
+        fill(&store).await;
+        let mounts = store.path().join(format!("run/{}-layers/mountpoints.json", store.graph_driver_name()));
+        std::fs::write(&mounts, "").unwrap();
+        let again = store.reopen().await;
+        assert_eq!(kind(again.mount("box", Default::default()).await), ErrorKind::CorruptMetadata);
+        std::fs::write(&mounts, "[]").unwrap();
+        is_whole(&again).await;
+    }
+
+    async fn lost_records_of_volatile_containers_take_no_others_with_them(store) {
+        fill(&store).await;
+        let mut options = ContainerOptions::default().id("5".repeat(64));
+        options.volatile = true;
+        store.create_container(None, options).await.unwrap();
+        std::fs::write(store.container_directory(&"5".repeat(64)).await.unwrap().join("data"), "1").unwrap();
+        let before = lasting(&store);
+        let root = if store.layout() == Layout::Transient { "run" } else { "graph" };
+        let path = store.path().join(format!("{root}/{}-containers/volatile-containers.json", store.graph_driver_name()));
+        let kept = std::fs::read(&path).unwrap();
+        // A power cut leaves an empty file: it is not synced.
+        std::fs::write(&path, "").unwrap();
+        let again = store.reopen().await;
+        assert!(again.containers().await.unwrap().len() < 2);
+        let error = again.garbage_collect().await.unwrap_err();
+        assert!(error.chain().contains("volatile-containers.json"), "{}", error.chain());
+        assert_eq!(lasting(&store), before);
+        again.free();
+        std::fs::write(&path, kept).unwrap();
+        assert!(store.reopen().await.exists(&"5".repeat(64)).await.unwrap());
+        is_whole(&store.reopen().await).await;
+    }
+}
