@@ -52,7 +52,8 @@
 //!   next opener repairs by itself: nothing committed is lost, nothing half-done is visible (but
 //!   [`Store::apply_diff`] writes into a layer that is there). The section *Cancellation* of a method says what
 //!   dropping its future does.
-//! * **Power cuts.** By default a layer's content is on disk before its record is, see [`Durability`].
+//! * **Power cuts.** By default what a record says is on disk before the record is, with every driver and on every file
+//!   system. [`Durability`] tells what survives a cut right after success.
 //! * **Hostile input.** Layer streams, names and metadata are treated as untrusted: nothing is ever written outside the
 //!   layer, whatever its entries are called.
 //! * **Errors.** One [`Error`] with an [`ErrorKind`] to match on; `ErrorKind` has one variant for each sentinel

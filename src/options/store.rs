@@ -28,8 +28,7 @@ use crate::idmap::{IdMap, IdMappings};
 /// journal, xfs): there the sync of a record takes everything before it along, and a record of which a call says that it
 /// is saved can be lost for a few seconds. On all others (btrfs, f2fs, whatever is not known) and between file systems
 /// each directory is synced before the record that relies on it, and each record right after it was saved; there the
-/// third column is that of `Full` but for what changes no record: files in a container's directory, and big data of a
-/// layer that replaces older data.
+/// third column is that of `Full` but for the files in a container's directory.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

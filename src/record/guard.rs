@@ -117,12 +117,18 @@ impl<R: Record> WriteGuard<R> {
         }
     }
 
-    /// Waits until what was saved survives a power cut, if these records promise that. Blocking. To be called when all
-    /// changes of an operation are saved.
+    /// Waits until what was saved survives a power cut, if these records promise that, and until names that no save has
+    /// relied on do where names are not kept in order. Blocking. To be called when all changes of an operation are saved.
     pub(crate) fn settle(&mut self) -> Result<()> {
-        if self.core.names == NameSync::Always {
-            self.unsettled.append(&mut self.relied_on);
+        match self.core.names {
+            NameSync::Off => {}
+            NameSync::InOrder => self
+                .relied_on
+                .iter()
+                .try_for_each(|dir| name_sync::sync_after(dir))?,
+            NameSync::Always => self.unsettled.append(&mut self.relied_on),
         }
+        self.relied_on.clear();
         while let Some(dir) = self.unsettled.pop_first() {
             name_sync::sync_dir(&dir)?;
         }

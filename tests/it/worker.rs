@@ -34,6 +34,9 @@ async fn entry() {
         ("rootless-without-mounts", []) => crate::rootless::work_without_mounts().await,
         ("rootless", [way]) => crate::rootless::work(way).await,
         ("memory", [source, size]) => memory(source, size.parse().unwrap()).await,
+        ("write-everything", [images, durability]) => {
+            crate::sync_order::write_everything(images, durability).await;
+        }
         ("streams-unread", [flavor, pool]) => on_own_runtime(crate::streams::unread, flavor, pool),
         ("streams-dropped", [flavor, pool]) => on_own_runtime(crate::streams::dropped, flavor, pool),
         _ => panic!("no such work: {work} {arguments:?}"),

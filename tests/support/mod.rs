@@ -3,6 +3,7 @@
 pub(crate) mod debian;
 pub(crate) mod json;
 pub(crate) mod locks;
+pub(crate) mod loop_fs;
 pub(crate) mod manifest;
 pub(crate) mod oci;
 pub(crate) mod peers;

@@ -182,7 +182,8 @@ pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn unmount_below(dir: &Path) {
+/// Detaches everything mounted on or below `dir`.
+pub(crate) fn unmount_below(dir: &Path) {
     for mounted in mounts_below(dir).iter().rev() {
         if let Err(error) = rustix::mount::unmount(mounted, rustix::mount::UnmountFlags::DETACH) {
             eprintln!("cannot unmount {}: {error}", mounted.display());
