@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::image_config::{History, ImageConfig};
+use crate::store::image_config::{History, ImageConfig, write_time};
 use crate::store::image_manifest::{Descriptor, ImageManifest, OCI_CONFIG, OCI_LAYER};
 use crate::store::image_name;
 use crate::store::image_record::{self, NewImage};
@@ -341,7 +341,7 @@ impl ImageBuilder {
             .extend(steps(self.history, layers.len() - below, created)?);
         config.write()?;
 
-        let annotations = base.as_ref().map(annotations).unwrap_or_default();
+        let annotations = annotations(base.as_ref(), created);
         let size = config.bytes.len() as u64;
         let descriptor = Descriptor::new(OCI_CONFIG, config.digest.clone(), size);
         let manifest = ImageManifest::new(descriptor, blobs, &annotations)?;
@@ -377,12 +377,15 @@ fn steps(mut told: Vec<History>, layers: usize, created: SystemTime) -> Result<V
     Ok(told)
 }
 
-/// What the manifest says about the base image.
-fn annotations(base: &Base) -> BTreeMap<&'static str, String> {
-    let digest: &Digest = &base.manifest.digest;
-    let mut annotations = BTreeMap::from([("org.opencontainers.image.base.digest", digest.to_string())]);
-    if let Some(name) = base.image.names().first() {
-        annotations.insert("org.opencontainers.image.base.name", name.clone());
+/// What the manifest says about the image and its base, as newest Buildah writes it.
+fn annotations(base: Option<&Base>, created: SystemTime) -> BTreeMap<&'static str, String> {
+    let mut annotations = BTreeMap::from([("org.opencontainers.image.created", write_time(created))]);
+    if let Some(base) = base {
+        let digest: &Digest = &base.manifest.digest;
+        annotations.insert("org.opencontainers.image.base.digest", digest.to_string());
+        if let Some(name) = base.image.names().first() {
+            annotations.insert("org.opencontainers.image.base.name", name.clone());
+        }
     }
     annotations
 }

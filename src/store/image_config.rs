@@ -290,7 +290,7 @@ pub(crate) fn read_time(text: Option<&str>) -> Result<Option<SystemTime>> {
     }
 }
 
-fn write_time(time: SystemTime) -> String {
+pub(super) fn write_time(time: SystemTime) -> String {
     Time::from(time).to_string()
 }
 
