@@ -123,6 +123,15 @@ fn compare(driver: &'static str, set: PeerSet) {
             assert_eq!((our.code, our.err.as_str()), (0, ""), "{line}: {our:?}");
             continue;
         }
+        if set == PeerSet::Trixie && their.err.contains("vfs driver does not support mount options") {
+            // The vfs driver of 1.57 refuses the option `ro`, which mounting an image implies.
+            assert_eq!(
+                (their.code, our.code, our.err.as_str()),
+                (1, 0, ""),
+                "{line}: {our:?}"
+            );
+            continue;
+        }
         if let Some(why) = objection(*alike, &their, &our) {
             objections.push(format!(
                 "{line}: {why}\n----- containers-storage: {their:?}\n----- graphroot: {our:?}"

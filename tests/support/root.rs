@@ -135,10 +135,14 @@ impl TestRoot {
             let text = |limit: Option<u64>| limit.map_or("-1".to_owned(), |limit| limit.to_string());
             format!("\"{name}={}:{}\"", text(limit.current), text(limit.maximum))
         });
-        let limits = limits.join(", ");
+        // The programs of Debian 12 leave them alone, unless they are told something.
+        let limits = match self.peers {
+            PeerSet::Installed => String::new(),
+            PeerSet::Trixie | PeerSet::Forky => format!("default_ulimits = [{}]\n", limits.join(", ")),
+        };
         // No systemd, no event log, no network: only the store matters here.
         let containers = format!(
-            "[containers]\ncgroups = \"disabled\"\ndefault_ulimits = [{limits}]\n\n\
+            "[containers]\ncgroups = \"disabled\"\n{limits}\n\
              [engine]\n{helpers}events_logger = \"none\"\ncgroup_manager = \"cgroupfs\"\n\
              tmp_dir = \"{run}/libpod\"\nstatic_dir = \"{graph}/libpod\"\nvolume_path = \"{graph}/volumes\"\n\n\
              [network]\nnetwork_config_dir = \"{dir}/etc/cni\"\n"

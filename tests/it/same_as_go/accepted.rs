@@ -1,14 +1,16 @@
 //! Everything in which the two sides may differ, and why. What is not here has to be the same.
 //!
-//! Two kinds of peer are known. An *old* command (libraries before 1.44 or so, as Debian 12 has) lacks some verbs and
-//! keeps some things in other places; newer ones do as this library does.
+//! Three kinds of peer are known. An *old* command (libraries before 1.44 or so, as Debian 12 has) lacks some verbs and
+//! keeps some things in other places; that of Debian 13 (1.57) lies between it and the newest, which does as this library
+//! does.
 
 /// A difference, with the lines by which the comparison tells it (`*` is any text).
 pub(super) struct Accepted {
     pub(super) key: &'static str,
     pub(super) why: &'static str,
-    /// Whether it shows with old peers, with newer ones.
+    /// Whether it shows with old peers, with those of Debian 13 (1.57), with newer ones.
     old: bool,
+    middle: bool,
     new: bool,
     /// Whether only the steps that name it may show it, and then have to.
     by_step: bool,
@@ -21,15 +23,28 @@ const ANY: Accepted = Accepted {
     key: "",
     why: "",
     old: true,
+    middle: true,
     new: true,
     by_step: false,
     driver: None,
     lines: &[],
 };
 
-const OLD: Accepted = Accepted { new: false, ..ANY };
+const OLD: Accepted = Accepted {
+    middle: false,
+    new: false,
+    ..ANY
+};
 
 const NEW: Accepted = Accepted { old: false, ..ANY };
+
+/// The versions of the peer that the table tells apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    Old,
+    Middle,
+    New,
+}
 
 /// The time of an operation, as the comparison shows it.
 macro_rules! now {
@@ -275,6 +290,12 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         lines: &["answer [\"/tmp modified\"] / [] *"],
         ..OLD
     },
+    Accepted {
+        key: "reserves",
+        why: "space is kept for the records that a deletion writes when the disk is full",
+        lines: &["*/.reserve-*: only in the first (file)"],
+        ..ANY
+    },
     // Steps that one side refuses.
     Accepted {
         key: "names-given-twice",
@@ -284,6 +305,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
             "answer .names: [\"double\"] / [\"double\",\"double\"]",
             "layers.json [*].names: [\"double\"] / [\"double\",\"double\"]",
         ],
+        middle: false,
         ..NEW
     },
     Accepted {
@@ -304,13 +326,19 @@ pub(super) const ACCEPTED: &[Accepted] = &[
             "answer * / failed: vfs driver does not support mount options*",
             "mountpoints.json *",
         ],
+        middle: true,
         ..OLD
     },
 ];
 
 impl Accepted {
-    fn applies(&self, driver: &str, old: bool) -> bool {
-        (if old { self.old } else { self.new }) && self.driver.is_none_or(|own| own == driver)
+    fn applies(&self, driver: &str, age: Age) -> bool {
+        let shows = match age {
+            Age::Old => self.old,
+            Age::Middle => self.middle,
+            Age::New => self.new,
+        };
+        shows && self.driver.is_none_or(|own| own == driver)
     }
 }
 
@@ -319,21 +347,21 @@ pub(super) fn accepting(
     line: &str,
     differs: Option<&str>,
     driver: &str,
-    old: bool,
+    age: Age,
 ) -> Option<&'static Accepted> {
     ACCEPTED.iter().find(|accepted| {
-        accepted.applies(driver, old)
+        accepted.applies(driver, age)
             && (!accepted.by_step || differs == Some(accepted.key))
             && accepted.lines.iter().any(|pattern| matches(pattern, line))
     })
 }
 
 /// Whether a step that names this difference has to show it.
-pub(super) fn is_due(key: &str, driver: &str, old: bool) -> bool {
+pub(super) fn is_due(key: &str, driver: &str, age: Age) -> bool {
     let found = ACCEPTED.iter().find(|accepted| accepted.key == key);
     found
         .unwrap_or_else(|| panic!("{key} is not in the table"))
-        .applies(driver, old)
+        .applies(driver, age)
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for any text.
@@ -367,15 +395,31 @@ fn every_difference_has_a_name_and_a_reason_of_its_own() {
             .iter()
             .all(|accepted| !accepted.key.is_empty() && accepted.why.len() > 20)
     );
-    assert!(accepting("/graph/mounts: only in the second (directory)", None, "vfs", true).is_some());
     assert!(
         accepting(
             "/graph/mounts: only in the second (directory)",
             None,
             "vfs",
-            false
+            Age::Old
+        )
+        .is_some()
+    );
+    assert!(
+        accepting(
+            "/graph/mounts: only in the second (directory)",
+            None,
+            "vfs",
+            Age::New
         )
         .is_none()
     );
-    assert!(accepting("answer [] / failed: x: not a directory", None, "overlay", false).is_none());
+    assert!(
+        accepting(
+            "answer [] / failed: x: not a directory",
+            None,
+            "overlay",
+            Age::New
+        )
+        .is_none()
+    );
 }

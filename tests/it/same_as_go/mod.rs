@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use accepted::accepting;
+use accepted::{Age, accepting};
 use archives::Archives;
 use names::Names;
 use op::{New, Op, Step};
@@ -102,6 +102,11 @@ async fn run(driver: &'static str, set: PeerSet) {
     let (mut ours, mut theirs) = (Side::new(driver, set, started), Side::new(driver, set, started));
     let store = ours.root.open().await;
     let old = theirs::is_old(&theirs.root);
+    let age = match set {
+        _ if old => Age::Old,
+        PeerSet::Trixie => Age::Middle,
+        _ => Age::New,
+    };
     let script = script::script();
     let known: BTreeSet<&str> = script
         .iter()
@@ -128,7 +133,7 @@ async fn run(driver: &'static str, set: PeerSet) {
         }
         let mut shown = false;
         for line in lines {
-            match accepting(&line, *differs, driver, old) {
+            match accepting(&line, *differs, driver, age) {
                 Some(accepted) => {
                     shown |= Some(accepted.key) == *differs;
                     *seen.entry(accepted.key).or_default() += 1;
@@ -136,7 +141,7 @@ async fn run(driver: &'static str, set: PeerSet) {
                 None => found.push(format!("step {number}, {}: {line}", title(op))),
             }
         }
-        if let Some(key) = differs.filter(|key| !shown && accepted::is_due(key, driver, old)) {
+        if let Some(key) = differs.filter(|key| !shown && accepted::is_due(key, driver, age)) {
             found.push(format!(
                 "step {number}, {}: the difference {key:?} is gone",
                 title(op)
