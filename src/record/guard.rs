@@ -13,6 +13,7 @@ use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::sys::atomic::{self, Mtime};
 use crate::sys::name_sync::{self, NameSync};
+use crate::sys::reserve;
 
 /// The rows as they are on disk. While it exists, no task or process can change them, unless it comes from
 /// [`Records::unlocked_snapshot`](super::Records::unlocked_snapshot).
@@ -184,7 +185,7 @@ impl<R: Record> WriteGuard<R> {
         }
         for (location, file, content) in files {
             before(&file.path)?;
-            let mtime = atomic::write_file_with_reserve(&file.path, &content, 0o600, file.sync)?;
+            let mtime = reserve::write_file(&file.path, &content, 0o600, file.sync)?;
             self.core.keep_reserve(location, content.len() as u64);
             if let Some(remembered) = self.mtimes.get_mut(location) {
                 *remembered = Some(mtime);

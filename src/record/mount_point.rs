@@ -285,7 +285,7 @@ impl MountGuard {
         self.token = None;
         // Compat: the token first, as for all records.
         let token = self.lock.write_token()?;
-        atomic::write_file_with_reserve(&self.core.path, &content, 0o600, true)?;
+        reserve::write_file(&self.core.path, &content, 0o600, true)?;
         reserve::keep(&self.core.path, content.len() as u64);
         self.token = Some(token);
         Ok(())

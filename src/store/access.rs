@@ -32,11 +32,11 @@ use crate::record::mount_point::{MountPointRow, MountPoints, MountTable};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::record::{ReadGuard, Records, WriteGuard};
+use crate::store::Store;
 use crate::store::all_stores::{AllStores, LockedImages};
 use crate::store::dirs::item_dir;
 use crate::store::inner::{Additional, StoreOrigin};
 use crate::store::layer_store::locked::LayerStore;
-use crate::store::{Store, containers, images};
 
 /// How often a reader starts a repair of what a crash has left before it reports an error.
 const MAX_CLEANUPS: usize = 3;
@@ -280,24 +280,25 @@ impl Store {
         visit(&guard)
     }
 
-    /// A container (an ID, name, ID prefix or the ID of its layer), and what keeps it from being deleted.
+    /// A container (an ID, name, ID prefix or the ID of its layer), and what keeps it from being deleted; `None` if there is
+    /// none.
     pub(crate) async fn hold_container(
         &self,
         id: &str,
-    ) -> Result<(Arc<ContainerRow>, ReadGuard<ContainerRow>)> {
+    ) -> Result<Option<(Arc<ContainerRow>, ReadGuard<ContainerRow>)>> {
         let held = self.read_repaired(&self.inner.containers).await?;
-        let row = held
-            .find(id)
-            .map(Arc::clone)
-            .ok_or_else(|| containers::unknown(id))?;
-        Ok((row, held))
+        let found = held.find(id).map(Arc::clone);
+        Ok(found.map(|row| (row, held)))
     }
 
-    /// An image of any store (an ID, name or ID prefix), and what keeps it from being deleted.
-    pub(crate) async fn hold_image(&self, id: &str) -> Result<(Arc<ImageRow>, Vec<ReadGuard<ImageRow>>)> {
+    /// An image of any store (an ID, name or ID prefix), and what keeps it from being deleted; `None` if there is none.
+    pub(crate) async fn hold_image(
+        &self,
+        id: &str,
+    ) -> Result<Option<(Arc<ImageRow>, Vec<ReadGuard<ImageRow>>)>> {
         let primary = self.read_images().await?;
         let mut held = read_additional(&self.inner.additional_images).await?;
-        let row = match primary.find(id) {
+        let found = match primary.find(id) {
             Some(row) => Some(Arc::clone(row)),
             // A name that was taken from the pulled-up copy of an image must not be found in the original again.
             None => held
@@ -307,7 +308,7 @@ impl Store {
                 .map(Arc::clone),
         };
         held.push(primary);
-        Ok((row.ok_or_else(|| images::unknown(id))?, held))
+        Ok(found.map(|row| (row, held)))
     }
 
     /// Runs `change` in a blocking step that holds the container store exclusively.

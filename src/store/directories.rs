@@ -7,8 +7,8 @@ use bytes::Bytes;
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::options::Durability;
-use crate::store::Store;
 use crate::store::dirs::item_dir;
+use crate::store::{Store, containers, images};
 use crate::sys::{atomic, make_private_dir, name_sync};
 
 /// # Directories
@@ -20,7 +20,7 @@ impl Store {
         dir: PathBuf,
         step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (row, held) = self.hold_image(id).await?;
+        let (row, held) = self.hold_image(id).await?.ok_or_else(|| images::unknown(id))?;
         let full = self.syncs_everything();
         bridge::run(move || {
             let done = user_data(dir, &row.id, full).and_then(step);
@@ -37,7 +37,10 @@ impl Store {
         dir: PathBuf,
         step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (row, held) = self.hold_container(id).await?;
+        let (row, held) = self
+            .hold_container(id)
+            .await?
+            .ok_or_else(|| containers::unknown(id))?;
         let full = self.syncs_everything();
         bridge::run(move || {
             let done = user_data(dir, &row.id, full).and_then(step);

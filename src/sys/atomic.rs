@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::sys::{make_private_subdir, random, reserve, unnamed};
+use crate::sys::{make_private_subdir, random, unnamed};
 
 /// The prefix of the names of temporary files.
 const PREFIX: &[u8] = b".tmp-";
@@ -230,17 +230,6 @@ pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sy
             }
             write_file(target, content, mode, sync)
         }
-        result => result,
-    }
-}
-
-/// As [`write_file_in_new_dir`]; where the disk is full, with a [reserve](crate::sys::reserve) of the target.
-pub(crate) fn write_file_with_reserve(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Mtime> {
-    match write_file_in_new_dir(target, content, mode, sync) {
-        Err(error) if error.is_full() => match reserve::replace(target, content, mode, sync)? {
-            Some(mtime) => Ok(mtime),
-            None => Err(error),
-        },
         result => result,
     }
 }

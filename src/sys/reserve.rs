@@ -20,7 +20,7 @@ use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::error::{IoContext as _, Result};
-use crate::sys::atomic::Mtime;
+use crate::sys::atomic::{self, Mtime};
 
 /// Reserves of one file.
 const COUNT: usize = 2;
@@ -63,8 +63,16 @@ fn keep_one(path: &Path, size: u64) -> std::io::Result<()> {
     Ok(())
 }
 
+/// As [`atomic::write_file_in_new_dir`]; where the disk is full, with a reserve of the target.
+pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Mtime> {
+    match atomic::write_file_in_new_dir(target, content, mode, sync) {
+        Err(error) if error.is_full() => replace(target, content, mode, sync)?.ok_or(error),
+        result => result,
+    }
+}
+
 /// Replaces `target` by a file with this content and mode without asking for space. `None` if no reserve has enough.
-pub(crate) fn replace(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Option<Mtime>> {
+fn replace(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Option<Mtime>> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut reserves: Vec<(u64, PathBuf, File)> = paths(target)
         .filter_map(|path| {

@@ -195,5 +195,7 @@ async fn the_layer_below_a_new_one_and_that_of_an_item() {
     assert!(store.layers().await.unwrap().is_empty());
     assert!(root.layer_directories().is_empty());
     assert!(!root.metadata_dir("layers").join("layer").exists());
-    assert_eq!(root.temporary_files(), Vec::<String>::new());
+    wait_until("temporary files are removed", || {
+        root.temporary_files().is_empty()
+    });
 }

@@ -8,9 +8,9 @@ use tokio::runtime::Runtime;
 
 use crate::operation::{Blob, Data, NameChange, New, Operation};
 use crate::run::{Bench, Setup};
-use crate::support::needs;
-use crate::support::peers::Run as _;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
+use crate::support::{each_set, needs};
 use crate::worker::{Remote, was_injected};
 
 /// Renames make changes take place, one each. The others come before and after. Of a set, each is counted for itself.
@@ -69,7 +69,13 @@ fn container(letter: char, image: Option<char>, names: &[&str], volatile: bool) 
 
 /// Makes the call in a process that is killed before one of the system calls, one after the other, each time on a new
 /// store that `before` has been done to. Returns how often.
-fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Operation, then_go: bool) -> u32 {
+/// Where `then_go` is given, a Go program of that set is the next writer.
+fn kill_before_each(
+    driver: &'static str,
+    before: &[Operation],
+    operation: &Operation,
+    then_go: Option<PeerSet>,
+) -> u32 {
     let runtime = Runtime::new().unwrap();
     let mut spare: Option<Remote> = None;
     let mut kills = 0;
@@ -78,6 +84,7 @@ fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Oper
             let mut setup = Setup {
                 runtime: &runtime,
                 driver,
+                peers: then_go.unwrap_or(PeerSet::Installed),
                 spare: &mut spare,
             };
             let mut bench = Bench::new(&mut setup, false).unwrap();
@@ -95,7 +102,7 @@ fn kill_before_each(driver: &'static str, before: &[Operation], operation: &Oper
                 traced.begin(operation);
                 let outcome = traced.end();
                 traced.wait();
-                if then_go && outcome.is_none() {
+                if then_go.is_some() && outcome.is_none() {
                     go_writes(&bench.root)?;
                 }
                 bench.after_kill(operation, outcome.as_ref(), count % 2 == 0)?;
@@ -120,7 +127,7 @@ macro_rules! killed {
         #[test]
         fn $name() {
             needs!("strace");
-            let kills = kill_before_each($driver, &[$($before),*], &$operation, false);
+            let kills = kill_before_each($driver, &[$($before),*], &$operation, None);
             assert!(kills >= 2, "only {kills} moments");
         }
     )*};
@@ -195,15 +202,14 @@ fn go_writes(root: &TestRoot) -> Result<(), String> {
     Ok(())
 }
 
-/// One test each.
+/// One test for each set of peers.
 macro_rules! killed_before_go_writes {
     ($($name:ident: $driver:literal, [$($before:expr),* $(,)?], $operation:expr;)*) => {$(
-        #[test]
-        fn $name() {
-            needs!("strace", "containers-storage");
-            let kills = kill_before_each($driver, &[$($before),*], &$operation, true);
+        fn $name(set: PeerSet) {
+            let kills = kill_before_each($driver, &[$($before),*], &$operation, Some(set));
             assert!(kills >= 2, "only {kills} moments");
         }
+        each_set!(fn $name: "strace", "containers-storage");
     )*};
 }
 
@@ -247,6 +253,7 @@ fn fail_each(driver: &'static str, before: &[Operation], operation: &Operation) 
             let mut setup = Setup {
                 runtime: &runtime,
                 driver,
+                peers: PeerSet::Installed,
                 spare: &mut spare,
             };
             let mut bench = Bench::new(&mut setup, false).unwrap();

@@ -15,6 +15,7 @@ use crate::observe::observe;
 use crate::operation::{Operation, Outcome, digest};
 use crate::plan::Plan;
 use crate::rules::Expected;
+use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 use crate::worker::{Location, Remote};
 
@@ -105,6 +106,8 @@ impl std::fmt::Display for Counts {
 pub(crate) struct Setup<'a> {
     pub(crate) runtime: &'a Runtime,
     pub(crate) driver: &'static str,
+    /// The programs beside which the store is used.
+    pub(crate) peers: PeerSet,
     /// The other process, which survives its sequence if it can.
     pub(crate) spare: &'a mut Option<Remote>,
 }
@@ -141,7 +144,7 @@ fn matches(expected: &Expected, outcome: &Outcome) -> bool {
 impl<'a> Bench<'a> {
     /// A fresh store, open in this process.
     pub(crate) fn new(setup: &mut Setup<'a>, transient: bool) -> Result<Self, String> {
-        let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), setup.driver);
+        let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), setup.driver).of(setup.peers);
         let location = Location::of(&root, transient);
         let there = setup.spare.take().unwrap_or_else(|| Remote::start(&root));
         let opened = setup.runtime.block_on(location.open());

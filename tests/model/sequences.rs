@@ -11,6 +11,7 @@ use crate::kill::Moment;
 use crate::plan::{Ids, plan};
 use crate::run::{Counts, Kill, Setup, Step, run};
 use crate::support::needs;
+use crate::support::peers::PeerSet;
 
 /// How often a shorter sequence is tried before it counts as one that does not fail: kills come at other moments each
 /// time.
@@ -85,6 +86,7 @@ fn sequences(driver: &'static str, default: u32, with_kills: bool) {
             let mut setup = Setup {
                 runtime: &runtime,
                 driver,
+                peers: PeerSet::Installed,
                 spare: &mut spare,
             };
             match run(&mut setup, transient, &steps) {
