@@ -15,12 +15,7 @@
     reason = "what was skipped and measured belongs to the output"
 )]
 
-#[expect(
-    dead_code,
-    unused_imports,
-    unused_macros,
-    reason = "shared with tests/it, which uses the rest"
-)]
+#[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
 #[path = "../support/mod.rs"]
 mod support;
 
