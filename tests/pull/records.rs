@@ -158,7 +158,11 @@ async fn a_registry_is_pulled_from_as_podman_does(set: PeerSet) {
     assert_same_stores(&ours, &theirs);
 
     for arguments in [
-        vec!["images", "--digests", "--no-trunc"],
+        vec![
+            "images",
+            "--format",
+            "{{.ID}} {{.Digest}} {{.Repository}} {{.Tag}} {{.Size}} {{.CreatedAt}}",
+        ],
         vec!["image", "inspect", &names[0], &names[1]],
     ] {
         let shown = |root: &TestRoot| root.podman().with(&arguments).run();
