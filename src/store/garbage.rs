@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data::{self, Items as _};
+use crate::record::record_trait::Record as _;
 use crate::record::{TAR_SPLIT, lost};
 use crate::store::Store;
 use crate::store::all_stores::AllStores;
@@ -73,7 +74,9 @@ impl AllStores {
         }
         if let Some(file) = containers.unwritten(container_location::VOLATILE) {
             let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
-            let nobodys = volatile.any(|layer| containers.by_layer(&layer.id).is_none());
+            // A layer that a killed process was making or deleting has lost its container for another reason.
+            let nobodys =
+                volatile.any(|layer| layer.intent().is_empty() && containers.by_layer(&layer.id).is_none());
             if file.exists() || nobodys {
                 return Err(lost(file, &evidence));
             }
