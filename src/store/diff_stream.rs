@@ -44,7 +44,7 @@ pub(super) const COMPARED_ENTRIES: usize = 2048;
 /// reading fails.
 ///
 /// If the layer is deleted while it is read, the stream ends with an error of the kind
-/// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown).
+/// [`ErrorKind::LayerUnknown`].
 pub struct DiffStream {
     stream: ByteStream,
     compression: Compression,
