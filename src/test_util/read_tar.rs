@@ -60,7 +60,7 @@ impl ReadEntry {
 /// let tar = TarBuilder::new().dir("etc").file("etc/name", "test").build();
 /// let layer = store.put_image_layer(None, std::io::Cursor::new(tar)).await?;
 /// let entries = read_tar(store.diff(None, layer.id(), DiffOptions::default()).await?).await?;
-/// assert_eq!(entries[0].name, "etc/");
+/// assert_eq!(entries[0].name, "etc");
 /// assert_eq!((entries[1].name.as_str(), entries[1].text().as_str()), ("etc/name", "test"));
 /// # store.close().await
 /// # }
