@@ -1,4 +1,4 @@
-//! Errors of reading what somebody deletes meanwhile.
+//! Errors of reading what is deleted meanwhile.
 //!
 //! Content is read outside the locks. When it is deleted meanwhile, files are missing, which looks like damage: so
 //! after a failure the records are asked whether the item is still there.

@@ -21,13 +21,7 @@ impl Store {
         step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (row, held) = self.hold_image(id).await?.ok_or_else(|| images::unknown(id))?;
-        let full = self.syncs_everything();
-        bridge::run(move || {
-            let done = user_data(dir, &row.id, full).and_then(step);
-            drop(held);
-            done
-        })
-        .await
+        self.in_item_dir(dir, row.id.to_string(), held, step).await
     }
 
     /// As [`Store::in_image_dir`], of a container.
@@ -41,9 +35,20 @@ impl Store {
             .hold_container(id)
             .await?
             .ok_or_else(|| containers::unknown(id))?;
+        self.in_item_dir(dir, row.id.to_string(), held, step).await
+    }
+
+    /// Runs a step on the directory of the item `id` below `dir`. While it runs `held` keeps the item from being deleted.
+    async fn in_item_dir<T: Send + 'static>(
+        &self,
+        dir: PathBuf,
+        id: String,
+        held: impl Send + 'static,
+        step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let full = self.syncs_everything();
         bridge::run(move || {
-            let done = user_data(dir, &row.id, full).and_then(step);
+            let done = user_data(dir, &id, full).and_then(step);
             drop(held);
             done
         })

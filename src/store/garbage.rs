@@ -75,9 +75,9 @@ impl AllStores {
         if let Some(file) = containers.unwritten(container_location::VOLATILE) {
             let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
             // A layer that a killed process was making or deleting has lost its container for another reason.
-            let nobodys =
+            let orphaned =
                 volatile.any(|layer| layer.intent().is_empty() && containers.by_layer(&layer.id).is_none());
-            if file.exists() || nobodys {
+            if file.exists() || orphaned {
                 return Err(lost(file, &evidence));
             }
         }
