@@ -70,6 +70,12 @@ impl LayerRow {
         Companion::of(intent::of(&self.flags))
     }
 
+    /// Whether this can be the layer of a container that is not being made or deleted: such a layer is made without names
+    /// and metadata.
+    pub(crate) fn may_be_of_container(&self) -> bool {
+        self.names.is_empty() && self.metadata.is_empty() && self.intent().is_empty()
+    }
+
     /// Sets or clears the flag of incomplete content.
     pub(crate) fn set_incomplete(&mut self, incomplete: bool) {
         if incomplete {

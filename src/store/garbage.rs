@@ -6,7 +6,6 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data::{self, Items as _};
-use crate::record::record_trait::Record as _;
 use crate::record::{TAR_SPLIT, lost};
 use crate::store::Store;
 use crate::store::all_stores::AllStores;
@@ -74,9 +73,8 @@ impl AllStores {
         }
         if let Some(file) = containers.unwritten(container_location::VOLATILE) {
             let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
-            // A layer that a killed process was making or deleting has lost its container for another reason.
             let orphaned =
-                volatile.any(|layer| layer.intent().is_empty() && containers.by_layer(&layer.id).is_none());
+                volatile.any(|layer| layer.may_be_of_container() && containers.by_layer(&layer.id).is_none());
             if file.exists() || orphaned {
                 return Err(lost(file, &evidence));
             }

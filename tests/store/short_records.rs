@@ -173,6 +173,18 @@ each_driver! {
         is_whole(&store.reopen().await).await;
     }
 
+    async fn a_volatile_layer_without_a_container_is_no_sign_of_lost_records(store) {
+        fill(&store).await;
+        let mut options = LayerOptions::default().name("cache").metadata("of a build");
+        options.volatile = true;
+        store.create_layer(None, options).await.unwrap();
+        let stray = store.records("containers").join("f".repeat(64));
+        std::fs::create_dir(&stray).unwrap();
+        store.garbage_collect().await.unwrap();
+        assert!(!stray.exists());
+        is_whole(&store.reopen().await).await;
+    }
+
     async fn an_empty_file_of_mounts_is_an_error(store) {
         fill(&store).await;
         let mounts = store.path().join(format!("run/{}-layers/mountpoints.json", store.graph_driver_name()));
