@@ -11,7 +11,7 @@ use flate2::Crc;
 use libdeflater::{CompressionLvl, Compressor};
 
 use crate::archive::compress::deflate_blocks;
-use crate::archive::compress::parallel::{Format, Tools};
+use crate::archive::compress::format::{Format, Tools};
 
 /// With the search for the ends of blocks, 85 % of the work of zlib-rs's level 3, for 1 % fewer bytes.
 const LEVEL: i32 = 2;

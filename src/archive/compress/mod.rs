@@ -4,6 +4,7 @@ pub(crate) mod blob_reader;
 mod buffers;
 pub(crate) mod decode;
 mod deflate_blocks;
+pub(crate) mod format;
 pub(crate) mod gzip;
 pub(crate) mod hash_queue;
 mod pace;

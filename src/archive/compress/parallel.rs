@@ -9,100 +9,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 
+use crate::archive::compress::format::{Format, MAX_THREADS, ToolBox};
 use crate::bridge::{self, PollChunks, Pool, Producer, Progress, Running};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-
-/// More processors than that are never kept busy by one reader of files.
-const MAX_THREADS: usize = 8;
 
 /// Bytes that may wait for the reader beside one block for each processor; at least one block, and not more than one
 /// for each processor.
 const WAITING: usize = 4 << 20;
-
-/// Tools that are kept for the next block, of all streams of one format.
-const MAX_TOOLS: usize = 2 * MAX_THREADS;
-
-/// A way to compress of which the parts of a stream can be made apart.
-pub(crate) trait Format: Default + Send + Sync + 'static {
-    /// Bytes that are compressed at a time.
-    const BLOCK: usize;
-    /// What a stream starts with.
-    const HEAD: &'static [u8];
-    /// What compresses one block after the other.
-    type Encoder: Send;
-    /// A compressed block.
-    type Block: Into<Vec<u8>> + Send;
-
-    /// Starts an encoder.
-    fn encoder() -> io::Result<Self::Encoder>;
-
-    /// Where the tools of this format are found.
-    fn tools() -> &'static Tools<Self>;
-
-    /// Compresses one block, which is never empty.
-    fn compress(encoder: &mut Self::Encoder, data: &[u8]) -> io::Result<Self::Block>;
-
-    /// Takes note of a block that follows those so far.
-    fn follow(&mut self, block: &Self::Block);
-
-    /// What comes after the last block.
-    fn tail(&self) -> Vec<u8>;
-}
-
-/// What a step needs to compress a block.
-struct Tool<F: Format> {
-    encoder: F::Encoder,
-    /// The block, empty between the steps.
-    block: Vec<u8>,
-}
-
-/// The tools that are not in use, as long as there is a stream that was read from.
-pub(crate) struct Tools<F: Format>(Mutex<Weak<ToolBox<F>>>);
-
-struct ToolBox<F: Format>(Mutex<Vec<Tool<F>>>);
-
-impl<F: Format> Tools<F> {
-    /// None.
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new(Weak::new()))
-    }
-
-    fn get(&self) -> Arc<ToolBox<F>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.upgrade().unwrap_or_else(|| {
-            let new = Arc::new(ToolBox(Mutex::default()));
-            *known = Arc::downgrade(&new);
-            new
-        })
-    }
-}
-
-impl<F: Format> ToolBox<F> {
-    fn take(&self) -> io::Result<Tool<F>> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match kept {
-            Some(tool) => Ok(tool),
-            None => Ok(Tool {
-                encoder: F::encoder()?,
-                block: Vec::new(),
-            }),
-        }
-    }
-
-    fn put(&self, mut tool: Tool<F>) {
-        tool.block.clear();
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < MAX_TOOLS {
-            kept.push(tool);
-        }
-    }
-}
 
 /// Steps under way that are not the only one of their stream.
 static EXTRA_STEPS: AtomicUsize = AtomicUsize::new(0);
@@ -324,6 +243,7 @@ impl<F: Format, P: Producer> Drop for ParallelStream<F, P> {
 #[cfg(test)]
 pub(in crate::archive) mod tests {
     use super::*;
+    use crate::archive::compress::format::Tools;
     use crate::bridge::ByteStream;
     use std::io::Write as _;
     use std::process::{Command, Stdio};

@@ -8,7 +8,7 @@ use std::io;
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::CParameter;
 
-use crate::archive::compress::parallel::{Format, Tools};
+use crate::archive::compress::format::{Format, Tools};
 
 /// What libzstd and the Go library have for the usual one.
 const LEVEL: i32 = 3;

@@ -1,5 +1,6 @@
 //! The tar format: headers, PAX records, sparse maps, a reader and a writer.
 
+mod block;
 pub(crate) mod header;
 pub(crate) mod pax;
 pub(crate) mod reader;

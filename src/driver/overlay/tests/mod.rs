@@ -1,0 +1,6 @@
+//! Cases of the overlay driver alone.
+
+mod home;
+mod links;
+mod place;
+mod programs;

@@ -1,0 +1,73 @@
+//! Keys of items, and how an item of an image or container is set.
+
+use std::path::Path;
+
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::big_data::{Items, Recorded};
+use crate::record::{WriteGuard, big_data, intent};
+use crate::store::images;
+use crate::sys::make_private_subdir;
+
+pub(super) fn missing_item(key: &str, kind: &str, id: &str) -> Error {
+    ErrorKind::NotFound.err(format!("locating item named {key:?} for {kind} with ID {id:?}"))
+}
+
+/// Refuses a key under which nothing can be stored.
+pub(super) fn check_new(key: &str) -> Result<()> {
+    big_data::file_name(key).map(drop)
+}
+
+/// The item `key` of a record with these keys. A file that no record names is none: a writer that was killed leaves
+/// one, and so does the Go library.
+pub(super) fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) -> Result<&'a str> {
+    if key.is_empty() {
+        return Err(ErrorKind::InvalidBigDataName.err("big data key \"\" (empty)"));
+    }
+    let found = names.iter().find(|name| *name == key);
+    found
+        .map(String::as_str)
+        .ok_or_else(|| missing_item(key, kind, id))
+}
+
+/// Sets an item of an image or container whose files are in `dir`, and has it recorded where the record does not say
+/// the same already.
+pub(super) fn set_item<R: Items>(
+    store: &mut WriteGuard<R>,
+    row: &R,
+    dir: &Path,
+    key: &str,
+    data: &[u8],
+    digest: Digest,
+) -> Result<()> {
+    let new = Recorded {
+        size: i64::try_from(data.len()).unwrap_or(i64::MAX),
+        digest: digest.to_string(),
+    };
+    let mut record = |intent: &str| {
+        for dir in [Some(dir), dir.parent()].into_iter().flatten() {
+            store.rely_on(dir.to_owned());
+        }
+        store.table_mut().update(row.id(), |row| {
+            row.record(key, data.len(), digest.clone());
+            row.set_intent(intent);
+        })?;
+        store.save()
+    };
+    let exists = row.items().0.iter().any(|name| name == key);
+    let same = exists && row.recorded(key).as_ref() == Some(&new);
+    if same || !exists {
+        if same {
+            // Left waiting by a killed writer, it would be found before what is written now.
+            big_data::settle(dir, key, &new)?;
+        }
+        images::write_items(dir, std::iter::once((key, data)))?;
+        return if same { Ok(()) } else { record("") };
+    }
+    make_private_subdir(dir)?;
+    big_data::write_waiting(dir, key, data, &new, true)?;
+    record(intent::DATA)?;
+    // Whatever fails from here on: the item is set, and the next user of the store completes this.
+    big_data::settle(dir, key, &new)?;
+    record("")
+}

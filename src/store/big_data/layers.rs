@@ -1,0 +1,155 @@
+//! Named data of layers.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::io::AsyncRead;
+use tokio::io::AsyncReadExt as _;
+
+use crate::bridge;
+use crate::bridge::{ByteStream, Detached, FilePart};
+use crate::error::IoContext as _;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::temp_dir::TempDir;
+use crate::record::big_data;
+use crate::record::layer::LayerRow;
+use crate::store::Store;
+use crate::store::access::hit;
+use crate::store::big_data::item::{check_new, missing_item, named};
+use crate::store::big_data::reader::BigDataReader;
+use crate::store::deleted::ReadLayers;
+use crate::store::dirs::item_dir;
+use crate::store::inner::StoreOrigin;
+use crate::sys::make_private_subdir;
+
+/// Bytes that one step writes of an item that comes in as a stream.
+const SPOOL_STEP: usize = 1 << 20;
+
+/// # Big data of layers
+impl Store {
+    /// Keys of a layer's big data items, in the order in which they were first set.
+    ///
+    /// Takes the layer lock shared for a moment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`].
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn list_layer_big_data(&self, id: &str) -> Result<Vec<String>> {
+        Ok(self.layer(id).await?.big_data_names().to_vec())
+    }
+
+    /// A big data item of a layer.
+    ///
+    /// Takes the layer lock shared for a moment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], also if the layer is deleted meanwhile, [`ErrorKind::NotFound`] for an item that does not exist,
+    /// [`ErrorKind::InvalidBigDataName`] for an empty key.
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn layer_big_data(&self, id: &str, key: &str) -> Result<BigDataReader> {
+        let found = self
+            .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
+            .await?;
+        let Some((row, home)) = found else {
+            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+        };
+        self.open_layer_item(row, home, key).await
+    }
+
+    pub(crate) async fn open_layer_item(
+        &self,
+        row: Arc<LayerRow>,
+        home: StoreOrigin,
+        key: &str,
+    ) -> Result<BigDataReader> {
+        let id = row.id.clone();
+        let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
+        let layer = ReadLayers::new(self.clone(), row, None);
+        let dir = match home {
+            StoreOrigin::Primary => self.inner.dirs.layer_data(&id)?,
+            StoreOrigin::Additional { index, .. } => {
+                item_dir(self.inner.additional_layers[index].dir.clone(), &id)?
+            }
+        };
+        let opened = bridge::run(move || {
+            let file = big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id))?;
+            let size = file.metadata().at("looking at big data item", &key)?.len();
+            Ok(BigDataReader {
+                stream: ByteStream::of(FilePart::new(file, 0, size)),
+                size,
+            })
+        });
+        match opened.await {
+            Ok(reader) => Ok(reader),
+            Err(error) => Err(layer.explain(error).await),
+        }
+    }
+
+    /// Stores a big data item with a layer of the primary store, replacing the old one only if `data` ends well.
+    ///
+    /// The stream is read to a temporary file first; then the layer lock is taken exclusively for one step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::InvalidBigDataName`], [`ErrorKind::Io`] for what `data` reports.
+    ///
+    /// # Cancellation
+    /// Nothing has happened, or the step finishes in the background.
+    pub async fn set_layer_big_data(&self, id: &str, key: &str, data: impl AsyncRead + Send) -> Result<()> {
+        check_new(key)?;
+        let (temp, path) = self.spool(data).await?;
+        let (layer, key) = (id.to_owned(), key.to_owned());
+        self.write_to_layer_store(move |layers| {
+            let row = layers.find(&layer)?;
+            let dir = layers.inner.dirs.layer_data(&row.id)?;
+            make_private_subdir(&dir)?;
+            let mut file =
+                std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
+            big_data::write_stream(&dir, &key, &mut file, true)?;
+            drop(temp.into_inner());
+            layers.rely_on_data(dir);
+            if row.big_data_names.contains(&key) {
+                return Ok(());
+            }
+            layers
+                .table_mut()
+                .update(&row.id, |row| row.big_data_names.push(key))?;
+            layers.save()
+        })
+        .await
+    }
+
+    /// Writes a stream to a temporary file; each step on the pool writes what has arrived by then.
+    async fn spool(&self, data: impl AsyncRead + Send) -> Result<(Detached<TempDir>, PathBuf)> {
+        let failed = |error| Error::io("receiving a big data item", error);
+        let dir = self.inner.dirs.layers_tmp();
+        let (mut file, path, temp) = bridge::run(move || {
+            let mut temp = TempDir::create(&dir)?;
+            let path = temp.addition();
+            let file = std::fs::File::create_new(&path).at("creating", &path)?;
+            Ok((file, path, Detached::new(temp)))
+        })
+        .await?;
+        let mut data = Box::pin(data);
+        let mut buffer = bytes::BytesMut::with_capacity(SPOOL_STEP);
+        loop {
+            let count = data.read_buf(&mut buffer).await.map_err(failed)?;
+            if !buffer.is_empty() && (count == 0 || buffer.len() >= SPOOL_STEP) {
+                let chunk = buffer.split().freeze();
+                file = bridge::run(move || {
+                    file.write_all(&chunk).map_err(failed)?;
+                    Ok(file)
+                })
+                .await?;
+                buffer.reserve(SPOOL_STEP);
+            }
+            if count == 0 {
+                return Ok((temp, path));
+            }
+        }
+    }
+}
