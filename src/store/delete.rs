@@ -1,9 +1,8 @@
-//! Deleting layers, images and containers, and everything.
+//! Deleting layers, images and containers.
 
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::all_stores::{AllStores, remove_dirs};
-use crate::store::dirs::item_dir;
+use crate::store::all_stores::AllStores;
 
 /// The ID of an image that no container uses.
 fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
@@ -158,70 +157,6 @@ impl Store {
                 Some(id) => all.layers.delete_all(&[id]),
                 None => Err(ErrorKind::LayerUnknown.err(format!("deleting {key:?}"))),
             }
-        })
-        .await
-    }
-
-    /// Deletes every container, image and layer of this store, whichever program made it: also those that Podman, Buildah or
-    /// CRI-O keep in the same graph root, with what their containers hold, and whatever else the driver takes for a
-    /// layer. Mounted layers are unmounted. No safety checks; a program that wants to remove only what is its own
-    /// deletes that by ID.
-    ///
-    /// With a separate image store the images there and those in the graph root are deleted. Additional read-only
-    /// stores are left alone.
-    ///
-    /// Takes the layer, image and container locks exclusively for one step.
-    ///
-    /// # Errors
-    /// The first failure stops it.
-    ///
-    /// # Cancellation
-    /// As [`Store::delete_layer`].
-    pub async fn wipe(&self) -> Result<()> {
-        let dirs = self.inner.dirs.clone();
-        self.write_to_all_stores(move |all| {
-            let containers: Vec<String> = all.containers.rows().map(|row| row.id.to_string()).collect();
-            for id in &containers {
-                remove_dirs(&[
-                    item_dir(dirs.containers(), id)?,
-                    item_dir(dirs.run_containers(), id)?,
-                ])?;
-                drop(all.containers.table_mut().remove(id));
-            }
-            if !containers.is_empty() {
-                all.containers.save()?;
-            }
-            for store in &mut all.images {
-                let images: Vec<String> = store.records.rows().map(|row| row.id.to_string()).collect();
-                for id in &images {
-                    drop(store.records.table_mut().remove(id));
-                }
-                if !images.is_empty() {
-                    store.records.save()?;
-                }
-                for id in &images {
-                    remove_dirs(&[
-                        item_dir(store.dir.clone(), id)?,
-                        item_dir(dirs.graph_images(), id)?,
-                        item_dir(dirs.run_images(), id)?,
-                    ])?;
-                }
-            }
-            // Later layers have earlier ones as parents.
-            let layers: Vec<String> = all
-                .layers
-                .table()
-                .rows()
-                .rev()
-                .map(|row| row.id.to_string())
-                .collect();
-            if !layers.is_empty() {
-                all.layers.delete_all(&layers)?;
-            }
-            for id in all.layers.driver.list_layers()? {
-                all.layers.move_away(&id)?;
-            }
-            Ok(())
         })
         .await
     }

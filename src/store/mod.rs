@@ -58,6 +58,8 @@ pub(crate) mod mount_guard;
 // Deleting and maintenance.
 mod delete;
 
+mod wipe;
+
 mod garbage;
 
 pub(crate) mod digest_lock;

@@ -156,6 +156,21 @@ killed! {
         key: id('a'),
         force: false,
     };
+    wiping: "overlay",
+        [
+            put('a', None), put('b', Some('a')), image('c', 'b'), put('9', None),
+            container('d', Some('c'), &["d"], false), container('f', Some('c'), &[], true), Operation::Mount(id('d')),
+        ],
+        Operation::Wipe;
+    wiping_whole_trees: "vfs",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false)],
+        Operation::Wipe;
+    shutting_down: "overlay",
+        [
+            put('a', None), put('b', Some('a')), image('c', 'b'), container('d', Some('c'), &[], false),
+            Operation::Mount(id('a')), Operation::Mount(id('d')), Operation::Mount(id('d')),
+        ],
+        Operation::Shutdown { force: true };
     replacing_an_image_item: "vfs", [put('a', None), image('b', 'a')], Operation::SetImageData {
         key: id('b'),
         item: "manifest".into(),
@@ -174,7 +189,7 @@ killed! {
         Operation::Names { key: id('a'), change: NameChange::Set, names: vec!["x".into(), "new".into()] };
 }
 
-/// A Go program looks at the store, and writes all of its records.
+/// A Go program looks at the store, mounts and unmounts every container, and writes all of the records.
 fn go_writes(root: &TestRoot) -> Result<(), String> {
     let list = |kind: &str| -> Vec<Value> {
         let text = root.go().with([kind, "--json"]).run();
@@ -199,6 +214,11 @@ fn go_writes(root: &TestRoot) -> Result<(), String> {
     }
     run(&format!("delete-container {other}"));
     run(&format!("delete-image {other}"));
+    for row in list("containers") {
+        let id = row["id"].as_str().unwrap();
+        run(&format!("mount {id}"));
+        run(&format!("unmount {id}"));
+    }
     Ok(())
 }
 
@@ -222,6 +242,16 @@ killed_before_go_writes! {
     deleting_an_image_before_go_writes: "overlay",
         [put('a', None), put('b', Some('a')), image('c', 'b')],
         Operation::DeleteImage { key: id('c'), commit: true };
+    wiping_before_go_writes: "overlay",
+        [put('a', None), put('b', Some('a')), image('c', 'b'), container('d', Some('c'), &["d"], false)],
+        Operation::Wipe;
+    shutting_down_before_go_writes: "overlay",
+        [put('a', None), container('c', None, &[], false), Operation::Mount(id('a')), Operation::Mount(id('c'))],
+        Operation::Shutdown { force: true };
+    mounting_before_go_writes: "overlay", [container('c', None, &[], false)], Operation::Mount(id('c'));
+    unmounting_before_go_writes: "overlay",
+        [container('c', None, &[], false), Operation::Mount(id('c'))],
+        Operation::Unmount { key: id('c'), force: false };
     replacing_an_image_item_before_go_writes: "vfs",
         [put('a', None), image('b', 'a')], Operation::SetImageData {
             key: id('b'),

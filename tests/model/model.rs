@@ -280,6 +280,51 @@ impl Model {
         !self.stacked || layer.chain.iter().all(|birth| alive.contains(birth))
     }
 
+    /// The state in which of each item what is seen has happened to it that leads to the state `after`.
+    pub(crate) fn between(&self, after: &Self, seen: &Value) -> Self {
+        let mut between = self.clone();
+        between
+            .layers
+            .0
+            .retain(|layer| seen["layers"].get(&layer.common.id).is_some());
+        between
+            .images
+            .0
+            .retain(|image| seen["images"].get(&image.common.id).is_some());
+        let is_seen = |container: &Container| seen["containers"].get(&container.common.id).is_some();
+        between.containers.0.retain(is_seen);
+        for layer in &mut between.layers.0 {
+            if let Some(new) = after.layers.get(&layer.common.id)
+                && seen["layers"][&layer.common.id]["mounts"] == new.mounts
+            {
+                layer.mounts = new.mounts;
+            }
+        }
+        between
+    }
+
+    /// Whether everything is there that an item refers to.
+    pub(crate) fn check_references(&self) -> Result<(), String> {
+        let layers = self
+            .layers
+            .0
+            .iter()
+            .map(|layer| (&layer.common.id, layer.parent.as_ref()));
+        let images = self
+            .images
+            .0
+            .iter()
+            .map(|image| (&image.common.id, image.layer.as_ref()));
+        let containers = self.containers.0.iter();
+        let containers = containers.map(|container| (&container.common.id, Some(&container.layer)));
+        for (id, layer) in layers.chain(images).chain(containers) {
+            if let Some(layer) = layer.filter(|layer| self.layers.get(layer).is_none()) {
+                return Err(format!("{id} is there without the layer {layer}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Everything that callers see, as [`crate::observe`] tells it of a real store.
     pub(crate) fn view(&self) -> Value {
         let with = |common: &Common, more: Value| {

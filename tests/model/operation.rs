@@ -92,6 +92,7 @@ pub(crate) enum Operation {
     Shutdown {
         force: bool,
     },
+    Wipe,
 }
 
 /// What layers, images and containers are created with.
@@ -271,6 +272,11 @@ impl Operation {
         text[..end.unwrap_or(text.len())].to_owned()
     }
 
+    /// Whether it changes one item after the other.
+    pub(crate) fn is_stepwise(&self) -> bool {
+        matches!(self, Self::Shutdown { .. } | Self::Wipe)
+    }
+
     /// Makes the call. A failure that no model expects is told with its whole text.
     pub(crate) async fn run(&self, store: &Store) -> Outcome {
         self.call(store).await.map_err(|error| match error.kind() {
@@ -364,6 +370,7 @@ impl Operation {
                 }
             }
             Self::GarbageCollect => json!(store.garbage_collect().await?),
+            Self::Wipe => json!(store.wipe().await?),
             Self::Shutdown { force } => {
                 if *force {
                     ids(store.shutdown_force().await?.iter().map(String::as_str))

@@ -278,6 +278,7 @@ impl Plan {
                 force: self.rare,
             },
             Verb::GarbageCollect => Operation::GarbageCollect,
+            Verb::Shutdown if self.rare => Operation::Wipe,
             Verb::Shutdown => Operation::Shutdown { force: second },
         }
     }

@@ -150,6 +150,12 @@ impl Model {
                 Ok(json!(self.unmount(&top, *force)))
             }
             Operation::GarbageCollect => done(),
+            Operation::Wipe => {
+                self.layers.0.clear();
+                self.images.0.clear();
+                self.containers.0.clear();
+                done()
+            }
             Operation::Shutdown { force } => {
                 let mut mounted = Vec::new();
                 for layer in self.layers.0.iter_mut().filter(|layer| layer.mounts > 0) {

@@ -183,14 +183,14 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Whether the call will change something, as one change and not as several.
+    /// Whether the call will change something that is seen.
     fn is_worth_a_kill(&self, operation: &Operation) -> bool {
-        let several = matches!(
+        let unseen = matches!(
             operation,
-            Operation::Shutdown { .. } | Operation::SetContainerFile { .. } | Operation::Ask { .. }
+            Operation::SetContainerFile { .. } | Operation::Ask { .. }
         );
         let mut after = self.model.clone();
-        !several && after.apply(operation, None).is_ok() && after.view() != self.model.view()
+        !unseen && after.apply(operation, None).is_ok() && after.view() != self.model.view()
     }
 
     /// A call that is not interrupted.
@@ -241,7 +241,8 @@ impl<'a> Bench<'a> {
                 return Err(format!("the model says {expected:?}"));
             }
         }
-        let (before_view, after_view) = (self.model.view(), after.view());
+        let before_view = self.model.view();
+        let mut after_view = after.view();
         let mut views = Vec::new();
         for survivor in [survivor_first, !survivor_first] {
             let view = if survivor {
@@ -253,6 +254,11 @@ impl<'a> Bench<'a> {
                 seen.map_err(|error| format!("looking, by the successor: {error}"))?
             };
             let who = if survivor { "survivor" } else { "successor" };
+            if outcome.is_none() && operation.is_stepwise() && views.is_empty() {
+                after = self.model.between(&after, &view);
+                after.check_references()?;
+                after_view = after.view();
+            }
             if view != after_view && (outcome.is_some() || view != before_view) {
                 let before = difference(&before_view, &view);
                 let after = difference(&after_view, &view);
