@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::digest::Digest;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 
 /// What a digest in an index is the digest of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,11 @@ pub(crate) trait Record:
     /// Whether several rows with one ID stay in the file (the last one is found). Else the later ones are passed
     /// over.
     const KEEPS_DUPLICATE_IDS: bool = false;
+
+    /// The error for a key that names no row.
+    fn unknown(key: &str) -> Error {
+        Self::UNKNOWN.err(format!("locating {} with ID {key:?}", Self::NOUN))
+    }
 
     /// The row's ID.
     fn id(&self) -> &str;

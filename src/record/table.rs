@@ -148,9 +148,8 @@ impl<R: Record> Table<R> {
     }
 
     /// As [`Table::find`], or the error that there is no such row.
-    #[cfg(test)]
-    pub(crate) fn expect(&self, key: &str) -> Result<&Arc<R>> {
-        self.find(key).ok_or_else(|| unknown::<R>(key))
+    pub(crate) fn require(&self, key: &str) -> Result<&Arc<R>> {
+        self.find(key).ok_or_else(|| R::unknown(key))
     }
 
     fn by_prefix(&self, prefix: &str) -> Option<&Arc<R>> {
@@ -256,10 +255,10 @@ impl<R: Record> Table<R> {
     /// Changes the names of the row with exactly this ID. Names that other rows have are taken from them.
     pub(crate) fn apply_names(&mut self, id: &str, operation: NameOperation, names: &[String]) -> Result<()> {
         let Some(&position) = self.index.ids.get(id) else {
-            return Err(unknown::<R>(id));
+            return Err(R::unknown(id));
         };
         let Some(slot) = self.slots.get(&position) else {
-            return Err(unknown::<R>(id));
+            return Err(R::unknown(id));
         };
         let mut row = R::clone(&slot.row);
         let list = row.names_mut();
@@ -432,8 +431,4 @@ impl<R: Record> Slot<R> {
         }
         Ok(())
     }
-}
-
-fn unknown<R: Record>(key: &str) -> crate::error::Error {
-    R::UNKNOWN.err(format!("locating {} with ID {key:?}", R::NOUN))
 }

@@ -12,6 +12,7 @@ use crate::record::image::ImageRow;
 use crate::record::inline_id::InlineId;
 use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::record::{WriteGuard, lost, unknown_item};
 use crate::store::access::LayersAndImages;
 use crate::store::all_stores::remove_dirs;
@@ -171,7 +172,10 @@ impl Store {
             // The container is there; the next user of the store takes the mark off.
             tracing::warn!(container = id, error = %error.chain(), "cannot take the mark off the layer of a container yet");
         }
-        containers.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+        containers
+            .get(&id)
+            .map(Arc::clone)
+            .ok_or_else(|| ContainerRow::unknown(&id))
     }
 
     /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
@@ -203,7 +207,7 @@ impl Store {
     /// # Cancellation
     /// No effect.
     pub async fn container(&self, id: &str) -> Result<Container> {
-        self.read_container_store(|table| table.find(id).map(Container::new).ok_or_else(|| unknown(id)))
+        self.read_container_store(|table| table.require(id).map(Container::new))
             .await
     }
 
@@ -236,7 +240,7 @@ impl Store {
             table
                 .by_layer(layer.id())
                 .map(Container::new)
-                .ok_or_else(|| unknown(id))
+                .ok_or_else(|| ContainerRow::unknown(id))
         })
         .await
     }
@@ -268,11 +272,6 @@ fn new_row(
     row
 }
 
-/// The error for a container that is not there.
-pub(crate) fn unknown(id: &str) -> crate::error::Error {
-    ErrorKind::ContainerUnknown.err(format!("locating container with ID {id:?}"))
-}
-
 fn container_flags(options: &ContainerOptions, volatile: bool) -> std::collections::BTreeMap<String, Flag> {
     let mut flags = options.flags.clone();
     let text = |label: &Option<String>| Flag::Text(label.clone().unwrap_or_default());
@@ -296,7 +295,7 @@ impl LayersAndImages {
         let found = self.additional_images.iter().find_map(|table| table.find(key));
         found
             .map(|row| (Arc::clone(row), false))
-            .ok_or_else(|| images::unknown(key))
+            .ok_or_else(|| ImageRow::unknown(key))
     }
 
     /// A layer of any store by its ID, and whether it is in the primary one.

@@ -18,6 +18,7 @@ use crate::compression::Compression;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::deleted::ReadLayers;
@@ -95,13 +96,13 @@ impl Store {
             .await
         };
         let Some((to, home)) = find(to).await? else {
-            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {to:?}")));
+            return Err(LayerRow::unknown(to));
         };
         let asked = match from.filter(|from| !from.is_empty()) {
             Some(from) => {
                 let asked = find(from).await?.map(|(row, _)| row);
                 if asked.is_none() && to.parent.is_empty() {
-                    return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {from:?}")));
+                    return Err(LayerRow::unknown(from));
                 }
                 asked
             }
@@ -268,7 +269,7 @@ impl Store {
         let size = u64::try_from(pair.to.diff_size).ok().filter(|size| *size > 0);
         bridge::run(move || {
             if guard.get(&id).is_none() {
-                return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+                return Err(LayerRow::unknown(&id));
             }
             let tar_split = match File::open(&path) {
                 Ok(tar_split) => tar_split,

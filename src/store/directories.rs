@@ -7,8 +7,11 @@ use bytes::Bytes;
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::options::Durability;
+use crate::record::container::ContainerRow;
+use crate::record::image::ImageRow;
+use crate::record::record_trait::Record as _;
+use crate::store::Store;
 use crate::store::dirs::item_dir;
-use crate::store::{Store, containers, images};
 use crate::sys::{atomic, make_private_dir, name_sync};
 
 /// # Directories
@@ -20,7 +23,7 @@ impl Store {
         dir: PathBuf,
         step: impl FnOnce(PathBuf) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (row, held) = self.hold_image(id).await?.ok_or_else(|| images::unknown(id))?;
+        let (row, held) = self.hold_image(id).await?.ok_or_else(|| ImageRow::unknown(id))?;
         self.in_item_dir(dir, row.id.to_string(), held, step).await
     }
 
@@ -34,7 +37,7 @@ impl Store {
         let (row, held) = self
             .hold_container(id)
             .await?
-            .ok_or_else(|| containers::unknown(id))?;
+            .ok_or_else(|| ContainerRow::unknown(id))?;
         self.in_item_dir(dir, row.id.to_string(), held, step).await
     }
 

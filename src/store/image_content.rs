@@ -12,6 +12,8 @@ use tokio::io::AsyncReadExt as _;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::DiffOptions;
+use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::image_config::ImageConfig;
 use crate::store::image_manifest::{Descriptor, ImageManifest};
@@ -53,7 +55,7 @@ impl Store {
         let mut found: Vec<Layer> = Vec::new();
         let mut seen = HashSet::new();
         let mut next = top.map(str::to_owned);
-        let unknown = |id: &str| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}"));
+        let unknown = LayerRow::unknown;
         for _ in 0..MAX_READS {
             let circle: Option<Error> = self
                 .read_all_layer_stores(|home, table| {

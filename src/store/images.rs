@@ -4,12 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::options::{ImageBigData, ImageOptions};
 use crate::record::big_data::{self, Items as _};
 use crate::record::image::ImageRow;
 use crate::record::names::NameOperation;
 use crate::record::record_trait::DigestKind;
+use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::all_stores::remove_dirs;
@@ -19,11 +20,6 @@ use crate::store::layer_store::new_layer::flags_json;
 use crate::store::views::Image;
 use crate::sys::make_private_subdir;
 use crate::time::Time;
-
-/// The error for an image that is not there.
-pub(crate) fn unknown(id: &str) -> crate::error::Error {
-    ErrorKind::ImageUnknown.err(format!("locating image with ID {id:?}"))
-}
 
 /// # Images
 impl Store {
@@ -112,7 +108,7 @@ impl Store {
                     tracing::warn!(image = id, error = %error.chain(), "cannot clean up after a failed creation");
                 }
                 recorded?;
-                images.get(&id).map(Arc::clone).ok_or_else(|| unknown(&id))
+                images.get(&id).map(Arc::clone).ok_or_else(|| ImageRow::unknown(&id))
             })
             .await?;
         Ok(Image::new(&row, false))
@@ -162,10 +158,10 @@ impl Store {
                     .map(|row| (home, Image::new(row, home.read_only())))))
             })
             .await?;
-        let (home, found) = found.ok_or_else(|| unknown(id))?;
+        let (home, found) = found.ok_or_else(|| ImageRow::unknown(id))?;
         // A name that was taken from the pulled-up copy of an image must not be found in the original again.
         if !home.is_primary() && self.read_images().await?.get(found.id()).is_some() {
-            return Err(unknown(id));
+            return Err(ImageRow::unknown(id));
         }
         Ok(found)
     }

@@ -7,6 +7,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::DigestKind;
+use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::{Mounts, hit};
 use crate::store::inner::StoreOrigin;
@@ -39,7 +40,7 @@ impl Store {
             .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
             .await?;
         let Some((row, home)) = found else {
-            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+            return Err(LayerRow::unknown(id));
         };
         Ok(view(&row, &self.mounts().await?, home))
     }

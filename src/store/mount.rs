@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::idmap::IdMappings;
 use crate::options::{IdMappingOptions, MountOptions};
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::store::Store;
 use crate::store::access::hit;
@@ -45,7 +46,7 @@ impl LayerKey {
     }
 
     fn unknown(&self) -> Error {
-        ErrorKind::LayerUnknown.err(format!("locating layer with ID {:?}", self.text()))
+        LayerRow::unknown(self.text())
     }
 }
 

@@ -13,11 +13,12 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMap;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
+use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
 use crate::store::views::Image;
-use crate::store::{Store, images};
 use crate::sys::{at, tree};
 
 /// Owners of the directories above a mount that the ID mapping of the layer does not contain.
@@ -75,7 +76,7 @@ impl Store {
         let found = self
             .read_all_layer_stores(|_, table| Ok(hit(table.find(id).map(|row| recorded_size(row)))))
             .await?;
-        found.ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")))
+        found.ok_or_else(|| LayerRow::unknown(id))
     }
 
     /// The size in bytes of an image (an ID, name or ID prefix): its layers, each counted once, and its big data. The
@@ -95,7 +96,7 @@ impl Store {
                 Ok(hit(table.find(id).map(|row| (Arc::clone(row), origin))))
             })
             .await?;
-        let (image, origin) = found.ok_or_else(|| images::unknown(id))?;
+        let (image, origin) = found.ok_or_else(|| ImageRow::unknown(id))?;
         let mut layers = self.read_image_layers([&*image]).await?;
         self.size_of_image(&image, origin, &mut layers).await
     }

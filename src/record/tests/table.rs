@@ -59,7 +59,7 @@ fn lookup_goes_from_id_to_name_to_layer_to_prefix() {
     ] {
         assert_eq!(table.find(key).map(|row| row.id.as_str()), expected, "{key:?}");
     }
-    let error = table.expect("zz").unwrap_err();
+    let error = table.require("zz").unwrap_err();
     assert_eq!(
         error.to_string(),
         "locating container with ID \"zz\": container not known"

@@ -4,8 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::bridge;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::record::image::ImageRow;
+use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::record::{ReadGuard, WriteGuard};
 use crate::store::Store;
@@ -53,7 +55,7 @@ impl Store {
             let additional = read_additional(&self.inner.additional_layers).await?;
             let mut tables = std::iter::once(&primary).chain(&additional);
             let Some(row) = tables.find_map(|table| table.find(key)) else {
-                return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {key:?}")));
+                return Err(LayerRow::unknown(key));
             };
             top = row.id.to_string();
             held = Some((additional, primary));

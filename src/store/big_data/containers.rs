@@ -9,11 +9,12 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::record::big_data::{self, Items as _};
 use crate::record::container::ContainerRow;
+use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
+use crate::store::Store;
 use crate::store::big_data::item::{check_new, missing_item, named, set_item};
 use crate::store::dirs::item_dir;
 use crate::store::views::Container;
-use crate::store::{Store, containers};
 
 /// # Big data of containers
 impl Store {
@@ -59,7 +60,7 @@ impl Store {
                 let is_there = |table: &Table<ContainerRow>| Ok(table.get(container.id()).is_some());
                 match self.read_container_store(is_there).await? {
                     true => Err(error),
-                    false => Err(containers::unknown(container.id())),
+                    false => Err(ContainerRow::unknown(container.id())),
                 }
             }
             read => read,
@@ -116,10 +117,7 @@ impl Store {
         let (container, key) = (id.to_owned(), key.to_owned());
         let dirs = self.inner.dirs.containers();
         self.write_to_container_store(move |store| {
-            let row = store
-                .find(&container)
-                .map(Arc::clone)
-                .ok_or_else(|| containers::unknown(&container))?;
+            let row = Arc::clone(store.require(&container)?);
             let key = named(&row.big_data_names, &key, "container", &row.id)?;
             let view = Container::new(&row);
             if let (Some(size), Some(digest)) = (view.big_data_size(key), view.big_data_digest(key)) {
@@ -157,10 +155,7 @@ impl Store {
         let (container, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.containers();
         self.write_to_container_store(move |store| {
-            let row = store
-                .find(&container)
-                .map(Arc::clone)
-                .ok_or_else(|| containers::unknown(&container))?;
+            let row = Arc::clone(store.require(&container)?);
             let digest = Digest::sha256(&data);
             set_item(store, &*row, &item_dir(dirs, &row.id)?, &key, &data, digest)
         })

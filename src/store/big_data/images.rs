@@ -11,11 +11,12 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::record::big_data::{self, Items as _};
 use crate::record::image::ImageRow;
+use crate::record::record_trait::Record as _;
+use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::big_data::item::{check_new, missing_item, named, set_item};
 use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
-use crate::store::{Store, images};
 
 /// Tells the digest of a manifest, which for some old formats is not that of all its bytes. The default for
 /// [`Store::set_image_big_data`] is [`Digest::sha256`], right for OCI and Docker schema 2 manifests.
@@ -36,7 +37,7 @@ impl Store {
         let found = self
             .read_all_image_stores(|_, table| Ok(hit(table.find(id).map(Arc::clone))))
             .await?;
-        Ok(found.ok_or_else(|| images::unknown(id))?.big_data_names.clone())
+        Ok(found.ok_or_else(|| ImageRow::unknown(id))?.big_data_names.clone())
     }
 
     /// A big data item of an image.
@@ -57,7 +58,7 @@ impl Store {
                 Ok(ControlFlow::Continue(()))
             })
             .await?;
-        let mut result = Err(images::unknown(id));
+        let mut result = Err(ImageRow::unknown(id));
         for (row, home) in rows {
             result = self.read_image_item(&row, home, key).await.map(Bytes::from);
             if result.is_ok() {
@@ -88,7 +89,7 @@ impl Store {
         });
         match read.await {
             Err(error) if error.is_not_found() && !self.image_is_there(&row.id).await? => {
-                Err(images::unknown(&row.id))
+                Err(ImageRow::unknown(&row.id))
             }
             read => read,
         }
@@ -169,10 +170,7 @@ impl Store {
         let (image, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.images();
         self.write_to_image_store(move |store| {
-            let row = store
-                .find(&image)
-                .map(Arc::clone)
-                .ok_or_else(|| images::unknown(&image))?;
+            let row = Arc::clone(store.require(&image)?);
             let digest = match manifest_digest.filter(|_| key.starts_with("manifest")) {
                 Some(digest) => digest(&data).map_err(|error| {
                     ErrorKind::DigestUnknown

@@ -10,10 +10,11 @@ use tokio::io::AsyncReadExt as _;
 use crate::bridge;
 use crate::bridge::{ByteStream, Detached, FilePart};
 use crate::error::IoContext as _;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::hit;
 use crate::store::big_data::item::{check_new, missing_item, named};
@@ -56,7 +57,7 @@ impl Store {
             .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
             .await?;
         let Some((row, home)) = found else {
-            return Err(ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")));
+            return Err(LayerRow::unknown(id));
         };
         self.open_layer_item(row, home, key).await
     }

@@ -142,15 +142,12 @@ impl LayerStore {
         self.guard
             .get(id)
             .map(Arc::clone)
-            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {id:?}")))
+            .ok_or_else(|| LayerRow::unknown(id))
     }
 
     /// Finds a layer by ID, name or ID prefix.
     pub(crate) fn find(&self, key: &str) -> Result<Arc<LayerRow>> {
-        self.guard
-            .find(key)
-            .map(Arc::clone)
-            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating layer with ID {key:?}")))
+        self.guard.require(key).map(Arc::clone)
     }
 
     /// Refuses an ID or a name that is taken.
