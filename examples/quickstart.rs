@@ -1,7 +1,7 @@
 //! The main job from one end to the other: layer blobs in, an image, a container, a mount, and everything out again.
 //!
 //! ```text
-//! cargo run --release --example quickstart [-- LAYER.tar[.gz|.zst] …]
+//! cargo run --example quickstart [-- LAYER.tar[.gz|.zst] …]
 //! ```
 //!
 //! Without arguments it packs real files of this machine into three layer blobs. The store lies in a fresh temporary
