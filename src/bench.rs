@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::archive::apply::pipeline::{ApplyOptions, Target, apply};
+use crate::archive::apply::pipeline::{ApplyOptions, Content, Target, apply};
 use crate::archive::compress::blob_reader::BlobReader;
 use crate::archive::compress::decode::Decoder;
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
@@ -25,7 +25,6 @@ use crate::record::{Location, Records, RecordsConfig};
 use crate::sys::at;
 use crate::sys::name_sync::NameSync;
 use crate::time::Time;
-use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// Decodes a blob as [`Store::put_layer`](crate::Store::put_layer) does, without digests; returns the bytes that come
 /// out.
@@ -99,7 +98,7 @@ pub fn frame(tar: Bytes, recorder: &Path) -> Result<u64> {
 pub async fn extract(blob: &Path, dir: &Path, recorder: Option<&Path>) -> Result<u64> {
     let target = Target {
         dir: at::open_dir(dir).at("opening", dir)?,
-        form: WhiteoutFormat::Overlay(Namespace::Trusted),
+        content: Content::Layer,
         root_entry: true,
         mappings: IdMappings::default(),
         owner: None,

@@ -70,6 +70,10 @@ impl Compression {
             (b"\xfd7zXZ\0", Self::Xz),
             (b"\x28\xb5\x2f\xfd", Self::Zstd),
         ];
+        // A zstd stream may begin with skippable frames, as those of pzstd do.
+        if matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]) {
+            return Self::Zstd;
+        }
         magic
             .iter()
             .find(|(magic, _)| start.starts_with(magic))
@@ -129,6 +133,26 @@ mod tests {
         }
         assert_eq!(Compression::from_i64(5), None);
         assert_eq!(Compression::from_i64(-1), None);
+    }
+
+    #[test]
+    fn a_stream_is_known_by_its_first_bytes() {
+        assert_eq!(Compression::detect(b"\x28\xb5\x2f\xfd"), Compression::Zstd);
+        for first in 0x50..=0x5f {
+            assert_eq!(
+                Compression::detect(&[first, 0x2a, 0x4d, 0x18, 4]),
+                Compression::Zstd
+            );
+        }
+        for other in [
+            &b""[..],
+            b"P",
+            b"\x4f\x2a\x4d\x18",
+            b"\x60\x2a\x4d\x18",
+            b"\x50\x2a\x4d\x19",
+        ] {
+            assert_eq!(Compression::detect(other), Compression::None, "{other:?}");
+        }
     }
 
     #[test]

@@ -11,13 +11,12 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use crate::archive::apply::pipeline::{self, ApplyOptions, Target};
+use crate::archive::apply::pipeline::{self, ApplyOptions, Content, Target};
 use crate::archive::diff::export::Export;
 use crate::bridge::{self, ByteStream};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, privilege, random};
-use crate::whiteout::WhiteoutFormat;
 
 /// Where [`copy_content`] copies from or to.
 #[non_exhaustive]
@@ -105,7 +104,7 @@ async fn copy(from: CopyEnd, to: CopyEnd, owner: Option<Owner>) -> Result<()> {
     let export = bridge::run(move || Export::tree(source.as_fd(), &source_mappings, 0)).await?;
     let target = Target {
         dir: target,
-        form: WhiteoutFormat::Verbatim,
+        content: Content::Files,
         root_entry: false,
         mappings: target_mappings,
         owner,

@@ -28,6 +28,13 @@ pub(crate) fn is_driver_attribute(name: &[u8]) -> bool {
 /// The value of the overlay opaque attribute.
 pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
 
+/// The attributes by which a mount program may have marked a directory opaque.
+pub(crate) const PROGRAM_OPAQUE: [&str; 3] = [
+    "user.fuseoverlayfs.opaque",
+    "trusted.overlay.opaque",
+    "user.overlay.opaque",
+];
+
 /// How deletions are stored in the tree of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhiteoutFormat {

@@ -15,7 +15,8 @@
 //!                                                           │
 //!                           tar reader ([`tar`]) ───────────┘ one thread from here on
 //!            ├─ tar-split recorder ([`tar_split`]): everything that is no file content, and checksums of what is
-//!            └─ extract (`extract`, `parents`, `metadata`, `whiteouts`, `aufs`) below an open directory
+//!            └─ extract (`extract`, `tree`, `parents`, `metadata`, `aufs`) below an empty directory
+//!               then fit to the layers below: `settle` (marks in the driver's form), `merge` (into a whole tree)
 //! ```
 //!
 //! # The way out

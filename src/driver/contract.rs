@@ -73,6 +73,12 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
     /// Where the content goes.
     fn tree(&self) -> &LayerTree;
 
+    /// An empty directory of the same file system, where [`Staged::tree`] is the copy of a whole tree: content is
+    /// unpacked there and then merged into the copy. `None` where it goes into the tree itself.
+    fn unpack_dir(&self) -> Option<&OwnedFd> {
+        None
+    }
+
     /// Makes the content the layer `id` on `parent`, by renames. On failure nothing of the layer is left.
     ///
     /// The caller holds the layer store's lock exclusively. The options are those that the content was staged with.

@@ -197,9 +197,15 @@ impl Driver for Vfs {
     }
 
     fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>> {
-        let (temp, path, dir) = self.prepare(parent, options)?;
+        let (mut temp, path, dir) = self.prepare(parent, options)?;
+        let unpack_dir = parent.map(|_| -> Result<OwnedFd> {
+            let path = temp.addition();
+            rustix::fs::mkdir(&path, Mode::RWXU).at("creating directory", &path)?;
+            at::open_dir(&path).at("opening", path)
+        });
         Ok(Box::new(StagedTree {
             tree: self.tree_of(dir),
+            unpack_dir: unpack_dir.transpose()?,
             path,
             temp,
             driver: self,
@@ -340,6 +346,8 @@ impl Vfs {
 struct StagedTree {
     driver: Arc<Vfs>,
     tree: LayerTree,
+    /// Where content is unpacked before it is merged into the copy of the parent's tree.
+    unpack_dir: Option<OwnedFd>,
     /// The tree, inside `temp`.
     path: PathBuf,
     /// Owns the temporary directory and its lock.
@@ -349,6 +357,10 @@ struct StagedTree {
 impl Staged for StagedTree {
     fn tree(&self) -> &LayerTree {
         &self.tree
+    }
+
+    fn unpack_dir(&self) -> Option<&OwnedFd> {
+        self.unpack_dir.as_ref()
     }
 
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {

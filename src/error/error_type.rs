@@ -74,6 +74,11 @@ impl Error {
         source.downcast_ref::<Self>()?.raw_os_error()
     }
 
+    /// Whether the system call failed with this number, however deep the error is.
+    pub(crate) fn has_errno(&self, errno: rustix::io::Errno) -> bool {
+        self.raw_os_error() == Some(errno.raw_os_error())
+    }
+
     /// Whether the item, or a file of it, does not exist: no such layer, image, container, parent or big data item.
     ///
     /// ```

@@ -157,6 +157,8 @@ impl Store {
     /// What has to be done to layer `from` to make it look like layer `to`, sorted by path. Without `from`, and also
     /// if `from` is not known and `to` has a parent, the parent of `to` is meant.
     ///
+    /// A directory that was deleted and made again is no deleted one: what it had and has no more is listed as deleted.
+    ///
     /// Takes the graph lock and the layer lock exclusively while the trees are opened.
     ///
     /// # Errors

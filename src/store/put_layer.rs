@@ -21,6 +21,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
 use crate::store::Store;
+use crate::store::layer_store::fit::{merge_into, stage_beside};
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{
     StagedTarSplit, Start, Unpacked, mappings_on_disk, record_applied,
@@ -82,6 +83,13 @@ impl Store {
     /// An empty stream is an archive without entries, as it is for the Go library: the layer has no content, and the
     /// digest of nothing for its diff ID. A stream that breaks off within a block of a tar is an error; whoever must not take
     /// a stream that was cut off for a whole one gives [`LayerOptions::verify_original_digest`].
+    ///
+    /// With every driver, and whatever the order of the entries, what is mounted follows the rules of the OCI image
+    /// specification: whiteouts and opaque markers hide what the layers below have, and nothing of the stream itself;
+    /// a directory merges with a directory and replaces everything else; a directory without an entry of its own is
+    /// as it is below. Nothing goes through a symbolic link of a layer below; the stream's own links are followed
+    /// inside the layer. A hard link to what the stream has not brought before is refused, even if a layer below has
+    /// it.
     ///
     /// # Errors
     /// As [`Store::create_layer`], and [`ErrorKind::InvalidArchive`] naming the entry, [`ErrorKind::DigestMismatch`]
@@ -205,8 +213,8 @@ impl Store {
     /// layer.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::InvalidArchive`], [`ErrorKind::Io`]. The record is then as before,
-    /// but files that came before the fault are in the layer.
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::InvalidArchive`], [`ErrorKind::Io`]. The layer is then as before, unless
+    /// the disk fails while the unpacked files are moved into it.
     ///
     /// # Cancellation
     /// As a failure.
@@ -215,15 +223,16 @@ impl Store {
         let guard = self.inner.layers.write().await?;
         let inner = Arc::clone(&self.inner);
         let key = to.to_owned();
-        let (layers, row, tar_split, file, target) = bridge::run(move || {
+        let (layers, row, tar_split, staged, file, target) = bridge::run(move || {
             let layers = LayerStore::enter(inner, guard)?;
             let row = layers.find(&key)?;
             let content = files_of(&row.id, layers.driver.layer_tree(&row.id))?;
+            let mappings = mappings_on_disk(&*layers.driver, &row, content.dir.as_fd())?;
+            let staged = stage_beside(&layers, &content, &mappings)?;
             let mut temp = TempDir::create(&layers.inner.dirs.layers_tmp())?;
             let path = temp.addition();
-            let mappings = mappings_on_disk(&*layers.driver, &row, content.dir.as_fd())?;
-            let (file, target) = (create_tar_split(&path)?, target_of(&content, mappings)?);
-            Ok((layers, row, StagedTarSplit { path, temp }, file, target))
+            let (file, target) = (create_tar_split(&path)?, target_of(staged.tree(), mappings)?);
+            Ok((layers, row, StagedTarSplit { path, temp }, staged, file, target))
         })
         .await?;
         let options = ApplyOptions {
@@ -231,11 +240,13 @@ impl Store {
             sync: self.inner.sync_content(),
             ..ApplyOptions::default()
         };
-        let guard = (layers, tar_split, permit);
-        let (applied, (layers, tar_split, _permit)) =
+        let guard = (layers, tar_split, staged, permit);
+        let (mut applied, (layers, tar_split, staged, _permit)) =
             pipeline::apply(Box::pin(diff), target, options, guard).await?;
         bridge::run(move || {
             layers.leave(|layers| {
+                merge_into(layers, &row, &*staged, &mut applied.marks)?;
+                drop(staged);
                 let path = layers.inner.dirs.tar_split(&row.id)?;
                 std::fs::rename(&tar_split.path, &path).at("moving tar-split to", &path)?;
                 layers.table_mut().update(&row.id, |row| {
@@ -258,6 +269,19 @@ impl Store {
         unpacked: Unpacked,
     ) -> Result<PutLayer> {
         let size = unpacked.applied.content_size;
+        let unpacked = if unpacked.depends_on_parent() {
+            let parent = plan.parent_id();
+            let durable = self.inner.sync_content() && !options.volatile;
+            let driver = self.inner.driver();
+            let mut unpacked = unpacked;
+            bridge::run(move || {
+                unpacked.fit(&*driver, parent.as_deref(), durable)?;
+                Ok(unpacked)
+            })
+            .await?
+        } else {
+            unpacked
+        };
         let row = commit::commit(&self.inner, plan, options, unpacked).await?;
         Ok(PutLayer {
             layer: Layer::new(&row, None, false),

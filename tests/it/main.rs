@@ -25,6 +25,7 @@ mod json_interop;
 mod layouts;
 mod locking;
 mod lower_layers;
+mod many_links;
 mod memory;
 mod mount_program;
 mod podman_reads_ours;

@@ -98,18 +98,23 @@ impl FakeRegistry {
 
     /// Adds an image of these layers (uncompressed tar files).
     pub(crate) fn add(&self, name: &str, layers: &[Vec<u8>]) -> Image {
-        let digests: Vec<Digest> = layers.iter().map(Digest::sha256).collect();
+        self.add_blobs(name, layers, layers, "tar")
+    }
+
+    /// Adds an image of these uncompressed layers, of which it gives `blobs`; `format` ends their media type.
+    pub(crate) fn add_blobs(&self, name: &str, layers: &[Vec<u8>], blobs: &[Vec<u8>], format: &str) -> Image {
+        let diff_ids: Vec<Digest> = layers.iter().map(Digest::sha256).collect();
+        let digests: Vec<Digest> = blobs.iter().map(Digest::sha256).collect();
+        let media_type = format!("application/vnd.oci.image.layer.v1.{format}");
         let config = serde_json::to_vec(&json!({
             "architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z", "config": {},
-            "rootfs": {"type": "layers", "diff_ids": digests},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         }))
         .unwrap();
-        let listed: Vec<_> = layers
+        let listed: Vec<_> = blobs
             .iter()
             .zip(&digests)
-            .map(|(layer, digest)| {
-                json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len()})
-            })
+            .map(|(blob, digest)| json!({"mediaType": media_type, "digest": digest, "size": blob.len()}))
             .collect();
         let manifest = serde_json::to_vec(&json!({
             "schemaVersion": 2,
@@ -123,7 +128,7 @@ impl FakeRegistry {
         }))
         .unwrap();
         let mut state = self.state();
-        for blob in layers.iter().chain([&config]) {
+        for blob in blobs.iter().chain([&config]) {
             let path = format!("/v2/{name}/blobs/{}", Digest::sha256(blob));
             state.content.insert(path, blob.clone());
         }

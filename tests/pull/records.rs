@@ -1,10 +1,13 @@
 //! What a pull writes is what Podman writes.
 
 use std::path::Path;
+use std::process::Command;
 
 use graphroot::oci::{ImageRef, PullOptions, Pulled, Puller};
+use graphroot::{Compression, Digest};
 use serde_json::Value;
 
+use crate::fake_registry::{FakeRegistry, layer};
 use crate::library::{Library, SMALL_LAYERS};
 use crate::support::json;
 use crate::support::manifest::{self, manifest};
@@ -230,6 +233,31 @@ async fn a_platform_is_chosen_from_an_index() {
         assert_eq!(error.kind(), graphroot::ErrorKind::NotFound);
         assert!(error.chain().contains("linux/s390x"), "{error:?}");
     }
+}
+
+/// The streams of `pzstd` begin with a frame that tells a size and has no content.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_pzstd_are_pulled() {
+    needs!("pzstd");
+    let root = TestRoot::in_memory();
+    let file = root.path().join("layer");
+    let layer = layer("file", 2);
+    std::fs::write(&file, &layer).unwrap();
+    let blob = Command::new("pzstd")
+        .words("-q -c -p 2")
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(blob.stdout.starts_with(b"\x50\x2a\x4d\x18"), "{blob:?}");
+    let fake = FakeRegistry::start();
+    let digest = Digest::sha256(&layer);
+    let image = fake.add_blobs("some/image", &[layer], &[blob.stdout], "tar+zstd");
+    let store = root.open().await;
+    let puller = Puller::new(&store, PullOptions::default());
+    let pulled = puller.pull(&image.reference.parse().unwrap()).await.unwrap();
+    let layer = store.layer(pulled.image.top_layer().unwrap()).await.unwrap();
+    assert_eq!(layer.uncompressed_digest(), Some(digest));
+    assert_eq!(layer.compression(), Compression::Zstd);
 }
 
 async fn archives_are_pulled_as_podman_does(set: PeerSet) {

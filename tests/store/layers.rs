@@ -70,6 +70,21 @@ each_driver! {
         assert_eq!(store.layer(applied.id()).await.unwrap().uncompressed_digest(), Some(nothing));
     }
 
+    /// The streams of `pzstd` begin with a frame that tells a size and has no content.
+    async fn a_stream_of_pzstd_is_zstd(store) {
+        let plain = tar(&[("file", &"content".repeat(10_000))]);
+        let file = store.path().join("stream");
+        std::fs::write(&file, &plain).unwrap();
+        let Ok(made) = std::process::Command::new("pzstd").args(["-q", "-c", "-p", "2"]).arg(&file).output() else {
+            return crate::support::skip("pzstd is not installed");
+        };
+        assert!(made.stdout.starts_with(b"\x50\x2a\x4d\x18"), "{made:?}");
+        let put = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(made.stdout)).await.unwrap();
+        assert_eq!(put.layer.compression(), graphroot::Compression::Zstd);
+        assert_eq!(put.layer.uncompressed_digest(), Some(Digest::sha256(&plain)));
+        assert_eq!(put.size, 70_000);
+    }
+
     async fn a_refused_stream_leaves_nothing(store) {
         let good = tar(&[("file", "content")]);
         let mut cut = good.clone();

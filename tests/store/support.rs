@@ -44,6 +44,15 @@ fn obstacle(driver: &str, layout: Layout) -> Option<&'static str> {
     }
 }
 
+/// Says that a test cannot run here; fails where all have to.
+pub fn skip(why: &str) {
+    assert!(
+        std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
+        "{why}"
+    );
+    eprintln!("SKIPPED: {why}");
+}
+
 impl std::ops::Deref for TestStore {
     type Target = Store;
 
@@ -56,11 +65,7 @@ impl TestStore {
     /// `None`, with a line that says why, where the driver cannot work.
     pub async fn open(driver: &str, layout: Layout) -> Option<Self> {
         if let Some(why) = obstacle(driver, layout) {
-            assert!(
-                std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"),
-                "{why}"
-            );
-            eprintln!("SKIPPED: {why}");
+            skip(why);
             return None;
         }
         let root = tempfile::Builder::new()

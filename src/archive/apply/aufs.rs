@@ -43,7 +43,7 @@ pub(crate) struct Aufs {
 
 impl Aufs {
     /// Whether the entry at a clean path is private to AUFS.
-    pub(crate) fn is_private(&self, path: &[u8]) -> bool {
+    pub(crate) fn is_private(path: &[u8]) -> bool {
         path.starts_with(PREFIX) && path != OPAQUE
     }
 

@@ -1,9 +1,11 @@
-//! Unpacks entries below an open directory. Nothing outside of it can be reached, whatever the names say.
+//! Unpacks entries below an open directory, which is empty at first. Nothing outside of it can be reached, whatever the
+//! names say.
 //!
 //! Names are cleaned lexically first (`..` stops at the root), parents are resolved inside the root, and the last
 //! component is never followed: what is there is removed, then made anew with `O_EXCL`. Modes are set explicitly, so
 //! the process's umask, which is shared by all threads, neither matters nor is touched. Missing parents are made with
-//! mode 0755 and the owner that container root maps to.
+//! mode 0755 and the owner that container root maps to. What the archive says of the layers below is collected
+//! ([`LayerMarks`]).
 //!
 //! Each entry is one step; a crash leaves a partly unpacked tree, which its caller keeps in a staging directory.
 //!
@@ -18,22 +20,24 @@ use rustix::io::Errno;
 
 use crate::archive::apply::aufs::Aufs;
 use crate::archive::apply::extract_state::{DirTimes, ExtractState};
-use crate::archive::apply::metadata::{self, Rules, kind, mark_opaque};
+use crate::archive::apply::links::LinkCopies;
+use crate::archive::apply::marks::LayerMarks;
+use crate::archive::apply::metadata::{self, Rules, kind};
 use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::payload::write_payload;
+use crate::archive::apply::target::Content;
 use crate::archive::apply::tree::{During as _, MakeError, Tree};
-use crate::archive::apply::whiteouts;
-use crate::archive::path::{MAX_PATH, clean, show, split};
+use crate::archive::path::{MAX_PATH, clean, push, show, split};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::Owner;
 use crate::sys::at;
-use crate::whiteout::{self, WhiteoutFormat, WhiteoutName};
+use crate::whiteout::{self, WhiteoutName};
 
 /// How a file is made that was not there.
-const NEW_FILE: OFlags = OFlags::WRONLY
+pub(super) const NEW_FILE: OFlags = OFlags::WRONLY
     .union(OFlags::CREATE)
     .union(OFlags::EXCL)
     .union(OFlags::NOFOLLOW)
@@ -51,8 +55,8 @@ enum Placed {
 /// How to unpack.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    /// What deletions become.
-    pub(crate) form: WhiteoutFormat,
+    /// What the archive holds.
+    pub(crate) content: Content,
     /// Whether the entry `./` changes the root directory.
     pub(crate) root_entry: bool,
     /// Owners and attributes.
@@ -64,11 +68,14 @@ pub(crate) struct Setup {
 /// Unpacks one archive. See the module's head.
 pub(crate) struct Extractor {
     tree: Tree,
+    content: Content,
     root_entry: bool,
     dir_times: DirTimes,
     /// Owner and mode by the archive's entry for the root.
     root_stat: Option<(Owner, u32)>,
-    aufs: Aufs,
+    /// For layers of complete trees only.
+    aufs: Option<Aufs>,
+    link_copies: LinkCopies,
     crc: Crc,
     /// Scratch: the clean path of the current entry.
     path: Vec<u8>,
@@ -78,11 +85,13 @@ impl Extractor {
     /// Unpacks below `root`, which must be open for reading.
     pub(crate) fn new(root: OwnedFd, setup: Setup) -> Result<Self> {
         Ok(Self {
-            tree: Tree::new(root, setup.form, setup.rules, setup.sync)?,
+            tree: Tree::new(root, setup.rules, setup.sync)?,
+            content: setup.content,
             root_entry: setup.root_entry,
             dir_times: DirTimes::default(),
             root_stat: None,
-            aufs: Aufs::default(),
+            aufs: (setup.content == Content::TreeLayer).then(Aufs::default),
+            link_copies: LinkCopies::default(),
             crc: Crc::new(),
             path: Vec::new(),
         })
@@ -110,7 +119,7 @@ impl Extractor {
     }
 
     /// Sets the times of directories, syncs if that was asked for.
-    pub(crate) fn finish(mut self) -> Result<ExtractState> {
+    pub(crate) fn finish(mut self) -> Result<(ExtractState, LayerMarks)> {
         for (path, times) in self.dir_times.iter() {
             let doing = "setting the times of a directory";
             if path.is_empty() {
@@ -143,7 +152,7 @@ impl Extractor {
         self.tree.deferred_modes.set_all(root.fd(), true)?;
         std::mem::take(&mut self.tree.sync_tracker).commit(self.tree.parents.root().fd())?;
         self.tree.deferred_modes.set_all(root.fd(), false)?;
-        Ok(self.tree.state)
+        Ok((self.tree.state, self.tree.marks))
     }
 
     fn dispatch<S: ChunkSource>(
@@ -174,8 +183,10 @@ impl Extractor {
             return Ok(Placed::Unrecorded);
         }
         let (parent, base) = split(path);
-        if self.tree.form == WhiteoutFormat::Apply && self.aufs.is_private(path) {
-            self.aufs.place(
+        if let Some(aufs) = &mut self.aufs
+            && Aufs::is_private(path)
+        {
+            aufs.place(
                 entry,
                 path,
                 &self.tree.rules,
@@ -186,23 +197,26 @@ impl Extractor {
             return Ok(Placed::Unrecorded);
         }
         match whiteout::parse(base) {
+            _ if self.content == Content::Files => {}
+            WhiteoutName::None => {}
             WhiteoutName::Invalid => return Err(ErrorKind::UnsafePath.err("whiteout of no name")),
-            mark if self.tree.form != WhiteoutFormat::Verbatim => match mark {
-                WhiteoutName::None | WhiteoutName::Invalid => {}
-                WhiteoutName::Opaque => {
-                    return whiteouts::opaque(&mut self.tree, parent, recorder).map(|()| Placed::Unrecorded);
-                }
-                WhiteoutName::Deleted(name) => {
-                    return whiteouts::deleted(&mut self.tree, parent, name, entry, recorder)
-                        .map(|()| Placed::Unrecorded);
-                }
-            },
-            // A mount program reads it.
-            _ => {}
+            WhiteoutName::Opaque => {
+                self.tree.marks.empty(parent)?;
+                return Ok(Placed::Unrecorded);
+            }
+            WhiteoutName::Deleted(name) => {
+                let mut path = parent.to_vec();
+                push(&mut path, name);
+                // An owner is never a reason to fail.
+                self.tree.marks.delete(path, self.tree.rules.owner(entry).ok())?;
+                return Ok(Placed::Unrecorded);
+            }
         }
         let is_device = matches!(entry.kind, b'3' | b'4');
         let masked = self.tree.rules.force_mask.is_some();
         if is_device && self.tree.rules.in_user_namespace && !masked {
+            // It hides what the layers below have, although it cannot be made.
+            self.tree.marks.delete(path.to_vec(), None)?;
             if let Found::Directory(parent) = self.tree.parents.find(parent)? {
                 self.tree.displace(&parent, base, recorder)?;
             }
@@ -212,11 +226,7 @@ impl Extractor {
             let kind = char::from(entry.kind);
             return Err(ErrorKind::InvalidArchive.err(format!("entry type {kind:?} cannot be unpacked")));
         }
-        let parent = self.tree.ensure(parent, recorder)?;
-        if parent.via_link() {
-            parent.child(base, &mut self.tree.real);
-            self.tree.state.seen.touch(&self.tree.real);
-        }
+        let parent = self.tree.ensure(parent)?;
         match entry.kind {
             b'5' => self.directory(entry, path, &parent, base, recorder)?,
             b'2' => self.symlink(entry, &parent, base, recorder)?,
@@ -236,6 +246,7 @@ impl Extractor {
         let owner = self.tree.rules.owner(entry)?;
         let root = Rc::clone(self.tree.parents.root());
         self.tree.rules.open_file(root.fd(), entry, owner, false)?;
+        self.tree.marks.describe(b"");
         let mode = self.tree.rules.mode(entry);
         self.tree.deferred_modes.close_later(root.fd(), b"", mode)?;
         self.dir_times
@@ -253,13 +264,11 @@ impl Extractor {
     ) -> Result<()> {
         let owner = self.tree.rules.owner(entry)?;
         let mode = Mode::from_raw_mode(self.tree.deferred_modes.working_mode(entry.mode & 0o777));
-        let mut opaque = None;
         match rustix::fs::mkdirat(parent.fd(), base, mode) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let there = at::lstat_at(parent.fd(), base).during("reading the status")?;
                 if there.is_none_or(|stat| kind(&stat) != FileType::Directory) {
-                    opaque = there.and_then(|stat| self.tree.whiteout_of(&stat));
                     self.tree.displace(parent, base, recorder)?;
                     rustix::fs::mkdirat(parent.fd(), base, mode).during("making a directory")?;
                 }
@@ -270,15 +279,14 @@ impl Extractor {
         self.tree.rules.open_file(dir.as_fd(), entry, owner, false)?;
         let mut real = std::mem::take(&mut self.tree.real);
         parent.child(base, &mut real);
+        self.tree.marks.describe(&real);
+        // By its real name: a link that it was reached through may be gone at the end.
+        self.dir_times
+            .push(&real, metadata::times(entry.mtime, entry.atime));
         let mode = self.tree.rules.mode(entry);
         let closed = self.tree.deferred_modes.close_later(dir.as_fd(), &real, mode);
         self.tree.real = real;
         closed?;
-        if let Some(namespace) = opaque {
-            mark_opaque(dir.as_fd(), namespace)?;
-        }
-        self.dir_times
-            .push(path, metadata::times(entry.mtime, entry.atime));
         self.tree.keep_open(path, parent, base, dir);
         Ok(())
     }
@@ -356,8 +364,8 @@ impl Extractor {
     ) -> Result<()> {
         let mut target = Vec::new();
         clean(&entry.link, &mut target);
-        if self.tree.form == WhiteoutFormat::Apply
-            && let Some(file) = self.aufs.target(&target)?
+        if let Some(aufs) = &self.aufs
+            && let Some(file) = aufs.target(&target)?
         {
             let make = || file.link(parent.fd(), base);
             return self
@@ -402,6 +410,11 @@ impl Extractor {
             match self.tree.make(parent, base, recorder, link) {
                 // What was in the way held the target.
                 Err(MakeError::Make(Errno::NOENT)) => return Err(missing()),
+                Err(MakeError::Make(Errno::MLINK)) => {
+                    let source = (&*target_parent, target_base, &there);
+                    self.link_copies
+                        .link(&mut self.tree, source, parent, base, recorder)?;
+                }
                 result => result.during("making a hard link")?,
             }
         }
@@ -425,7 +438,10 @@ impl Extractor {
                 .make(parent, base, recorder, make)
                 .during("making a file")?,
         );
-        let recordable = recordable && entry.sparse.is_none();
+        // A name through a link may have replaced that very link.
+        let recordable = recordable
+            && entry.sparse.is_none()
+            && (!parent.via_link() || self.tree.is_reached(&entry.name, &file)?);
         let crc = &mut self.crc;
         write_payload(entry, &file, reader, |piece| {
             if recordable {

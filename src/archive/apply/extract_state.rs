@@ -29,22 +29,15 @@ pub(crate) struct Removing<'a> {
     pub(crate) recorder: &'a mut TarSplitRecorder,
     /// The root of the tree.
     pub(crate) root: BorrowedFd<'a>,
-    /// Whether what belongs to this archive stays.
-    pub(crate) spare_new: bool,
 }
 
 impl Removal for Removing<'_> {
-    fn keep(&self, path: &[u8]) -> bool {
-        self.spare_new && self.state.seen.touched(path)
-    }
-
     fn leaving(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], kind: FileType) -> Result<()> {
-        if self.state.seen.touched(path) {
-            let size = at::lstat_at(dir, name)
-                .during("reading the status")?
-                .map_or(0, |stat| stat.st_size);
-            self.state.size = self.state.size.saturating_sub(u64::try_from(size).unwrap_or(0));
-        }
+        let stat = at::lstat_at(dir, name).during("reading the status")?;
+        let size = stat
+            .filter(|stat| stat.st_nlink == 1)
+            .map_or(0, |stat| stat.st_size);
+        self.state.size = self.state.size.saturating_sub(u64::try_from(size).unwrap_or(0));
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let doing = "opening a file that is being replaced";
         match kind {

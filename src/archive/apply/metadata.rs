@@ -66,6 +66,11 @@ pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<(
         .during("marking a directory opaque")
 }
 
+/// Whether an attribute belongs to a driver or to the host and not to a layer.
+fn is_foreign(name: &[u8]) -> bool {
+    whiteout::is_driver_attribute(name) || name == b"security.selinux"
+}
+
 fn timespec(time: Timestamp) -> Timespec {
     Timespec {
         tv_sec: time.secs,
@@ -221,7 +226,7 @@ impl Rules {
     /// the attribute that keeps owner and mode.
     fn attributes(&self, entry: &Entry, set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>) -> Result<()> {
         for (name, value) in entry.records.xattrs() {
-            if whiteout::is_driver_attribute(name) || name == b"security.selinux" {
+            if is_foreign(name) {
                 tracing::debug!(
                     attribute = show(name),
                     entry = show(&entry.name),

@@ -4,7 +4,6 @@
 //! way costs one `openat2`; only where there are links is it resolved as the kernel would below a root, and its real
 //! path is asked for, since that is what tells whether two names mean one file.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -24,8 +23,6 @@ pub(crate) struct Parent {
     /// The path without links, where it is another one.
     real: Option<Vec<u8>>,
     fd: OwnedFd,
-    /// Whether it and the directories above are known to belong to the archive.
-    pub(crate) touched: Cell<bool>,
 }
 
 impl Parent {
@@ -58,7 +55,7 @@ pub(crate) enum Found {
     Directory(Rc<Parent>),
     /// It, or something above, does not exist.
     Missing,
-    /// It, or something above, is no directory.
+    /// It, or something above, is no directory: perhaps a link that leads to itself.
     Blocked,
 }
 
@@ -77,7 +74,6 @@ impl Parents {
             path: Vec::new(),
             real: None,
             fd: root,
-            touched: Cell::new(true),
         };
         Self {
             root: Rc::new(root),
@@ -108,6 +104,7 @@ impl Parents {
             Err(error) => match error.io_kind() {
                 Some(std::io::ErrorKind::NotFound) => Ok(Found::Missing),
                 Some(std::io::ErrorKind::NotADirectory) => Ok(Found::Blocked),
+                _ if error.has_errno(Errno::LOOP) => Ok(Found::Blocked),
                 _ => Err(error),
             },
         }
@@ -132,12 +129,7 @@ impl Parents {
     /// Keeps a directory that was just made.
     pub(crate) fn insert(&mut self, path: Vec<u8>, real: Option<Vec<u8>>, fd: OwnedFd) -> Rc<Parent> {
         self.slots.truncate(SLOTS - 1);
-        let slot = Rc::new(Parent {
-            path,
-            real,
-            fd,
-            touched: Cell::new(false),
-        });
+        let slot = Rc::new(Parent { path, real, fd });
         self.slots.insert(0, Rc::clone(&slot));
         slot
     }

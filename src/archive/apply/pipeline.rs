@@ -29,7 +29,7 @@ use crate::bridge::{self, CHUNK, ChunkSender, Detached};
 use crate::compression::Compression;
 use crate::error::{Error, Result};
 
-pub(crate) use crate::archive::apply::target::{Applied, ApplyOptions, Target};
+pub(crate) use crate::archive::apply::target::{Applied, ApplyOptions, Content, Target};
 
 /// The reader of a layer. It is polled by the caller's future only, so it may borrow.
 pub(crate) type Source<'a> = Pin<Box<dyn AsyncRead + Send + 'a>>;

@@ -16,11 +16,8 @@ const DOING: &str = "removing replaced files of the layer";
 /// How often a directory that does not become empty is listed again.
 const MAX_PASSES: usize = 16;
 
-/// Decides what stays, and is told of what is removed.
+/// Is told of what is removed.
 pub(crate) trait Removal {
-    /// Whether what lies at `path` stays. A directory that stays is gone through all the same.
-    fn keep(&self, path: &[u8]) -> bool;
-
     /// Called before `name` in `dir`, at `path`, is unlinked; it is no directory.
     fn leaving(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], kind: FileType) -> Result<()>;
 }
@@ -68,7 +65,7 @@ pub(crate) fn remove(
     Ok(())
 }
 
-/// Removes everything in `dir`, whose path is `path`, that `removal` does not keep.
+/// Removes everything in `dir`, whose path is `path`.
 pub(crate) fn clear(dir: OwnedFd, path: &[u8], removal: &mut impl Removal) -> Result<()> {
     let mut path = path.to_vec();
     let mut current = dir;
@@ -97,16 +94,14 @@ pub(crate) fn clear(dir: OwnedFd, path: &[u8], removal: &mut impl Removal) -> Re
             return Err(ErrorKind::UnsafePath.err("a directory was moved while it was being removed"));
         }
         current = up;
-        if !removal.keep(&path) {
-            match unlink(&current, &name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY) if parent.passes < MAX_PASSES => {
-                    // Some file systems skip names in a directory that shrinks while it is listed.
-                    parent.passes += 1;
-                    parent.todo.extend_from_slice(&name);
-                    parent.todo.push(0);
-                }
-                result => result.during(DOING)?,
+        match unlink(&current, &name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY) if parent.passes < MAX_PASSES => {
+                // Some file systems skip names in a directory that shrinks while it is listed.
+                parent.passes += 1;
+                parent.todo.extend_from_slice(&name);
+                parent.todo.push(0);
             }
+            result => result.during(DOING)?,
         }
         path.truncate(path.len().saturating_sub(name.len() + 1));
         level = parent;
@@ -157,10 +152,8 @@ fn scan(dir: &OwnedFd, path: &mut Vec<u8>, removal: &mut impl Removal) -> Result
             continue;
         }
         push(path, name);
-        if !removal.keep(path) {
-            removal.leaving(dir.as_fd(), name, path, kind)?;
-            unlink(dir, name, AtFlags::empty()).during(DOING)?;
-        }
+        removal.leaving(dir.as_fd(), name, path, kind)?;
+        unlink(dir, name, AtFlags::empty()).during(DOING)?;
         path.truncate(length);
     }
     Ok(level)
@@ -170,21 +163,18 @@ fn scan(dir: &OwnedFd, path: &mut Vec<u8>, removal: &mut impl Removal) -> Result
 mod tests {
     use super::*;
 
-    struct Keep(Vec<&'static str>, Vec<String>);
+    #[derive(Default)]
+    struct Told(Vec<String>);
 
-    impl Removal for Keep {
-        fn keep(&self, path: &[u8]) -> bool {
-            self.0.iter().any(|kept| kept.as_bytes() == path)
-        }
-
+    impl Removal for Told {
         fn leaving(&mut self, _: BorrowedFd<'_>, _: &[u8], path: &[u8], _: FileType) -> Result<()> {
-            self.1.push(String::from_utf8(path.to_vec()).unwrap());
+            self.0.push(String::from_utf8(path.to_vec()).unwrap());
             Ok(())
         }
     }
 
     #[test]
-    fn what_is_kept_stays_and_links_are_not_followed() {
+    fn everything_goes_and_links_are_not_followed() {
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path().join("root");
         std::fs::create_dir_all(root.join("d/old/deep")).unwrap();
@@ -196,17 +186,21 @@ mod tests {
         }
         std::os::unix::fs::symlink("../../outside", root.join("d/link")).unwrap();
         let fd = at::open_dir(&root).unwrap();
-        let mut removal = Keep(vec!["d/new", "d/new/mine"], Vec::new());
+        let mut removal = Told::default();
         clear(at::open_dir_at(fd.as_fd(), b"d").unwrap(), b"d", &mut removal).unwrap();
-        removal.1.sort();
-        assert_eq!(
-            removal.1,
-            ["d/a", "d/link", "d/new/other", "d/old/b", "d/old/deep/c"]
-        );
-        assert!(root.join("d/new/mine").exists() && !root.join("d/old").exists());
+        removal.0.sort();
+        let expected = [
+            "d/a",
+            "d/link",
+            "d/new/mine",
+            "d/new/other",
+            "d/old/b",
+            "d/old/deep/c",
+        ];
+        assert_eq!(removal.0, expected);
+        assert_eq!(std::fs::read_dir(root.join("d")).unwrap().count(), 0);
         assert!(tmp.path().join("outside/file").exists());
-        let mut removal = Keep(Vec::new(), Vec::new());
-        remove(fd.as_fd(), b"d", b"d", FileType::Directory, &mut removal).unwrap();
+        remove(fd.as_fd(), b"d", b"d", FileType::Directory, &mut Told::default()).unwrap();
         assert!(!root.join("d").exists());
     }
 
@@ -224,7 +218,7 @@ mod tests {
             b"d",
             b"d",
             FileType::Directory,
-            &mut Keep(Vec::new(), Vec::new()),
+            &mut Told::default(),
         )
         .unwrap();
         assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);

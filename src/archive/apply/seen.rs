@@ -2,7 +2,7 @@
 //!
 //! Names are kept as keyed 64-bit hashes, so an entry costs some 20 bytes however long its name is, and names
 //! that collide cannot be crafted. Should two names collide by chance, the second is taken for a repetition of the first:
-//! its payload is recorded as a segment, and a whiteout may leave it in place, nothing worse.
+//! its payload is recorded as a segment, nothing worse.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher, RandomState};
@@ -53,26 +53,6 @@ impl Seen {
         first
     }
 
-    /// Notes that something at `path` belongs to this archive: an entry, or a directory with an entry below it.
-    pub(crate) fn touch(&mut self, path: &[u8]) {
-        self.map.entry(self.key(path)).or_insert(0);
-    }
-
-    /// Notes all directories above `path`, itself included.
-    pub(crate) fn touch_all(&mut self, path: &[u8]) {
-        for end in (0..path.len()).filter(|index| path.get(*index) == Some(&b'/')) {
-            self.touch(path.get(..end).unwrap_or_default());
-        }
-        if !path.is_empty() {
-            self.touch(path);
-        }
-    }
-
-    /// Whether something at `path` belongs to this archive.
-    pub(crate) fn touched(&self, path: &[u8]) -> bool {
-        self.map.contains_key(&self.key(path))
-    }
-
     /// Notes that the line at `position` of the recorder relies on the file at `path`.
     pub(crate) fn set_line(&mut self, path: &[u8], position: u64) {
         let value = self.map.entry(self.key(path)).or_insert(0);
@@ -93,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lines_and_directories_share_the_table() {
+    fn names_and_lines_share_the_table() {
         let mut seen = Seen::default();
         assert!(seen.name(b"a/b"));
         assert!(!seen.name(b"a/b"));
@@ -101,15 +81,6 @@ mod tests {
         assert!(!seen.name(b"a/b"), "a line changes nothing for the name");
         assert_eq!(seen.take_line(b"a/b"), Some(0));
         assert_eq!(seen.take_line(b"a/b"), None);
-        seen.touch_all(b"x/y/z");
-        for path in [&b"x"[..], b"x/y", b"x/y/z", b"a/b"] {
-            assert!(seen.touched(path));
-        }
-        assert!(!seen.touched(b"a") && !seen.touched(b""));
-        assert!(
-            seen.name(b"x/y"),
-            "a directory that was only passed through has not had its entry"
-        );
         assert_eq!(seen.take_line(b"nothing"), None);
     }
 }

@@ -3,18 +3,28 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use crate::archive::apply::marks::LayerMarks;
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::idmap::{IdMappings, Owner};
-use crate::whiteout::WhiteoutFormat;
+
+/// What an archive holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A layer of which only the driver's own files are kept.
+    Layer,
+    /// A layer that becomes part of a complete tree: the private files of AUFS are left out.
+    TreeLayer,
+    /// Files that are no layer: the names of whiteouts mean nothing special.
+    Files,
+}
 
 /// Where a layer goes, and how.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// The directory, open for reading before anything was written below it.
+    /// The directory, open for reading before anything was written below it. That of a layer is empty.
     pub(crate) dir: OwnedFd,
-    /// What deletions become.
-    pub(crate) form: WhiteoutFormat,
+    pub(crate) content: Content,
     /// Whether the entry `./` changes the directory itself.
     pub(crate) root_entry: bool,
     /// Owners.
@@ -67,4 +77,6 @@ pub(crate) struct Applied {
     pub(crate) content_size: u64,
     /// How many entries the archive had.
     pub(crate) entries: u64,
+    /// What the archive says of the layers below.
+    pub(crate) marks: LayerMarks,
 }

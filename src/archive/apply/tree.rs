@@ -3,29 +3,34 @@
 //! Each change keeps account of what the tar-split recorder relies on, of directories whose modes and times are set at
 //! the end, and of what has to be synced.
 
+use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{FileType, Mode, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::archive::apply::deferred_modes::DeferredModes;
 use crate::archive::apply::extract_state::{ExtractState, Removing};
-use crate::archive::apply::metadata::{Rules, kind, mark_opaque};
+use crate::archive::apply::marks::LayerMarks;
+use crate::archive::apply::metadata::{Rules, kind};
 use crate::archive::apply::parents::{Found, Parent, Parents};
 use crate::archive::apply::prune;
-use crate::archive::path::{show, split};
+use crate::archive::path::{clean, push, show, split};
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, IoContext as _, Result};
-use crate::sys::at;
+use crate::idmap::Owner;
 use crate::sys::sync_tracker::SyncTracker;
-use crate::whiteout::{Namespace, WhiteoutFormat};
+use crate::sys::{at, tree};
+
+/// Symbolic links that are followed to directories that have to be made, for one name.
+const MAX_LINKS: usize = 40;
 
 /// See the module's head.
 pub(crate) struct Tree {
     pub(crate) parents: Parents,
     pub(crate) state: ExtractState,
-    pub(crate) form: WhiteoutFormat,
+    pub(crate) marks: LayerMarks,
     pub(crate) rules: Rules,
     pub(crate) deferred_modes: DeferredModes,
     pub(crate) sync_tracker: SyncTracker,
@@ -37,13 +42,13 @@ pub(crate) struct Tree {
 
 impl Tree {
     /// The tree below `root`, which must be open for reading.
-    pub(crate) fn new(root: OwnedFd, form: WhiteoutFormat, rules: Rules, sync: bool) -> Result<Self> {
+    pub(crate) fn new(root: OwnedFd, rules: Rules, sync: bool) -> Result<Self> {
         let mut deferred_modes = DeferredModes::new();
         deferred_modes.open_up(root.as_fd(), b"")?;
         Ok(Self {
             parents: Parents::new(root),
             state: ExtractState::default(),
-            form,
+            marks: LayerMarks::default(),
             rules,
             deferred_modes,
             sync_tracker: SyncTracker::new(sync),
@@ -83,12 +88,10 @@ impl Tree {
         let mut real = Vec::new();
         parent.child(base, &mut real);
         let root = Rc::clone(self.parents.root());
-        self.deferred_modes.open_up(parent.fd(), parent.real())?;
         let mut removing = Removing {
             state: &mut self.state,
             recorder,
             root: root.fd(),
-            spare_new: false,
         };
         prune::remove(parent.fd(), base, &real, kind, &mut removing)?;
         if matches!(kind, FileType::Directory | FileType::Symlink) {
@@ -98,25 +101,14 @@ impl Tree {
     }
 
     /// The directory that an entry goes into, made where it is missing.
-    pub(crate) fn ensure(&mut self, path: &[u8], recorder: &mut TarSplitRecorder) -> Result<Rc<Parent>> {
-        let parent = match self.parents.find(path)? {
-            Found::Directory(parent) => parent,
-            Found::Missing | Found::Blocked => self.make_all(path, recorder)?,
-        };
-        self.touch(&parent)?;
-        Ok(parent)
-    }
-
-    /// Notes that a directory belongs to this archive, which writes to it.
-    pub(crate) fn touch(&mut self, dir: &Parent) -> Result<()> {
-        if !dir.touched.replace(true) {
-            self.state.seen.touch_all(dir.real());
-            self.deferred_modes.open_up(dir.fd(), dir.real())?;
+    pub(crate) fn ensure(&mut self, path: &[u8]) -> Result<Rc<Parent>> {
+        match self.parents.find(path)? {
+            Found::Directory(parent) => Ok(parent),
+            Found::Missing | Found::Blocked => self.make_all(path, MAX_LINKS),
         }
-        Ok(())
     }
 
-    fn make_all(&mut self, path: &[u8], recorder: &mut TarSplitRecorder) -> Result<Rc<Parent>> {
+    fn make_all(&mut self, path: &[u8], links: usize) -> Result<Rc<Parent>> {
         // The deepest directory that exists, then down again.
         let mut ends: Vec<usize> = vec![path.len()];
         ends.extend(
@@ -136,52 +128,88 @@ impl Tree {
             }
         };
         for end in ends.iter().take(missing).rev() {
-            parent = self.make_implied(prefix(*end), &parent, recorder)?;
+            parent = self.make_implied(prefix(*end), &parent, links)?;
         }
         Ok(parent)
     }
 
-    fn make_implied(
-        &mut self,
-        path: &[u8],
-        parent: &Rc<Parent>,
-        recorder: &mut TarSplitRecorder,
-    ) -> Result<Rc<Parent>> {
+    fn make_implied(&mut self, path: &[u8], parent: &Rc<Parent>, links: usize) -> Result<Rc<Parent>> {
         let (_, base) = split(path);
         let doing = || format!("making the directory {}", show(path));
-        let mut opaque = None;
         let mode = Mode::from_raw_mode(0o755);
         match rustix::fs::mkdirat(parent.fd(), base, mode) {
             Ok(()) => {}
-            Err(Errno::EXIST) => {
-                // A whiteout hides what the layers below have here; the new directory must hide it too.
-                let there = at::lstat_at(parent.fd(), base).during(doing())?;
-                opaque = there.and_then(|stat| self.whiteout_of(&stat));
-                if opaque.is_none() {
-                    let link = there.is_some_and(|stat| kind(&stat) == FileType::Symlink);
-                    return Err(Error::io(
-                        doing(),
-                        if link { Errno::NOENT } else { Errno::NOTDIR },
-                    ));
-                }
-                self.displace(parent, base, recorder)?;
-                rustix::fs::mkdirat(parent.fd(), base, mode).during(doing())?;
-            }
+            Err(Errno::EXIST) => return self.make_linked(path, parent, links),
             Err(error) => return Err(Error::io(doing(), error)),
         }
         let dir = at::open_dir_at(parent.fd(), base).during(doing())?;
         let stat = rustix::fs::fstat(&dir).during(doing())?;
         let owner = self.rules.mappings.root()?;
-        self.rules.permissions(dir.as_fd(), &stat, owner, 0o755)?;
+        match self.rules.permissions(dir.as_fd(), &stat, owner, 0o755) {
+            // No entry asks for this owner, and an ordinary user cannot give anything away.
+            Err(error) if error.has_errno(Errno::PERM) => {
+                let (uid, gid) = (stat.st_uid, stat.st_gid);
+                self.rules
+                    .permissions(dir.as_fd(), &stat, Owner { uid, gid }, 0o755)?;
+            }
+            result => result?,
+        }
         self.rules.keep_real(dir.as_fd(), owner, 0o755, "dir")?;
         let mut real = std::mem::take(&mut self.real);
         parent.child(base, &mut real);
+        self.marks.imply(&real);
         self.deferred_modes.set(&real, 0o755);
         self.real = real;
-        if let Some(namespace) = opaque {
-            mark_opaque(dir.as_fd(), namespace)?;
-        }
         Ok(self.keep_open(path, parent, base, dir))
+    }
+
+    /// The directory that a link of this archive at `path` leads to, made if it is not there: perhaps only the layers
+    /// below have it.
+    fn make_linked(&mut self, path: &[u8], parent: &Rc<Parent>, links: usize) -> Result<Rc<Parent>> {
+        let (_, base) = split(path);
+        let doing = || format!("making the directory {}", show(path));
+        let Ok(link) = at::read_link_at(parent.fd(), base) else {
+            return Err(Error::io(doing(), Errno::NOTDIR));
+        };
+        let links = links.checked_sub(1).ok_or(Errno::LOOP).during(doing())?;
+        let mut target = if link.starts_with(b"/") {
+            Vec::new()
+        } else {
+            parent.real().to_vec()
+        };
+        push(&mut target, &link);
+        let mut cleaned = Vec::new();
+        clean(&target, &mut cleaned);
+        if cleaned.contains(&0) {
+            return Err(Error::io(doing(), Errno::INVAL));
+        }
+        match self.parents.find(&cleaned)? {
+            Found::Directory(_) => {}
+            Found::Missing | Found::Blocked => drop(self.make_all(&cleaned, links)?),
+        }
+        match self.parents.find(path)? {
+            Found::Directory(parent) => Ok(parent),
+            Found::Missing | Found::Blocked => Err(Error::io(doing(), Errno::NOENT)),
+        }
+    }
+
+    /// Whether the entry name `name` leads to `file`.
+    pub(crate) fn is_reached(&self, name: &[u8], file: &File) -> Result<bool> {
+        let doing = "looking at a file through a link";
+        let mut path = Vec::new();
+        clean(name, &mut path);
+        match at::open_in_root(self.parents.root().fd(), &path, OFlags::PATH, Mode::empty()) {
+            Ok(found) => {
+                let identity = |stat: rustix::io::Result<Stat>| stat.map(|stat| tree::identity(&stat));
+                let (found, own) = (
+                    identity(rustix::fs::fstat(found)),
+                    identity(rustix::fs::fstat(file)),
+                );
+                Ok(found.during(doing)? == own.during(doing)?)
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(error) => Err(Error::io(doing, error)),
+        }
     }
 
     pub(crate) fn keep_open(
@@ -203,37 +231,6 @@ impl Tree {
     fn directories_went(&mut self) {
         self.parents.clear();
         self.dirs_gone = true;
-    }
-
-    /// If this is a whiteout of overlayfs: where its attributes are.
-    pub(crate) fn whiteout_of(&self, stat: &Stat) -> Option<Namespace> {
-        match self.form {
-            WhiteoutFormat::Overlay(namespace)
-                if kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0 =>
-            {
-                Some(namespace)
-            }
-            _ => None,
-        }
-    }
-
-    /// Removes from a directory what this archive did not bring.
-    pub(crate) fn clear_old(
-        &mut self,
-        dir: OwnedFd,
-        path: &[u8],
-        recorder: &mut TarSplitRecorder,
-    ) -> Result<()> {
-        let root = Rc::clone(self.parents.root());
-        let mut removing = Removing {
-            state: &mut self.state,
-            recorder,
-            root: root.fd(),
-            spare_new: true,
-        };
-        prune::clear(dir, path, &mut removing)?;
-        self.directories_went();
-        Ok(())
     }
 }
 

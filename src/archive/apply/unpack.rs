@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::archive::apply::digests::HashQueues;
 use crate::archive::apply::extract::{Extractor, Setup};
 use crate::archive::apply::metadata::{self, Rules};
-use crate::archive::apply::target::{Applied, ApplyOptions, Target};
+use crate::archive::apply::target::{Applied, ApplyOptions, Content, Target};
 use crate::archive::compress::blob_reader::BlobReader;
 use crate::archive::compress::decode::Decoder;
 use crate::archive::path::{clean, show, split};
@@ -22,7 +22,7 @@ use crate::bridge::{CHUNK, ChunkReader, give};
 use crate::compression::Compression;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::sys::writeback;
-use crate::whiteout::{self, WhiteoutFormat};
+use crate::whiteout;
 
 /// Chunks as they arrive from the async side; hashes while it would wait for them.
 pub(crate) struct Incoming {
@@ -150,7 +150,6 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         .dir
         .try_clone()
         .during("keeping the layer's directory open")?;
-    let is_whole_tree = target.form == WhiteoutFormat::Apply;
     let rules = Rules {
         mappings: target.mappings,
         owner: target.owner,
@@ -159,7 +158,7 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         force_mask: target.force_mask,
     };
     let setup = Setup {
-        form: target.form,
+        content: target.content,
         root_entry: target.root_entry,
         rules,
         sync: options.sync,
@@ -186,7 +185,7 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
     if let Some(recorder) = &recorder {
         writeback::start(recorder.as_fd());
     }
-    let state = extractor.finish()?;
+    let (state, marks) = extractor.finish()?;
     if let Some(recorder) = &recorder {
         recorder.sync_all().during("syncing tar-split data")?;
     }
@@ -201,7 +200,12 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         diff_size: reader.offset(),
         uids: ids.uids.into_iter().collect(),
         gids: ids.gids.into_iter().collect(),
-        content_size: if is_whole_tree { declared } else { state.size },
+        content_size: if target.content == Content::TreeLayer {
+            declared
+        } else {
+            state.size
+        },
         entries,
+        marks,
     })
 }

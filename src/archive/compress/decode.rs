@@ -356,6 +356,11 @@ mod tests {
         assert_eq!(decoded(&bytes[..]).await.unwrap().1, b"oneone");
         assert_eq!(decoded(Slow(bytes.clone(), 0)).await.unwrap().1, b"oneone");
         assert!(decoded(&bytes[..bytes.len() - 1]).await.is_err());
+        // As pzstd begins its streams.
+        let bytes = [skippable, &one[..], skippable, &one].concat();
+        let (compression, content, _) = decoded(&bytes[..]).await.unwrap();
+        assert_eq!((compression, &*content), (Compression::Zstd, &b"oneone"[..]));
+        assert_eq!(decoded(Slow(bytes, 0)).await.unwrap().1, b"oneone");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fmt;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{self, Namespace};
+use crate::whiteout::{self, Namespace, WhiteoutFormat};
 
 use crate::archive::diff::lowers::{Lowers, is_opaque, is_whiteout};
 use crate::archive::diff::walk::{TreeWalk, absolute};
@@ -165,24 +165,28 @@ fn is_dir(stat: &Stat) -> bool {
 /// What an overlay upper directory changes in the trees below. It is found out step by step.
 ///
 /// Directories that are in the upper directory only because something in them was copied up are left out, unless
-/// something in them was added or deleted. A directory that was deleted and made anew is listed as deleted, what is in
-/// it as added.
+/// something in them was added or deleted. A directory that was deleted and made anew is there: what it had and has no
+/// more is listed as deleted, the rest as added or modified.
 pub(crate) struct UpperChanges {
     walk: TreeWalk,
     lowers: Lowers<Vec<OwnedFd>>,
     /// Says which attributes mark opaque directories.
-    namespace: Namespace,
+    form: WhiteoutFormat,
     list: List,
+    /// For each directory on the way down, the root first, whether it hides what the layers below have in it.
+    replaced: Vec<bool>,
 }
 
 impl UpperChanges {
     /// Opens the upper directory. `lowers` are the trees below, topmost first.
     pub(crate) fn new(upper: BorrowedFd<'_>, lowers: Vec<OwnedFd>, namespace: Namespace) -> Result<Self> {
+        let form = WhiteoutFormat::Overlay(namespace);
         Ok(Self {
             walk: TreeWalk::new(upper)?,
-            lowers: Lowers::new(lowers, namespace),
-            namespace,
+            lowers: Lowers::new(lowers, form),
+            form,
             list: List::default(),
+            replaced: vec![false],
         })
     }
 
@@ -210,46 +214,85 @@ impl UpperChanges {
         let Self {
             walk,
             lowers,
-            namespace,
+            form,
             list,
+            replaced,
         } = self;
         lowers.leave_to(walk.depth());
         list.leave_to(walk.depth());
+        replaced.truncate(walk.depth());
         let Some(stat) = walk.stat()? else { return Ok(()) };
         let (dir_path, name) = (walk.dir_path(), walk.name());
+        let hidden = replaced.last().is_some_and(|hidden| *hidden);
+        let below = lowers.find(dir_path, name)?;
         if is_whiteout(&stat) {
-            list.push_parents(walk);
-            list.push(walk.path(), ChangeKind::Delete);
+            // A name that nothing below has is none that was deleted. Where everything is hidden it is listed already.
+            if below.is_some() && !hidden {
+                list.push_parents(walk);
+                list.push(walk.path(), ChangeKind::Delete);
+            }
             return Ok(());
         }
-        let opaque = is_dir(&stat)
-            && is_opaque(walk.dir()?, name, *namespace).at("reading attributes of", absolute(walk.path()))?;
-        let kind = match lowers.find(dir_path, name)? {
+        let both_dirs = is_dir(&stat) && below.as_ref().is_some_and(is_dir);
+        let kind = match &below {
             None => Some(ChangeKind::Add),
-            Some(_) if opaque => Some(ChangeKind::Delete),
             Some(below) => {
-                let unchanged = is_dir(&stat)
-                    && is_dir(&below)
-                    && stat.st_size == below.st_size
-                    && stat.st_mode == below.st_mode
-                    && same_time(&stat, &below);
+                let unchanged = both_dirs && same_directory(&stat, below) && same_attributes(walk, lowers)?;
                 (!unchanged).then_some(ChangeKind::Modify)
             }
         };
-        if matches!(kind, Some(ChangeKind::Add | ChangeKind::Delete)) {
+        if kind == Some(ChangeKind::Add) {
             list.push_parents(walk);
         }
         if let Some(kind) = kind {
             list.push(walk.path(), kind);
         }
         if is_dir(&stat) {
-            lowers.enter(dir_path, name, opaque)?;
+            let opaque =
+                is_opaque(walk.dir()?, name, *form).at("reading attributes of", absolute(walk.path()))?;
+            let replaces = both_dirs && (hidden || opaque);
+            lowers.enter(dir_path, name, false)?;
             list.enter(kind.is_some());
-            // If it is gone, the next round leaves the two again.
-            walk.enter()?;
+            replaced.push(replaces);
+            // If it is gone, the next round leaves all of these again.
+            if walk.enter()? && replaces {
+                push_hidden(walk, lowers, list)?;
+            }
         }
         Ok(())
     }
+}
+
+/// Lists what the layers below have, and the upper tree has not, in the directory that was just entered.
+fn push_hidden(walk: &TreeWalk, lowers: &mut Lowers<Vec<OwnedFd>>, list: &mut List) -> Result<()> {
+    let dir = walk.dir_path().to_vec();
+    for name in lowers.names(&dir)? {
+        let mut path = dir.clone();
+        path::push(&mut path, &name);
+        let own = at::lstat_at(walk.dir()?, &name).at("looking at", absolute(&path))?;
+        if own.is_none_or(|stat| is_whiteout(&stat)) {
+            list.push_parents(walk);
+            list.push(&path, ChangeKind::Delete);
+        }
+    }
+    Ok(())
+}
+
+/// Whether two directories have the same status. Their sizes say nothing.
+fn same_directory(new: &Stat, old: &Stat) -> bool {
+    new.st_mode == old.st_mode && (new.st_uid, new.st_gid) == (old.st_uid, old.st_gid) && same_time(new, old)
+}
+
+/// Whether the walk's current entry, a directory, has the attributes of the one below.
+fn same_attributes(walk: &TreeWalk, lowers: &mut Lowers<Vec<OwnedFd>>) -> Result<bool> {
+    let name = walk.name();
+    let what = || absolute(walk.path());
+    let Some(below) = lowers.open(walk.dir_path(), name)? else {
+        return Ok(false);
+    };
+    let own = compared_attributes(walk.dir()?, name).at("reading attributes of", what())?;
+    let old = compared_attributes(below.as_fd(), b".").at("reading attributes of", what())?;
+    Ok(own == old)
 }
 
 /// One of two trees that are compared, and whose owners it has.

@@ -18,7 +18,7 @@ use crate::bridge::{Producer, Progress};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
-use crate::whiteout::{self, Namespace};
+use crate::whiteout::{self, Namespace, WhiteoutFormat};
 
 use crate::archive::diff::changes::{Change, ChangeKind};
 use crate::archive::diff::lowers::{Lowers, is_opaque, is_whiteout};
@@ -75,7 +75,7 @@ impl Export {
     ) -> Result<Self> {
         let entries = Entries::Upper {
             walk: TreeWalk::new(upper)?,
-            lowers: Lowers::new(lowers, namespace),
+            lowers: Lowers::new(lowers, WhiteoutFormat::Overlay(namespace)),
             namespace,
         };
         Ok(Self::new(entries, mappings, offset))
@@ -184,8 +184,8 @@ impl Entries {
                 let is_dir = object.kind() == FileType::Directory;
                 stream.object(object, dir, path)?;
                 if is_dir {
-                    let opaque =
-                        is_opaque(dir, name, *namespace).at("reading attributes of", absolute(path))?;
+                    let opaque = is_opaque(dir, name, WhiteoutFormat::Overlay(*namespace))
+                        .at("reading attributes of", absolute(path))?;
                     if opaque && lowers.find(walk.dir_path(), name)?.is_some() {
                         stream.opaque(path, &stat)?;
                     }

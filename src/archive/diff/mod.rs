@@ -2,5 +2,5 @@
 
 pub(crate) mod changes;
 pub(crate) mod export;
-mod lowers;
+pub(crate) mod lowers;
 mod walk;

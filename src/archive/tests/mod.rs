@@ -18,11 +18,14 @@ mod whiteouts;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::archive::apply::pipeline::{Applied, ApplyOptions, Target, apply};
+use crate::archive::apply::merge::merge;
+use crate::archive::apply::pipeline::{Applied, ApplyOptions, Content, Target, apply};
+use crate::archive::apply::settle::settle;
 use crate::archive::path::clean;
 use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
 use crate::error::Result;
@@ -52,6 +55,8 @@ struct Layer {
     ignore_chown_errors: bool,
     sync: bool,
     force_mask: Option<u32>,
+    /// The trees below, topmost first.
+    below: Vec<PathBuf>,
 }
 
 impl Layer {
@@ -68,6 +73,7 @@ impl Layer {
             ignore_chown_errors: false,
             sync: false,
             force_mask: None,
+            below: Vec::new(),
         }
     }
 
@@ -87,9 +93,14 @@ impl Layer {
     }
 
     fn target(&self) -> Target {
+        let complete = self.form == WhiteoutFormat::Apply;
         Target {
             dir: crate::sys::at::open_dir(&self.root()).unwrap(),
-            form: self.form,
+            content: if complete {
+                Content::TreeLayer
+            } else {
+                Content::Layer
+            },
             root_entry: self.root_entry,
             mappings: self.mappings.clone(),
             owner: None,
@@ -103,8 +114,24 @@ impl Layer {
         self.tmp.path().join("split")
     }
 
-    /// Applies an archive; if that works, the tar-split data must give it back bit for bit.
+    /// Applies an archive to what is there; if that works, the tar-split data must give it back bit for bit.
     fn apply(&self, tar: &[u8]) -> Result<Applied> {
+        let unpacked = self.tmp.path().join("unpacked");
+        std::fs::create_dir(&unpacked).unwrap();
+        let result = self.apply_beside(&unpacked, tar);
+        crate::sys::tree::remove_tree(&unpacked).unwrap();
+        self.check_outside();
+        let applied = result?;
+        assert!(self.replay() == tar, "the replayed stream differs");
+        assert_eq!(applied.diff_size, tar.len() as u64);
+        assert_eq!(applied.diff_digest, crate::digest::Digest::sha256(tar));
+        Ok(applied)
+    }
+
+    /// Unpacks an archive to an empty directory, then merges it into the root.
+    fn apply_beside(&self, unpacked: &Path, tar: &[u8]) -> Result<Applied> {
+        let open = |path: &Path| crate::sys::at::open_dir(path).unwrap();
+        let from = open(unpacked);
         let split = std::fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -117,12 +144,13 @@ impl Layer {
             ..ApplyOptions::default()
         };
         let source = Box::pin(std::io::Cursor::new(tar.to_vec()));
-        let result = RUNTIME.block_on(apply(source, self.target(), options, ()));
-        self.check_outside();
-        let (applied, ()) = result?;
-        assert!(self.replay() == tar, "the replayed stream differs");
-        assert_eq!(applied.diff_size, tar.len() as u64);
-        assert_eq!(applied.diff_digest, crate::digest::Digest::sha256(tar));
+        let mut target = self.target();
+        target.dir = from.try_clone().unwrap();
+        let (mut applied, ()) = RUNTIME.block_on(apply(source, target, options, ()))?;
+        let (into, marks) = (open(&self.root()), &mut applied.marks);
+        merge(from.as_fd(), into.as_fd(), self.form, marks, self.sync)?;
+        let below: Vec<_> = self.below.iter().map(|path| open(path)).collect();
+        settle(into.as_fd(), self.form, marks, &below, self.sync)?;
         Ok(applied)
     }
 

@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 
+use crate::archive::tests::out_support::Tree;
 use crate::archive::tests::{Layer, OVERLAY, root_or_skip};
 use crate::test_util::{TarBuilder, TarEntry as Item};
 use crate::whiteout::{OVERRIDE_STAT, WhiteoutFormat};
@@ -148,8 +149,14 @@ fn a_forced_mode_hides_owners_modes_and_types_in_an_attribute() {
         .entry(Item::fifo("pipe").mode(0o640))
         .entry(Item::new(b'3', "char").device(1, 3).mode(0o666))
         .entry(Item::new(b'4', "block").device(259, 70_000).owner(0, 6))
-        .entry(Item::file("implied/.wh.gone", ""));
+        .entry(Item::file("implied/f", "").mode(0o600))
+        .entry(Item::file("below/.wh.gone", ""));
+    let below = Tree::new();
+    below.file("below/gone", "").mode("below", 0o700);
+    below.xattr("below", OVERRIDE_STAT, b"5:5:0750:dir");
+    layer.below.push(below.path().to_owned());
     layer.apply(&tar.build()).unwrap();
+    assert!(layer.at("below/.wh.gone").exists());
     for (path, value) in [
         ("", "5:6:0751:dir"),
         ("d", "1:2:1777:dir"),
@@ -160,7 +167,8 @@ fn a_forced_mode_hides_owners_modes_and_types_in_an_attribute() {
         ("char", "0:0:0666:char-1-3"),
         ("block", "0:6:0644:block-259-70000"),
         ("implied", "0:0:0755:dir"),
-        ("implied/.wh.gone", "0:0:0644:file"),
+        ("implied/f", "0:0:0600:file"),
+        ("below", "5:5:0750:dir"),
     ] {
         let kept = layer.xattr(path, OVERRIDE_STAT).unwrap();
         assert_eq!(String::from_utf8_lossy(&kept), value, "{path:?}");

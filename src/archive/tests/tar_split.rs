@@ -95,11 +95,11 @@ fn two_names_for_one_place_come_back_too() {
     std::fs::create_dir_all(layer.at("usr/lib")).unwrap();
     std::os::unix::fs::symlink("usr/lib", layer.at("lib")).unwrap();
     let tar = TarBuilder::new()
-        .entry(Item::file("lib/f", "via a link below"))
+        .entry(Item::file("lib/f", "in place of a link below"))
         .entry(Item::file(".wh.lib", ""))
         .build();
     layer.apply(&tar).unwrap();
-    assert_eq!(layer.names(), ["usr", "usr/lib", "usr/lib/f"]);
+    assert_eq!(layer.names(), ["lib", "lib/f", "usr", "usr/lib"]);
 }
 
 #[test]

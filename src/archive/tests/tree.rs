@@ -159,6 +159,9 @@ fn owners_are_mapped_and_implied_parents_belong_to_root() {
     assert_eq!(error.kind(), ErrorKind::InvalidMappings);
     assert!(error.chain().contains("unpacking \"g\""), "{}", error.chain());
     // Owners of whiteouts are never a reason to fail.
+    let below = tempfile::tempdir().unwrap();
+    std::fs::write(below.path().join("gone"), "").unwrap();
+    layer.below.push(below.path().to_owned());
     layer
         .apply(
             &TarBuilder::new()

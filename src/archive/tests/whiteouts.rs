@@ -12,18 +12,33 @@ fn lower(layer: &Layer, files: &[&str]) {
     }
 }
 
+/// An overlay layer on a tree with these files.
+fn layer_on(files: &[&str]) -> (Layer, tempfile::TempDir) {
+    let below = tempfile::tempdir().unwrap();
+    for file in files {
+        let path = below.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "below").unwrap();
+    }
+    let mut layer = Layer::new(OVERLAY);
+    layer.below.push(below.path().to_owned());
+    (layer, below)
+}
+
 #[test]
-fn overlay_marks_deletions() {
+fn overlay_marks_deletions_of_what_is_below() {
     if !root_or_skip() {
         return;
     }
-    let layer = Layer::new(OVERLAY);
+    let (layer, _below) = layer_on(&["a/x", "dir/x", "sub/b", "opaque/x", ".wh.x"]);
     let tar = TarBuilder::new()
         .entry(Item::file(".wh.a", "payload nobody needs").owner(5, 6))
         .entry(Item::dir(".wh.dir"))
         .entry(Item::file("sub/.wh.b", ""))
+        .entry(Item::file("sub/.wh.phantom", ""))
         .entry(Item::file("opaque/.wh..wh..opq", ""))
         .entry(Item::file("opaque/f", "x"))
+        .entry(Item::file("nothing/.wh..wh..opq", ""))
         .entry(Item::file(".wh..wh.x", ""))
         .entry(Item::file("a/under", "a whiteout and then a path through it"))
         .build();
@@ -41,6 +56,13 @@ fn overlay_marks_deletions() {
         [
             ".wh.x", "a", "a/under", "dir", "opaque", "opaque/f", "sub", "sub/b"
         ]
+    );
+    let alone = Layer::new(OVERLAY);
+    alone.apply(&tar).unwrap();
+    assert_eq!(
+        alone.names(),
+        ["a", "a/under", "opaque", "opaque/f"],
+        "nothing is below"
     );
 }
 
@@ -60,7 +82,7 @@ fn overlay_deletions_do_not_depend_on_the_order() {
     for turn in 0..items.len() {
         let mut items = items.to_vec();
         items.rotate_left(turn);
-        let layer = Layer::new(OVERLAY);
+        let (layer, _below) = layer_on(&["dir/old", "file"]);
         layer
             .apply(&items.into_iter().collect::<TarBuilder>().build())
             .unwrap();
@@ -68,22 +90,17 @@ fn overlay_deletions_do_not_depend_on_the_order() {
         let listing = layer.listing();
         assert_eq!(*first.get_or_insert(listing.clone()), listing, "turn {turn}");
     }
-    // Below a whiteout another whiteout means nothing, a directory means that the upper one is opaque.
-    let layer = Layer::new(OVERLAY);
-    let tar = TarBuilder::new()
-        .entry(Item::file(".wh.foo", ""))
-        .entry(Item::file("foo/.wh.bar", ""))
-        .build();
-    layer.apply(&tar).unwrap();
-    assert!(layer.is_whiteout("foo"));
-    let layer = Layer::new(OVERLAY);
-    let tar = TarBuilder::new()
-        .entry(Item::file(".wh.foo", ""))
-        .entry(Item::file("foo/.wh..wh..opq", ""))
-        .build();
-    layer.apply(&tar).unwrap();
-    assert!(layer.is_opaque("foo"));
-    let layer = Layer::new(OVERLAY);
+    // A whiteout of a directory says all that there is to say.
+    for below in ["foo/.wh.bar", "foo/.wh..wh..opq"] {
+        for mut items in [[below, ".wh.foo"], [".wh.foo", below]].map(Vec::from) {
+            let (layer, _below) = layer_on(&["foo/bar"]);
+            let tar: TarBuilder = items.drain(..).map(|name| Item::file(name, "")).collect();
+            layer.apply(&tar.build()).unwrap();
+            assert_eq!(layer.names(), ["foo"]);
+            assert!(layer.is_whiteout("foo"));
+        }
+    }
+    let (layer, _below) = layer_on(&["foo/bar/old"]);
     let tar = TarBuilder::new()
         .entry(Item::file(".wh.foo", ""))
         .entry(Item::file("foo/bar/baz", "x"))
@@ -93,11 +110,98 @@ fn overlay_deletions_do_not_depend_on_the_order() {
 }
 
 #[test]
+fn nothing_is_hidden_below_what_is_no_directory() {
+    if !root_or_skip() {
+        return;
+    }
+    let ways = [
+        Item::file("a", "x"),
+        Item::fifo("a"),
+        Item::symlink("a", "target"),
+        Item::symlink("a", "a"),
+    ];
+    for own in ways {
+        for mark in ["a/.wh.old", "a/.wh..wh..opq", "a/b/.wh.c"] {
+            let (layer, _below) = layer_on(&["a/old", "a/b/c", "target/old"]);
+            layer
+                .apply(
+                    &TarBuilder::new()
+                        .entry(own.clone())
+                        .entry(Item::file(mark, ""))
+                        .build(),
+                )
+                .unwrap();
+            assert_eq!(layer.names(), ["a"], "{mark} below {own:?}");
+        }
+    }
+    let (layer, below) = layer_on(&["file", "target/keep"]);
+    std::os::unix::fs::symlink("target", below.path().join("link")).unwrap();
+    let names = [
+        "file/.wh.x",
+        "file/.wh..wh..opq",
+        "link/.wh.keep",
+        "link/.wh..wh..opq",
+    ];
+    let tar: TarBuilder = names.iter().map(|name| Item::file(name, "")).collect();
+    layer.apply(&tar.build()).unwrap();
+    assert_eq!(layer.names(), [""; 0]);
+}
+
+#[test]
+fn implied_directories_are_as_they_are_below() {
+    if !root_or_skip() {
+        return;
+    }
+    use crate::archive::tests::out_support::Tree;
+    let (bottom, top) = (Tree::new(), Tree::new());
+    bottom
+        .file("d/sub/old", "")
+        .owner("d/sub", 5, 6)
+        .mode("d/sub", 0o2750);
+    bottom
+        .xattr("d/sub", "user.x", b"1")
+        .mtime("d/sub", 1_000_000_000, 5);
+    bottom.mode("d", 0o755).file("gone/x", "").mode("gone", 0o700);
+    top.dir("d")
+        .owner("d", 7, 7)
+        .mode("d", 0o700)
+        .mtime("d", 1_100_000_000, 0)
+        .whiteout("gone");
+    let mut layer = Layer::new(OVERLAY);
+    layer.below = vec![top.path().to_owned(), bottom.path().to_owned()];
+    for tar in [
+        TarBuilder::new()
+            .entry(Item::file("d/sub/new", ""))
+            .entry(Item::file("gone/new", "")),
+        TarBuilder::new()
+            .entry(Item::file("d/sub/.wh.old", ""))
+            .entry(Item::file("gone/f", "")),
+    ] {
+        layer.move_to(tempfile::tempdir().unwrap());
+        layer.apply(&tar.build()).unwrap();
+        let meta = |path: &str| std::fs::symlink_metadata(layer.at(path)).unwrap();
+        let told = |path: &str| {
+            (
+                meta(path).mode() & 0o7777,
+                meta(path).uid(),
+                meta(path).gid(),
+                meta(path).mtime(),
+            )
+        };
+        assert_eq!(told("d/sub"), (0o2750, 5, 6, 1_000_000_000));
+        assert_eq!(meta("d/sub").mtime_nsec(), 5);
+        assert_eq!(layer.xattr("d/sub", "user.x").as_deref(), Some(&b"1"[..]));
+        assert_eq!(told("d"), (0o700, 7, 7, 1_100_000_000), "as in the topmost layer");
+        assert_eq!(meta("gone").mode() & 0o7777, 0o755, "it was deleted");
+    }
+}
+
+#[test]
 fn an_opaque_root_and_existing_content_of_an_upper_directory() {
     if !root_or_skip() {
         return;
     }
-    let layer = Layer::new(OVERLAY);
+    let (layer, _below) = layer_on(&["below", "d/below", "e/below"]);
     lower(&layer, &["old", "d/old", "e/old", "e/sub/old"]);
     let tar = TarBuilder::new()
         .entry(Item::file("d/new", "x"))
@@ -106,9 +210,20 @@ fn an_opaque_root_and_existing_content_of_an_upper_directory() {
         .entry(Item::file(".wh..wh..opq", ""))
         .build();
     layer.apply(&tar).unwrap();
-    assert!(layer.is_opaque("") && layer.is_opaque("d"));
-    // The second diff of a layer takes away what the first one brought; the opaque root takes the whiteout too.
-    assert_eq!(layer.names(), ["d", "d/new"]);
+    // The second diff of a layer takes away what the first one brought. Nobody looks at marks of a root.
+    assert_eq!(layer.names(), ["below", "d", "d/new", "e"]);
+    assert!(layer.is_whiteout("below") && layer.is_whiteout("e"));
+    assert!(layer.is_opaque("d") && !layer.is_opaque(""));
+    // What replaces a whiteout or a file of the same layer hides what that has hidden.
+    let (layer, _below) = layer_on(&["a/x", "b/x", "c/x"]);
+    layer
+        .apply(&TarBuilder::new().whiteout("a").file("b", "").build())
+        .unwrap();
+    layer
+        .apply(&TarBuilder::new().dir("a").dir("b").file("c/y", "").build())
+        .unwrap();
+    assert_eq!(layer.names(), ["a", "b", "c", "c/y"]);
+    assert!(layer.is_opaque("a") && layer.is_opaque("b") && !layer.is_opaque("c"));
 }
 
 #[test]
@@ -178,7 +293,7 @@ fn deletions_in_complete_trees_do_not_depend_on_the_order() {
 }
 
 #[test]
-fn deletions_follow_links_inside_the_root_only() {
+fn deletions_follow_no_links() {
     let layer = Layer::new(WhiteoutFormat::Apply);
     lower(&layer, &["real/a", "real/b"]);
     std::os::unix::fs::symlink("/real", layer.at("link")).unwrap();
@@ -189,7 +304,7 @@ fn deletions_follow_links_inside_the_root_only() {
         .entry(Item::file("../.wh.sentinel", ""))
         .build();
     layer.apply(&tar).unwrap();
-    assert_eq!(layer.names(), ["link", "real", "real/b", "up"]);
+    assert_eq!(layer.names(), ["link", "real", "real/a", "real/b", "up"]);
     // The deleted link itself goes, not what it points to.
     layer
         .apply(
@@ -199,7 +314,12 @@ fn deletions_follow_links_inside_the_root_only() {
                 .build(),
         )
         .unwrap();
-    assert_eq!(layer.names(), ["real", "real/b"]);
+    assert_eq!(layer.names(), ["real", "real/a", "real/b"]);
+    // Nor does what comes into the tree: a directory takes the place of the link.
+    std::os::unix::fs::symlink("real", layer.at("link")).unwrap();
+    let tar = TarBuilder::new().opaque("link").file("link/new", "");
+    layer.apply(&tar.build()).unwrap();
+    assert_eq!(layer.names(), ["link", "link/new", "real", "real/a", "real/b"]);
 }
 
 #[test]
@@ -218,16 +338,44 @@ fn whiteouts_of_no_name_are_refused() {
 }
 
 #[test]
-fn literal_whiteouts_are_files() {
-    let layer = Layer::new(WhiteoutFormat::Verbatim);
-    let names = [".wh..wh..opq", ".wh.a", "d/.wh..wh.plnk", "d/.wh.b"];
-    let tar: TarBuilder = names.iter().map(|name| Item::file(name, "as it is")).collect();
-    layer.apply(&tar.build()).unwrap();
-    assert_eq!(
-        layer.names(),
-        [".wh..wh..opq", ".wh.a", "d", "d/.wh..wh.plnk", "d/.wh.b"]
-    );
-    // What programs make of these is not defined.
+fn for_a_mount_program_whiteouts_are_files() {
+    let (mut layer, below) = layer_on(&["a", "d/b", "d/e", "o/x", "p/x"]);
+    layer.form = WhiteoutFormat::Verbatim;
+    std::fs::write(below.path().join("d/.wh.e"), "").unwrap();
+    std::fs::remove_file(below.path().join("d/e")).unwrap();
+    let names = [
+        ".wh.a",
+        "d/.wh.b",
+        "d/.wh.e",
+        "d/.wh.phantom",
+        "o/.wh..wh..opq",
+        ".wh.p",
+    ];
+    let tar: TarBuilder = names.iter().map(|name| Item::file(name, "payload")).collect();
+    layer.apply(&tar.dir("p").build()).unwrap();
+    let expected = [
+        ".wh.a",
+        "d",
+        "d/.wh.b",
+        "o",
+        "o/.wh..wh..opq",
+        "p",
+        "p/.wh..wh..opq",
+    ];
+    assert_eq!(layer.names(), expected);
+    assert_eq!(layer.read(".wh.a"), "");
+    // In a second diff a name takes the place of its whiteout.
+    layer
+        .apply(&TarBuilder::new().dir("a").file("d/b", "new").build())
+        .unwrap();
+    let expected = ["a", "d", "d/b", "o", "o/.wh..wh..opq", "p", "p/.wh..wh..opq"];
+    let names: Vec<_> = layer
+        .names()
+        .into_iter()
+        .filter(|name| name != "a/.wh..wh..opq")
+        .collect();
+    assert_eq!(names, expected);
+    // What a program would make of these is not defined.
     for name in [".wh.", "d/.wh..", ".wh..."] {
         let error = layer
             .apply(&TarBuilder::new().entry(Item::file(name, "")).build())
@@ -260,7 +408,7 @@ fn private_files_of_aufs() {
     assert_eq!(layer.apply(&tar).unwrap_err().kind(), ErrorKind::InvalidArchive);
     // Further down the names mean nothing special.
     if root_or_skip() {
-        let overlay = Layer::new(OVERLAY);
+        let (overlay, _below) = layer_on(&[".wh.aufs"]);
         overlay
             .apply(&TarBuilder::new().entry(Item::file(".wh..wh.aufs", "")).build())
             .unwrap();

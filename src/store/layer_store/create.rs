@@ -187,15 +187,15 @@ impl LayerStore {
                 )
             }
             Start::Unpacked(unpacked) => {
+                let below = parent.map(|row| row.id.as_str());
+                unpacked.check_parent(&*self.driver, below)?;
                 let Unpacked {
-                    staged,
-                    tar_split,
-                    applied: _,
+                    staged, tar_split, ..
                 } = *unpacked;
                 let target = dirs.tar_split(id)?;
                 std::fs::rename(&tar_split.path, &target).at("moving tar-split to", &target)?;
                 self.trash.push(tar_split.temp);
-                staged.commit(id, parent.map(|row| row.id.as_str()), options)
+                staged.commit(id, below, options)
             }
         }
     }

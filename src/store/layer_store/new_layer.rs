@@ -1,7 +1,7 @@
 //! What a new layer is made of, before it has a record.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,6 +39,8 @@ pub(crate) struct Unpacked {
     pub(crate) staged: Box<dyn Staged>,
     pub(crate) tar_split: StagedTarSplit,
     pub(crate) applied: Applied,
+    /// The tree of the parent that the content was fitted to, if it depends on it (`Unpacked::fit`).
+    pub(crate) fitted_to: Option<OwnedFd>,
 }
 
 /// Everything about a new layer.

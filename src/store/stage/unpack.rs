@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::archive::apply::pipeline::{self, ApplyOptions, Source, Target};
+use crate::archive::apply::pipeline::{self, ApplyOptions, Content, Source, Target};
 use crate::bridge::{self, Detached};
 use crate::driver::{CreateOptions, LayerTree};
 use crate::error::{Error, IoContext as _, Result};
@@ -11,6 +11,7 @@ use crate::lock::temp_dir::TempDir;
 use crate::options::LayerOptions;
 use crate::store::Store;
 use crate::store::layer_store::new_layer::{StagedTarSplit, Unpacked};
+use crate::whiteout::WhiteoutFormat;
 
 impl Store {
     /// Unpacks a stream into a staging directory of the driver, for a layer on `below`. Takes no store lock.
@@ -35,7 +36,10 @@ impl Store {
             let mut temp = TempDir::create(&inner.dirs.layers_tmp())?;
             let path = temp.addition();
             let staged = inner.driver().stage(below.as_deref(), &create)?;
-            let (file, target) = (create_tar_split(&path)?, target_of(staged.tree(), owners)?);
+            let (file, mut target) = (create_tar_split(&path)?, target_of(staged.tree(), owners)?);
+            if let Some(dir) = staged.unpack_dir() {
+                target.dir = dir.try_clone().during("duplicating a directory handle")?;
+            }
             Ok((staged, StagedTarSplit { path, temp }, file, target))
         })
         .await?;
@@ -55,6 +59,7 @@ impl Store {
             staged,
             tar_split,
             applied,
+            fitted_to: None,
         }))
     }
 }
@@ -77,9 +82,14 @@ pub(crate) fn target_of(tree: &LayerTree, mappings: IdMappings) -> Result<Target
         .dir
         .try_clone()
         .map_err(|error| Error::io("duplicating a directory handle", error))?;
+    let content = if tree.whiteouts == WhiteoutFormat::Apply {
+        Content::TreeLayer
+    } else {
+        Content::Layer
+    };
     Ok(Target {
         dir,
-        form: tree.whiteouts,
+        content,
         root_entry: tree.root_entry,
         mappings,
         owner: None,

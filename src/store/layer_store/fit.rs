@@ -1,0 +1,131 @@
+//! Fitting what was unpacked to the layers below it.
+//!
+//! What a layer's archive says of the layers below depends on them, and they may be made after it was unpacked. So it
+//! is written into the staged content once the parent is known, before the exclusive lock is taken; under the lock
+//! only the parent's identity is compared.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use crate::archive::apply::marks::LayerMarks;
+use crate::archive::apply::merge::merge;
+use crate::archive::apply::settle::settle;
+use crate::driver::{CreateOptions, Driver, LayerTree, Staged};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
+use crate::record::layer::LayerRow;
+use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::new_layer::Unpacked;
+use crate::whiteout::WhiteoutFormat;
+
+impl Unpacked {
+    /// Whether [`Unpacked::fit`] has anything to do.
+    pub(crate) fn depends_on_parent(&self) -> bool {
+        self.staged.unpack_dir().is_some() || !self.applied.marks.is_empty()
+    }
+
+    /// Fits what was unpacked to the layer `parent`: merges it into the copy of its tree, or writes down what the archive
+    /// says of it. To be called once, without a lock; the time it takes grows with what there is to say. With `durable`
+    /// it is on disk afterwards.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if the parent is gone.
+    pub(crate) fn fit(&mut self, driver: &dyn Driver, parent: Option<&str>, durable: bool) -> Result<()> {
+        let (tree, marks) = (self.staged.tree(), &mut self.applied.marks);
+        let fitted = fit(driver, &*self.staged, tree, marks, parent, durable);
+        self.fitted_to = fitted.map_err(|error| match parent {
+            Some(parent) if !driver.exists(parent) => {
+                ErrorKind::LayerUnknown.err(format!("locating parent layer {parent:?}"))
+            }
+            _ => error,
+        })?;
+        Ok(())
+    }
+
+    /// Whether `parent` is still the layer that the content was fitted to, and not another one with its ID.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if not.
+    pub(crate) fn check_parent(&self, driver: &dyn Driver, parent: Option<&str>) -> Result<()> {
+        let (Some(fitted_to), Some(parent)) = (&self.fitted_to, parent) else {
+            return Ok(());
+        };
+        let identity = |dir: &OwnedFd| {
+            let stat = rustix::fs::fstat(dir).during("looking at the parent layer")?;
+            Ok::<_, Error>((stat.st_dev, stat.st_ino))
+        };
+        if identity(fitted_to)? == identity(&driver.layer_tree(parent)?.dir)? {
+            return Ok(());
+        }
+        let what = format!("parent layer {parent:?} was replaced while the layer was made");
+        Err(ErrorKind::LayerUnknown.err(what))
+    }
+}
+
+/// Returns the topmost tree that was looked at.
+fn fit(
+    driver: &dyn Driver,
+    staged: &dyn Staged,
+    tree: &LayerTree,
+    marks: &mut LayerMarks,
+    parent: Option<&str>,
+    durable: bool,
+) -> Result<Option<OwnedFd>> {
+    if let Some(dir) = staged.unpack_dir() {
+        merge(dir.as_fd(), tree.dir.as_fd(), tree.whiteouts, marks, durable)?;
+        return Ok(None);
+    }
+    let Some(parent) = parent.filter(|_| !marks.is_empty()) else {
+        return Ok(None);
+    };
+    let lowers = driver.file_trees(parent)?;
+    settle(tree.dir.as_fd(), tree.whiteouts, marks, &lowers, durable)?;
+    Ok(lowers.into_iter().next())
+}
+
+/// An empty tree on the file system of the layer with the files `content`, to unpack to.
+pub(crate) fn stage_beside(
+    layers: &LayerStore,
+    content: &LayerTree,
+    mappings: &IdMappings,
+) -> Result<Box<dyn Staged>> {
+    let device = |dir: &OwnedFd| {
+        let stat = rustix::fs::fstat(dir).during("looking at a layer's directory")?;
+        Ok::<_, Error>(stat.st_dev)
+    };
+    let stage = |read_write| {
+        let options = CreateOptions {
+            read_write,
+            mappings: mappings.clone(),
+            ..CreateOptions::default()
+        };
+        Arc::clone(&layers.driver).stage(None, &options)
+    };
+    // Layers of images and of containers may lie on two file systems.
+    let staged = stage(false)?;
+    if device(&staged.tree().dir)? == device(&content.dir)? {
+        Ok(staged)
+    } else {
+        stage(true)
+    }
+}
+
+/// Moves what was unpacked into the layer `row`.
+pub(crate) fn merge_into(
+    layers: &LayerStore,
+    row: &LayerRow,
+    staged: &dyn Staged,
+    marks: &mut LayerMarks,
+) -> Result<()> {
+    let durable = layers.inner.sync_content();
+    let content = layers.driver.layer_tree(&row.id)?;
+    let (from, into) = (staged.tree().dir.as_fd(), content.dir.as_fd());
+    merge(from, into, content.whiteouts, marks, durable)?;
+    if content.whiteouts == WhiteoutFormat::Apply {
+        return Ok(());
+    }
+    let mut lowers = layers.driver.file_trees(&row.id)?;
+    // The first is the layer's own.
+    lowers.drain(..1.min(lowers.len()));
+    settle(into, content.whiteouts, marks, &lowers, durable)
+}
