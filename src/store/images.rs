@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::options::{ImageBigData, ImageOptions};
+use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items as _};
 use crate::record::image::ImageRow;
 use crate::record::names::NameOperation;
@@ -88,27 +89,33 @@ impl Store {
                 };
                 let row = new_row(&id, &mut options, top)?;
                 drop(table.insert(row, 0)?);
+                let losers: Vec<Arc<ImageRow>> = names_after
+                    .iter()
+                    .filter_map(|name| table.by_name(name).map(Arc::clone))
+                    .collect();
                 let data = item_dir(dirs.images(), &id)?;
                 // What a killed process has left under this ID does not belong to the new image.
                 remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
                 let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-                let recorded = write_items(&data, items)
-                    .and_then(|()| match names_after.is_empty() {
-                        true => Ok(()),
-                        false => table.apply_names(&id, NameOperation::Add, &names_after),
-                    })
-                    .and_then(|()| {
-                        images.rely_on(data.clone());
-                        images.rely_on(dirs.images());
-                        images.save()
-                    });
-                if recorded.is_err()
-                    && let Err(error) = remove_dirs(&[data])
-                {
-                    tracing::warn!(image = id, error = %error.chain(), "cannot clean up after a failed creation");
+                if let Err(error) = write_items(&data, items) {
+                    clean_up(&id, remove_dirs(&[data]));
+                    return Err(error);
                 }
-                recorded?;
-                images.get(&id).map(Arc::clone).ok_or_else(|| ImageRow::unknown(&id))
+                if !names_after.is_empty() {
+                    table.apply_names(&id, NameOperation::Add, &names_after)?;
+                }
+                images.rely_on(data.clone());
+                images.rely_on(dirs.images());
+                if let Err(error) = images.save() {
+                    // It may have come far enough to be seen: the data goes only when the record has gone.
+                    let undone = remove_record(images, &id, &losers);
+                    clean_up(&id, undone.and_then(|()| remove_dirs(&[data])));
+                    return Err(error);
+                }
+                images
+                    .get(&id)
+                    .map(Arc::clone)
+                    .ok_or_else(|| ImageRow::unknown(&id))
             })
             .await?;
         Ok(Image::new(&row, false))
@@ -269,6 +276,24 @@ fn new_row(id: &str, options: &mut ImageOptions, top: String) -> Result<ImageRow
         row.record(&item.key, item.data.len(), digest);
     }
     Ok(row)
+}
+
+/// Tells of what a failed creation has left.
+fn clean_up(id: &str, undone: Result<()>) {
+    if let Err(error) = undone {
+        tracing::warn!(image = id, error = %error.chain(), "cannot clean up after a failed creation");
+    }
+}
+
+/// Takes a new record out of the file again, and gives back the names that it has taken from `losers`.
+fn remove_record(images: &mut WriteGuard<ImageRow>, id: &str, losers: &[Arc<ImageRow>]) -> Result<()> {
+    drop(images.table_mut().remove(id));
+    for loser in losers {
+        images
+            .table_mut()
+            .update(&loser.id, |row| row.clone_from(loser))?;
+    }
+    images.save()
 }
 
 /// Writes the items of a new image or container.

@@ -14,7 +14,7 @@ use crate::support::{each_set, needs};
 use crate::worker::{Remote, was_injected};
 
 /// Renames make changes take place, one each. The others come before and after. Of a set, each is counted for itself.
-const CALLS: [&str; 3] = [
+pub(crate) const CALLS: [&str; 3] = [
     "rename,renameat,renameat2",
     "pwrite64",
     "mkdirat,mkdir,unlinkat,unlink,rmdir,symlinkat,symlink,mount,move_mount,umount2",
@@ -44,6 +44,17 @@ fn put(letter: char, parent: Option<char>) -> Operation {
         new: new(letter, &[]),
         blob: Blob {
             files,
+            ..Blob::default()
+        },
+    }
+}
+
+fn put_image_layer(parent: Option<char>) -> Operation {
+    Operation::PutImageLayer {
+        parent: parent.map(id),
+        blob: Blob {
+            files: [("file".into(), Some(data(2)))].into(),
+            gzip: true,
             ..Blob::default()
         },
     }
@@ -136,6 +147,11 @@ macro_rules! killed {
 killed! {
     creating_a_container: "overlay", [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
     creating_a_container_with_vfs: "vfs", [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    putting_a_layer: "overlay", [put('a', None)], put('b', Some('a'));
+    putting_a_layer_with_vfs: "vfs", [put('a', None)], put('b', Some('a'));
+    putting_a_layer_of_an_image: "overlay", [put('a', None)], put_image_layer(Some('a'));
+    putting_a_layer_of_an_image_with_vfs: "vfs", [put('a', None)], put_image_layer(Some('a'));
+    creating_an_image: "overlay", [put('a', None)], image('c', 'a');
     deleting_a_mounted_container: "overlay",
         [container('c', None, &[], false), Operation::Mount(id('c')), Operation::Mount(id('c'))],
         Operation::DeleteContainer(id('c'));
@@ -252,6 +268,7 @@ killed_before_go_writes! {
     unmounting_before_go_writes: "overlay",
         [container('c', None, &[], false), Operation::Mount(id('c'))],
         Operation::Unmount { key: id('c'), force: false };
+    putting_a_layer_of_an_image_before_go_writes: "overlay", [put('a', None)], put_image_layer(Some('a'));
     replacing_an_image_item_before_go_writes: "vfs",
         [put('a', None), image('b', 'a')], Operation::SetImageData {
             key: id('b'),
@@ -278,6 +295,8 @@ fn fail_each(driver: &'static str, before: &[Operation], operation: &Operation) 
         (CALLS[1], "EIO", ""),
         (CALLS[1], "ENOSPC", "+"),
         (CALLS[2], "EIO", ""),
+        // Asked before a directory is synced, after a file was renamed to its place.
+        ("fstatfs", "EIO", ""),
     ] {
         for count in 1.. {
             let mut setup = Setup {
@@ -295,7 +314,7 @@ fn fail_each(driver: &'static str, before: &[Operation], operation: &Operation) 
                 let trace = bench.root.path().join("trace");
                 let when = format!("{count}{more}");
                 let mut traced = Remote::start_failing(&bench.root, calls, error, &when, &trace);
-                if let Some(Err(_opening_failed)) = traced.try_open(&bench.location) {
+                if let Some(Err(_opening_failed)) = traced.try_open(&bench.location.synced()) {
                     traced.kill();
                     return Ok(false);
                 }
@@ -345,6 +364,9 @@ failing! {
         Operation::Delete(id('c'));
     errors_in_creating_a_container: "vfs",
         [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    errors_in_putting_a_layer: "overlay", [put('a', None)], put('b', Some('a'));
+    errors_in_putting_a_layer_of_an_image: "vfs", [put('a', None)], put_image_layer(Some('a'));
+    errors_in_creating_an_image: "overlay", [put('a', None)], image('c', 'a');
     errors_in_replacing_an_image_item: "vfs", [put('a', None), image('b', 'a')], Operation::SetImageData {
         key: id('b'),
         item: "manifest".into(),

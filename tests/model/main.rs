@@ -19,6 +19,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod commits;
 mod disk;
 mod every_call;
 mod key;

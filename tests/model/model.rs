@@ -16,6 +16,8 @@ pub(crate) struct Layer {
     /// What it was put from; `None` for one without content.
     pub(crate) diff: Option<Diff>,
     pub(crate) mounts: i64,
+    /// A process was killed while it mounted this: it may be mounted without being counted.
+    pub(crate) cut_mount: bool,
     /// Everything that a mount of it shows.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// This layer and those below it, by [`Model::birth`]: an ID that is used again is another layer.

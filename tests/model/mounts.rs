@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::model::Model;
-use crate::operation::content;
+use crate::operation::{Operation, content};
 use crate::rules::{Expected, fail};
 
 impl Model {
@@ -16,6 +16,18 @@ impl Model {
         match found {
             Some(layer) => Ok(layer.common.id.clone()),
             None => fail("LayerUnknown"),
+        }
+    }
+
+    /// Tells of a call whose process was killed.
+    pub(crate) fn was_cut(&mut self, operation: &Operation) {
+        let mounted = match operation {
+            Operation::Mount(key) => self.mounted_layer(key).ok(),
+            Operation::MountImage(key) => self.images.find(key).and_then(|image| image.layer.clone()),
+            _ => None,
+        };
+        if let Some(layer) = mounted.and_then(|id| self.layers.get_mut(&id)) {
+            layer.cut_mount = true;
         }
     }
 

@@ -28,6 +28,11 @@ pub(crate) enum Operation {
         new: New,
         blob: Blob,
     },
+    /// With the ID that follows from the content.
+    PutImageLayer {
+        parent: Option<String>,
+        blob: Blob,
+    },
     CreateImage {
         layer: Option<String>,
         new: New,
@@ -301,6 +306,11 @@ impl Operation {
                 let put = store.put_layer(parent.as_deref(), layer_options(new), stream);
                 let put = put.await?;
                 json!([put.layer.id(), put.size])
+            }
+            Self::PutImageLayer { parent, blob } => {
+                let stream = Cursor::new(blob.stream());
+                let put = store.put_image_layer(parent.as_deref(), stream);
+                json!(put.await?.id())
             }
             Self::CreateImage { layer, new } => {
                 json!(

@@ -363,10 +363,14 @@ impl Plan {
     }
 }
 
-/// Whether deleting this takes a layer away from below a mounted one, which is not asked about (the layer of a container
-/// can be that of an image too). What such a mount shows then is the kernel's business.
+/// Whether deleting this takes a layer away from below one that is mounted, or may be, which is not asked about (the layer
+/// of a container can be that of an image too). What such a mount shows then is the kernel's business, and a mount that is
+/// there is not made anew.
 fn takes_from_below_a_mount(model: &Model, key: &str) -> bool {
-    let mounted = || model.layers.0.iter().filter(|layer| layer.mounts > 0);
+    let mounted = || {
+        let layers = model.layers.0.iter();
+        layers.filter(|layer| layer.mounts > 0 || layer.cut_mount)
+    };
     let births = [
         model.layers.find(key),
         model

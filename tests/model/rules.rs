@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::model::{Common, Container, Diff, Image, Item, Items, Layer, Model, dedupe};
-use crate::operation::{Blob, Data, NameChange, New, Operation, Outcome};
+use crate::operation::{Blob, Data, NameChange, New, Operation, Outcome, digest};
 
 /// A value, or the kinds of errors of which any will do: where several things are wrong, which one is told first is
 /// not defined.
@@ -87,6 +87,7 @@ impl Model {
                 Ok(json!(id))
             }
             Operation::PutLayer { parent, new, blob } => self.put_layer(parent.as_deref(), new, blob, seen),
+            Operation::PutImageLayer { parent, blob } => self.put_image_layer(parent.as_deref(), blob),
             Operation::CreateImage { layer, new } => self.create_image(layer.as_deref(), new, seen),
             Operation::CreateContainer { image, new, layer_id } => {
                 self.create_container(image.as_deref(), new, layer_id, seen)
@@ -224,6 +225,7 @@ impl Model {
             parent,
             diff,
             mounts: 0,
+            cut_mount: false,
             files,
             chain,
         });
@@ -246,6 +248,27 @@ impl Model {
         let id = common.id.clone();
         self.add_layer(common, below, Some(blob));
         Ok(json!([id, size]))
+    }
+
+    fn put_image_layer(&mut self, parent: Option<&str>, blob: &Blob) -> Expected {
+        let below = parent.and_then(|key| self.layers.find_id(key));
+        if parent.is_some() && below.is_none() {
+            return fail("LayerUnknown");
+        }
+        let hex = |bytes: &[u8]| digest(bytes).trim_start_matches("sha256:").to_owned();
+        let diff = hex(&blob.tar());
+        let id = match &below {
+            Some(parent) => hex(format!("{parent}+{diff}").as_bytes()),
+            None => diff,
+        };
+        if self.layers.get(&id).is_none() {
+            let own = Common {
+                id: id.clone(),
+                ..Common::default()
+            };
+            self.add_layer(own, below, Some(blob));
+        }
+        Ok(json!(id))
     }
 
     fn create_image(&mut self, layer: Option<&str>, new: &New, seen: Option<&Value>) -> Expected {

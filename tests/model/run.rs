@@ -279,6 +279,9 @@ impl<'a> Bench<'a> {
         if happened {
             self.model = after;
         }
+        if outcome.is_none() {
+            self.model.was_cut(operation);
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use graphroot::{Durability, Store, StoreOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::commits;
 use crate::observe::observe;
 use crate::operation::{Operation, Outcome};
 use crate::support::peers::Run as _;
@@ -17,6 +18,8 @@ use crate::support::worker::{Worker, assignment, tell};
 enum Request {
     Open(Location),
     Run(Operation),
+    /// Of this container.
+    Commit(String),
     Observe,
 }
 
@@ -27,6 +30,14 @@ pub(crate) struct Location {
     run: String,
     driver: String,
     transient: bool,
+    durability: Syncs,
+}
+
+/// What a store waits for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Syncs {
+    Never,
+    Always,
 }
 
 impl Location {
@@ -36,13 +47,25 @@ impl Location {
             run: root.run().to_str().unwrap().to_owned(),
             driver: root.driver().to_owned(),
             transient,
+            durability: Syncs::Never,
+        }
+    }
+
+    /// The same, opened with full durability.
+    pub(crate) fn synced(&self) -> Self {
+        Self {
+            durability: Syncs::Always,
+            ..self.clone()
         }
     }
 
     pub(crate) async fn open(&self) -> graphroot::Result<Store> {
         let mut options = StoreOptions::new(&self.graph, &self.run)
             .driver(&self.driver)
-            .durability(Durability::None);
+            .durability(match self.durability {
+                Syncs::Never => Durability::None,
+                Syncs::Always => Durability::Full,
+            });
         options.transient = self.transient;
         Store::open(options).await
     }
@@ -58,7 +81,6 @@ impl Remote {
         Self(Worker::start("calls", root, &[]))
     }
 
-    /// A process that was killed before gets nothing.
     /// As [`Remote::start`], traced: it is killed when a thread of it makes the `count`-th of some system calls.
     pub(crate) fn start_killed(root: &TestRoot, calls: &str, count: u32) -> Self {
         Self::start_traced(
@@ -94,6 +116,7 @@ impl Remote {
         Self(Worker::spawn(Worker::command_under(tracer, "calls", root, &[])))
     }
 
+    /// A process that was killed before gets nothing.
     fn send(&mut self, request: &Request) {
         let mut line = serde_json::to_vec(request).unwrap();
         line.push(b'\n');
@@ -127,6 +150,12 @@ impl Remote {
 
     /// What the call returned; `None` if the process was killed before it could tell.
     pub(crate) fn end(&mut self) -> Option<Outcome> {
+        self.answer()
+    }
+
+    /// Has it commit a container; `None` if the process was killed before it could tell.
+    pub(crate) fn commit(&mut self, container: &str) -> Option<Result<(), String>> {
+        self.send(&Request::Commit(container.to_owned()));
         self.answer()
     }
 
@@ -174,6 +203,10 @@ async fn entry() {
             (Request::Run(operation), Some(store)) => {
                 let outcome: Outcome = operation.run(store).await;
                 serde_json::to_string(&outcome)
+            }
+            (Request::Commit(container), Some(store)) => {
+                let committed = store.commit(&container, commits::options(commits::NEW)).await;
+                serde_json::to_string(&committed.map(drop).map_err(|error| error.chain()))
             }
             (Request::Observe, Some(store)) => {
                 let seen = observe(store).await.map_err(|error| format!("{error:?}"));
