@@ -176,10 +176,10 @@ impl<R: Record> RecordsInner<R> {
         sizes.sum::<u64>() >= LARGE
     }
 
-    /// Has reserves for the file of a location that has just been written with `size` bytes.
-    pub(super) fn keep_reserve(&self, location: usize, size: u64) {
+    /// Has reserves for the file of a location that has just been written with `size` bytes, with one of them if it is `spent`.
+    pub(super) fn keep_reserve(&self, location: usize, size: u64, spent: bool) {
         if let (Some(reserved), Some(location)) = (self.reserved.get(location), self.locations.get(location))
-            && reserved.load(Ordering::Relaxed) < size
+            && (spent || reserved.load(Ordering::Relaxed) < size)
         {
             reserved.store(reserve::keep(&location.path, size), Ordering::Relaxed);
         }
@@ -227,15 +227,21 @@ impl<R: Record> RecordsInner<R> {
         Ok(Snapshot { table, token, mtimes })
     }
 
+    /// A location whose file has no list of rows, as its time in `mtimes` says: missing, or empty after a power cut.
+    pub(super) fn unwritten(&self, location: usize, mtimes: &[Option<Mtime>]) -> Option<&Location> {
+        let written = mtimes.get(location).is_some_and(Option::is_some);
+        self.locations.get(location).filter(|_| !written)
+    }
+
     /// Whether [`RecordsInner::check_not_lost`] has to look at the disk.
     pub(super) fn may_be_lost(&self, snapshot: &Snapshot<R>) -> bool {
-        self.unwritten(snapshot).next().is_some()
+        self.suspects(snapshot).next().is_some()
     }
 
     /// Refuses rows that are not all there: a file is missing, and there is something that belongs to none of the rows. A
     /// save would make the loss look like a store in which nothing but this is left.
     pub(super) fn check_not_lost(&self, snapshot: &Snapshot<R>) -> Result<()> {
-        for (location, items) in self.unwritten(snapshot) {
+        for (location, items) in self.suspects(snapshot) {
             if let Some(name) = unknown_item(items, |id| snapshot.table.get(id).is_some())? {
                 return Err(lost(&location.path, &format!("{name:?} beside it")));
             }
@@ -243,12 +249,10 @@ impl<R: Record> RecordsInner<R> {
         Ok(())
     }
 
-    fn unwritten<'a>(&'a self, snapshot: &'a Snapshot<R>) -> impl Iterator<Item = (&'a Location, &'a Path)> {
-        let locations = self.locations.iter().zip(&snapshot.mtimes);
-        locations.filter_map(|(location, mtime)| match (&location.items, mtime) {
-            (Some(items), None) => Some((location, items.as_path())),
-            _ => None,
-        })
+    /// The files that may have been lost, with the directory of what belongs to their rows.
+    fn suspects<'a>(&'a self, snapshot: &'a Snapshot<R>) -> impl Iterator<Item = (&'a Location, &'a Path)> {
+        let unwritten = (0..self.locations.len()).filter_map(|index| self.unwritten(index, &snapshot.mtimes));
+        unwritten.filter_map(|location| Some((location, location.items.as_deref()?)))
     }
 
     pub(super) fn cached(&self) -> std::sync::MutexGuard<'_, Option<Arc<Snapshot<R>>>> {

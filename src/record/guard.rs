@@ -179,16 +179,25 @@ impl<R: Record> WriteGuard<R> {
         self.token = None;
         // Compat: the token is written first, so that a crash before the rename causes a reload and hides nothing.
         let mut first = None;
+        let mut released = false;
         for lock in self.held.first.iter().chain(&self.held.rest) {
-            let token = lock.write_token()?;
+            let token = match files.first() {
+                Some((_, file, _)) => {
+                    let (token, gone) = reserve::or_release(&file.path, || lock.write_token())?;
+                    released |= gone;
+                    token
+                }
+                None => lock.write_token()?,
+            };
             first.get_or_insert(token);
         }
         for (location, file, content) in files {
             before(&file.path)?;
-            let mtime = reserve::write_file(&file.path, &content, 0o600, file.sync)?;
-            self.core.keep_reserve(location, content.len() as u64);
+            let written = reserve::write_file(&file.path, &content, 0o600, file.sync)?;
+            self.core
+                .keep_reserve(location, content.len() as u64, released || written.spent);
             if let Some(remembered) = self.mtimes.get_mut(location) {
-                *remembered = Some(mtime);
+                *remembered = Some(written.mtime);
             }
             self.table.saved(location);
         }
@@ -205,9 +214,8 @@ impl<R: Record> WriteGuard<R> {
 
     /// The file of a location without a list of rows: missing, or empty after a power cut.
     pub(crate) fn unwritten(&self, location: usize) -> Option<&Path> {
-        let written = self.mtimes.get(location).is_some_and(Option::is_some);
-        let file = self.core.locations.get(location).filter(|_| !written);
-        file.map(|file| file.path.as_path())
+        let location = self.core.unwritten(location, &self.mtimes);
+        location.map(|location| location.path.as_path())
     }
 
     /// Writes the file of a location that has none yet: before anything is made that its rows will name, so that it is

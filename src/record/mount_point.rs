@@ -284,7 +284,7 @@ impl MountGuard {
         let content = json::join(texts.filter_map(|entry| entry.text.as_ref()));
         self.token = None;
         // Compat: the token first, as for all records.
-        let token = self.lock.write_token()?;
+        let (token, _released) = reserve::or_release(&self.core.path, || self.lock.write_token())?;
         reserve::write_file(&self.core.path, &content, 0o600, true)?;
         reserve::keep(&self.core.path, content.len() as u64);
         self.token = Some(token);

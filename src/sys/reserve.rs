@@ -9,6 +9,9 @@
 //! and the old file is a reserve from then on. There are [`COUNT`] of them, so that the saves before the first removal find
 //! one each that has room for more than the old content.
 //!
+//! Where no reserve has room enough, as after some saves on a full disk, or where the file system asks for space also for
+//! writing to blocks that a file has (btrfs), reserves are removed instead, one after the other, until what failed works.
+//!
 //! A reserve has no meaning as a file: a crash may leave anything in it. All is done with the lock held that every writer
 //! of the file holds, but for making a reserve that is missing.
 
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::sys::atomic::{self, Mtime};
 
 /// Reserves of one file.
@@ -42,33 +45,79 @@ fn allocated(file: &File) -> std::io::Result<u64> {
 }
 
 /// Makes the reserves of a file that are missing, and enlarges those that are too small for content of `size` bytes.
-/// Returns up to which size they will do. Where that fails, for want of space or because the file system cannot, there are
-/// none.
+/// Returns up to which size they need not be looked at again. Where the file system cannot make them there are none; where
+/// there is no space the next call tries again.
 pub(crate) fn keep(target: &Path, size: u64) -> u64 {
+    let enough = size.saturating_add(SLACK / 2);
+    let mut known = enough;
     for path in paths(target) {
-        if let Err(error) = keep_one(&path, size) {
+        if let Err(error) = keep_one(&path, size, enough) {
             tracing::debug!(path = %path.display(), %error, "no reserve for a full disk");
+            if matches!(error, Errno::NOSPC | Errno::DQUOT) {
+                known = 0;
+            }
         }
     }
-    size.saturating_add(SLACK / 2)
+    known
 }
 
-fn keep_one(path: &Path, size: u64) -> std::io::Result<()> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-    if allocated(&file)? < size.saturating_add(SLACK / 2) {
-        let wanted = size.saturating_add(size / 4).saturating_add(SLACK);
-        rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, wanted)?;
+fn keep_one(path: &Path, size: u64, enough: u64) -> rustix::io::Result<()> {
+    // Mostly this is all there is to do: every opening of a store comes here.
+    let stat = rustix::fs::lstat(path);
+    let blocks = stat.map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0));
+    if blocks.saturating_mul(512) >= enough {
+        return Ok(());
     }
-    Ok(())
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+    let wanted = size.saturating_add(size / 4).saturating_add(SLACK);
+    rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, wanted)
+}
+
+/// What was written, and how.
+pub(crate) struct Written {
+    /// The time of the file.
+    pub(crate) mtime: Mtime,
+    /// A reserve has become the file, and the old file the reserve: it may be too small.
+    pub(crate) spent: bool,
 }
 
 /// As [`atomic::write_file_in_new_dir`]; where the disk is full, with a reserve of the target.
-pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Mtime> {
-    match atomic::write_file_in_new_dir(target, content, mode, sync) {
-        Err(error) if error.is_full() => replace(target, content, mode, sync)?.ok_or(error),
-        result => result,
+pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Written> {
+    let write = || atomic::write_file_in_new_dir(target, content, mode, sync);
+    let spent = |mtime| Written { mtime, spent: true };
+    match write() {
+        Err(error) if error.is_full() => match replace(target, content, mode, sync) {
+            Ok(Some(mtime)) => Ok(spent(mtime)),
+            Err(error) if !error.is_full() => Err(error),
+            Ok(None) | Err(_) => release_for(target, error, write).map(spent),
+        },
+        result => result.map(|mtime| Written { mtime, spent: false }),
     }
+}
+
+/// Does what may need space; where the disk is full, at the expense of the reserves of `target`. Returns whether some are
+/// gone.
+pub(crate) fn or_release<T>(target: &Path, step: impl Fn() -> Result<T>) -> Result<(T, bool)> {
+    match step() {
+        Err(error) if error.is_full() => release_for(target, error, step).map(|value| (value, true)),
+        result => result.map(|value| (value, false)),
+    }
+}
+
+/// Removes one reserve of `target` after the other until `step`, which has failed, works.
+fn release_for<T>(target: &Path, mut failed: Error, step: impl Fn() -> Result<T>) -> Result<T> {
+    for path in paths(target) {
+        if rustix::fs::unlink(&path).is_err() {
+            continue;
+        }
+        tracing::warn!(path = %path.display(), "the disk is full; removed a reserve");
+        match step() {
+            Err(error) if error.is_full() => failed = error,
+            result => return result,
+        }
+    }
+    Err(failed)
 }
 
 /// Replaces `target` by a file with this content and mode without asking for space. `None` if no reserve has enough.
@@ -135,6 +184,29 @@ mod tests {
         assert_eq!(std::fs::read(&target).unwrap(), large);
         replace(&target, b"[]", 0o600, false).unwrap().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"[]");
+    }
+
+    #[test]
+    fn reserves_are_removed_where_they_do_not_help() {
+        let tmp = tempfile::tempdir().unwrap();
+        let target = tmp.path().join("layers.json");
+        let left = || paths(&target).filter(|path| path.exists()).count();
+        let full = || Error::io("writing", Errno::NOSPC);
+        for wanted in [COUNT, 1, 0] {
+            keep(&target, 100);
+            let step = || if left() > wanted { Err(full()) } else { Ok(left()) };
+            assert_eq!(or_release(&target, step).unwrap(), (wanted, wanted < COUNT));
+        }
+        keep(&target, 100);
+        assert!(
+            or_release(&target, || -> Result<()> { Err(full()) })
+                .unwrap_err()
+                .is_full()
+        );
+        assert_eq!(left(), 0);
+        // Those that are gone, or were used, are made again.
+        assert!(keep(&target, 100) > 0);
+        assert_eq!(left(), COUNT);
     }
 
     #[test]
