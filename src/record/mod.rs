@@ -39,5 +39,6 @@ pub(crate) mod table;
 mod tests;
 
 pub(crate) use cache::{Location, RecordsConfig, TAR_SPLIT, TMP, lost, unknown_item};
+pub(crate) use files::rows_in_file;
 pub(crate) use guard::{ReadGuard, WriteGuard};
 pub(crate) use records::{ReadOnlyRecords, Records};

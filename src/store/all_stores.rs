@@ -10,7 +10,7 @@ use crate::record::WriteGuard;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::intent::Companion;
-use crate::store::dirs::{Dirs, check_layer_id, item_dir};
+use crate::store::dirs::{Dirs, check_layer_id, container_location, item_dir, layer_location};
 use crate::store::layer_store::locked::LayerStore;
 
 /// All stores that can be written, locked exclusively.
@@ -54,6 +54,15 @@ impl AllStores {
         if marked.is_empty() {
             return Ok(());
         }
+        // Perhaps the container is there and only its record is not: everything stays.
+        let unclear: Vec<String> = marked
+            .iter()
+            .filter(|(id, companion)| {
+                matches!(companion, Companion::Container(_)) && self.has_lost_containers(id)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        marked.retain(|(id, _)| !unclear.contains(id));
         let referred: HashSet<&str> = self
             .images()
             .flat_map(|row| row.top_layers())
@@ -106,8 +115,19 @@ impl AllStores {
                 .get(id)
                 .is_some_and(|row| !row.is_incomplete())
         });
-        let left: Vec<String> = marked.into_iter().map(|(id, _)| id).collect();
+        let left: Vec<String> = marked.into_iter().map(|(id, _)| id).chain(unclear).collect();
         self.layers.mark(&left, None)
+    }
+
+    /// Whether the records of the containers that have layers like this one have been lost: they were written before it was
+    /// marked.
+    fn has_lost_containers(&self, layer: &str) -> bool {
+        let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
+        let location = match volatile.any(|row| row.id == *layer) {
+            true => container_location::VOLATILE,
+            false => container_location::STABLE,
+        };
+        self.containers.unwritten(location).is_some()
     }
 
     /// Removes the directories of an image or container that has no record.

@@ -24,6 +24,12 @@ pub(crate) mod container_location {
     pub(crate) const VOLATILE: usize = 1;
 }
 
+/// The file of records of containers that may be lost.
+pub(crate) const VOLATILE_CONTAINERS: &str = "volatile-containers.json";
+
+/// The file of records of layers that may be lost.
+pub(crate) const VOLATILE_LAYERS: &str = "volatile-layers.json";
+
 /// The directories of one store.
 #[derive(Clone, Debug)]
 pub(crate) struct Dirs {

@@ -1,17 +1,23 @@
 //! Garbage collection: removes files and layers without a record, which killed processes leave behind, and which a
 //! reboot leaves behind in transient mode.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data::{self, Items as _};
-use crate::record::{TAR_SPLIT, lost};
+use crate::record::container::ContainerRow;
+use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record;
+use crate::record::{TAR_SPLIT, lost, rows_in_file};
 use crate::store::Store;
 use crate::store::all_stores::AllStores;
-use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
+use crate::store::dirs::{
+    Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS, container_location, item_dir, layer_location,
+};
+use crate::store::ids::is_usual_id;
 
-/// The IDs (64 hexadecimal digits) among the names in `dir` that end in `suffix`; none if `dir` is missing.
+/// The usual IDs among the names in `dir` that end in `suffix`; none if `dir` is missing.
 fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -23,15 +29,18 @@ fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
         let Some(id) = name.to_str().and_then(|name| name.strip_suffix(suffix)) else {
             continue;
         };
-        if id.len() == 64
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
+        if is_usual_id(id) {
             ids.push(id.to_owned());
         }
     }
     Ok(ids)
+}
+
+/// The IDs of the rows of volatile items that are read in the other mode only: transient, or not. In use at the same time,
+/// perhaps.
+fn ids_of_other_mode<R: Record>(file: &Path) -> Result<HashSet<String>> {
+    let rows = rows_in_file::<R>(file)?;
+    Ok(rows.iter().map(|row| row.id().to_owned()).collect())
 }
 
 /// Removes the directories of items `ids` in `dir`.
@@ -42,6 +51,19 @@ fn sweep(dir: &Path, ids: &[String]) -> Result<()> {
         crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
     }
     Ok(())
+}
+
+/// Refuses to go on if a file of records, which is missing or says nothing, has been lost: `evidence` belongs to one of its
+/// rows then.
+fn check_not_lost(
+    unwritten: Option<&Path>,
+    is_lost: impl FnOnce(&Path) -> bool,
+    evidence: &str,
+) -> Result<()> {
+    match unwritten {
+        Some(file) if is_lost(file) => Err(lost(file, evidence)),
+        _ => Ok(()),
+    }
 }
 
 /// The error for a record that is missing although something refers to its item, which is there.
@@ -60,25 +82,32 @@ impl AllStores {
             row.remove_stale_items(&item_dir(dirs.containers(), &row.id)?)?;
         }
         let mut unknown = ids_in(&dirs.containers(), "")?;
-        unknown.retain(|id| containers.get(id).is_none());
+        let elsewhere = if transient {
+            dirs.containers()
+        } else {
+            dirs.run_containers()
+        };
+        let elsewhere = ids_of_other_mode::<ContainerRow>(&elsewhere.join(VOLATILE_CONTAINERS))?;
+        unknown.retain(|id| containers.get(id).is_none() && !elsewhere.contains(id));
         let Some(example) = unknown.first() else {
             return Ok(());
         };
         let evidence = format!("a directory of container {example:?}");
         // In transient mode a reboot takes the records and leaves the directories.
-        if let Some(file) = containers.unwritten(container_location::STABLE)
-            && !transient
-        {
-            return Err(lost(file, &evidence));
-        }
-        if let Some(file) = containers.unwritten(container_location::VOLATILE) {
+        check_not_lost(
+            containers.unwritten(container_location::STABLE),
+            |_| !transient,
+            &evidence,
+        )?;
+        let orphaned = || {
             let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
-            let orphaned =
-                volatile.any(|layer| layer.may_be_of_container() && containers.by_layer(&layer.id).is_none());
-            if file.exists() || orphaned {
-                return Err(lost(file, &evidence));
-            }
-        }
+            volatile.any(|layer| layer.may_be_of_container() && containers.by_layer(&layer.id).is_none())
+        };
+        check_not_lost(
+            containers.unwritten(container_location::VOLATILE),
+            |file| file.exists() || orphaned(),
+            &evidence,
+        )?;
         sweep(&dirs.containers(), &unknown)
     }
 
@@ -113,22 +142,23 @@ impl AllStores {
         let mut unknown: BTreeSet<String> = layers.driver.list_layers()?.into_iter().collect();
         unknown.extend(ids_in(&dirs.layers(), "")?);
         unknown.extend(ids_in(&dirs.layers(), TAR_SPLIT)?);
-        unknown.retain(|id| layers.table().get(id).is_none());
+        let elsewhere = if transient {
+            dirs.layers()
+        } else {
+            dirs.run_layers()
+        };
+        let elsewhere = ids_of_other_mode::<LayerRow>(&elsewhere.join(VOLATILE_LAYERS))?;
+        unknown.retain(|id| layers.table().get(id).is_none() && !elsewhere.contains(id));
         let Some(example) = unknown.first() else {
             return Ok(());
         };
         let evidence = format!("layer {example:?}");
-        if let Some(file) = layers.unwritten(layer_location::STABLE)
-            && !transient
-            && layers.inner.options.image_store.is_none()
-        {
-            return Err(lost(file, &evidence));
-        }
-        if let Some(file) = layers.unwritten(layer_location::VOLATILE)
-            && file.exists()
-        {
-            return Err(lost(file, &evidence));
-        }
+        // Without the stable records the lock is not given.
+        check_not_lost(
+            layers.unwritten(layer_location::VOLATILE),
+            Path::exists,
+            &evidence,
+        )?;
         // Whatever shows that one record is missing: the layers below that one cannot be told from stale ones.
         for row in self.layers.table().rows() {
             if unknown.contains(row.parent.as_str()) {
@@ -161,7 +191,9 @@ impl Store {
     /// processes.
     ///
     /// Nothing is removed because records are missing: an item that an image, container or layer refers to is kept with
-    /// everything of its kind, and so is everything of a kind whose file of records is missing or empty.
+    /// everything of its kind, and so is everything of a kind whose file of records is missing or empty. Volatile containers
+    /// of the other mode ([`StoreOptions::transient`](crate::StoreOptions::transient), or not), whose records lie elsewhere,
+    /// are kept too.
     ///
     /// Takes the layer, image and container locks exclusively, once for each of the three kinds.
     ///

@@ -5,6 +5,7 @@
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
+use crate::store::ids::is_usual_id;
 
 /// Bytes of a name without its tag and digest at the most.
 const MAX_NAME: usize = 255;
@@ -31,7 +32,7 @@ fn is_reference(text: &str) -> bool {
         None => (Some(rest), None),
     };
     let name = name.unwrap_or_default();
-    let is_id = name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_id = is_usual_id(name);
     let path = match name.split_once('/') {
         Some((first, path)) if is_host(first) => path,
         _ => name,

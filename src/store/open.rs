@@ -10,7 +10,7 @@ use crate::lock::record_lock::{LockFile, LockMode};
 use crate::options::StoreOptions;
 use crate::record::mount_point::MountPoints;
 use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
-use crate::store::dirs::Dirs;
+use crate::store::dirs::{Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS};
 use crate::store::inner::{Additional, DriverState, Inner};
 use crate::store::roots::DistinctDirs;
 use crate::store::stage::queue::Commits;
@@ -76,7 +76,7 @@ impl Inner {
                 layers_dir.clone(),
                 !options.transient && options.image_store.is_none(),
             ),
-            location(volatile_layers.join("volatile-layers.json"), false),
+            location(volatile_layers.join(VOLATILE_LAYERS), false),
         ];
         if let Some(image_store) = &options.image_store {
             let dir = dirs.sub(image_store, "layers");
@@ -114,7 +114,7 @@ impl Inner {
             ],
             locations: vec![
                 location(containers_dir.join("containers.json"), true),
-                location(volatile_containers.join("volatile-containers.json"), false),
+                location(volatile_containers.join(VOLATILE_CONTAINERS), false),
             ],
             check_mtimes: false,
             lock_timeout,
@@ -151,7 +151,7 @@ impl Inner {
                 lock_files: vec![dir.join("layers.lock")],
                 locations: vec![
                     location(dir.join("layers.json"), true),
-                    location(dir.join("volatile-layers.json"), false),
+                    location(dir.join(VOLATILE_LAYERS), false),
                 ],
                 check_mtimes: true,
                 lock_timeout,

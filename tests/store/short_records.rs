@@ -185,6 +185,73 @@ each_driver! {
         is_whole(&store.reopen().await).await;
     }
 
+    async fn layers_that_have_nothing_but_their_files_are_a_sign_of_lost_records(store) {
+        if matches!(store.layout(), Layout::Transient | Layout::Split) {
+            return;
+        }
+        store.create_layer(None, LayerOptions::default().name("one")).await.unwrap();
+        let file = store.records("layers").join("layers.json");
+        let kept = std::fs::read(&file).unwrap();
+        for with in [None, Some("null")] {
+            damage(&file, with);
+            let again = store.reopen().await;
+            let two = LayerOptions::default().name("two");
+            let error = again.create_layer(None, two).await.unwrap_err();
+            assert!(error.chain().contains("layers.json"), "{}", error.chain());
+            assert_eq!(kind(again.garbage_collect().await), ErrorKind::CorruptMetadata);
+            again.free();
+            std::fs::write(&file, &kept).unwrap();
+            let mounted = store.reopen().await.mount("one", Default::default()).await.unwrap();
+            assert!(mounted.exists());
+        }
+    }
+
+    async fn an_interrupted_deletion_is_not_finished_for_want_of_the_container(store) {
+        fill(&store).await;
+        let container = store.container("box").await.unwrap();
+        let root = if store.layout() == Layout::Transient { "run" } else { "graph" };
+        let name = if store.layout() == Layout::Transient { "volatile-" } else { "" };
+        let driver = store.graph_driver_name();
+        let path = |kind: &str| store.path().join(format!("{root}/{driver}-{kind}/{name}{kind}.json"));
+        let layers = std::fs::read_to_string(path("layers")).unwrap();
+        let mut rows: Vec<serde_json::Value> = serde_json::from_str(&layers).unwrap();
+        let row = rows.iter_mut().find(|row| row["id"] == container.layer_id()).unwrap();
+        row["flags"] = serde_json::json!({"graphroot-pending": format!("with container {}", container.id())});
+        std::fs::write(path("layers"), serde_json::to_string(&rows).unwrap()).unwrap();
+        let kept = std::fs::read(path("containers")).unwrap();
+        std::fs::remove_file(path("containers")).unwrap();
+        let before = lasting(&store);
+        let again = store.reopen().await;
+        assert!(again.exists(container.layer_id()).await.unwrap());
+        again.create_layer(None, LayerOptions::default().name("other")).await.unwrap();
+        again.delete_layer("other").await.unwrap();
+        assert_eq!(lasting(&store), before);
+        std::fs::write(path("containers"), kept).unwrap();
+        is_whole(&store.reopen().await).await;
+    }
+
+    async fn containers_of_the_other_mode_are_not_collected(store) {
+        let other = match store.layout() {
+            Layout::Transient => Layout::Plain,
+            Layout::Plain => Layout::Transient,
+            _ => return,
+        };
+        fill(&store).await;
+        let there = store.reopen_as(other).await;
+        let mut options = ContainerOptions::default().id("5".repeat(64));
+        options.volatile = true;
+        there.create_container(None, options).await.unwrap();
+        std::fs::write(there.container_directory(&"5".repeat(64)).await.unwrap().join("data"), "1").unwrap();
+        let mounted = there.mount(&"5".repeat(64), Default::default()).await.unwrap();
+        std::fs::write(mounted.join("written"), "1").unwrap();
+        there.unmount(&"5".repeat(64)).await.unwrap();
+        let before = lasting(&store);
+        store.reopen().await.garbage_collect().await.unwrap();
+        assert_eq!(before.difference(&lasting(&store)).next(), None);
+        there.delete_container(&"5".repeat(64)).await.unwrap();
+        is_whole(&store.reopen().await).await;
+    }
+
     async fn an_empty_file_of_mounts_is_an_error(store) {
         fill(&store).await;
         let mounts = store.path().join(format!("run/{}-layers/mountpoints.json", store.graph_driver_name()));

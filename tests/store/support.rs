@@ -85,14 +85,16 @@ impl TestStore {
 
     /// A second, independent opening of the same directories, as another process would have it.
     pub async fn reopen(&self) -> Store {
+        self.reopen_as(self.layout).await
+    }
+
+    /// As [`TestStore::reopen`], as if the store had another layout.
+    pub async fn reopen_as(&self, layout: Layout) -> Store {
         self.store.free();
-        Store::open(options(
-            self.root.path(),
-            self.store.graph_driver_name(),
-            self.layout,
-        ))
-        .await
-        .unwrap()
+        let driver = self.store.graph_driver_name();
+        Store::open(options(self.root.path(), driver, layout))
+            .await
+            .unwrap()
     }
 
     pub fn path(&self) -> &Path {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::record::WriteGuard;
 use crate::record::layer::LayerRow;
+use crate::record::{WriteGuard, lost};
+use crate::store::dirs::layer_location;
+use crate::store::ids::is_usual_id;
 use crate::store::inner::Inner;
 use crate::store::layer_store::locked::LayerStore;
 
@@ -19,6 +21,7 @@ impl LayerStore {
             trash: Vec::new(),
             discarded: Vec::new(),
         };
+        store.check_not_lost()?;
         if store.guard.reloaded() {
             store.inner.try_recover();
         }
@@ -34,5 +37,22 @@ impl LayerStore {
             store.guard.save()?;
         }
         Ok(store)
+    }
+    /// Refuses to change records that are missing although the driver has layers that none of those there names: a save would
+    /// make the loss look like a store without them.
+    fn check_not_lost(&self) -> Result<()> {
+        let options = &self.inner.options;
+        // In transient mode a reboot takes the records of containers' layers and leaves the layers; with a separate image
+        // store each of the two files has the records of some only.
+        let alone = !options.transient && options.image_store.is_none();
+        let Some(file) = self.unwritten(layer_location::STABLE).filter(|_| alone) else {
+            return Ok(());
+        };
+        let layers = self.driver.list_layers()?;
+        // Other names may be anybody's, as that of `lost+found` where the driver's home is a file system of its own.
+        let unknown = layers
+            .iter()
+            .find(|id| is_usual_id(id) && self.table().get(id).is_none());
+        unknown.map_or(Ok(()), |id| Err(lost(file, &format!("layer {id:?}"))))
     }
 }
