@@ -116,26 +116,40 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
+/// The algorithm and the value of a text that has the form of a digest: `sha256:…`, `sha256+b64:…`.
+fn parts(text: &str) -> Option<(&str, &str)> {
+    let (algorithm, encoded) = text.split_once(':')?;
+    let is_word = |word: &str| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        !word.is_empty() && word.bytes().all(plain)
+    };
+    let is_value = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'=' | b'_' | b'-');
+    let good = algorithm.split(['.', '+', '_', '-']).all(is_word)
+        && !encoded.is_empty()
+        && encoded.bytes().all(is_value);
+    good.then_some((algorithm, encoded))
+}
+
 impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let bad = |why: &str| ErrorKind::InvalidInput.err(format!("digest {text:?} ({why})"));
-        let (algorithm, encoded) = text.split_once(':').ok_or_else(|| bad("no algorithm"))?;
+        let bad = |why: &str| ErrorKind::InvalidInput.err(format!("digest {text:?}: {why}"));
+        let (algorithm, encoded) = parts(text).ok_or_else(|| bad("invalid checksum digest format"))?;
         let length = match algorithm {
             "sha256" => 64,
             "sha384" => 96,
             "sha512" => 128,
-            _ => return Err(bad("unsupported algorithm")),
+            _ => return Err(bad("unsupported digest algorithm")),
         };
         if encoded.len() != length {
-            return Err(bad("wrong length"));
+            return Err(bad("invalid checksum digest length"));
         }
         if !encoded
             .bytes()
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         {
-            return Err(bad("not lower-case hexadecimal"));
+            return Err(bad("invalid checksum digest format (not lower-case hexadecimal)"));
         }
         Ok(Self(text.into()))
     }
@@ -233,6 +247,9 @@ mod tests {
         assert_eq!(json, format!("\"{a}\""));
         assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), a);
         let error = serde_json::from_str::<Digest>("\"sha256:00\"").unwrap_err();
-        assert!(error.to_string().contains("wrong length"), "{error}");
+        assert!(
+            error.to_string().contains("invalid checksum digest length"),
+            "{error}"
+        );
     }
 }

@@ -10,8 +10,10 @@ const MAX_LENGTH: usize = 200;
 /// # Errors
 /// [`ErrorKind::UnsafePath`].
 pub(crate) fn check_id(id: &str) -> Result<()> {
-    let bad =
-        matches!(id, "" | "." | "..") || id.len() > MAX_LENGTH || id.bytes().any(|b| b == b'/' || b == 0);
+    if id.len() > MAX_LENGTH {
+        return Err(ErrorKind::UnsafePath.err(format!("ID {id:?}: file name too long")));
+    }
+    let bad = matches!(id, "" | "." | "..") || id.bytes().any(|b| b == b'/' || b == 0);
     if bad {
         return Err(ErrorKind::UnsafePath.err(format!("ID {id:?}")));
     }

@@ -41,12 +41,14 @@ impl OverlayOptions {
                 "override_kernel_check" => tracing::debug!("driver option {:?} has no effect", option.whole),
                 "mountopt" => option.value.clone_into(&mut parsed.mount_options),
                 "size" => {
-                    parsed.size = ram_in_bytes(option.value).ok_or_else(|| option.invalid("not a size"))?;
+                    parsed.size = ram_in_bytes(option.value)
+                        .ok_or_else(|| option.invalid(&format!("invalid size: '{}'", option.value)))?;
                 }
                 "inodes" => {
-                    let not_a_number =
-                        |error: std::num::ParseIntError| option.invalid("not a number").with_source(error);
-                    parsed.inodes = option.value.parse().map_err(not_a_number)?;
+                    parsed.inodes = option
+                        .value
+                        .parse()
+                        .map_err(|error: std::num::ParseIntError| option.unparsed(&error.to_string()))?;
                 }
                 "imagestore" | "additionalimagestore" => {
                     parsed.image_stores.extend(option.directories(true)?);
@@ -93,7 +95,7 @@ impl VfsOptions {
                 "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
                 // Compat: the Go library reads this option only with its prefix twice, `vfs.vfs.sync` or `vfs..sync`.
                 "sync" | ".sync" | "vfs.sync" => parsed.sync_filesystem = option.sync()?,
-                "mountopt" => return Err(option.invalid("the vfs driver has no mount options")),
+                "mountopt" => return Err(option.invalid("vfs driver does not support mount options")),
                 _ => return Err(option.unknown()),
             }
         }

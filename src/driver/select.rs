@@ -37,7 +37,7 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
         [only] => return start(only, config),
         _ => {
             let what = format!(
-                "{} holds layers of several drivers ({}): name one",
+                "{} contains several valid graphdrivers: {}; choose one of them",
                 config.root.display(),
                 used.join(", ")
             );
@@ -72,7 +72,9 @@ fn start(name: &str, config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     match name {
         "overlay" | "overlay2" => Ok(Arc::new(Overlay::open(config)?)),
         "vfs" => Ok(Arc::new(Vfs::open(config)?)),
-        _ => Err(ErrorKind::NotSupported.err(format!("storage driver {name:?}"))),
+        _ => Err(ErrorKind::NotSupported
+            .err(format!("storage driver {name:?}"))
+            .with_source("driver not supported")),
     }
 }
 

@@ -165,7 +165,7 @@ impl IdMappings {
         };
         match (one(&self.uids), one(&self.gids)) {
             (Some(uid), Some(gid)) => Ok(Owner { uid, gid }),
-            _ => Err(ErrorKind::InvalidMappings.err("container root (0:0) cannot be mapped to a host ID")),
+            _ => Err(ErrorKind::InvalidMappings.err("container ID 0 cannot be mapped to a host ID")),
         }
     }
 
@@ -184,9 +184,14 @@ impl IdMappings {
                 let overlaps = ranges.iter().take(index).any(|other| {
                     overlap(&container, &other.container_ids()) || overlap(&host, &other.host_ids())
                 });
-                if !in_bounds || overlaps {
-                    return Err(ErrorKind::InvalidMappings.err(format!("{what} ID range {range}")));
-                }
+                let reason = if !in_bounds {
+                    format!("{what} ID range {range} is empty or ends beyond the last ID")
+                } else if overlaps {
+                    format!("the specified UID and/or GID mapping {range} conflicts with other mappings")
+                } else {
+                    continue;
+                };
+                return Err(ErrorKind::InvalidMappings.err(reason));
             }
         }
         Ok(())

@@ -22,7 +22,9 @@ pub(crate) struct OptionString<'a> {
 impl<'a> OptionString<'a> {
     pub(crate) fn parse(whole: &'a str) -> Result<Self> {
         let Some((key, value)) = whole.split_once('=') else {
-            return Err(ErrorKind::InvalidInput.err(format!("driver option {whole:?} without a value")));
+            return Err(ErrorKind::InvalidInput.err(format!(
+                "unable to parse key/value option: {whole:?} has no value"
+            )));
         };
         let key = key.trim().to_lowercase();
         let (driver, key) = match key.split_once('.') {
@@ -44,8 +46,13 @@ impl<'a> OptionString<'a> {
         ErrorKind::InvalidInput.err(format!("driver option {:?}: {reason}", self.whole))
     }
 
+    /// For a value that is not of the option's type.
+    pub(crate) fn unparsed(&self, reason: &str) -> crate::error::Error {
+        self.invalid(&format!("parsing {:?}: invalid syntax ({reason})", self.value))
+    }
+
     pub(crate) fn unknown(&self) -> crate::error::Error {
-        ErrorKind::InvalidInput.err(format!("unknown driver option {:?} ({:?})", self.key, self.whole))
+        ErrorKind::InvalidInput.err(format!("unknown option {:?} ({:?})", self.key, self.whole))
     }
 
     /// For options that exist but that this library does not support.
@@ -54,14 +61,20 @@ impl<'a> OptionString<'a> {
     }
 
     pub(crate) fn boolean(&self) -> Result<bool> {
-        parse_bool(self.value).ok_or_else(|| self.invalid("neither true nor false"))
+        parse_bool(self.value).ok_or_else(|| self.unparsed("neither true nor false"))
     }
 
     pub(crate) fn sync(&self) -> Result<bool> {
         match self.value.to_lowercase().as_str() {
             "" | "none" => Ok(false),
             "filesystem" => Ok(true),
-            _ => Err(self.invalid("neither \"none\" nor \"filesystem\"")),
+            _ => {
+                let text = format!(
+                    "invalid sync mode: {:?} (neither \"none\" nor \"filesystem\")",
+                    self.value
+                );
+                Err(self.invalid(&text))
+            }
         }
     }
 
@@ -97,7 +110,7 @@ impl<'a> OptionString<'a> {
                 .filter(|mode| mode & !0o777 == 0 && mode & 0o700 == 0o700)
                 .map(Some)
                 .ok_or_else(|| {
-                    self.invalid(
+                    self.unparsed(
                         "neither \"shared\", \"private\" nor an octal mode that gives the owner everything",
                     )
                 }),
@@ -112,7 +125,7 @@ impl<'a> OptionString<'a> {
 
     fn directory(&self, path: &Path, check: bool) -> Result<PathBuf> {
         if !path.is_absolute() {
-            return Err(self.invalid("path is not absolute"));
+            return Err(self.invalid(&format!("image path {path:?} is not absolute")));
         }
         let path = clean_path(path).at("making absolute", path)?;
         if check

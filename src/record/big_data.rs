@@ -67,7 +67,7 @@ pub(crate) fn file_name(key: &str) -> Result<Cow<'_, str>> {
         "." | ".." => refuse("a directory"),
         name if name.contains('\0') => refuse("NUL"),
         name if name.contains('/') => refuse("a slash in its file name"),
-        name if name.len() > NAME_MAX => refuse("too long"),
+        name if name.len() > NAME_MAX => refuse("file name too long"),
         _ => Ok(name),
     }
 }

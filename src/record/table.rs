@@ -195,7 +195,9 @@ impl<R: Record> Table<R> {
             return Err(ErrorKind::InvalidInput.err(format!("{} store has no location {location}", R::NOUN)));
         }
         if self.index.ids.contains_key(row.id()) {
-            return Err(ErrorKind::DuplicateId.err(format!("{} {:?}", R::NOUN, row.id())));
+            let article = if R::NOUN.starts_with('i') { "an" } else { "a" };
+            let what = format!("{article} {} with ID {:?} already exists", R::NOUN, row.id());
+            return Err(ErrorKind::DuplicateId.err(what));
         }
         dedupe(row.names_mut());
         self.check_names(&row, None)?;
@@ -376,7 +378,7 @@ impl<R: Record> Table<R> {
         let Some((name, id)) = taken else { return Ok(()) };
         let noun = R::NOUN;
         Err(ErrorKind::DuplicateName.err(format!(
-            "the {noun} name {name:?} is already in use by {id}. You have to remove that {noun} to be able to reuse that name"
+            "{noun} name {name:?} is already associated with {noun} {id:?}"
         )))
     }
 

@@ -96,7 +96,7 @@ impl Store {
         for name in &options.names {
             if let Some(owner) = containers.by_name(name) {
                 let what = format!(
-                    "the container name {name:?} is already in use by {}; remove that container to be able to reuse the name",
+                    "the container name {name:?} is already in use by {}. You have to remove that container to be able to reuse that name",
                     owner.id
                 );
                 return Err(ErrorKind::DuplicateName.err(what));

@@ -12,7 +12,7 @@ fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
     match all.containers.rows().find(|row| row.image == id) {
         None => Ok(id),
         Some(user) => {
-            let what = format!("deleting image {id:?}, used by {}", user.id);
+            let what = format!("deleting image {id:?}: image used by {}", user.id);
             Err(ErrorKind::ImageUsedByContainer.err(what))
         }
     }
@@ -37,16 +37,21 @@ impl Store {
             let Some(id) = all.layers.table().find(&key).map(|row| row.id.to_string()) else {
                 return Err(ErrorKind::NotALayer.err(format!("deleting layer {key:?}")));
             };
-            let used =
-                |kind: ErrorKind, by: &str| Err(kind.err(format!("deleting layer {id:?}, used by {by}")));
+            let used = |kind: ErrorKind, how: String| Err(kind.err(format!("deleting layer {id:?}: {how}")));
             if let Some(child) = all.layers.table().rows().find(|row| row.parent == id) {
-                return used(ErrorKind::LayerHasChildren, &child.id);
+                return used(ErrorKind::LayerHasChildren, format!("used by layer {}", child.id));
             }
             if let Some(image) = all.images().find(|row| row.layer == id) {
-                return used(ErrorKind::LayerUsedByImage, &image.id);
+                return used(
+                    ErrorKind::LayerUsedByImage,
+                    format!("layer {id} used by image {}", image.id),
+                );
             }
             if let Some(container) = all.containers.by_layer(&id) {
-                return used(ErrorKind::LayerUsedByContainer, &container.id);
+                return used(
+                    ErrorKind::LayerUsedByContainer,
+                    format!("layer {id} used by container {}", container.id),
+                );
             }
             all.layers.delete_all(std::slice::from_ref(&id))?;
             for images in all.images.iter_mut().map(|store| &mut store.records) {

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
+use rustix::io::Errno;
+
 use crate::error::{IoContext as _, Result};
 
 /// Makes a directory and those above it, 0700.
@@ -25,6 +27,9 @@ fn make(path: &Path, with_parents: bool) -> Result<()> {
     let made = DirBuilder::new().recursive(with_parents).mode(0o700).create(path);
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(Errno::NOTDIR).at("creating directory", path)
+        }
         made => made.at("creating directory", path),
     }
 }
@@ -50,6 +55,7 @@ mod tests {
         let mode = deep.join("d").metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700);
         std::fs::write(deep.join("file"), "").unwrap();
-        assert!(make_private_dir(&deep.join("file")).is_err());
+        let error = make_private_dir(&deep.join("file")).unwrap_err();
+        assert_eq!(error.io_kind(), Some(io::ErrorKind::NotADirectory));
     }
 }

@@ -13,9 +13,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accepted_failures;
+mod bad_layers;
 mod config;
 mod copy;
 mod extra_commands;
+mod failing;
+mod failures;
 mod help;
 mod mistakes;
 mod one_store;

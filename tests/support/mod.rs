@@ -1,5 +1,6 @@
 //! What the integration tests share: temporary stores, the programs to compare with, and ways to look at results.
 
+pub(crate) mod accepted;
 pub(crate) mod debian;
 pub(crate) mod json;
 pub(crate) mod locks;

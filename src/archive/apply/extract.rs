@@ -224,7 +224,8 @@ impl Extractor {
         }
         if !matches!(entry.kind, b'0'..=b'7' | b'S') {
             let kind = char::from(entry.kind);
-            return Err(ErrorKind::InvalidArchive.err(format!("entry type {kind:?} cannot be unpacked")));
+            let text = format!("unhandled tar header type {} ({kind:?})", entry.kind);
+            return Err(ErrorKind::InvalidArchive.err(text));
         }
         let parent = self.tree.ensure(parent)?;
         match entry.kind {
@@ -375,7 +376,7 @@ impl Extractor {
         }
         let missing = || {
             let text = format!(
-                "hard link to {}, which does not exist in this layer",
+                "hard link to {}: no such file or directory in this layer",
                 show(&entry.link)
             );
             ErrorKind::InvalidArchive.err(text)

@@ -126,14 +126,6 @@ impl<R: AsyncRead + Unpin> Decoder<R> {
     /// [`ErrorKind::InvalidArchive`] for damaged data; what the source reports. It must not be called again then.
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let compression = self.compression;
-        let failed = |error: io::Error| {
-            if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
-                return Error::io("unpacking", error);
-            }
-            ErrorKind::InvalidArchive
-                .err(format!("decompressing {compression} data"))
-                .with_source(error)
-        };
         loop {
             let mut member = match std::mem::replace(&mut self.state, State::Broken) {
                 State::Within(member) => member,
@@ -145,7 +137,10 @@ impl<R: AsyncRead + Unpin> Decoder<R> {
                 State::Broken => return Err(ErrorKind::InvalidArchive.err("a stream that failed before")),
             };
             loop {
-                let count = member.read(&mut self.chunk).await.map_err(failed)?;
+                let count = match member.read(&mut self.chunk).await {
+                    Ok(count) => count,
+                    Err(error) => return Err(failure(compression, error, member.blob().count())),
+                };
                 if count == 0 {
                     break;
                 }
@@ -178,6 +173,28 @@ impl<R: AsyncRead + Unpin> Decoder<R> {
     }
 }
 
+/// What a decoder's failure says. Where other tools have fixed words for a failure, it contains them.
+fn failure(compression: Compression, error: io::Error, offset: u64) -> Error {
+    if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+        return Error::io("unpacking", error);
+    }
+    let kind = error.kind();
+    let words = error.to_string();
+    let reason = match compression {
+        _ if kind == io::ErrorKind::UnexpectedEof => format!("unexpected EOF after {offset} bytes"),
+        Compression::Gzip if words.contains("CRC") || words.contains("amount") => {
+            format!("invalid checksum ({words})")
+        }
+        Compression::Gzip if words.contains("header") => "invalid header".to_owned(),
+        Compression::Gzip => format!("corrupt input before offset {offset} ({words})"),
+        Compression::Bzip2 => format!("bzip2 data invalid ({words})"),
+        Compression::None | Compression::Xz | Compression::Zstd => words,
+    };
+    ErrorKind::InvalidArchive
+        .err(format!("decompressing {compression}"))
+        .with_source(io::Error::new(kind, reason))
+}
+
 /// After the end of a member: whether another one begins. Zeros up to the end of the stream are read over.
 async fn another_member<R: AsyncRead + Unpin>(
     blob: &mut BlobReader<R>,
@@ -197,9 +214,9 @@ async fn another_member<R: AsyncRead + Unpin>(
         } else if !zeros && *first == magic_start(compression) {
             return Ok(true);
         } else {
-            return Err(
-                ErrorKind::InvalidArchive.err(format!("data after the end of the {compression} stream"))
-            );
+            return Err(ErrorKind::InvalidArchive.err(format!(
+                "data after the end of the {compression} stream: invalid header"
+            )));
         }
     }
 }

@@ -438,12 +438,12 @@ impl<S: ChunkSource> TarReader<S> {
     }
 
     fn invalid(&self, why: &str) -> Error {
-        ErrorKind::InvalidArchive.err(format!("tar header before byte {} ({why})", self.offset))
+        ErrorKind::InvalidArchive.err(format!("invalid tar header before byte {} ({why})", self.offset))
     }
 
     fn cut_off(&self) -> Error {
         ErrorKind::InvalidArchive.err(format!(
-            "unexpected end after {} bytes of the tar stream",
+            "unexpected EOF after {} bytes of the tar stream",
             self.offset
         ))
     }

@@ -214,9 +214,13 @@ impl<R: Read> TarSplitReader<R> {
                         kind,
                         std::io::ErrorKind::InvalidInput | std::io::ErrorKind::UnexpectedEof
                     ) {
+                        let text = match kind {
+                            std::io::ErrorKind::UnexpectedEof => "unexpected EOF".to_owned(),
+                            _ => error.to_string(),
+                        };
                         return ErrorKind::CorruptMetadata
                             .err("decompressing tar-split data")
-                            .with_source(error);
+                            .with_source(text);
                     }
                     Error::io("reading tar-split data", error)
                 })?;

@@ -174,7 +174,8 @@ impl<R: Read> Replay<R> {
                 if let Some(recorded) = crc {
                     self.crc.update(out.get(start..).unwrap_or_default());
                     if *rest == 0 && self.crc.take() != *recorded {
-                        return Err(modified("its checksum is not the recorded one").context(of(name)));
+                        let name = path::show(name);
+                        return Err(modified(format!("file integrity checksum failed for {name}")));
                     }
                 }
                 if *rest == 0 {

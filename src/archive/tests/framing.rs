@@ -338,8 +338,8 @@ fn odd_endings() {
         );
     }
     let bad: Vec<(&str, Vec<u8>, &str)> = vec![
-        ("short", vec![b'x'; 511], "unexpected end"),
-        ("100 zeros", vec![0; 100], "unexpected end"),
+        ("short", vec![b'x'; 511], "unexpected EOF"),
+        ("100 zeros", vec![0; 100], "unexpected EOF"),
         ("junk", vec![b'x'; 600], "checksum"),
         (
             "zero block and junk",
@@ -349,10 +349,10 @@ fn odd_endings() {
         (
             "zero block and a partial one",
             one().raw([0; 600]).unfinished(),
-            "unexpected end",
+            "unexpected EOF",
         ),
-        ("ends in data", cut(one().unfinished(), 508), "unexpected end"),
-        ("ends in a header", cut(one().unfinished(), 600), "unexpected end"),
+        ("ends in data", cut(one().unfinished(), 508), "unexpected EOF"),
+        ("ends in a header", cut(one().unfinished(), 600), "unexpected EOF"),
         (
             "negative size",
             one().entry(Item::file("b", "").size_field([0xff; 12])).build(),
@@ -368,7 +368,7 @@ fn odd_endings() {
             one()
                 .entry(Item::file("b", "").size_field(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"))
                 .build(),
-            "unexpected end",
+            "unexpected EOF",
         ),
         (
             "too huge",

@@ -93,7 +93,7 @@ fn what_is_not_as_recorded_is_named() {
         ("it has 300001 bytes, 300000 were recorded", |tree| {
             tree.file("d/f", &"c".repeat(300_001)).done();
         }),
-        ("its checksum is not the recorded one", |tree| {
+        ("file integrity checksum failed for", |tree| {
             tree.file("d/f", &("c".repeat(299_999) + "d")).done();
         }),
         ("it is not a regular file", |tree| {

@@ -1,5 +1,6 @@
 //! How a command ends: an exit code, or an error with one line for standard error.
 
+use std::error::Error as _;
 use std::io;
 
 use graphroot::{Error, ErrorKind};
@@ -45,7 +46,16 @@ impl From<&str> for CommandError {
 /// An error in one line: what was done to which item, and why it failed. If the Go library has a fixed text for the kind
 /// of error, the line contains it, because scripts match on it.
 pub(crate) fn describe(error: &Error) -> String {
-    let text = error.chain();
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        match cause.downcast_ref::<io::Error>() {
+            Some(failure) => text.push_str(&system_error(failure)),
+            None => text.push_str(&cause.to_string()),
+        }
+        next = cause.source();
+    }
     let kind = error.kind();
     let no_fixed_text = matches!(
         kind,
@@ -63,6 +73,14 @@ pub(crate) fn describe(error: &Error) -> String {
         text
     } else {
         format!("{text}: {kind}")
+    }
+}
+
+/// A failure of a stream that the library gave.
+pub(crate) fn stream_failure(error: io::Error) -> CommandError {
+    match Error::try_from_io(error) {
+        Ok(error) => error.into(),
+        Err(error) => CommandError::Message(system_error(&error)),
     }
 }
 

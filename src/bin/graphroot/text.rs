@@ -46,9 +46,13 @@ fn is_printable(letter: char) -> bool {
     pair.escape_debug().count() == 2
 }
 
-/// The text of a system error as Go prints it: in lower case, without Rust's `(os error N)`.
+/// The text of a system error as Go prints it: in lower case, without Rust's `(os error N)`. Other errors say what they
+/// say.
 pub(crate) fn system_error(error: &io::Error) -> String {
     let text = error.to_string();
+    if error.raw_os_error().is_none() {
+        return text;
+    }
     let text = text.split(" (os error").next().unwrap_or(&text);
     let mut letters = text.chars();
     match letters.next() {

@@ -177,7 +177,9 @@ fn check_quota(filesystem: FilesystemType, options: &OverlayOptions) -> Result<(
         let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
         return Err(match filesystem.name() {
             "xfs" => ErrorKind::NotSupported.err(format!("{what} (project quotas)")),
-            name => ErrorKind::InvalidInput.err(format!("{what} need an xfs file system, not {name}")),
+            name => ErrorKind::InvalidInput.err(format!(
+                "storage option overlay.size and overlay.inodes only supported for backingFS XFS. Found {name}"
+            )),
         });
     }
     Ok(())

@@ -161,7 +161,9 @@ impl Stores {
             false => Some(self.repair()?),
         };
         let lost = |name: &&str| {
-            ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {name:?}, is lost"))
+            ErrorKind::CorruptMetadata.err(format!(
+                "layer {id:?}: the layer below it, {name:?}, is lost: no such file or directory"
+            ))
         };
         let repaired = |name: &str| survey.as_ref()?.id_of(name).map(str::to_owned);
         let ids = names.iter().zip(found);
@@ -266,7 +268,9 @@ impl Stores {
 
 /// The error for a layer below that no store has.
 fn lost(id: &str, below: &str) -> crate::error::Error {
-    ErrorKind::CorruptMetadata.err(format!("layer {id:?}: the layer below it, {below:?}, is lost"))
+    ErrorKind::CorruptMetadata.err(format!(
+        "layer {id:?}: the layer below it, {below:?}, is lost: no such file or directory"
+    ))
 }
 
 /// The error for a layer that no store has.

@@ -114,7 +114,7 @@ fn insertion_refuses_what_is_taken_and_changes_nothing_then() {
     assert!(
         error
             .to_string()
-            .starts_with("the layer name \"m\" is already in use by a. "),
+            .starts_with("layer name \"m\" is already associated with layer \"a\""),
         "{error}"
     );
     assert_eq!(

@@ -151,7 +151,7 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn set_container_big_data(&self, id: &str, key: &str, data: impl Into<Bytes>) -> Result<()> {
-        check_new(key)?;
+        check_new(key, "container")?;
         let (container, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.containers();
         self.write_to_container_store(move |store| {

@@ -166,7 +166,7 @@ impl Store {
         data: impl Into<Bytes>,
         manifest_digest: Option<ManifestDigest>,
     ) -> Result<()> {
-        check_new(key)?;
+        check_new(key, "image")?;
         let (image, key, data) = (id.to_owned(), key.to_owned(), data.into());
         let dirs = self.inner.dirs.images();
         self.write_to_image_store(move |store| {

@@ -10,11 +10,24 @@ use crate::store::images;
 use crate::sys::make_private_subdir;
 
 pub(super) fn missing_item(key: &str, kind: &str, id: &str) -> Error {
-    ErrorKind::NotFound.err(format!("locating item named {key:?} for {kind} with ID {id:?}"))
+    let (advice, reason) = match kind {
+        "image" => (
+            " (consider removing the image to resolve the issue)",
+            "file does not exist",
+        ),
+        "container" => ("", "file does not exist (no such file or directory)"),
+        _ => ("", "file does not exist"),
+    };
+    let what = format!("locating item named {key:?} for {kind} with ID {id:?}{advice}");
+    ErrorKind::NotFound.err(what).with_source(reason)
 }
 
 /// Refuses a key under which nothing can be stored.
-pub(super) fn check_new(key: &str) -> Result<()> {
+pub(super) fn check_new(key: &str, kind: &str) -> Result<()> {
+    if key.is_empty() {
+        let what = format!("can't set empty name for {kind} big data item");
+        return Err(ErrorKind::InvalidBigDataName.err(what));
+    }
     big_data::file_name(key).map(drop)
 }
 
@@ -22,7 +35,11 @@ pub(super) fn check_new(key: &str) -> Result<()> {
 /// one, and so does the Go library.
 pub(super) fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) -> Result<&'a str> {
     if key.is_empty() {
-        return Err(ErrorKind::InvalidBigDataName.err("big data key \"\" (empty)"));
+        let what = match kind {
+            "container" => "can't retrieve container big data value for empty name".to_owned(),
+            _ => format!("locating item named \"\" for {kind} with ID {id:?}: file does not exist"),
+        };
+        return Err(ErrorKind::InvalidBigDataName.err(what));
     }
     let found = names.iter().find(|name| *name == key);
     found

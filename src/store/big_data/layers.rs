@@ -101,7 +101,7 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn set_layer_big_data(&self, id: &str, key: &str, data: impl AsyncRead + Send) -> Result<()> {
-        check_new(key)?;
+        check_new(key, "layer")?;
         let (temp, path) = self.spool(data).await?;
         let (layer, key) = (id.to_owned(), key.to_owned());
         self.write_to_layer_store(move |layers| {

@@ -11,7 +11,7 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::dirs::{check_layer_id, layer_location};
 use crate::store::ids::random_id;
-use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{
     NewLayer, Start, Unpacked, flags_json, mappings_of, record_applied,
 };
@@ -173,12 +173,17 @@ impl LayerStore {
         let dirs = &self.inner.dirs;
         match start {
             Start::Empty => {
-                self.driver
-                    .create(id, parent.map(|row| row.id.as_str()), options)?;
+                let below = parent.map(|row| row.id.as_str());
+                let made = self.driver.create(id, below, options);
+                match below {
+                    Some(below) => files_of(below, made)?,
+                    None => made?,
+                }
                 self.map_owners(id, parent, options)
             }
             Start::Template(template) => {
-                self.driver.create(id, Some(&template.id), options)?;
+                let made = self.driver.create(id, Some(&template.id), options);
+                files_of(&template.id, made)?;
                 self.map_owners(id, Some(&template), options)?;
                 copy_tar_split(
                     &dirs.tar_split(&template.id)?,

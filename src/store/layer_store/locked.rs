@@ -167,7 +167,8 @@ impl LayerStore {
 pub(crate) fn files_of<T>(id: &str, result: Result<T>) -> Result<T> {
     result.map_err(|error| match error.kind() {
         ErrorKind::LayerUnknown => {
-            let what = format!("layer {id:?} has a record, but its files are lost");
+            let what =
+                format!("layer {id:?} has a record, but its files are lost: no such file or directory");
             ErrorKind::CorruptMetadata.err(what)
         }
         _ => error,

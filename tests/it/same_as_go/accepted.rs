@@ -4,47 +4,7 @@
 //! keeps some things in other places; that of Debian 13 (1.57) lies between it and the newest, which does as this library
 //! does.
 
-/// A difference, with the lines by which the comparison tells it (`*` is any text).
-pub(super) struct Accepted {
-    pub(super) key: &'static str,
-    pub(super) why: &'static str,
-    /// Whether it shows with old peers, with those of Debian 13 (1.57), with newer ones.
-    old: bool,
-    middle: bool,
-    new: bool,
-    /// Whether only the steps that name it may show it, and then have to.
-    by_step: bool,
-    /// With this driver alone.
-    driver: Option<&'static str>,
-    lines: &'static [&'static str],
-}
-
-const ANY: Accepted = Accepted {
-    key: "",
-    why: "",
-    old: true,
-    middle: true,
-    new: true,
-    by_step: false,
-    driver: None,
-    lines: &[],
-};
-
-const OLD: Accepted = Accepted {
-    middle: false,
-    new: false,
-    ..ANY
-};
-
-const NEW: Accepted = Accepted { old: false, ..ANY };
-
-/// The versions of the peer that the table tells apart.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Age {
-    Old,
-    Middle,
-    New,
-}
+use crate::support::accepted::{ANY, Accepted, Age, NEW, OLD};
 
 /// The time of an operation, as the comparison shows it.
 macro_rules! now {
@@ -347,17 +307,6 @@ pub(super) const ACCEPTED: &[Accepted] = &[
     },
 ];
 
-impl Accepted {
-    fn applies(&self, driver: &str, age: Age) -> bool {
-        let shows = match age {
-            Age::Old => self.old,
-            Age::Middle => self.middle,
-            Age::New => self.new,
-        };
-        shows && self.driver.is_none_or(|own| own == driver)
-    }
-}
-
 /// The difference of which a line tells, if it is accepted in a step that names `differs`.
 pub(super) fn accepting(
     line: &str,
@@ -365,11 +314,7 @@ pub(super) fn accepting(
     driver: &str,
     age: Age,
 ) -> Option<&'static Accepted> {
-    ACCEPTED.iter().find(|accepted| {
-        accepted.applies(driver, age)
-            && (!accepted.by_step || differs == Some(accepted.key))
-            && accepted.lines.iter().any(|pattern| matches(pattern, line))
-    })
+    crate::support::accepted::accepting(ACCEPTED, line, differs, driver, age)
 }
 
 /// Whether a step that names this difference has to show it.
@@ -380,37 +325,9 @@ pub(super) fn is_due(key: &str, driver: &str, age: Age) -> bool {
         .applies(driver, age)
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for any text.
-fn matches(pattern: &str, text: &str) -> bool {
-    let Some((before, after)) = pattern.split_once('*') else {
-        return pattern == text;
-    };
-    let Some(rest) = text.strip_prefix(before) else {
-        return false;
-    };
-    let starts = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
-    starts.into_iter().any(|at| matches(after, &rest[at..]))
-}
-
-#[test]
-fn patterns_match_whole_lines() {
-    assert!(matches("a*c*", "abc"));
-    assert!(matches("a*", "a"));
-    assert!(matches("*: only", "/x: y: only"));
-    assert!(!matches("a*c", "abcd"));
-    assert!(!matches("b", "abc"));
-    assert!(!matches("*b", "abc"));
-}
-
 #[test]
 fn every_difference_has_a_name_and_a_reason_of_its_own() {
-    let keys: std::collections::BTreeSet<&str> = ACCEPTED.iter().map(|accepted| accepted.key).collect();
-    assert_eq!(keys.len(), ACCEPTED.len());
-    assert!(
-        ACCEPTED
-            .iter()
-            .all(|accepted| !accepted.key.is_empty() && accepted.why.len() > 20)
-    );
+    crate::support::accepted::check(ACCEPTED);
     assert!(
         accepting(
             "/graph/mounts: only in the second (directory)",

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use accepted::{Age, accepting};
+use accepted::accepting;
 use archives::Archives;
 use names::Names;
 use op::{New, Op, Step};
@@ -102,11 +102,7 @@ async fn run(driver: &'static str, set: PeerSet) {
     let (mut ours, mut theirs) = (Side::new(driver, set, started), Side::new(driver, set, started));
     let store = ours.root.open().await;
     let old = theirs::is_old(&theirs.root);
-    let age = match set {
-        _ if old => Age::Old,
-        PeerSet::Trixie => Age::Middle,
-        _ => Age::New,
-    };
+    let age = set.age();
     let script = script::script();
     let known: BTreeSet<&str> = script
         .iter()

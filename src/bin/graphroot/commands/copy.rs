@@ -7,7 +7,7 @@ use crate::flags::CHOWN;
 use crate::input::spinner;
 use crate::outcome::{CommandError, DONE, Outcome, describe, describe_briefly};
 use crate::output::{Output, stderr_line};
-use crate::text::go_quote;
+use crate::text::{go_quote, system_error};
 
 /// A user or group ID of `--chown`; errors read as those of the Go program.
 fn id(text: &str, what: &str) -> Result<u32, CommandError> {
@@ -46,7 +46,11 @@ impl CopyMounts<'_> {
     /// The source or target that `[LAYER:]PATH` names. Mounts the layer.
     async fn copy_end(&mut self, spec: &str) -> Result<CopyEnd, CommandError> {
         let Some((layer, path)) = spec.split_once(':') else {
-            let here = std::path::absolute(spec).map_err(|error| format!("path {spec:?}: {error}"))?;
+            if spec.is_empty() {
+                return Err("path \"\": no such file or directory".into());
+            }
+            let here = std::path::absolute(spec)
+                .map_err(|error| format!("path {spec:?}: {}", system_error(&error)))?;
             return Ok(CopyEnd::new("/", here));
         };
         let found = self.store.layer(layer).await;
@@ -111,10 +115,8 @@ async fn copy_all(
             .join(from.path.strip_prefix("/").unwrap_or(&from.path))
             .is_dir();
         if is_dir && is_relative {
-            let [source, target] = [source, target].map(|path| go_quote(path.as_bytes()));
-            return Err(
-                format!("error copying {source} to {target}: path {target} should be absolute").into(),
-            );
+            let [from, to] = [source, target].map(|path| go_quote(path.as_bytes()));
+            return Err(format!("error copying {from} to {to}: path: {target} should be absolute").into());
         }
         let mut to = to.clone();
         if on_host && target.ends_with('/') && !is_dir {

@@ -5,7 +5,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::call::Call;
 use crate::flags::file;
 use crate::input::Input;
-use crate::outcome::{DONE, Outcome};
+use crate::outcome::{DONE, Outcome, stream_failure};
 use crate::output::{DataOutput, Output};
 
 fn list(call: &Call, out: &mut Output, keys: &[String]) -> Outcome {
@@ -43,7 +43,7 @@ pub(crate) async fn get_layer(call: &Call, out: &mut Output) -> Outcome {
     loop {
         chunk.clear();
         let read = data.read_buf(&mut chunk).await;
-        if read.map_err(|error| format!("reading item {:?}: {error}", call.arg(1)))? == 0 {
+        if read.map_err(stream_failure)? == 0 {
             return DONE;
         }
         output.write(&chunk)?;

@@ -7,9 +7,9 @@ use super::service::not_implemented;
 use crate::call::Call;
 use crate::flags::{BZIP2, GZIP, UNCOMPRESSED, XZ, file};
 use crate::input::{Input, bar};
-use crate::outcome::{DONE, Outcome};
+use crate::outcome::{DONE, Outcome, stream_failure};
 use crate::output::{DataOutput, Output};
-use crate::text::{go_quote, system_error};
+use crate::text::go_quote;
 
 /// Size of the buffer between the diff and the output.
 const CHUNK: usize = 128 * 1024;
@@ -58,10 +58,7 @@ pub(crate) async fn diff(call: &Call, out: &mut Output) -> Outcome {
     let mut chunk = Vec::with_capacity(CHUNK);
     loop {
         chunk.clear();
-        let count = diff
-            .read_buf(&mut chunk)
-            .await
-            .map_err(|error| format!("reading the diff of {:?}: {}", call.arg(0), system_error(&error)))?;
+        let count = diff.read_buf(&mut chunk).await.map_err(stream_failure)?;
         if count == 0 {
             break;
         }

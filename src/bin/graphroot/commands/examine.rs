@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use graphroot::ParentOwners;
+use graphroot::{ParentOwners, Store};
 use serde::Serialize;
 
 use crate::call::Call;
@@ -11,16 +11,34 @@ use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
 use crate::output::Output;
 use crate::text::numbers;
 
+/// The items that a look-up finds. Arguments that name none are left out; whatever else goes wrong ends the command.
+async fn found<T>(
+    call: &Call,
+    find: impl AsyncFn(&Store, &str) -> graphroot::Result<T>,
+) -> Result<Vec<T>, CommandError> {
+    let mut found = Vec::new();
+    for arg in &call.args {
+        found.extend(some(find(call.store()?, arg).await)?);
+    }
+    Ok(found)
+}
+
+/// What was found, `None` if there is none.
+fn some<T>(result: graphroot::Result<T>) -> graphroot::Result<Option<T>> {
+    match result {
+        Ok(item) => Ok(Some(item)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Success if every argument was found.
 fn all_found(call: &Call, found: usize) -> Outcome {
     if found == call.args.len() { DONE } else { FAILED }
 }
 
 pub(crate) async fn layer(call: &Call, out: &mut Output) -> Outcome {
-    let mut found = Vec::new();
-    for arg in &call.args {
-        found.extend(call.store()?.layer(arg).await.ok());
-    }
+    let found = found(call, async |store, arg| store.layer(arg).await).await?;
     if call.json() {
         out.json(&found)?;
         return all_found(call, found.len());
@@ -50,10 +68,7 @@ pub(crate) async fn layer(call: &Call, out: &mut Output) -> Outcome {
 
 pub(crate) async fn image(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let mut found = Vec::new();
-    for arg in &call.args {
-        found.extend(store.image(arg).await.ok());
-    }
+    let found = found(call, async |store, arg| store.image(arg).await).await?;
     if call.json() {
         out.json(&found)?;
         return all_found(call, found.len());
@@ -91,10 +106,7 @@ fn size(out: &mut Output, size: graphroot::Result<u64>) -> Result<(), CommandErr
 pub(crate) async fn container(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let images = store.images().await?;
-    let mut found = Vec::new();
-    for arg in &call.args {
-        found.extend(store.container(arg).await.ok());
-    }
+    let found = found(call, async |store, arg| store.container(arg).await).await?;
     if call.json() {
         out.json(&found)?;
         return all_found(call, found.len());
@@ -129,9 +141,9 @@ pub(crate) async fn exists(call: &Call, out: &mut Output) -> Outcome {
             answers.push((arg, exists));
         }
         all &= exists
-            && (!call.flags.is_on(&IS_CONTAINER) || store.container(arg).await.is_ok())
-            && (!call.flags.is_on(&IS_IMAGE) || store.image(arg).await.is_ok())
-            && (!call.flags.is_on(&IS_LAYER) || store.layer(arg).await.is_ok());
+            && (!call.flags.is_on(&IS_CONTAINER) || some(store.container(arg).await)?.is_some())
+            && (!call.flags.is_on(&IS_IMAGE) || some(store.image(arg).await)?.is_some())
+            && (!call.flags.is_on(&IS_LAYER) || some(store.layer(arg).await)?.is_some());
     }
     if call.json() {
         out.json(&answers.iter().copied().collect::<BTreeMap<&str, bool>>())?;
@@ -180,10 +192,7 @@ fn owners(
 
 pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let mut found = Vec::new();
-    for arg in &call.args {
-        found.extend(store.layer(arg).await.ok());
-    }
+    let found = found(call, async |store, arg| store.layer(arg).await).await?;
     for layer in &found {
         let above = store.layer_parent_owners(layer.id()).await;
         let above = above.map_err(|error| format!("LayerParentOwner: {}", describe(&error)))?;
@@ -194,10 +203,7 @@ pub(crate) async fn layer_parent_owners(call: &Call, out: &mut Output) -> Outcom
 
 pub(crate) async fn container_parent_owners(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let mut found = Vec::new();
-    for arg in &call.args {
-        found.extend(store.container(arg).await.ok());
-    }
+    let found = found(call, async |store, arg| store.container(arg).await).await?;
     for container in &found {
         let above = store.container_parent_owners(container.id()).await;
         let above = above.map_err(|error| format!("ContainerParentOwner: {}", describe(&error)))?;

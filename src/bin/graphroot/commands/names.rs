@@ -60,7 +60,8 @@ pub(crate) async fn metadata(call: &Call, out: &mut Output) -> Outcome {
                 let text = text.strip_suffix('\n').map(str::to_owned).unwrap_or(text);
                 found.insert(arg, text);
             }
-            Err(_) => missing = true,
+            Err(error) if error.is_not_found() => missing = true,
+            Err(error) => return Err(error.into()),
         }
     }
     if call.json() {
