@@ -1,4 +1,4 @@
-//! File systems in files, mounted by the kernel's loop driver.
+//! File systems in files, mounted by the kernel's loop driver, and on devices.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,19 +15,20 @@ pub(crate) struct LoopFs {
 /// Makes a file system of `kind` (`btrfs`, `ext4`, `xfs`) in a new sparse file.
 pub(crate) fn format(kind: &str, image: &Path, size: u64) {
     std::fs::File::create_new(image).unwrap().set_len(size).unwrap();
+    format_on(kind, image);
+}
+
+/// Makes a file system of `kind` in a file or on a device.
+pub(crate) fn format_on(kind: &str, image: &Path) {
     let quiet = if kind == "ext4" { "-qF" } else { "-q" };
     Command::new(format!("mkfs.{kind}")).arg(quiet).arg(image).run();
 }
 
 impl LoopFs {
-    /// Mounts the file system in a file on the new directory `target`.
+    /// Mounts the file system in a file or on a device on the new directory `target`.
     pub(crate) fn mount(image: &Path, target: &Path) -> Self {
         std::fs::create_dir_all(target).unwrap();
-        Command::new("mount")
-            .words("-o loop")
-            .arg(image)
-            .arg(target)
-            .run();
+        Command::new("mount").arg(image).arg(target).run();
         Self {
             target: target.to_owned(),
         }

@@ -4,6 +4,7 @@ pub(crate) mod accepted;
 pub(crate) mod debian;
 pub(crate) mod json;
 pub(crate) mod locks;
+pub(crate) mod logged_disk;
 pub(crate) mod loop_fs;
 pub(crate) mod manifest;
 pub(crate) mod oci;

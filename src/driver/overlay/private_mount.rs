@@ -62,9 +62,12 @@ impl Overlay {
                 program::mount(program, &self.stores.home, &plan, target, &extras)
             });
         }
-        match plan.detached() {
+        let made = match plan.detached() {
             Ok(Some(mount)) => open_root(&mount).at("opening a private mount of", &place.dir),
             Ok(None) => self.in_temp_dir(|target| plan.mount_at(target)),
+            Err(error) => Err(error),
+        };
+        match made {
             // With the option `index=on` a directory that is the upper one of another mount cannot be a lower one.
             Err(error) if error.io_kind() == Some(std::io::ErrorKind::ResourceBusy) => {
                 match clone_mount(&merged) {
@@ -72,7 +75,7 @@ impl Overlay {
                     Err(_not_mounted) => Err(error),
                 }
             }
-            Err(error) => Err(error),
+            made => made,
         }
     }
 
