@@ -50,8 +50,8 @@
 //!   one store at once. Formats are the Go library's; fields of records that this version does not know are kept.
 //! * **Crashes and cancellation.** A future that is dropped, or a process that is killed, leaves a store that the
 //!   next opener repairs by itself: nothing committed is lost, nothing half-done is visible (but
-//!   [`Store::apply_diff`] writes into a layer that is there). The section *Cancellation* of a method says what
-//!   dropping its future does.
+//!   [`Store::apply_diff`] changes a layer that is mounted file by file). The section *Cancellation* of a method says
+//!   what dropping its future does.
 //! * **Power cuts.** By default what a record says is on disk before the record is, with every driver and on every file
 //!   system. [`Durability`] tells what survives a cut right after success.
 //! * **Hostile input.** Layer streams, names and metadata are treated as untrusted: nothing is ever written outside the

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::driver::layer_copy::LayerCopy;
 use crate::driver::layer_id::check_id;
 use crate::driver::quota::Quota;
 use crate::error::{ErrorKind, Result};
@@ -270,6 +271,10 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Opens the directory of the layer's own files for applying a diff to it or measuring it.
     fn layer_tree(&self, id: &str) -> Result<LayerTree>;
+
+    /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. The
+    /// caller has made sure that no mount shows the tree.
+    fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>>;
 
     /// The directories in which the layer's files are found, its own first.
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;

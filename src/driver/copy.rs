@@ -25,6 +25,21 @@ fn is_copied(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")
 }
 
+/// How files come into a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    /// As files of their own, in another place.
+    Copied,
+    /// As hard links, in the same place with everything that belongs to it.
+    Linked,
+}
+
+/// Makes the empty directory `to` a second tree of what is below `from`, on the same file system: directories are copied
+/// with all attributes, everything else is linked, or copied where that is not possible. With `durable` as [`copy_tree`].
+pub(crate) fn link_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, durable: bool) -> Result<()> {
+    run(from, to, Files::Linked, false, durable)
+}
+
 /// Copies the tree below `from` into `to`, the root's own mode, owner, times and attributes included. In a user namespace
 /// devices are left out. With `ignore_owners` files whose owner cannot be set belong to the caller. With `durable` the
 /// copy is on disk, or will be with what is written later (see [`SyncTracker::commit`]).
@@ -34,15 +49,27 @@ pub(crate) fn copy_tree(
     ignore_owners: bool,
     durable: bool,
 ) -> Result<()> {
+    run(from, to, Files::Copied, ignore_owners, durable)
+}
+
+fn run(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    files: Files,
+    ignore_owners: bool,
+    durable: bool,
+) -> Result<()> {
     let mut copier = Copier {
         root: to,
+        files,
         path: Vec::new(),
         links: HashMap::new(),
         data: DataCopier::default(),
         sync_tracker: SyncTracker::new(durable),
         root_user: privilege::is_root(),
         ignore_owners,
-        devices: !privilege::is_rootless(),
+        // A whiteout can be made everywhere.
+        devices: files == Files::Linked || !privilege::is_rootless(),
         me: privilege::effective_owner(),
     };
     copier.run(from).map_err(|error| {
@@ -54,6 +81,7 @@ pub(crate) fn copy_tree(
 
 struct Copier<'a> {
     root: BorrowedFd<'a>,
+    files: Files,
     /// The current path, from the root, for hard links and errors.
     path: Vec<u8>,
     /// First copy of each inode with several names.
@@ -126,6 +154,13 @@ impl Copier<'_> {
         name: &CStr,
         stat: &Stat,
     ) -> io::Result<()> {
+        if self.files == Files::Linked {
+            match rustix::fs::linkat(source, name, target, name, AtFlags::empty()) {
+                // Too many links; a file of another user, or in another project.
+                Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::XDEV) => {}
+                linked => return Ok(linked?),
+            }
+        }
         if stat.st_nlink > 1
             && let Some(first) = self.links.get(&tree::identity(stat))
         {
@@ -181,12 +216,19 @@ impl Copier<'_> {
             self.owned(rustix::fs::fchown(to, Some(uid), Some(gid)))?;
         }
         let names = xattr::flist_raw(from)?;
-        for name in names.split(|byte| *byte == 0).filter(|name| is_copied(name)) {
+        for name in names
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty() && self.is_copied(name))
+        {
             let Ok(text) = std::str::from_utf8(name) else {
                 continue;
             };
             if let Some(value) = xattr::fget(from, text)? {
-                self.allow(xattr::fset(to, name, &value))?;
+                match xattr::fset(to, name, &value) {
+                    // The label that a new directory gets here is the one that others get.
+                    Err(Errno::PERM | Errno::ACCESS) if name == b"security.selinux" => {}
+                    set => self.allow(set)?,
+                }
             }
         }
         rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
@@ -213,7 +255,7 @@ impl Copier<'_> {
         // A link has none of the attributes that are copied, and no mode.
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             for attribute in xattr::list_at(source, name.to_bytes())? {
-                if !is_copied(attribute.as_bytes()) {
+                if !self.is_copied(attribute.as_bytes()) {
                     continue;
                 }
                 if let Some(value) = xattr::get_at(source, name.to_bytes(), &attribute)? {
@@ -234,6 +276,10 @@ impl Copier<'_> {
             &times(stat),
             AtFlags::SYMLINK_NOFOLLOW,
         )?)
+    }
+
+    fn is_copied(&self, name: &[u8]) -> bool {
+        self.files == Files::Linked || is_copied(name)
     }
 
     /// The owner to set; `None` if it is the caller, who owns new files anyway.

@@ -12,6 +12,7 @@ mod copy_data;
 mod filesystem_type;
 #[cfg(test)]
 mod go_tests;
+mod layer_copy;
 mod layer_id;
 pub(crate) mod options;
 mod overlay;
@@ -25,4 +26,5 @@ pub(crate) use crate::driver::config::DriverConfig;
 pub(crate) use crate::driver::contract::{
     CreateOptions, Driver, LayerTree, MountOptions, MountState, OverlayDiff, Staged,
 };
+pub(crate) use crate::driver::layer_copy::LayerCopy;
 pub(crate) use crate::driver::layer_id::check_id;

@@ -25,6 +25,7 @@ use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
     MountState, OverlayDiff, Staged,
 };
+use crate::driver::layer_copy::LayerCopy;
 use crate::driver::layer_id::check_id;
 use crate::driver::options::VfsOptions;
 use crate::driver::{chown, copy};
@@ -288,6 +289,14 @@ impl Driver for Vfs {
 
     fn layer_tree(&self, id: &str) -> Result<LayerTree> {
         Ok(self.tree_of(self.open_tree(id)?))
+    }
+
+    fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>> {
+        let tree = self.find(id)?;
+        let Some(home) = self.writable().find(|home| tree.starts_with(home)) else {
+            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
+        };
+        LayerCopy::make(tree, &home.join(TEMP_DIRS), durable)
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {

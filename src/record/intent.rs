@@ -29,6 +29,14 @@ pub(crate) const DATA: &str = "data";
 /// The flag that holds the intent.
 pub(crate) const FLAG: &str = "graphroot-pending";
 
+/// How the intent of a layer begins to which a diff is being applied, see [`pending_diff`](crate::record::pending_diff).
+pub(super) const DIFF: &str = "diff ";
+
+/// Whether a diff is being applied to the layer with these flags.
+pub(super) fn is_diff(flags: &BTreeMap<String, Value>) -> bool {
+    of(flags).starts_with(DIFF)
+}
+
 /// The intent among the flags of a record; empty for none.
 pub(crate) fn of(flags: &BTreeMap<String, Value>) -> &str {
     flags.get(FLAG).and_then(Value::as_str).unwrap_or_default()

@@ -104,7 +104,7 @@ impl Record for LayerRow {
     }
 
     fn is_incomplete(&self) -> bool {
-        Self::is_incomplete(self) || self.companion().is_some()
+        Self::is_incomplete(self) || self.companion().is_some() || intent::is_diff(&self.flags)
     }
 
     fn intent(&self) -> &str {

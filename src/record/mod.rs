@@ -29,6 +29,7 @@ pub(crate) mod layer;
 mod load;
 pub(crate) mod mount_point;
 pub(crate) mod names;
+pub(crate) mod pending_diff;
 pub(crate) mod raw_digest;
 pub(crate) mod record_trait;
 mod records;

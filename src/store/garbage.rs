@@ -43,14 +43,16 @@ fn ids_of_other_mode<R: Record>(file: &Path) -> Result<HashSet<String>> {
     Ok(rows.iter().map(|row| row.id().to_owned()).collect())
 }
 
-/// Removes the directories of items `ids` in `dir`.
+/// Removes the directories of items `ids` in `dir`. One that cannot be removed does not keep the others; the first failure
+/// is returned.
 fn sweep(dir: &Path, ids: &[String]) -> Result<()> {
-    for id in ids {
+    let remove = |id: &String| {
         let path = dir.join(id);
         tracing::info!(path = %path.display(), "removing a directory without a record");
-        crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
-    }
-    Ok(())
+        crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))
+    };
+    let results: Vec<Result<()>> = ids.iter().map(remove).collect();
+    results.into_iter().collect()
 }
 
 /// Refuses to go on if a file of records, which is missing or says nothing, has been lost: `evidence` belongs to one of its
@@ -134,7 +136,8 @@ impl AllStores {
         let layers = &mut self.layers;
         layers.remove_stale()?;
         layers.inner.mounts.lock_blocking()?.remove_stale()?;
-        layers.inner.recover()?;
+        // As at every reload: what stays is no reason to leave the rest.
+        layers.inner.try_recover();
         layers.driver.remove_strays()?;
         for row in layers.table().rows() {
             big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
@@ -177,11 +180,19 @@ impl AllStores {
                 return Err(missing_record("layer", &row.layer, &by));
             }
         }
+        let mut result = Ok(());
         for id in unknown {
             tracing::info!(layer = id, "removing a layer without a record");
-            self.layers.move_away(&id)?;
+            match self.layers.move_away(&id) {
+                Ok(()) => {}
+                Err(error) if result.is_ok() && self.layers.driver.exists(&id) => result = Err(error),
+                // Compat: files beside the layers do not make it fail, as in the Go library.
+                Err(error) => {
+                    tracing::warn!(layer = id, error = %error.chain(), "cannot remove a layer without a record");
+                }
+            }
         }
-        Ok(())
+        result
     }
 }
 
@@ -199,8 +210,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`] if records are missing; [`ErrorKind::Io`], [`ErrorKind::LockTimeout`] and others. A
-    /// failure with one kind of item does not keep the others from being collected; the first error is returned. Nothing is
-    /// collected if the records of one kind cannot be read.
+    /// failure with one item does not keep others from being collected; the first error is returned, but for temporary files
+    /// and for files beside the layers, which are only logged. Nothing is collected if the records of one kind cannot be read.
     ///
     /// # Cancellation
     /// Kinds of items that were not reached are not collected. A running step completes in the background.

@@ -21,6 +21,8 @@ pub(crate) mod registry;
 // Layers.
 pub(crate) mod put_layer;
 
+mod apply_diff;
+
 pub(crate) mod layers;
 
 pub(crate) mod diff;

@@ -9,27 +9,18 @@
 //! Dropped or killed at any point, the staging directories are unlocked and the next open removes them; a record
 //! that is already there is marked incomplete and removed by the next user of the lock.
 
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
-
 use tokio::io::AsyncRead;
 use tracing::Instrument as _;
 
-use crate::archive::apply::pipeline::{self, ApplyOptions, Source};
+use crate::archive::apply::pipeline::Source;
 use crate::bridge;
-use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::lock::temp_dir::TempDir;
+use crate::error::{ErrorKind, Result};
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
 use crate::store::Store;
-use crate::store::layer_store::fit::{merge_into, stage_beside};
-use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::{
-    StagedTarSplit, Start, Unpacked, mappings_on_disk, record_applied,
-};
+use crate::store::layer_store::new_layer::{Start, Unpacked};
 use crate::store::stage::commit;
 use crate::store::stage::plan::{LayerPlan, new_layer};
 use crate::store::stage::staged_diff::StagedDiff;
-use crate::store::stage::unpack::{create_tar_split, target_of};
 use crate::store::views::Layer;
 
 /// What [`Store::put_layer`] made.
@@ -204,61 +195,6 @@ impl Store {
             }
         }
         Ok(done)
-    }
-
-    /// Unpacks a tar stream into an existing layer (an ID, name or ID prefix) of the primary store and records its
-    /// digests and sizes there. Returns the bytes in the files that it brought.
-    ///
-    /// Holds the layer lock exclusively until the stream ends: [`Store::put_layer`] is the better way for a new
-    /// layer.
-    ///
-    /// # Errors
-    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::InvalidArchive`], [`ErrorKind::Io`]. The layer is then as before, unless
-    /// the disk fails while the unpacked files are moved into it.
-    ///
-    /// # Cancellation
-    /// As a failure.
-    pub async fn apply_diff(&self, to: &str, diff: impl AsyncRead + Send) -> Result<u64> {
-        let permit = self.inner.unpack_permit().await?;
-        let guard = self.inner.layers.write().await?;
-        let inner = Arc::clone(&self.inner);
-        let key = to.to_owned();
-        let (layers, row, tar_split, staged, file, target) = bridge::run(move || {
-            let layers = LayerStore::enter(inner, guard)?;
-            let row = layers.find(&key)?;
-            let content = files_of(&row.id, layers.driver.layer_tree(&row.id))?;
-            let mappings = mappings_on_disk(&*layers.driver, &row, content.dir.as_fd())?;
-            let staged = stage_beside(&layers, &content, &mappings)?;
-            let mut temp = TempDir::create(&layers.inner.dirs.layers_tmp())?;
-            let path = temp.addition();
-            let (file, target) = (create_tar_split(&path)?, target_of(staged.tree(), mappings)?);
-            Ok((layers, row, StagedTarSplit { path, temp }, staged, file, target))
-        })
-        .await?;
-        let options = ApplyOptions {
-            tar_split: Some(file),
-            sync: self.inner.sync_content(),
-            ..ApplyOptions::default()
-        };
-        let guard = (layers, tar_split, staged, permit);
-        let (mut applied, (layers, tar_split, staged, _permit)) =
-            pipeline::apply(Box::pin(diff), target, options, guard).await?;
-        bridge::run(move || {
-            layers.leave(|layers| {
-                merge_into(layers, &row, &*staged, &mut applied.marks)?;
-                drop(staged);
-                let path = layers.inner.dirs.tar_split(&row.id)?;
-                std::fs::rename(&tar_split.path, &path).at("moving tar-split to", &path)?;
-                layers.table_mut().update(&row.id, |row| {
-                    record_applied(row, &applied);
-                })?;
-                layers.rely_on_layer(&row.id)?;
-                layers.save_content()?;
-                drop(tar_split);
-                Ok(applied.content_size)
-            })
-        })
-        .await
     }
 
     /// Makes an unpacked diff a layer.

@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, Result};
 
 /// Symbolic links followed in one resolution, as the kernel's own limit.
@@ -224,6 +224,29 @@ fn with_write_permission(dir: BorrowedFd<'_>, rename: impl FnOnce() -> Result<()
     let renamed = rename();
     let restored = chmod_open(dir, mode);
     renamed.and(restored)
+}
+
+/// Exchanges two directories of one file system; as [`rename`] also where their modes forbid it to their owner.
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
+    let exchange = || rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
+    match exchange() {
+        Err(Errno::ACCESS) => {}
+        result => return result,
+    }
+    let mut changed = Vec::new();
+    for path in [one, other] {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::open(path, flags, Mode::empty()) else {
+            continue;
+        };
+        let mode = rustix::fs::fstat(&dir)?.st_mode & 0o7777;
+        if mode & 0o200 == 0 && chmod_open(dir.as_fd(), mode | 0o200).is_ok() {
+            changed.push((dir, mode));
+        }
+    }
+    let exchanged = exchange();
+    let restored = changed.iter().map(|(dir, mode)| chmod_open(dir.as_fd(), *mode));
+    exchanged.and(restored.collect())
 }
 
 #[cfg(test)]

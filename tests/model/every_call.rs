@@ -20,11 +20,11 @@ pub(crate) const CALLS: [&str; 3] = [
     "mkdirat,mkdir,unlinkat,unlink,rmdir,symlinkat,symlink,mount,move_mount,umount2",
 ];
 
-fn id(letter: char) -> String {
+pub(crate) fn id(letter: char) -> String {
     String::from(letter).repeat(64)
 }
 
-fn new(letter: char, names: &[&str]) -> New {
+pub(crate) fn new(letter: char, names: &[&str]) -> New {
     New {
         id: id(letter),
         names: names.iter().map(ToString::to_string).collect(),
@@ -37,7 +37,7 @@ fn data(fill: u8) -> Data {
     Data { fill, length: 1000 }
 }
 
-fn put(letter: char, parent: Option<char>) -> Operation {
+pub(crate) fn put(letter: char, parent: Option<char>) -> Operation {
     let files = [(format!("file-{letter}"), Some(data(0)))].into();
     Operation::PutLayer {
         parent: parent.map(id),
@@ -60,7 +60,25 @@ fn put_image_layer(parent: Option<char>) -> Operation {
     }
 }
 
-fn image(letter: char, layer: char) -> Operation {
+/// Changes `file-b` of a layer, hides `file-a`, whether the layer or one below has it, and brings a new file.
+fn apply(letter: char) -> Operation {
+    let files = [
+        ("file-a", None),
+        ("file-b", Some(data(3))),
+        ("file-z", Some(data(4))),
+    ];
+    let files = files.map(|(name, data)| (name.to_owned(), data)).into();
+    Operation::ApplyDiff {
+        key: id(letter),
+        blob: Blob {
+            files,
+            gzip: true,
+            ..Blob::default()
+        },
+    }
+}
+
+pub(crate) fn image(letter: char, layer: char) -> Operation {
     Operation::CreateImage {
         layer: Some(id(layer)),
         new: new(letter, &["an image"]),
@@ -117,6 +135,11 @@ fn kill_before_each(
                     go_writes(&bench.root)?;
                 }
                 bench.after_kill(operation, outcome.as_ref(), count % 2 == 0)?;
+                if let Operation::ApplyDiff { key, .. } = operation {
+                    let (key, force) = (key.clone(), false);
+                    bench.whole(&Operation::Mount(key.clone()), true)?;
+                    bench.whole(&Operation::Unmount { key, force }, true)?;
+                }
                 bench.end(true)?;
                 kills += u32::from(outcome.is_none());
                 Ok(outcome.is_some())
@@ -172,6 +195,11 @@ killed! {
         key: id('a'),
         force: false,
     };
+    applying_a_diff: "overlay", [put('a', None), put('b', Some('a'))], apply('b');
+    applying_a_diff_to_an_empty_layer: "overlay",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false)],
+        apply('d');
+    applying_a_diff_to_a_whole_tree: "vfs", [put('a', None), put('b', Some('a'))], apply('b');
     wiping: "overlay",
         [
             put('a', None), put('b', Some('a')), image('c', 'b'), put('9', None),
@@ -206,7 +234,7 @@ killed! {
 }
 
 /// A Go program looks at the store, mounts and unmounts every container, and writes all of the records.
-fn go_writes(root: &TestRoot) -> Result<(), String> {
+pub(crate) fn go_writes(root: &TestRoot) -> Result<(), String> {
     let list = |kind: &str| -> Vec<Value> {
         let text = root.go().with([kind, "--json"]).run();
         serde_json::from_str::<Option<Vec<Value>>>(&text)
@@ -258,6 +286,8 @@ killed_before_go_writes! {
     deleting_an_image_before_go_writes: "overlay",
         [put('a', None), put('b', Some('a')), image('c', 'b')],
         Operation::DeleteImage { key: id('c'), commit: true };
+    applying_a_diff_before_go_writes: "overlay", [put('a', None), put('b', Some('a'))], apply('b');
+    applying_a_diff_to_a_whole_tree_before_go_writes: "vfs", [put('a', None), put('b', Some('a'))], apply('b');
     wiping_before_go_writes: "overlay",
         [put('a', None), put('b', Some('a')), image('c', 'b'), container('d', Some('c'), &["d"], false)],
         Operation::Wipe;
@@ -358,6 +388,8 @@ failing! {
     errors_in_deleting_a_mounted_container: "overlay",
         [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false), Operation::Mount(id('c'))],
         Operation::DeleteContainer(id('c'));
+    errors_in_applying_a_diff: "overlay", [put('a', None), put('b', Some('a'))], apply('b');
+    errors_in_applying_a_diff_to_a_whole_tree: "vfs", [put('a', None), put('b', Some('a'))], apply('b');
     errors_in_deleting_a_layer: "vfs", [put('a', None)], Operation::DeleteLayer(id('a'));
     errors_in_deleting_whatever_it_is: "vfs",
         [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false)],

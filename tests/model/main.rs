@@ -24,6 +24,7 @@ mod disk;
 mod every_call;
 mod key;
 mod kill;
+mod mapped;
 mod model;
 mod mounts;
 mod observe;

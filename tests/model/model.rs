@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::operation::{content, digest};
+use crate::operation::{Blob, content, digest};
 
 /// A layer.
 #[derive(Clone, Debug, Default)]
@@ -374,6 +374,15 @@ impl Model {
 }
 
 impl Diff {
+    pub(crate) fn of(blob: &Blob) -> Self {
+        Self {
+            tar: blob.tar(),
+            stream: blob.stream(),
+            gzip: blob.gzip,
+            owned: blob.files.values().any(Option::is_some),
+        }
+    }
+
     fn view(&self) -> Value {
         let owners = if self.owned { vec![0] } else { vec![] };
         json!({

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Write as _};
 use std::path::Path;
 
-use graphroot::{ContainerOptions, ErrorKind, Flag, ImageOptions, LayerOptions, Store};
+use graphroot::{ContainerOptions, ErrorKind, Flag, IdMap, ImageOptions, LayerOptions, Store};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -33,6 +33,10 @@ pub(crate) enum Operation {
         parent: Option<String>,
         blob: Blob,
     },
+    ApplyDiff {
+        key: String,
+        blob: Blob,
+    },
     CreateImage {
         layer: Option<String>,
         new: New,
@@ -41,6 +45,12 @@ pub(crate) enum Operation {
         image: Option<String>,
         new: New,
         layer_id: String,
+    },
+    /// As [`Operation::CreateContainer`], for other owners than those of the image's layer.
+    CreateMapped {
+        image: String,
+        new: New,
+        map: (u32, u32, u32),
     },
     DeleteLayer(String),
     DeleteImage {
@@ -144,6 +154,21 @@ impl Blob {
             };
         }
         tar.build()
+    }
+
+    /// Bytes in its files.
+    pub(crate) fn size(&self) -> usize {
+        self.files.values().flatten().map(|data| data.length).sum()
+    }
+
+    /// Makes its changes to the files of a layer.
+    pub(crate) fn change(&self, files: &mut BTreeMap<String, Vec<u8>>) {
+        for (name, data) in &self.files {
+            match data {
+                Some(data) => files.insert(name.clone(), data.bytes()),
+                None => files.remove(name),
+            };
+        }
     }
 
     /// The stream as it is sent.
@@ -312,6 +337,9 @@ impl Operation {
                 let put = store.put_image_layer(parent.as_deref(), stream);
                 json!(put.await?.id())
             }
+            Self::ApplyDiff { key, blob } => {
+                json!(store.apply_diff(key, Cursor::new(blob.stream())).await?)
+            }
             Self::CreateImage { layer, new } => {
                 json!(
                     store
@@ -324,6 +352,13 @@ impl Operation {
                 let options = container_options(new, layer_id);
                 let made = store.create_container(image.as_deref(), options).await?;
                 json!([made.id(), made.layer_id()])
+            }
+            Self::CreateMapped { image, new, map } => {
+                let map = vec![IdMap::new(map.0, map.1, map.2)];
+                let mut options = container_options(new, "");
+                options.id_mappings.uid_map.clone_from(&map);
+                options.id_mappings.gid_map = map;
+                json!(store.create_container(Some(image), options).await?.id())
             }
             Self::DeleteLayer(key) => json!(store.delete_layer(key).await?),
             Self::DeleteImage { key, commit } => json!(if *commit {

@@ -83,12 +83,18 @@ impl Remote {
 
     /// As [`Remote::start`], traced: it is killed when a thread of it makes the `count`-th of some system calls.
     pub(crate) fn start_killed(root: &TestRoot, calls: &str, count: u32) -> Self {
-        Self::start_traced(
-            root,
-            calls,
-            &format!("signal=KILL:when={count}"),
-            Path::new("/dev/null"),
-        )
+        Self::start_killed_with(root, calls, count, &[])
+    }
+
+    /// As [`Remote::start_killed`], with these variables in its environment.
+    pub(crate) fn start_killed_with(
+        root: &TestRoot,
+        calls: &str,
+        count: u32,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let injected = format!("signal=KILL:when={count}");
+        Self::start_traced(root, calls, &injected, Path::new("/dev/null"), variables)
     }
 
     /// As [`Remote::start`], traced: the `count`-th of some system calls that a thread of it makes fail with this error.
@@ -100,10 +106,17 @@ impl Remote {
         count: &str,
         trace: &Path,
     ) -> Self {
-        Self::start_traced(root, calls, &format!("error={error}:when={count}"), trace)
+        let injected = format!("error={error}:when={count}");
+        Self::start_traced(root, calls, &injected, trace, &[])
     }
 
-    fn start_traced(root: &TestRoot, calls: &str, injected: &str, trace: &Path) -> Self {
+    fn start_traced(
+        root: &TestRoot,
+        calls: &str,
+        injected: &str,
+        trace: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
         // Without `--seccomp-bpf`, with which strace 6.1 counts only to one.
         let tracer = root
             .program("strace")
@@ -113,7 +126,9 @@ impl Remote {
                 format!("--trace={calls}"),
                 format!("--inject={calls}:{injected}"),
             ]);
-        Self(Worker::spawn(Worker::command_under(tracer, "calls", root, &[])))
+        let mut command = Worker::command_under(tracer, "calls", root, &[]);
+        command.envs(variables.iter().copied());
+        Self(Worker::spawn(command))
     }
 
     /// A process that was killed before gets nothing.

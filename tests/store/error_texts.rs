@@ -339,3 +339,66 @@ fn no_error_says_the_same_twice() {
         assert!(kinds.len() > 15, "{kinds:?}");
     }));
 }
+
+/// One entry of a type, with this name and data.
+async fn entry(
+    builder: &mut tokio_tar::Builder<Vec<u8>>,
+    kind: tokio_tar::EntryType,
+    name: &str,
+    data: &[u8],
+) {
+    let mut header = tokio_tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(data.len() as u64);
+    builder.append_data(&mut header, name, data).await.unwrap();
+}
+
+/// Failures of `mknod` and `setxattr` name the call, the entry and the reason.
+#[tokio::test]
+async fn unpacking_names_the_call() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var("GRAPHROOT_TEST_REQUIRE").as_deref() != Ok("all"));
+        eprintln!("SKIPPED: devices need root");
+        return;
+    }
+    let Some(store) = TestStore::open("vfs", crate::support::Layout::Plain).await else {
+        return;
+    };
+    let mut device = tokio_tar::Builder::new(Vec::new());
+    entry(&mut device, tokio_tar::EntryType::Char, &"n".repeat(300), b"").await;
+    let record = format!(" SCHILY.xattr.user.large={}\n", "v".repeat(70_000));
+    let record = format!("{}{record}", record.len() + 5);
+    let mut attribute = tokio_tar::Builder::new(Vec::new());
+    entry(
+        &mut attribute,
+        tokio_tar::EntryType::XHeader,
+        "records",
+        record.as_bytes(),
+    )
+    .await;
+    entry(
+        &mut attribute,
+        tokio_tar::EntryType::Regular,
+        "with-attribute",
+        b"content",
+    )
+    .await;
+    for (archive, parts) in [
+        (device, ["mknod", "nnnnnnnn", "File name too long"]),
+        (
+            attribute,
+            ["setxattr", "with-attribute", "Argument list too long"],
+        ),
+    ] {
+        let archive = Cursor::new(archive.into_inner().await.unwrap());
+        let put = store.put_layer(None, LayerOptions::default(), archive).await;
+        let text = put.unwrap_err().chain();
+        for part in parts {
+            assert!(text.contains(part), "{part} in {text:?}");
+        }
+    }
+}

@@ -13,6 +13,7 @@ mod support;
 mod user;
 
 mod additional;
+mod applied_diffs;
 mod big_data;
 mod built_images;
 mod coming_from_go;
@@ -31,6 +32,7 @@ mod lookups;
 mod mount;
 mod mount_guard;
 mod names;
+mod obstacles;
 mod options;
 mod rootless;
 mod roots;

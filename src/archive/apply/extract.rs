@@ -351,7 +351,7 @@ impl Extractor {
         let make = || rustix::fs::mknodat(parent.fd(), base, kind, mode, device);
         self.tree
             .make(parent, base, recorder, make)
-            .during("making a device or FIFO")?;
+            .during("making a device or FIFO (mknod)")?;
         self.tree.rules.node(parent.fd(), base, entry, owner)
     }
 

@@ -63,7 +63,7 @@ pub(crate) fn kind(stat: &Stat) -> FileType {
 pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
     // Through a path, since the descriptor may be one that cannot be read.
     xattr::set_at(dir, b".", namespace.opaque().as_bytes(), whiteout::OPAQUE_VALUE)
-        .during("marking a directory opaque")
+        .during("marking a directory opaque (setxattr)")
 }
 
 /// Whether an attribute belongs to a driver or to the host and not to a layer.
@@ -241,7 +241,10 @@ impl Rules {
                 {
                     tracing::debug!(attribute = show(name), entry = show(&entry.name), %error, "attribute not set");
                 }
-                Err(error) => return Err(Error::io(format!("setting attribute {}", show(name)), error)),
+                Err(error) => {
+                    let doing = format!("setting attribute {} (setxattr)", show(name));
+                    return Err(Error::io(doing, error));
+                }
             }
         }
         Ok(())

@@ -10,12 +10,13 @@ use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, MountState,
     OverlayDiff, Staged,
 };
+use crate::driver::layer_copy::LayerCopy;
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::{exists, open_tree};
 use crate::driver::overlay::repair::remove_dangling;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::generations;
-use crate::error::{IoContext as _, Result};
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::StagingLock;
 use crate::lock::temp_dir::{self, TempDir};
@@ -137,6 +138,14 @@ impl Driver for Overlay {
     fn layer_tree(&self, id: &str) -> Result<LayerTree> {
         let place = self.stores.require(id)?;
         Ok(self.tree_of(open_tree(&place.dir.join("diff"))?))
+    }
+
+    fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>> {
+        let dir = self.stores.require(id)?.dir;
+        let Some(home) = self.stores.writable().find(|home| dir.starts_with(home)) else {
+            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
+        };
+        LayerCopy::make(dir.join("diff"), &home.join(TEMP_DIRS), durable)
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {

@@ -84,7 +84,7 @@ impl Store {
 
     /// The layer records, held exclusively, without layers that a killed process has left to be decided on: that takes all
     /// locks.
-    pub(super) async fn write_layers(&self) -> Result<WriteGuard<LayerRow>> {
+    pub(crate) async fn write_layers(&self) -> Result<WriteGuard<LayerRow>> {
         let mut attempts = 0;
         loop {
             let guard = self.inner.layers.write().await?;

@@ -1,4 +1,4 @@
-//! Taking over the exclusive lock: what a crash left incomplete is deleted first.
+//! Taking over the exclusive lock: what a crash left incomplete is deleted or completed first.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::store::inner::Inner;
 use crate::store::layer_store::locked::LayerStore;
 
 impl LayerStore {
-    /// Takes over a held lock and deletes what a crash left incomplete.
+    /// Takes over a held lock and deletes or completes what a crash left incomplete.
     pub(crate) fn enter(inner: Arc<Inner>, guard: WriteGuard<LayerRow>) -> Result<Self> {
         let driver = inner.driver();
         let mut store = Self {
@@ -26,6 +26,7 @@ impl LayerStore {
             store.inner.try_recover();
         }
         if store.guard.needs_repair() {
+            store.finish_diffs()?;
             let mut incomplete = store.guard.incomplete();
             // A complete layer that goes with another item is decided on when all locks are held.
             incomplete.retain(|id| store.guard.get(id).is_some_and(|row| row.is_incomplete()));

@@ -14,6 +14,7 @@ use crate::driver::{CreateOptions, Driver, LayerTree, Staged};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::record::layer::LayerRow;
+use crate::store::dirs::layer_location;
 use crate::store::layer_store::locked::LayerStore;
 use crate::store::layer_store::new_layer::Unpacked;
 use crate::whiteout::WhiteoutFormat;
@@ -83,42 +84,32 @@ fn fit(
     Ok(lowers.into_iter().next())
 }
 
-/// An empty tree on the file system of the layer with the files `content`, to unpack to.
+/// An empty tree beside that of the layer `row`, to unpack to. On the same mount: nothing can be renamed to another one,
+/// and the homes of images and of containers are two mounts also where they lie on one file system.
 pub(crate) fn stage_beside(
     layers: &LayerStore,
-    content: &LayerTree,
+    row: &LayerRow,
     mappings: &IdMappings,
 ) -> Result<Box<dyn Staged>> {
-    let device = |dir: &OwnedFd| {
-        let stat = rustix::fs::fstat(dir).during("looking at a layer's directory")?;
-        Ok::<_, Error>(stat.st_dev)
+    let apart = layers.inner.options.image_store.is_some();
+    let mut images = layers.table().rows_in(layer_location::IMAGE_STORE);
+    let options = CreateOptions {
+        read_write: apart && images.all(|image| image.id != row.id),
+        mappings: mappings.clone(),
+        ..CreateOptions::default()
     };
-    let stage = |read_write| {
-        let options = CreateOptions {
-            read_write,
-            mappings: mappings.clone(),
-            ..CreateOptions::default()
-        };
-        Arc::clone(&layers.driver).stage(None, &options)
-    };
-    // Layers of images and of containers may lie on two file systems.
-    let staged = stage(false)?;
-    if device(&staged.tree().dir)? == device(&content.dir)? {
-        Ok(staged)
-    } else {
-        stage(true)
-    }
+    Arc::clone(&layers.driver).stage(None, &options)
 }
 
-/// Moves what was unpacked into the layer `row`.
+/// Moves what was unpacked into `content`, which is the tree of the layer `row` or a copy of it.
 pub(crate) fn merge_into(
     layers: &LayerStore,
     row: &LayerRow,
+    content: &LayerTree,
     staged: &dyn Staged,
     marks: &mut LayerMarks,
 ) -> Result<()> {
     let durable = layers.inner.sync_content();
-    let content = layers.driver.layer_tree(&row.id)?;
     let (from, into) = (staged.tree().dir.as_fd(), content.dir.as_fd());
     merge(from, into, content.whiteouts, marks, durable)?;
     if content.whiteouts == WhiteoutFormat::Apply {

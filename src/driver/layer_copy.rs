@@ -1,0 +1,65 @@
+//! A copy of a layer's own tree that takes the layer's place as a whole.
+//!
+//! What changes many files of a layer changes them in such a copy, so that a process that is killed meanwhile leaves the
+//! layer as it was. Files are hard links to those of the layer: a copy takes as much space as its directories do, and
+//! whoever changes a file in it replaces it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use crate::driver::copy;
+use crate::error::{IoContext as _, Result};
+use crate::lock::temp_dir::TempDir;
+use crate::sys::at;
+
+/// See the module's head. Dropped, it is removed, which may block for long.
+#[derive(Debug)]
+pub(crate) struct LayerCopy {
+    dir: OwnedFd,
+    /// The copy, inside `temp`.
+    path: PathBuf,
+    /// The layer's own tree.
+    original: PathBuf,
+    /// Owns the temporary directory and its lock.
+    temp: TempDir,
+}
+
+impl LayerCopy {
+    /// Copies the tree at `original` into a new temporary directory below `temp_dirs`, on the same file system. `None` if
+    /// the file system cannot exchange directories.
+    pub(super) fn make(original: PathBuf, temp_dirs: &Path, durable: bool) -> Result<Option<Self>> {
+        let mut temp = TempDir::create(temp_dirs)?;
+        let (path, other) = (temp.addition(), temp.addition());
+        for dir in [&path, &other] {
+            rustix::fs::mkdir(dir, Mode::RWXU).at("creating directory", dir)?;
+        }
+        match rustix::fs::renameat_with(CWD, &path, CWD, &other, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(None),
+            exchanged => exchanged.at("exchanging directories in", temp_dirs)?,
+        }
+        let from = at::open_dir(&original).at("opening", &original)?;
+        let dir = at::open_dir(&path).at("opening", &path)?;
+        copy::link_tree(from.as_fd(), dir.as_fd(), durable)?;
+        Ok(Some(Self {
+            dir,
+            path,
+            original,
+            temp,
+        }))
+    }
+
+    /// Where changes go; can be listed.
+    pub(crate) fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    /// Makes the copy the layer's tree, by one exchange. Returns the old tree, which is removed when dropped: drop it after
+    /// the locks are released.
+    pub(crate) fn take_place(self) -> Result<TempDir> {
+        at::exchange(&self.path, &self.original).at("exchanging directories for", &self.original)?;
+        Ok(self.temp)
+    }
+}

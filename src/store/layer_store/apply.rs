@@ -1,0 +1,254 @@
+//! Applying a diff to a layer that is there.
+//!
+//! The diff was unpacked beside the layer. A copy of the layer's own tree gets it and takes the layer's place by one exchange;
+//! that decides what the layer has ([`pending_diff`](crate::record::pending_diff)). A tree that a mount shows, of the layer or of one
+//! above it, is changed in place: another one in its place would not be seen there, and the files of the mount would be
+//! removed.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::archive::apply::pipeline::Applied;
+use crate::driver::{LayerCopy, LayerTree, MountState, Staged};
+use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::record::layer::LayerRow;
+use crate::record::pending_diff::PendingDiff;
+use crate::record::raw_digest::RawDigest;
+use crate::record::record_trait::Record as _;
+use crate::store::layer_store::fit::merge_into;
+use crate::store::layer_store::locked::{LayerStore, files_of};
+use crate::store::layer_store::new_layer::{StagedTarSplit, record_applied};
+use crate::sys::make_private_subdir;
+
+/// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
+/// are: if no record speaks of it, garbage collection removes it.
+const WAITING: &str = ".new-tar-split.gz";
+
+/// What has become of a diff that was being applied.
+enum Found {
+    /// The layer has its old tree.
+    Old,
+    /// The layer has the new tree.
+    New,
+    /// It cannot be told.
+    Neither,
+}
+
+fn inode(dir: &OwnedFd) -> Result<u64> {
+    let stat = rustix::fs::fstat(dir).during("looking at a layer's directory")?;
+    Ok(stat.st_ino)
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("removing", path),
+        _ => Ok(()),
+    }
+}
+
+/// A layer that is ready for a diff.
+#[derive(Debug)]
+struct Applying {
+    /// What gets the diff.
+    tree: LayerTree,
+    /// The copy in which that is, with the inodes of the layer's tree and of its own; `None` if it is the layer's tree.
+    copy: Option<(LayerCopy, (u64, u64))>,
+}
+
+impl LayerStore {
+    /// Moves what was unpacked into a layer. On failure it is as before, unless its tree was being changed in place.
+    pub(crate) fn apply(
+        &mut self,
+        row: &LayerRow,
+        staged: Box<dyn Staged>,
+        tar_split: StagedTarSplit,
+        applied: &mut Applied,
+    ) -> Result<()> {
+        self.trash.push(tar_split.temp);
+        let applying = self.begin_diff(row);
+        let merged = applying.and_then(|applying| {
+            merge_into(self, row, &applying.tree, &*staged, &mut applied.marks)?;
+            Ok(applying)
+        });
+        self.discarded.push(staged);
+        let ended = merged.and_then(|applying| match applying.copy {
+            Some((copy, inodes)) => self.exchange(row, copy, inodes, &tar_split.path, applied),
+            None => self.record_diff(&row.id, &tar_split.path, applied),
+        });
+        if ended.is_err()
+            && let Err(error) = self.finish_diff(&row.id)
+        {
+            tracing::warn!(layer = %row.id, error = %error.chain(), "cannot finish a diff that failed");
+        }
+        ended.context(|| format!("applying a diff to layer {:?}", row.id))
+    }
+
+    fn begin_diff(&mut self, row: &LayerRow) -> Result<Applying> {
+        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
+        let copy = match self.is_shown(&row.id)? {
+            true => None,
+            false => {
+                let copy = self.driver.copy_layer(&row.id, self.inner.sync_content());
+                copy.context(|| format!("copying layer {:?}", row.id))?
+            }
+        };
+        let copy = match copy {
+            Some(copy) => {
+                let inodes = (inode(&tree.dir)?, inode(copy.dir())?);
+                tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
+                Some((copy, inodes))
+            }
+            None => {
+                // Whoever finds this knows nothing of the layer's content.
+                let unknown = PendingDiff::default();
+                self.table_mut().update(&row.id, |row| unknown.mark(row))?;
+                self.save()?;
+                None
+            }
+        };
+        Ok(Applying { tree, copy })
+    }
+
+    fn exchange(
+        &mut self,
+        row: &LayerRow,
+        copy: LayerCopy,
+        inodes: (u64, u64),
+        tar_split: &Path,
+        applied: &Applied,
+    ) -> Result<()> {
+        let data = self.inner.dirs.layer_data(&row.id)?;
+        make_private_subdir(&data)?;
+        let waiting = data.join(WAITING);
+        std::fs::rename(tar_split, &waiting).at("moving tar-split to", &waiting)?;
+        self.rely_on_data(data);
+        let mut said = row.clone();
+        record_applied(&mut said, applied);
+        let diff = PendingDiff::of_row(&said, Some(inodes));
+        self.table_mut().update(&row.id, |row| diff.mark(row))?;
+        self.save()?;
+        let old = copy.take_place()?;
+        self.trash.push(old);
+        self.finish_diff(&row.id)
+    }
+
+    fn record_diff(&mut self, id: &str, tar_split: &Path, applied: &Applied) -> Result<()> {
+        let path = self.inner.dirs.tar_split(id)?;
+        std::fs::rename(tar_split, &path).at("moving tar-split to", path)?;
+        self.table_mut().update(id, |row| {
+            record_applied(row, applied);
+            row.set_intent("");
+        })?;
+        self.rely_on_layer(id)?;
+        self.save_content()
+    }
+
+    /// Whether a mount shows the layer's tree. Mounts that nobody is counted for, which killed processes have left, end.
+    fn is_shown(&self, id: &str) -> Result<bool> {
+        let mounts = self.inner.mounts.read_blocking()?;
+        let stacked = self.driver.capabilities().stages_apart;
+        let mut showing = HashSet::from([id]);
+        // Later layers have earlier ones as parents.
+        for row in self.table().rows() {
+            if stacked && showing.contains(row.parent.as_str()) {
+                showing.insert(&row.id);
+            }
+        }
+        for layer in showing {
+            let counted = mounts.get(layer).map(|mount| Path::new(&mount.path));
+            if counted.is_some_and(|path| self.driver.mount_state(path) != MountState::Nowhere) {
+                return Ok(true);
+            }
+            let paths = self.driver.metadata(layer).unwrap_or_default();
+            let target = paths.get("MergedDir").map(Path::new);
+            if target.is_some_and(|path| self.driver.mount_state(path) == MountState::Here) {
+                self.driver
+                    .unmount_all(layer)
+                    .context(|| format!("unmounting layer {layer:?}"))?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Completes diffs that killed processes were applying, or takes them back.
+    pub(super) fn finish_diffs(&mut self) -> Result<()> {
+        for id in self.guard.incomplete() {
+            let pending = self
+                .table()
+                .get(&id)
+                .is_some_and(|row| PendingDiff::of_intent(row.intent()).is_some());
+            if !pending {
+                continue;
+            }
+            tracing::warn!(layer = id, "finishing a diff that a killed process was applying");
+            if let Err(error) = self.finish_diff(&id) {
+                // The store stays usable.
+                tracing::warn!(layer = id, error = %error.chain(), "cannot finish a diff");
+                self.table_mut().update(&id, forget_content)?;
+                self.save()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes tar-split and record agree with the tree that the layer has.
+    fn finish_diff(&mut self, id: &str) -> Result<()> {
+        let row = self.get(id)?;
+        let Some(diff) = PendingDiff::of_intent(row.intent()) else {
+            return Ok(());
+        };
+        let found = match (diff.trees, self.driver.layer_tree(id)) {
+            (Some((old, new)), Ok(tree)) => match inode(&tree.dir)? {
+                inode if inode == new => Found::New,
+                inode if inode == old => Found::Old,
+                _ => Found::Neither,
+            },
+            _ => Found::Neither,
+        };
+        let data = self.inner.dirs.layer_data(id)?;
+        let (waiting, tar_split) = (data.join(WAITING), self.inner.dirs.tar_split(id)?);
+        match found {
+            Found::New => {
+                match std::fs::rename(&waiting, &tar_split) {
+                    // It was moved before.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    moved => moved.at("moving tar-split to", tar_split)?,
+                }
+                self.table_mut().update(id, |row| {
+                    diff.record(row);
+                    row.set_intent("");
+                })?;
+            }
+            Found::Old => {
+                remove_file(&waiting)?;
+                self.table_mut().update(id, |row| row.set_intent(""))?;
+            }
+            Found::Neither => {
+                remove_file(&waiting)?;
+                remove_file(&tar_split)?;
+                self.table_mut().update(id, forget_content)?;
+            }
+        }
+        remove_if_empty(&data);
+        self.rely_on_data(data);
+        // What the driver does not find has no names.
+        drop(self.rely_on_layer(id));
+        self.save_content()
+    }
+}
+
+/// The record no longer says where the content comes from.
+fn forget_content(row: &mut LayerRow) {
+    PendingDiff::default().record(row);
+    row.toc_digest = RawDigest::default();
+    row.set_intent("");
+}
+
+/// Without big data items a layer has no directory for them.
+fn remove_if_empty(dir: &Path) {
+    if let Err(error) = rustix::fs::rmdir(dir) {
+        tracing::debug!(dir = %dir.display(), %error, "the directory of a layer's items stays");
+    }
+}
