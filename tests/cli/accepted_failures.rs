@@ -216,7 +216,7 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
     },
     Accepted {
         key: "empty-targets",
-        why: "it crashes",
+        why: "it crashes for want of a file name",
         lines: &["copy L1:/e '': exit code 2 / 1"],
         ..ANY
     },
