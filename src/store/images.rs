@@ -32,8 +32,8 @@ impl Store {
     /// Takes the layer lock shared and the image lock exclusively for one step.
     ///
     /// # Errors
-    /// [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`], [`ErrorKind::LayerUnknown`],
-    /// [`ErrorKind::InvalidBigDataName`], [`ErrorKind::UnsafePath`] (an impossible ID).
+    /// [`ErrorKind::DuplicateId`](crate::ErrorKind::DuplicateId), [`ErrorKind::DuplicateName`](crate::ErrorKind::DuplicateName), [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown),
+    /// [`ErrorKind::InvalidBigDataName`](crate::ErrorKind::InvalidBigDataName), [`ErrorKind::UnsafePath`](crate::ErrorKind::UnsafePath) (an impossible ID).
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
@@ -153,7 +153,7 @@ impl Store {
     /// Takes the image lock shared for a moment.
     ///
     /// # Errors
-    /// [`ErrorKind::ImageUnknown`].
+    /// [`ErrorKind::ImageUnknown`](crate::ErrorKind::ImageUnknown).
     ///
     /// # Cancellation
     /// No effect.
@@ -178,7 +178,7 @@ impl Store {
     /// Takes the image lock shared for a moment.
     ///
     /// # Errors
-    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
     ///
     /// # Cancellation
     /// No effect.
@@ -207,7 +207,7 @@ impl Store {
     /// Takes the layer lock and the image lock shared for a moment each.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`].
+    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown).
     ///
     /// # Cancellation
     /// No effect.
@@ -223,7 +223,7 @@ impl Store {
     /// Takes the image lock shared for a moment.
     ///
     /// # Errors
-    /// [`ErrorKind::CorruptMetadata`], [`ErrorKind::Io`].
+    /// [`ErrorKind::CorruptMetadata`](crate::ErrorKind::CorruptMetadata), [`ErrorKind::Io`](crate::ErrorKind::Io).
     ///
     /// # Cancellation
     /// No effect.

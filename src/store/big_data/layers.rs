@@ -34,7 +34,7 @@ impl Store {
     /// Takes the layer lock shared for a moment.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`].
+    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown).
     ///
     /// # Cancellation
     /// No effect.
@@ -47,8 +47,8 @@ impl Store {
     /// Takes the layer lock shared for a moment.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`], also if the layer is deleted meanwhile, [`ErrorKind::NotFound`] for an item that does not exist,
-    /// [`ErrorKind::InvalidBigDataName`] for an empty key.
+    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), also if the layer is deleted meanwhile, [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an item that does not exist,
+    /// [`ErrorKind::InvalidBigDataName`](crate::ErrorKind::InvalidBigDataName) for an empty key.
     ///
     /// # Cancellation
     /// No effect.
@@ -96,7 +96,7 @@ impl Store {
     /// The stream is read to a temporary file first; then the layer lock is taken exclusively for one step.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::InvalidBigDataName`], [`ErrorKind::Io`] for what `data` reports.
+    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::InvalidBigDataName`](crate::ErrorKind::InvalidBigDataName), [`ErrorKind::Io`](crate::ErrorKind::Io) for what `data` reports.
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.

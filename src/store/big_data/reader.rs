@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::bridge::ByteStream;
 
-/// A big data item of a layer as a stream, made by [`Store::layer_big_data`]. It stays readable when the item is
-/// replaced or its layer deleted.
+/// A big data item of a layer as a stream, made by [`Store::layer_big_data`](crate::Store::layer_big_data). It stays
+/// readable when the item is replaced or its layer deleted.
 ///
 /// It is both an [`AsyncRead`] and a [`Stream`] of chunks. Each poll that finds no bytes runs one short step on the
 /// runtime's blocking pool; a reader that is not polled costs an open file.
