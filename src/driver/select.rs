@@ -165,7 +165,7 @@ mod tests {
         assert!(!config.root.join("vfs").exists());
         std::fs::create_dir_all(config.root.join("vfs/dir")).unwrap();
         let error = open_driver(&config).unwrap_err();
-        assert!(error.chain().contains("(overlay, vfs)"), "{error:?}");
+        assert!(error.chain().contains(": overlay, vfs;"), "{error:?}");
     }
 
     #[test]

@@ -42,7 +42,11 @@ fn links_lead_nowhere_outside() {
             .build();
         let error = layer.apply(&tar).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{target}");
-        assert!(error.chain().contains("does not exist"), "{}", error.chain());
+        assert!(
+            error.chain().contains("no such file or directory"),
+            "{}",
+            error.chain()
+        );
     }
     // A hard link to a link that leads outside is the link, and metadata goes to the link.
     let layer = Layer::new(OVERLAY);
