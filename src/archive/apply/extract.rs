@@ -15,7 +15,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use crate::archive::apply::aufs::Aufs;
@@ -26,7 +26,7 @@ use crate::archive::apply::metadata::{self, Rules, kind};
 use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::payload::write_payload;
 use crate::archive::apply::target::Content;
-use crate::archive::apply::tree::{During as _, MakeError, Tree};
+use crate::archive::apply::tree::{During as _, MakeError, NEW_FILE, Tree};
 use crate::archive::path::{MAX_PATH, clean, push, show, split};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
@@ -35,13 +35,6 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::Owner;
 use crate::sys::at;
 use crate::whiteout::{self, WhiteoutName};
-
-/// How a file is made that was not there.
-pub(super) const NEW_FILE: OFlags = OFlags::WRONLY
-    .union(OFlags::CREATE)
-    .union(OFlags::EXCL)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
 
 /// What an entry's placing came to, for the recorder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

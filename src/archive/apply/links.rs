@@ -9,10 +9,9 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::archive::apply::extract::NEW_FILE;
 use crate::archive::apply::metadata::kind;
 use crate::archive::apply::parents::Parent;
-use crate::archive::apply::tree::{During as _, MakeError, Tree};
+use crate::archive::apply::tree::{During as _, MakeError, NEW_FILE, Tree};
 use crate::archive::apply::visited::copy_attributes;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{IoContext as _, Result};
