@@ -80,6 +80,10 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Opens the directory of [`Staged::tree`] anew. Another process may have mounted the driver's home on itself meanwhile:
+    /// nothing can be renamed from a directory that was opened before to one that is opened after that.
+    fn reopen(&self) -> Result<OwnedFd>;
+
     /// Makes the content the layer `id` on `parent`, by renames. On failure nothing of the layer is left.
     ///
     /// The caller holds the layer store's lock exclusively. The options are those that the content was staged with.

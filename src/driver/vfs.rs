@@ -372,6 +372,10 @@ impl Staged for StagedTree {
         self.unpack_dir.as_ref()
     }
 
+    fn reopen(&self) -> Result<OwnedFd> {
+        at::open_dir(&self.path).at("opening", &self.path)
+    }
+
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
         // The tree is complete without its parent, but no record names the parent any more.
         parent.map(|parent| self.driver.find(parent)).transpose()?;

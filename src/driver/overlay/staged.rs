@@ -3,6 +3,7 @@
 //! A layer with content is built whole inside a locked temporary directory, and takes its place by one rename; then
 //! its symbolic link is made. A crash leaves a temporary directory, or a whole layer that no record names.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::driver::contract::{CreateOptions, Driver as _, LayerTree, Staged};
 use crate::driver::overlay::build::Root;
 use crate::driver::overlay::layer::{make_link, move_away};
 use crate::driver::overlay::layout::{LOWER, LOWER_LAYERS, TEMP_DIRS, check_id};
+use crate::driver::overlay::link_files::open_tree;
 use crate::driver::overlay::state::Overlay;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
@@ -58,6 +60,10 @@ impl Overlay {
 impl Staged for StagedOverlay {
     fn tree(&self) -> &LayerTree {
         &self.tree
+    }
+
+    fn reopen(&self) -> Result<OwnedFd> {
+        open_tree(&self.dir.join("diff"))
     }
 
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {

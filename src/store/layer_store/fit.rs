@@ -110,8 +110,8 @@ pub(crate) fn merge_into(
     marks: &mut LayerMarks,
 ) -> Result<()> {
     let durable = layers.inner.sync_content();
-    let (from, into) = (staged.tree().dir.as_fd(), content.dir.as_fd());
-    merge(from, into, content.whiteouts, marks, durable)?;
+    let (from, into) = (staged.reopen()?, content.dir.as_fd());
+    merge(from.as_fd(), into, content.whiteouts, marks, durable)?;
     if content.whiteouts == WhiteoutFormat::Apply {
         return Ok(());
     }
