@@ -136,8 +136,8 @@ impl AllStores {
         let layers = &mut self.layers;
         layers.remove_stale()?;
         layers.inner.mounts.lock_blocking()?.remove_stale()?;
-        // As at every reload: what stays is no reason to leave the rest.
-        layers.inner.try_recover();
+        // What stays is no reason to leave the rest.
+        let recovered = layers.inner.recover();
         layers.driver.remove_strays()?;
         for row in layers.table().rows() {
             big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
@@ -153,7 +153,7 @@ impl AllStores {
         let elsewhere = ids_of_other_mode::<LayerRow>(&elsewhere.join(VOLATILE_LAYERS))?;
         unknown.retain(|id| layers.table().get(id).is_none() && !elsewhere.contains(id));
         let Some(example) = unknown.first() else {
-            return Ok(());
+            return recovered;
         };
         let evidence = format!("layer {example:?}");
         // Without the stable records the lock is not given.
@@ -192,7 +192,7 @@ impl AllStores {
                 }
             }
         }
-        result
+        recovered.and(result)
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 
 use crate::operation::{Blob, Data, NameChange, New, Operation};
 use crate::run::{Bench, Setup};
+use crate::support::accepted::Age;
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::{each_set, needs};
@@ -262,7 +263,12 @@ pub(crate) fn go_writes(root: &TestRoot) -> Result<(), String> {
     }
     run(&format!("delete-container {other}"));
     run(&format!("delete-image {other}"));
+    // Debian 12's program does not know the variable, and newer kernels refuse its ID-mapped mounts.
+    let mounts_mapped = root.peers().age() != Age::Old;
     for row in list("containers") {
+        if !row["uidmap"].is_null() && !mounts_mapped {
+            continue;
+        }
         let id = row["id"].as_str().unwrap();
         run(&format!("mount {id}"));
         run(&format!("unmount {id}"));

@@ -1,6 +1,7 @@
 //! Files of records that are missing, empty or short: nothing is removed because of them.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use graphroot::{ContainerOptions, ErrorKind, ImageOptions, LayerOptions, Store};
@@ -249,6 +250,8 @@ each_driver! {
         there.create_container(None, options).await.unwrap();
         std::fs::write(there.container_directory(&"5".repeat(64)).await.unwrap().join("data"), "1").unwrap();
         let mounted = there.mount(&"5".repeat(64), Default::default()).await.unwrap();
+        // An ordinary user may not write to the root directory as it is.
+        std::fs::set_permissions(&mounted, std::fs::Permissions::from_mode(0o755)).unwrap();
         std::fs::write(mounted.join("written"), "1").unwrap();
         there.unmount(&"5".repeat(64)).await.unwrap();
         if !first {

@@ -190,8 +190,13 @@ fn failure(compression: Compression, error: io::Error, offset: u64) -> Error {
         Compression::Bzip2 => format!("bzip2 data invalid ({words})"),
         Compression::None | Compression::Xz | Compression::Zstd => words,
     };
+    // The fixed words name this format themselves.
+    let doing = match compression {
+        Compression::Bzip2 if kind != io::ErrorKind::UnexpectedEof => "decompressing".to_owned(),
+        _ => format!("decompressing {compression}"),
+    };
     ErrorKind::InvalidArchive
-        .err(format!("decompressing {compression}"))
+        .err(doing)
         .with_source(io::Error::new(kind, reason))
 }
 
