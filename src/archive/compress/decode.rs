@@ -192,7 +192,7 @@ fn failure(compression: Compression, error: io::Error, offset: u64) -> Error {
     };
     // The fixed words name this format themselves.
     let doing = match compression {
-        Compression::Bzip2 if kind != io::ErrorKind::UnexpectedEof => "decompressing".to_owned(),
+        Compression::Bzip2 if kind != io::ErrorKind::UnexpectedEof => "decompressing the stream".to_owned(),
         _ => format!("decompressing {compression}"),
     };
     ErrorKind::InvalidArchive
