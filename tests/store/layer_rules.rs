@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use crate::layer_model::{Item, What, archive};
-use crate::layer_sequences::{check, expected};
-use crate::support::{Layout, TestStore, skip};
+use crate::layer_sequences::{as_root, check, expected};
+use crate::support::{Layout, TestStore};
 use graphroot::{LayerOptions, Store};
 
 fn item(path: &str, what: What) -> Item {
@@ -110,14 +110,7 @@ impl Case {
 
 /// Checks these cases over every driver, the layers made one after the other and all at once.
 fn over_every_driver(cases: &[Case]) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        if !rustix::process::geteuid().is_root() {
-            return skip("owners are set by root");
-        }
+    as_root(async {
         for (driver, layout) in [
             ("overlay", Layout::Plain),
             ("vfs", Layout::Plain),

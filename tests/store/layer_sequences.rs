@@ -388,15 +388,21 @@ async fn run(store: &Store, cases: u64) {
     );
 }
 
-fn over(driver: &str, layout: Layout, cases: u64) {
+/// Runs a test that gives files owners, as only root can.
+pub fn as_root(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
-        if !rustix::process::geteuid().is_root() {
-            return skip("owners are set by root");
-        }
+    if rustix::process::geteuid().is_root() {
+        runtime.block_on(test);
+    } else {
+        skip("owners are set by root");
+    }
+}
+
+fn over(driver: &str, layout: Layout, cases: u64) {
+    as_root(async {
         if let Some(store) = TestStore::open(driver, layout).await {
             run(&store, cases).await;
         }

@@ -1,12 +1,11 @@
 //! Files of records that are missing, empty or short: nothing is removed because of them.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use graphroot::{ContainerOptions, ErrorKind, ImageOptions, LayerOptions, Store};
 
-use crate::support::{Layout, TestStore, kind};
+use crate::support::{Layout, TestStore, kind, writable};
 
 /// What a file of records is replaced by; `None` removes it.
 const DAMAGES: [Option<&str>; 4] = [None, Some(""), Some("null"), Some("[]")];
@@ -250,9 +249,7 @@ each_driver! {
         there.create_container(None, options).await.unwrap();
         std::fs::write(there.container_directory(&"5".repeat(64)).await.unwrap().join("data"), "1").unwrap();
         let mounted = there.mount(&"5".repeat(64), Default::default()).await.unwrap();
-        // An ordinary user may not write to the root directory as it is.
-        std::fs::set_permissions(&mounted, std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::fs::write(mounted.join("written"), "1").unwrap();
+        std::fs::write(writable(mounted).join("written"), "1").unwrap();
         there.unmount(&"5".repeat(64)).await.unwrap();
         if !first {
             fill(&store).await;
