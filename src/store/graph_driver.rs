@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::bridge;
 use crate::driver::{CreateOptions, Driver};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::idmap::IdMappings;
 use crate::options::LayerOptions;
 use crate::store::Store;
@@ -58,7 +58,7 @@ impl GraphDriver {
     /// Takes no lock.
     ///
     /// # Errors
-    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) while the runtime shuts down.
+    /// [`ErrorKind::Cancelled`] while the runtime shuts down.
     ///
     /// # Cancellation
     /// No effect.
@@ -72,7 +72,7 @@ impl GraphDriver {
     /// Takes no lock.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// No effect.
@@ -90,8 +90,8 @@ impl GraphDriver {
     /// Takes no lock of the store.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown) for the parent,
-    /// [`ErrorKind::UnsafePath`](crate::ErrorKind::UnsafePath), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::DuplicateId`] if the driver has a layer with this ID, with or without a record;
+    /// [`ErrorKind::LayerUnknown`] for the parent, [`ErrorKind::UnsafePath`], [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Either nothing has changed, or the layer is created in the background.
@@ -114,6 +114,12 @@ impl GraphDriver {
             };
             create.mappings.validate()?;
             check_layer_id(&*driver, &id)?;
+            // The driver itself replaces a layer, which may have a record.
+            if driver.exists(&id) {
+                return Err(
+                    ErrorKind::DuplicateId.err(format!("creating layer with ID {id:?} in the driver"))
+                );
+            }
             driver.create(&id, parent.as_deref(), &create)?;
             Ok(id)
         })
@@ -126,7 +132,7 @@ impl GraphDriver {
     /// Takes no lock.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// No effect.
@@ -140,7 +146,7 @@ impl GraphDriver {
     /// Takes no lock.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::Io`](crate::ErrorKind::Io).
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// No effect.

@@ -16,6 +16,12 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
         ..ANY
     },
     Accepted {
+        key: "taken-ids-of-the-driver",
+        why: "it replaces the files of the layer that there is",
+        lines: &["create-storage-layer -i L1: accepted / refused: *"],
+        ..ANY
+    },
+    Accepted {
         key: "configuration-files",
         why: "it shows the configuration without the file",
         lines: &["config nosuch: accepted / refused: *"],

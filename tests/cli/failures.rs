@@ -126,6 +126,7 @@ pub(crate) const GROUPS: &[Group] = &[
     group("taken IDs and names", &[
         "create-layer -i L1", "create-layer -n base", "import-layer -i L1 -f good.tar", "import-layer -n base -f good.tar",
         "create-image -i I1 L1", "create-image -n img L1", "create-container -i C1 I1", "create-container -n web I1",
+        "create-storage-layer -i L1",
     ]),
     group("items in use", &[
         "delete-layer L1", "delete-layer base", "delete-layer -j L1", "delete-layer L2", "delete-layer CLAYER",

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::layer_model::{Item, What, archive};
 use crate::layer_sequences::{as_root, check, expected};
-use crate::support::{Layout, TestStore};
-use graphroot::{LayerOptions, Store};
+use crate::support::{Layout, TestStore, read_all};
+use graphroot::test_util::{TarBuilder, TarEntry};
+use graphroot::{DiffOptions, LayerOptions, Store};
 
 fn item(path: &str, what: What) -> Item {
     Item {
@@ -330,5 +331,59 @@ fn changes_tell_what_is_there_and_what_is_gone() {
                 assert_eq!(found, *expected, "{driver}, {what}");
             }
         }
+    });
+}
+
+/// On disk it is the mark by which overlayfs knows a deleted name.
+#[test]
+fn a_device_without_a_number_hides_its_name_over_overlay() {
+    as_root(async {
+        let Some(store) = TestStore::open("overlay", Layout::Plain).await else {
+            return;
+        };
+        let put = async |parent: Option<&str>, archive: &[u8]| {
+            let put = store.put_layer(parent, LayerOptions::default(), archive).await;
+            put.unwrap().layer.id().to_owned()
+        };
+        let listed = async |layer: &str| {
+            let root = store.mount_guard(layer, Default::default()).await.unwrap();
+            let names: BTreeMap<String, bool> = ["", "d"]
+                .iter()
+                .flat_map(|dir| std::fs::read_dir(root.join(dir)).unwrap())
+                .map(|entry| entry.unwrap())
+                .map(|entry| {
+                    let name = entry.file_name().into_string().unwrap();
+                    (name, entry.path().symlink_metadata().is_ok())
+                })
+                .collect();
+            root.unmount().await.unwrap();
+            assert!(names.values().all(|there| *there), "{names:?}");
+            names.into_keys().collect::<Vec<_>>().join(" ")
+        };
+        let device = |name: &str, major, minor| TarEntry::char_device(name, major, minor);
+        let base: TarBuilder = [
+            TarEntry::dir("d/"),
+            TarEntry::file("d/f", "1"),
+            device("d/none", 0, 0),
+        ]
+        .into_iter()
+        .collect();
+        let base = put(None, &base.build()).await;
+        assert_eq!(listed(&base).await, "d f");
+        let archive: TarBuilder = [
+            device("d/f", 0, 0),
+            device("d/null", 1, 3),
+            device("d/no", 4096, 0),
+        ]
+        .into_iter()
+        .collect();
+        let archive = archive.build();
+        let layer = put(Some(&base), &archive).await;
+        assert_eq!(listed(&layer).await, "d null");
+        let diff = store
+            .diff(None, &layer, DiffOptions::uncompressed())
+            .await
+            .unwrap();
+        assert_eq!(read_all(diff).await, archive);
     });
 }

@@ -1,6 +1,6 @@
 use graphroot::{ContainerOptions, Digest, ErrorKind, ImageOptions, LayerOptions, MultiListOptions};
 
-use crate::support::{Layout, kind, tar};
+use crate::support::{Layout, kind, read_all, tar};
 
 each_driver! {
     async fn layers_images_and_containers_are_measured(store) {
@@ -105,6 +105,19 @@ each_driver! {
         assert_eq!(paths.contains_key("UpperDir"), driver.name() == "overlay");
         let more = usize::from(store.layout() == Layout::Additional);
         assert!(driver.home().is_dir() && driver.additional_image_stores().len() == more);
+    }
+
+    async fn the_driver_makes_no_layer_in_the_place_of_another(store) {
+        let layer = store.put(None, "one", &[("f", "123")]).await;
+        let driver = store.graph_driver();
+        for parent in [None, Some(layer.id())] {
+            let made = driver.create_layer(parent, LayerOptions::default().id(layer.id())).await;
+            assert_eq!(kind(made), ErrorKind::DuplicateId);
+        }
+        let other = driver.create_layer(Some(layer.id()), LayerOptions::default().id("other")).await.unwrap();
+        assert_eq!(kind(driver.create_layer(None, LayerOptions::default().id(other)).await), ErrorKind::DuplicateId);
+        let diff = store.diff(None, layer.id(), Default::default()).await.unwrap();
+        assert!(!read_all(diff).await.is_empty());
     }
 
     async fn a_layer_is_unmounted_by_its_path(store) {

@@ -58,6 +58,12 @@ pub(crate) struct Setup {
     pub(crate) sync: bool,
 }
 
+/// The number of the device that an entry stands for, by the kernel's own split: 12 bits of major number, 20 of minor.
+fn device_number(entry: &Entry) -> u64 {
+    let part = |number: i64, mask: i64| u32::try_from(number & mask).unwrap_or(0);
+    rustix::fs::makedev(part(entry.dev_major, 0xfff), part(entry.dev_minor, 0xf_ffff))
+}
+
 /// Unpacks one archive. See the module's head.
 pub(crate) struct Extractor {
     tree: Tree,
@@ -207,7 +213,9 @@ impl Extractor {
         }
         let is_device = matches!(entry.kind, b'3' | b'4');
         let masked = self.tree.rules.force_mask.is_some();
-        if is_device && self.tree.rules.in_user_namespace && !masked {
+        // On disk it would be overlayfs' mark for a deleted name, and listed where no layer below has the name.
+        let is_mark = entry.kind == b'3' && device_number(entry) == 0 && self.content == Content::Layer;
+        if (is_device && self.tree.rules.in_user_namespace || is_mark) && !masked {
             // It hides what the layers below have, although it cannot be made.
             self.tree.marks.delete(path.to_vec(), None)?;
             if let Found::Directory(parent) = self.tree.parents.find(parent)? {
@@ -334,11 +342,9 @@ impl Extractor {
             b'4' => FileType::BlockDevice,
             _ => FileType::Fifo,
         };
-        // The kernel's own split: 12 bits of major number, 20 of minor.
-        let part = |number: i64, mask: i64| u32::try_from(number & mask).unwrap_or(0);
         let device = match kind {
             FileType::Fifo => 0,
-            _ => rustix::fs::makedev(part(entry.dev_major, 0xfff), part(entry.dev_minor, 0xf_ffff)),
+            _ => device_number(entry),
         };
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = || rustix::fs::mknodat(parent.fd(), base, kind, mode, device);
