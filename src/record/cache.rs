@@ -20,7 +20,7 @@ use crate::sys::reserve;
 pub(crate) struct Location {
     /// The JSON file.
     pub(crate) path: PathBuf,
-    /// Whether a save forces it to disk. One that is not may be empty after a power cut, and then has no rows.
+    /// Whether a save forces it to disk. Of one that is not a power cut may leave nothing or a part.
     pub(crate) sync: bool,
     /// The directory of what belongs to the rows, if that tells a new store from one that has lost this file.
     pub(crate) items: Option<PathBuf>,
@@ -218,7 +218,7 @@ impl<R: Record> RecordsInner<R> {
         let mut files = Vec::with_capacity(self.locations.len());
         let mut mtimes = Vec::with_capacity(self.locations.len());
         for location in &self.locations {
-            let (rows, mtime) = read_rows(&location.path, !location.sync, Arc::new)?;
+            let (rows, mtime) = read_rows(&location.path, location.sync, Arc::new)?;
             files.push(rows);
             mtimes.push(mtime);
         }
@@ -227,7 +227,7 @@ impl<R: Record> RecordsInner<R> {
         Ok(Snapshot { table, token, mtimes })
     }
 
-    /// A location whose file has no list of rows, as its time in `mtimes` says: missing, or empty after a power cut.
+    /// A location whose file has no list of rows, as its time in `mtimes` says: missing, or destroyed by a power cut.
     pub(super) fn unwritten(&self, location: usize, mtimes: &[Option<Mtime>]) -> Option<&Location> {
         let written = mtimes.get(location).is_some_and(Option::is_some);
         self.locations.get(location).filter(|_| !written)

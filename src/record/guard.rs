@@ -212,7 +212,7 @@ impl<R: Record> WriteGuard<R> {
         Ok(())
     }
 
-    /// The file of a location without a list of rows: missing, or empty after a power cut.
+    /// The file of a location without a list of rows: missing, or destroyed by a power cut.
     pub(crate) fn unwritten(&self, location: usize) -> Option<&Path> {
         let location = self.core.unwritten(location, &self.mtimes);
         location.map(|location| location.path.as_path())
@@ -224,6 +224,23 @@ impl<R: Record> WriteGuard<R> {
         if self.unwritten(location).is_some() {
             self.table.set_dirty(location);
             self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Writes an empty list where the file of a location is missing. What another process writes there at the same time,
+    /// which these locks do not keep from it, stays. Blocking.
+    pub(crate) fn ensure_there(&mut self, location: usize) -> Result<()> {
+        let Some(file) = self.core.unwritten(location, &self.mtimes) else {
+            return Ok(());
+        };
+        // In most cases another one has written it since.
+        if file.path.exists() {
+            return Ok(());
+        }
+        let made = atomic::write_new_file(&file.path, b"[]", 0o600, file.sync)?;
+        if let (Some(mtime), Some(remembered)) = (made, self.mtimes.get_mut(location)) {
+            *remembered = Some(mtime);
         }
         Ok(())
     }

@@ -76,6 +76,12 @@ impl LayerRow {
         self.names.is_empty() && self.metadata.is_empty() && self.intent().is_empty()
     }
 
+    /// Whether a diff was unpacked into it.
+    pub(crate) fn has_diff(&self) -> bool {
+        let digests = [&self.compressed_digest, &self.diff_digest, &self.toc_digest];
+        digests.iter().any(|digest| !digest.is_empty())
+    }
+
     /// Sets or clears the flag of incomplete content.
     pub(crate) fn set_incomplete(&mut self, incomplete: bool) {
         if incomplete {

@@ -180,7 +180,7 @@ impl MountPoints {
         let cached = self.0.cached().take();
         let table = match cached.filter(|(known, _)| *known == token) {
             Some((_, table)) => Arc::unwrap_or_clone(table),
-            None => MountTable::load(read_rows(&self.0.path, false, |row| row)?.0),
+            None => MountTable::load(read_rows(&self.0.path, true, |row| row)?.0),
         };
         Ok(MountGuard {
             table,
@@ -200,7 +200,7 @@ impl MountPointsInner {
             return Ok(Arc::clone(table));
         }
         // The file is small; loading it with the cache locked lets others wait for the result.
-        let table = Arc::new(MountTable::load(read_rows(&self.path, false, |row| row)?.0));
+        let table = Arc::new(MountTable::load(read_rows(&self.path, true, |row| row)?.0));
         *cache = Some((*token, Arc::clone(&table)));
         Ok(table)
     }

@@ -11,6 +11,7 @@ use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::intent::Companion;
 use crate::store::dirs::{Dirs, check_layer_id, container_location, item_dir, layer_location};
+use crate::store::evidence::was_lost;
 use crate::store::layer_store::locked::LayerStore;
 
 /// All stores that can be written, locked exclusively.
@@ -127,7 +128,11 @@ impl AllStores {
             true => container_location::VOLATILE,
             false => container_location::STABLE,
         };
-        self.containers.unwritten(location).is_some()
+        let unwritten = self.containers.unwritten(location);
+        match location {
+            container_location::VOLATILE => unwritten.is_some_and(|file| !file.exists() || was_lost(file)),
+            _ => unwritten.is_some(),
+        }
     }
 
     /// Removes the directories of an image or container that has no record.

@@ -16,7 +16,8 @@ use crate::record::record_trait::Record as _;
 use crate::record::{WriteGuard, lost, unknown_item};
 use crate::store::access::LayersAndImages;
 use crate::store::all_stores::remove_dirs;
-use crate::store::dirs::{container_location, item_dir};
+use crate::store::dirs::{container_location, item_dir, layer_location};
+use crate::store::evidence::containers_of_other_mode;
 use crate::store::ids::random_id;
 use crate::store::layer_store::new_layer::{NewLayer, Start, flags_json};
 use crate::store::views::Container;
@@ -119,8 +120,14 @@ impl Store {
         } else {
             container_location::STABLE
         };
-        self.check_containers_not_lost(&containers, &id)?;
+        self.check_containers_not_lost(held, &containers, &id)?;
         containers.ensure_written(location)?;
+        if self.inner.options.transient {
+            // Who opens the store in the other mode looks for these files beside the layer and directory made here. Writers
+            // of containers have another lock there.
+            held.layers.ensure_written(layer_location::STABLE)?;
+            containers.ensure_there(container_location::STABLE)?;
+        }
         // What a killed process has left under this ID does not belong to the new container.
         remove_dirs(&dirs)?;
         let new = NewLayer {
@@ -180,7 +187,12 @@ impl Store {
 
     /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
     /// as if there had been none.
-    fn check_containers_not_lost(&self, containers: &WriteGuard<ContainerRow>, id: &str) -> Result<()> {
+    fn check_containers_not_lost(
+        &self,
+        held: &LayersAndImages,
+        containers: &WriteGuard<ContainerRow>,
+        id: &str,
+    ) -> Result<()> {
         // In transient mode a reboot takes the records and leaves the directories.
         let Some(file) = containers
             .unwritten(container_location::STABLE)
@@ -191,10 +203,23 @@ impl Store {
         let dirs = &self.inner.dirs;
         // Killed programs leave directories of volatile containers, whose records are in a file of their own.
         let unknown = match containers.unwritten(container_location::VOLATILE) {
-            Some(_none_written) => unknown_item(&dirs.containers(), |id| containers.get(id).is_some())?,
+            Some(_none_written) => {
+                let elsewhere = containers_of_other_mode(dirs, false)?;
+                let known = |id: &str| containers.get(id).is_some() || elsewhere.contains(id);
+                unknown_item(&dirs.containers(), known)?
+            }
             None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
         };
-        unknown.map_or(Ok(()), |name| Err(lost(file, &format!("{name:?} beside it"))))
+        let Some(name) = unknown else {
+            return Ok(());
+        };
+        match held
+            .layers
+            .layer_without_container(held.images.rows(), containers)?
+        {
+            Some(layer) => Err(lost(file, &format!("{name:?} beside it and layer {layer:?}"))),
+            None => Ok(()),
+        }
     }
 
     /// The container with this ID, name or ID prefix, or whose layer has this ID.

@@ -36,14 +36,25 @@ impl ReadLayers {
         if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::LayerUnknown) {
             return error;
         }
+        match self.deletion().await {
+            Some(deletion) => {
+                tracing::debug!(error = %error.chain(), "reading a layer that was deleted");
+                deletion
+            }
+            None => error,
+        }
+    }
+
+    /// The error for a layer that was deleted since. A tree that is being removed is read without a failure: its files are
+    /// missing, as those that a container deletes.
+    pub(crate) async fn deletion(self) -> Option<Error> {
         for row in [Some(&self.to), self.from.as_ref()].into_iter().flatten() {
             if matches!(self.is_there(row).await, Ok(false)) {
-                tracing::debug!(layer = &*row.id, error = %error.chain(), "reading a layer that was deleted");
                 let what = format!("layer {:?}, which was deleted while it was read", row.id);
-                return ErrorKind::LayerUnknown.err(what);
+                return Some(ErrorKind::LayerUnknown.err(what));
             }
         }
-        error
+        None
     }
 
     /// As [`ReadLayers::explain`], for the error of a stream.

@@ -148,9 +148,10 @@ impl Store {
 
     /// The result of reading two layers, which is [`ErrorKind::LayerUnknown`] if one was deleted meanwhile.
     async fn explained<T>(&self, pair: &Pair, result: Result<T>) -> Result<T> {
+        let layers = self.read_layers_of(pair);
         match result {
-            Ok(value) => Ok(value),
-            Err(error) => Err(self.read_layers_of(pair).explain(error).await),
+            Ok(value) => layers.deletion().await.map_or(Ok(value), Err),
+            Err(error) => Err(layers.explain(error).await),
         }
     }
 

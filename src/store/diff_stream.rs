@@ -51,8 +51,11 @@ pub struct DiffStream {
     size: Option<u64>,
     remaining: Option<u64>,
     layers: ReadLayers,
-    /// An error of which is being found out whether a layer was deleted. The mutex makes it `Sync` and is not locked.
-    failure: Option<Mutex<BoxFuture<'static, io::Error>>>,
+    /// What is being found out: whether a failure, or what is missing at the end, comes from the deletion of a layer. The
+    /// mutex makes it `Sync` and is not locked.
+    question: Option<Mutex<BoxFuture<'static, Option<io::Error>>>>,
+    /// Whether that is to be asked at the end.
+    is_asked_at_end: bool,
 }
 
 impl DiffStream {
@@ -82,22 +85,33 @@ impl DiffStream {
 
     /// Has an error looked into.
     fn fail(&mut self, error: io::Error) {
-        let failure: BoxFuture<'static, io::Error> = match Handle::try_current() {
-            Ok(_runtime) => Box::pin(self.layers.clone().explain_io(error)),
-            Err(_none) => Box::pin(std::future::ready(error)),
-        };
-        self.failure = Some(Mutex::new(failure));
+        let layers = self.layers.clone();
+        self.question = Some(Mutex::new(match Handle::try_current() {
+            Ok(_runtime) => Box::pin(async { Some(layers.explain_io(error).await) }),
+            Err(_none) => Box::pin(std::future::ready(Some(error))),
+        }));
+    }
+
+    /// Whether the stream has still to be looked into at its end.
+    fn ask_at_end(&mut self) -> bool {
+        if !std::mem::take(&mut self.is_asked_at_end) || Handle::try_current().is_err() {
+            return false;
+        }
+        let layers = self.layers.clone();
+        let question = async { layers.deletion().await.map(io::Error::from) };
+        self.question = Some(Mutex::new(Box::pin(question)));
+        true
     }
 
     /// The error that reading ends with, if there was one.
-    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Error>> {
-        let Some(failure) = &mut self.failure else {
+    fn poll_question(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Error>> {
+        let Some(question) = &mut self.question else {
             return Poll::Ready(None);
         };
-        let failure = failure.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let error = ready!(failure.as_mut().poll(cx));
-        self.failure = None;
-        Poll::Ready(Some(error))
+        let question = question.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let answer = ready!(question.as_mut().poll(cx));
+        self.question = None;
+        Poll::Ready(answer)
     }
 }
 
@@ -118,12 +132,17 @@ impl AsyncRead for DiffStream {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         loop {
-            if let Some(error) = ready!(self.poll_failure(cx)) {
+            if let Some(error) = ready!(self.poll_question(cx)) {
                 return Poll::Ready(Err(error));
             }
             match ready!(Pin::new(&mut self.stream).poll_read(cx, buffer)) {
                 Ok(()) => {
-                    self.passed(buffer.filled().len() - before);
+                    let count = buffer.filled().len() - before;
+                    let is_end = count == 0 && buffer.remaining() > 0;
+                    if is_end && self.ask_at_end() {
+                        continue;
+                    }
+                    self.passed(count);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) => self.fail(error),
@@ -137,7 +156,7 @@ impl Stream for DiffStream {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         loop {
-            if let Some(error) = ready!(self.poll_failure(cx)) {
+            if let Some(error) = ready!(self.poll_question(cx)) {
                 return Poll::Ready(Some(Err(error)));
             }
             match ready!(Pin::new(&mut self.stream).poll_next(cx)) {
@@ -146,6 +165,7 @@ impl Stream for DiffStream {
                     return Poll::Ready(Some(Ok(chunk)));
                 }
                 Some(Err(error)) => self.fail(error),
+                None if self.ask_at_end() => {}
                 None => return Poll::Ready(None),
             }
         }
@@ -204,6 +224,8 @@ impl DiffSource {
         }
         // What is compressed has to be made from the start.
         let start = if plain { offset } else { 0 };
+        // What a replay lacks, it misses.
+        let is_asked_at_end = matches!(self, Self::Comparison(_));
         let bytes = match self {
             Self::Replay { tar_split, trees, .. } => {
                 DiffBytes::Replay(Box::new(Replay::new(tar_split, trees, start)))
@@ -224,7 +246,8 @@ impl DiffSource {
             size,
             remaining: size.map(|size| (size - offset).min(limit.unwrap_or(u64::MAX))),
             layers,
-            failure: None,
+            question: None,
+            is_asked_at_end,
         })
     }
 }

@@ -6,15 +6,11 @@ use std::path::Path;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::big_data::{self, Items as _};
-use crate::record::container::ContainerRow;
-use crate::record::layer::LayerRow;
-use crate::record::record_trait::Record;
-use crate::record::{TAR_SPLIT, lost, rows_in_file};
+use crate::record::{TAR_SPLIT, lost};
 use crate::store::Store;
 use crate::store::all_stores::AllStores;
-use crate::store::dirs::{
-    Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS, container_location, item_dir, layer_location,
-};
+use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
+use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode, was_lost};
 use crate::store::ids::is_usual_id;
 
 /// The usual IDs among the names in `dir` that end in `suffix`; none if `dir` is missing.
@@ -36,13 +32,6 @@ fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// The IDs of the rows of volatile items that are read in the other mode only: transient, or not. In use at the same time,
-/// perhaps.
-fn ids_of_other_mode<R: Record>(file: &Path) -> Result<HashSet<String>> {
-    let rows = rows_in_file::<R>(file)?;
-    Ok(rows.iter().map(|row| row.id().to_owned()).collect())
-}
-
 /// Removes the directories of items `ids` in `dir`. One that cannot be removed does not keep the others; the first failure
 /// is returned.
 fn sweep(dir: &Path, ids: &[String]) -> Result<()> {
@@ -53,19 +42,6 @@ fn sweep(dir: &Path, ids: &[String]) -> Result<()> {
     };
     let results: Vec<Result<()>> = ids.iter().map(remove).collect();
     results.into_iter().collect()
-}
-
-/// Refuses to go on if a file of records, which is missing or says nothing, has been lost: `evidence` belongs to one of its
-/// rows then.
-fn check_not_lost(
-    unwritten: Option<&Path>,
-    is_lost: impl FnOnce(&Path) -> bool,
-    evidence: &str,
-) -> Result<()> {
-    match unwritten {
-        Some(file) if is_lost(file) => Err(lost(file, evidence)),
-        _ => Ok(()),
-    }
 }
 
 /// The error for a record that is missing although something refers to its item, which is there.
@@ -84,32 +60,31 @@ impl AllStores {
             row.remove_stale_items(&item_dir(dirs.containers(), &row.id)?)?;
         }
         let mut unknown = ids_in(&dirs.containers(), "")?;
-        let elsewhere = if transient {
-            dirs.containers()
-        } else {
-            dirs.run_containers()
-        };
-        let elsewhere = ids_of_other_mode::<ContainerRow>(&elsewhere.join(VOLATILE_CONTAINERS))?;
+        let elsewhere = containers_of_other_mode(dirs, transient)?;
         unknown.retain(|id| containers.get(id).is_none() && !elsewhere.contains(id));
         let Some(example) = unknown.first() else {
             return Ok(());
         };
         let evidence = format!("a directory of container {example:?}");
         // In transient mode a reboot takes the records and leaves the directories.
-        check_not_lost(
-            containers.unwritten(container_location::STABLE),
-            |_| !transient,
-            &evidence,
-        )?;
+        if let Some(file) = containers
+            .unwritten(container_location::STABLE)
+            .filter(|_| !transient)
+        {
+            let images = self.images.iter().flat_map(|store| store.records.rows());
+            if let Some(layer) = self.layers.layer_without_container(images, containers)? {
+                return Err(lost(file, &format!("{evidence} and layer {layer:?}")));
+            }
+        }
         let orphaned = || {
             let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
             volatile.any(|layer| layer.may_be_of_container() && containers.by_layer(&layer.id).is_none())
         };
-        check_not_lost(
-            containers.unwritten(container_location::VOLATILE),
-            |file| file.exists() || orphaned(),
-            &evidence,
-        )?;
+        if let Some(file) = containers.unwritten(container_location::VOLATILE)
+            && (was_lost(file) || !file.exists() && orphaned())
+        {
+            return Err(lost(file, &evidence));
+        }
         sweep(&dirs.containers(), &unknown)
     }
 
@@ -145,23 +120,17 @@ impl AllStores {
         let mut unknown: BTreeSet<String> = layers.driver.list_layers()?.into_iter().collect();
         unknown.extend(ids_in(&dirs.layers(), "")?);
         unknown.extend(ids_in(&dirs.layers(), TAR_SPLIT)?);
-        let elsewhere = if transient {
-            dirs.layers()
-        } else {
-            dirs.run_layers()
-        };
-        let elsewhere = ids_of_other_mode::<LayerRow>(&elsewhere.join(VOLATILE_LAYERS))?;
+        let elsewhere = layers_of_other_mode(dirs, transient)?;
         unknown.retain(|id| layers.table().get(id).is_none() && !elsewhere.contains(id));
         let Some(example) = unknown.first() else {
             return recovered;
         };
-        let evidence = format!("layer {example:?}");
         // Without the stable records the lock is not given.
-        check_not_lost(
-            layers.unwritten(layer_location::VOLATILE),
-            Path::exists,
-            &evidence,
-        )?;
+        let volatile = layers.unwritten(layer_location::VOLATILE);
+        if let Some(file) = volatile.filter(|file| was_lost(file)) {
+            return Err(lost(file, &format!("layer {example:?}")));
+        }
+        let cut_off = volatile.is_some_and(Path::exists);
         // Whatever shows that one record is missing: the layers below that one cannot be told from stale ones.
         for row in self.layers.table().rows() {
             if unknown.contains(row.parent.as_str()) {
@@ -174,8 +143,11 @@ impl AllStores {
                 return Err(missing_record("layer", layer, &format!("image {:?}", row.id)));
             }
         }
+        // With the records of volatile layers those of their containers are of no use.
+        let volatile = self.containers.rows_in(container_location::VOLATILE);
+        let useless: HashSet<&str> = volatile.filter(|_| cut_off).map(|row| row.id.as_str()).collect();
         for row in self.containers.rows() {
-            if unknown.contains(row.layer.as_str()) {
+            if unknown.contains(row.layer.as_str()) && !useless.contains(row.id.as_str()) {
                 let by = format!("container {:?}", row.id);
                 return Err(missing_record("layer", &row.layer, &by));
             }
@@ -185,8 +157,7 @@ impl AllStores {
             tracing::info!(layer = id, "removing a layer without a record");
             match self.layers.move_away(&id) {
                 Ok(()) => {}
-                Err(error) if result.is_ok() && self.layers.driver.exists(&id) => result = Err(error),
-                // Compat: files beside the layers do not make it fail, as in the Go library.
+                Err(error) if result.is_ok() => result = Err(error),
                 Err(error) => {
                     tracing::warn!(layer = id, error = %error.chain(), "cannot remove a layer without a record");
                 }
@@ -202,7 +173,8 @@ impl Store {
     /// processes.
     ///
     /// Nothing is removed because records are missing: an item that an image, container or layer refers to is kept with
-    /// everything of its kind, and so is everything of a kind whose file of records is missing or empty. Volatile containers
+    /// everything of its kind, and so is everything of a kind whose file of records has been lost. The files of volatile items
+    /// are not synced, and what a power cut has destroyed of them does not count. Volatile containers
     /// of the other mode ([`StoreOptions::transient`](crate::StoreOptions::transient), or not), whose records lie elsewhere,
     /// are kept too.
     ///
@@ -210,8 +182,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`] if records are missing; [`ErrorKind::Io`], [`ErrorKind::LockTimeout`] and others. A
-    /// failure with one item does not keep others from being collected; the first error is returned, but for temporary files
-    /// and for files beside the layers, which are only logged. Nothing is collected if the records of one kind cannot be read.
+    /// failure with one item does not keep others from being collected; the first error is returned. Nothing is collected if
+    /// the records of one kind cannot be read.
     ///
     /// # Cancellation
     /// Kinds of items that were not reached are not collected. A running step completes in the background.

@@ -74,6 +74,7 @@ mod all_stores;
 pub(crate) mod deleted;
 pub(crate) mod diff_stream;
 pub(crate) mod dirs;
+mod evidence;
 pub(crate) mod ids;
 pub(crate) mod image_builder;
 pub(crate) mod image_config;

@@ -9,18 +9,21 @@ use crate::lock::last_write::Token;
 use crate::lock::record_lock::{LockFile, LockMode};
 use crate::options::StoreOptions;
 use crate::record::mount_point::MountPoints;
-use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig};
+use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig, unknown_item};
 use crate::store::dirs::{Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS};
 use crate::store::inner::{Additional, DriverState, Inner};
 use crate::store::roots::DistinctDirs;
 use crate::store::stage::queue::Commits;
-use crate::sys::make_private_dir;
 use crate::sys::name_sync::{self, NameSync};
+use crate::sys::{atomic, make_private_dir};
 
 /// Names of directories in errors.
 const LAYERS_DIR: &str = "layer records";
 const IMAGES_DIR: &str = "image records";
 const ADDITIONAL_STORE: &str = "additional image store";
+
+/// In the graph root, or in transient mode in the run root.
+const CONTAINERS_LOCK: &str = "containers.lock";
 
 impl Inner {
     /// Opens everything; `storage.lock` is held exclusively by `graph_lock`'s holder while the driver starts.
@@ -93,6 +96,9 @@ impl Inner {
         } else {
             containers_dir.clone()
         };
+        if !options.transient && options.image_store.is_some() {
+            note_other_mode(&containers_dir)?;
+        }
         let (lock_timeout, names) = (options.lock_timeout, Self::name_sync(&options));
         let layers = Records::open(RecordsConfig {
             lock_files: layer_locks,
@@ -110,7 +116,7 @@ impl Inner {
         })?;
         let containers = Records::open(RecordsConfig {
             lock_files: vec![
-                volatile_or(&containers_dir, &volatile_containers, options.transient).join("containers.lock"),
+                volatile_or(&containers_dir, &volatile_containers, options.transient).join(CONTAINERS_LOCK),
             ],
             locations: vec![
                 location(containers_dir.join("containers.json"), true),
@@ -214,6 +220,16 @@ impl Inner {
         inner.layers.prefetch(&inner.images);
         Ok(inner)
     }
+}
+
+/// Writes down that a store whose containers were all made in transient mode has no others. Without a lock file nobody has
+/// used it in another mode, so that nothing has been lost; and where image layers lie apart, there may be no other sign.
+fn note_other_mode(containers: &Path) -> Result<()> {
+    if containers.join(CONTAINERS_LOCK).exists() || unknown_item(containers, |_| false)?.is_none() {
+        return Ok(());
+    }
+    let records = containers.join("containers.json");
+    atomic::write_new_file(&records, b"[]", 0o600, true).map(drop)
 }
 
 fn volatile_or<'a>(stable: &'a Path, volatile: &'a Path, transient: bool) -> &'a Path {

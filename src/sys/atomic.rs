@@ -212,6 +212,23 @@ pub(crate) fn write_file(target: &Path, content: &[u8], mode: u32, sync: bool) -
     file.commit(sync, mode)
 }
 
+/// Makes `target` a file with this content and mode unless there is something, which then stays, also if another process
+/// makes it at the same time. Returns whether it was made, as the file's time.
+pub(crate) fn write_new_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Option<Mtime>> {
+    let mut file = AtomicFile::create(target)?;
+    file.write_all(content).at("writing", &file.temp)?;
+    let stat = file.stat()?;
+    file.set_mode(&stat, mode)?;
+    if sync {
+        rustix::fs::fdatasync(&file.file).at("syncing", target)?;
+    }
+    match rustix::fs::link(&file.temp, target) {
+        Ok(()) => Ok(Some(Mtime::of(&stat))),
+        Err(Errno::EXIST) => Ok(None),
+        Err(error) => Err(error).at("creating", target),
+    }
+}
+
 /// As [`write_file`], with the mode and owner that [`AtomicFile::commit_as_user_file`] gives; a new file has `mode` less
 /// the umask.
 #[cfg(feature = "pull")]
@@ -315,6 +332,23 @@ mod tests {
         }
         assert_eq!(names(tmp.path()), ["layers.json"]);
         assert_eq!(Mtime::at(&tmp.path().join("other")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_new_file_replaces_nothing() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("containers.json");
+        for (content, made) in [("[]", true), ("[{}]", false)] {
+            let mtime = write_new_file(&path, content.as_bytes(), 0o640, true).unwrap();
+            assert_eq!(mtime.is_some(), made);
+            assert!(!made || mtime == Mtime::at(&path).unwrap());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "[]");
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+                0o640
+            );
+            assert_eq!(names(tmp.path()), ["containers.json"]);
+        }
     }
 
     #[test]

@@ -112,6 +112,7 @@ const ROWS: &[Row] = &[
 const STORE_BASE: &[&str] = &[
     "store/access.rs",
     "store/dirs.rs",
+    "store/evidence.rs",
     "store/ids.rs",
     "store/inner.rs",
     "store/mod.rs",

@@ -56,6 +56,12 @@ pub(crate) fn write(dir: &Path) {
     archive("odd-type.tar", Tar::new().entry(Header::new(b'Z', "o")));
     archive("whiteout.tar", Tar::new().file(".wh.", ""));
     archive("long-name.tar", Tar::new().file("n".repeat(300), ""));
+    archive(
+        "long-device.tar",
+        Tar::new().entry(Header::char_device("n".repeat(300), 1, 3)),
+    );
+    let attribute: (&str, &[u8]) = ("SCHILY.xattr.user.large", &[b'v'; 70_000]);
+    archive("attribute.tar", Tar::new().pax(&[attribute]).file("f", "x"));
     for program in COMPRESSIONS {
         let packed = |name: &str, bytes: &[u8]| {
             file("plain", bytes);

@@ -201,7 +201,8 @@ pub(crate) const GROUPS: &[Group] = &[
         "import-layer -f cut-content.tar", "import-layer -f cut-end.tar", "import-layer -f junk-behind.tar",
         "import-layer -f checksum.tar", "import-layer -f size.tar", "import-layer -f on-a-file.tar",
         "import-layer -f hard-link.tar", "import-layer -f odd-type.tar", "import-layer -f whiteout.tar",
-        "import-layer -f long-name.tar", "applydiff -f junk L3", "applydiff -f cut-content.tar L3",
+        "import-layer -f long-name.tar", "import-layer -f long-device.tar", "import-layer -f attribute.tar",
+        "applydiff -f junk L3", "applydiff -f cut-content.tar L3",
         "import-layer -i new -n newname -f cut.gzip L1", "applydiff -f cut.gzip L3",
     ]).also_overlay(),
     group("damaged compression", &[

@@ -21,6 +21,7 @@ mod extra_commands;
 mod failing;
 mod failures;
 mod help;
+mod kernels;
 mod mistakes;
 mod one_store;
 mod program;

@@ -14,15 +14,19 @@ use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
 
 /// A small file system.
-struct Disk(tempfile::TempDir);
+pub(crate) struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn tmpfs() -> Self {
+    pub(crate) fn tmpfs() -> Self {
         let disk = Self(tempfile::tempdir().unwrap());
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", "size=24m,nr_inodes=1500", "full-disk"]);
         command.arg(disk.0.path()).run();
         disk
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
     }
 
     fn ext4() -> Self {

@@ -8,7 +8,7 @@ use std::process::Command;
 use graphroot::{ContainerOptions, ImageOptions, LayerOptions, Store, StoreOptions};
 
 use crate::support::peers::{PeerSet, Run as _};
-use crate::support::root::TestRoot;
+use crate::support::root::{TestRoot, unmount_below};
 use crate::support::store::{exported, names_in, put_bytes};
 use crate::support::tar::Tar;
 use crate::support::{each_set, json};
@@ -325,3 +325,64 @@ async fn a_store_that_becomes_split(set: PeerSet) {
     }
 }
 each_set!(newer async a_store_that_becomes_split: "containers-storage");
+
+/// A store whose containers were all made in transient mode, which leaves no file of lasting containers, is opened in the
+/// other mode: while they live, and after a reboot.
+async fn a_transient_store_that_is_opened_as_another(set: PeerSet) {
+    let drivers = [("overlay", false), ("overlay", true), ("vfs", false)];
+    for ((driver, split), rebooted) in drivers.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let plain = |shared: Shared| if split { shared.split() } else { shared };
+        let mut shared = plain(Shared::new(driver, set)).transient();
+        let id = "c".repeat(64);
+        let tar = shared.root.path().join("go.tar");
+        std::fs::write(&tar, archive("go")).unwrap();
+        shared
+            .go("import-layer --readonly --id go-layer --file")
+            .with([&tar])
+            .run();
+        shared
+            .go("create-image --id go-image --name go/image go-layer")
+            .run();
+        shared
+            .go("create-container --name go-name --id")
+            .with([&id, "go-image"])
+            .run();
+        let data = shared.root.path().join("data");
+        std::fs::write(&data, "some data").unwrap();
+        shared
+            .go("set-container-data --file")
+            .with([data.as_os_str(), "go-name".as_ref(), "item".as_ref()])
+            .run();
+        let containers = shared.root.metadata_dir("containers");
+        assert!(!containers.join("containers.json").exists());
+        if rebooted {
+            unmount_below(shared.root.path());
+            std::fs::remove_dir_all(shared.root.run()).unwrap();
+        }
+        shared.options.transient = false;
+        let store = shared.open().await;
+        store
+            .create_container(Some("go/image"), ContainerOptions::default().name("ours"))
+            .await
+            .unwrap();
+        store.garbage_collect().await.unwrap();
+        let path = store.mount("ours", Default::default()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("dir/go")).unwrap(), "go");
+        store.unmount("ours").await.unwrap();
+        assert_eq!(
+            containers.join(&id).exists(),
+            !rebooted,
+            "{driver}, split: {split}, rebooted: {rebooted}"
+        );
+        store.shutdown_force().await.unwrap();
+        let listed = shared.go("containers").run();
+        assert!(listed.contains("ours"), "{listed}");
+        if !rebooted {
+            assert_eq!(shared.go("get-container-data go-name item").run(), "some data");
+            let mounted = PathBuf::from(shared.go("mount go-name").run());
+            assert_eq!(std::fs::read_to_string(mounted.join("dir/go")).unwrap(), "go");
+            shared.go("unmount go-name").run();
+        }
+    }
+}
+each_set!(newer async a_transient_store_that_is_opened_as_another: "containers-storage");

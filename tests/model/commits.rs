@@ -11,7 +11,7 @@ use crate::support::needs;
 use crate::support::root::TestRoot;
 use crate::worker::{Location, Remote, was_injected};
 
-const BASE: &str = "localhost/base:1";
+pub(crate) const BASE: &str = "localhost/base:1";
 pub(crate) const NEW: &str = "localhost/new:1";
 
 /// How each commit of a container is made: of the same content it makes the same image.
@@ -30,7 +30,7 @@ async fn container(store: &Store, image: Option<&str>, name: &str) {
 }
 
 /// An image, and a container on it that has changed. Another image has the name that the commit gives.
-async fn prepare(store: &Store) {
+pub(crate) async fn prepare(store: &Store) {
     container(store, None, "first").await;
     store.commit("first", options(BASE)).await.unwrap();
     store.delete_container("first").await.unwrap();
@@ -41,7 +41,7 @@ async fn prepare(store: &Store) {
 }
 
 /// Everything that an image names is there.
-async fn check_image(store: &Store, image: &Image, files: &[&str]) {
+pub(crate) async fn check_image(store: &Store, image: &Image, files: &[&str]) {
     for key in image.big_data_names() {
         let data = store.image_big_data(image.id(), key).await.unwrap();
         assert_eq!(image.big_data_size(key), Some(data.len() as u64), "{key}");

@@ -50,7 +50,7 @@ pub(crate) fn put(letter: char, parent: Option<char>) -> Operation {
     }
 }
 
-fn put_image_layer(parent: Option<char>) -> Operation {
+pub(crate) fn put_image_layer(parent: Option<char>) -> Operation {
     Operation::PutImageLayer {
         parent: parent.map(id),
         blob: Blob {

@@ -19,6 +19,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod commit_races;
 mod commits;
 mod disk;
 mod every_call;

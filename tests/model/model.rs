@@ -305,8 +305,9 @@ impl Model {
         between
     }
 
-    /// Whether everything is there that an item refers to.
-    pub(crate) fn check_references(&self) -> Result<(), String> {
+    /// Whether everything is there that an item refers to and that was there `before`. The layer of a container goes with it
+    /// also if something else refers to it.
+    pub(crate) fn check_references(&self, before: &Self) -> Result<(), String> {
         let layers = self
             .layers
             .0
@@ -320,7 +321,9 @@ impl Model {
         let containers = self.containers.0.iter();
         let containers = containers.map(|container| (&container.common.id, Some(&container.layer)));
         for (id, layer) in layers.chain(images).chain(containers) {
-            if let Some(layer) = layer.filter(|layer| self.layers.get(layer).is_none()) {
+            let is_lost =
+                |layer: &&String| self.layers.get(layer).is_none() && before.layers.get(layer).is_some();
+            if let Some(layer) = layer.filter(is_lost) {
                 return Err(format!("{id} is there without the layer {layer}"));
             }
         }

@@ -256,7 +256,7 @@ impl<'a> Bench<'a> {
             let who = if survivor { "survivor" } else { "successor" };
             if outcome.is_none() && operation.is_stepwise() && views.is_empty() {
                 after = self.model.between(&after, &view);
-                after.check_references()?;
+                after.check_references(&self.model)?;
                 after_view = after.view();
             }
             if view != after_view && (outcome.is_some() || view != before_view) {

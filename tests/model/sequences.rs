@@ -111,7 +111,9 @@ fn sequences(driver: &'static str, default: u32, with_kills: bool) {
             }
             let mut never = total.returned.iter().filter(|(_, [value, _error])| *value == 0);
             let never = never.next();
-            assert!(cases < 200 || with_kills || never.is_none(), "in vain: {never:?}");
+            // With another seed a rare call may be in vain.
+            let all = cases >= 200 && seed == SEED && !with_kills;
+            assert!(!all || never.is_none(), "in vain: {never:?}");
         }
         Err(TestError::Fail(reason, _plan)) => {
             panic!("{driver}, {name}, GRAPHROOT_MODEL_SEED={seed}:\n{reason}")

@@ -110,6 +110,13 @@ impl Remote {
         Self::start_traced(root, calls, &injected, trace, &[])
     }
 
+    /// As [`Remote::start`], traced: it stops after the `count`-th of some system calls that a thread of it makes, and the
+    /// trace says so.
+    pub(crate) fn start_stopping(root: &TestRoot, calls: &str, count: u32, trace: &Path) -> Self {
+        let injected = format!("signal=STOP:when={count}");
+        Self::start_traced(root, calls, &injected, trace, &[])
+    }
+
     fn start_traced(
         root: &TestRoot,
         calls: &str,
@@ -120,7 +127,7 @@ impl Remote {
         // Without `--seccomp-bpf`, with which strace 6.1 counts only to one.
         let tracer = root
             .program("strace")
-            .words("--follow-forks --quiet=all --signal=none")
+            .words("--follow-forks --quiet=all --signal=STOP")
             .with([
                 format!("--output={}", trace.display()),
                 format!("--trace={calls}"),

@@ -77,6 +77,14 @@ async fn fill(store: &TestStore) {
     std::fs::write(dir.join("data"), "1").unwrap();
 }
 
+/// A file of records as a power cut leaves it: it was written before the machine was started.
+fn cut_off(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400))
+        .unwrap();
+}
+
 async fn is_whole(store: &Store) {
     assert!(store.exists("two").await.unwrap());
     assert_eq!(store.image_big_data("image", "manifest").await.unwrap(), "{}");
@@ -292,5 +300,99 @@ each_driver! {
         std::fs::write(&path, kept).unwrap();
         assert!(store.reopen().await.exists(&"5".repeat(64)).await.unwrap());
         is_whole(&store.reopen().await).await;
+    }
+
+    async fn volatile_records_that_a_power_cut_has_destroyed_are_no_obstacle(store) {
+        fill(&store).await;
+        let outlasts = store.layout() != Layout::Transient;
+        let root = if outlasts { "graph" } else { "run" };
+        for what in ["containers", "layers"] {
+            for with in ["", "null", "[{\"id\":\"555", "\0\0\0"] {
+                let there = store.reopen().await;
+                let id = "5".repeat(64);
+                let mut options = ContainerOptions::default().id(&id).layer_id("6".repeat(64));
+                options.volatile = true;
+                there.create_container(None, options).await.unwrap();
+                let dir = there.container_directory(&id).await.unwrap();
+                let file = format!("{root}/{}-{what}/volatile-{what}.json", store.graph_driver_name());
+                let file = store.path().join(file);
+                let kept = std::fs::read(&file).unwrap();
+                there.free();
+                // Since the machine was started nothing is destroyed in this way.
+                std::fs::write(&file, with).unwrap();
+                let again = store.reopen().await;
+                assert_eq!(kind(again.garbage_collect().await), ErrorKind::CorruptMetadata, "{what} {with:?}");
+                again.free();
+                std::fs::write(&file, kept).unwrap();
+                assert!(dir.exists() && store.reopen().await.exists(&id).await.unwrap());
+                cut_off(&file, with);
+                let again = store.reopen().await;
+                again.garbage_collect().await.unwrap_or_else(|error| panic!("{what} {with:?}: {}", error.chain()));
+                assert_eq!(dir.exists(), what == "layers");
+                if what == "layers" {
+                    assert!(lasting(&store).iter().all(|path| !path.ends_with("6".repeat(64))));
+                    again.delete_container(&id).await.unwrap();
+                } else {
+                    again.delete_layer(&"6".repeat(64)).await.unwrap();
+                }
+                if outlasts {
+                    is_whole(&again).await;
+                    continue;
+                }
+                assert_eq!(again.image_big_data("image", "manifest").await.unwrap(), "{}");
+                if what == "layers" {
+                    again.delete_container("box").await.unwrap();
+                } else {
+                    again.delete_layer(again.layers().await.unwrap().last().unwrap().id()).await.unwrap();
+                }
+                again.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
+                is_whole(&again).await;
+            }
+        }
+    }
+
+    async fn a_store_that_was_used_in_transient_mode_is_opened_in_the_other_one(store) {
+        if store.layout() != Layout::Transient {
+            return;
+        }
+        fill(&store).await;
+        for reboot in [false, true] {
+            if reboot {
+                store.free();
+                std::fs::remove_dir_all(store.path().join("run")).unwrap();
+            }
+            let other = store.reopen_as(Layout::Plain).await;
+            let own = ContainerOptions::default().name("own");
+            other.create_container(Some("image"), own).await.unwrap();
+            other.garbage_collect().await.unwrap();
+            other.mount("own", Default::default()).await.unwrap();
+            other.unmount("own").await.unwrap();
+            // As Podman's, that container lives on.
+            assert_eq!(store.records("containers").join("4".repeat(64)).exists(), !reboot);
+            other.delete_container("own").await.unwrap();
+            other.free();
+            if !reboot {
+                is_whole(&store.reopen().await).await;
+            }
+        }
+    }
+
+    async fn a_store_of_volatile_containers_only_has_lost_nothing(store) {
+        if store.layout() == Layout::Transient {
+            return;
+        }
+        let mut options = ContainerOptions::default().name("box");
+        options.volatile = true;
+        store.create_container(None, options).await.unwrap();
+        assert!(files(&store, "containers").is_empty());
+        let stray = store.records("containers").join("f".repeat(64));
+        std::fs::create_dir(&stray).unwrap();
+        store.garbage_collect().await.unwrap();
+        assert!(!stray.exists());
+        // The first one that outlives a reboot.
+        std::fs::create_dir(&stray).unwrap();
+        let lasting = ContainerOptions::default().id("f".repeat(64));
+        store.create_container(None, lasting).await.unwrap();
+        assert!(store.reopen().await.exists("box").await.unwrap());
     }
 }

@@ -22,6 +22,10 @@ use crate::sys::mount::may_mount;
 use crate::sys::{atomic, make_private_dir, privilege};
 use crate::whiteout::Namespace;
 
+/// Compat: what the Go library says where nothing mounts overlay.
+const NO_MOUNTER: &str = "native overlay not supported and fuse-overlayfs not found: backing file system is unsupported for \
+                          this graph driver";
+
 impl Overlay {
     /// Starts the driver, creating its home. [`ErrorKind::NotSupported`] if overlay does not work here; then a home that
     /// did not exist is removed again.
@@ -122,7 +126,7 @@ impl Overlay {
                             );
                             self.program = Some(program);
                         }
-                        None => return Err(error),
+                        None => return Err(error.context(NO_MOUNTER)),
                     },
                     result => result?,
                 }

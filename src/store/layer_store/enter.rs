@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::record::container::ContainerRow;
+use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
+use crate::record::table::Table;
 use crate::record::{WriteGuard, lost};
 use crate::store::dirs::layer_location;
+use crate::store::evidence::{self, layers_of_other_mode};
 use crate::store::ids::is_usual_id;
 use crate::store::inner::Inner;
 use crate::store::layer_store::locked::LayerStore;
@@ -39,6 +43,7 @@ impl LayerStore {
         }
         Ok(store)
     }
+
     /// Refuses to change records that are missing although the driver has layers that none of those there names: a save would
     /// make the loss look like a store without them.
     fn check_not_lost(&self) -> Result<()> {
@@ -49,11 +54,30 @@ impl LayerStore {
         let Some(file) = self.unwritten(layer_location::STABLE).filter(|_| alone) else {
             return Ok(());
         };
-        let layers = self.driver.list_layers()?;
-        // Other names may be anybody's, as that of `lost+found` where the driver's home is a file system of its own.
-        let unknown = layers
-            .iter()
-            .find(|id| is_usual_id(id) && self.table().get(id).is_none());
+        let unknown = self.layer_without_record()?;
         unknown.map_or(Ok(()), |id| Err(lost(file, &format!("layer {id:?}"))))
+    }
+
+    /// A layer of the driver that has no record.
+    fn layer_without_record(&self) -> Result<Option<String>> {
+        let elsewhere = layers_of_other_mode(&self.inner.dirs, self.inner.options.transient)?;
+        // Other names may be anybody's, as that of `lost+found` where the driver's home is a file system of its own.
+        let is_unknown =
+            |id: &String| is_usual_id(id) && self.table().get(id).is_none() && !elsewhere.contains(id);
+        Ok(self.driver.list_layers()?.into_iter().find(is_unknown))
+    }
+
+    /// What shows that there are containers that outlive a reboot and have no record: the layer of one of them, which may
+    /// have lost its record too.
+    pub(crate) fn layer_without_container<'a>(
+        &'a self,
+        images: impl Iterator<Item = &'a Arc<ImageRow>>,
+        containers: &Table<ContainerRow>,
+    ) -> Result<Option<String>> {
+        if self.unwritten(layer_location::STABLE).is_some() {
+            return self.layer_without_record();
+        }
+        let found = evidence::layer_without_container(self.table(), images, containers);
+        Ok(found.map(str::to_owned))
     }
 }

@@ -76,6 +76,11 @@ impl LayerStore {
         self.guard.unwritten(location)
     }
 
+    /// See [`WriteGuard::ensure_written`].
+    pub(crate) fn ensure_written(&mut self, location: usize) -> Result<()> {
+        self.guard.ensure_written(location)
+    }
+
     /// Removes what killed writers of the records left.
     pub(crate) fn remove_stale(&self) -> Result<()> {
         self.guard.remove_stale().map(drop)
