@@ -12,6 +12,8 @@ pub(crate) struct Accepted {
     pub(crate) new: bool,
     /// Whether only the steps that name it may show it, and then have to.
     pub(crate) by_step: bool,
+    /// Whether it does not show each time: the peer's threads race.
+    pub(crate) sometimes: bool,
     /// With this driver alone.
     pub(crate) driver: Option<&'static str>,
     pub(crate) lines: &'static [&'static str],
@@ -24,6 +26,7 @@ pub(crate) const ANY: Accepted = Accepted {
     middle: true,
     new: true,
     by_step: false,
+    sometimes: false,
     driver: None,
     lines: &[],
 };
