@@ -18,7 +18,7 @@ use crate::sys;
 /// When it is dropped, everything mounted below [`TempStore::path`] is unmounted and the directory is removed: after a
 /// panic too, inside and outside a runtime, as root and as any other user. That blocks the thread; [`TempStore::close`] does
 /// the same without blocking and says what went wrong. Clones of the store that live longer find their directories
-/// gone.
+/// gone. What is in a `static` is never dropped: tests that share one that way leave its directory and mounts behind.
 #[derive(Debug)]
 pub struct TempStore {
     store: Store,
