@@ -1,6 +1,7 @@
-use graphroot::{Digest, ErrorKind, Flag, LayerOptions};
+use graphroot::test_util::{TarBuilder, TarEntry};
+use graphroot::{DiffOptions, Digest, ErrorKind, Flag, LayerOptions};
 
-use crate::support::{kind, tar};
+use crate::support::{kind, read_all, tar};
 
 each_driver! {
     async fn a_layer_is_created_found_and_listed(store) {
@@ -50,6 +51,36 @@ each_driver! {
         assert_eq!(store.layers_by_compressed_digest(&digest).await.unwrap().len(), 1);
         assert!(store.layers_by_toc_digest(&digest).await.unwrap().is_empty());
         assert!(store.layers_by_compressed_digest(&Digest::sha256("other")).await.unwrap().is_empty());
+    }
+
+    /// As `/etc/shadow` of some distributions; whoever is no root is bound by such modes.
+    async fn what_its_owner_may_not_read_is_exported_and_copied(store) {
+        let base = TarBuilder::new()
+            .entry(TarEntry::dir("./").mode(0o755))
+            .entry(TarEntry::file("shadow", "secret").mode(0))
+            .entry(TarEntry::file("run", "#!").mode(0o4111).xattr("user.note", "1"))
+            .entry(TarEntry::file("read", "only").mode(0o444).xattr("user.note", "1"))
+            .entry(TarEntry::dir("closed").mode(0o300).xattr("user.note", "1"))
+            .entry(TarEntry::file("closed/f", "inside"))
+            .entry(TarEntry::dir("none").mode(0))
+            .build();
+        let base_layer = store.put_layer(None, LayerOptions::default(), base.as_slice()).await.unwrap().layer;
+        let top = TarBuilder::new().file("new", "1").whiteout("closed/f").build();
+        let layer = store.put_layer(Some(base_layer.id()), LayerOptions::default(), top.as_slice()).await.unwrap().layer;
+        for (id, expected) in [(base_layer.id(), &base), (layer.id(), &top)] {
+            let diff = store.diff(None, id, DiffOptions::uncompressed()).await.unwrap();
+            assert_eq!(&read_all(diff).await, expected);
+            store.changes(None, id).await.unwrap();
+            store.diff_size(None, id).await.unwrap();
+        }
+        let image = store.create_image(Some(layer.id()), Default::default()).await.unwrap();
+        let container = store.create_container(Some(image.id()), Default::default()).await.unwrap();
+        let root = store.mount_guard(container.id(), Default::default()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(root.join("shadow")).unwrap(), "secret");
+        std::fs::write(root.join("other"), "").unwrap();
+        root.unmount().await.unwrap();
+        let diff = store.diff(None, container.layer_id(), DiffOptions::uncompressed()).await.unwrap();
+        assert!(!read_all(diff).await.is_empty());
     }
 
     /// The digests and sizes are those that containers-storage records for an empty file.

@@ -62,13 +62,18 @@ impl PeerSet {
 
 impl Accepted {
     /// Whether it shows with this driver and a peer of this age.
-    pub(crate) fn applies(&self, driver: &str, age: Age) -> bool {
+    fn applies(&self, driver: &str, age: Age) -> bool {
         let shows = match age {
             Age::Old => self.old,
             Age::Middle => self.middle,
             Age::New => self.new,
         };
         shows && self.driver.is_none_or(|own| own == driver)
+    }
+
+    /// Whether it has to show with this driver and a peer of this age.
+    pub(crate) fn is_due(&self, driver: &str, age: Age) -> bool {
+        self.applies(driver, age) && !self.sometimes
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Rules {
     pub(crate) in_user_namespace: bool,
     /// Mode of everything but symbolic links. No owner is set; the real ones, and the real type, go into an attribute.
     pub(crate) force_mask: Option<u32>,
+    /// Permissions matter to this process.
+    pub(crate) checked: bool,
 }
 
 /// The value of the attribute that keeps owner, mode and type where a forced mode hides them.
@@ -106,7 +108,18 @@ impl Rules {
 
     /// The mode in the tree of an entry that is no symbolic link.
     pub(crate) fn mode(&self, entry: &Entry) -> u32 {
-        self.force_mask.unwrap_or(entry.mode & 0o7777)
+        self.force_mask.unwrap_or_else(|| self.readable(entry))
+    }
+
+    /// The mode of an entry with what its owner needs to read it: without, an owner whom permissions bind could neither
+    /// export nor copy it.
+    fn readable(&self, entry: &Entry) -> u32 {
+        let needed = match entry.kind {
+            _ if !self.checked => 0,
+            b'5' => 0o500,
+            _ => 0o400,
+        };
+        entry.mode & 0o7777 | needed
     }
 
     /// Runs `chown` if the owner differs; whether it did.
@@ -173,11 +186,22 @@ impl Rules {
         with_times: bool,
     ) -> Result<()> {
         let stat = rustix::fs::fstat(file).during("reading the status")?;
-        self.permissions(file, &stat, owner, entry.mode)?;
+        let mode = self.readable(entry);
+        // Attributes can be set by who may write to the file.
+        let has_attributes = entry.records.xattrs().next().is_some();
+        let working = if self.checked && has_attributes {
+            mode | 0o200
+        } else {
+            mode
+        };
+        self.permissions(file, &stat, owner, working)?;
         if with_times {
             rustix::fs::futimens(file, &times(entry.mtime, entry.atime)).during("setting the times")?;
         }
         self.attributes(entry, |name, value| xattr::fset(file, name, value))?;
+        if working != mode && self.force_mask.is_none() {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).during("setting the mode")?;
+        }
         self.keep_real(file, owner, entry.mode, &override_kind(entry))
     }
 
@@ -198,7 +222,7 @@ impl Rules {
             && self.chown(&stat, owner, |uid, gid| {
                 rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
             })?;
-        let mode = self.force_mask.unwrap_or(entry.mode);
+        let mode = self.mode(entry);
         let is_link = kind(&stat) == FileType::Symlink;
         if !is_link && mode_differs(&stat, mode, chowned) {
             chmod_node(dir, name, mode).during("setting the mode")?;

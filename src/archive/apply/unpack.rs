@@ -21,7 +21,7 @@ use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::bridge::{CHUNK, ChunkReader, give};
 use crate::compression::Compression;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::sys::writeback;
+use crate::sys::{privilege, writeback};
 use crate::whiteout;
 
 /// Chunks as they arrive from the async side; hashes while it would wait for them.
@@ -156,6 +156,7 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         ignore_chown_errors: target.ignore_chown_errors,
         in_user_namespace: target.in_user_namespace,
         force_mask: target.force_mask,
+        checked: !privilege::overrides_modes(),
     };
     let setup = Setup {
         content: target.content,

@@ -322,7 +322,7 @@ pub(super) fn is_due(key: &str, driver: &str, age: Age) -> bool {
     let found = ACCEPTED.iter().find(|accepted| accepted.key == key);
     found
         .unwrap_or_else(|| panic!("{key} is not in the table"))
-        .applies(driver, age)
+        .is_due(driver, age)
 }
 
 #[test]
