@@ -22,6 +22,8 @@ pub(crate) struct Layer {
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// This layer and those below it, by [`Model::birth`]: an ID that is used again is another layer.
     pub(crate) chain: Vec<u64>,
+    /// The IDs of these.
+    pub(crate) ids: Vec<String>,
 }
 
 /// A stream that a layer was put from.
@@ -280,6 +282,11 @@ impl Model {
             .filter_map(|layer| layer.chain.last().copied())
             .collect();
         !self.stacked || layer.chain.iter().all(|birth| alive.contains(birth))
+    }
+
+    /// Whether the driver finds a layer of each of the IDs below this one, but another than that which it was made on.
+    pub(crate) fn stands_on_others(&self, layer: &Layer) -> bool {
+        !self.is_whole(layer) && layer.ids.iter().all(|id| self.layers.get(id).is_some())
     }
 
     /// The state in which of each item what is seen has happened to it that leads to the state `after`.

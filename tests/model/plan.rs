@@ -267,11 +267,17 @@ impl Plan {
                 item: self.asked(what, &key, model),
                 key,
             },
+            Verb::Mount if shows_another_layer(model, model.mounted_layer(&key).ok()) => {
+                Operation::GarbageCollect
+            }
             Verb::Mount => Operation::Mount(key),
             Verb::Unmount => Operation::Unmount {
                 key,
                 force: self.rare,
             },
+            Verb::MountImage if shows_another_layer(model, layer_of_image(model, &key)) => {
+                Operation::GarbageCollect
+            }
             Verb::MountImage => Operation::MountImage(key),
             Verb::UnmountImage => Operation::UnmountImage {
                 key,
@@ -361,6 +367,17 @@ impl Plan {
             _ => ITEMS[self.item].to_owned(),
         }
     }
+}
+
+fn layer_of_image(model: &Model, key: &str) -> Option<String> {
+    model.images.find(key)?.layer.clone()
+}
+
+/// Whether a mount of this layer shows a layer that has the ID of one which is gone: layers are found by their IDs. That is
+/// not asked about.
+fn shows_another_layer(model: &Model, layer: Option<String>) -> bool {
+    let layer = layer.and_then(|id| model.layers.get(&id));
+    layer.is_some_and(|layer| model.stands_on_others(layer))
 }
 
 /// Whether deleting this takes a layer away from below one that is mounted, or may be, which is not asked about (the layer

@@ -205,11 +205,12 @@ impl Model {
 
     fn add_layer(&mut self, common: Common, parent: Option<String>, blob: Option<&Blob>) {
         let below = parent.as_ref().and_then(|id| self.layers.get(id));
-        let (mut files, mut chain) = below.map_or_else(Default::default, |below| {
-            (below.files.clone(), below.chain.clone())
+        let (mut files, mut chain, mut ids) = below.map_or_else(Default::default, |below| {
+            (below.files.clone(), below.chain.clone(), below.ids.clone())
         });
         self.births += 1;
         chain.push(self.births);
+        ids.push(common.id.clone());
         if let Some(blob) = blob {
             blob.change(&mut files);
         }
@@ -222,6 +223,7 @@ impl Model {
             cut_mount: false,
             files,
             chain,
+            ids,
         });
     }
 

@@ -16,6 +16,25 @@ async fn read_half(stream: &mut graphroot::DiffStream, first: usize) -> (Vec<u8>
 }
 
 each_driver! {
+    async fn what_is_left_of_a_deleted_layer_is_no_diff_of_it(store) {
+        let options = || ContainerOptions::default().name("box");
+        for chunks in [false, true] {
+            let container = store.create_container(None, options()).await.unwrap();
+            let mounted = crate::support::writable(store.mount("box", Default::default()).await.unwrap());
+            std::fs::write(mounted.join("file"), "content").unwrap();
+            store.unmount("box").await.unwrap();
+            let diff = store.diff(None, container.layer_id(), DiffOptions::uncompressed()).await.unwrap();
+            store.delete_container("box").await.unwrap();
+            let mut diff = std::pin::pin!(diff);
+            let error = match chunks {
+                true => diff.try_collect::<Vec<_>>().await.map(drop).unwrap_err(),
+                false => tokio::io::AsyncReadExt::read_to_end(&mut diff, &mut Vec::new()).await.map(drop).unwrap_err(),
+            };
+            let error = graphroot::Error::try_from_io(error).unwrap();
+            assert_eq!(error.kind(), ErrorKind::LayerUnknown);
+        }
+    }
+
     async fn a_layer_comes_out_as_it_came_in(store) {
         let mut plain = tar(&[("d/", ""), ("d/f", "content"), ("d/l", "-> f"), ("empty", "")]);
         plain.extend_from_slice(&[0; 4096]);

@@ -12,7 +12,7 @@ use crate::record::container::ContainerRow;
 use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::store::Store;
-use crate::store::big_data::item::{check_new, missing_item, named, set_item};
+use crate::store::big_data::item::{check_new, missing_item, named, not_known, set_item};
 use crate::store::dirs::item_dir;
 use crate::store::views::Container;
 
@@ -78,11 +78,7 @@ impl Store {
     /// # Cancellation
     /// Nothing has changed, or what was computed is recorded in the background.
     pub async fn container_big_data_size(&self, id: &str, key: &str) -> Result<u64> {
-        let unknown = |error| {
-            ErrorKind::SizeUnknown
-                .err(format!("item {key:?} of container {id:?}"))
-                .with_source(error)
-        };
+        let unknown = |error| not_known(ErrorKind::SizeUnknown, key, "container", id).with_source(error);
         if let Some(size) = self.container(id).await.map_err(unknown)?.big_data_size(key) {
             return Ok(size);
         }
@@ -100,11 +96,7 @@ impl Store {
     /// # Cancellation
     /// Nothing has changed, or what was computed is recorded in the background.
     pub async fn container_big_data_digest(&self, id: &str, key: &str) -> Result<Digest> {
-        let unknown = |error| {
-            ErrorKind::DigestUnknown
-                .err(format!("item {key:?} of container {id:?}"))
-                .with_source(error)
-        };
+        let unknown = |error| not_known(ErrorKind::DigestUnknown, key, "container", id).with_source(error);
         if let Some(digest) = self.container(id).await.map_err(unknown)?.big_data_digest(key) {
             return Ok(digest);
         }

@@ -14,7 +14,7 @@ use crate::record::image::ImageRow;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::hit;
-use crate::store::big_data::item::{check_new, missing_item, named, set_item};
+use crate::store::big_data::item::{check_new, missing_item, named, not_known, set_item};
 use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
 
@@ -111,7 +111,7 @@ impl Store {
     /// # Cancellation
     /// No effect.
     pub async fn image_big_data_size(&self, id: &str, key: &str) -> Result<u64> {
-        let unknown = || ErrorKind::SizeUnknown.err(format!("item {key:?} of image {id:?}"));
+        let unknown = || not_known(ErrorKind::SizeUnknown, key, "image", id);
         let found = self
             .read_all_image_stores(|_, table| {
                 let size = table
@@ -145,7 +145,7 @@ impl Store {
                 Ok(hit(digest.and_then(|digest| digest.valid().cloned())))
             })
             .await?;
-        found.ok_or_else(|| ErrorKind::DigestUnknown.err(format!("item {key:?} of image {id:?}")))
+        found.ok_or_else(|| not_known(ErrorKind::DigestUnknown, key, "image", id))
     }
 
     /// Stores a big data item with an image of the primary store and records its size and digest. Images are found

@@ -22,6 +22,11 @@ pub(super) fn missing_item(key: &str, kind: &str, id: &str) -> Error {
     ErrorKind::NotFound.err(what).with_source(reason)
 }
 
+/// The error `kind` for what is not known of an item, such as its size.
+pub(super) fn not_known(kind: ErrorKind, key: &str, noun: &str, id: &str) -> Error {
+    kind.err(format!("item {key:?} of {noun} {id:?}"))
+}
+
 /// Refuses a key under which nothing can be stored.
 pub(super) fn check_new(key: &str, kind: &str) -> Result<()> {
     if key.is_empty() {

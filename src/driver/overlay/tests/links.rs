@@ -200,6 +200,64 @@ fn a_list_of_ids_leads_to_layers_only() {
 }
 
 #[test]
+fn a_list_that_is_no_text_file_of_its_own_is_refused() {
+    let Some(place) = Place::new(&[]) else { return };
+    let (driver, home) = (place.open().unwrap(), place.home());
+    chain(&driver);
+    let list = home.join("three/lower-layers");
+    let refused = |what: &str| {
+        let create = driver.create("child", Some("three"), &CreateOptions::default());
+        let private = driver.mount_private("three").map(drop);
+        let mounted = count_seen(&driver, "three").map(drop);
+        for result in [create, private, mounted] {
+            let text = result.unwrap_err().chain();
+            assert!(text.contains("lower-layers"), "{what}: {text}");
+        }
+        assert!(!home.join("child").exists(), "{what}");
+        assert_eq!(count_seen(&driver, "two").unwrap(), 2, "{what}");
+    };
+    for binary in [&b"\xff\xfe"[..], b"\x7fELF\x02\x01", b"two\0:one", b"two:\xc3"] {
+        fs::write(&list, binary).unwrap();
+        refused(&String::from_utf8_lossy(binary));
+    }
+    fs::remove_file(&list).unwrap();
+    // A list that is right, of another layer; and what has no end.
+    for target in ["../two/lower-layers", "/dev/zero", "lower-layers", "nothing"] {
+        symlink(target, &list).unwrap();
+        refused(target);
+        fs::remove_file(&list).unwrap();
+    }
+    let device = rustix::fs::makedev(1, 5);
+    let mode = rustix::fs::Mode::RWXU;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &list,
+        rustix::fs::FileType::CharacterDevice,
+        mode,
+        device,
+    )
+    .unwrap();
+    refused("a device");
+    fs::remove_file(&list).unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(&list).unwrap();
+    refused("a socket");
+    drop(socket);
+    fs::remove_file(&list).unwrap();
+    fs::create_dir(&list).unwrap();
+    refused("a directory");
+    fs::remove_dir(&list).unwrap();
+    // A pipe whose writer says something and stays.
+    rustix::fs::mkfifoat(rustix::fs::CWD, &list, mode).unwrap();
+    let mut writer = fs::File::options().read(true).write(true).open(&list).unwrap();
+    std::io::Write::write_all(&mut writer, b"two:one").unwrap();
+    refused("a pipe");
+    drop(writer);
+    fs::remove_file(&list).unwrap();
+    assert_eq!(count_seen(&driver, "three").unwrap(), 3);
+    assert_eq!(lower_layers(&home, "two"), "one");
+}
+
+#[test]
 fn link_ids_that_are_lost_everywhere_are_made_anew() {
     let Some(place) = Place::new(&[]) else { return };
     let (driver, home) = (place.open().unwrap(), place.home());
