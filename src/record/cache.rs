@@ -185,6 +185,19 @@ impl<R: Record> RecordsInner<R> {
         }
     }
 
+    /// Makes reserves for which there was no space; to be called when some may have become free. Takes no lock.
+    pub(super) fn renew_reserves(&self) {
+        for (reserved, location) in self.reserved.iter().zip(&self.locations) {
+            let missing = !self.read_only && reserved.load(Ordering::Relaxed) == 0;
+            if missing && location.path.parent().is_some_and(Path::exists) {
+                reserved.store(
+                    reserve::keep(&location.path, size(&location.path)),
+                    Ordering::Relaxed,
+                );
+            }
+        }
+    }
+
     /// Loads the rows before they are asked for. Does nothing while a writer or another reader holds the locks or loads.
     /// Errors are reported to the next reader only.
     pub(super) fn load_ahead(&self) {

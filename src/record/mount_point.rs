@@ -155,6 +155,15 @@ impl MountPoints {
         })))
     }
 
+    /// Makes reserves for which there was no space. Takes no lock.
+    pub(crate) fn renew_reserves(&self) {
+        let stat = rustix::fs::stat(&self.0.path);
+        let size = stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+        if size > 0 {
+            reserve::keep(&self.0.path, size);
+        }
+    }
+
     /// The mounts as they are on disk, read under a short shared lock.
     pub(crate) fn read_blocking(&self) -> Result<Arc<MountTable>> {
         let lock = self.0.lock.shared_blocking(self.0.lock_timeout)?;

@@ -50,6 +50,11 @@ impl<R: Record> Records<R> {
         Ok(Self(RecordsInner::new(config, locks, false)))
     }
 
+    /// See [`RecordsInner::renew_reserves`].
+    pub(crate) fn renew_reserves(&self) {
+        self.0.renew_reserves();
+    }
+
     /// Takes the locks shared and returns the rows as they are on disk.
     ///
     /// If dropped: nothing happened.

@@ -120,6 +120,17 @@ impl Inner {
         Arc::clone(&state.driver)
     }
 
+    /// Makes what deletion on a full disk needs and for which there was no space; to be called when files were removed.
+    pub(crate) fn renew_reserves(&self) {
+        self.layers.renew_reserves();
+        self.images.renew_reserves();
+        if let Some(images) = &self.graph_images {
+            images.renew_reserves();
+        }
+        self.containers.renew_reserves();
+        self.mounts.renew_reserves();
+    }
+
     /// Every lock file that the store's records are protected by.
     pub(crate) fn lock_files(&self) -> Vec<PathBuf> {
         let options = &self.options;

@@ -11,6 +11,8 @@
 //!
 //! Where no reserve has room enough, as after some saves on a full disk, or where the file system asks for space also for
 //! writing to blocks that a file has (btrfs), reserves are removed instead, one after the other, until what failed works.
+//! They are made anew as soon as the files of what was deleted are unlinked. Btrfs without space for its own structures, a
+//! rare state, takes not even a new name: there nothing helps but other files to remove.
 //!
 //! A reserve has no meaning as a file: a crash may leave anything in it. All is done with the lock held that every writer
 //! of the file holds, but for making a reserve that is missing.

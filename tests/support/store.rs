@@ -29,7 +29,7 @@ impl TestRoot {
             return names_in(&home.join("dir"));
         }
         // The driver's own, none of which is a layer.
-        const OWN: &[&str] = &["l", "staging", "tempdirs"];
+        const OWN: &[&str] = &["backingFsBlockDev", "l", "staging", "tempdirs"];
         names_in(&home)
             .into_iter()
             .filter(|name| !OWN.contains(&name.as_str()) && !name.starts_with('.'))

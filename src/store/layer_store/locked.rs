@@ -48,17 +48,22 @@ impl LayerStore {
     pub(crate) fn finish<T>(self, result: Result<T>) -> Result<T> {
         let Self {
             guard,
+            inner,
             trash,
             discarded,
             ..
         } = self;
         drop(guard);
         drop(discarded);
+        let removed = !trash.is_empty();
         for temp in trash {
             // The record is gone already; what is left of the content are stale files that the next open removes.
             if let Err(error) = temp.remove() {
                 tracing::warn!(error = %error.chain(), "cannot remove a deleted layer's files yet");
             }
+        }
+        if removed {
+            inner.renew_reserves();
         }
         result
     }
