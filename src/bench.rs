@@ -105,6 +105,7 @@ pub async fn extract(blob: &Path, dir: &Path, recorder: Option<&Path>) -> Result
         ignore_chown_errors: false,
         force_mask: None,
         in_user_namespace: false,
+        present: None,
     };
     let options = ApplyOptions {
         tar_split: recorder

@@ -111,6 +111,7 @@ async fn copy(from: CopyEnd, to: CopyEnd, owner: Option<Owner>) -> Result<()> {
         ignore_chown_errors: false,
         force_mask: None,
         in_user_namespace: privilege::is_rootless(),
+        present: None,
     };
     pipeline::apply(
         Box::pin(ByteStream::of(export)),

@@ -56,6 +56,14 @@ pub(crate) enum Namespace {
 }
 
 impl Namespace {
+    /// The attribute of a file whose content the layers below have.
+    pub(crate) const fn metacopy(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.metacopy",
+            Self::User => "user.overlay.metacopy",
+        }
+    }
+
     /// The attribute that makes a directory opaque.
     pub(crate) const fn opaque(self) -> &'static str {
         match self {

@@ -1,71 +1,61 @@
 //! Applying a diff to a layer that is there.
 
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use tokio::io::AsyncRead;
 
 use crate::archive::apply::pipeline::{self, ApplyOptions};
-use crate::bridge;
+use crate::bridge::{self, Detached};
 use crate::error::Result;
-use crate::lock::temp_dir::TempDir;
 use crate::store::Store;
-use crate::store::layer_store::fit::stage_beside;
-use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::{StagedTarSplit, mappings_on_disk};
-use crate::store::stage::unpack::{create_tar_split, target_of};
+use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::received::{Received, Receiving};
 
 /// # Changing layers
 impl Store {
     /// Applies a tar stream, compressed or not, to an existing layer (an ID, name or ID prefix) of the primary store, on top
     /// of what it has, and records its digests and sizes there. Returns the bytes in the files that it brought.
     ///
-    /// The layer gets a new tree as a whole, of hard links to the files that stay, and the old one is removed. Where a mount
-    /// of the layer, or of one above it, shows the tree, or the file system cannot exchange directories, its files are
-    /// changed in place one by one.
+    /// The stream is unpacked while it arrives, beside the layer and outside every store lock; as many at once as
+    /// [`StoreOptions::max_unpacks`](crate::StoreOptions::max_unpacks) allows. Then, with the layer lock held exclusively
+    /// for one step, the layer gets a new tree as a whole, of hard links to the files that stay, and the old one is removed.
+    /// Where a mount of the layer, or of one above it, shows the tree, or the file system cannot exchange directories, its
+    /// files are changed in place one by one.
     ///
-    /// Holds the layer lock exclusively until the stream ends: [`Store::put_layer`] is the better way for a new layer.
+    /// A hard link may lead to what the stream has brought before, and to a file that the layer had: both names are the same
+    /// file afterwards, with the metadata of the link's header. A whiteout that came before takes such a file away; one that
+    /// only a layer below has is refused, as [`Store::put_layer`] refuses it.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown),
-    /// [`ErrorKind::InvalidArchive`](crate::ErrorKind::InvalidArchive), [`ErrorKind::Io`](crate::ErrorKind::Io). The layer is
-    /// then as before. If the disk fails while files are changed in place, some are changed, and the record no longer says
-    /// where the content comes from.
+    /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), also if the layer is deleted before the stream ends,
+    /// [`ErrorKind::InvalidArchive`](crate::ErrorKind::InvalidArchive), [`ErrorKind::Io`](crate::ErrorKind::Io); if another
+    /// diff has replaced a file meanwhile to which a hard link of this one leads,
+    /// [`Error::is_busy`](crate::Error::is_busy) says so. The layer is then as before. If the disk fails while files are
+    /// changed in place, some are changed, and the record no longer says where the content comes from.
     ///
     /// # Cancellation
-    /// Nothing has happened, or the last step finishes in the background. A crash leaves the layer as it was or as it should
-    /// be; one whose files were being changed in place, as such a failure of the disk.
+    /// Nothing has happened and nothing remains, or the last step finishes in the background. A crash leaves the layer as it
+    /// was or as it should be; one whose files were being changed in place, as such a failure of the disk.
     pub async fn apply_diff(&self, to: &str, diff: impl AsyncRead + Send) -> Result<u64> {
         let permit = self.inner.unpack_permit().await?;
-        let guard = self.write_layers().await?;
+        // Held until its place is there: the layer is not deleted meanwhile.
+        let layers = self.read_layers().await?;
         let inner = Arc::clone(&self.inner);
         let key = to.to_owned();
-        let (layers, row, tar_split, staged, file, target) = bridge::run(move || {
-            let layers = LayerStore::enter(inner, guard)?;
-            let row = layers.find(&key)?;
-            let content = files_of(&row.id, layers.driver.layer_tree(&row.id))?;
-            let mappings = mappings_on_disk(&*layers.driver, &row, content.dir.as_fd())?;
-            let staged = stage_beside(&layers, &row, &mappings)?;
-            let mut temp = TempDir::create(&layers.inner.dirs.layers_tmp())?;
-            let path = temp.addition();
-            let (file, target) = (create_tar_split(&path)?, target_of(staged.tree(), mappings)?);
-            Ok((layers, row, StagedTarSplit { path, temp }, staged, file, target))
-        })
-        .await?;
+        let (place, file, target) = bridge::run(move || Receiving::begin(&inner, &layers, &key)).await?;
         let options = ApplyOptions {
             tar_split: Some(file),
             sync: self.inner.sync_content(),
             ..ApplyOptions::default()
         };
-        let guard = (layers, tar_split, staged, permit);
-        let (mut applied, (layers, tar_split, staged, _permit)) =
-            pipeline::apply(Box::pin(diff), target, options, guard).await?;
-        bridge::run(move || {
-            layers.leave(|layers| {
-                layers.apply(&row, staged, tar_split, &mut applied)?;
-                Ok(applied.content_size)
-            })
-        })
-        .await
+        // The permit goes with what is unpacked: the thread may be busy for a moment after this future was dropped.
+        let (applied, (place, permit)) =
+            pipeline::apply(Box::pin(diff), target, options, (place, permit)).await?;
+        drop(permit);
+        let received = Detached::new(Received { place, applied });
+        let guard = self.write_layers().await?;
+        let inner = Arc::clone(&self.inner);
+        let received = received.into_inner();
+        bridge::run(move || LayerStore::enter(inner, guard)?.leave(|layers| layers.apply(received))).await
     }
 }

@@ -1,6 +1,7 @@
 //! Store locks exclude Go processes, in both directions.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use graphroot::{ErrorKind, LayerOptions, Store};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::locks::{Holder, kernel_locks, store_locks, wait_for_waiter, wait_until};
-use crate::support::peers::PeerSet;
+use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
@@ -78,25 +79,35 @@ async fn a_limited_wait_ends_with_an_error_that_names_the_lock(set: PeerSet) {
 }
 each_set!(async a_limited_wait_ends_with_an_error_that_names_the_lock: "containers-storage");
 
+/// A mount program that tells that it runs, and ends without a mount when it is told to.
+fn waiting_program(root: &TestRoot) -> (PathBuf, PathBuf) {
+    let dir = root.scratch("waiting");
+    let (program, go_on) = (dir.join("program"), dir.join("go-on"));
+    let text = format!(
+        "#!/bin/sh\nuntil [ -e {go_on} ]; do sleep 0.01; done\nexit 1\n",
+        go_on = go_on.display()
+    );
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    (program, go_on)
+}
+
 async fn a_go_process_waits_for_our_writer(set: PeerSet) {
     let root = TestRoot::new().of(set);
-    let store = root.open().await;
+    let (program, go_on) = waiting_program(&root);
+    let option = format!("overlay.mount_program={}", program.display());
+    let store = Store::open(root.options().driver_option(option)).await.unwrap();
     store
         .create_layer(None, LayerOptions::default().id("ours"))
         .await
         .unwrap();
-    // A diff that does not end keeps the lock.
-    let (mut feed, diff) = tokio::io::duplex(64 * 1024);
-    let tar = tar();
-    feed.write_all(&tar[..600]).await.unwrap();
+    // A mount that does not come about keeps the locks.
     let writer = tokio::spawn({
         let store = store.clone();
-        async move { store.apply_diff("ours", diff).await }
+        async move { store.mount("ours", Default::default()).await }
     });
-    let lock = root.layers_lock();
-    wait_until("our writer's lock", || {
-        kernel_locks(&lock).iter().any(|lock| lock.write && !lock.waiting)
-    });
+    let held = |file: &Path| kernel_locks(file).iter().any(|lock| lock.write && !lock.waiting);
+    wait_until("our writer's lock", || held(&root.layers_lock()));
 
     let mut go = root.go();
     let mut go = go
@@ -104,18 +115,42 @@ async fn a_go_process_waits_for_our_writer(set: PeerSet) {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    wait_for_waiter(&lock);
+    // The first lock that it asks for.
+    wait_for_waiter(&root.graph().join("storage.lock"));
     assert_eq!(go.try_wait().unwrap(), None);
     assert!(!writer.is_finished());
 
+    std::fs::write(go_on, "").unwrap();
+    writer.await.unwrap().unwrap_err();
+    assert!(go.wait().unwrap().success());
+    assert!(store.exists("theirs").await.unwrap());
+}
+each_set!(async a_go_process_waits_for_our_writer: "containers-storage");
+
+async fn a_go_process_does_not_wait_for_a_diff_that_arrives(set: PeerSet) {
+    let root = TestRoot::new().of(set);
+    let store = root.open().await;
+    store
+        .create_layer(None, LayerOptions::default().id("ours"))
+        .await
+        .unwrap();
+    let (mut feed, diff) = tokio::io::duplex(64 * 1024);
+    let tar = tar();
+    feed.write_all(&tar[..600]).await.unwrap();
+    let writer = tokio::spawn({
+        let store = store.clone();
+        async move { store.apply_diff("ours", diff).await }
+    });
+    wait_until("a place for the diff", || !root.temporary_files().is_empty());
+    root.go().args(["create-layer", "--id", "theirs"]).run();
+    assert!(!writer.is_finished());
     feed.write_all(&tar[600..]).await.unwrap();
     drop(feed);
     writer.await.unwrap().unwrap();
-    assert!(go.wait().unwrap().success());
     assert!(store.exists("theirs").await.unwrap());
     assert!(store.layer("ours").await.unwrap().uncompressed_digest().is_some());
 }
-each_set!(async a_go_process_waits_for_our_writer: "containers-storage");
+each_set!(async a_go_process_does_not_wait_for_a_diff_that_arrives: "containers-storage");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_share_and_writers_wait_for_readers() {

@@ -23,6 +23,7 @@ mod hostile;
 mod images_of_ours;
 mod json_interop;
 mod layouts;
+mod links_to_layer;
 mod locking;
 mod lower_layers;
 mod many_links;

@@ -79,6 +79,18 @@ fn apply(letter: char) -> Operation {
     }
 }
 
+/// Links to `file-b` of a layer, which gets another mode.
+fn apply_link(letter: char) -> Operation {
+    Operation::ApplyDiff {
+        key: id(letter),
+        blob: Blob {
+            files: [("file-z".into(), Some(data(4)))].into(),
+            links: [("file-l".into(), "file-b".into())].into(),
+            ..Blob::default()
+        },
+    }
+}
+
 pub(crate) fn image(letter: char, layer: char) -> Operation {
     Operation::CreateImage {
         layer: Some(id(layer)),
@@ -197,6 +209,8 @@ killed! {
         force: false,
     };
     applying_a_diff: "overlay", [put('a', None), put('b', Some('a'))], apply('b');
+    applying_a_link: "overlay", [put('a', None), put('b', Some('a'))], apply_link('b');
+    applying_a_link_to_a_whole_tree: "vfs", [put('a', None), put('b', Some('a'))], apply_link('b');
     applying_a_diff_to_an_empty_layer: "overlay",
         [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false)],
         apply('d');

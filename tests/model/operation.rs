@@ -135,10 +135,13 @@ impl Data {
     }
 }
 
-/// A layer's tar: one entry for each name, a file with this content or a deletion.
+/// A layer's tar: one entry for each name, a file with this content or a deletion, then hard links to files that are there.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Blob {
     pub(crate) files: BTreeMap<String, Option<Data>>,
+    /// Names and what they lead to.
+    #[serde(default)]
+    pub(crate) links: BTreeMap<String, String>,
     pub(crate) gzip: bool,
     /// The stream ends in the middle.
     pub(crate) cut: bool,
@@ -152,6 +155,10 @@ impl Blob {
                 Some(data) => tar.file(name, data.bytes()),
                 None => tar.entry(Header::new(b'0', format!(".wh.{name}"))),
             };
+        }
+        for (name, target) in &self.links {
+            // Not the mode that files have.
+            tar = tar.entry(Header::hard_link(name, target).mode(0o600));
         }
         tar.build()
     }
@@ -168,6 +175,11 @@ impl Blob {
                 Some(data) => files.insert(name.clone(), data.bytes()),
                 None => files.remove(name),
             };
+        }
+        for (name, target) in &self.links {
+            if let Some(bytes) = files.get(target).cloned() {
+                files.insert(name.clone(), bytes);
+            }
         }
     }
 

@@ -328,6 +328,7 @@ impl Plan {
             files,
             gzip: self.flags.0,
             cut,
+            ..Blob::default()
         }
     }
 

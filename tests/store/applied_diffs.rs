@@ -2,30 +2,15 @@
 
 use std::io::Cursor;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 
 use graphroot::{Digest, LayerOptions};
 
-use crate::support::{Layout, TestStore, tar, writable};
-
-/// The files of a layer, where the driver keeps them.
-fn tree(store: &TestStore, id: &str) -> PathBuf {
-    let driver = store.graph_driver_name();
-    let root = match store.layout() {
-        Layout::Split => store.path().join("images"),
-        _ => store.path().join("graph"),
-    };
-    let home = root.join(driver);
-    match driver {
-        "overlay" => home.join(id).join("diff"),
-        _ => home.join("dir").join(id),
-    }
-}
+use crate::support::{Layout, tar, tree_of, writable};
 
 each_driver! {
     async fn files_that_stay_are_not_copied(store) {
         let layer = store.put(None, "layer", &[("d/", ""), ("d/kept", "1"), ("changed", "1")]).await;
-        let tree = tree(&store, layer.id());
+        let tree = tree_of(&store, layer.id());
         let old = [tree.join("d/kept"), tree.join("changed")].map(|path| path.metadata().unwrap().ino());
         let diff = tar(&[("changed", "22"), ("d/new", "333")]);
         assert_eq!(store.apply_diff(layer.id(), Cursor::new(diff.clone())).await.unwrap(), 5);

@@ -2,7 +2,7 @@
 
 use graphroot::{Digest, ErrorKind, LayerOptions, Store, StoreOptions};
 
-use crate::support::tar;
+use crate::support::{tar, tree_of};
 
 fn is_send<T: Send>(_future: T) {}
 
@@ -126,5 +126,30 @@ each_driver! {
         assert!(store.exists("nobody").await.is_ok_and(|exists| !exists));
         assert_eq!(store.layer("nobody").await.unwrap_err().kind(), ErrorKind::LayerUnknown);
         store.wipe().await.unwrap();
+    }
+
+    async fn a_diff_that_is_dropped_leaves_the_old_layer_or_the_new_one(store) {
+        let old = store.put(None, "layer", &[("file", "1"), ("other", "1")]).await;
+        let diff = tar(&[("file", &"2".repeat(300_000)), ("last", "1")]);
+        let mut finished = false;
+        for polls in 0..400 {
+            let layer = store.put(None, &format!("layer-{polls}"), &[("file", "1"), ("other", "1")]).await;
+            let done = poll_some(store.apply_diff(layer.id(), std::io::Cursor::new(diff.clone())), polls).await;
+            // As above.
+            store.create_layer(None, LayerOptions::default()).await.unwrap();
+            let tree = tree_of(&store, layer.id());
+            let now = store.layer(layer.id()).await.unwrap().uncompressed_digest();
+            let whole = now == Some(Digest::sha256(&diff));
+            assert!(whole || now == old.uncompressed_digest());
+            assert_eq!(std::fs::read_to_string(tree.join("file")).unwrap().len(), if whole { 300_000 } else { 1 });
+            assert_eq!((tree.join("last").exists(), tree.join("other").exists()), (whole, true));
+            store.delete_layer(layer.id()).await.unwrap();
+            if done.is_some() {
+                assert!(whole);
+                finished = true;
+                break;
+            }
+        }
+        assert!(finished);
     }
 }

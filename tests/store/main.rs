@@ -14,6 +14,7 @@ mod user;
 
 mod additional;
 mod applied_diffs;
+mod applied_links;
 mod big_data;
 mod built_images;
 mod coming_from_go;

@@ -249,6 +249,20 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
     }))
 }
 
+/// The files of a layer, where the driver keeps them.
+pub fn tree_of(store: &TestStore, id: &str) -> PathBuf {
+    let driver = store.graph_driver_name();
+    let root = match store.layout() {
+        Layout::Split => store.path().join("images"),
+        _ => store.path().join("graph"),
+    };
+    let home = root.join(driver);
+    match driver {
+        "overlay" => home.join(id).join("diff"),
+        _ => home.join("dir").join(id),
+    }
+}
+
 /// A mounted layer whose root directory can be written to, as everything can to root.
 pub fn writable(mounted: PathBuf) -> PathBuf {
     if !rustix::process::geteuid().is_root() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_compression::tokio::bufread::{GzipEncoder, XzEncoder, ZstdEncoder};
 use graphroot::test_util::{TarBuilder, TarEntry};
-use graphroot::{DiffOptions, Digest, LayerOptions, Result, Store, StoreOptions};
+use graphroot::{DiffOptions, Digest, ErrorKind, LayerOptions, Result, Store, StoreOptions};
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::task::JoinSet;
 
@@ -150,6 +150,22 @@ impl AsyncRead for Endless {
 
 /// Starts a put that never ends, and returns when it has unpacked what it can.
 async fn endless_put(store: &Store, number: usize) -> tokio::task::JoinHandle<()> {
+    let store = store.clone();
+    let put = |reader| async move { drop(store.put_layer(None, named(number), reader).await) };
+    endless(number, put).await
+}
+
+/// A diff for a layer that does not end.
+async fn endless_apply(store: &Store, id: &str, number: usize) -> tokio::task::JoinHandle<()> {
+    let (store, id) = (store.clone(), id.to_owned());
+    let apply = |reader| async move { drop(store.apply_diff(&id, reader).await) };
+    endless(number, apply).await
+}
+
+async fn endless<F>(number: usize, work: impl FnOnce(Endless) -> F) -> tokio::task::JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let waits = Arc::new(AtomicUsize::new(0));
     let mut bytes = layer(number);
     bytes.truncate(bytes.len() / 2);
@@ -157,10 +173,7 @@ async fn endless_put(store: &Store, number: usize) -> tokio::task::JoinHandle<()
         bytes: Cursor::new(bytes),
         waits: Arc::clone(&waits),
     };
-    let store = store.clone();
-    let task = tokio::spawn(async move {
-        drop(store.put_layer(None, named(number), reader).await);
-    });
+    let task = tokio::spawn(work(reader));
     while waits.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
@@ -248,6 +261,44 @@ on_runtimes! {
         wait_until_clean(&store).await;
         store.put_layer(None, named(1), Cursor::new(layer(1))).await.unwrap();
         assert_eq!(store.layers().await.unwrap().len(), 1);
+    }
+
+    async fn diffs_that_never_end_hold_up_nobody_else(store) {
+        let below = store.put_layer(None, named(1), Cursor::new(layer(1))).await.unwrap().layer;
+        let (id, diff_id) = (below.id().to_owned(), below.uncompressed_digest());
+        let mut applying = Vec::new();
+        for number in 0..4 {
+            applying.push(endless_apply(&store, &id, number).await);
+        }
+        assert_eq!(store.layer(&id).await.unwrap().uncompressed_digest(), diff_id);
+        let other = store.reopen().await;
+        let child = other.put_layer(Some(&id), named(2), Cursor::new(layer(2))).await.unwrap().layer;
+        other.mount(child.id(), Default::default()).await.unwrap();
+        other.unmount(child.id()).await.unwrap();
+        store.apply_diff(child.id(), Cursor::new(layer(3))).await.unwrap();
+        other.apply_diff(&id, Cursor::new(layer(4))).await.unwrap();
+        other.delete_layer(child.id()).await.unwrap();
+        for task in applying {
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled());
+        }
+        wait_until_clean(&store).await;
+        let left = store.layer(&id).await.unwrap();
+        assert_eq!(left.uncompressed_digest(), Some(Digest::sha256(layer(4))));
+        // A diff for a layer that goes meanwhile is for nobody.
+        let (mut feed, stream) = tokio::io::duplex(1024);
+        let late = store.apply_diff(&id, stream);
+        let gone = async {
+            tokio::io::AsyncWriteExt::write_all(&mut feed, &layer(5)).await.unwrap();
+            other.delete_layer(&id).await.unwrap();
+            let options = LayerOptions::default().id(&id);
+            other.create_layer(None, options).await.unwrap();
+            drop(feed);
+        };
+        let (late, ()) = tokio::join!(late, gone);
+        assert_eq!(late.unwrap_err().kind(), ErrorKind::LayerUnknown);
+        assert_eq!(store.layer(&id).await.unwrap().uncompressed_digest(), None);
+        wait_until_clean(&store).await;
     }
 
     async fn readers_that_never_end_hold_up_nobody_else(store) {

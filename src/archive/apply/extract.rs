@@ -20,13 +20,15 @@ use rustix::io::Errno;
 
 use crate::archive::apply::aufs::Aufs;
 use crate::archive::apply::extract_state::{DirTimes, ExtractState};
-use crate::archive::apply::links::LinkCopies;
+use crate::archive::apply::hard_links::HardLinks;
 use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::metadata::{self, Rules, kind};
+use crate::archive::apply::new_file::NEW_FILE;
 use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::payload::write_payload;
+use crate::archive::apply::present_tree::PresentTree;
 use crate::archive::apply::target::Content;
-use crate::archive::apply::tree::{During as _, MakeError, NEW_FILE, Tree};
+use crate::archive::apply::tree::{During as _, Tree};
 use crate::archive::path::{MAX_PATH, clean, push, show, split};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
@@ -54,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) root_entry: bool,
     /// Owners and attributes.
     pub(crate) rules: Rules,
+    /// The tree of the layer to which the archive is applied, if that is there.
+    pub(crate) present: Option<PresentTree>,
     /// Whether [`Extractor::finish`] makes everything durable.
     pub(crate) sync: bool,
 }
@@ -74,7 +78,7 @@ pub(crate) struct Extractor {
     root_stat: Option<(Owner, u32)>,
     /// For layers of complete trees only.
     aufs: Option<Aufs>,
-    link_copies: LinkCopies,
+    hard_links: HardLinks,
     crc: Crc,
     /// Scratch: the clean path of the current entry.
     path: Vec<u8>,
@@ -90,7 +94,7 @@ impl Extractor {
             dir_times: DirTimes::default(),
             root_stat: None,
             aufs: (setup.content == Content::TreeLayer).then(Aufs::default),
-            link_copies: LinkCopies::default(),
+            hard_links: HardLinks::new(setup.present),
             crc: Crc::new(),
             path: Vec::new(),
         })
@@ -232,7 +236,11 @@ impl Extractor {
         match entry.kind {
             b'5' => self.directory(entry, path, &parent, base, recorder)?,
             b'2' => self.symlink(entry, &parent, base, recorder)?,
-            b'1' => self.hard_link(entry, &parent, base, recorder)?,
+            b'1' => {
+                let aufs = self.aufs.as_ref();
+                self.hard_links
+                    .place(&mut self.tree, aufs, entry, &parent, base, recorder)?;
+            }
             b'3' | b'4' | b'6' if masked => self.stand_in(entry, &parent, base, recorder)?,
             b'3' | b'4' | b'6' => self.node(entry, &parent, base, recorder)?,
             _ => return self.regular(entry, &parent, base, recordable, reader, recorder),
@@ -351,73 +359,6 @@ impl Extractor {
         self.tree
             .make(parent, base, recorder, make)
             .during("making a device or FIFO (mknod)")?;
-        self.tree.rules.node(parent.fd(), base, entry, owner)
-    }
-
-    /// The metadata of a hard link's header is applied to the file that it shares.
-    fn hard_link(
-        &mut self,
-        entry: &Entry,
-        parent: &Rc<Parent>,
-        base: &[u8],
-        recorder: &mut TarSplitRecorder,
-    ) -> Result<()> {
-        let mut target = Vec::new();
-        clean(&entry.link, &mut target);
-        if let Some(aufs) = &self.aufs
-            && let Some(file) = aufs.target(&target)?
-        {
-            let make = || file.link(parent.fd(), base);
-            return self
-                .tree
-                .make(parent, base, recorder, make)
-                .during("linking an AUFS pseudo-link");
-        }
-        let missing = || {
-            let text = format!(
-                "hard link to {}: no such file or directory in this layer",
-                show(&entry.link)
-            );
-            ErrorKind::InvalidArchive.err(text)
-        };
-        let owner = self.tree.rules.owner(entry)?;
-        let (target_parent, target_base) = split(&target);
-        if target.contains(&0) || target_base.is_empty() {
-            return Err(missing());
-        }
-        let Found::Directory(target_parent) = self.tree.parents.find(target_parent)? else {
-            return Err(missing());
-        };
-        let status = |dir: &Parent, name: &[u8]| at::lstat_at(dir.fd(), name).during("reading the status");
-        let there = status(&target_parent, target_base)?.ok_or_else(missing)?;
-        if kind(&there) == FileType::Directory {
-            return Err(
-                ErrorKind::InvalidArchive.err(format!("hard link to directory {}", show(&entry.link)))
-            );
-        }
-        let same =
-            status(parent, base)?.is_some_and(|now| (now.st_dev, now.st_ino) == (there.st_dev, there.st_ino));
-        if !same {
-            let link = || {
-                rustix::fs::linkat(
-                    target_parent.fd(),
-                    target_base,
-                    parent.fd(),
-                    base,
-                    AtFlags::empty(),
-                )
-            };
-            match self.tree.make(parent, base, recorder, link) {
-                // What was in the way held the target.
-                Err(MakeError::Make(Errno::NOENT)) => return Err(missing()),
-                Err(MakeError::Make(Errno::MLINK)) => {
-                    let source = (&*target_parent, target_base, &there);
-                    self.link_copies
-                        .link(&mut self.tree, source, parent, base, recorder)?;
-                }
-                result => result.during("making a hard link")?,
-            }
-        }
         self.tree.rules.node(parent.fd(), base, entry, owner)
     }
 

@@ -7,10 +7,11 @@ use rustix::io::Errno;
 
 use crate::archive::apply::prune::Removal;
 use crate::archive::apply::seen::Seen;
+use crate::archive::apply::shared_files::SharedFiles;
 use crate::archive::path::clean;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, IoContext as _, Result};
-use crate::sys::at;
+use crate::sys::{at, tree};
 
 /// What the tar-split recorder relies on, and what is counted.
 #[derive(Default)]
@@ -19,6 +20,8 @@ pub(crate) struct ExtractState {
     pub(crate) seen: Seen,
     /// Lines whose names lead through symbolic links, with the names.
     pub(crate) via_links: Vec<(u64, Vec<u8>)>,
+    /// Files of the layer that hard links share.
+    pub(crate) shared: SharedFiles,
     /// Bytes in files and links of this archive.
     pub(crate) size: u64,
 }
@@ -35,7 +38,7 @@ impl Removal for Removing<'_> {
     fn leaving(&mut self, dir: BorrowedFd<'_>, name: &[u8], path: &[u8], kind: FileType) -> Result<()> {
         let stat = at::lstat_at(dir, name).during("reading the status")?;
         let size = stat
-            .filter(|stat| stat.st_nlink == 1)
+            .filter(|stat| stat.st_nlink == 1 && !self.state.shared.has(tree::identity(stat)))
             .map_or(0, |stat| stat.st_size);
         self.state.size = self.state.size.saturating_sub(u64::try_from(size).unwrap_or(0));
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -123,6 +123,14 @@ impl LayerMarks {
         self.empties_root() || above.any(|dir| self.opaque.contains(dir) || self.deleted.contains_key(dir))
     }
 
+    /// Whether a whiteout, of it or of a directory above, takes `path` away.
+    pub(crate) fn deletes(&self, path: &[u8]) -> bool {
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut ends = slashes.map(|(index, _)| index).chain([path.len()]);
+        !self.deleted.is_empty()
+            && ends.any(|end| self.deleted.contains_key(path.get(..end).unwrap_or_default()))
+    }
+
     /// As [`LayerMarks::covers`], or by a whiteout of `path` itself.
     pub(crate) fn hides(&self, path: &[u8]) -> bool {
         self.deleted.contains_key(path) || self.covers(path)
@@ -139,8 +147,15 @@ mod tests {
         assert!(marks.is_empty() && !marks.covers(b"a/b"));
         marks.delete(b"a/b".to_vec(), None).unwrap();
         marks.empty(b"c").unwrap();
+        assert!(marks.deletes(b"a/b") && marks.deletes(b"a/b/c/d") && !marks.deletes(b"a"));
         assert!(marks.hides(b"a/b") && !marks.covers(b"a/b") && marks.covers(b"a/b/c/d"));
-        assert!(marks.covers(b"c/x") && !marks.hides(b"c") && !marks.hides(b"a") && !marks.hides(b"a/bc"));
+        assert!(
+            !marks.deletes(b"c/x")
+                && marks.covers(b"c/x")
+                && !marks.hides(b"c")
+                && !marks.hides(b"a")
+                && !marks.hides(b"a/bc")
+        );
         assert!(!marks.covers(b""));
         marks.empty(b"").unwrap();
         assert!(marks.covers(b"x") && marks.empties_root());

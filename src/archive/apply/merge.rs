@@ -14,9 +14,11 @@ use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::metadata::kind;
 use crate::archive::apply::prune::{self, Removal};
 use crate::archive::apply::settle::{literal_dir, mark};
+use crate::archive::apply::shared_files::Sharing;
 use crate::archive::apply::visited::Visited;
 use crate::archive::path::{push, show, split};
 use crate::error::{Error, IoContext as _, Result, ResultExt as _};
+use crate::sys::sync_tracker::SyncTracker;
 use crate::sys::{at, tree, xattr};
 use crate::whiteout::{self, OVERRIDE_STAT, WhiteoutFormat};
 
@@ -32,8 +34,8 @@ impl Removal for Replaced {
 }
 
 /// Moves everything below `from` into the tree `into` of the same file system, in whose form deletions are written.
-/// Directories that were there already are no implied ones of `marks` any more. With `durable` the names are on disk
-/// afterwards.
+/// Directories that were there already are no implied ones of `marks` any more. `sharing` tells of files of the layer that
+/// get other metadata. With `durable` the names are on disk afterwards.
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io); the tree is then neither as before nor as it should be.
@@ -42,6 +44,7 @@ pub(crate) fn merge(
     into: BorrowedFd<'_>,
     form: WhiteoutFormat,
     marks: &mut LayerMarks,
+    sharing: Sharing<'_>,
     durable: bool,
 ) -> Result<()> {
     let mut merger = Merger {
@@ -62,7 +65,9 @@ pub(crate) fn merge(
             .directory(&path, marks, &mut todo)
             .context(|| format!("merging {}", show(&path)))?;
     }
-    merger.into.restore(durable)
+    let mut sync_tracker = SyncTracker::new(durable);
+    sharing.carry_out(&mut merger.into, from, &mut sync_tracker)?;
+    merger.into.restore(sync_tracker)
 }
 
 struct Merger<'a> {

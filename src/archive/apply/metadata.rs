@@ -13,11 +13,11 @@ use crate::archive::tar::header::Timestamp;
 use crate::archive::tar::reader::Entry;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
-use crate::sys::{at, xattr};
+use crate::sys::{at, privilege, xattr};
 use crate::whiteout::{self, Namespace, OVERRIDE_STAT};
 
 /// How an archive's metadata becomes the tree's.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rules {
     /// Container IDs in the archive, host IDs in the tree.
     pub(crate) mappings: IdMappings,
@@ -87,6 +87,11 @@ pub(crate) fn times(mtime: Timestamp, atime: Option<Timestamp>) -> Timestamps {
         last_access: timespec(atime),
         last_modification: timespec(mtime),
     }
+}
+
+/// Whether a status tells this time.
+fn is_time(secs: i64, nanos: u64, time: Timespec) -> bool {
+    secs == time.tv_sec && i64::try_from(nanos) == Ok(time.tv_nsec)
 }
 
 /// Whether setting the mode is needed, given that the owner was changed or not.
@@ -228,11 +233,8 @@ impl Rules {
             chmod_node(dir, name, mode).during("setting the mode")?;
         }
         let times = times(entry.mtime, entry.atime);
-        let same = |secs: i64, nanos: u64, time: Timespec| {
-            secs == time.tv_sec && i64::try_from(nanos) == Ok(time.tv_nsec)
-        };
-        if !same(stat.st_mtime, stat.st_mtime_nsec, times.last_modification)
-            || !same(stat.st_atime, stat.st_atime_nsec, times.last_access)
+        if !is_time(stat.st_mtime, stat.st_mtime_nsec, times.last_modification)
+            || !is_time(stat.st_atime, stat.st_atime_nsec, times.last_access)
         {
             rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
                 .during("setting the times")?;
@@ -240,6 +242,36 @@ impl Rules {
         self.attributes(entry, |attribute, value| {
             xattr::set_at(dir, name, attribute, value)
         })
+    }
+
+    /// Whether [`Rules::node`] would change nothing but the time of access of a file whose status is `stat`.
+    pub(crate) fn is_described(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Stat,
+        entry: &Entry,
+        owner: Owner,
+    ) -> bool {
+        let owned = self.force_mask.is_some()
+            // An ordinary user cannot set owners, and has not done so before.
+            || (self.ignore_chown_errors && !privilege::is_root())
+            || [(owner.uid, stat.st_uid), (owner.gid, stat.st_gid)]
+                .iter()
+                .all(|(wanted, now)| wanted == now || *wanted == u32::MAX);
+        let mode = self.force_mask.unwrap_or(entry.mode);
+        let has = |(attribute, value): (&[u8], &[u8])| {
+            let Ok(attribute) = std::str::from_utf8(attribute) else {
+                return false;
+            };
+            let now = xattr::get_at(dir, name, attribute);
+            now.is_ok_and(|now| now.as_deref() == Some(value))
+        };
+        let mut attributes = entry.records.xattrs().filter(|(name, _)| !is_foreign(name));
+        owned
+            && (kind(stat) == FileType::Symlink || !mode_differs(stat, mode, false))
+            && is_time(stat.st_mtime, stat.st_mtime_nsec, timespec(entry.mtime))
+            && attributes.all(has)
     }
 
     /// Attributes that layers may carry.
@@ -276,7 +308,7 @@ impl Rules {
 }
 
 /// Sets the mode of something that is no symbolic link and must not be opened (a device, a FIFO).
-fn chmod_node(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> rustix::io::Result<()> {
+pub(super) fn chmod_node(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> rustix::io::Result<()> {
     // A path descriptor pins what is there now, so that a link put in its place would not be followed.
     let pinned = rustix::fs::openat(
         dir,

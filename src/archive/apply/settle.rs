@@ -21,6 +21,7 @@ use crate::archive::path::{push, split};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::Owner;
 use crate::sys::at;
+use crate::sys::sync_tracker::SyncTracker;
 use crate::whiteout::{self, WhiteoutFormat};
 
 const DOING: &str = "looking at the layer's files";
@@ -66,7 +67,7 @@ pub(crate) fn settle(
     for (path, owner) in marks.deleted().filter(|(path, _)| !marks.covers(path)) {
         settlement.delete(path, owner)?;
     }
-    settlement.visited.restore(durable)
+    settlement.visited.restore(SyncTracker::new(durable))
 }
 
 struct Settlement<'a> {

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use crate::archive::apply::marks::LayerMarks;
+use crate::archive::apply::present_tree::PresentTree;
+use crate::archive::apply::shared_files::SharedFiles;
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::idmap::{IdMappings, Owner};
@@ -37,6 +39,8 @@ pub(crate) struct Target {
     pub(crate) force_mask: Option<u32>,
     /// Devices cannot be made and are left out.
     pub(crate) in_user_namespace: bool,
+    /// The tree of the layer to which a diff is applied; `None` for a layer that is not there yet.
+    pub(crate) present: Option<PresentTree>,
 }
 
 /// What else is wanted, and what is known already.
@@ -79,4 +83,6 @@ pub(crate) struct Applied {
     pub(crate) entries: u64,
     /// What the archive says of the layers below.
     pub(crate) marks: LayerMarks,
+    /// Files that the layer had before and to which hard links lead.
+    pub(crate) shared: SharedFiles,
 }

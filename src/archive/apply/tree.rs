@@ -23,13 +23,6 @@ use crate::idmap::Owner;
 use crate::sys::sync_tracker::SyncTracker;
 use crate::sys::{at, tree};
 
-/// How a file is made that was not there.
-pub(super) const NEW_FILE: OFlags = OFlags::WRONLY
-    .union(OFlags::CREATE)
-    .union(OFlags::EXCL)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-
 /// Symbolic links that are followed to directories that have to be made, for one name.
 const MAX_LINKS: usize = 40;
 

@@ -162,6 +162,7 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         content: target.content,
         root_entry: target.root_entry,
         rules,
+        present: target.present,
         sync: options.sync,
     };
     let mut extractor = Extractor::new(target.dir, setup)?;
@@ -208,5 +209,6 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         },
         entries,
         marks,
+        shared: state.shared,
     })
 }

@@ -118,9 +118,9 @@ impl<'a> Visited<'a> {
         Ok(())
     }
 
-    /// Puts the state of all directories back; with `durable` all of it is on disk at the latest when something that comes
-    /// later is.
-    pub(crate) fn restore(self, durable: bool) -> Result<()> {
+    /// Puts the state of all directories back; as far as `sync_tracker` wants it, all of it is on disk at the latest when
+    /// something that comes later is.
+    pub(crate) fn restore(self, sync_tracker: SyncTracker) -> Result<()> {
         for (path, kept) in self.dirs.iter().rev() {
             let dir = match tree::open_dir_below(self.root, path) {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
@@ -132,7 +132,7 @@ impl<'a> Visited<'a> {
                     .during("setting the mode of a directory")?;
             }
         }
-        SyncTracker::new(durable).commit(self.root)
+        sync_tracker.commit(self.root)
     }
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Resul
 }
 
 /// An attribute that this process may not set, or the file system cannot keep, is left as it is.
-fn ignore_unsupported(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+pub(super) fn ignore_unsupported(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match result {
         Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NODATA) => Ok(()),
         result => result,

@@ -435,17 +435,38 @@ fn same_status(new: &Stat, old: &Stat) -> bool {
 
 /// Compares what takes more calls: link target, attributes.
 fn same_details(new: &TreeWalk, old: &TreeWalk, stat: &Stat) -> Result<bool> {
-    let name = new.name();
-    let (new_dir, old_dir) = (new.dir()?, old.dir()?);
-    let what = || absolute(new.path());
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-        let target = |dir| at::read_link_at(dir, name).at("reading link", what());
-        if target(new_dir)? != target(old_dir)? {
-            return Ok(false);
-        }
+    let same = same_content(new.name(), new.dir()?, old.dir()?, stat);
+    same.at("reading links and attributes of", absolute(new.path()))
+}
+
+fn same_content(
+    name: &[u8],
+    new: BorrowedFd<'_>,
+    old: BorrowedFd<'_>,
+    stat: &Stat,
+) -> rustix::io::Result<bool> {
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink
+        && at::read_link_at(new, name)? != at::read_link_at(old, name)?
+    {
+        return Ok(false);
     }
-    let attributes = |dir| compared_attributes(dir, name).at("reading attributes of", what());
-    Ok(attributes(new_dir)? == attributes(old_dir)?)
+    Ok(compared_attributes(new, name)? == compared_attributes(old, name)?)
+}
+
+/// Whether the file `name` of a directory is as it is in an older one, as a comparison of whole trees would find it.
+pub(crate) fn is_unchanged(
+    name: &[u8],
+    (new, new_mappings): (BorrowedFd<'_>, &IdMappings),
+    (old, old_mappings): (BorrowedFd<'_>, &IdMappings),
+) -> Result<bool> {
+    let doing = "comparing a file with that of the layer below";
+    let stats = (at::lstat_at(new, name), at::lstat_at(old, name));
+    let (Some(new_stat), Some(old_stat)) = (stats.0.during(doing)?, stats.1.during(doing)?) else {
+        return Ok(false);
+    };
+    Ok(same_owner(&new_stat, new_mappings, &old_stat, old_mappings)
+        && same_status(&new_stat, &old_stat)
+        && same_content(name, new, old, &new_stat).during(doing)?)
 }
 
 /// The attributes that count as content, sorted by name.

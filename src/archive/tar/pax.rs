@@ -8,7 +8,7 @@ use crate::archive::tar::header::Timestamp;
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// Records of one extended header. Of records with one key the last counts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Records {
     /// The whole header's data.
     data: Vec<u8>,
@@ -110,6 +110,24 @@ impl Records {
     pub(crate) fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.iter()
             .filter_map(|(key, value)| Some((key.strip_prefix(XATTR)?, value)))
+    }
+
+    /// The records of extended attributes alone.
+    pub(crate) fn xattrs_only(&self) -> Self {
+        let mut kept = Self::default();
+        for (key, value) in self.iter().filter(|(key, _)| key.starts_with(XATTR)) {
+            let start = kept.data.len();
+            kept.data.extend_from_slice(key);
+            let middle = kept.data.len();
+            kept.data.extend_from_slice(value);
+            kept.list.push((start..middle, middle..kept.data.len()));
+        }
+        kept
+    }
+
+    /// How many bytes keys and values take.
+    pub(crate) fn size(&self) -> usize {
+        self.data.len() + self.list.len() * size_of::<(Range<usize>, Range<usize>)>()
     }
 
     /// The numbers of a sparse map in form 0.0, offsets and lengths in turn.

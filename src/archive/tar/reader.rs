@@ -31,7 +31,7 @@ pub(crate) trait ChunkSource {
 }
 
 /// One entry of an archive, extended headers applied. Reused from entry to entry for its allocations.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// The type: a digit or letter of the header. Never NUL, which stands for a file or directory.
     pub(crate) kind: u8,

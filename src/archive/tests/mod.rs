@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use crate::archive::apply::merge::merge;
 use crate::archive::apply::pipeline::{Applied, ApplyOptions, Content, Target, apply};
 use crate::archive::apply::settle::settle;
+use crate::archive::apply::shared_files::Sharing;
 use crate::archive::path::clean;
 use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
 use crate::error::Result;
@@ -107,6 +108,7 @@ impl Layer {
             ignore_chown_errors: self.ignore_chown_errors,
             force_mask: self.force_mask,
             in_user_namespace: self.in_user_namespace,
+            present: None,
         }
     }
 
@@ -148,7 +150,11 @@ impl Layer {
         target.dir = from.try_clone().unwrap();
         let (mut applied, ()) = RUNTIME.block_on(apply(source, target, options, ()))?;
         let (into, marks) = (open(&self.root()), &mut applied.marks);
-        merge(from.as_fd(), into.as_fd(), self.form, marks, self.sync)?;
+        let sharing = Sharing {
+            files: &applied.shared,
+            in_place: true,
+        };
+        merge(from.as_fd(), into.as_fd(), self.form, marks, sharing, self.sync)?;
         let below: Vec<_> = self.below.iter().map(|path| open(path)).collect();
         settle(into.as_fd(), self.form, marks, &below, self.sync)?;
         Ok(applied)

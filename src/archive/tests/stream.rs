@@ -70,6 +70,7 @@ fn the_record_says_what_was_received() {
             content_size: 400_000,
             entries: 5,
             marks: applied.marks.clone(),
+            shared: applied.shared.clone(),
         };
         assert_eq!(applied, expected);
     }

@@ -19,7 +19,8 @@ use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record as _;
 use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::{StagedTarSplit, record_applied};
+use crate::store::layer_store::new_layer::record_applied;
+use crate::store::layer_store::received::{Received, Receiving};
 use crate::sys::make_private_subdir;
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
@@ -58,24 +59,35 @@ struct Applying {
 }
 
 impl LayerStore {
-    /// Moves what was unpacked into a layer. On failure it is as before, unless its tree was being changed in place.
-    pub(crate) fn apply(
+    /// Moves a diff that has arrived into its layer; returns the bytes in the files that it brought. On failure the layer is
+    /// as before, unless its tree was being changed in place.
+    pub(crate) fn apply(&mut self, received: Received) -> Result<u64> {
+        let checked = self.check_received(&received);
+        let Received { place, mut applied } = received;
+        let Receiving {
+            staged, tar_split, ..
+        } = place;
+        self.trash.push(tar_split.temp);
+        let ended = checked.and_then(|row| self.apply_to(&row, &*staged, &tar_split.path, &mut applied));
+        self.discarded.push(staged);
+        ended.map(|()| applied.content_size)
+    }
+
+    fn apply_to(
         &mut self,
         row: &LayerRow,
-        staged: Box<dyn Staged>,
-        tar_split: StagedTarSplit,
+        staged: &dyn Staged,
+        tar_split: &Path,
         applied: &mut Applied,
     ) -> Result<()> {
-        self.trash.push(tar_split.temp);
-        let applying = self.begin_diff(row);
-        let merged = applying.and_then(|applying| {
-            merge_into(self, row, &applying.tree, &*staged, &mut applied.marks)?;
+        let merged = self.begin_diff(row).and_then(|applying| {
+            let in_place = applying.copy.is_none();
+            merge_into(self, row, &applying.tree, staged, applied, in_place)?;
             Ok(applying)
         });
-        self.discarded.push(staged);
         let ended = merged.and_then(|applying| match applying.copy {
-            Some((copy, inodes)) => self.exchange(row, copy, inodes, &tar_split.path, applied),
-            None => self.record_diff(&row.id, &tar_split.path, applied),
+            Some((copy, inodes)) => self.exchange(row, copy, inodes, tar_split, applied),
+            None => self.record_diff(&row.id, tar_split, applied),
         });
         if ended.is_err()
             && let Err(error) = self.finish_diff(&row.id)

@@ -5,16 +5,15 @@
 //! only the parent's identity is compared.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
 
 use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::merge::merge;
+use crate::archive::apply::pipeline::Applied;
 use crate::archive::apply::settle::settle;
-use crate::driver::{CreateOptions, Driver, LayerTree, Staged};
+use crate::archive::apply::shared_files::{SharedFiles, Sharing};
+use crate::driver::{Driver, LayerTree, Staged};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::idmap::IdMappings;
 use crate::record::layer::LayerRow;
-use crate::store::dirs::layer_location;
 use crate::store::layer_store::locked::LayerStore;
 use crate::store::layer_store::new_layer::Unpacked;
 use crate::whiteout::WhiteoutFormat;
@@ -73,7 +72,13 @@ fn fit(
     durable: bool,
 ) -> Result<Option<OwnedFd>> {
     if let Some(dir) = staged.unpack_dir() {
-        merge(dir.as_fd(), tree.dir.as_fd(), tree.whiteouts, marks, durable)?;
+        let nothing = SharedFiles::default();
+        let sharing = Sharing {
+            files: &nothing,
+            in_place: true,
+        };
+        let into = tree.dir.as_fd();
+        merge(dir.as_fd(), into, tree.whiteouts, marks, sharing, durable)?;
         return Ok(None);
     }
     let Some(parent) = parent.filter(|_| !marks.is_empty()) else {
@@ -84,34 +89,22 @@ fn fit(
     Ok(lowers.into_iter().next())
 }
 
-/// An empty tree beside that of the layer `row`, to unpack to. On the same mount: nothing can be renamed to another one,
-/// and the homes of images and of containers are two mounts also where they lie on one file system.
-pub(crate) fn stage_beside(
-    layers: &LayerStore,
-    row: &LayerRow,
-    mappings: &IdMappings,
-) -> Result<Box<dyn Staged>> {
-    let apart = layers.inner.options.image_store.is_some();
-    let mut images = layers.table().rows_in(layer_location::IMAGE_STORE);
-    let options = CreateOptions {
-        read_write: apart && images.all(|image| image.id != row.id),
-        mappings: mappings.clone(),
-        ..CreateOptions::default()
-    };
-    Arc::clone(&layers.driver).stage(None, &options)
-}
-
-/// Moves what was unpacked into `content`, which is the tree of the layer `row` or a copy of it.
+/// Moves what was unpacked into `content`, which is the tree of the layer `row`, or a copy of it unless `in_place`.
 pub(crate) fn merge_into(
     layers: &LayerStore,
     row: &LayerRow,
     content: &LayerTree,
     staged: &dyn Staged,
-    marks: &mut LayerMarks,
+    applied: &mut Applied,
+    in_place: bool,
 ) -> Result<()> {
+    let Applied {
+        marks, shared: files, ..
+    } = applied;
+    let sharing = Sharing { files, in_place };
     let durable = layers.inner.sync_content();
     let (from, into) = (staged.reopen()?, content.dir.as_fd());
-    merge(from.as_fd(), into, content.whiteouts, marks, durable)?;
+    merge(from.as_fd(), into, content.whiteouts, marks, sharing, durable)?;
     if content.whiteouts == WhiteoutFormat::Apply {
         return Ok(());
     }

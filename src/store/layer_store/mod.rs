@@ -14,3 +14,4 @@ pub(crate) mod fit;
 pub(crate) mod locked;
 pub(crate) mod mount;
 pub(crate) mod new_layer;
+pub(crate) mod received;

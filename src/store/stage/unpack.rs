@@ -96,5 +96,6 @@ pub(crate) fn target_of(tree: &LayerTree, mappings: IdMappings) -> Result<Target
         ignore_chown_errors: tree.ignore_chown_errors,
         force_mask: tree.force_mask,
         in_user_namespace: tree.in_user_namespace,
+        present: None,
     })
 }

@@ -1,0 +1,292 @@
+//! Files that a layer had before and to which hard links of a diff lead.
+//!
+//! The header of a hard link describes the file that it shares. The layer stays as it is until it gets its new tree, so
+//! what headers say of its files is collected while the diff is unpacked and carried out when it is merged. A tree that
+//! is a copy of the layer's shares files with it: there a file that is to change is replaced, under all of its names, by a
+//! copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::fs::{AtFlags, FileType, Gid, Stat, Uid};
+use rustix::io::Errno;
+
+use crate::archive::apply::metadata::{Rules, chmod_node, kind};
+use crate::archive::apply::new_file::copy_file;
+use crate::archive::apply::settle::literal_dir;
+use crate::archive::apply::visited::{Visited, ignore_unsupported, times_of};
+use crate::archive::path::{push, show, split};
+use crate::archive::tar::reader::Entry;
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::Owner;
+use crate::sys::sync_tracker::SyncTracker;
+use crate::sys::{at, tree, xattr};
+
+const DOING: &str = "changing a file that hard links share";
+
+/// How much memory names and headers may take.
+const MAX_SIZE: usize = 128 << 20;
+
+/// What a name or a header takes besides its text.
+const ITEM_SIZE: usize = 256;
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// See the module's head.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SharedFiles {
+    files: BTreeMap<Identity, SharedFile>,
+    /// How headers are carried out.
+    rules: Option<Rules>,
+    size: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct SharedFile {
+    /// Names in the layer by which it was found.
+    paths: BTreeSet<Vec<u8>>,
+    /// What headers say of it, with the owner in the tree.
+    headers: Vec<(Entry, Owner)>,
+}
+
+/// How the tree into which a diff is merged has the files that it shares with the layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sharing<'a> {
+    pub(crate) files: &'a SharedFiles,
+    /// The tree is the layer's; else it is a copy, and what is in the layer's own must not change.
+    pub(crate) in_place: bool,
+}
+
+impl SharedFiles {
+    /// Notes that a hard link leads to the file at `path` of the layer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArchive`] for too many of them.
+    pub(crate) fn add(&mut self, identity: Identity, path: Vec<u8>) -> Result<()> {
+        let size = path.len();
+        if self.files.entry(identity).or_default().paths.insert(path) {
+            self.count(size)?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, size: usize) -> Result<()> {
+        self.size = self.size.saturating_add(size + ITEM_SIZE);
+        if self.size > MAX_SIZE {
+            return Err(
+                ErrorKind::InvalidArchive.err("more hard links to files of the layer than a diff may have")
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether it is a file of the layer.
+    pub(crate) fn has(&self, identity: Identity) -> bool {
+        !self.files.is_empty() && self.files.contains_key(&identity)
+    }
+
+    /// Notes what a header says of such a file, which is `name` in `dir` and has the status `stat`.
+    ///
+    /// # Errors
+    /// As [`SharedFiles::add`].
+    pub(crate) fn describe(
+        &mut self,
+        rules: &Rules,
+        (dir, name, stat): (BorrowedFd<'_>, &[u8], &Stat),
+        entry: &Entry,
+        owner: Owner,
+    ) -> Result<()> {
+        let header = Entry {
+            mode: entry.mode,
+            mtime: entry.mtime,
+            atime: entry.atime,
+            records: entry.records.xattrs_only(),
+            ..Entry::default()
+        };
+        let headers = &mut self.files.entry(tree::identity(stat)).or_default().headers;
+        let known = match headers.last() {
+            Some(last) => *last == (header.clone(), owner),
+            None => rules.is_described(dir, name, stat, entry, owner),
+        };
+        if known {
+            return Ok(());
+        }
+        let size = header.records.size();
+        // The next one sets all that the last one did.
+        headers.pop_if(|(last, kept)| last.records.xattrs().next().is_none() && *kept == owner);
+        headers.push((header, owner));
+        self.rules.get_or_insert_with(|| rules.clone());
+        self.count(size)
+    }
+
+    /// Checks that the tree `root`, which the layer has by now, still has all of these files where they were found.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] of the kind `ResourceBusy` if not.
+    pub(crate) fn check(&self, root: BorrowedFd<'_>) -> Result<()> {
+        for (identity, file) in &self.files {
+            for path in &file.paths {
+                let (above, name) = split(path);
+                let found = match literal_dir(root, above)? {
+                    Some(dir) => at::lstat_at(dir.as_fd(), name).during(DOING)?,
+                    None => None,
+                };
+                if found.is_none_or(|stat| tree::identity(&stat) != *identity) {
+                    let what = format!("hard link to {}, which was replaced meanwhile", show(path));
+                    return Err(Error::io(what, Errno::BUSY));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sharing<'_> {
+    /// Carries out what headers say of files of the layer, in the tree `into`, to which the diff has been moved. `spare` is
+    /// a directory of the same file system, in which anything may be made.
+    pub(crate) fn carry_out(
+        self,
+        into: &mut Visited<'_>,
+        spare: BorrowedFd<'_>,
+        sync_tracker: &mut SyncTracker,
+    ) -> Result<()> {
+        let Some(rules) = &self.files.rules else {
+            return Ok(());
+        };
+        let described = self
+            .files
+            .files
+            .iter()
+            .filter(|(_, file)| !file.headers.is_empty());
+        let mut work = Work {
+            rules,
+            spare: (!self.in_place).then_some(spare),
+            todo: described
+                .map(|(identity, file)| (*identity, file.headers.as_slice()))
+                .collect(),
+            copies: BTreeMap::new(),
+            next: 0,
+        };
+        let mut dirs = vec![Vec::new()];
+        let mut buffer = tree::listing_buffer();
+        while let Some(path) = dirs.pop() {
+            let dir = match tree::open_dir_below(into.root(), &path) {
+                Err(Errno::ACCESS) => into.open(&path)?,
+                opened => opened.during(DOING)?,
+            };
+            let names = tree::list_names(dir.as_fd(), &mut buffer).during(DOING)?;
+            for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)? else {
+                    continue;
+                };
+                let mut full = path.clone();
+                push(&mut full, name);
+                if kind(&stat) == FileType::Directory {
+                    dirs.push(full);
+                } else if let Some(headers) = work.todo.get(&tree::identity(&stat)).copied() {
+                    let dir = into.open(&path)?;
+                    work.change(dir.as_fd(), name, &stat, headers, sync_tracker)
+                        .context(|| format!("changing {}", show(&full)))?;
+                }
+            }
+        }
+        work.finish()
+    }
+}
+
+struct Work<'a> {
+    rules: &'a Rules,
+    /// Where copies are made; `None` if files are changed in place.
+    spare: Option<BorrowedFd<'a>>,
+    todo: BTreeMap<Identity, &'a [(Entry, Owner)]>,
+    /// The names of copies.
+    copies: BTreeMap<Identity, Vec<u8>>,
+    next: u64,
+}
+
+impl Work<'_> {
+    /// Changes the file `name` in `dir`, or replaces it by a changed copy.
+    fn change(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &Stat,
+        headers: &[(Entry, Owner)],
+        sync_tracker: &mut SyncTracker,
+    ) -> Result<()> {
+        let identity = tree::identity(stat);
+        let Some(spare) = self.spare else {
+            self.todo.remove(&identity);
+            return self.describe(dir, name, headers);
+        };
+        if !self.copies.contains_key(&identity) {
+            let copy = self.copy((dir, name, stat), spare, sync_tracker)?;
+            self.describe(spare, &copy, headers)?;
+            self.copies.insert(identity, copy);
+        }
+        let Some(copy) = self.copies.get(&identity) else {
+            return Ok(());
+        };
+        rustix::fs::unlinkat(dir, name, AtFlags::empty()).during(DOING)?;
+        rustix::fs::linkat(spare, copy.as_slice(), dir, name, AtFlags::empty()).during(DOING)
+    }
+
+    fn describe(&self, dir: BorrowedFd<'_>, name: &[u8], headers: &[(Entry, Owner)]) -> Result<()> {
+        let mut each = headers.iter();
+        each.try_for_each(|(entry, owner)| self.rules.node(dir, name, entry, *owner))
+    }
+
+    /// Copies a file with all that belongs to it; returns the name of the copy.
+    fn copy(
+        &mut self,
+        from: (BorrowedFd<'_>, &[u8], &Stat),
+        spare: BorrowedFd<'_>,
+        sync_tracker: &mut SyncTracker,
+    ) -> Result<Vec<u8>> {
+        loop {
+            let name = format!("copy-{}", self.next).into_bytes();
+            self.next += 1;
+            match copy_file(from, (spare, &name)) {
+                // What was unpacked may have left a directory of any name.
+                Err(error) if error.has_errno(Errno::EXIST) => {}
+                copied => {
+                    if let Some((_, copy, _)) = copied? {
+                        sync_tracker.file(copy.into());
+                    }
+                    keep_state(from, (spare, &name))?;
+                    return Ok(name);
+                }
+            }
+        }
+    }
+
+    /// Removes the names by which copies were made.
+    fn finish(self) -> Result<()> {
+        let Some(spare) = self.spare else { return Ok(()) };
+        for name in self.copies.values() {
+            rustix::fs::unlinkat(spare, name.as_slice(), AtFlags::empty()).during(DOING)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a copy owner, attributes, mode and times of the original, in an order in which no step undoes another.
+fn keep_state(
+    (from, name, stat): (BorrowedFd<'_>, &[u8], &Stat),
+    (to, copy): (BorrowedFd<'_>, &[u8]),
+) -> Result<()> {
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::chownat(to, copy, Some(uid), Some(gid), nofollow).during(DOING)?;
+    for attribute in xattr::list_at(from, name).during(DOING)? {
+        if let Some(value) = xattr::get_at(from, name, &attribute).during(DOING)? {
+            let set = xattr::set_at(to, copy, attribute.as_bytes(), &value);
+            ignore_unsupported(set).during(DOING)?;
+        }
+    }
+    if kind(stat) != FileType::Symlink {
+        chmod_node(to, copy, stat.st_mode & 0o7777).during(DOING)?;
+    }
+    rustix::fs::utimensat(to, copy, &times_of(stat), nofollow).during(DOING)
+}
