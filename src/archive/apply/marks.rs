@@ -52,15 +52,21 @@ impl LayerMarks {
         Ok(())
     }
 
-    /// A directory was made that has had no entry yet. There are not more of them than the file system has room for.
-    pub(crate) fn imply(&mut self, path: &[u8]) {
+    /// A directory was made that has had no entry yet. One entry with a long name implies very many.
+    ///
+    /// # Errors
+    /// As [`LayerMarks::delete`].
+    pub(crate) fn imply(&mut self, path: &[u8]) -> Result<()> {
+        self.count(path)?;
         self.implied.insert(path.to_vec());
+        Ok(())
     }
 
     fn count(&mut self, path: &[u8]) -> Result<()> {
         self.size = self.size.saturating_add(path.len() + MARK_SIZE);
         if self.size > MAX_SIZE {
-            return Err(ErrorKind::InvalidArchive.err("more whiteouts than a layer may have"));
+            let what = "more whiteouts and directories without an entry than a layer may have";
+            return Err(ErrorKind::InvalidArchive.err(what));
         }
         Ok(())
     }
@@ -168,13 +174,18 @@ mod tests {
         let refused = (0..1 << 20).find_map(|_| marks.delete(path.clone(), None).err());
         assert_eq!(refused.unwrap().kind(), ErrorKind::InvalidArchive);
         assert_eq!(marks.empty(b"a").unwrap_err().kind(), ErrorKind::InvalidArchive);
+        let mut marks = LayerMarks::default();
+        // Each directory of such a path is one of its own.
+        let refused =
+            (0..1 << 16).find_map(|_| (0..path.len()).find_map(|end| marks.imply(&path[..end]).err()));
+        assert_eq!(refused.unwrap().kind(), ErrorKind::InvalidArchive);
     }
 
     #[test]
     fn a_directory_is_implied_until_it_has_an_entry() {
         let mut marks = LayerMarks::default();
-        marks.imply(b"a");
-        marks.imply(b"a/b");
+        marks.imply(b"a").unwrap();
+        marks.imply(b"a/b").unwrap();
         assert!(marks.is_implied(b"a") && marks.is_implied(b"") && !marks.is_empty());
         marks.describe(b"a");
         marks.describe(b"");

@@ -157,9 +157,10 @@ impl Tree {
         self.rules.keep_real(dir.as_fd(), owner, 0o755, "dir")?;
         let mut real = std::mem::take(&mut self.real);
         parent.child(base, &mut real);
-        self.marks.imply(&real);
+        let implied = self.marks.imply(&real);
         self.deferred_modes.set(&real, 0o755);
         self.real = real;
+        implied?;
         Ok(self.keep_open(path, parent, base, dir))
     }
 
