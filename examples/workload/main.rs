@@ -8,10 +8,13 @@
 //! `ROOT` is a directory that does not exist yet, on the file system to measure; `LAYER_BLOB` a layer of some size,
 //! compressed or not. Needs root (overlay). Each line that is printed is a JSON object: `bench`, `n` (how many
 //! operations), `total_ms`, `per_us` and `cpu_us` (microseconds for one, as they pass and of all processors), for diffs
-//! also `bytes` (of one stream). Groups: `big`, `small`, `images`, `containers`, `open`, in this order, each on what the
-//! ones before have left.
+//! also `bytes` (of one stream), for what many do at the same time also `p50_us` and `p99_us` (of the time of one
+//! operation). Groups: `big`, `small`, `images`, `containers`, `churn`, `many`, `readers`, `procs`, `open`, in this order,
+//! each on what the ones before have left.
 
 #![expect(clippy::print_stdout, reason = "it is a program")]
+
+mod concurrent;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -66,6 +69,8 @@ struct Arguments {
     blob: PathBuf,
     durability: Durability,
     only: Option<String>,
+    /// Whether this is one of several processes that use a store which is there already.
+    process: bool,
 }
 
 impl Arguments {
@@ -73,6 +78,7 @@ impl Arguments {
         let usage = "usage: workload ROOT LAYER_BLOB [--durability none|full] [--only GROUP]";
         let mut arguments = std::env::args().skip(1);
         let (mut paths, mut durability, mut only) = (Vec::new(), Durability::Default, None);
+        let mut process = false;
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--durability" => {
@@ -83,6 +89,7 @@ impl Arguments {
                     }
                 }
                 "--only" => only = Some(arguments.next().ok_or(usage)?),
+                "--process" => process = true,
                 path => paths.push(PathBuf::from(path)),
             }
         }
@@ -92,6 +99,7 @@ impl Arguments {
             blob,
             durability,
             only,
+            process,
         })
     }
 
@@ -108,6 +116,9 @@ impl Arguments {
 }
 
 async fn run(arguments: Arguments) -> Res<()> {
+    if arguments.process {
+        return concurrent::process(&arguments.open().await?).await;
+    }
     std::fs::create_dir(&arguments.root)?;
     let store = arguments.open().await?;
     if arguments.wants("big") {
@@ -121,6 +132,18 @@ async fn run(arguments: Arguments) -> Res<()> {
     }
     if arguments.wants("containers") {
         containers(&store).await?;
+    }
+    if arguments.wants("churn") {
+        concurrent::churn(&store).await?;
+    }
+    if arguments.wants("many") {
+        concurrent::many(&store).await?;
+    }
+    if arguments.wants("readers") {
+        concurrent::readers(&store).await?;
+    }
+    if arguments.wants("procs") {
+        concurrent::processes(&arguments, &store).await?;
     }
     store.free();
     drop(store);
