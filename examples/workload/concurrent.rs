@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::{Arguments, Clock, Res, Spent, put_small, small_tar};
+use crate::{Clock, Res, Spent, put_small, small_tar};
 
 /// Tasks of `churn`, and the rounds of each.
 const CHURN_TASKS: usize = 32;
@@ -205,7 +205,7 @@ pub(crate) async fn readers(store: &Store) -> Res<()> {
 }
 
 /// Four processes with eight tasks each, which do what those of `churn` do.
-pub(crate) async fn processes(arguments: &Arguments, store: &Store) -> Res<()> {
+pub(crate) async fn processes(store: &Store) -> Res<()> {
     image(store).await?;
     let mut children = Vec::new();
     for _ in 0..PROCESSES {

@@ -143,7 +143,7 @@ async fn run(arguments: Arguments) -> Res<()> {
         concurrent::readers(&store).await?;
     }
     if arguments.wants("procs") {
-        concurrent::processes(&arguments, &store).await?;
+        concurrent::processes(&store).await?;
     }
     store.free();
     drop(store);

@@ -73,6 +73,9 @@ pub(super) struct RecordsInner<R: Record> {
     pub(super) prefetch: OnceLock<Prefetch>,
     /// Per location, the size of a file up to which its reserves are known to do.
     reserved: Vec<AtomicU64>,
+    /// How often the files were saved.
+    #[cfg(test)]
+    pub(super) saves: AtomicU64,
 }
 
 /// Started when records are loaded, see [`Records::prefetch`](super::Records::prefetch).
@@ -129,6 +132,8 @@ impl<R: Record> RecordsInner<R> {
         });
         Arc::new(Self {
             reserved: reserved.collect(),
+            #[cfg(test)]
+            saves: AtomicU64::new(0),
             check_mtimes: config.check_mtimes || locks.is_empty(),
             locks,
             locations: config.locations,
@@ -247,6 +252,7 @@ impl<R: Record> RecordsInner<R> {
     }
 
     /// Whether [`RecordsInner::check_not_lost`] has to look at the disk.
+    #[cfg(test)]
     pub(super) fn may_be_lost(&self, snapshot: &Snapshot<R>) -> bool {
         self.suspects(snapshot).next().is_some()
     }

@@ -11,6 +11,7 @@ use crate::lock::record_lock::{ExclusiveLock, SharedLock};
 use crate::record::cache::{HeldLocks, RecordsInner, Snapshot};
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
+use crate::record::undo::Savepoint;
 use crate::sys::atomic::{self, Mtime};
 use crate::sys::name_sync::{self, NameSync};
 use crate::sys::reserve;
@@ -140,7 +141,8 @@ impl<R: Record> WriteGuard<R> {
     /// they are, also where the file system keeps no order of changes; and so is a saved record before what is done after
     /// it.
     ///
-    /// If it fails, some locations may have been written and others not; saving again is possible.
+    /// If it fails, some locations may have been written and others not. The table is then as it was at the last save, and
+    /// the next save writes every location again.
     pub(crate) fn save(&mut self) -> Result<()> {
         self.save_with(|_| Ok(()))
     }
@@ -148,11 +150,27 @@ impl<R: Record> WriteGuard<R> {
     /// As [`WriteGuard::save`]; `before` is called with the path of each file after the token and before the file is
     /// written, to sync what the records refer to.
     pub(crate) fn save_with(&mut self, mut before: impl FnMut(&Path) -> Result<()>) -> Result<()> {
-        self.save_dirty(&mut before)?;
-        if self.table.clear_takers() {
-            self.save_dirty(&mut before)?;
+        let saved = self.save_dirty(&mut before).and_then(|()| {
+            if self.table.clear_takers() {
+                self.save_dirty(&mut before)?;
+            }
+            Ok(())
+        });
+        match &saved {
+            Ok(()) => self.table.keep_changes(),
+            Err(_some_may_be_written) => self.table.undo_failed_save(),
         }
-        Ok(())
+        saved
+    }
+
+    /// The state of the table at this moment.
+    pub(crate) fn savepoint(&self) -> Savepoint {
+        self.table.savepoint()
+    }
+
+    /// Undoes the changes since, but for those that were saved.
+    pub(crate) fn roll_back(&mut self, to: Savepoint) {
+        self.table.roll_back(to);
     }
 
     fn save_dirty(&mut self, before: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
@@ -207,6 +225,8 @@ impl<R: Record> WriteGuard<R> {
                 self.unsettled.insert(dir);
             }
         }
+        #[cfg(test)]
+        self.core.saves.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.token = first;
         self.clean = self.table.changes();
         Ok(())

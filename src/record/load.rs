@@ -9,7 +9,8 @@ use crate::record::index::{Clash, Position};
 use crate::record::intent;
 use crate::record::names::dedupe;
 use crate::record::record_trait::Record;
-use crate::record::table::{Slot, Table};
+use crate::record::slot::Slot;
+use crate::record::table::Table;
 
 impl<R: Record> Table<R> {
     /// Builds the table from the rows of each location, in this order.
@@ -69,6 +70,7 @@ impl<R: Record> Table<R> {
             false => table.slots.extend(slots),
         }
         table.changes = 0;
+        table.keep_changes();
         Ok(table)
     }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! (images and containers alike.) [`Records`] joins the lock files, the locations and a cached
-//! [`Table`](table::Table): [`Records::read`] returns an immutable table that holds the lock shared, [`Records::write`]
+//! [`Table`](table::Table): [`Records::read`] returns an immutable table that holds the lock shared, [`Records::write_with`]
 //! one to change and [save](WriteGuard::save) that holds it exclusively. The data is accessible through guards only.
 //!
 //! The protocol is the Go library's, which may use the same files at the same time. A writer first puts a new token
@@ -34,7 +34,9 @@ pub(crate) mod raw_digest;
 pub(crate) mod record_trait;
 mod records;
 pub(crate) mod row;
+mod slot;
 pub(crate) mod table;
+mod undo;
 
 #[cfg(test)]
 mod tests;
@@ -43,3 +45,4 @@ pub(crate) use cache::{Location, RecordsConfig, TAR_SPLIT, TMP, lost, unknown_it
 pub(crate) use files::rows_in_file;
 pub(crate) use guard::{ReadGuard, WriteGuard};
 pub(crate) use records::{ReadOnlyRecords, Records};
+pub(crate) use undo::Savepoint;

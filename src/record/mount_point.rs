@@ -25,7 +25,8 @@ use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode};
 use crate::record::files::read_rows;
 use crate::record::layer::LayerRow;
 use crate::record::row::row;
-use crate::record::table::{Order, Table};
+use crate::record::slot::Order;
+use crate::record::table::Table;
 use crate::sys::{atomic, reserve};
 
 row! {
@@ -258,6 +259,11 @@ impl MountGuard {
         } else {
             self.table.remove(id);
         }
+    }
+
+    /// Whether there is something to save.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.token.is_none()
     }
 
     /// Writes the mounts of the layers in `layers`, in their order; the others are dropped.

@@ -2,29 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::lock::last_write::Token;
-use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode, SharedLock};
+use crate::lock::record_lock::{Deadline, ExclusiveLock, LockFile, LockMode, Patience, SharedLock};
 use crate::record::cache::{HeldLocks, Prefetch, RecordsConfig, RecordsInner, token_of};
 use crate::record::guard::{ReadGuard, WriteGuard};
 use crate::record::record_trait::Record;
-
-/// The rest of a time-out that covers several locks.
-struct Deadline(Option<(Instant, Duration)>);
-
-impl Deadline {
-    fn new(timeout: Option<Duration>) -> Self {
-        Self(timeout.map(|timeout| (Instant::now(), timeout)))
-    }
-
-    fn left(&self) -> Option<Duration> {
-        self.0
-            .map(|(start, timeout)| timeout.saturating_sub(start.elapsed()))
-    }
-}
 
 /// The records of a store that may be changed. A cheap handle.
 #[derive(Debug)]
@@ -78,6 +63,11 @@ impl<R: Record> Records<R> {
         drop(self.0.prefetch.set(Prefetch(Box::new(load))));
     }
 
+    /// The lock files.
+    pub(crate) fn lock_files(&self) -> &[Arc<LockFile>] {
+        &self.0.locks
+    }
+
     /// A handle that only reads.
     pub(crate) fn reader(&self) -> ReadOnlyRecords<R> {
         ReadOnlyRecords(Arc::clone(&self.0))
@@ -92,6 +82,12 @@ impl<R: Record> Records<R> {
             Some(snapshot) => Ok(ReadGuard::new(snapshot, HeldLocks::new(), false)),
             None => self.0.read().await,
         }
+    }
+
+    /// How often the files were saved by this process.
+    #[cfg(test)]
+    pub(crate) fn saves(&self) -> u64 {
+        self.0.saves.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Whether a loaded table is known.
@@ -109,6 +105,7 @@ impl<R: Record> Records<R> {
     /// Takes the locks exclusively and returns the rows as they are on disk, to be changed and saved.
     ///
     /// If dropped: nothing happened.
+    #[cfg(test)]
     pub(crate) async fn write(&self) -> Result<WriteGuard<R>> {
         let core = &self.0;
         let deadline = Deadline::new(core.lock_timeout);
@@ -130,7 +127,7 @@ impl<R: Record> Records<R> {
         bridge::run(move || core.write_guard(held, token)).await
     }
 
-    /// As [`Records::write`], for use in a blocking task.
+    /// As [`Records::write_with`], for as long as the time-out of the store says.
     pub(crate) fn write_blocking(&self) -> Result<WriteGuard<R>> {
         let core = &self.0;
         let deadline = Deadline::new(core.lock_timeout);
@@ -140,6 +137,26 @@ impl<R: Record> Records<R> {
         }
         let token = token_of(held.first.as_ref())?;
         Arc::clone(core).write_guard(held, token)
+    }
+
+    /// Takes the locks exclusively and returns the rows as they are on disk, to be changed and saved, on a thread that waits as
+    /// long as `patience` says; `None` if they are not free by then.
+    pub(crate) fn write_with(&self, patience: Patience) -> Result<Option<WriteGuard<R>>> {
+        let core = &self.0;
+        let mut held = HeldLocks::new();
+        for lock in &core.locks {
+            match lock.exclusive_with(patience)? {
+                Some(lock) => held.push(lock),
+                None => return Ok(None),
+            }
+        }
+        let token = token_of(held.first.as_ref())?;
+        Arc::clone(core).write_guard(held, token).map(Some)
+    }
+
+    /// As [`Records::read`], on a thread that waits as long as `patience` says.
+    pub(crate) fn read_with(&self, patience: Patience) -> Result<Option<ReadGuard<R>>> {
+        self.0.read_with(patience)
     }
 }
 
@@ -175,6 +192,11 @@ impl<R: Record> ReadOnlyRecords<R> {
     /// If dropped: nothing happened.
     pub(crate) async fn read(&self) -> Result<ReadGuard<R>> {
         self.0.read().await
+    }
+
+    /// As [`ReadOnlyRecords::read`], on a thread that waits as long as `patience` says.
+    pub(crate) fn read_with(&self, patience: Patience) -> Result<Option<ReadGuard<R>>> {
+        self.0.read_with(patience)
     }
 }
 
@@ -225,20 +247,25 @@ impl<R: Record> RecordsInner<R> {
 
     #[cfg(test)]
     fn read_blocking(self: &Arc<Self>) -> Result<ReadGuard<R>> {
-        let deadline = Deadline::new(self.lock_timeout);
+        let forever = Patience::Until(Deadline::new(self.lock_timeout));
+        let read = self.read_with(forever)?;
+        read.ok_or_else(|| ErrorKind::LockTimeout.err("a wait that has no end"))
+    }
+
+    fn read_with(self: &Arc<Self>, patience: Patience) -> Result<Option<ReadGuard<R>>> {
         let mut held = HeldLocks::<SharedLock>::new();
         for lock in &self.locks {
-            held.push(lock.shared_blocking(deadline.left())?);
+            match lock.shared_with(patience)? {
+                Some(lock) => held.push(lock),
+                None => return Ok(None),
+            }
         }
         let token = token_of(held.first.as_ref())?;
         if let Some(snapshot) = self.fresh(&token)? {
-            return Ok(ReadGuard::new(snapshot, held, false));
+            return Ok(Some(ReadGuard::new(snapshot, held, false)));
         }
-        let _loading = self.loading.blocking_lock();
-        let (snapshot, reloaded) = match self.fresh(&token)? {
-            Some(snapshot) => (snapshot, false),
-            None => (self.load_and_publish(token)?, true),
-        };
-        Ok(ReadGuard::new(snapshot, held, reloaded))
+        // Not a wait for the one reader that loads: it may need the thread that would wait.
+        let snapshot = self.load_and_publish(token)?;
+        Ok(Some(ReadGuard::new(snapshot, held, true)))
     }
 }

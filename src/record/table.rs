@@ -6,9 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
@@ -17,14 +14,7 @@ use crate::record::index::{Index, Position};
 use crate::record::intent;
 use crate::record::names::{NameOperation, dedupe};
 use crate::record::record_trait::{DigestKind, Record};
-
-#[derive(Clone, Debug)]
-pub(super) struct Slot<R> {
-    pub(super) row: Arc<R>,
-    pub(super) location: usize,
-    /// The JSON text of the row; `None` until a save needs it.
-    pub(super) text: Option<Bytes>,
-}
+use crate::record::slot::{Order, Slot, Undo};
 
 /// All rows of one store.
 #[derive(Clone, Debug)]
@@ -40,18 +30,11 @@ pub(crate) struct Table<R> {
     /// How often the table was changed since it was loaded.
     pub(super) changes: u64,
     pub(super) order: Order,
-}
-
-/// Identifies an arrangement of rows: while a table keeps it, no row is moved or removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Order(u64);
-
-impl Order {
-    /// One that no other table has.
-    fn new() -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        Self(LAST.fetch_add(1, Ordering::Relaxed))
-    }
+    /// How to undo what was changed since the last save, the latest last.
+    pub(super) undo: Vec<Undo<R>>,
+    /// How often the changes were saved, and the count of changes then.
+    pub(super) saves: u64,
+    pub(super) changes_at_save: u64,
 }
 
 impl<R> Default for Table<R> {
@@ -64,6 +47,9 @@ impl<R> Default for Table<R> {
             takers: BTreeSet::new(),
             changes: 0,
             order: Order::new(),
+            undo: Vec::new(),
+            saves: 0,
+            changes_at_save: 0,
         }
     }
 }
@@ -145,6 +131,16 @@ impl<R: Record> Table<R> {
             .or_else(|| self.by_name(key))
             .or_else(|| self.by_layer(key))
             .or_else(|| self.by_prefix(key))
+    }
+
+    /// As [`Table::find`], but for rows that describe something incomplete: another step is making or deleting it.
+    pub(crate) fn find_complete(&self, key: &str) -> Option<&Arc<R>> {
+        self.find(key).filter(|row| !row.is_incomplete())
+    }
+
+    /// As [`Table::get`], but for such rows.
+    pub(crate) fn get_complete(&self, id: &str) -> Option<&Arc<R>> {
+        self.get(id).filter(|row| !row.is_incomplete())
     }
 
     /// As [`Table::find`], or the error that there is no such row.
@@ -387,6 +383,7 @@ impl<R: Record> Table<R> {
         self.next += 1;
         self.index.add(position, &slot.row);
         self.slots.insert(position, slot);
+        self.undo.push(Undo::Insertion(position));
     }
 
     fn take(&mut self, position: Position) -> Option<Arc<R>> {
@@ -395,7 +392,9 @@ impl<R: Record> Table<R> {
         self.takers.remove(&position);
         self.index.remove(position, &*slot.row);
         self.set_dirty(slot.location);
-        Some(slot.row)
+        let row = Arc::clone(&slot.row);
+        self.undo.push(Undo::Removal(position, slot));
+        Some(row)
     }
 
     pub(super) fn take_name(&mut self, loser: Position, name: &str) {
@@ -414,23 +413,15 @@ impl<R: Record> Table<R> {
             return;
         }
         self.index.remove(position, &*slot.row);
-        slot.row = Arc::new(row);
-        slot.text = None;
-        self.index.add(position, &slot.row);
         let location = slot.location;
+        let new = Slot {
+            row: Arc::new(row),
+            location,
+            text: None,
+        };
+        let old = std::mem::replace(slot, new);
+        self.index.add(position, &slot.row);
+        self.undo.push(Undo::Replacement(position, old));
         self.set_dirty(location);
-    }
-}
-
-impl<R: Record> Slot<R> {
-    fn fill_text(&mut self) -> Result<()> {
-        if self.text.is_none() {
-            let text = json::to_bytes(&*self.row).map_err(|error| {
-                let what = format!("encoding the record of {} {:?}", R::NOUN, self.row.id());
-                ErrorKind::InvalidInput.err(what).with_source(error)
-            })?;
-            self.text = Some(Bytes::from(text));
-        }
-        Ok(())
     }
 }

@@ -10,16 +10,26 @@ use crate::record::WriteGuard;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::intent::Companion;
+use crate::store::access::in_flight::{Flight, InFlight, Note};
 use crate::store::dirs::{Dirs, check_layer_id, container_location, item_dir, layer_location};
 use crate::store::evidence::was_lost;
 use crate::store::layer_store::locked::LayerStore;
 
 /// All stores that can be written, locked exclusively.
-pub(crate) struct AllStores {
-    pub(crate) containers: WriteGuard<ContainerRow>,
+pub(crate) struct AllStores<'a> {
+    pub(crate) containers: &'a mut WriteGuard<ContainerRow>,
     /// The primary image store, then that of the graph root if images lie apart.
-    pub(crate) images: Vec<LockedImages>,
-    pub(crate) layers: LayerStore,
+    pub(crate) images: &'a mut [LockedImages],
+    pub(crate) layers: &'a mut LayerStore,
+    pub(crate) in_flight: &'a InFlight,
+}
+
+/// A container that is being deleted.
+pub(crate) struct DoomedContainer {
+    pub(crate) id: String,
+    pub(crate) companion: Companion,
+    pub(crate) layers: Vec<String>,
+    _note: Note,
 }
 
 /// One of the image stores that can be written, and the directory of its images' data.
@@ -36,16 +46,7 @@ pub(crate) fn remove_dirs(dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-impl AllStores {
-    /// See [`WriteGuard::settle`].
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        self.layers.settle()?;
-        self.images
-            .iter_mut()
-            .try_for_each(|store| store.records.settle())?;
-        self.containers.settle()
-    }
-
+impl AllStores<'_> {
     /// Completes the intents of killed processes: of the layers that went with an image or container, those are kept to
     /// which something refers. Incomplete layers have been deleted before.
     ///
@@ -117,7 +118,8 @@ impl AllStores {
                 .is_some_and(|row| !row.is_incomplete())
         });
         let left: Vec<String> = marked.into_iter().map(|(id, _)| id).chain(unclear).collect();
-        self.layers.mark(&left, None)
+        self.layers.mark(&left, None)?;
+        self.layers.save()
     }
 
     /// Whether the records of the containers that have layers like this one have been lost: they were written before it was
@@ -136,10 +138,10 @@ impl AllStores {
     }
 
     /// Removes the directories of an image or container that has no record.
-    fn remove_data_of(&self, dirs: &Dirs, companion: &Companion) -> Result<()> {
+    pub(crate) fn remove_data_of(&self, dirs: &Dirs, companion: &Companion) -> Result<()> {
         match companion {
             Companion::Image(id) if self.images().all(|row| row.id != *id) => {
-                for store in &self.images {
+                for store in self.images.iter() {
                     remove_dirs(&[item_dir(store.dir.clone(), id)?])?;
                 }
                 remove_dirs(&[
@@ -164,37 +166,32 @@ impl AllStores {
         self.layers.mark(layers, Some(companion))
     }
 
-    /// Deletes a container, its layer and its directories. From the moment at which its record is gone a failure does not
-    /// undo anything: the next user of the store goes on.
-    pub(crate) fn delete_container(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
-        let Some(row) = self.containers.find(id).map(Arc::clone) else {
-            return Err(ErrorKind::NotAContainer.err(format!("deleting container {id:?}")));
+    /// Begins to delete a container: marks its layer. When that is saved, the record goes, then the layer, then the rest.
+    pub(crate) fn doom_container(&mut self, key: &str) -> Result<DoomedContainer> {
+        let found = self.containers.find(key).map(Arc::clone);
+        let Some(row) = found.filter(|row| !self.in_flight.deletes(&row.id)) else {
+            return Err(ErrorKind::NotAContainer.err(format!("deleting container {key:?}")));
         };
         let companion = Companion::Container(row.id.to_string());
-        let layer = self
-            .layers
-            .table()
-            .get(&row.layer)
-            .map(|layer| layer.id.to_string());
-        let layers = layer.as_slice();
-        self.doom(layers, &companion)
-            .and_then(|()| {
-                drop(self.containers.table_mut().remove(&row.id));
-                self.containers.save()
-            })
-            .and_then(|()| {
-                let deleted = self.layers.delete_all(layers);
-                self.containers.rely_on(dirs.containers());
-                deleted.and(self.remove_data_of(dirs, &companion))
-            })
-            .context(|| format!("deleting container {:?}", row.id))
+        let layer = self.layers.table().get(&row.layer);
+        let layers: Vec<String> = layer.iter().map(|layer| layer.id.to_string()).collect();
+        self.doom(&layers, &companion)?;
+        let id = row.id.to_string();
+        Ok(DoomedContainer {
+            _note: self.in_flight.note(Flight::Deletion { id: id.clone() }),
+            id,
+            companion,
+            layers,
+        })
     }
 
-    /// Deletes an image and the layers that go with it, and returns these; see [`AllStores::delete_container`].
+    /// Deletes an image and the layers that go with it, and returns these. From the moment at which its record is gone a failure
+    /// does not undo anything: the next user of the store goes on.
     pub(crate) fn delete_image(&mut self, dirs: &Dirs, id: &str) -> Result<Vec<String>> {
         let layers = self.layers_to_delete(id);
         let companion = Companion::Image(id.to_owned());
         self.doom(&layers, &companion)
+            .and_then(|()| self.layers.save())
             .and_then(|()| self.remove_image_records(id))
             .and_then(|()| {
                 let deleted = self.layers.delete_all(&layers);

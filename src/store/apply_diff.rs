@@ -8,7 +8,7 @@ use crate::archive::apply::pipeline::{self, ApplyOptions};
 use crate::bridge::{self, Detached};
 use crate::error::Result;
 use crate::store::Store;
-use crate::store::layer_store::locked::LayerStore;
+use crate::store::access::Needs;
 use crate::store::layer_store::received::{Received, Receiving};
 
 /// # Changing layers
@@ -53,9 +53,10 @@ impl Store {
             pipeline::apply(Box::pin(diff), target, options, (place, permit)).await?;
         drop(permit);
         let received = Detached::new(Received { place, applied });
-        let guard = self.write_layers().await?;
-        let inner = Arc::clone(&self.inner);
-        let received = received.into_inner();
-        bridge::run(move || LayerStore::enter(inner, guard)?.leave(|layers| layers.apply(received))).await
+        // Alone: it takes as long as there are files.
+        self.step_alone(Needs::LAYERS, move |held| {
+            held.layers()?.apply(received.into_inner())
+        })
+        .await
     }
 }

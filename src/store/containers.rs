@@ -1,9 +1,10 @@
 //! Creating and finding containers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
 use crate::record::big_data::{self, Items as _};
@@ -13,12 +14,15 @@ use crate::record::inline_id::InlineId;
 use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
-use crate::record::{WriteGuard, lost, unknown_item};
-use crate::store::access::LayersAndImages;
+use crate::record::{lost, unknown_item};
+use crate::store::access::in_flight::{Flight, Note};
+use crate::store::access::{Batch, Held, Needs};
 use crate::store::all_stores::remove_dirs;
 use crate::store::dirs::{container_location, item_dir, layer_location};
 use crate::store::evidence::containers_of_other_mode;
 use crate::store::ids::random_id;
+use crate::store::layer_steps::create_announced;
+use crate::store::layer_store::create::Announced;
 use crate::store::layer_store::new_layer::{NewLayer, Start, flags_json};
 use crate::store::views::Container;
 use crate::store::{Store, images};
@@ -28,7 +32,8 @@ use crate::time::Time;
 impl Store {
     /// Creates a container from an image (an ID, name or ID prefix), or from nothing, with a layer of its own.
     ///
-    /// Takes the layer, image and container locks exclusively for one step.
+    /// Takes the layer and container locks exclusively and the image lock shared for one step; the image lock exclusively if a
+    /// copy of the image's top layer with other owners has to be made.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`],
@@ -65,161 +70,25 @@ impl Store {
                     .await?,
             ),
         };
-        let image = image.map(str::to_owned);
-        let store = self.clone();
-        // The container store comes last in the lock order and is taken by the same step that made the layer.
-        let row = self
-            .write_to_layers_and_images(move |held| {
-                store.create_container_step(held, image.as_deref(), options)
-            })
-            .await?;
+        let new = NewContainer {
+            store: self.clone(),
+            image: image.map(str::to_owned),
+            options,
+        };
+        let needs = Needs::CONTAINER_ON_IMAGE;
+        let attempt = async |needs: Needs, new: NewContainer| {
+            let row = self.in_batch(needs, async move |batch: Batch| new.create(&batch).await);
+            row.await
+        };
+        let row = match attempt(needs, new.clone()).await? {
+            Some(row) => row,
+            // A copy of the top layer has to be recorded in the image.
+            None => {
+                let row = attempt(needs.with_images_to_change(), new).await?;
+                row.ok_or_else(|| ErrorKind::InvalidMappings.err("mapping the top layer of an image"))?
+            }
+        };
         Ok(Container::new(&row))
-    }
-
-    fn create_container_step(
-        &self,
-        held: &mut LayersAndImages,
-        image: Option<&str>,
-        options: ContainerOptions,
-    ) -> Result<Arc<ContainerRow>> {
-        let found = image.map(|key| held.find_image(key)).transpose()?;
-        let top = match &found {
-            Some((image, primary)) => mapped_top_layer(held, image, *primary, &options.id_mappings)?,
-            None => None,
-        };
-        let mappings = self.wanted_mappings(&options.id_mappings, top.as_deref())?;
-        let mapped_by_mount =
-            options.id_mappings.host_uid_mapping || held.layers.driver.supports_shifting(&mappings);
-        let mut containers = self.inner.containers.write_blocking()?;
-        if let Some(id) = options.id.as_ref().filter(|id| containers.get(id).is_some()) {
-            return Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
-        }
-        for name in &options.names {
-            if let Some(owner) = containers.by_name(name) {
-                let what = format!(
-                    "the container name {name:?} is already in use by {}. You have to remove that container to be able to reuse that name",
-                    owner.id
-                );
-                return Err(ErrorKind::DuplicateName.err(what));
-            }
-        }
-        let id = match &options.id {
-            None => random_id(|id| containers.get(id).is_some())?,
-            Some(id) => id.clone(),
-        };
-        for item in &options.big_data {
-            drop(big_data::file_name(&item.key)?);
-        }
-        let dirs = [
-            item_dir(self.inner.dirs.containers(), &id)?,
-            item_dir(self.inner.dirs.run_containers(), &id)?,
-        ];
-        let volatile = options.volatile || self.inner.options.transient;
-        let location = if volatile {
-            container_location::VOLATILE
-        } else {
-            container_location::STABLE
-        };
-        self.check_containers_not_lost(held, &containers, &id)?;
-        containers.ensure_written(location)?;
-        if self.inner.options.transient {
-            // Who opens the store in the other mode looks for these files beside the layer and directory made here. Writers
-            // of containers have another lock there.
-            held.layers.ensure_written(layer_location::STABLE)?;
-            containers.ensure_there(container_location::STABLE)?;
-        }
-        // What a killed process has left under this ID does not belong to the new container.
-        remove_dirs(&dirs)?;
-        let new = NewLayer {
-            id: options.layer_id.clone().unwrap_or_default(),
-            names: Vec::new(),
-            parent: top,
-            start: Start::Empty,
-            mount_label: options.mount_label.clone().unwrap_or_default(),
-            writeable: true,
-            mappings,
-            mapped_by_mount,
-            metadata: String::new(),
-            flags: std::collections::BTreeMap::new(),
-            big_data: Vec::new(),
-            storage_opt: options.storage_opt.clone(),
-            volatile,
-            companion: Some(Companion::Container(id.clone())),
-        };
-        let image = found.map(|(image, _)| image.id.clone()).unwrap_or_default();
-        let layer = held
-            .layers
-            .create(new)
-            .context(|| format!("creating container {id:?}"))?;
-        let row = new_row(&options, &id, image, &layer.id, volatile);
-        let layer = [layer.id.to_string()];
-        let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-        let recorded = images::write_items(&dirs[0], items)
-            .and_then(|()| containers.table_mut().insert(row, location).map(drop))
-            .and_then(|()| {
-                containers.rely_on(dirs[0].clone());
-                containers.rely_on(self.inner.dirs.containers());
-                containers.save()
-            });
-        if recorded.is_err() {
-            // A failed save may have come far enough to be seen: the layer goes only when the record has gone.
-            drop(containers.table_mut().remove(&id));
-            let undone = containers
-                .save()
-                .and_then(|()| held.layers.delete_all(&layer))
-                .and_then(|()| remove_dirs(&dirs));
-            if let Err(error) = undone {
-                tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
-            }
-        }
-        recorded
-            .and_then(|()| containers.settle())
-            .context(|| format!("creating container {id:?}"))?;
-        if let Err(error) = held.layers.mark(&layer, None) {
-            // The container is there; the next user of the store takes the mark off.
-            tracing::warn!(container = id, error = %error.chain(), "cannot take the mark off the layer of a container yet");
-        }
-        containers
-            .get(&id)
-            .map(Arc::clone)
-            .ok_or_else(|| ContainerRow::unknown(&id))
-    }
-
-    /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
-    /// as if there had been none.
-    fn check_containers_not_lost(
-        &self,
-        held: &LayersAndImages,
-        containers: &WriteGuard<ContainerRow>,
-        id: &str,
-    ) -> Result<()> {
-        // In transient mode a reboot takes the records and leaves the directories.
-        let Some(file) = containers
-            .unwritten(container_location::STABLE)
-            .filter(|_| !self.inner.options.transient)
-        else {
-            return Ok(());
-        };
-        let dirs = &self.inner.dirs;
-        // Killed programs leave directories of volatile containers, whose records are in a file of their own.
-        let unknown = match containers.unwritten(container_location::VOLATILE) {
-            Some(_none_written) => {
-                let elsewhere = containers_of_other_mode(dirs, false)?;
-                let known = |id: &str| containers.get(id).is_some() || elsewhere.contains(id);
-                unknown_item(&dirs.containers(), known)?
-            }
-            None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
-        };
-        let Some(name) = unknown else {
-            return Ok(());
-        };
-        match held
-            .layers
-            .layer_without_container(held.images.rows(), containers)?
-        {
-            Some(layer) => Err(lost(file, &format!("{name:?} beside it and layer {layer:?}"))),
-            None => Ok(()),
-        }
     }
 
     /// The container with this ID, name or ID prefix, or whose layer has this ID.
@@ -271,6 +140,210 @@ impl Store {
     }
 }
 
+/// A container that is to be created.
+#[derive(Clone)]
+struct NewContainer {
+    store: Store,
+    image: Option<String>,
+    options: ContainerOptions,
+}
+
+/// A container whose layer has an incomplete record.
+struct Begun {
+    id: String,
+    image: InlineId,
+    layer: Announced,
+    volatile: bool,
+    location: usize,
+    dirs: [PathBuf; 2],
+    _note: Note,
+}
+
+impl NewContainer {
+    /// Creates the layer, then the record, then takes the mark off the layer. `None` if the images must be held exclusively.
+    #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+    async fn create(self, batch: &Batch) -> Result<Option<Arc<ContainerRow>>> {
+        let Some(begun) = batch.with(|held| self.begin(held))? else {
+            return Ok(None);
+        };
+        let Begun {
+            id,
+            image,
+            layer: announced,
+            volatile,
+            location,
+            dirs,
+            _note,
+        } = begun;
+        let failed = |error: Error| error.context(format!("creating container {id:?}"));
+        let layer = create_announced(batch, announced).await.map_err(failed)?;
+        let options = &self.options;
+        let row = new_row(options, &id, image, &layer.id, volatile);
+        let layer = [layer.id.to_string()];
+        let mut recorded = batch.with(|held| {
+            let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+            images::write_items(&dirs[0], items)?;
+            let containers = held.containers()?;
+            drop(containers.table_mut().insert(row, location)?);
+            containers.rely_on(dirs[0].clone());
+            containers.rely_on(self.store.inner.dirs.containers());
+            Ok(())
+        });
+        if recorded.is_ok() {
+            recorded = batch.save().await;
+        }
+        batch.with(|held| {
+            let (layers, containers) = held.layers_and_containers()?;
+            if let Err(error) = recorded {
+                // A failed save may have come far enough to be seen: the layer goes only when the record has gone.
+                let undone = containers
+                    .save()
+                    .and_then(|()| layers.delete_all(&layer))
+                    .and_then(|()| remove_dirs(&dirs));
+                if let Err(error) = undone {
+                    tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
+                }
+                return Err(failed(error));
+            }
+            layers.mark(&layer, None)
+        })?;
+        if let Err(error) = batch.save().await {
+            // The container is there; the next user of the store takes the mark off.
+            tracing::warn!(container = id, error = %error.chain(), "cannot take the mark off the layer of a container yet");
+        }
+        let row = batch.with(|held| Ok(held.containers()?.get(&id).map(Arc::clone)))?;
+        row.ok_or_else(|| ContainerRow::unknown(&id)).map(Some)
+    }
+
+    fn begin(&self, held: &mut Held) -> Result<Option<Begun>> {
+        let options = &self.options;
+        let found = self
+            .image
+            .as_deref()
+            .map(|key| held.find_image(key))
+            .transpose()?;
+        let top = match &found {
+            Some((image, primary)) => match mapped_top_layer(held, image, *primary, &options.id_mappings)? {
+                TopLayer::Found(top) => top,
+                TopLayer::NeedsImages => return Ok(None),
+            },
+            None => None,
+        };
+        let mappings = self.store.wanted_mappings(&options.id_mappings, top.as_deref())?;
+        let shifts = held.layers()?.driver.supports_shifting(&mappings);
+        let mapped_by_mount = options.id_mappings.host_uid_mapping || shifts;
+        let taken = |id: &str| Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
+        if let Some(id) = &options.id
+            && (held.containers()?.get(id).is_some() || held.in_flight.creates(id))
+        {
+            return taken(id);
+        }
+        for name in &options.names {
+            let owner = held.containers()?.by_name(name).map(|row| row.id.to_string());
+            if let Some(owner) = owner.or_else(|| held.in_flight.creates_named(name)) {
+                let what = format!(
+                    "the container name {name:?} is already in use by {owner}. You have to remove that container to be able to reuse that name"
+                );
+                return Err(ErrorKind::DuplicateName.err(what));
+            }
+        }
+        let id = match &options.id {
+            None => {
+                let containers = held.containers()?;
+                random_id(|id| containers.get(id).is_some())?
+            }
+            Some(id) => id.clone(),
+        };
+        for item in &options.big_data {
+            drop(big_data::file_name(&item.key)?);
+        }
+        let dirs = [
+            item_dir(self.store.inner.dirs.containers(), &id)?,
+            item_dir(self.store.inner.dirs.run_containers(), &id)?,
+        ];
+        let volatile = options.volatile || self.store.inner.options.transient;
+        let location = if volatile {
+            container_location::VOLATILE
+        } else {
+            container_location::STABLE
+        };
+        self.check_not_lost(held, &id)?;
+        let (layers, containers) = held.layers_and_containers()?;
+        containers.ensure_written(location)?;
+        if self.store.inner.options.transient {
+            // Who opens the store in the other mode looks for these files beside the layer and directory made here. Writers
+            // of containers have another lock there.
+            layers.ensure_written(layer_location::STABLE)?;
+            containers.ensure_there(container_location::STABLE)?;
+        }
+        // What a killed process has left under this ID does not belong to the new container.
+        remove_dirs(&dirs)?;
+        let new = NewLayer {
+            id: options.layer_id.clone().unwrap_or_default(),
+            names: Vec::new(),
+            parent: top,
+            start: Start::Empty,
+            mount_label: options.mount_label.clone().unwrap_or_default(),
+            writeable: true,
+            mappings,
+            mapped_by_mount,
+            metadata: String::new(),
+            flags: std::collections::BTreeMap::new(),
+            big_data: Vec::new(),
+            storage_opt: options.storage_opt.clone(),
+            volatile,
+            companion: Some(Companion::Container(id.clone())),
+        };
+        let layer = held.layers()?.announce(new);
+        let layer = layer.context(|| format!("creating container {id:?}"))?;
+        let image = found.map(|(image, _)| image.id.clone()).unwrap_or_default();
+        let note = held.in_flight.note(Flight::Creation {
+            id: id.clone(),
+            names: options.names.clone(),
+        });
+        Ok(Some(Begun {
+            id,
+            image,
+            layer,
+            volatile,
+            location,
+            dirs,
+            _note: note,
+        }))
+    }
+
+    /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
+    /// as if there had been none.
+    fn check_not_lost(&self, held: &mut Held, id: &str) -> Result<()> {
+        let containers = held.containers()?;
+        // In transient mode a reboot takes the records and leaves the directories.
+        let Some(file) = containers
+            .unwritten(container_location::STABLE)
+            .filter(|_| !self.store.inner.options.transient)
+        else {
+            return Ok(());
+        };
+        let dirs = &self.store.inner.dirs;
+        // Killed programs leave directories of volatile containers, whose records are in a file of their own.
+        let unknown = match containers.unwritten(container_location::VOLATILE) {
+            Some(_none_written) => {
+                let elsewhere = containers_of_other_mode(dirs, false)?;
+                let known = |id: &str| containers.get(id).is_some() || elsewhere.contains(id);
+                unknown_item(&dirs.containers(), known)?
+            }
+            None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
+        };
+        let Some(name) = unknown else {
+            return Ok(());
+        };
+        let file = file.to_owned();
+        match held.layer_without_container()? {
+            Some(layer) => Err(lost(&file, &format!("{name:?} beside it and layer {layer:?}"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The record of a new container.
 fn new_row(
     options: &ContainerOptions,
@@ -311,47 +384,31 @@ fn container_flags(options: &ContainerOptions, volatile: bool) -> std::collectio
     flags
 }
 
-impl LayersAndImages {
-    /// The image with this ID, name or ID prefix, and whether it is in the primary image store.
-    pub(crate) fn find_image(&self, key: &str) -> Result<(Arc<ImageRow>, bool)> {
-        if let Some(row) = self.images.find(key) {
-            return Ok((Arc::clone(row), true));
-        }
-        let found = self.additional_images.iter().find_map(|table| table.find(key));
-        found
-            .map(|row| (Arc::clone(row), false))
-            .ok_or_else(|| ImageRow::unknown(key))
-    }
-
-    /// A layer of any store by its ID, and whether it is in the primary one.
-    fn layer(&self, id: &str) -> Option<(Arc<LayerRow>, bool)> {
-        if let Some(row) = self.layers.table().get(id) {
-            return Some((Arc::clone(row), true));
-        }
-        self.additional_layers
-            .iter()
-            .find_map(|table| table.get(id))
-            .map(|row| (Arc::clone(row), false))
-    }
+/// The layer on which a container of an image stands.
+pub(crate) enum TopLayer {
+    /// `None`: the image has no layer.
+    Found(Option<Arc<LayerRow>>),
+    /// It has to be made, and recorded in the image, which is not held exclusively.
+    NeedsImages,
 }
 
 /// The layer to use as the image's top layer with these owners; `None` for an image without a
 /// layer. If no candidate has them and the driver cannot map at mount time, a copy of the top layer with the wanted
 /// owners is made and recorded in the image.
 pub(crate) fn mapped_top_layer(
-    held: &mut LayersAndImages,
+    held: &mut Held,
     image: &ImageRow,
     image_is_primary: bool,
     wanted: &IdMappingOptions,
-) -> Result<Option<Arc<LayerRow>>> {
+) -> Result<TopLayer> {
     if image.layer.is_empty() {
-        return Ok(None);
+        return Ok(TopLayer::Found(None));
     }
     let wanted_maps = IdMappings {
         uids: wanted.uid_map.clone(),
         gids: wanted.gid_map.clone(),
     };
-    let shifting = held.layers.driver.supports_shifting(&wanted_maps);
+    let shifting = held.layers()?.driver.supports_shifting(&wanted_maps);
     let fits = |row: &LayerRow| {
         let unmapped = row.uid_map.is_empty() && row.gid_map.is_empty();
         if shifting && unmapped {
@@ -371,13 +428,16 @@ pub(crate) fn mapped_top_layer(
         .filter(|(row, _)| row.parent.is_empty() || held.layer(&row.parent).is_some())
         .collect();
     if let Some((row, _)) = candidates.iter().find(|(row, _)| fits(row)) {
-        return Ok(Some(Arc::clone(row)));
+        return Ok(TopLayer::Found(Some(Arc::clone(row))));
     }
     let Some((base, base_is_primary)) = candidates.into_iter().next() else {
         return Err(ErrorKind::LayerUnknown.err(format!("locating the top layer of image {:?}", image.id)));
     };
     if !image_is_primary || !base_is_primary {
-        return Ok(Some(base));
+        return Ok(TopLayer::Found(Some(base)));
+    }
+    if !held.can_change_images() {
+        return Ok(TopLayer::NeedsImages);
     }
     let parent = held.layer(&base.parent).map(|(row, _)| row);
     let mappings = if shifting {
@@ -386,7 +446,7 @@ pub(crate) fn mapped_top_layer(
         wanted_maps
     };
     let copy = held
-        .layers
+        .layers()?
         .create(NewLayer {
             id: String::new(),
             names: Vec::new(),
@@ -404,15 +464,17 @@ pub(crate) fn mapped_top_layer(
             companion: Some(Companion::Image(image.id.to_string())),
         })
         .context(|| format!("creating an ID-mapped copy of layer {:?}", base.id))?;
-    let noted = held
-        .images
+    let images = held.images()?;
+    let noted = images
         .table_mut()
         .update(&image.id, |row| row.mapped_layers.push(copy.id.to_string()))
-        .and_then(|_| held.images.save());
+        .and_then(|_| images.save());
     if let Err(error) = noted {
         // The failed save may have come far enough to be seen: the next user of the store decides on the copy.
         return Err(error.context(format!("registering ID-mapped layer with image {:?}", image.id)));
     }
-    held.layers.mark(&[copy.id.to_string()], None)?;
-    Ok(Some(copy))
+    let layers = held.layers()?;
+    layers.mark(&[copy.id.to_string()], None)?;
+    layers.save()?;
+    Ok(TopLayer::Found(Some(copy)))
 }

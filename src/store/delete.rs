@@ -1,11 +1,14 @@
 //! Deleting layers, images and containers.
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::store::Store;
+use crate::store::access::{Batch, Needs};
 use crate::store::all_stores::AllStores;
+use crate::store::dirs::Dirs;
+use crate::store::layer_steps::delete_layers;
 
 /// The ID of an image that no container uses.
-fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
+fn deletable_image(all: &AllStores<'_>, key: &str) -> Result<String> {
     let Some(id) = all.find_image(key) else {
         return Err(ErrorKind::NotAnImage.err(format!("deleting image {key:?}")));
     };
@@ -16,6 +19,76 @@ fn deletable_image(all: &AllStores, key: &str) -> Result<String> {
             Err(ErrorKind::ImageUsedByContainer.err(what))
         }
     }
+}
+
+/// The ID of a layer that nothing uses.
+fn deletable_layer(all: &AllStores<'_>, key: &str) -> Result<String> {
+    let Some(id) = all
+        .layers
+        .table()
+        .find_complete(key)
+        .map(|row| row.id.to_string())
+    else {
+        return Err(ErrorKind::NotALayer.err(format!("deleting layer {key:?}")));
+    };
+    let used = |kind: ErrorKind, how: String| Err(kind.err(format!("deleting layer {id:?}: {how}")));
+    if let Some(child) = all.layers.table().rows().find(|row| row.parent == id) {
+        return used(ErrorKind::LayerHasChildren, format!("used by layer {}", child.id));
+    }
+    if let Some(image) = all.images().find(|row| row.layer == id) {
+        return used(
+            ErrorKind::LayerUsedByImage,
+            format!("layer {id} used by image {}", image.id),
+        );
+    }
+    if let Some(container) = all.containers.by_layer(&id) {
+        return used(
+            ErrorKind::LayerUsedByContainer,
+            format!("layer {id} used by container {}", container.id),
+        );
+    }
+    Ok(id)
+}
+
+/// Takes a deleted layer out of the images that have it as a copy of their top layer.
+fn forget_copy(all: &mut AllStores<'_>, layer: &str) -> Result<()> {
+    for images in all.images.iter_mut().map(|store| &mut store.records) {
+        let mapped: Vec<String> = images
+            .rows()
+            .filter(|row| row.mapped_layers.iter().any(|copy| copy == layer))
+            .map(|row| row.id.to_string())
+            .collect();
+        for image in &mapped {
+            images
+                .table_mut()
+                .update(image, |row| row.mapped_layers.retain(|copy| copy != layer))?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes a container, its layer and its directories. From the moment at which its record is gone a failure does not undo
+/// anything: the next user of the store goes on.
+#[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+async fn delete_container(batch: &Batch, dirs: &Dirs, key: &str) -> Result<()> {
+    let doomed = batch.with(|held| held.all()?.doom_container(key))?;
+    let deleted = async {
+        batch.save().await?;
+        batch.with(|held| {
+            drop(held.containers()?.table_mut().remove(&doomed.id));
+            Ok(())
+        })?;
+        batch.save().await?;
+        let deleted = delete_layers(batch, &doomed.layers).await;
+        batch.with(|held| {
+            let all = held.all()?;
+            all.containers.rely_on(dirs.containers());
+            deleted.and(all.remove_data_of(dirs, &doomed.companion))
+        })
+    };
+    deleted
+        .await
+        .context(|| format!("deleting container {:?}", doomed.id))
 }
 
 /// # Deleting
@@ -33,43 +106,10 @@ impl Store {
     /// user of the store.
     pub async fn delete_layer(&self, id: &str) -> Result<()> {
         let key = id.to_owned();
-        self.write_to_all_stores(move |all| {
-            let Some(id) = all.layers.table().find(&key).map(|row| row.id.to_string()) else {
-                return Err(ErrorKind::NotALayer.err(format!("deleting layer {key:?}")));
-            };
-            let used = |kind: ErrorKind, how: String| Err(kind.err(format!("deleting layer {id:?}: {how}")));
-            if let Some(child) = all.layers.table().rows().find(|row| row.parent == id) {
-                return used(ErrorKind::LayerHasChildren, format!("used by layer {}", child.id));
-            }
-            if let Some(image) = all.images().find(|row| row.layer == id) {
-                return used(
-                    ErrorKind::LayerUsedByImage,
-                    format!("layer {id} used by image {}", image.id),
-                );
-            }
-            if let Some(container) = all.containers.by_layer(&id) {
-                return used(
-                    ErrorKind::LayerUsedByContainer,
-                    format!("layer {id} used by container {}", container.id),
-                );
-            }
-            all.layers.delete_all(std::slice::from_ref(&id))?;
-            for images in all.images.iter_mut().map(|store| &mut store.records) {
-                let mapped: Vec<String> = images
-                    .rows()
-                    .filter(|row| row.mapped_layers.contains(&id))
-                    .map(|row| row.id.to_string())
-                    .collect();
-                for image in &mapped {
-                    images
-                        .table_mut()
-                        .update(image, |row| row.mapped_layers.retain(|layer| *layer != id))?;
-                }
-                if !mapped.is_empty() {
-                    images.save()?;
-                }
-            }
-            Ok(())
+        self.in_batch(Needs::ALL, async move |batch: Batch| {
+            let id = batch.with(|held| deletable_layer(&held.all()?, &key))?;
+            delete_layers(&batch, std::slice::from_ref(&id)).await?;
+            batch.with(|held| forget_copy(&mut held.all()?, &id))
         })
         .await
     }
@@ -88,7 +128,7 @@ impl Store {
     pub async fn delete_image(&self, id: &str) -> Result<Vec<String>> {
         let key = id.to_owned();
         let dirs = self.inner.dirs.clone();
-        self.write_to_all_stores(move |all| {
+        self.write_to_all_stores_alone(move |all| {
             let id = deletable_image(all, &key)?;
             all.delete_image(&dirs, &id)
         })
@@ -107,7 +147,7 @@ impl Store {
     /// No effect.
     pub async fn layers_deleted_with_image(&self, id: &str) -> Result<Vec<String>> {
         let key = id.to_owned();
-        self.write_to_all_stores(move |all| {
+        self.write_to_all_stores_alone(move |all| {
             let id = deletable_image(all, &key)?;
             Ok(all.layers_to_delete(&id))
         })
@@ -127,8 +167,10 @@ impl Store {
     pub async fn delete_container(&self, id: &str) -> Result<()> {
         let key = id.to_owned();
         let dirs = self.inner.dirs.clone();
-        self.write_to_all_stores(move |all| all.delete_container(&dirs, &key))
-            .await
+        self.in_batch(Needs::ALL, async move |batch: Batch| {
+            delete_container(&batch, &dirs, &key).await
+        })
+        .await
     }
 
     /// Deletes the container, image or layer with this ID, name or ID prefix, looked for in this order, whether or not
@@ -144,25 +186,42 @@ impl Store {
     pub async fn delete(&self, id: &str) -> Result<()> {
         let key = id.to_owned();
         let dirs = self.inner.dirs.clone();
-        self.write_to_all_stores(move |all| {
-            if let Some(row) = all.containers.find(&key).cloned() {
-                if all.layers.table().get(&row.layer).is_none() {
-                    let what = format!(
-                        "deleting container {:?}, whose layer {:?} is missing",
-                        row.id, row.layer
-                    );
-                    return Err(ErrorKind::NotALayer.err(what));
-                }
-                return all.delete_container(&dirs, &row.id);
-            }
-            if let Some(id) = all.find_image(&key) {
-                return all.delete_image_record(&dirs, &id);
-            }
-            match all.layers.table().find(&key).map(|row| row.id.to_string()) {
-                Some(id) => all.layers.delete_all(&[id]),
-                None => Err(ErrorKind::LayerUnknown.err(format!("deleting {key:?}"))),
+        self.in_batch(Needs::ALL, async move |batch: Batch| {
+            match batch.with(|held| Item::find(&held.all()?, &key))? {
+                Item::Container(id) => delete_container(&batch, &dirs, &id).await,
+                Item::Image(id) => batch.with(|held| held.all()?.delete_image_record(&dirs, &id)),
+                Item::Layer(id) => delete_layers(&batch, &[id]).await,
             }
         })
         .await
+    }
+}
+
+/// Something that is to be deleted, by its ID.
+enum Item {
+    Container(String),
+    Image(String),
+    Layer(String),
+}
+
+impl Item {
+    fn find(all: &AllStores<'_>, key: &str) -> Result<Self> {
+        if let Some(row) = all.containers.find(key) {
+            if all.layers.table().get(&row.layer).is_none() {
+                let what = format!(
+                    "deleting container {:?}, whose layer {:?} is missing",
+                    row.id, row.layer
+                );
+                return Err(ErrorKind::NotALayer.err(what));
+            }
+            return Ok(Self::Container(row.id.to_string()));
+        }
+        if let Some(id) = all.find_image(key) {
+            return Ok(Self::Image(id));
+        }
+        match all.layers.table().find_complete(key) {
+            Some(row) => Ok(Self::Layer(row.id.to_string())),
+            None => Err(ErrorKind::LayerUnknown.err(format!("deleting {key:?}"))),
+        }
     }
 }

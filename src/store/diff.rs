@@ -20,7 +20,7 @@ use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
-use crate::store::access::hit;
+use crate::store::access::{Needs, hit};
 use crate::store::deleted::ReadLayers;
 use crate::store::diff_stream::{COMPARED_ENTRIES, Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
@@ -132,11 +132,10 @@ impl Store {
 
     /// Opens the trees to compare; mounts what has to be mounted.
     async fn comparison(&self, pair: &Pair) -> Result<Comparison> {
-        let graph = self.lock_graph().await?;
         let (to, from) = (Arc::clone(&pair.to), pair.from.clone());
-        let opened = self.write_to_layer_store(move |layers| {
-            let _graph = graph;
-            files_of(&to.id, Comparison::open(&layers.driver, &to, from.as_deref()))
+        let opened = self.step(Needs::LAYERS.with_graph(), move |held| {
+            let driver = &held.layers()?.driver;
+            files_of(&to.id, Comparison::open(driver, &to, from.as_deref()))
         });
         self.explained(pair, opened.await).await
     }

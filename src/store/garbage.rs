@@ -51,7 +51,7 @@ fn missing_record(kind: &str, id: &str, by: &str) -> Error {
     ))
 }
 
-impl AllStores {
+impl AllStores<'_> {
     /// Removes directories of containers that have no record, unless records are missing.
     fn collect_containers(&mut self, dirs: &Dirs, transient: bool) -> Result<()> {
         let containers = &mut self.containers;
@@ -90,7 +90,7 @@ impl AllStores {
 
     /// Removes directories of images that have no record and that no container refers to.
     fn collect_images(&mut self, dirs: &Dirs) -> Result<()> {
-        for store in &self.images {
+        for store in self.images.iter() {
             store.records.remove_stale()?;
             for row in store.records.rows() {
                 row.remove_stale_items(&item_dir(store.dir.clone(), &row.id)?)?;
@@ -110,7 +110,7 @@ impl AllStores {
     fn collect_layers(&mut self, dirs: &Dirs, transient: bool) -> Result<()> {
         let layers = &mut self.layers;
         layers.remove_stale()?;
-        layers.inner.mounts.lock_blocking()?.remove_stale()?;
+        layers.remove_stale_counts()?;
         // What stays is no reason to leave the rest.
         let recovered = layers.inner.recover();
         layers.driver.remove_strays()?;
@@ -191,15 +191,15 @@ impl Store {
         let transient = self.inner.options.transient;
         let dirs = self.inner.dirs.clone();
         let containers = self
-            .write_to_all_stores(move |all| all.collect_containers(&dirs, transient))
+            .write_to_all_stores_alone(move |all| all.collect_containers(&dirs, transient))
             .await;
         let dirs = self.inner.dirs.clone();
         let images = self
-            .write_to_all_stores(move |all| all.collect_images(&dirs))
+            .write_to_all_stores_alone(move |all| all.collect_images(&dirs))
             .await;
         let dirs = self.inner.dirs.clone();
         let layers = self
-            .write_to_all_stores(move |all| all.collect_layers(&dirs, transient))
+            .write_to_all_stores_alone(move |all| all.collect_layers(&dirs, transient))
             .await;
         containers.and(images).and(layers)
     }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::options::{ImageBigData, ImageOptions};
-use crate::record::WriteGuard;
 use crate::record::big_data::{self, Items as _};
 use crate::record::image::ImageRow;
 use crate::record::names::NameOperation;
 use crate::record::record_trait::DigestKind;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
-use crate::store::access::hit;
+use crate::store::access::{Batch, Needs, hit};
 use crate::store::all_stores::remove_dirs;
 use crate::store::dirs::item_dir;
 use crate::store::ids::random_id;
@@ -72,50 +71,58 @@ impl Store {
             Some(id) => self.additional_image(id).await?,
         };
         let dirs = self.inner.dirs.clone();
+        let needs = match layer {
+            Some(_) => Needs::IMAGES_ON_LAYERS,
+            None => Needs::IMAGES,
+        };
+        let layer = layer.map(str::to_owned);
         let row = self
-            .write_to_image_store_on(layer, move |images, top| {
-                images.ensure_written(0)?;
-                let table = images.table_mut();
-                let mut names_after = names;
-                let mut options = options;
-                if let Some((row, data)) = pulled_up {
-                    names_after.extend(row.names.iter().cloned());
-                    names_after.append(&mut options.names);
-                    merge_pulled_up(&mut options, &row, data);
-                }
-                let id = match options.id.take() {
-                    Some(id) => id,
-                    None => random_id(|id| table.get(id).is_some())?,
-                };
-                let row = new_row(&id, &mut options, top)?;
-                drop(table.insert(row, 0)?);
-                let losers: Vec<Arc<ImageRow>> = names_after
-                    .iter()
-                    .filter_map(|name| table.by_name(name).map(Arc::clone))
-                    .collect();
-                let data = item_dir(dirs.images(), &id)?;
-                // What a killed process has left under this ID does not belong to the new image.
-                remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
-                let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-                if let Err(error) = write_items(&data, items) {
-                    clean_up(&id, remove_dirs(&[data]));
+            .in_batch(needs, async move |batch: Batch| {
+                let begun = batch.with(|held| {
+                    let top = match &layer {
+                        Some(key) => held.find_layer(key)?.id.to_string(),
+                        None => String::new(),
+                    };
+                    let images = held.images()?;
+                    images.ensure_written(0)?;
+                    let table = images.table_mut();
+                    let mut names_after = names;
+                    let mut options = options;
+                    if let Some((row, data)) = pulled_up {
+                        names_after.extend(row.names.iter().cloned());
+                        names_after.append(&mut options.names);
+                        merge_pulled_up(&mut options, &row, data);
+                    }
+                    let id = match options.id.take() {
+                        Some(id) => id,
+                        None => random_id(|id| table.get(id).is_some())?,
+                    };
+                    let row = new_row(&id, &mut options, top)?;
+                    drop(table.insert(row, 0)?);
+                    let data = item_dir(dirs.images(), &id)?;
+                    // What a killed process has left under this ID does not belong to the new image.
+                    remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
+                    let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+                    if let Err(error) = write_items(&data, items) {
+                        clean_up(&id, remove_dirs(&[data]));
+                        return Err(error);
+                    }
+                    if !names_after.is_empty() {
+                        table.apply_names(&id, NameOperation::Add, &names_after)?;
+                    }
+                    images.rely_on(data.clone());
+                    images.rely_on(dirs.images());
+                    let row = images.get(&id).map(Arc::clone);
+                    Ok((row.ok_or_else(|| ImageRow::unknown(&id))?, data))
+                });
+                let (row, data) = begun?;
+                if let Err(error) = batch.save().await {
+                    // It may have come far enough to be seen: the data goes only when the file is without the record again.
+                    let undone = batch.with(|held| held.images()?.save());
+                    clean_up(&row.id, undone.and_then(|()| remove_dirs(&[data])));
                     return Err(error);
                 }
-                if !names_after.is_empty() {
-                    table.apply_names(&id, NameOperation::Add, &names_after)?;
-                }
-                images.rely_on(data.clone());
-                images.rely_on(dirs.images());
-                if let Err(error) = images.save() {
-                    // It may have come far enough to be seen: the data goes only when the record has gone.
-                    let undone = remove_record(images, &id, &losers);
-                    clean_up(&id, undone.and_then(|()| remove_dirs(&[data])));
-                    return Err(error);
-                }
-                images
-                    .get(&id)
-                    .map(Arc::clone)
-                    .ok_or_else(|| ImageRow::unknown(&id))
+                Ok(row)
             })
             .await?;
         Ok(Image::new(&row, false))
@@ -283,17 +290,6 @@ fn clean_up(id: &str, undone: Result<()>) {
     if let Err(error) = undone {
         tracing::warn!(image = id, error = %error.chain(), "cannot clean up after a failed creation");
     }
-}
-
-/// Takes a new record out of the file again, and gives back the names that it has taken from `losers`.
-fn remove_record(images: &mut WriteGuard<ImageRow>, id: &str, losers: &[Arc<ImageRow>]) -> Result<()> {
-    drop(images.table_mut().remove(id));
-    for loser in losers {
-        images
-            .table_mut()
-            .update(&loser.id, |row| row.clone_from(loser))?;
-    }
-    images.save()
 }
 
 /// Writes the items of a new image or container.

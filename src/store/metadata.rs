@@ -38,23 +38,25 @@ impl Store {
     pub async fn set_metadata(&self, id: &str, metadata: impl Into<String>) -> Result<()> {
         let (key, metadata) = (id.to_owned(), metadata.into());
         self.write_to_all_stores(move |all| {
-            if let Some(id) = all.layers.table().find(&key).map(|row| row.id.clone()) {
-                all.layers
+            if let Some(id) = all.layers.table().find_complete(&key).map(|row| row.id.clone()) {
+                return all
+                    .layers
                     .table_mut()
-                    .update(&id, |row| row.metadata = metadata)?;
-                return all.layers.save();
+                    .update(&id, |row| row.metadata = metadata)
+                    .map(drop);
             }
             for images in all.images.iter_mut().map(|store| &mut store.records) {
                 if let Some(id) = images.find(&key).map(|row| row.id.clone()) {
-                    images.table_mut().update(&id, |row| row.metadata = metadata)?;
-                    return images.save();
+                    let updated = images.table_mut().update(&id, |row| row.metadata = metadata);
+                    return updated.map(drop);
                 }
             }
             if let Some(id) = all.containers.find(&key).map(|row| row.id.clone()) {
-                all.containers
+                return all
+                    .containers
                     .table_mut()
-                    .update(&id, |row| row.metadata = metadata)?;
-                return all.containers.save();
+                    .update(&id, |row| row.metadata = metadata)
+                    .map(drop);
             }
             Err(ErrorKind::NotAnId.err(format!("setting the metadata of {key:?}")))
         })

@@ -82,6 +82,7 @@ pub(crate) mod image_manifest;
 mod image_name;
 pub(crate) mod image_record;
 pub(crate) mod inner;
+mod layer_steps;
 pub(crate) mod layer_store;
 mod open;
 mod roots;
@@ -97,6 +98,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::idmap::IdMap;
+use crate::store::access::writers::Writers;
 use crate::store::inner::Inner;
 
 /// A store of layers, images and containers, shared with every other process that uses the same directories.
@@ -131,6 +133,7 @@ use crate::store::inner::Inner;
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
+    writers: Arc<Writers>,
 }
 
 impl fmt::Debug for Store {

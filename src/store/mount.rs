@@ -3,7 +3,7 @@
 //! The count of each layer is in `mountpoints.json`, shared by all processes. Mounting takes the graph lock (another
 //! process's shutdown unmounts the driver's home), then the layer lock, then the lock of the counts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::bridge;
@@ -15,14 +15,15 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::store::Store;
-use crate::store::access::hit;
-use crate::store::containers::mapped_top_layer;
+use crate::store::access::{Batch, Needs, hit};
+use crate::store::containers::{TopLayer, mapped_top_layer};
+use crate::store::layer_store::counts::Counts;
 use crate::store::layer_store::locked::LayerStore;
-use crate::store::layer_store::mount::Counts;
+use crate::store::layer_store::mount::Mounted;
 use crate::store::views::Container;
 
 /// The ID of a mounted layer, and where it is counted.
-type Mounted = (String, Counts);
+type Counted = (String, Counts);
 
 /// What a layer is looked for by.
 enum LayerKey {
@@ -40,14 +41,75 @@ impl LayerKey {
 
     fn find<'t>(&self, table: &'t Table<LayerRow>) -> Option<&'t Arc<LayerRow>> {
         match self {
-            Self::Any(key) => table.find(key),
-            Self::Id(id) => table.get(id),
+            Self::Any(key) => table.find_complete(key),
+            Self::Id(id) => table.get_complete(id),
         }
     }
 
     fn unknown(&self) -> Error {
         LayerRow::unknown(self.text())
     }
+}
+
+/// Saves the count of a layer that was mounted; if that fails, it is unmounted again.
+#[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+async fn count(batch: &Batch, mounted: &Mounted) -> Result<()> {
+    let Err(error) = batch.save().await else {
+        return Ok(());
+    };
+    batch.with(|held| Err(held.layers()?.undo_mount(mounted, error)))
+}
+
+/// What mounting an image has come to.
+enum ImageMount<T, M> {
+    Mounted(T),
+    /// The images must be held exclusively. What was to be made of the mount is given back.
+    NeedsImages(M),
+}
+
+#[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+async fn mount_image<T, M: FnOnce(String, PathBuf) -> T>(
+    batch: &Batch,
+    key: &str,
+    label: Option<String>,
+    options: Vec<String>,
+    make: M,
+) -> Result<ImageMount<T, M>> {
+    let mounted = batch.with(|held| {
+        let host = IdMappingOptions {
+            host_uid_mapping: true,
+            host_gid_mapping: true,
+            ..IdMappingOptions::default()
+        };
+        let (image, primary) = held.find_image(key)?;
+        let top = match mapped_top_layer(held, &image, primary, &host)? {
+            TopLayer::Found(Some(top)) if top.uid_map.is_empty() && top.gid_map.is_empty() => top,
+            TopLayer::Found(Some(_)) => {
+                let what = format!("image {key:?} with mapped owners lies in a read-only store");
+                return Err(ErrorKind::NotSupported.err(what));
+            }
+            TopLayer::Found(None) => {
+                return Err(ErrorKind::LayerUnknown.err(format!("image {key:?} has no layer")));
+            }
+            TopLayer::NeedsImages => return Ok(None),
+        };
+        let options = driver::MountOptions {
+            mount_label: label.unwrap_or_default(),
+            options,
+            ..driver::MountOptions::default()
+        };
+        let layers = held.layers()?;
+        let mounted = match layers.table().get(&top.id).is_some() {
+            true => layers.mount(&top.id, options)?,
+            false => layers.mount_additional(&top, options)?,
+        };
+        Ok(Some((top.id.to_string(), mounted)))
+    });
+    let Some((id, mounted)) = mounted? else {
+        return Ok(ImageMount::NeedsImages(make));
+    };
+    count(batch, &mounted).await?;
+    Ok(ImageMount::Mounted(make(id, mounted.path)))
 }
 
 /// # Mounts, counted
@@ -88,16 +150,20 @@ impl Store {
         };
         options.mount_label = wanted.label.unwrap_or_default();
         options.options.extend(wanted.options);
-        let graph = self.lock_graph().await?;
-        self.read_or_write_all_layer_stores(move |layers, additional| {
-            let _graph = graph;
-            if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
-                return layers.mount(&id, options).map(|path| make(id.to_string(), path));
-            }
-            let row = additional.iter().find_map(|table| key.find(table));
-            let row = row.ok_or_else(|| key.unknown())?;
-            let path = layers.mount_additional(row, options)?;
-            Ok(make(row.id.to_string(), path))
+        let needs = Needs::LAYERS_OF_ALL_STORES.with_graph();
+        self.in_batch(needs, async move |batch: Batch| {
+            let mounted = batch.with(|held| {
+                let (layers, additional) = held.layers_and_additional()?;
+                if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
+                    return Ok((id.to_string(), layers.mount(&id, options)?));
+                }
+                let row = additional.iter().find_map(|table| key.find(table));
+                let row = row.ok_or_else(|| key.unknown())?;
+                Ok((row.id.to_string(), layers.mount_additional(row, options)?))
+            });
+            let (id, mounted) = mounted?;
+            count(&batch, &mounted).await?;
+            Ok(make(id, mounted.path))
         })
         .await
     }
@@ -157,7 +223,8 @@ impl Store {
         key: LayerKey,
         unmount: fn(&mut LayerStore, &str, Counts) -> Result<T>,
     ) -> Result<T> {
-        self.read_or_write_all_layer_stores(move |layers, additional| {
+        self.step(Needs::LAYERS_OF_ALL_STORES, move |held| {
+            let (layers, additional) = held.layers_and_additional()?;
             if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
                 return unmount(layers, &id, Counts::Primary);
             }
@@ -238,37 +305,27 @@ impl Store {
         if options.iter().all(|option| option != "ro") {
             options.push("ro".into());
         }
-        let key = id.to_owned();
-        let graph = self.lock_graph().await?;
-        self.write_to_layers_and_images(move |held| {
-            let _graph = graph;
-            let host = IdMappingOptions {
-                host_uid_mapping: true,
-                host_gid_mapping: true,
-                ..IdMappingOptions::default()
-            };
-            let (image, primary) = held.find_image(&key)?;
-            let top = mapped_top_layer(held, &image, primary, &host)?;
-            let top = match top {
-                Some(top) if top.uid_map.is_empty() && top.gid_map.is_empty() => top,
-                Some(_) => {
-                    let what = format!("image {key:?} with mapped owners lies in a read-only store");
-                    return Err(ErrorKind::NotSupported.err(what));
-                }
-                None => return Err(ErrorKind::LayerUnknown.err(format!("image {key:?} has no layer"))),
-            };
-            let options = driver::MountOptions {
-                mount_label: label.unwrap_or_default(),
-                options,
-                ..driver::MountOptions::default()
-            };
-            let path = match held.layers.table().get(&top.id).is_some() {
-                true => held.layers.mount(&top.id, options)?,
-                false => held.layers.mount_additional(&top, options)?,
-            };
-            Ok(make(top.id.to_string(), path))
-        })
-        .await
+        let needs = Needs::LAYERS.with_graph().with_images();
+        let (key, also) = (id.to_owned(), (id.to_owned(), label.clone(), options.clone()));
+        let first = self.in_batch(needs, async move |batch: Batch| {
+            mount_image(&batch, &key, label, options, make).await
+        });
+        let make = match first.await? {
+            ImageMount::Mounted(made) => return Ok(made),
+            // A copy of the top layer has to be recorded in the image.
+            ImageMount::NeedsImages(make) => make,
+        };
+        let (key, label, options) = also;
+        let second = self.in_batch(needs.with_images_to_change(), async move |batch: Batch| {
+            mount_image(&batch, &key, label, options, make).await
+        });
+        match second.await? {
+            ImageMount::Mounted(made) => Ok(made),
+            ImageMount::NeedsImages(_) => {
+                let what = format!("mapping the top layer of image {id:?}");
+                Err(ErrorKind::InvalidMappings.err(what))
+            }
+        }
     }
 
     /// Undoes one [`Store::mount_image`] (an ID, name or ID prefix). Returns how often the image is still mounted, over
@@ -357,8 +414,8 @@ impl Store {
     /// As [`Store::shutdown`].
     pub async fn shutdown_force(&self) -> Result<Vec<String>> {
         // A layer that cannot be unmounted does not keep the others mounted.
-        let unmount = |layers: &mut LayerStore, mounted: &[Mounted]| {
-            let undo = |(id, counts): &Mounted| layers.unmount_all(id, *counts);
+        let unmount = |layers: &mut LayerStore, mounted: &[Counted]| {
+            let undo = |(id, counts): &Counted| layers.unmount_all(id, *counts);
             let results: Vec<Result<()>> = mounted.iter().map(undo).collect();
             results.into_iter().collect()
         };
@@ -368,30 +425,15 @@ impl Store {
     /// Stops the driver after `prepare`, which gets the IDs of mounted layers; returns these.
     async fn stop_driver(
         &self,
-        prepare: fn(&mut LayerStore, &[Mounted]) -> Result<()>,
+        prepare: fn(&mut LayerStore, &[Counted]) -> Result<()>,
     ) -> Result<Vec<String>> {
-        let graph = self.lock_graph().await?;
-        let guard = self.inner.layers.write().await?;
-        let inner = Arc::clone(&self.inner);
-        bridge::run(move || {
-            LayerStore::enter(inner, guard)?.leave(move |layers| {
-                let mut mounted = Vec::new();
-                let additional = layers.inner.additional_mounts.as_ref();
-                let all = std::iter::once((&layers.inner.mounts, Counts::Primary))
-                    .chain(additional.map(|mounts| (mounts, Counts::Additional)));
-                for (mounts, counts) in all {
-                    let mounts = mounts.read_blocking()?;
-                    let known = mounts.rows().filter(|mount| {
-                        (counts == Counts::Additional || layers.table().get(&mount.id).is_some())
-                            && layers.driver.mount_state(Path::new(&mount.path)) != MountState::Nowhere
-                    });
-                    mounted.extend(known.map(|mount| (mount.id.clone(), counts)));
-                }
-                prepare(layers, &mounted)?;
-                Self::mark_shut_down(&graph)?;
-                layers.driver.cleanup()?;
-                Ok(mounted.into_iter().map(|(id, _counts)| id).collect())
-            })
+        self.step_alone(Needs::LAYERS.with_graph(), move |held| {
+            let layers = held.layers()?;
+            let mounted = layers.mounted()?;
+            prepare(layers, &mounted)?;
+            held.mark_shut_down()?;
+            held.layers()?.driver.cleanup()?;
+            Ok(mounted.into_iter().map(|(id, _counts)| id).collect())
         })
         .await
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -11,9 +11,8 @@ use tokio::runtime::Handle;
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::options::MountOptions;
-use crate::record::WriteGuard;
-use crate::record::layer::LayerRow;
 use crate::store::Store;
+use crate::store::access::Needs;
 use crate::store::layer_store::locked::LayerStore;
 
 /// How long dropping a [`Mount`] waits for the unmount where no runtime can run it in the background.
@@ -50,7 +49,7 @@ impl Mount {
     fn new(store: Store, layer: String, path: PathBuf, runtime: Handle) -> Self {
         Self {
             path,
-            owed: Some(OwedUnmount(Some((store, layer)))),
+            owed: Some(OwedUnmount::new(store, layer)),
             runtime,
         }
     }
@@ -83,8 +82,8 @@ impl Mount {
 
     /// Leaves it mounted; [`Store::unmount`] undoes it.
     pub fn keep(mut self) -> PathBuf {
-        if let Some(mut owed) = self.owed.take() {
-            owed.0 = None;
+        if let Some(owed) = self.owed.take() {
+            drop(take(&owed.layer));
         }
         std::mem::take(&mut self.path)
     }
@@ -133,36 +132,48 @@ fn report(mount: impl fmt::Display, result: Result<()>) {
 }
 
 /// A mount of a layer (its ID) that is to be undone once. Dropped before that, a thread does it.
-struct OwedUnmount(Option<(Store, String)>);
+struct OwedUnmount {
+    store: Store,
+    /// `None` once the unmount has begun.
+    layer: Arc<Mutex<Option<String>>>,
+}
+
+fn take(layer: &Mutex<Option<String>>) -> Option<String> {
+    layer.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
 
 impl OwedUnmount {
+    fn new(store: Store, layer: String) -> Self {
+        Self {
+            store,
+            layer: Arc::new(Mutex::new(Some(layer))),
+        }
+    }
+
     /// Undoes the mount. After a failure it is not tried again.
-    async fn settle(mut self) -> Result<()> {
-        let Some((store, _layer)) = &self.0 else {
-            return Ok(());
-        };
-        let inner = Arc::clone(&store.inner);
-        let layers = match inner.layers.write().await {
-            Ok(layers) => layers,
-            Err(error) => {
-                self.0 = None;
-                return Err(error);
-            }
-        };
-        let step = UnmountStep { layers, owed: self };
-        bridge::run(move || step.run()).await
+    async fn settle(self) -> Result<()> {
+        let layer = Arc::clone(&self.layer);
+        let unmounted = self.store.step(Needs::LAYERS, move |held| match take(&layer) {
+            Some(layer) => held.layers()?.unmount_any(&layer).map(drop),
+            None => Ok(()),
+        });
+        let unmounted = unmounted.await;
+        drop(take(&self.layer));
+        unmounted
     }
 }
 
 impl Drop for OwedUnmount {
     fn drop(&mut self) {
-        let Some((store, layer)) = self.0.take() else {
-            return;
-        };
+        let Some(layer) = take(&self.layer) else { return };
+        let store = self.store.clone();
         let (done, finished) = mpsc::channel::<()>();
         let unmount = move || {
             let layers = store.inner.layers.write_blocking();
-            let result = layers.and_then(|layers| unmount(&store, layers, &layer));
+            let result = layers.and_then(|layers| {
+                let layers = LayerStore::enter(Arc::clone(&store.inner), layers)?;
+                layers.leave(|layers| layers.unmount_any(&layer).map(drop))
+            });
             report(layer, result);
             drop(done);
         };
@@ -175,26 +186,6 @@ impl Drop for OwedUnmount {
             }
         }
     }
-}
-
-/// A step of the blocking pool. One that never runs gives the lock back before it leaves the unmount to a thread.
-struct UnmountStep {
-    layers: WriteGuard<LayerRow>,
-    owed: OwedUnmount,
-}
-
-impl UnmountStep {
-    fn run(self) -> Result<()> {
-        let Self { layers, mut owed } = self;
-        match owed.0.take() {
-            Some((store, layer)) => unmount(&store, layers, &layer),
-            None => Ok(()),
-        }
-    }
-}
-
-fn unmount(store: &Store, layers: WriteGuard<LayerRow>, layer: &str) -> Result<()> {
-    LayerStore::enter(Arc::clone(&store.inner), layers)?.leave(|layers| layers.unmount_any(layer).map(drop))
 }
 
 /// # Mounts that end by themselves

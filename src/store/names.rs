@@ -87,11 +87,10 @@ impl Store {
         let wanted = names.clone();
         let done = self
             .write_to_layer_store(move |layers| {
-                let Some(id) = layers.table().find(&key).map(|row| row.id.clone()) else {
+                let Some(id) = layers.table().find_complete(&key).map(|row| row.id.clone()) else {
                     return Ok(false);
                 };
                 layers.table_mut().apply_names(&id, operation, &wanted)?;
-                layers.save()?;
                 Ok(true)
             })
             .await?;
@@ -122,7 +121,6 @@ impl Store {
                     return Ok(false);
                 };
                 images.table_mut().apply_names(&id, operation, &wanted)?;
-                images.save()?;
                 Ok(true)
             })
             .await?;
@@ -134,8 +132,7 @@ impl Store {
             let Some(id) = containers.find(&key).map(|row| row.id.clone()) else {
                 return Err(ErrorKind::LayerUnknown.err(format!("changing the names of {key:?}")));
             };
-            containers.table_mut().apply_names(&id, operation, &names)?;
-            containers.save()
+            containers.table_mut().apply_names(&id, operation, &names)
         })
         .await
     }

@@ -13,7 +13,6 @@ use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig, unknown_i
 use crate::store::dirs::{Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS};
 use crate::store::inner::{Additional, DriverState, Inner};
 use crate::store::roots::DistinctDirs;
-use crate::store::stage::queue::Commits;
 use crate::sys::name_sync::{self, NameSync};
 use crate::sys::{atomic, make_private_dir};
 
@@ -212,7 +211,6 @@ impl Inner {
             additional_images,
             containers,
             unpack_permits: Self::new_unpack_permits(options.max_unpacks),
-            commits: Commits::default(),
             options,
         };
         inner.try_recover();

@@ -17,8 +17,9 @@ use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
 use crate::store::Store;
+use crate::store::access::{Batch, Needs};
+use crate::store::layer_steps::create_layer;
 use crate::store::layer_store::new_layer::{Start, Unpacked};
-use crate::store::stage::commit;
 use crate::store::stage::plan::{LayerPlan, new_layer};
 use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
@@ -50,13 +51,17 @@ impl Store {
         let plan = self.plan_layer(parent, &options).await?;
         let start_from = options.template.clone();
         let row = self
-            .write_to_layer_store(move |layers| {
-                let parent = plan.recheck(layers.table())?;
-                let start = match start_from {
-                    Some(template) => Start::Template(layers.find(&template)?),
-                    None => Start::Empty,
-                };
-                layers.create(new_layer(options, parent, plan.mappings, start))
+            .in_batch(Needs::LAYERS, async move |batch: Batch| {
+                let new = batch.with(|held| {
+                    let layers = held.layers()?;
+                    let parent = plan.recheck(layers.table())?;
+                    let start = match start_from {
+                        Some(template) => Start::Template(layers.find_complete(&template)?),
+                        None => Start::Empty,
+                    };
+                    Ok(new_layer(options, parent, plan.mappings, start))
+                })?;
+                create_layer(&batch, new).await
             })
             .await?;
         Ok(Layer::new(&row, None, false))
@@ -218,7 +223,12 @@ impl Store {
         } else {
             unpacked
         };
-        let row = commit::commit(&self.inner, plan, options, unpacked).await?;
+        let row = self
+            .in_batch(Needs::LAYERS, async move |batch: Batch| {
+                let new = batch.with(|held| plan.layer(held.layers()?, options, unpacked))?;
+                create_layer(&batch, new).await
+            })
+            .await?;
         Ok(PutLayer {
             layer: Layer::new(&row, None, false),
             size,

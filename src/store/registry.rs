@@ -11,22 +11,31 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode};
 use crate::options::StoreOptions;
 use crate::store::Store;
+use crate::store::access::writers::Writers;
 use crate::store::inner::Inner;
 use crate::store::roots::DistinctDirs;
 use crate::sys::name_sync::{self, NameSync};
 use crate::sys::{clean_path, make_private_dir};
 
-/// Open stores. Weak, so that a store ends with its last clone.
-static STORES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+/// Open stores. Weak, so that a store ends with its last clone; a thread that is about to end may have the first part for a
+/// moment longer, and only clones have the second.
+static STORES: Mutex<Vec<(Weak<Inner>, Weak<Writers>)>> = Mutex::new(Vec::new());
+
+/// The store of an entry that has clones left.
+fn upgrade((inner, writers): &(Weak<Inner>, Weak<Writers>)) -> Option<Store> {
+    Some(Store {
+        inner: inner.upgrade()?,
+        writers: writers.upgrade()?,
+    })
+}
 
 fn find(options: &StoreOptions) -> Option<Store> {
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-    stores.retain(|store| store.strong_count() > 0);
+    stores.retain(|(_, handles)| handles.strong_count() > 0);
     stores
         .iter()
-        .filter_map(Weak::upgrade)
-        .find(|store| same(store, options))
-        .map(|inner| Store { inner })
+        .filter_map(upgrade)
+        .find(|store| same(&store.inner, options))
 }
 
 fn same(store: &Inner, wanted: &StoreOptions) -> bool {
@@ -57,7 +66,9 @@ fn warn_of_differences(store: &Inner, wanted: &StoreOptions) {
 /// Takes a store off the list.
 pub(crate) fn forget(inner: &Arc<Inner>) {
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
-    stores.retain(|store| store.strong_count() > 0 && !std::ptr::eq(store.as_ptr(), Arc::as_ptr(inner)));
+    stores.retain(|(store, handles)| {
+        handles.strong_count() > 0 && !std::ptr::eq(store.as_ptr(), Arc::as_ptr(inner))
+    });
 }
 
 fn absolute(path: PathBuf, what: &str) -> Result<PathBuf> {
@@ -135,14 +146,18 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
     // Another task may have opened the same store meanwhile: the first one on the list is used.
     if let Some(first) = stores
         .iter()
-        .filter_map(Weak::upgrade)
-        .find(|store| same(store, &inner.options))
+        .filter_map(upgrade)
+        .find(|store| same(&store.inner, &inner.options))
     {
-        warn_of_differences(&first, &inner.options);
-        return Ok(Store { inner: first });
+        warn_of_differences(&first.inner, &inner.options);
+        return Ok(first);
     }
-    stores.push(Arc::downgrade(&inner));
-    Ok(Store { inner })
+    let store = Store {
+        inner,
+        writers: Arc::default(),
+    };
+    stores.push((Arc::downgrade(&store.inner), Arc::downgrade(&store.writers)));
+    Ok(store)
 }
 
 /// Makes a directory that survives a reboot, if it is missing.

@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::store::all_stores::{AllStores, remove_dirs};
 use crate::store::dirs::{Dirs, check_layer_id, item_dir};
 
-impl AllStores {
+impl AllStores<'_> {
     /// Deletes all containers, then all images, then all layers. As with single items ([`intent`](crate::record::intent))
     /// the layers that go with an image or container are marked before its record goes, and its directories go after it.
     fn wipe(&mut self, dirs: &Dirs) -> Result<()> {
@@ -124,6 +124,6 @@ impl Store {
     /// deletes it: the next user of the store deletes the layers of the images and containers that are gone.
     pub async fn wipe(&self) -> Result<()> {
         let dirs = self.inner.dirs.clone();
-        self.write_to_all_stores(move |all| all.wipe(&dirs)).await
+        self.write_to_all_stores_alone(move |all| all.wipe(&dirs)).await
     }
 }

@@ -18,6 +18,7 @@ mod applied_links;
 mod big_data;
 mod built_images;
 mod coming_from_go;
+mod concurrency;
 mod containers;
 mod delete;
 mod diff;

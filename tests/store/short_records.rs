@@ -116,7 +116,7 @@ each_driver! {
                     assert!(gone.is_empty(), "{what} {with:?}: {gone:?}");
                 }
                 if with == Some("") && !damaged.is_empty() {
-                    let error = collected.unwrap_err();
+                    let Err(error) = collected else { panic!("{what}") };
                     assert_eq!(error.kind(), ErrorKind::CorruptMetadata);
                     assert!(error.chain().contains(&format!("{what}.json")), "{}", error.chain());
                 }

@@ -13,6 +13,7 @@ use crate::bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::record_lock::guards::{ExclusiveLock, SharedLock};
 use crate::lock::record_lock::lock_file::LockFile;
+use crate::lock::record_lock::patience::Patience;
 use crate::lock::timer;
 use crate::sys::ofd::Kind;
 
@@ -52,6 +53,38 @@ impl LockFile {
     /// [`LockFile::exclusive`] for a thread that may block.
     pub(crate) fn exclusive_blocking(self: &Arc<Self>, timeout: Option<Duration>) -> Result<ExclusiveLock> {
         self.within_blocking(Kind::Exclusive, timeout, Arc::clone(self).acquire_exclusive())
+    }
+
+    /// Waits for a shared lock as long as `patience` says, on a thread that may block for as long; `None` if it has come to
+    /// an end that is no time-out.
+    pub(crate) fn shared_with(self: &Arc<Self>, patience: Patience) -> Result<Option<SharedLock>> {
+        let wait = match patience {
+            Patience::Brief(wait) => wait,
+            Patience::Until(deadline) => return self.shared_blocking(deadline.left()).map(Some),
+        };
+        let Some(gate) = wait_for(Arc::clone(&self.gate).read_owned(), wait) else {
+            return Ok(None);
+        };
+        Ok(self.enter_shared()?.then(|| SharedLock {
+            lock: Arc::clone(self),
+            _gate: gate,
+        }))
+    }
+
+    /// As [`LockFile::shared_with`], for the exclusive lock.
+    pub(crate) fn exclusive_with(self: &Arc<Self>, patience: Patience) -> Result<Option<ExclusiveLock>> {
+        self.check_writable()?;
+        let wait = match patience {
+            Patience::Brief(wait) => wait,
+            Patience::Until(deadline) => return self.exclusive_blocking(deadline.left()).map(Some),
+        };
+        let Some(gate) = wait_for(Arc::clone(&self.gate).write_owned(), wait) else {
+            return Ok(None);
+        };
+        match self.enter_exclusive()? {
+            true => Arc::clone(self).entered(gate).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// A shared lock, if it is free. `None` also while another task waits for the exclusive one.
@@ -167,13 +200,7 @@ impl LockFile {
         timeout: Option<Duration>,
         acquire: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        struct Unpark(Thread);
-        impl Wake for Unpark {
-            fn wake(self: Arc<Self>) {
-                self.0.unpark();
-            }
-        }
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let waker = unparks_this_thread();
         let mut context = Context::from_waker(&waker);
         let mut acquire = pin!(acquire);
         let started = Instant::now();
@@ -215,6 +242,31 @@ impl LockFile {
             self.holder(kind)
         );
         ErrorKind::LockTimeout.err(what).at(&self.path)
+    }
+}
+
+fn unparks_this_thread() -> Waker {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    Waker::from(Arc::new(Unpark(std::thread::current())))
+}
+
+/// What comes of the future within this time, awaited by this thread.
+fn wait_for<T>(future: impl Future<Output = T>, wait: Duration) -> Option<T> {
+    let waker = unparks_this_thread();
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    let started = Instant::now();
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return Some(value);
+        }
+        let left = wait.checked_sub(started.elapsed())?;
+        std::thread::park_timeout(left);
     }
 }
 

@@ -18,11 +18,15 @@
 //! The locks are not re-entrant: a task that holds one and asks for it again waits for ever, or for its time-out.
 
 mod acquire;
+mod foreign;
 mod guards;
 mod lock_file;
+mod patience;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use foreign::give_way;
 pub(crate) use guards::{ExclusiveLock, SharedLock};
 pub(crate) use lock_file::{LockFile, LockMode};
+pub(crate) use patience::{Deadline, Patience};

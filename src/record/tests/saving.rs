@@ -221,10 +221,13 @@ async fn after_a_failed_save_the_disk_is_what_counts() {
     assert_eq!((ids(&guard), guard.reloaded()), (vec!["a", "b"], true));
     drop(guard);
 
-    // A second attempt under the same guard is as good as a first one.
+    // A second attempt under the same guard is as good as a first one; of the first nothing is left.
     let mut guard = records.write().await.unwrap();
+    guard.table_mut().insert(layer("d"), 0).unwrap();
     guard.table_mut().insert(layer("c"), 1).unwrap();
     guard.save_with(refuse).unwrap_err();
+    assert_eq!(ids(&guard), ["a", "b"]);
+    guard.table_mut().insert(layer("c"), 1).unwrap();
     guard.save().unwrap();
     drop(guard);
     let guard = records.read().await.unwrap();

@@ -67,7 +67,8 @@ enum Operation {
     Reload,
 }
 
-fn operations() -> impl Strategy<Value = Vec<Operation>> {
+/// Operations, each with whether it is undone at once.
+fn operations() -> impl Strategy<Value = Vec<(Operation, bool)>> {
     let id = || "[ab]{0,3}| a|b a";
     let names = || prop::collection::vec("[abn]{0,2}", 0..4);
     let kind = prop_oneof![
@@ -81,7 +82,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         3 => (id(), kind, names()).prop_map(|(id, kind, names)| Operation::Names(id, kind, names)),
         1 => Just(Operation::Reload),
     ];
-    prop::collection::vec(one, 0..40)
+    prop::collection::vec((one, any::<bool>()), 0..40)
 }
 
 proptest! {
@@ -89,7 +90,8 @@ proptest! {
     fn a_table_is_what_the_naive_model_is(operations in operations()) {
         let mut table: Table<LayerRow> = Table::empty(2);
         let mut model = Model::default();
-        for operation in operations {
+        for (operation, undone) in operations {
+            let before = (table.savepoint(), model.clone());
             match operation {
                 Operation::Insert(id, given) => {
                     let taken = model.0.iter().any(|(other, _)| *other == id);
@@ -114,7 +116,12 @@ proptest! {
                     let files = [text(&table, 0), text(&table, 1)];
                     table = load(&[&files[0], &files[1]], true).unwrap();
                     prop_assert!(!table.needs_save());
+                    continue;
                 }
+            }
+            if undone {
+                table.roll_back(before.0);
+                model = before.1;
             }
             let rows: Vec<_> = table.rows().map(|row| (row.id.to_string(), row.names.clone())).collect();
             prop_assert_eq!(&rows, &model.0);

@@ -7,6 +7,7 @@ use crate::record::container::ContainerRow;
 use crate::record::table::Table;
 use crate::record::{ReadGuard, WriteGuard};
 use crate::store::Store;
+use crate::store::access::needs::Needs;
 
 impl Store {
     /// Looks something up in the container store, as it is at one moment.
@@ -29,11 +30,12 @@ impl Store {
         Ok(found.map(|row| (row, held)))
     }
 
-    /// Runs `change` in a blocking step that holds the container store exclusively.
+    /// Runs `change` in a step that holds the container store exclusively, and saves what it has changed.
     pub(crate) async fn write_to_container_store<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut WriteGuard<ContainerRow>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        Self::write_sound(&self.inner.containers, self.inner.dirs.containers(), change).await
+        self.step(Needs::CONTAINERS, |held| change(held.containers()?))
+            .await
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
+use crate::record::ReadGuard;
 use crate::record::layer::LayerRow;
 use crate::record::table::Table;
-use crate::record::{ReadGuard, WriteGuard};
 use crate::store::Store;
-use crate::store::access::repair::MAX_CLEANUPS;
-use crate::store::access::visit::{read_additional, visit_all};
+use crate::store::access::mend::MAX_CLEANUPS;
+use crate::store::access::needs::Needs;
+use crate::store::access::visit::visit_all;
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::LayerStore;
 
@@ -72,41 +73,11 @@ impl Store {
         visit_all(primary, &self.inner.additional_layers, visit).await
     }
 
-    /// Runs `change` in a blocking step that holds the primary layer store exclusively.
+    /// Runs `change` in a step that holds the primary layer store exclusively, and saves what it has changed.
     pub(crate) async fn write_to_layer_store<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut LayerStore) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let guard = self.write_layers().await?;
-        let inner = Arc::clone(&self.inner);
-        bridge::run(move || LayerStore::enter(inner, guard)?.leave(change)).await
-    }
-
-    /// The layer records, held exclusively, without layers that a killed process has left to be decided on: that takes all
-    /// locks.
-    pub(crate) async fn write_layers(&self) -> Result<WriteGuard<LayerRow>> {
-        let mut attempts = 0;
-        loop {
-            let guard = self.inner.layers.write().await?;
-            let incomplete = guard.incomplete();
-            let mut rows = incomplete.iter().filter_map(|id| guard.get(id));
-            if rows.all(|row| row.companion().is_none()) {
-                return Ok(guard);
-            }
-            drop(guard);
-            self.finish_interrupted(&mut attempts).await?;
-        }
-    }
-
-    /// As [`Store::write_to_layer_store`], with snapshots of the additional layer stores under their shared locks.
-    pub(crate) async fn read_or_write_all_layer_stores<T: Send + 'static>(
-        &self,
-        change: impl FnOnce(&mut LayerStore, &[ReadGuard<LayerRow>]) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let guard = self.write_layers().await?;
-        let additional = read_additional(&self.inner.additional_layers).await?;
-        let inner = Arc::clone(&self.inner);
-        bridge::run(move || LayerStore::enter(inner, guard)?.leave(|layers| change(layers, &additional)))
-            .await
+        self.step(Needs::LAYERS, |held| change(held.layers()?)).await
     }
 }

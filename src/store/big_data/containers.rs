@@ -127,7 +127,6 @@ impl Store {
             store
                 .table_mut()
                 .update(&row.id, |row| row.record(key, data.len(), digest.clone()))?;
-            store.save()?;
             Ok((data.len() as u64, digest))
         })
         .await

@@ -52,8 +52,8 @@ pub(super) fn named<'a>(names: &'a [String], key: &str, kind: &str, id: &str) ->
         .ok_or_else(|| missing_item(key, kind, id))
 }
 
-/// Sets an item of an image or container whose files are in `dir`, and has it recorded where the record does not say
-/// the same already.
+/// Sets an item of an image or container whose files are in `dir`, and records it where the record does not say the same
+/// already; which is to be saved.
 pub(super) fn set_item<R: Items>(
     store: &mut WriteGuard<R>,
     row: &R,
@@ -66,15 +66,15 @@ pub(super) fn set_item<R: Items>(
         size: i64::try_from(data.len()).unwrap_or(i64::MAX),
         digest: digest.to_string(),
     };
-    let mut record = |intent: &str| {
+    let record = |store: &mut WriteGuard<R>, intent: &str| {
         for dir in [Some(dir), dir.parent()].into_iter().flatten() {
             store.rely_on(dir.to_owned());
         }
-        store.table_mut().update(row.id(), |row| {
+        let updated = store.table_mut().update(row.id(), |row| {
             row.record(key, data.len(), digest.clone());
             row.set_intent(intent);
-        })?;
-        store.save()
+        });
+        updated.map(drop)
     };
     let exists = row.items().0.iter().any(|name| name == key);
     let same = exists && row.recorded(key).as_ref() == Some(&new);
@@ -84,12 +84,13 @@ pub(super) fn set_item<R: Items>(
             big_data::settle(dir, key, &new)?;
         }
         images::write_items(dir, std::iter::once((key, data)))?;
-        return if same { Ok(()) } else { record("") };
+        return if same { Ok(()) } else { record(store, "") };
     }
     make_private_subdir(dir)?;
     big_data::write_waiting(dir, key, data, &new, true)?;
-    record(intent::DATA)?;
+    record(store, intent::DATA)?;
+    store.save()?;
     // Whatever fails from here on: the item is set, and the next user of the store completes this.
     big_data::settle(dir, key, &new)?;
-    record("")
+    record(store, "")
 }

@@ -105,7 +105,7 @@ impl Store {
         let (temp, path) = self.spool(data).await?;
         let (layer, key) = (id.to_owned(), key.to_owned());
         self.write_to_layer_store(move |layers| {
-            let row = layers.find(&layer)?;
+            let row = layers.find_complete(&layer)?;
             let dir = layers.inner.dirs.layer_data(&row.id)?;
             make_private_subdir(&dir)?;
             let mut file =
@@ -118,8 +118,8 @@ impl Store {
             }
             layers
                 .table_mut()
-                .update(&row.id, |row| row.big_data_names.push(key))?;
-            layers.save()
+                .update(&row.id, |row| row.big_data_names.push(key))
+                .map(drop)
         })
         .await
     }

@@ -5,10 +5,10 @@
 //! above it, is changed in place: another one in its place would not be seen there, and the files of the mount would be
 //! removed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::archive::apply::pipeline::Applied;
 use crate::driver::{LayerCopy, LayerTree, MountState, Staged};
@@ -17,6 +17,7 @@ use crate::record::layer::LayerRow;
 use crate::record::pending_diff::PendingDiff;
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record as _;
+use crate::store::layer_store::counts::Counts;
 use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::record_applied;
@@ -158,8 +159,12 @@ impl LayerStore {
     }
 
     /// Whether a mount shows the layer's tree. Mounts that nobody is counted for, which killed processes have left, end.
-    fn is_shown(&self, id: &str) -> Result<bool> {
-        let mounts = self.inner.mounts.read_blocking()?;
+    fn is_shown(&mut self, id: &str) -> Result<bool> {
+        let mounts = self.counts.lock(&self.inner, Counts::Primary)?;
+        let rows = mounts.rows();
+        let mounts: HashMap<String, PathBuf> = rows
+            .map(|row| (row.id.clone(), PathBuf::from(&row.path)))
+            .collect();
         let stacked = self.driver.capabilities().stages_apart;
         let mut showing = HashSet::from([id]);
         // Later layers have earlier ones as parents.
@@ -169,7 +174,7 @@ impl LayerStore {
             }
         }
         for layer in showing {
-            let counted = mounts.get(layer).map(|mount| Path::new(&mount.path));
+            let counted = mounts.get(layer);
             if counted.is_some_and(|path| self.driver.mount_state(path) != MountState::Nowhere) {
                 return Ok(true);
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::driver::CreateOptions;
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
@@ -17,60 +17,66 @@ use crate::store::layer_store::new_layer::{
 };
 use crate::time::Time;
 
+/// A layer that has an incomplete record and nothing else yet.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    pub(crate) id: String,
+    new: NewLayer,
+}
+
 impl LayerStore {
     /// Creates a layer, its record last. On failure nothing of it is left.
     pub(crate) fn create(&mut self, new: NewLayer) -> Result<Arc<LayerRow>> {
-        let none = || Err(ErrorKind::LayerUnknown.err("creating no layer"));
-        self.create_all(vec![Ok(new)]).pop().unwrap_or_else(none)
-    }
-
-    /// As [`LayerStore::create`] for several layers, none of which stands on another: all of them share the save of
-    /// the incomplete records and the save that completes them. Errors in `wanted` are passed on.
-    pub(crate) fn create_all(&mut self, wanted: Vec<Result<NewLayer>>) -> Vec<Result<Arc<LayerRow>>> {
-        let mut announced: Vec<_> = wanted
-            .into_iter()
-            .map(|new| new.and_then(|new| self.announce(new)))
-            .collect();
-        if let Err(error) = self.guard.save() {
-            for result in announced.iter_mut().filter(|result| result.is_ok()) {
-                *result = Err(error.again());
+        let announced = self.announce(new)?;
+        self.guard.save()?;
+        let id = announced.id.clone();
+        let made = self.make(announced).and_then(|()| self.save_changes());
+        match made {
+            Ok(()) => self.get(&id),
+            Err(error) => {
+                self.discard_failed(&id);
+                Err(error.context(format!("creating layer {id:?}")))
             }
         }
-        let mut failed = Vec::new();
-        let mut made = Vec::with_capacity(announced.len());
-        for new in announced {
-            made.push(new.and_then(|(id, new)| {
-                let complete = self.make(&id, new).and_then(|()| {
-                    let table = self.guard.table_mut();
-                    table.update(&id, |row| row.set_incomplete(false))
-                });
-                complete.map(|_| id.clone()).map_err(|error| {
-                    let error = error.context(format!("creating layer {id:?}"));
-                    failed.push(id);
-                    error
-                })
-            }));
+    }
+
+    /// Makes what the saved record of a new layer stands for, and completes the record; which is to be saved. After an error
+    /// the layer is to be [discarded](LayerStore::discard_failed).
+    pub(crate) fn make(&mut self, new: Announced) -> Result<()> {
+        let Announced { id, new } = new;
+        self.make_files(&id, new)?;
+        self.guard
+            .table_mut()
+            .update(&id, |row| row.set_incomplete(false))?;
+        self.has_new_content = true;
+        Ok(())
+    }
+
+    /// Deletes what a failed creation has left.
+    pub(crate) fn discard_failed(&mut self, id: &str) {
+        if self.guard.get(id).is_none() {
+            return;
         }
-        if made.iter().any(Result::is_ok)
-            && let Err(error) = self.save_content()
-        {
-            for result in &mut made {
-                if let Ok(id) = result {
-                    failed.push(id.clone());
-                    *result = Err(error.again().context(format!("creating layer {id:?}")));
+        if let Err(error) = self.delete_all(&[id.to_owned()]) {
+            tracing::warn!(layer = id, error = %error.chain(), "cannot clean up after a failed creation");
+        }
+    }
+
+    /// Enters the incomplete record of a new layer. When that is saved, [`LayerStore::make`] goes on.
+    pub(crate) fn announce(&mut self, mut new: NewLayer) -> Result<Announced> {
+        match self.enter_record(&mut new) {
+            Ok(id) => Ok(Announced { id, new }),
+            Err(error) => {
+                if let Start::Unpacked(unpacked) = new.start {
+                    self.discard(*unpacked);
                 }
+                Err(error)
             }
         }
-        for id in &failed {
-            if let Err(error) = self.delete_all(std::slice::from_ref(id)) {
-                tracing::warn!(layer = id, error = %error.chain(), "cannot clean up after a failed creation");
-            }
-        }
-        made.into_iter().map(|id| self.get(&id?)).collect()
     }
 
-    /// Enters the incomplete record of a new layer.
-    fn announce(&mut self, mut new: NewLayer) -> Result<(String, NewLayer)> {
+    /// Returns the ID.
+    fn enter_record(&mut self, new: &mut NewLayer) -> Result<String> {
         Self::check_free(&self.guard, &new.id, &new.names)?;
         if new.id.is_empty() {
             new.id = random_id(|id| self.guard.get(id).is_some())?;
@@ -126,11 +132,11 @@ impl LayerStore {
             _ => layer_location::STABLE,
         };
         drop(self.guard.table_mut().insert(row, location)?);
-        Ok((id, new))
+        Ok(id)
     }
 
     /// Creates the files of a layer and its part in the driver.
-    fn make(&mut self, id: &str, new: NewLayer) -> Result<()> {
+    fn make_files(&mut self, id: &str, new: NewLayer) -> Result<()> {
         let durable = self.inner.sync_content() && !new.volatile;
         let dirs = &self.inner.dirs;
         if !new.big_data.is_empty() {

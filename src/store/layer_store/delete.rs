@@ -8,12 +8,28 @@ use crate::store::dirs::{Dirs, check_layer_id};
 use crate::store::layer_store::locked::LayerStore;
 use crate::sys::tree::remove_tree;
 
+/// Layers that are being deleted.
+#[derive(Debug)]
+pub(crate) struct Doomed {
+    ids: Vec<String>,
+    /// Those that were complete.
+    marked: Vec<String>,
+}
+
 impl LayerStore {
-    /// Deletes layers and their records, whether or not they are used.
-    ///
-    /// One save sets the flag `incomplete` in all records: after it a crash completes the deletion. Then the layers are
-    /// unmounted, their files are renamed away, and one save removes the records.
+    /// Deletes layers and their records, whether or not they are used. See [`LayerStore::doom`].
     pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
+        let doomed = self.doom(ids)?;
+        self.guard.save()?;
+        let unmounted = self.unmount_doomed(&doomed).and_then(|()| self.save_counts());
+        let removed = unmounted.and_then(|()| self.remove_doomed(&doomed));
+        self.guard.save()?;
+        removed
+    }
+
+    /// Begins to delete layers: sets the flag `incomplete` in all records. When that is saved, a crash completes the deletion,
+    /// and [`LayerStore::unmount_doomed`] goes on.
+    pub(crate) fn doom(&mut self, ids: &[String]) -> Result<Doomed> {
         let (mut doomed, mut marked) = (Vec::with_capacity(ids.len()), Vec::new());
         for id in ids {
             let row = self.get(id)?;
@@ -25,15 +41,27 @@ impl LayerStore {
             doomed.push(row.id.to_string());
         }
         self.mark_incomplete(&marked, true)?;
-        for id in &doomed {
+        Ok(Doomed { ids: doomed, marked })
+    }
+
+    /// Unmounts the layers. The counts are to be saved before the files move: none is of a layer that is not there. What this
+    /// does after an error is to be saved too.
+    pub(crate) fn unmount_doomed(&mut self, doomed: &Doomed) -> Result<()> {
+        for id in &doomed.ids {
             if let Err(error) = self.unmount_counted(id) {
                 // Nothing is lost yet, and the next user of the lock would fail in the same way.
-                self.mark_incomplete(&marked, false)?;
+                self.mark_incomplete(&doomed.marked, false)?;
                 return Err(error);
             }
         }
+        Ok(())
+    }
+
+    /// Renames the files of the layers away, and removes the records of those for which that has worked; which is to be saved
+    /// also after an error.
+    pub(crate) fn remove_doomed(&mut self, doomed: &Doomed) -> Result<()> {
         let mut result = Ok(());
-        for id in &doomed {
+        for id in &doomed.ids {
             let removed = self.move_away(id).context(|| format!("deleting layer {id:?}"));
             match removed {
                 Ok(()) => drop(self.guard.table_mut().remove(id)),
@@ -42,7 +70,6 @@ impl LayerStore {
                 Err(error) => tracing::warn!(layer = id, error = %error.chain(), "cannot delete layer"),
             }
         }
-        self.guard.save()?;
         result
     }
 
@@ -51,7 +78,7 @@ impl LayerStore {
             let table = self.guard.table_mut();
             table.update(id, |row| row.set_incomplete(incomplete))?;
         }
-        self.guard.save()
+        Ok(())
     }
 
     /// Renames a layer's content and files into temporary directories that are removed after the lock is released. Where the

@@ -12,6 +12,7 @@ use crate::store::dirs::layer_location;
 use crate::store::evidence::{self, layers_of_other_mode};
 use crate::store::ids::is_usual_id;
 use crate::store::inner::Inner;
+use crate::store::layer_store::counts::HeldCounts;
 use crate::store::layer_store::locked::LayerStore;
 
 impl LayerStore {
@@ -24,6 +25,8 @@ impl LayerStore {
             driver,
             trash: Vec::new(),
             discarded: Vec::new(),
+            counts: HeldCounts::default(),
+            has_new_content: false,
         };
         store.check_not_lost()?;
         if store.guard.reloaded() {

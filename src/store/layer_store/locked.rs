@@ -6,12 +6,13 @@ use std::sync::Arc;
 use crate::driver::{Driver, Staged};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::record::WriteGuard;
 use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
+use crate::record::{Savepoint, WriteGuard};
 use crate::store::inner::Inner;
+use crate::store::layer_store::counts::HeldCounts;
 use crate::store::layer_store::new_layer::Unpacked;
 
 /// The primary layer store, held exclusively.
@@ -23,6 +24,48 @@ pub(crate) struct LayerStore {
     pub(super) trash: Vec<TempDir>,
     /// Unpacked content that is not wanted any more; removed from disk after the lock is released.
     pub(super) discarded: Vec<Box<dyn Staged>>,
+    /// The counts of mounts, locked while they are being changed.
+    pub(super) counts: HeldCounts,
+    /// Whether layers with new content are to be saved.
+    pub(super) has_new_content: bool,
+}
+
+/// What was deleted and is to be removed from disk.
+#[derive(Default)]
+pub(crate) struct Waste {
+    trash: Vec<TempDir>,
+    discarded: Vec<Box<dyn Staged>>,
+    /// Whose reserves for a full disk there may be room for afterwards.
+    store: Option<Arc<Inner>>,
+}
+
+impl Waste {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.trash.is_empty() && self.discarded.is_empty()
+    }
+
+    /// Adds other waste.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.trash.append(&mut other.trash);
+        self.discarded.append(&mut other.discarded);
+        self.store = self.store.take().or_else(|| other.store.take());
+    }
+}
+
+/// Removes it. Blocking; to be done without a lock.
+impl Drop for Waste {
+    fn drop(&mut self) {
+        self.discarded.clear();
+        for temp in self.trash.drain(..) {
+            // The record is gone already; what is left of the content are stale files that the next open removes.
+            if let Err(error) = temp.remove() {
+                tracing::warn!(error = %error.chain(), "cannot remove a deleted layer's files yet");
+            }
+        }
+        if let Some(inner) = self.store.take() {
+            inner.renew_reserves();
+        }
+    }
 }
 
 impl LayerStore {
@@ -35,8 +78,14 @@ impl LayerStore {
 
     /// Runs `change`, releases the lock, then removes from disk what was deleted.
     pub(crate) fn leave<T>(mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        let result = change(&mut self).and_then(|value| self.settle().map(|()| value));
-        self.finish(result)
+        let result = change(&mut self).and_then(|value| {
+            self.save_counts()?;
+            self.settle().map(|()| value)
+        });
+        let waste = self.take_waste();
+        drop(self);
+        drop(waste);
+        result
     }
 
     /// See [`WriteGuard::settle`].
@@ -44,28 +93,31 @@ impl LayerStore {
         self.guard.settle()
     }
 
-    /// Releases the lock, then removes from disk what was deleted.
-    pub(crate) fn finish<T>(self, result: Result<T>) -> Result<T> {
-        let Self {
-            guard,
-            inner,
-            trash,
-            discarded,
-            ..
-        } = self;
-        drop(guard);
-        drop(discarded);
-        let removed = !trash.is_empty();
-        for temp in trash {
-            // The record is gone already; what is left of the content are stale files that the next open removes.
-            if let Err(error) = temp.remove() {
-                tracing::warn!(error = %error.chain(), "cannot remove a deleted layer's files yet");
-            }
+    /// What was deleted, to be removed from disk after the lock is released.
+    pub(crate) fn take_waste(&mut self) -> Waste {
+        Waste {
+            store: (!self.trash.is_empty()).then(|| Arc::clone(&self.inner)),
+            trash: std::mem::take(&mut self.trash),
+            discarded: std::mem::take(&mut self.discarded),
         }
-        if removed {
-            inner.renew_reserves();
+    }
+
+    /// See [`WriteGuard::savepoint`].
+    pub(crate) fn savepoint(&self) -> Savepoint {
+        self.guard.savepoint()
+    }
+
+    /// See [`WriteGuard::roll_back`].
+    pub(crate) fn roll_back(&mut self, to: Savepoint) {
+        self.guard.roll_back(to);
+    }
+
+    /// Saves what was changed, with new content or without.
+    pub(crate) fn save_changes(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.has_new_content) {
+            true => self.save_content(),
+            false => self.save(),
         }
-        result
     }
 
     pub(crate) fn table(&self) -> &Table<LayerRow> {
@@ -96,14 +148,14 @@ impl LayerStore {
         self.guard.save()
     }
 
-    /// Marks layers as going with another item, or takes the mark off, and saves the records. See
+    /// Marks layers as going with another item, or takes the mark off; which is to be saved. See
     /// [`intent`](crate::record::intent).
     pub(crate) fn mark(&mut self, ids: &[String], companion: Option<&Companion>) -> Result<()> {
         let intent = companion.map(Companion::intent).unwrap_or_default();
         for id in ids {
             self.guard.table_mut().update(id, |row| row.set_intent(&intent))?;
         }
-        self.guard.save()
+        Ok(())
     }
 
     /// The layers with such a mark.
@@ -155,9 +207,10 @@ impl LayerStore {
             .ok_or_else(|| LayerRow::unknown(id))
     }
 
-    /// Finds a layer by ID, name or ID prefix.
-    pub(crate) fn find(&self, key: &str) -> Result<Arc<LayerRow>> {
-        self.guard.require(key).map(Arc::clone)
+    /// Finds a layer by ID, name or ID prefix that no other step is making or deleting.
+    pub(crate) fn find_complete(&self, key: &str) -> Result<Arc<LayerRow>> {
+        let found = self.guard.find_complete(key).map(Arc::clone);
+        found.ok_or_else(|| LayerRow::unknown(key))
     }
 
     /// Refuses an ID or a name that is taken.

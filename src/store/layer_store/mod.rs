@@ -7,6 +7,7 @@
 //! under the lock and unlinked after it; a directory whose owner died is removed by the next open.
 
 mod apply;
+pub(crate) mod counts;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod enter;

@@ -1,35 +1,33 @@
-//! Mounting and unmounting under the layer lock, with the counts that all processes share.
-//!
-//! Layers of additional stores have counts in a file of their own: whoever writes the counts of the primary store's layers
-//! drops all others.
+//! Mounting and unmounting under the layer lock, with the counts that all processes share. They are saved by the caller.
 
 use std::path::{Path, PathBuf};
 
 use crate::driver::{MountOptions, MountState};
-use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, Result, ResultExt as _};
+use crate::record::inline_id::InlineId;
 use crate::record::layer::LayerRow;
-use crate::record::mount_point::MountGuard;
+use crate::store::layer_store::counts::Counts;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::mappings_of;
 
-/// Whose mounts are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Counts {
-    /// The primary store's layers.
-    Primary,
-    /// Layers of additional stores.
-    Additional,
+/// A layer that was mounted, or counted once more.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    pub(crate) path: PathBuf,
+    /// The layer, if the kernel's mount is new: to be undone if the count cannot be saved.
+    fresh: Option<InlineId>,
 }
 
 impl LayerStore {
-    /// Mounts a layer or counts one more use of a mount that is there.
-    pub(crate) fn mount(&mut self, id: &str, options: MountOptions) -> Result<PathBuf> {
+    /// Mounts a layer or counts one more use of a mount that is there. The count is to be saved, or the mount to be
+    /// [undone](LayerStore::undo_mount).
+    pub(crate) fn mount(&mut self, id: &str, options: MountOptions) -> Result<Mounted> {
         let row = self.get(id)?;
         self.mount_row(&row, options, Counts::Primary)
     }
 
     /// As [`LayerStore::mount`], for a layer of an additional store; only read-only.
-    pub(crate) fn mount_additional(&mut self, row: &LayerRow, options: MountOptions) -> Result<PathBuf> {
+    pub(crate) fn mount_additional(&mut self, row: &LayerRow, options: MountOptions) -> Result<Mounted> {
         let parts = |option: &String| option.split(',').any(|part| part == "ro");
         if !options.options.iter().any(parts) {
             let what = format!(
@@ -49,30 +47,34 @@ impl LayerStore {
         }
     }
 
-    fn lock_counts(&self, counts: Counts) -> Result<MountGuard> {
-        match (counts, &self.inner.additional_mounts) {
-            (Counts::Additional, Some(mounts)) => mounts.lock_blocking(),
-            _ => self.inner.mounts.lock_blocking(),
-        }
+    /// How often a count was changed.
+    pub(crate) fn counts_changed(&self) -> u64 {
+        self.counts.changed()
     }
 
-    fn save_counts(&self, counts: Counts, mounts: &mut MountGuard) -> Result<()> {
-        match counts {
-            Counts::Primary => mounts.save(self.table()),
-            Counts::Additional => mounts.save_all(),
-        }
+    /// Saves the counts that were changed, and releases their lock.
+    pub(crate) fn save_counts(&mut self) -> Result<()> {
+        self.counts.save(&self.guard)
     }
 
-    fn mount_row(&mut self, row: &LayerRow, mut options: MountOptions, counts: Counts) -> Result<PathBuf> {
-        let mut mounts = self.lock_counts(counts)?;
-        let known = mounts.get(&row.id).cloned();
+    /// Removes what killed writers of the counts have left.
+    pub(crate) fn remove_stale_counts(&mut self) -> Result<()> {
+        self.counts.lock(&self.inner, Counts::Primary)?.remove_stale()
+    }
+
+    fn mount_row(&mut self, row: &LayerRow, mut options: MountOptions, counts: Counts) -> Result<Mounted> {
+        let known = self.counts.lock(&self.inner, counts)?.get(&row.id).cloned();
         let state = known
             .as_ref()
             .map(|known| self.driver.mount_state(Path::new(&known.path)));
         if let (Some(known), Some(MountState::Here)) = (&known, state) {
-            mounts.set(&row.id, &known.path, known.count.saturating_add(1));
-            self.save_counts(counts, &mut mounts)?;
-            return Ok(PathBuf::from(&known.path));
+            let count = known.count.saturating_add(1);
+            self.counts
+                .set(&self.inner, counts, &row.id, &known.path, count)?;
+            return Ok(Mounted {
+                path: PathBuf::from(&known.path),
+                fresh: None,
+            });
         }
         // Uses that ended without an unmount, as at a reboot, do not count.
         let others = match (&known, state) {
@@ -93,47 +95,57 @@ impl LayerStore {
         let mounted = self.driver.mount(&row.id, &options);
         let path = files_of(&row.id, mounted).context(|| format!("mounting layer {:?}", row.id))?;
         let count = others.saturating_add(1);
-        let saved = match path.to_str() {
-            Some(text) => {
-                mounts.set(&row.id, text, count);
-                self.save_counts(counts, &mut mounts)
-            }
+        let counted = match path.to_str() {
+            Some(text) => self.counts.set(&self.inner, counts, &row.id, text, count),
             None => Err(ErrorKind::UnsafePath
                 .err("recording a mount point that is not UTF-8")
                 .at(&path)),
         };
-        if let Err(error) = saved {
-            if let Err(undo) = self.driver.unmount(&row.id) {
-                tracing::warn!(layer = %row.id, error = %undo.chain(), "cannot undo a mount that was not counted");
-            }
-            return Err(error.context(format!("mounting layer {:?}", row.id)));
+        let mounted = Mounted {
+            path,
+            fresh: Some(row.id.clone()),
+        };
+        match counted {
+            Ok(()) => Ok(mounted),
+            Err(error) => Err(self.undo_mount(&mounted, error)),
         }
-        Ok(path)
+    }
+
+    /// Ends a new mount that was not counted because of `error`.
+    pub(crate) fn undo_mount(&self, mounted: &Mounted, error: Error) -> Error {
+        let Some(id) = &mounted.fresh else { return error };
+        if let Err(undo) = self.driver.unmount(id) {
+            tracing::warn!(layer = %id, error = %undo.chain(), "cannot undo a mount that was not counted");
+        }
+        error.context(format!("mounting layer {id:?}"))
     }
 
     /// Undoes one mount and returns how many are left. The driver is asked even for a layer that is not counted as
     /// mounted, which is no error.
     pub(crate) fn unmount(&mut self, id: &str, counts: Counts) -> Result<u64> {
         self.require(id, counts)?;
-        let mut mounts = self.lock_counts(counts)?;
+        let mounts = self.counts.lock(&self.inner, counts)?;
         let counted = mounts.get(id).filter(|mount| mount.count > 1).cloned();
         if let Some(mount) = counted
             && self.driver.mount_state(Path::new(&mount.path)) != MountState::Nowhere
         {
             let left = mount.count - 1;
-            mounts.set(id, &mount.path, left);
-            self.save_counts(counts, &mut mounts)?;
+            self.counts.set(&self.inner, counts, id, &mount.path, left)?;
             return Ok(left.unsigned_abs());
         }
-        self.unmount_last(id, counts, &mut mounts)?;
+        self.unmount_last(id, counts)?;
         Ok(0)
     }
 
     /// As [`LayerStore::unmount`], of a layer of whichever store.
     pub(crate) fn unmount_any(&mut self, id: &str) -> Result<u64> {
-        let additional = match (self.table().get(id), &self.inner.additional_mounts) {
-            (None, Some(mounts)) => mounts.read_blocking()?.get(id).is_some(),
-            _ => false,
+        let additional = match self.table().get(id) {
+            None => self
+                .counts
+                .lock(&self.inner, Counts::Additional)?
+                .get(id)
+                .is_some(),
+            Some(_) => false,
         };
         let counts = if additional {
             Counts::Additional
@@ -146,29 +158,43 @@ impl LayerStore {
     /// Undoes all mounts of a layer, as [`LayerStore::unmount`] undoes the last one.
     pub(crate) fn unmount_all(&mut self, id: &str, counts: Counts) -> Result<()> {
         self.require(id, counts)?;
-        let mut mounts = self.lock_counts(counts)?;
-        self.unmount_last(id, counts, &mut mounts)
+        self.unmount_last(id, counts)
     }
 
     /// As [`LayerStore::unmount_all`]; does nothing for a layer that is not counted as mounted.
     pub(crate) fn unmount_counted(&mut self, id: &str) -> Result<()> {
         let row = self.get(id)?;
-        let mut mounts = self.inner.mounts.lock_blocking()?;
-        match mounts.get(&row.id) {
-            Some(_) => self.unmount_last(&row.id, Counts::Primary, &mut mounts),
+        match self.counts.lock(&self.inner, Counts::Primary)?.get(&row.id) {
+            Some(_) => self.unmount_last(&row.id, Counts::Primary),
             None => Ok(()),
         }
     }
 
-    fn unmount_last(&self, id: &str, counts: Counts, mounts: &mut MountGuard) -> Result<()> {
+    fn unmount_last(&mut self, id: &str, counts: Counts) -> Result<()> {
         // Nobody is counted any more: what a killed process has mounted without counting it ends too.
         self.driver
             .unmount_all(id)
             .context(|| format!("unmounting layer {id:?}"))?;
-        if mounts.get(id).is_some() {
-            mounts.set(id, "", 0);
-            self.save_counts(counts, mounts)?;
+        if self.counts.lock(&self.inner, counts)?.get(id).is_some() {
+            self.counts.set(&self.inner, counts, id, "", 0)?;
         }
         Ok(())
+    }
+
+    /// The layers that are mounted, and where they are counted.
+    pub(crate) fn mounted(&mut self) -> Result<Vec<(String, Counts)>> {
+        let mut mounted = Vec::new();
+        for counts in [Counts::Primary, Counts::Additional] {
+            if counts == Counts::Additional && self.inner.additional_mounts.is_none() {
+                continue;
+            }
+            let mounts = self.counts.lock(&self.inner, counts)?;
+            let known = mounts.rows().filter(|mount| {
+                (counts == Counts::Additional || self.guard.get(&mount.id).is_some())
+                    && self.driver.mount_state(Path::new(&mount.path)) != MountState::Nowhere
+            });
+            mounted.extend(known.map(|mount| (mount.id.clone(), counts)));
+        }
+        Ok(mounted)
     }
 }

@@ -7,6 +7,7 @@ use crate::idmap::IdMappings;
 use crate::options::LayerOptions;
 use crate::record::layer::LayerRow;
 use crate::record::table::Table;
+use crate::store::layer_store::locked::LayerStore;
 use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked};
 
 /// The parent and the mappings of a new layer; checked again under the exclusive lock.
@@ -28,13 +29,20 @@ impl LayerPlan {
     /// The layer to make of what was unpacked, if that is still possible.
     pub(crate) fn layer(
         self,
-        table: &Table<LayerRow>,
+        layers: &mut LayerStore,
         options: LayerOptions,
         unpacked: Unpacked,
     ) -> Result<NewLayer> {
-        let parent = self.recheck(table)?;
-        let start = Start::Unpacked(Box::new(unpacked));
-        Ok(new_layer(options, parent, self.mappings, start))
+        match self.recheck(layers.table()) {
+            Ok(parent) => {
+                let start = Start::Unpacked(Box::new(unpacked));
+                Ok(new_layer(options, parent, self.mappings, start))
+            }
+            Err(error) => {
+                layers.discard(unpacked);
+                Err(error)
+            }
+        }
     }
 
     /// The parent as it is now, if the layer can still be made on it.
@@ -45,7 +53,7 @@ impl LayerPlan {
         if self.parent_read_only {
             return Ok(Some(Arc::clone(parent)));
         }
-        let Some(row) = table.get(&parent.id) else {
+        let Some(row) = table.get_complete(&parent.id) else {
             let what = format!(
                 "parent layer {:?} was deleted while the layer was made",
                 parent.id

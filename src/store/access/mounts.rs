@@ -1,18 +1,12 @@
-//! The graph lock, and where layers are mounted.
+//! Where layers are mounted.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::bridge;
 use crate::error::Result;
-use crate::lock::record_lock::ExclusiveLock;
 use crate::record::mount_point::{MountPointRow, MountPoints, MountTable};
 use crate::store::Store;
 use crate::store::inner::StoreOrigin;
-
-/// The graph lock, held; the driver is current while it is.
-pub(crate) struct GraphGuard {
-    _held: ExclusiveLock,
-}
 
 /// Where layers are mounted and how often.
 #[derive(Debug)]
@@ -55,35 +49,5 @@ impl Store {
                 None => Arc::default(),
             },
         })
-    }
-
-    /// Takes the graph lock and makes sure that the driver is running: another process may have shut it down.
-    pub(crate) async fn lock_graph(&self) -> Result<GraphGuard> {
-        let held = self
-            .inner
-            .graph_lock
-            .exclusive(self.inner.options.lock_timeout)
-            .await?;
-        let current = held.token()?;
-        let known = self
-            .inner
-            .driver
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .token;
-        if current == known {
-            return Ok(GraphGuard { _held: held });
-        }
-        let inner = Arc::clone(&self.inner);
-        bridge::run(move || {
-            inner.restart_driver(current)?;
-            Ok(GraphGuard { _held: held })
-        })
-        .await
-    }
-
-    /// Marks the store as shut down for every process, this one included. Call with the graph lock held.
-    pub(crate) fn mark_shut_down(graph: &GraphGuard) -> Result<()> {
-        graph._held.write_token().map(drop)
     }
 }
