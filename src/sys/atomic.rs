@@ -10,7 +10,9 @@ use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{CWD, Mode, OFlags, Stat};
+#[cfg(feature = "pull")]
+use rustix::fs::{FileType, Gid, Uid};
 use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};

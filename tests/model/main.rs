@@ -35,4 +35,5 @@ mod questions;
 mod rules;
 mod run;
 mod sequences;
+mod together;
 mod worker;

@@ -285,6 +285,65 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// As [`Bench::after_kill`], for calls at the same time that do not depend on each other: each of them has happened or
+    /// not.
+    pub(crate) fn after_kill_together(
+        &mut self,
+        operations: &[Operation],
+        outcomes: Option<&[Outcome]>,
+        survivor_first: bool,
+    ) -> Result<(), String> {
+        writeln!(self.log, "killed: {operations:?}").unwrap();
+        let all = (1_usize << operations.len()) - 1;
+        let states = (0..=all).filter(|chosen| outcomes.is_none() || *chosen == all);
+        let mut states: Vec<Model> = states
+            .map(|chosen| {
+                let mut model = self.model.clone();
+                for (index, operation) in operations.iter().enumerate() {
+                    if chosen & (1 << index) != 0 {
+                        drop(model.apply(operation, None));
+                    }
+                }
+                model
+            })
+            .collect();
+        if let Some(outcomes) = outcomes {
+            let mut model = self.model.clone();
+            for (operation, outcome) in operations.iter().zip(outcomes) {
+                let expected = model.apply(operation, None);
+                if !matches(&expected, outcome) {
+                    return Err(format!(
+                        "{operation:?} -> {outcome:?}; the model says {expected:?}"
+                    ));
+                }
+            }
+        }
+        for survivor in [survivor_first, !survivor_first] {
+            let view = if survivor {
+                let seen = self.runtime.block_on(observe(&self.here));
+                seen.map_err(|error| format!("looking, by the survivor: {error:?}"))?
+            } else {
+                self.there.open(&self.location)?;
+                let seen = self.there.observe();
+                seen.map_err(|error| format!("looking, by the successor: {error}"))?
+            };
+            states.retain(|state| state.view() == view);
+            if states.is_empty() {
+                let before = difference(&self.model.view(), &view);
+                return Err(format!(
+                    "a state in which one of the calls has half happened:\n--- the state before:\n{before}"
+                ));
+            }
+        }
+        self.model = states.swap_remove(0);
+        if outcomes.is_none() {
+            for operation in operations {
+                self.model.was_cut(operation);
+            }
+        }
+        Ok(())
+    }
+
     /// Compares everything, and that everything can be removed again.
     pub(crate) fn end(&mut self, with_kills: bool) -> Result<(), String> {
         let expected = self.model.view();

@@ -18,6 +18,8 @@ use crate::support::worker::{Worker, assignment, tell};
 enum Request {
     Open(Location),
     Run(Operation),
+    /// All at the same time.
+    Together(Vec<Operation>),
     /// Of this container.
     Commit(String),
     Observe,
@@ -175,6 +177,16 @@ impl Remote {
         self.answer()
     }
 
+    /// Has it make several calls at the same time.
+    pub(crate) fn begin_together(&mut self, operations: &[Operation]) {
+        self.send(&Request::Together(operations.to_vec()));
+    }
+
+    /// What they returned; `None` if the process was killed before it could tell.
+    pub(crate) fn end_together(&mut self) -> Option<Vec<Outcome>> {
+        self.answer()
+    }
+
     /// Has it commit a container; `None` if the process was killed before it could tell.
     pub(crate) fn commit(&mut self, container: &str) -> Option<Result<(), String>> {
         self.send(&Request::Commit(container.to_owned()));
@@ -225,6 +237,10 @@ async fn entry() {
             (Request::Run(operation), Some(store)) => {
                 let outcome: Outcome = operation.run(store).await;
                 serde_json::to_string(&outcome)
+            }
+            (Request::Together(operations), Some(store)) => {
+                let calls = operations.iter().map(|operation| operation.run(store));
+                serde_json::to_string(&futures::future::join_all(calls).await)
             }
             (Request::Commit(container), Some(store)) => {
                 let committed = store.commit(&container, commits::options(commits::NEW)).await;
