@@ -275,6 +275,9 @@ impl NewContainer {
             // of containers have another lock there.
             layers.ensure_written(layer_location::STABLE)?;
             containers.ensure_there(container_location::STABLE)?;
+        } else {
+            // Also for a volatile one: a directory that a killed process leaves is no sign then that this file was lost.
+            containers.ensure_written(container_location::STABLE)?;
         }
         // What a killed process has left under this ID does not belong to the new container.
         remove_dirs(&dirs)?;

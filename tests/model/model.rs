@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::operation::{Blob, content, digest};
+use crate::operation::{Blob, Operation, content, digest};
 
 /// A layer.
 #[derive(Clone, Debug, Default)]
@@ -287,6 +287,18 @@ impl Model {
     /// Whether the driver finds a layer of each of the IDs below this one, but another than that which it was made on.
     pub(crate) fn stands_on_others(&self, layer: &Layer) -> bool {
         !self.is_whole(layer) && layer.ids.iter().all(|id| self.layers.get(id).is_some())
+    }
+
+    /// Whether this deletes a container whose layer an image refers to: after a kill the layer stays with the image.
+    pub(crate) fn deletes_layer_of_image(&self, operation: &Operation) -> bool {
+        let (Operation::DeleteContainer(key) | Operation::Delete(key)) = operation else {
+            return false;
+        };
+        let container = self.containers.find(key);
+        container.is_some_and(|container| {
+            let layer = Some(&container.layer);
+            self.images.0.iter().any(|image| image.layer.as_ref() == layer)
+        })
     }
 
     /// The state in which of each item what is seen has happened to it that leads to the state `after`.

@@ -240,10 +240,21 @@ impl Model {
             return Err(problems);
         }
         let (common, below) = found?;
+        self.check_below(below.as_deref(), blob)?;
         let size = blob.size();
         let id = common.id.clone();
         self.add_layer(common, below, Some(blob));
         Ok(json!([id, size]))
+    }
+
+    /// What a layer hides is looked for in all layers below it, which are to be there.
+    fn check_below(&self, parent: Option<&str>, blob: &Blob) -> Result<(), Vec<&'static str>> {
+        let hides = blob.files.values().any(Option::is_none);
+        let parent = parent.and_then(|id| self.layers.get(id));
+        match parent.is_some_and(|parent| hides && !self.is_whole(parent)) {
+            true => fail("CorruptMetadata"),
+            false => Ok(()),
+        }
     }
 
     fn put_image_layer(&mut self, parent: Option<&str>, blob: &Blob) -> Expected {
@@ -258,6 +269,7 @@ impl Model {
             None => diff,
         };
         if self.layers.get(&id).is_none() {
+            self.check_below(below.as_deref(), blob)?;
             let own = Common {
                 id: id.clone(),
                 ..Common::default()

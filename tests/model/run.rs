@@ -254,9 +254,12 @@ impl<'a> Bench<'a> {
                 seen.map_err(|error| format!("looking, by the successor: {error}"))?
             };
             let who = if survivor { "survivor" } else { "successor" };
-            if outcome.is_none() && operation.is_stepwise() && views.is_empty() {
+            let stepwise = operation.is_stepwise() || self.model.deletes_layer_of_image(operation);
+            if outcome.is_none() && stepwise && views.is_empty() {
                 after = self.model.between(&after, &view);
-                after.check_references(&self.model)?;
+                if operation.is_stepwise() {
+                    after.check_references(&self.model)?;
+                }
                 after_view = after.view();
             }
             if view != after_view && (outcome.is_some() || view != before_view) {
