@@ -289,6 +289,20 @@ impl Model {
         !self.is_whole(layer) && layer.ids.iter().all(|id| self.layers.get(id).is_some())
     }
 
+    /// Whether something refers to what is not there.
+    pub(crate) fn has_lost_references(&self) -> bool {
+        let parents = self.layers.0.iter().map(|layer| layer.parent.as_ref());
+        let tops = self.images.0.iter().map(|image| image.layer.as_ref());
+        let own = self.containers.0.iter().map(|container| Some(&container.layer));
+        let mut layers = parents.chain(tops).chain(own).flatten();
+        let mut images = self
+            .containers
+            .0
+            .iter()
+            .filter_map(|container| container.image.as_ref());
+        layers.any(|id| self.layers.get(id).is_none()) || images.any(|id| self.images.get(id).is_none())
+    }
+
     /// Whether this deletes a container whose layer an image refers to: after a kill the layer stays with the image.
     pub(crate) fn deletes_layer_of_image(&self, operation: &Operation) -> bool {
         let (Operation::DeleteContainer(key) | Operation::Delete(key)) = operation else {
