@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, SharedLock};
 use crate::record::cache::{HeldLocks, RecordsInner, Snapshot};
@@ -69,6 +69,8 @@ pub(crate) struct WriteGuard<R: Record> {
     relied_on: BTreeSet<PathBuf>,
     /// Directories of files that were saved and whose names [`WriteGuard::settle`] forces to disk.
     unsettled: BTreeSet<PathBuf>,
+    /// Why a save has failed.
+    failed: Option<Error>,
     core: Arc<RecordsInner<R>>,
     /// Declared last, so that the locks are released after drop has put the table back.
     held: HeldLocks<ExclusiveLock>,
@@ -95,6 +97,7 @@ impl<R: Record> WriteGuard<R> {
             reloaded,
             relied_on: BTreeSet::new(),
             unsettled: BTreeSet::new(),
+            failed: None,
             core,
             held,
         }
@@ -158,9 +161,22 @@ impl<R: Record> WriteGuard<R> {
         });
         match &saved {
             Ok(()) => self.table.keep_changes(),
-            Err(_some_may_be_written) => self.table.undo_failed_save(),
+            Err(error) => {
+                self.table.undo_failed_save();
+                self.failed.get_or_insert_with(|| error.again());
+            }
         }
         saved
+    }
+
+    /// Why a save has failed since the last call, if one has: with it the changes of others are undone too, who are to be
+    /// told. What was changed since is undone as well.
+    pub(crate) fn take_failure(&mut self) -> Option<Error> {
+        let failed = self.failed.take();
+        if failed.is_some() {
+            self.table.undo_failed_save();
+        }
+        failed
     }
 
     /// The state of the table at this moment.

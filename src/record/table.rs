@@ -32,9 +32,11 @@ pub(crate) struct Table<R> {
     pub(super) order: Order,
     /// How to undo what was changed since the last save, the latest last.
     pub(super) undo: Vec<Undo<R>>,
-    /// How often the changes were saved, and the count of changes then.
+    /// How often saving was tried, and the count of changes when it has last worked.
     pub(super) saves: u64,
     pub(super) changes_at_save: u64,
+    /// Whether the last attempt to save has failed: it is not known what the files say.
+    pub(super) unknown: bool,
 }
 
 impl<R> Default for Table<R> {
@@ -50,6 +52,7 @@ impl<R> Default for Table<R> {
             undo: Vec::new(),
             saves: 0,
             changes_at_save: 0,
+            unknown: false,
         }
     }
 }

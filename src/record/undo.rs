@@ -29,17 +29,25 @@ impl<R: Record> Table<R> {
         }
     }
 
-    /// Whether there are changes since that were not saved.
-    pub(crate) fn is_unsaved_since(&self, before: &Savepoint) -> bool {
-        self.changes > before.changes.max(self.changes_at_save)
+    /// The count of changes, if there are any since; else 0.
+    pub(crate) fn changed_since(&self, before: &Savepoint) -> u64 {
+        match self.changes > before.changes {
+            true => self.changes,
+            false => 0,
+        }
+    }
+
+    /// The count of changes when they were last saved.
+    pub(crate) fn changes_at_save(&self) -> u64 {
+        self.changes_at_save
     }
 
     /// Undoes what was changed since; if the table was saved meanwhile, what was changed since that save.
     pub(crate) fn roll_back(&mut self, to: Savepoint) {
         if to.saves != self.saves {
             self.undo_all();
-            self.dirty.fill(false);
-            self.changes = self.changes_at_save;
+            self.dirty.fill(self.unknown);
+            self.changes = self.changes_at_save + u64::from(self.unknown);
             return;
         }
         if self.undo_to(to.undo) {
@@ -54,6 +62,8 @@ impl<R: Record> Table<R> {
     pub(crate) fn undo_failed_save(&mut self) {
         self.undo_all();
         self.dirty.fill(true);
+        self.unknown = true;
+        self.saves += 1;
         self.changes += 1;
     }
 
@@ -61,6 +71,7 @@ impl<R: Record> Table<R> {
     pub(crate) fn keep_changes(&mut self) {
         self.undo.clear();
         self.saves += 1;
+        self.unknown = false;
         self.changes_at_save = self.changes;
     }
 

@@ -180,11 +180,13 @@ impl NewContainer {
         let options = &self.options;
         let row = new_row(options, &id, image, &layer.id, volatile);
         let layer = [layer.id.to_string()];
+        let mut inserted = false;
         let mut recorded = batch.with(|held| {
             let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
             images::write_items(&dirs[0], items)?;
             let containers = held.containers()?;
             drop(containers.table_mut().insert(row, location)?);
+            inserted = true;
             containers.rely_on(dirs[0].clone());
             containers.rely_on(self.store.inner.dirs.containers());
             Ok(())
@@ -196,6 +198,9 @@ impl NewContainer {
             let (layers, containers) = held.layers_and_containers()?;
             if let Err(error) = recorded {
                 // A failed save may have come far enough to be seen: the layer goes only when the record has gone.
+                if inserted {
+                    drop(containers.table_mut().remove(&id));
+                }
                 let undone = containers
                     .save()
                     .and_then(|()| layers.delete_all(&layer))
@@ -234,7 +239,7 @@ impl NewContainer {
         let mapped_by_mount = options.id_mappings.host_uid_mapping || shifts;
         let taken = |id: &str| Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
         if let Some(id) = &options.id
-            && (held.containers()?.get(id).is_some() || held.in_flight.creates(id))
+            && (held.containers()?.get(id).is_some() || held.in_flight.has(id))
         {
             return taken(id);
         }

@@ -118,7 +118,11 @@ impl Store {
                 let (row, data) = begun?;
                 if let Err(error) = batch.save().await {
                     // It may have come far enough to be seen: the data goes only when the file is without the record again.
-                    let undone = batch.with(|held| held.images()?.save());
+                    let undone = batch.with(|held| {
+                        let images = held.images()?;
+                        drop(images.table_mut().remove(&row.id));
+                        images.save()
+                    });
                     clean_up(&row.id, undone.and_then(|()| remove_dirs(&[data])));
                     return Err(error);
                 }

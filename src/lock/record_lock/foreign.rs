@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::lock::record_lock::lock_file::LockFile;
+use crate::sys::ofd::{self, Kind};
 
 /// How often it is looked whether a process still waits.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -21,18 +22,26 @@ fn awaited_inode(line: &str) -> Option<u64> {
     file.rsplit(':').next()?.parse().ok()
 }
 
-/// Whether another process waits for one of the locks. This one waits in the kernel only for locks that it does not hold.
+/// Whether another process waits for one of the locks that nobody holds, and will have it in a moment.
 ///
 /// The device is not compared: not every file system says the same there as in the status of the file.
 fn is_awaited(files: &[&Arc<LockFile>]) -> bool {
     let Ok(locks) = std::fs::read_to_string("/proc/locks") else {
         return false;
     };
+    // The kernel does not tell of locks of this process.
+    let is_free = |file: &Arc<LockFile>| {
+        file.gate.try_read().is_ok() && matches!(ofd::holder(file.as_fd(), Kind::Exclusive), Ok(None))
+    };
     let mut awaited = locks.lines().filter_map(awaited_inode);
-    awaited.any(|inode| files.iter().any(|file| file.identity.1 == inode))
+    awaited.any(|inode| {
+        let mut files = files.iter().filter(|file| file.identity.1 == inode);
+        files.any(|file| is_free(file))
+    })
 }
 
-/// Waits while other processes wait for these locks, none of which the caller holds; at most for `limit`.
+/// Waits until the processes that wait for these locks have got them, each that is free; at most for `limit`. The caller holds
+/// none of them.
 pub(crate) fn give_way(files: &[&Arc<LockFile>], limit: Duration) {
     let started = Instant::now();
     while is_awaited(files) && started.elapsed() < limit {
@@ -69,12 +78,19 @@ mod tests {
         let held = lock.exclusive_blocking(None).unwrap();
         let Some(mut peer) = Peer::start() else { return };
         peer.send(&format!("lock({path:?}, fcntl.LOCK_EX)"));
-        while !is_awaited(&files) {
+        let waits = || {
+            std::fs::read_to_string("/proc/locks")
+                .unwrap()
+                .lines()
+                .any(|line| awaited_inode(line) == Some(lock.identity.1))
+        };
+        while !waits() {
             std::thread::yield_now();
         }
+        assert!(!is_awaited(&files), "it is held");
         drop(held);
         give_way(&files, Duration::from_secs(60));
-        assert!(!is_awaited(&files));
+        assert!(!waits());
         assert_eq!(peer.answer(), "locked");
     }
 }

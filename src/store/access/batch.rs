@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::Result;
-use crate::store::access::boundary::Kinds;
+use crate::store::access::boundary::Changed;
 use crate::store::access::held::Held;
 use crate::store::layer_store::locked::Waste;
 
@@ -64,8 +64,11 @@ impl Batch {
 /// be removed from disk.
 pub(super) struct Ended {
     pub(super) failed: bool,
-    pub(super) answer: Box<dyn FnOnce(Result<()>, Waste)>,
+    pub(super) answer: Box<dyn FnOnce(Result<()>, Waste) -> Undelivered>,
 }
+
+/// An answer whose caller is gone. Dropping it may take locks, or remove trees.
+pub(super) type Undelivered = Option<Box<dyn Any + Send>>;
 
 /// What gets the payload of a panic in a step.
 pub(super) type Panicked = Box<dyn FnOnce(Box<dyn Any + Send>) + Send>;
@@ -86,8 +89,8 @@ struct Running {
     panicked: Option<Panicked>,
     span: tracing::Span,
     save: Rc<Cell<Save>>,
-    /// What it has changed and not saved.
-    unsaved: Kinds,
+    /// What it has changed since its last save.
+    changed: Changed,
     waste: Waste,
     ended: Option<Ended>,
 }
@@ -100,20 +103,25 @@ pub(super) struct Steps {
 
 /// A step that has ended, and what is to be removed from disk then.
 pub(super) struct Answered {
-    answer: Box<dyn FnOnce(Waste)>,
+    answer: Box<dyn FnOnce(Waste) -> Undelivered>,
     waste: Waste,
 }
 
 impl Answered {
-    /// Has the caller remove the waste.
-    pub(super) fn give(self) {
-        (self.answer)(self.waste);
+    /// Has the caller remove the waste. What is returned is to be dropped without a lock.
+    pub(super) fn give(self) -> Undelivered {
+        (self.answer)(self.waste)
+    }
+
+    /// Whether something is to be removed.
+    pub(super) fn has_waste(&self) -> bool {
+        !self.waste.is_empty()
     }
 
     /// Removes the waste first. To be called without a lock.
     pub(super) fn give_after_removal(self) {
         drop(self.waste);
-        (self.answer)(Waste::default());
+        drop((self.answer)(Waste::default()));
     }
 }
 
@@ -145,7 +153,7 @@ impl Steps {
             panicked: Some(step.panicked),
             span: step.span,
             save,
-            unsaved: Kinds::default(),
+            changed: Changed::default(),
             waste: Waste::default(),
             ended: None,
         });
@@ -159,7 +167,7 @@ impl Steps {
         let saved = self.held.borrow_mut().save();
         let mut answers = Vec::new();
         for step in &mut self.running {
-            let result = saved.of(std::mem::take(&mut step.unsaved));
+            let result = saved.of(std::mem::take(&mut step.changed));
             match step.ended.take() {
                 Some(ended) => {
                     let waste = std::mem::take(&mut step.waste);
@@ -178,9 +186,15 @@ impl Steps {
     }
 
     /// Releases the locks.
-    pub(super) fn release(self) {
+    pub(super) fn release(mut self) {
+        let wastes = self
+            .running
+            .iter_mut()
+            .map(|step| std::mem::take(&mut step.waste));
+        let wastes: Vec<Waste> = wastes.collect();
         drop(self.running);
         drop(self.held);
+        drop(wastes);
     }
 }
 
@@ -209,11 +223,11 @@ impl Running {
         match ended {
             Some(ended) if ended.failed => {
                 held.roll_back(before);
-                self.unsaved = Kinds::default();
+                self.changed = Changed::default();
                 self.ended = Some(ended);
             }
             ended => {
-                self.unsaved.add(held.unsaved_since(&before));
+                self.changed.add(held.changed_since(&before));
                 self.ended = ended;
             }
         }

@@ -1,7 +1,8 @@
 //! Undoing what a step has changed, and saving what several steps have changed together.
 
 use crate::error::{Error, Result};
-use crate::record::Savepoint;
+use crate::record::record_trait::Record;
+use crate::record::{Savepoint, WriteGuard};
 use crate::store::access::held::Held;
 use crate::store::layer_store::locked::Waste;
 
@@ -13,30 +14,35 @@ pub(super) struct Before {
     counts: u64,
 }
 
-/// The files of records, by kind.
+/// What a step has changed: of each table the count of its changes then, 0 where it has changed nothing.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Kinds {
-    layers: bool,
-    images: bool,
-    containers: bool,
+pub(super) struct Changed {
+    layers: u64,
+    images: [u64; 2],
+    containers: u64,
     counts: bool,
 }
 
-impl Kinds {
+impl Changed {
     pub(super) fn add(&mut self, other: Self) {
-        self.layers |= other.layers;
-        self.images |= other.images;
-        self.containers |= other.containers;
+        self.layers = self.layers.max(other.layers);
+        self.containers = self.containers.max(other.containers);
         self.counts |= other.counts;
+        for (all, more) in self.images.iter_mut().zip(other.images) {
+            *all = more.max(*all);
+        }
     }
 }
+
+/// Why a table was not saved, and the count of changes up to which it was.
+type Failure = Option<(Error, u64)>;
 
 /// What a common save has come to.
 #[derive(Default)]
 pub(super) struct Saved {
-    layers: Option<Error>,
-    images: Option<Error>,
-    containers: Option<Error>,
+    layers: Failure,
+    images: [Failure; 2],
+    containers: Failure,
     counts: Option<Error>,
     /// What was saved may not survive a power cut.
     unsettled: Option<Error>,
@@ -44,19 +50,32 @@ pub(super) struct Saved {
 
 impl Saved {
     /// What it means for a step that has changed these.
-    pub(super) fn of(&self, changed: Kinds) -> Result<()> {
-        let failures = [
-            self.layers.as_ref().filter(|_| changed.layers),
-            self.images.as_ref().filter(|_| changed.images),
-            self.containers.as_ref().filter(|_| changed.containers),
-            self.counts.as_ref().filter(|_| changed.counts),
-            self.unsettled.as_ref(),
+    pub(super) fn of(&self, changed: Changed) -> Result<()> {
+        let [first, second] = &self.images;
+        let tables = [
+            (&self.layers, changed.layers),
+            (first, changed.images[0]),
+            (second, changed.images[1]),
+            (&self.containers, changed.containers),
         ];
-        match failures.into_iter().flatten().next() {
-            None => Ok(()),
-            Some(error) => Err(error.again()),
-        }
+        let mut lost = tables.into_iter().filter_map(|(failure, count)| {
+            let (error, saved) = failure.as_ref()?;
+            (count > *saved).then_some(error)
+        });
+        let lost = lost.next();
+        let counts = || self.counts.as_ref().filter(|_| changed.counts);
+        let failure = lost.or_else(counts).or(self.unsettled.as_ref());
+        failure.map_or(Ok(()), |error| Err(error.again()))
     }
+}
+
+/// Saves one table for all steps.
+fn save_records<R: Record>(records: &mut WriteGuard<R>) -> Failure {
+    let before = records.changes_at_save();
+    if let Some(error) = records.take_failure() {
+        return Some((error, 0));
+    }
+    records.save().err().map(|error| (error, before))
 }
 
 impl Held {
@@ -89,23 +108,23 @@ impl Held {
         }
     }
 
-    /// What was changed since and not saved.
-    pub(super) fn unsaved_since(&mut self, before: &Before) -> Kinds {
+    /// What was changed since.
+    pub(super) fn changed_since(&mut self, before: &Before) -> Changed {
         let parts = self.changeable();
-        let counts = parts.layers.as_ref().map_or(0, |layers| layers.counts_changed());
-        let mut images = parts.images.iter().zip(&before.images);
-        Kinds {
-            layers: match (parts.layers, &before.layers) {
-                (Some(layers), Some(before)) => layers.table().is_unsaved_since(before),
-                _ => false,
-            },
-            images: images.any(|(store, before)| store.records.is_unsaved_since(before)),
-            containers: match (parts.containers, &before.containers) {
-                (Some(containers), Some(before)) => containers.is_unsaved_since(before),
-                _ => false,
-            },
-            counts: counts != before.counts,
+        let mut changed = Changed::default();
+        if let (Some(layers), Some(to)) = (&parts.layers, &before.layers) {
+            changed.layers = layers.table().changed_since(to);
+            changed.counts = layers.counts_changed() != before.counts;
         }
+        for (index, (store, to)) in parts.images.iter().zip(&before.images).enumerate() {
+            if let Some(images) = changed.images.get_mut(index) {
+                *images = store.records.changed_since(to);
+            }
+        }
+        if let (Some(containers), Some(to)) = (&parts.containers, &before.containers) {
+            changed.containers = containers.changed_since(to);
+        }
+        changed
     }
 
     /// Saves what was changed, and waits until it survives a power cut where that is promised.
@@ -114,17 +133,16 @@ impl Held {
         let mut saved = Saved::default();
         let mut settled = Ok(());
         if let Some(layers) = parts.layers {
-            saved.counts = layers.save_counts().err();
-            saved.layers = layers.save_changes().err();
+            saved.counts = layers.save_counts_for_all();
+            saved.layers = layers.save_for_all();
             settled = settled.and(layers.settle());
         }
-        for store in parts.images {
-            let result = store.records.save();
-            saved.images = saved.images.or(result.err());
+        for (store, failure) in parts.images.iter_mut().zip(&mut saved.images) {
+            *failure = save_records(&mut store.records);
             settled = settled.and(store.records.settle());
         }
         if let Some(containers) = parts.containers {
-            saved.containers = containers.save().err();
+            saved.containers = save_records(containers);
             settled = settled.and(containers.settle());
         }
         saved.unsettled = settled.err();

@@ -28,9 +28,9 @@ impl InFlight {
         })
     }
 
-    /// Whether a container with this ID is being made.
-    pub(crate) fn creates(&self, container: &str) -> bool {
-        self.creation(|id, _| id == container).is_some()
+    /// Whether a container with this ID is being made or deleted.
+    pub(crate) fn has(&self, container: &str) -> bool {
+        self.creation(|id, _| id == container).is_some() || self.deletes(container)
     }
 
     /// The container that is being made with this name.

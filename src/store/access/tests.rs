@@ -290,3 +290,101 @@ async fn a_process_that_waits_gets_its_turn() {
         task.await.unwrap();
     }
 }
+
+fn break_file(file: &Path) -> Vec<u8> {
+    let text = std::fs::read(file).unwrap();
+    std::fs::remove_file(file).unwrap();
+    std::fs::create_dir_all(file.join("full")).unwrap();
+    text
+}
+
+fn mend_file(file: &Path, text: &[u8]) {
+    std::fs::remove_dir_all(file).unwrap();
+    std::fs::write(file, text).unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_save_in_the_middle_of_a_step_is_no_success_for_others() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    let ids = numbered(2);
+    create_images(&store, &ids).await;
+    let file = tmp.path().join("graph/vfs-images/images.json");
+    let held = store.inner.images.write().await.unwrap();
+    let good = tokio::spawn(append(store.clone(), ids[0].clone()));
+    until_waiting(&store, 1).await;
+    let (other, id, path) = (store.clone(), ids[1].clone(), file.clone());
+    let bad = tokio::spawn(async move {
+        other
+            .step(Needs::IMAGES, move |held| {
+                let images = held.images()?;
+                images.table_mut().update(&id, |row| row.metadata.push('x'))?;
+                let text = break_file(&path);
+                let saved = images.save();
+                mend_file(&path, &text);
+                saved
+            })
+            .await
+    });
+    until_waiting(&store, 2).await;
+    drop(held);
+    let good = good.await.unwrap();
+    assert!(bad.await.unwrap().is_err());
+    let text = metadata(&store, &ids[0]).await;
+    assert!(good.is_err() || text == "ab", "{good:?} {text:?}");
+}
+
+#[tokio::test]
+async fn what_another_step_has_saved_is_there_whole() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path()).await;
+    let ids = numbered(2);
+    create_images(&store, &ids).await;
+    let file = tmp.path().join("graph/vfs-images/images.json");
+    let kept: Arc<std::sync::Mutex<Vec<u8>>> = Arc::default();
+    let held = store.inner.images.write().await.unwrap();
+    let (one, path, text) = (store.clone(), file.clone(), Arc::clone(&kept));
+    let mender = tokio::spawn(async move {
+        let step = async move |batch: Batch| {
+            batch.save().await?;
+            mend_file(&path, &text.lock().unwrap());
+            Ok(())
+        };
+        one.in_batch(Needs::IMAGES, step).await
+    });
+    until_waiting(&store, 1).await;
+    let two = store.clone();
+    let created = tokio::spawn(async move {
+        let options = ImageOptions::default()
+            .name("fresh")
+            .big_data("item", b"data".to_vec());
+        two.create_image(None, options).await
+    });
+    until_waiting(&store, 2).await;
+    let (three, id, path, text) = (store.clone(), ids[1].clone(), file.clone(), Arc::clone(&kept));
+    let bad = tokio::spawn(async move {
+        three
+            .step(Needs::IMAGES, move |held| {
+                let images = held.images()?;
+                images.table_mut().update(&id, |row| row.metadata.push('x'))?;
+                images.save()?;
+                images.table_mut().update(&id, |row| row.metadata.push('y'))?;
+                *text.lock().unwrap() = break_file(&path);
+                Ok(())
+            })
+            .await
+    });
+    until_waiting(&store, 3).await;
+    drop(held);
+    drop(mender.await.unwrap());
+    assert!(bad.await.unwrap().is_err());
+    let created = created.await.unwrap();
+    let found = store.image("fresh").await;
+    let data = store.image_big_data("fresh", "item").await;
+    assert!(
+        found.is_err() || data.is_ok(),
+        "created {:?}, found {:?}, data {data:?}",
+        created.is_ok(),
+        found.is_ok()
+    );
+}

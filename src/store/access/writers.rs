@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::bridge;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::record_lock::{Deadline, Patience, give_way};
-use crate::store::access::batch::{Answered, Batch, Broken, Ended, Step, Steps};
+use crate::store::access::batch::{Answered, Batch, Broken, Ended, Step, Steps, Undelivered};
 use crate::store::access::held::Held;
 use crate::store::access::needs::Needs;
 use crate::store::inner::Inner;
@@ -148,10 +148,10 @@ impl Waitlist {
         let runtime = bridge::runtime()?.id();
         let (answer, answered) = oneshot::channel();
         let answer = Arc::new(Mutex::new(Some(answer)));
-        let send = move |what: Answer<T>| {
+        let send = move |what: Answer<T>| -> Undelivered {
             let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // The caller may be gone.
-            drop(answer.map(|answer| answer.send(what)));
+            let undelivered = answer.and_then(|answer| answer.send(what).err());
+            undelivered.map(|what| Box::new(what) as Box<dyn std::any::Any + Send>)
         };
         let (ended, panicked, failed) = (send.clone(), send.clone(), send);
         let start = Box::new(move |batch| {
@@ -161,17 +161,17 @@ impl Waitlist {
                 answer: Box::new(move |saved, waste: Waste| {
                     let result = result.and_then(|value| saved.map(|()| value));
                     let waste = (!waste.is_empty()).then(|| bridge::Detached::new(waste));
-                    ended(Answer::Ended(result, waste));
+                    ended(Answer::Ended(result, waste))
                 }),
             });
             ended.boxed_local()
         });
         let step = Step {
             start,
-            panicked: Box::new(move |payload| panicked(Answer::Panicked(payload))),
+            panicked: Box::new(move |payload| drop(panicked(Answer::Panicked(payload)))),
             span: tracing::Span::current(),
         };
-        let failed = Box::new(move |error| failed(Answer::Ended(Err(error), None)));
+        let failed = Box::new(move |error| drop(failed(Answer::Ended(Err(error), None))));
         let _place = self.enqueue(inner, runtime, request, step, failed);
         match answered.await {
             Ok(Answer::Ended(result, None)) => result,
@@ -271,13 +271,13 @@ impl Waitlist {
         }
     }
 
-    /// Runs the steps for which these locks suffice.
-    fn run_batch(&self, held: Box<Held>) {
+    /// Runs the steps for which these locks suffice. The answer of one that nothing ran beside is left to the caller.
+    fn run_batch(&self, held: Box<Held>) -> Option<Answered> {
         let needs = held.needs();
         let mut steps = Steps::new(held);
         let started = Instant::now();
         let mut admitted = 0;
-        // The answer of a step that nothing runs beside, which is given when the locks are free again.
+        let mut undelivered = Vec::new();
         let mut last: Option<Answered> = None;
         let mut alone = false;
         loop {
@@ -293,21 +293,27 @@ impl Waitlist {
             if steps.len() == 0 {
                 break;
             }
-            last.take().into_iter().for_each(Answered::give);
+            undelivered.extend(last.take().map(Answered::give));
             match steps.advance() {
                 Ok(answers) if admitted == 1 => last = answers.into_iter().next(),
-                Ok(answers) => answers.into_iter().for_each(Answered::give),
+                Ok(answers) => undelivered.extend(answers.into_iter().map(Answered::give)),
                 Err(Broken) => break,
             }
         }
         steps.release();
-        last.into_iter().for_each(Answered::give_after_removal);
+        drop(undelivered);
+        last
+    }
+
+    /// Whether steps wait for a thread that leads.
+    fn has_waiting(&self) -> bool {
+        !self.queue().waiting.is_empty()
     }
 
     /// Has a thread of its own wait for the locks that the oldest step needs.
     fn wait_for(self: &Arc<Self>, inner: &Arc<Inner>, needs: Needs) {
         self.queue().awaited.push(needs);
-        let lead = Lead::new(self, inner, Role::None);
+        let lead = Lead::new(self, inner, Role::Waiting(needs));
         let thread = std::thread::Builder::new().name("graphroot-wait".into());
         let spawned = thread.spawn(move || lead.after_waiting(needs));
         if let Err(error) = spawned {
@@ -322,6 +328,8 @@ impl Waitlist {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     None,
+    /// It waits for these locks.
+    Waiting(Needs),
     /// It is to lead if none does when it runs, on the pool of this runtime.
     Candidate(runtime::Id),
     Leader,
@@ -398,13 +406,30 @@ impl Lead {
             }
             match taken {
                 Ok(Some(held)) => {
-                    self.writers.run_batch(held);
+                    let last = self.writers.run_batch(held);
+                    if !self.answer(last) {
+                        return;
+                    }
                     self.give_way();
                 }
                 Ok(None) => self.writers.wait_for(&self.inner, oldest),
                 Err(error) => self.writers.fail(&error, |step| step.needs == oldest),
             }
         }
+    }
+
+    /// Gives the last answer of a batch, after the removal of what was deleted unless others wait; that may take long, so
+    /// another thread may lead meanwhile. Whether this one leads on.
+    fn answer(&mut self, last: Option<Answered>) -> bool {
+        let Some(last) = last else { return true };
+        if !last.has_waste() || self.writers.has_waiting() {
+            drop(last.give());
+            return true;
+        }
+        self.writers.queue().led = false;
+        self.role = Role::None;
+        last.give_after_removal();
+        self.take_over()
     }
 
     /// Leaves the locks to other processes that wait for them, from time to time.
@@ -436,8 +461,13 @@ impl Lead {
         let deadline = Deadline::new(timeout);
         let taken = Held::take(&self.inner, needs, Patience::Until(deadline));
         self.writers.queue().awaited.retain(|awaited| *awaited != needs);
+        self.role = Role::None;
         match taken {
-            Ok(Some(held)) => self.writers.run_batch(held),
+            Ok(Some(held)) => {
+                if let Some(last) = self.writers.run_batch(held) {
+                    drop(last.give());
+                }
+            }
             Ok(None) => {}
             Err(error) => {
                 let timed_out = error.kind() == ErrorKind::LockTimeout;
@@ -459,6 +489,7 @@ impl Drop for Lead {
         let mut queue = self.writers.queue();
         match self.role {
             Role::None => return,
+            Role::Waiting(needs) => queue.awaited.retain(|awaited| *awaited != needs),
             Role::Candidate(runtime) => queue.candidates.retain(|candidate| *candidate != runtime),
             Role::Leader => queue.led = false,
         }

@@ -3,7 +3,7 @@
 //! Layers of additional stores have counts in a file of their own: whoever writes the counts of the primary store's layers
 //! drops all others. The locks of both files are leaves below the layer lock.
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::layer::LayerRow;
 use crate::record::mount_point::MountGuard;
 use crate::record::table::Table;
@@ -25,6 +25,8 @@ pub(crate) struct HeldCounts {
     additional: Option<MountGuard>,
     /// How often a count was changed.
     changed: u64,
+    /// Why a save has failed.
+    failed: Option<Error>,
 }
 
 impl HeldCounts {
@@ -69,6 +71,17 @@ impl HeldCounts {
             Some(mut mounts) if mounts.is_changed() => mounts.save_all(),
             _ => Ok(()),
         };
-        primary.and(additional)
+        let saved = primary.and(additional);
+        if let Err(error) = &saved {
+            self.failed.get_or_insert_with(|| error.again());
+        }
+        saved
+    }
+
+    /// As [`HeldCounts::save`], for all who have changed counts: a save for one of them that has failed has lost the changes of
+    /// all.
+    pub(super) fn save_for_all(&mut self, layers: &Table<LayerRow>) -> Option<Error> {
+        let saved = self.save(layers);
+        self.failed.take().or(saved.err())
     }
 }

@@ -28,9 +28,9 @@ impl LayerStore {
     /// Creates a layer, its record last. On failure nothing of it is left.
     pub(crate) fn create(&mut self, new: NewLayer) -> Result<Arc<LayerRow>> {
         let announced = self.announce(new)?;
-        self.guard.save()?;
+        self.save()?;
         let id = announced.id.clone();
-        let made = self.make(announced).and_then(|()| self.save_changes());
+        let made = self.make(announced).and_then(|()| self.save());
         match made {
             Ok(()) => self.get(&id),
             Err(error) => {

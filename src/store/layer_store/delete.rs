@@ -20,10 +20,10 @@ impl LayerStore {
     /// Deletes layers and their records, whether or not they are used. See [`LayerStore::doom`].
     pub(crate) fn delete_all(&mut self, ids: &[String]) -> Result<()> {
         let doomed = self.doom(ids)?;
-        self.guard.save()?;
+        self.save()?;
         let unmounted = self.unmount_doomed(&doomed).and_then(|()| self.save_counts());
         let removed = unmounted.and_then(|()| self.remove_doomed(&doomed));
-        self.guard.save()?;
+        self.save()?;
         removed
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::driver::{Driver, Staged};
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
@@ -112,12 +112,13 @@ impl LayerStore {
         self.guard.roll_back(to);
     }
 
-    /// Saves what was changed, with new content or without.
-    pub(crate) fn save_changes(&mut self) -> Result<()> {
-        match std::mem::take(&mut self.has_new_content) {
-            true => self.save_content(),
-            false => self.save(),
+    /// Saves what several steps have changed: why that has failed, and the count of changes up to which they were saved.
+    pub(crate) fn save_for_all(&mut self) -> Option<(Error, u64)> {
+        let before = self.guard.changes_at_save();
+        if let Some(error) = self.guard.take_failure() {
+            return Some((error, 0));
         }
+        self.save().err().map(|error| (error, before))
     }
 
     pub(crate) fn table(&self) -> &Table<LayerRow> {
@@ -135,7 +136,11 @@ impl LayerStore {
 
     /// See [`WriteGuard::ensure_written`].
     pub(crate) fn ensure_written(&mut self, location: usize) -> Result<()> {
-        self.guard.ensure_written(location)
+        if self.guard.unwritten(location).is_some() {
+            self.guard.table_mut().set_dirty(location);
+            self.save()?;
+        }
+        Ok(())
     }
 
     /// Removes what killed writers of the records left.
@@ -143,9 +148,12 @@ impl LayerStore {
         self.guard.remove_stale().map(drop)
     }
 
-    /// Saves the records.
+    /// Saves the records, with new content or without.
     pub(crate) fn save(&mut self) -> Result<()> {
-        self.guard.save()
+        match std::mem::take(&mut self.has_new_content) {
+            true => self.save_content(),
+            false => self.guard.save(),
+        }
     }
 
     /// Marks layers as going with another item, or takes the mark off; which is to be saved. See

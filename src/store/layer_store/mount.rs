@@ -62,6 +62,11 @@ impl LayerStore {
         self.counts.lock(&self.inner, Counts::Primary)?.remove_stale()
     }
 
+    /// As [`LayerStore::save_counts`], for all steps that have changed counts.
+    pub(crate) fn save_counts_for_all(&mut self) -> Option<Error> {
+        self.counts.save_for_all(&self.guard)
+    }
+
     fn mount_row(&mut self, row: &LayerRow, mut options: MountOptions, counts: Counts) -> Result<Mounted> {
         let known = self.counts.lock(&self.inner, counts)?.get(&row.id).cloned();
         let state = known
