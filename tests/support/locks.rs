@@ -45,7 +45,7 @@ pub(crate) fn kernel_locks(file: &Path) -> Vec<KernelLock> {
         rustix::fs::major(meta.dev()),
         rustix::fs::minor(meta.dev())
     );
-    table
+    let mut locks: Vec<KernelLock> = table
         .lines()
         .filter_map(|line| {
             let waiting = line.contains("->");
@@ -61,7 +61,10 @@ pub(crate) fn kernel_locks(file: &Path) -> Vec<KernelLock> {
                 pid: pid.parse().ok(),
             })
         })
-        .collect()
+        .collect();
+    // The kernel gives the table in pieces; what changes between two of them can make a line appear in both.
+    locks.dedup();
+    locks
 }
 
 /// Waits until a process waits for a record lock on `file`.
