@@ -245,14 +245,7 @@ impl<'a> Bench<'a> {
         let mut after_view = after.view();
         let mut views = Vec::new();
         for survivor in [survivor_first, !survivor_first] {
-            let view = if survivor {
-                let seen = self.runtime.block_on(observe(&self.here));
-                seen.map_err(|error| format!("looking, by the survivor: {error:?}"))?
-            } else {
-                self.there.open(&self.location)?;
-                let seen = self.there.observe();
-                seen.map_err(|error| format!("looking, by the successor: {error}"))?
-            };
+            let view = self.look(survivor)?;
             let who = if survivor { "survivor" } else { "successor" };
             let stepwise = operation.is_stepwise() || self.model.deletes_layer_of_image(operation);
             if outcome.is_none() && stepwise && views.is_empty() {
@@ -286,6 +279,17 @@ impl<'a> Bench<'a> {
             self.model.was_cut(operation);
         }
         Ok(())
+    }
+
+    /// What the survivor of a kill sees, or the process that comes after the killed one.
+    fn look(&mut self, survivor: bool) -> Result<Value, String> {
+        if survivor {
+            let seen = self.runtime.block_on(observe(&self.here));
+            return seen.map_err(|error| format!("looking, by the survivor: {error:?}"));
+        }
+        self.there.open(&self.location)?;
+        let seen = self.there.observe();
+        seen.map_err(|error| format!("looking, by the successor: {error}"))
     }
 
     /// As [`Bench::after_kill`], for calls at the same time that do not depend on each other: each of them has happened or
@@ -322,14 +326,7 @@ impl<'a> Bench<'a> {
             }
         }
         for survivor in [survivor_first, !survivor_first] {
-            let view = if survivor {
-                let seen = self.runtime.block_on(observe(&self.here));
-                seen.map_err(|error| format!("looking, by the survivor: {error:?}"))?
-            } else {
-                self.there.open(&self.location)?;
-                let seen = self.there.observe();
-                seen.map_err(|error| format!("looking, by the successor: {error}"))?
-            };
+            let view = self.look(survivor)?;
             states.retain(|state| state.view() == view);
             if states.is_empty() {
                 let before = difference(&self.model.view(), &view);

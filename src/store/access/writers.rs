@@ -87,7 +87,47 @@ impl Writers {
         T: Send + 'static,
         F: Future<Output = Result<T>> + 'static,
     {
-        self.0.run(inner, request, step).await
+        let runtime = bridge::runtime()?.id();
+        let (answer, answered) = oneshot::channel();
+        let answer = Arc::new(Mutex::new(Some(answer)));
+        let send = move |what: Answer<T>| -> Undelivered {
+            let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let undelivered = answer.and_then(|answer| answer.send(what).err());
+            undelivered.map(|what| Box::new(what) as Box<dyn std::any::Any + Send>)
+        };
+        let (ended, panicked, failed) = (send.clone(), send.clone(), send);
+        let start = Box::new(move |batch| {
+            let future = step(batch);
+            let ended = future.map(move |result| Ended {
+                failed: result.is_err(),
+                answer: Box::new(move |saved, waste: Waste| {
+                    let result = result.and_then(|value| saved.map(|()| value));
+                    let waste = (!waste.is_empty()).then(|| bridge::Detached::new(waste));
+                    ended(Answer::Ended(result, waste))
+                }),
+            });
+            ended.boxed_local()
+        });
+        let step = Step {
+            start,
+            panicked: Box::new(move |payload| drop(panicked(Answer::Panicked(payload)))),
+            span: tracing::Span::current(),
+        };
+        let failed = Box::new(move |error| drop(failed(Answer::Ended(Err(error), None))));
+        let _place = self.0.enqueue(inner, runtime, request, step, failed);
+        match answered.await {
+            Ok(Answer::Ended(result, None)) => result,
+            Ok(Answer::Ended(result, Some(waste))) => {
+                let removed = bridge::run(move || {
+                    drop(waste.into_inner());
+                    Ok(())
+                });
+                removed.await?;
+                result
+            }
+            Ok(Answer::Panicked(payload)) => resume_unwind(payload),
+            Err(_dropped) => Err(ErrorKind::Cancelled.err("the step of the store ended early")),
+        }
     }
 
     /// How many steps wait.
@@ -133,59 +173,6 @@ pub(super) struct Request {
 impl Waitlist {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn run<T, F>(
-        self: &Arc<Self>,
-        inner: &Arc<Inner>,
-        request: Request,
-        step: impl FnOnce(Batch) -> F + Send + 'static,
-    ) -> Result<T>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T>> + 'static,
-    {
-        let runtime = bridge::runtime()?.id();
-        let (answer, answered) = oneshot::channel();
-        let answer = Arc::new(Mutex::new(Some(answer)));
-        let send = move |what: Answer<T>| -> Undelivered {
-            let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let undelivered = answer.and_then(|answer| answer.send(what).err());
-            undelivered.map(|what| Box::new(what) as Box<dyn std::any::Any + Send>)
-        };
-        let (ended, panicked, failed) = (send.clone(), send.clone(), send);
-        let start = Box::new(move |batch| {
-            let future = step(batch);
-            let ended = future.map(move |result| Ended {
-                failed: result.is_err(),
-                answer: Box::new(move |saved, waste: Waste| {
-                    let result = result.and_then(|value| saved.map(|()| value));
-                    let waste = (!waste.is_empty()).then(|| bridge::Detached::new(waste));
-                    ended(Answer::Ended(result, waste))
-                }),
-            });
-            ended.boxed_local()
-        });
-        let step = Step {
-            start,
-            panicked: Box::new(move |payload| drop(panicked(Answer::Panicked(payload)))),
-            span: tracing::Span::current(),
-        };
-        let failed = Box::new(move |error| drop(failed(Answer::Ended(Err(error), None))));
-        let _place = self.enqueue(inner, runtime, request, step, failed);
-        match answered.await {
-            Ok(Answer::Ended(result, None)) => result,
-            Ok(Answer::Ended(result, Some(waste))) => {
-                let removed = bridge::run(move || {
-                    drop(waste.into_inner());
-                    Ok(())
-                });
-                removed.await?;
-                result
-            }
-            Ok(Answer::Panicked(payload)) => resume_unwind(payload),
-            Err(_dropped) => Err(ErrorKind::Cancelled.err("the step of the store ended early")),
-        }
     }
 
     fn enqueue(
