@@ -8,8 +8,9 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, LockFile, SharedLock};
-use crate::record::files::read_rows;
+use crate::record::files::Content;
 use crate::record::record_trait::Record;
+use crate::record::row_files::RowFiles;
 use crate::record::table::Table;
 use crate::sys::atomic::Mtime;
 use crate::sys::name_sync::NameSync;
@@ -73,6 +74,8 @@ pub(super) struct RecordsInner<R: Record> {
     pub(super) prefetch: OnceLock<Prefetch>,
     /// Per location, the size of a file up to which its reserves are known to do.
     reserved: Vec<AtomicU64>,
+    /// What the last save has left; only used with the locks held exclusively.
+    row_files: Mutex<RowFiles>,
     /// How often the files were saved.
     #[cfg(test)]
     pub(super) saves: AtomicU64,
@@ -88,12 +91,12 @@ impl std::fmt::Debug for Prefetch {
 }
 
 /// A table, and the state of the files that it was read from or written to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Snapshot<R> {
     pub(super) table: Table<R>,
     /// `None` without lock files.
     pub(super) token: Option<Token>,
-    /// Per location; `None` if there was no file, or one without a list (see [`read_rows`]).
+    /// Per location; `None` if there was no file, or one without a list (see [`Content`]).
     pub(super) mtimes: Vec<Option<Mtime>>,
 }
 
@@ -132,6 +135,7 @@ impl<R: Record> RecordsInner<R> {
         });
         Arc::new(Self {
             reserved: reserved.collect(),
+            row_files: Mutex::default(),
             #[cfg(test)]
             saves: AtomicU64::new(0),
             check_mtimes: config.check_mtimes || locks.is_empty(),
@@ -179,6 +183,26 @@ impl<R: Record> RecordsInner<R> {
     pub(super) fn is_large(&self) -> bool {
         let sizes = self.locations.iter().map(|location| size(&location.path));
         sizes.sum::<u64>() >= LARGE
+    }
+
+    /// What is known of the files from the last save. The locks are held exclusively.
+    pub(super) fn take_row_files(&self) -> RowFiles {
+        std::mem::take(&mut *self.row_files.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is known of the files from this save.
+    pub(super) fn put_row_files(&self, files: RowFiles) {
+        *self.row_files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// The names in a directory are on disk.
+    pub(super) fn settle_row_files(&self, dir: &Path) {
+        let mut files = self.row_files.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, location) in self.locations.iter().enumerate() {
+            if location.path.parent() == Some(dir) {
+                files.settle(index);
+            }
+        }
     }
 
     /// Has reserves for the file of a location that has just been written with `size` bytes, with one of them if it is `spent`.
@@ -231,16 +255,31 @@ impl<R: Record> RecordsInner<R> {
         Ok(snapshot)
     }
 
-    /// Reads all files. `token` was read before, so a change in between only causes another load.
+    /// Reads all files. `token` was read before, so a change in between only causes another load. Of a table that is known
+    /// only the rows that have changed are read again.
     pub(super) fn load(&self, token: Option<Token>) -> Result<Snapshot<R>> {
-        let mut files = Vec::with_capacity(self.locations.len());
-        let mut mtimes = Vec::with_capacity(self.locations.len());
-        for location in &self.locations {
-            let (rows, mtime) = read_rows(&location.path, location.sync, Arc::new)?;
-            files.push(rows);
+        let files = self
+            .locations
+            .iter()
+            .map(|location| Content::read(&location.path, location.sync));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        // Not in the same expression: the mutex is not to be held meanwhile.
+        let known = self.cached().take();
+        let lists = || files.iter().map(Content::list).collect::<Vec<_>>();
+        let table = known.and_then(|known| Arc::unwrap_or_clone(known).table.reload(&lists()));
+        if let Some(table) = table {
+            let mtimes = files.iter().map(|file| file.mtime).collect();
+            tracing::debug!(rows = table.len(), "reloaded the {} records", R::NOUN);
+            return Ok(Snapshot { table, token, mtimes });
+        }
+        let mut rows = Vec::with_capacity(files.len());
+        let mut mtimes = Vec::with_capacity(files.len());
+        for file in files {
+            let (file, mtime) = file.rows(Arc::new)?;
+            rows.push(file);
             mtimes.push(mtime);
         }
-        let table = Table::load(files, self.read_only)?;
+        let table = Table::load(rows, self.read_only)?;
         tracing::debug!(rows = table.len(), "loaded the {} records", R::NOUN);
         Ok(Snapshot { table, token, mtimes })
     }

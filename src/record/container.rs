@@ -65,6 +65,10 @@ impl Record for ContainerRow {
         Some(&self.layer)
     }
 
+    fn each_base(&self, visit: &mut dyn FnMut(&str)) {
+        visit(&self.image);
+    }
+
     fn is_incomplete(&self) -> bool {
         self.intent() == intent::DATA
     }

@@ -14,42 +14,82 @@ use crate::sys::boot::changed_before_boot;
 
 pub(super) type Rows<T> = Vec<(T, Bytes)>;
 
-/// The rows in one file, each put `into` something, and the file's time.
-///
-/// No file is no rows, and so is `null`; then there is no time either, for the file does not say that there are none. An
-/// empty file is an error: what is saved never is, so that its rows have been lost. Of a file that is not `synced` a power
-/// cut may have left nothing or a part: then it has no rows.
+/// The content of a file of rows.
+pub(super) struct Content<'a> {
+    path: &'a Path,
+    synced: bool,
+    text: Bytes,
+    /// The file's time; `None` if there is no file, or one that does not say that there are no rows.
+    pub(super) mtime: Option<Mtime>,
+}
+
+/// The rows in one file, each put `into` something, and the file's time, as in [`Content`].
 pub(super) fn read_rows<T: serde::de::DeserializeOwned, U>(
     path: &Path,
     synced: bool,
     into: fn(T) -> U,
 ) -> Result<(Rows<U>, Option<Mtime>)> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), None)),
-        Err(error) => return Err(error).at("opening", path),
-    };
-    let mtime = Mtime::of(&fstat(&file).at("reading the status of", path)?);
-    let mut content = Vec::new();
-    file.read_to_end(&mut content).at("reading", path)?;
-    if content.is_empty() {
-        if !synced {
-            return Ok((Vec::new(), None));
+    Content::read(path, synced)?.rows(into)
+}
+
+impl<'a> Content<'a> {
+    /// Reads a file.
+    ///
+    /// No file is no rows, and so is `null`; then there is no time either, for the file does not say that there are none. An
+    /// empty file is an error: what is saved never is, so that its rows have been lost. Of a file that is not `synced` a power
+    /// cut may have left nothing or a part: then it has no rows.
+    pub(super) fn read(path: &'a Path, synced: bool) -> Result<Self> {
+        let content = |text: Vec<u8>, mtime| Self {
+            path,
+            synced,
+            text: text.into(),
+            mtime,
+        };
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(content(b"null".to_vec(), None));
+            }
+            Err(error) => return Err(error).at("opening", path),
+        };
+        let mtime = Mtime::of(&fstat(&file).at("reading the status of", path)?);
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).at("reading", path)?;
+        if text.is_empty() {
+            if !synced {
+                return Ok(content(b"null".to_vec(), None));
+            }
+            let what = "an empty file, which no writer leaves; restore it. Loading";
+            return Err(ErrorKind::CorruptMetadata.err(what).at(path));
         }
-        let what = "an empty file, which no writer leaves; restore it. Loading";
-        return Err(ErrorKind::CorruptMetadata.err(what).at(path));
+        let says_nothing = text.trim_ascii() == b"null";
+        Ok(content(text, (!says_nothing).then_some(mtime)))
     }
-    let says_nothing = content.trim_ascii() == b"null";
-    match json::parse_array_into(&Bytes::from(content), into) {
-        Ok(rows) => Ok((rows, (!says_nothing).then_some(mtime))),
-        Err(error) if !synced && changed_before_boot(path) => {
-            tracing::warn!(path = %path.display(), %error, "records that a power cut has left in part are ignored");
-            Ok((Vec::new(), None))
+
+    /// The list in the file, as text.
+    pub(super) fn list(&self) -> Bytes {
+        match self.mtime {
+            Some(_) => self.text.clone(),
+            None => Bytes::from_static(b"[]"),
         }
-        Err(error) => Err(ErrorKind::CorruptMetadata
-            .err("loading")
-            .at(path)
-            .with_source(error)),
+    }
+
+    /// The rows, each put `into` something, and the file's time.
+    pub(super) fn rows<T: serde::de::DeserializeOwned, U>(
+        self,
+        into: fn(T) -> U,
+    ) -> Result<(Rows<U>, Option<Mtime>)> {
+        match json::parse_array_into(&self.text, into) {
+            Ok(rows) => Ok((rows, self.mtime)),
+            Err(error) if !self.synced && changed_before_boot(self.path) => {
+                tracing::warn!(path = %self.path.display(), %error, "records that a power cut has left in part are ignored");
+                Ok((Vec::new(), None))
+            }
+            Err(error) => Err(ErrorKind::CorruptMetadata
+                .err("loading")
+                .at(self.path)
+                .with_source(error)),
+        }
     }
 }
 

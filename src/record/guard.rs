@@ -136,6 +136,7 @@ impl<R: Record> WriteGuard<R> {
         self.relied_on.clear();
         while let Some(dir) = self.unsettled.pop_first() {
             name_sync::sync_dir(&dir)?;
+            self.core.settle_row_files(&dir);
         }
         Ok(())
     }
@@ -194,10 +195,14 @@ impl<R: Record> WriteGuard<R> {
         if dirty.is_empty() {
             return Ok(());
         }
+        // Put back when all is written: after an error nothing is known of the files.
+        let mut row_files = self.core.take_row_files();
+        row_files.check(&self.table, self.token);
         let mut files = Vec::with_capacity(dirty.len());
         for location in dirty {
             if let Some(file) = self.core.locations.get(location) {
-                files.push((location, file, self.table.serialise(location)?));
+                let change = row_files.change(&mut self.table, location, &file.path, file.sync)?;
+                files.push((location, file, change));
             }
         }
         let names = self.core.names;
@@ -225,11 +230,11 @@ impl<R: Record> WriteGuard<R> {
             };
             first.get_or_insert(token);
         }
-        for (location, file, content) in files {
+        for (location, file, change) in files {
             before(&file.path)?;
-            let written = reserve::write_file(&file.path, &content, 0o600, file.sync)?;
+            let written = row_files.write(change, &self.table, location, &file.path, file.sync)?;
             self.core
-                .keep_reserve(location, content.len() as u64, released || written.spent);
+                .keep_reserve(location, written.size, released || written.spent);
             if let Some(remembered) = self.mtimes.get_mut(location) {
                 *remembered = Some(written.mtime);
             }
@@ -243,6 +248,8 @@ impl<R: Record> WriteGuard<R> {
         }
         #[cfg(test)]
         self.core.saves.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        row_files.saved(&self.table, first);
+        self.core.put_row_files(row_files);
         self.token = first;
         self.clean = self.table.changes();
         Ok(())

@@ -122,6 +122,10 @@ impl Record for ImageRow {
         intent::set(&mut self.flags, intent);
     }
 
+    fn each_base(&self, visit: &mut dyn FnMut(&str)) {
+        self.top_layers().for_each(visit);
+    }
+
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {
         for digest in self.digests() {
             visit(DigestKind::Image, &digest);

@@ -95,6 +95,8 @@ pub(super) struct Index<R> {
     pub(super) layers: HashMap<String, Vec<Position>>,
     /// Built at the first search for a digest.
     digests: OnceLock<Digests>,
+    /// The rows that stand on each ID; built at the first search for them.
+    users: OnceLock<HashMap<String, Vec<Position>>>,
     pub(super) incomplete: BTreeSet<Position>,
 }
 
@@ -106,6 +108,7 @@ impl<R> Default for Index<R> {
             names: HashMap::new(),
             layers: HashMap::new(),
             digests: OnceLock::new(),
+            users: OnceLock::new(),
             incomplete: BTreeSet::new(),
         }
     }
@@ -165,6 +168,9 @@ impl<R: Record> Index<R> {
         if let Some(digests) = self.digests.get_mut() {
             add_digests(digests, position, &**row);
         }
+        if let Some(users) = self.users.get_mut() {
+            add_user(users, position, &**row);
+        }
         if row.is_incomplete() {
             self.incomplete.insert(position);
         }
@@ -189,6 +195,9 @@ impl<R: Record> Index<R> {
         if let Some(digests) = self.digests.get_mut() {
             row.each_digest(&mut |kind, digest| remove_from(&mut digests[kind as usize], digest, position));
         }
+        if let Some(users) = self.users.get_mut() {
+            row.each_base(&mut |base| remove_from(users, base, position));
+        }
         self.incomplete.remove(&position);
     }
 
@@ -207,6 +216,18 @@ impl<R: Record> Index<R> {
             digests
         });
         digests[kind as usize].get(digest).map_or(&[], Vec::as_slice)
+    }
+
+    /// The rows that stand on what has this ID, in order; `all` are the rows that were added.
+    pub(super) fn users_of<'r>(&self, id: &str, all: impl Iterator<Item = (Position, &'r R)>) -> &[Position] {
+        let users = self.users.get_or_init(|| {
+            let mut users = HashMap::new();
+            for (position, row) in all {
+                add_user(&mut users, position, row);
+            }
+            users
+        });
+        users.get(id).map_or(&[], Vec::as_slice)
     }
 
     /// The row whose ID alone begins with `prefix`. IDs with a space do not take part.
@@ -237,6 +258,14 @@ fn add_digests<R: Record>(digests: &mut Digests, position: Position, row: &R) {
     });
 }
 
+fn add_user<R: Record>(users: &mut HashMap<String, Vec<Position>>, position: Position, row: &R) {
+    row.each_base(&mut |base| match users.get_mut(base) {
+        _ if base.is_empty() => {}
+        Some(positions) => add_to(positions, position),
+        None => drop(users.insert(base.to_owned(), vec![position])),
+    });
+}
+
 fn add_to(positions: &mut Vec<Position>, position: Position) {
     if let Err(at) = positions.binary_search(&position) {
         positions.insert(at, position);
@@ -249,7 +278,9 @@ where
     Q: Eq + Hash + ?Sized,
 {
     if let Some(positions) = map.get_mut(key) {
-        positions.retain(|other| *other != position);
+        if let Ok(at) = positions.binary_search(&position) {
+            positions.remove(at);
+        }
         if positions.is_empty() {
             map.remove(key);
         }

@@ -121,6 +121,10 @@ impl Record for LayerRow {
         intent::set(&mut self.flags, intent);
     }
 
+    fn each_base(&self, visit: &mut dyn FnMut(&str)) {
+        visit(&self.parent);
+    }
+
     fn each_digest(&self, visit: &mut dyn FnMut(DigestKind, &Digest)) {
         for (kind, digest) in [
             (DigestKind::Compressed, &self.compressed_digest),

@@ -5,6 +5,7 @@
 //!                        layers.json                 a location: an array of rows
 //!                        volatile-layers.json        a location that is not synced
 //!                        .tmp-layers.json<digits>    left by a killed writer
+//!                        .reserve-layers.json-<n>    for a full disk; of a large file, earlier versions
 //! ```
 //!
 //! (images and containers alike.) [`Records`] joins the lock files, the locations and a cached
@@ -15,6 +16,12 @@
 //! into every lock file, then renames the new files into place. So a crash in between makes the others reload without
 //! need, and never hides a change. A reader compares the token with the one of its cached table, for layers also the
 //! times of the files.
+//!
+//! A save and a reload cost what has changed. A small file is written as a whole. For a large one the process knows
+//! [where each row lies](layout); it writes what has changed to an [earlier version](crate::sys::spare) of the file, which
+//! then changes places with the file: under its name there is a whole version at any time, and who has opened it reads on
+//! in the one that was opened. When another process has written, the file is compared with the texts of the known rows,
+//! and only rows whose text differs [are read](reload).
 
 pub(crate) mod big_data;
 mod cache;
@@ -26,6 +33,7 @@ mod index;
 pub(crate) mod inline_id;
 pub(crate) mod intent;
 pub(crate) mod layer;
+mod layout;
 mod load;
 pub(crate) mod mount_point;
 pub(crate) mod names;
@@ -33,9 +41,12 @@ pub(crate) mod pending_diff;
 pub(crate) mod raw_digest;
 pub(crate) mod record_trait;
 mod records;
+mod reload;
 pub(crate) mod row;
+mod row_files;
 mod slot;
 pub(crate) mod table;
+mod texts;
 mod undo;
 
 #[cfg(test)]

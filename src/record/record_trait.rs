@@ -74,6 +74,10 @@ pub(crate) trait Record:
         None
     }
 
+    /// Calls `visit` with the ID of everything that the row stands on: a layer's parent, the top layers of an image, the image
+    /// of a container.
+    fn each_base(&self, _visit: &mut dyn FnMut(&str)) {}
+
     /// Calls `visit` for every digest by which the row is found.
     fn each_digest(&self, _visit: &mut dyn FnMut(DigestKind, &Digest)) {}
 }

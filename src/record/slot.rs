@@ -30,6 +30,18 @@ impl Order {
     }
 }
 
+/// Identifies a numbering of rows: in a table and its copies a position means the same row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Numbering(u64);
+
+impl Numbering {
+    /// One that no other table has.
+    pub(super) fn new() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// How to undo one change.
 #[derive(Clone, Debug)]
 pub(super) enum Undo<R> {
@@ -41,15 +53,37 @@ pub(super) enum Undo<R> {
     Removal(Position, Slot<R>),
 }
 
-impl<R: Record> Slot<R> {
-    pub(super) fn fill_text(&mut self) -> Result<()> {
-        if self.text.is_none() {
-            let text = json::to_bytes(&*self.row).map_err(|error| {
-                let what = format!("encoding the record of {} {:?}", R::NOUN, self.row.id());
-                ErrorKind::InvalidInput.err(what).with_source(error)
-            })?;
-            self.text = Some(Bytes::from(text));
+impl<R> Undo<R> {
+    /// Where the row is or was.
+    pub(super) fn position(&self) -> Position {
+        match self {
+            Self::Insertion(position) | Self::Replacement(position, _) | Self::Removal(position, _) => {
+                *position
+            }
         }
-        Ok(())
+    }
+
+    /// What was there before.
+    pub(super) fn before(&self) -> Option<&Slot<R>> {
+        match self {
+            Self::Insertion(_) => None,
+            Self::Replacement(_, slot) | Self::Removal(_, slot) => Some(slot),
+        }
+    }
+}
+
+impl<R: Record> Slot<R> {
+    /// Has the row have a text. Returns its length.
+    pub(super) fn fill_text(&mut self) -> Result<usize> {
+        if let Some(text) = &self.text {
+            return Ok(text.len());
+        }
+        let text = json::to_bytes(&*self.row).map_err(|error| {
+            let what = format!("encoding the record of {} {:?}", R::NOUN, self.row.id());
+            ErrorKind::InvalidInput.err(what).with_source(error)
+        })?;
+        let length = text.len();
+        self.text = Some(Bytes::from(text));
+        Ok(length)
     }
 }

@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::json;
 use crate::record::index::{Index, Position};
 use crate::record::intent;
 use crate::record::names::{NameOperation, dedupe};
 use crate::record::record_trait::{DigestKind, Record};
-use crate::record::slot::{Order, Slot, Undo};
+use crate::record::slot::{Numbering, Order, Slot, Undo};
 
 /// All rows of one store.
 #[derive(Clone, Debug)]
@@ -30,6 +29,7 @@ pub(crate) struct Table<R> {
     /// How often the table was changed since it was loaded.
     pub(super) changes: u64,
     pub(super) order: Order,
+    pub(super) numbering: Numbering,
     /// How to undo what was changed since the last save, the latest last.
     pub(super) undo: Vec<Undo<R>>,
     /// How often saving was tried, and the count of changes when it has last worked.
@@ -49,6 +49,7 @@ impl<R> Default for Table<R> {
             takers: BTreeSet::new(),
             changes: 0,
             order: Order::new(),
+            numbering: Numbering::new(),
             undo: Vec::new(),
             saves: 0,
             changes_at_save: 0,
@@ -96,6 +97,23 @@ impl<R: Record> Table<R> {
         self.at(*self.index.ids.get(id)?)
     }
 
+    /// All rows with exactly this ID.
+    pub(crate) fn all_with_id(&self, id: &str) -> impl Iterator<Item = &Arc<R>> {
+        self.with_id(id).map(|(_, slot)| &slot.row)
+    }
+
+    fn with_id(&self, id: &str) -> impl Iterator<Item = (Position, &Slot<R>)> {
+        // Mostly each ID stands once.
+        let repeated = self.slots.len() > self.index.ids.len();
+        let found = self.index.ids.get(id).filter(|_| !repeated);
+        let alone = found.and_then(|position| Some((*position, self.slots.get(position)?)));
+        let all = self.slots.iter().take(if repeated { usize::MAX } else { 0 });
+        let all = all.map(|(position, slot)| (*position, slot));
+        alone
+            .into_iter()
+            .chain(all.filter(move |(_, slot)| slot.row.id() == id))
+    }
+
     /// The position of the row with exactly this ID: a number that grows in the order of [`Table::rows`].
     pub(crate) fn position(&self, id: &str) -> Option<u64> {
         self.index.ids.get(id).copied()
@@ -125,6 +143,14 @@ impl<R: Record> Table<R> {
             .filter_map(|position| self.at(*position))
             .map(Arc::clone)
             .collect()
+    }
+
+    /// The rows that stand on what has this ID (the layers on a layer, the images with a top layer, the containers of an
+    /// image), in the order of [`Table::rows`].
+    pub(crate) fn users_of(&self, id: &str) -> impl Iterator<Item = &Arc<R>> {
+        let all = self.slots.iter().map(|(position, slot)| (*position, &*slot.row));
+        let positions = self.index.users_of(id, all);
+        positions.iter().filter_map(|position| self.at(*position))
     }
 
     /// The row that `key` names: by ID, else by name, else by the ID of the row's own layer, else by a unique prefix of an
@@ -238,17 +264,9 @@ impl<R: Record> Table<R> {
     pub(crate) fn remove(&mut self, id: &str) -> Option<Arc<R>> {
         let position = *self.index.ids.get(id)?;
         let found = self.take(position)?;
-        if self.slots.len() > self.index.ids.len() {
-            let same = |(_, slot): &(&Position, &Slot<R>)| slot.row.id() == id;
-            let others: Vec<Position> = self
-                .slots
-                .iter()
-                .filter(same)
-                .map(|(position, _)| *position)
-                .collect();
-            for position in others {
-                self.take(position);
-            }
+        let others: Vec<Position> = self.with_id(id).map(|(position, _)| position).collect();
+        for position in others {
+            self.take(position);
         }
         Some(found)
     }
@@ -342,15 +360,6 @@ impl<R: Record> Table<R> {
         if let Some(dirty) = self.dirty.get_mut(location) {
             *dirty = false;
         }
-    }
-
-    /// The content of the location's file.
-    pub(crate) fn serialise(&mut self, location: usize) -> Result<Vec<u8>> {
-        for slot in self.slots.values_mut().filter(|slot| slot.location == location) {
-            slot.fill_text()?;
-        }
-        let slots = self.slots.values().filter(|slot| slot.location == location);
-        Ok(json::join(slots.filter_map(|slot| slot.text.as_ref())))
     }
 
     fn at(&self, position: Position) -> Option<&Arc<R>> {

@@ -1,7 +1,7 @@
 //! Layers, images and containers locked together: deleting what has parts in several of them, and completing the
 //! intents of killed processes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -140,7 +140,7 @@ impl AllStores<'_> {
     /// Removes the directories of an image or container that has no record.
     pub(crate) fn remove_data_of(&self, dirs: &Dirs, companion: &Companion) -> Result<()> {
         match companion {
-            Companion::Image(id) if self.images().all(|row| row.id != *id) => {
+            Companion::Image(id) if self.images_with_id(id).next().is_none() => {
                 for store in self.images.iter() {
                     remove_dirs(&[item_dir(store.dir.clone(), id)?])?;
                 }
@@ -212,6 +212,20 @@ impl AllStores<'_> {
         self.images.iter().flat_map(|store| store.records.rows())
     }
 
+    /// Those with exactly this ID.
+    fn images_with_id(&self, id: &str) -> impl Iterator<Item = &Arc<ImageRow>> {
+        self.images
+            .iter()
+            .flat_map(move |store| store.records.all_with_id(id))
+    }
+
+    /// Those whose top layer, or a copy of it with other owners, is this one.
+    pub(crate) fn images_on(&self, layer: &str) -> impl Iterator<Item = &Arc<ImageRow>> {
+        self.images
+            .iter()
+            .flat_map(move |store| store.records.users_of(layer))
+    }
+
     /// Deletes an image's records, then its data. Its layers stay.
     pub(crate) fn delete_image_record(&mut self, dirs: &Dirs, id: &str) -> Result<()> {
         self.remove_image_records(id)
@@ -234,41 +248,20 @@ impl AllStores<'_> {
     /// nothing else needs them.
     pub(crate) fn layers_to_delete(&self, image: &str) -> Vec<String> {
         let table = self.layers.table();
-        // Only these can go, so only their children matter: a store may have many thousands of others.
-        let mut chain: HashSet<&str> = HashSet::new();
-        for row in self.images().filter(|row| row.id == image) {
-            let mut next = row.layer.as_str();
-            while let Some(layer) = table.get(next) {
-                // The parents in damaged records may form a circle.
-                if !chain.insert(&layer.id) {
-                    break;
-                }
-                next = &layer.parent;
-            }
-        }
-        let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
-        for layer in table.rows().filter(|layer| chain.contains(layer.parent.as_str())) {
-            children.entry(&layer.parent).or_default().push(&layer.id);
-        }
-        let others: HashSet<&str> = self
-            .images()
-            .filter(|other| other.id != image)
-            .flat_map(|other| other.top_layers())
-            .collect();
         let mut doomed: Vec<String> = Vec::new();
         // The record of one image may stand in two stores, on different layers.
-        for row in self.images().filter(|row| row.id == image) {
+        for row in self.images_with_id(image) {
             // A layer that this store does not have (it lies in an additional store) is not deleted.
             let copies = row.mapped_layers.iter().filter(|id| table.get(id).is_some());
             let new: Vec<String> = copies.filter(|id| !doomed.contains(id)).cloned().collect();
             doomed.extend(new);
             let mut next = row.layer.as_str();
             while let Some(layer) = table.get(next) {
-                let needed_elsewhere = others.contains(next)
+                let needed_elsewhere = self.images_on(next).any(|other| other.id != image)
                     || self.containers.by_layer(next).is_some()
-                    || children
-                        .get(next)
-                        .is_some_and(|ids| ids.iter().any(|id| !doomed.iter().any(|gone| gone == id)));
+                    || table
+                        .users_of(next)
+                        .any(|child| !doomed.iter().any(|gone| child.id == *gone));
                 if needed_elsewhere || doomed.iter().any(|gone| layer.id == *gone) {
                     break;
                 }

@@ -12,13 +12,11 @@ fn deletable_image(all: &AllStores<'_>, key: &str) -> Result<String> {
     let Some(id) = all.find_image(key) else {
         return Err(ErrorKind::NotAnImage.err(format!("deleting image {key:?}")));
     };
-    match all.containers.rows().find(|row| row.image == id) {
-        None => Ok(id),
-        Some(user) => {
-            let what = format!("deleting image {id:?}: image used by {}", user.id);
-            Err(ErrorKind::ImageUsedByContainer.err(what))
-        }
+    if let Some(user) = all.containers.users_of(&id).next() {
+        let what = format!("deleting image {id:?}: image used by {}", user.id);
+        return Err(ErrorKind::ImageUsedByContainer.err(what));
     }
+    Ok(id)
 }
 
 /// The ID of a layer that nothing uses.
@@ -32,10 +30,10 @@ fn deletable_layer(all: &AllStores<'_>, key: &str) -> Result<String> {
         return Err(ErrorKind::NotALayer.err(format!("deleting layer {key:?}")));
     };
     let used = |kind: ErrorKind, how: String| Err(kind.err(format!("deleting layer {id:?}: {how}")));
-    if let Some(child) = all.layers.table().rows().find(|row| row.parent == id) {
+    if let Some(child) = all.layers.table().users_of(&id).next() {
         return used(ErrorKind::LayerHasChildren, format!("used by layer {}", child.id));
     }
-    if let Some(image) = all.images().find(|row| row.layer == id) {
+    if let Some(image) = all.images_on(&id).find(|row| row.layer == id) {
         return used(
             ErrorKind::LayerUsedByImage,
             format!("layer {id} used by image {}", image.id),
@@ -54,7 +52,7 @@ fn deletable_layer(all: &AllStores<'_>, key: &str) -> Result<String> {
 fn forget_copy(all: &mut AllStores<'_>, layer: &str) -> Result<()> {
     for images in all.images.iter_mut().map(|store| &mut store.records) {
         let mapped: Vec<String> = images
-            .rows()
+            .users_of(layer)
             .filter(|row| row.mapped_layers.iter().any(|copy| copy == layer))
             .map(|row| row.id.to_string())
             .collect();

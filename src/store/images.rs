@@ -194,19 +194,10 @@ impl Store {
     /// # Cancellation
     /// No effect.
     pub async fn images(&self) -> Result<Vec<Image>> {
-        self.collect_images(|_| true).await
-    }
-
-    async fn collect_images(&self, wanted: impl Fn(&ImageRow) -> bool + Send + Sync) -> Result<Vec<Image>> {
         let mut all = Vec::new();
         let _none: Option<()> = self
             .read_all_image_stores(|home, table| {
-                all.extend(
-                    table
-                        .rows()
-                        .filter(|row| wanted(row))
-                        .map(|row| Image::new(row, home.read_only())),
-                );
+                all.extend(table.rows().map(|row| Image::new(row, home.read_only())));
                 Ok(ControlFlow::Continue(()))
             })
             .await?;
@@ -224,9 +215,15 @@ impl Store {
     /// No effect.
     pub async fn images_by_top_layer(&self, id: &str) -> Result<Vec<Image>> {
         let layer = self.layer(id).await?;
-        let id = layer.id();
-        self.collect_images(|row| row.layer == id || row.mapped_layers.iter().any(|mapped| mapped == id))
-            .await
+        let mut all = Vec::new();
+        let _none: Option<()> = self
+            .read_all_image_stores(|home, table| {
+                let rows = table.users_of(layer.id());
+                all.extend(rows.map(|row| Image::new(row, home.read_only())));
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        Ok(all)
     }
 
     /// The images with this digest, their own or that of one of their manifests; an empty list if there are none.

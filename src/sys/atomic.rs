@@ -5,9 +5,10 @@
 //! that target holds.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, Stat};
@@ -41,6 +42,14 @@ impl Mtime {
         Self {
             seconds: stat.st_mtime,
             nanoseconds: i64::try_from(stat.st_mtime_nsec).unwrap_or(-1),
+        }
+    }
+
+    /// As [`Mtime::of`], of the standard library's status.
+    pub(crate) fn of_file(file: &Metadata) -> Self {
+        Self {
+            seconds: file.mtime(),
+            nanoseconds: file.mtime_nsec(),
         }
     }
 

@@ -36,14 +36,32 @@ const EXT: i128 = 0xef53;
 const XFS: i128 = 0x5846_5342;
 const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 
+/// In which order a file system writes changes of names to disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameOrder {
+    /// None is known.
+    Free,
+    /// In which they were made: the sync of a file takes those before along.
+    Kept,
+    /// Nothing survives a power cut.
+    InMemory,
+}
+
+/// The order of the file system of an open directory.
+pub(crate) fn name_order(dir: BorrowedFd<'_>) -> rustix::io::Result<NameOrder> {
+    // The field is signed on some architectures; only its low half is the type.
+    let kept = match i128::from(rustix::fs::fstatfs(dir)?.f_type) & 0xffff_ffff {
+        XFS => true,
+        EXT => has_journal(dir)?,
+        other if IN_MEMORY.contains(&other) => return Ok(NameOrder::InMemory),
+        _ => false,
+    };
+    Ok(if kept { NameOrder::Kept } else { NameOrder::Free })
+}
+
 /// Whether the file system of an open directory keeps the order of changes to names.
 pub(crate) fn keeps_order(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    // The field is signed on some architectures; only its low half is the type.
-    match i128::from(rustix::fs::fstatfs(dir)?.f_type) & 0xffff_ffff {
-        XFS => Ok(true),
-        EXT => has_journal(dir),
-        other => Ok(IN_MEMORY.contains(&other)),
-    }
+    Ok(name_order(dir)? != NameOrder::Free)
 }
 
 /// Whether an ext file system has a journal: found out once for each.

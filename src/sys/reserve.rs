@@ -14,6 +14,8 @@
 //! They are made anew as soon as the files of what was deleted are unlinked. Btrfs without space for its own structures, a
 //! rare state, takes not even a new name: there nothing helps but other files to remove.
 //!
+//! A [large file](crate::sys::spare) changes places with its reserves at every change, so that they hold earlier versions.
+//!
 //! A reserve has no meaning as a file: a crash may leave anything in it. All is done with the lock held that every writer
 //! of the file holds, but for making a reserve that is missing.
 
@@ -21,14 +23,17 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{Error, IoContext as _, Result};
 use crate::sys::atomic::{self, Mtime};
+use crate::sys::lease::Lease;
+use crate::sys::name_sync;
 
 /// Reserves of one file.
-const COUNT: usize = 2;
+pub(super) const COUNT: usize = 2;
 
 /// What the names of reserves begin with.
 pub(crate) const PREFIX: &str = ".reserve-";
@@ -36,7 +41,7 @@ pub(crate) const PREFIX: &str = ".reserve-";
 /// Bytes that a reserve has beyond the content it is made for.
 const SLACK: u64 = 16 * 1024;
 
-fn paths(target: &Path) -> impl Iterator<Item = PathBuf> {
+pub(crate) fn paths(target: &Path) -> impl Iterator<Item = PathBuf> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     (0..COUNT).map(move |number| target.with_file_name(format!("{PREFIX}{name}-{number}")))
 }
@@ -122,17 +127,43 @@ fn release_for<T>(target: &Path, mut failed: Error, step: impl Fn() -> Result<T>
     Err(failed)
 }
 
-/// Replaces `target` by a file with this content and mode without asking for space. `None` if no reserve has enough.
+/// Opens a reserve for writing; `None` if there is no such file that has this name alone.
+pub(super) fn open(path: &Path) -> Option<File> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let status = file.metadata().ok()?;
+    (status.is_file() && status.nlink() == 1).then_some(file)
+}
+
+/// Sets the time of a file's last change to now. It tells versions apart, for which the file system's own clock is too coarse
+/// where a file comes back that others have seen.
+pub(super) fn touch(file: &File) -> rustix::io::Result<()> {
+    let last_access = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_OMIT,
+    };
+    let times = Timestamps {
+        last_access,
+        last_modification: clock_gettime(ClockId::Realtime),
+    };
+    rustix::fs::futimens(file, &times)
+}
+
+/// Replaces `target` by a file with this content and mode without asking for space. `None` if no reserve has enough that
+/// nobody else has open.
 fn replace(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Option<Mtime>> {
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut reserves: Vec<(u64, PathBuf, File)> = paths(target)
-        .filter_map(|path| {
-            let file = File::from(rustix::fs::open(&path, flags, Mode::empty()).ok()?);
-            Some((allocated(&file).ok()?, path, file))
-        })
-        .collect();
+    let opened = paths(target).filter_map(|path| {
+        let file = open(&path)?;
+        Some((allocated(&file).ok()?, path, file))
+    });
+    let mut reserves: Vec<(u64, PathBuf, File)> = opened.collect();
+    if let Some(dir) = target.parent().filter(|_| sync && !reserves.is_empty()) {
+        // One of them may have been the file, and be it again after a power cut.
+        name_sync::sync_dir(dir)?;
+    }
     reserves.sort_by_key(|(allocated, ..)| std::cmp::Reverse(*allocated));
     for (_, path, file) in reserves {
+        let Some(lease) = Lease::of(&file) else { continue };
         if let Err(error) = file.write_all_at(content, 0) {
             tracing::debug!(path = %path.display(), %error, "a reserve that is too small");
             continue;
@@ -141,6 +172,7 @@ fn replace(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Optio
         if file.metadata().at("looking at", &path)?.len() != length {
             file.set_len(length).at("truncating", &path)?;
         }
+        touch(&file).at("setting the time of", &path)?;
         if sync {
             rustix::fs::fdatasync(&file).at("syncing", &path)?;
         }
@@ -153,6 +185,7 @@ fn replace(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<Optio
             }
             exchanged => exchanged.at("replacing", target)?,
         }
+        drop(lease);
         tracing::warn!(path = %target.display(), "the disk is full; saved to a reserve");
         let stat = rustix::fs::fstat(&file).at("reading the status of", target)?;
         return Ok(Some(Mtime::of(&stat)));

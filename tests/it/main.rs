@@ -22,6 +22,7 @@ mod full_disk;
 mod hostile;
 mod images_of_ours;
 mod json_interop;
+mod large_records;
 mod layouts;
 mod links_to_layer;
 mod locking;

@@ -20,7 +20,7 @@ use crate::support::tar::Tar;
 use crate::support::worker::{Worker, store_location, tell};
 
 /// System calls that change files or names, or force them to disk.
-const CALLS: &str = "--trace=open,openat,write,writev,pwrite64,pwritev,copy_file_range,sendfile,ftruncate,fallocate,\
+pub(crate) const CALLS: &str = "--trace=open,openat,write,writev,pwrite64,pwritev,copy_file_range,sendfile,ftruncate,fallocate,\
     ioctl,mkdir,mkdirat,symlink,symlinkat,link,linkat,rename,renameat,renameat2,unlink,unlinkat,rmdir,fsync,fdatasync,\
     syncfs,sync_file_range";
 
@@ -310,7 +310,7 @@ impl Disk {
 }
 
 /// The path of a leading descriptor, `5</path>`.
-fn descriptor(text: &str) -> Option<String> {
+pub(crate) fn descriptor(text: &str) -> Option<String> {
     let (number, rest) = text.split_once('<')?;
     let plain =
         number == "AT_FDCWD" || !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -320,7 +320,7 @@ fn descriptor(text: &str) -> Option<String> {
 
 /// The paths that the arguments of a call mean: each string on its own, or below the descriptor before it; and the
 /// descriptors that no string follows.
-fn paths(arguments: &str) -> Vec<String> {
+pub(crate) fn paths(arguments: &str) -> Vec<String> {
     let (mut found, mut dir): (Vec<String>, Option<String>) = (Vec::new(), None);
     for argument in arguments.split(", ") {
         let argument = argument.trim_end_matches(')');
@@ -336,7 +336,7 @@ fn paths(arguments: &str) -> Vec<String> {
 }
 
 /// The lines of all threads, each whole, in the order in which the calls returned.
-fn whole_lines(log: &str) -> Vec<String> {
+pub(crate) fn whole_lines(log: &str) -> Vec<String> {
     let (mut lines, mut begun) = (Vec::new(), std::collections::HashMap::new());
     for line in log.lines() {
         let Some((thread, rest)) = line.split_once(' ') else {

@@ -37,6 +37,9 @@ async fn entry() {
         ("write-everything", [images, durability]) => {
             crate::sync_order::write_everything(images, durability).await;
         }
+        ("write-to-large-records", [durability]) => {
+            crate::large_records::write_to_large_records(durability).await;
+        }
         ("streams-unread", [flavor, pool]) => on_own_runtime(crate::streams::unread, flavor, pool),
         ("streams-dropped", [flavor, pool]) => on_own_runtime(crate::streams::dropped, flavor, pool),
         _ => panic!("no such work: {work} {arguments:?}"),

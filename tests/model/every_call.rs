@@ -98,6 +98,14 @@ pub(crate) fn image(letter: char, layer: char) -> Operation {
     }
 }
 
+/// Makes the file of records large in which something is recorded: the library then writes only what changes in it.
+pub(crate) fn enlarge(letter: char) -> Operation {
+    Operation::SetMetadata {
+        key: id(letter),
+        metadata: "large ".repeat(60_000),
+    }
+}
+
 /// With a layer whose ID is that of the next letter.
 fn container(letter: char, image: Option<char>, names: &[&str], volatile: bool) -> Operation {
     let mut new = new(letter, names);
@@ -183,6 +191,14 @@ macro_rules! killed {
 killed! {
     creating_a_container: "overlay", [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
     creating_a_container_with_vfs: "vfs", [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    creating_a_container_among_large_records: "overlay",
+        [put('a', None), enlarge('a'), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    deleting_a_container_among_large_records: "overlay",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false), enlarge('a')],
+        Operation::DeleteContainer(id('c'));
+    deleting_an_image_with_large_records: "vfs",
+        [put('a', None), put('b', Some('a')), put('0', None), image('c', 'b'), enlarge('0')],
+        Operation::DeleteImage { key: id('c'), commit: true };
     putting_a_layer: "overlay", [put('a', None)], put('b', Some('a'));
     putting_a_layer_with_vfs: "vfs", [put('a', None)], put('b', Some('a'));
     putting_a_layer_of_an_image: "overlay", [put('a', None)], put_image_layer(Some('a'));
@@ -307,6 +323,9 @@ killed_before_go_writes! {
     deleting_a_container_before_go_writes: "overlay",
         [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false)],
         Operation::DeleteContainer(id('c'));
+    deleting_a_container_among_large_records_before_go_writes: "overlay",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false), enlarge('a')],
+        Operation::DeleteContainer(id('c'));
     deleting_an_image_before_go_writes: "overlay",
         [put('a', None), put('b', Some('a')), image('c', 'b')],
         Operation::DeleteImage { key: id('c'), commit: true };
@@ -420,6 +439,11 @@ failing! {
         Operation::Delete(id('c'));
     errors_in_creating_a_container: "vfs",
         [put('a', None), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    errors_in_creating_a_container_among_large_records: "vfs",
+        [put('a', None), enlarge('a'), image('b', 'a')], container('c', Some('b'), &["c"], false);
+    errors_in_deleting_a_container_among_large_records: "overlay",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &[], false), enlarge('a')],
+        Operation::DeleteContainer(id('c'));
     errors_in_putting_a_layer: "overlay", [put('a', None)], put('b', Some('a'));
     errors_in_putting_a_layer_of_an_image: "vfs", [put('a', None)], put_image_layer(Some('a'));
     errors_in_creating_an_image: "overlay", [put('a', None)], image('c', 'a');

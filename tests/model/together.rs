@@ -3,7 +3,7 @@
 
 use tokio::runtime::Runtime;
 
-use crate::every_call::{CALLS, go_writes, id, image, new, put};
+use crate::every_call::{CALLS, enlarge, go_writes, id, image, new, put};
 use crate::operation::{NameChange, Operation};
 use crate::run::{Bench, Setup};
 use crate::support::peers::PeerSet;
@@ -52,7 +52,12 @@ fn calls() -> Vec<Operation> {
 }
 
 /// Returns how often.
-fn kill_before_each(driver: &'static str, sets: &[&str], then_go: Option<PeerSet>) -> u32 {
+fn kill_before_each(
+    driver: &'static str,
+    before: &[Operation],
+    sets: &[&str],
+    then_go: Option<PeerSet>,
+) -> u32 {
     let runtime = Runtime::new().unwrap();
     let mut spare: Option<Remote> = None;
     let mut kills = 0;
@@ -66,7 +71,7 @@ fn kill_before_each(driver: &'static str, sets: &[&str], then_go: Option<PeerSet
             };
             let mut bench = Bench::new(&mut setup, false).unwrap();
             let mut check = || -> Result<bool, String> {
-                for operation in &before() {
+                for operation in before {
                     bench.whole(operation, true)?;
                 }
                 let mut traced = Remote::start_killed(&bench.root, set, count);
@@ -101,17 +106,25 @@ fn kill_before_each(driver: &'static str, sets: &[&str], then_go: Option<PeerSet
 #[test]
 fn killed_over_overlay() {
     needs!("strace");
-    assert!(kill_before_each("overlay", &CALLS, None) >= 20);
+    assert!(kill_before_each("overlay", &before(), &CALLS, None) >= 20);
 }
 
 #[test]
 fn killed_over_vfs() {
     needs!("strace");
-    assert!(kill_before_each("vfs", &CALLS[..1], None) >= 5);
+    assert!(kill_before_each("vfs", &before(), &CALLS[..1], None) >= 5);
+}
+
+#[test]
+fn killed_with_large_records() {
+    needs!("strace");
+    let mut before = before();
+    before.push(enlarge('a'));
+    assert!(kill_before_each("overlay", &before, &CALLS[..2], None) >= 20);
 }
 
 fn killed_before_go_writes(set: PeerSet) {
-    assert!(kill_before_each("overlay", &CALLS[..1], Some(set)) >= 5);
+    assert!(kill_before_each("overlay", &before(), &CALLS[..1], Some(set)) >= 5);
 }
 
 each_set!(fn killed_before_go_writes: "strace", "containers-storage");

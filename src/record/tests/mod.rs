@@ -1,6 +1,8 @@
 mod interop;
+mod large;
 mod loading;
 mod processes;
+mod reloading;
 mod rows;
 mod sample;
 mod saving;
