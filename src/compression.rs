@@ -25,9 +25,23 @@ pub enum Compression {
     Xz = 3,
     /// Zstandard.
     Zstd = 4,
+    /// Zstandard with a table of contents (zstd:chunked): a layer of which single files can be fetched. It can be asked
+    /// for when something is written; what is read is [`Compression::Zstd`], which it is as well.
+    #[serde(rename = "zstd:chunked")]
+    ZstdChunked,
 }
 
 impl Compression {
+    /// All of them.
+    const ALL: [Self; 6] = [
+        Self::None,
+        Self::Bzip2,
+        Self::Gzip,
+        Self::Xz,
+        Self::Zstd,
+        Self::ZstdChunked,
+    ];
+
     /// The number that stands for it in layer records.
     pub const fn as_i64(self) -> i64 {
         match self {
@@ -35,7 +49,7 @@ impl Compression {
             Self::Bzip2 => 1,
             Self::Gzip => 2,
             Self::Xz => 3,
-            Self::Zstd => 4,
+            Self::Zstd | Self::ZstdChunked => 4,
         }
     }
 
@@ -58,7 +72,7 @@ impl Compression {
             Self::Bzip2 => "tar.bz2",
             Self::Gzip => "tar.gz",
             Self::Xz => "tar.xz",
-            Self::Zstd => "tar.zst",
+            Self::Zstd | Self::ZstdChunked => "tar.zst",
         }
     }
 
@@ -87,6 +101,7 @@ impl Compression {
             Self::Gzip => "gzip",
             Self::Xz => "xz",
             Self::Zstd => "zstd",
+            Self::ZstdChunked => "zstd:chunked",
         }
     }
 }
@@ -100,14 +115,15 @@ impl fmt::Display for Compression {
 impl FromStr for Compression {
     type Err = Error;
 
-    /// Reads the name that [`Display`](fmt::Display) writes: `none`, `bzip2`, `gzip`, `xz` or `zstd`.
+    /// Reads the name that [`Display`](fmt::Display) writes: `none`, `bzip2`, `gzip`, `xz`, `zstd` or
+    /// `zstd:chunked`.
     fn from_str(text: &str) -> Result<Self, Error> {
-        (0..)
-            .map_while(Self::from_i64)
+        Self::ALL
+            .into_iter()
             .find(|compression| compression.name() == text)
             .ok_or_else(|| {
                 ErrorKind::InvalidInput.err(format!(
-                    "compression {text:?}; known are none, bzip2, gzip, xz and zstd"
+                    "compression {text:?}; known are none, bzip2, gzip, xz, zstd and zstd:chunked"
                 ))
             })
     }
@@ -117,17 +133,10 @@ impl FromStr for Compression {
 mod tests {
     use super::*;
 
-    const ALL: [Compression; 5] = [
-        Compression::None,
-        Compression::Bzip2,
-        Compression::Gzip,
-        Compression::Xz,
-        Compression::Zstd,
-    ];
-
     #[test]
     fn numbers_stay_as_they_are_on_disk() {
-        for (number, compression) in (0..).zip(ALL) {
+        assert_eq!(Compression::ZstdChunked.as_i64(), 4);
+        for (number, compression) in (0..).zip(Compression::ALL).take(5) {
             assert_eq!(compression.as_i64(), number);
             assert_eq!(Compression::from_i64(number), Some(compression));
         }
@@ -157,7 +166,7 @@ mod tests {
 
     #[test]
     fn names_are_read_as_they_are_written() {
-        for compression in ALL {
+        for compression in Compression::ALL {
             let name = compression.to_string();
             assert_eq!(name.parse::<Compression>().unwrap(), compression);
             assert_eq!(serde_json::to_value(compression).unwrap(), name);

@@ -39,6 +39,24 @@ pub(crate) fn to_bytes<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<V
     Ok(out)
 }
 
+/// A JSON string's inside, escaped as Go does it.
+pub(crate) fn push_escaped(line: &mut String, text: &str) {
+    use std::fmt::Write as _;
+    for character in text.chars() {
+        match character {
+            '"' => line.push_str("\\\""),
+            '\\' => line.push_str("\\\\"),
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\u{1f}' => {
+                write!(line, "\\u{:04x}", u32::from(character)).unwrap_or_default();
+            }
+            other => line.push(other),
+        }
+    }
+}
+
 /// An array of values that are JSON already.
 pub(crate) fn join<'a>(texts: impl Iterator<Item = &'a Bytes> + Clone) -> Vec<u8> {
     let size = texts.clone().map(|text| text.len() + 1).sum::<usize>() + 2;

@@ -105,6 +105,7 @@ mod archive;
 #[doc(hidden)]
 pub mod bench;
 mod bridge;
+mod chunked;
 pub mod compat;
 mod compression;
 pub mod config;

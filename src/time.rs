@@ -44,6 +44,16 @@ impl Time {
             .unwrap_or(UNIX_EPOCH)
     }
 
+    /// Seconds and nanoseconds since the epoch; `None` for a time that Go cannot write, outside of the years 0 to 9999.
+    pub(crate) fn at(seconds: i64, nanoseconds: u32) -> Option<Self> {
+        let timestamp = Timestamp::new(seconds, i32::try_from(nanoseconds).ok()?).ok()?;
+        (seconds >= FIRST && timestamp.as_second() == seconds).then_some(Self {
+            seconds,
+            nanoseconds,
+            original: None,
+        })
+    }
+
     /// Whether this is Go's zero time, which stands for "unknown".
     pub(crate) fn is_go_zero(&self) -> bool {
         self.seconds == GO_ZERO && self.nanoseconds == 0

@@ -31,7 +31,7 @@ pub(crate) mod apply;
 pub(crate) mod compress;
 pub(crate) mod diff;
 mod lookup;
-mod path;
+pub(crate) mod path;
 pub(crate) mod tar;
 pub(crate) mod tar_split;
 #[cfg(test)]

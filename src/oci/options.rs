@@ -87,8 +87,11 @@ impl PullOptions {
 #[derive(Clone, Debug)]
 pub struct PushOptions {
     /// Compression of layers that the destination does not have. A `docker-archive:` holds uncompressed layers whatever
-    /// this says.
+    /// this says. Images whose layers become zstd:chunked get a manifest in the format of OCI, where the annotations go
+    /// that partial pulls need.
     pub compression: Compression,
+    /// Level of the compression, as in [`DiffOptions::level`](crate::DiffOptions::level).
+    pub level: Option<i32>,
     /// Layers that are compressed and sent at the same time; 0 counts as 1.
     pub uploads: usize,
     /// Credentials, TLS, retries and time limits.
@@ -101,6 +104,7 @@ impl Default for PushOptions {
     fn default() -> Self {
         Self {
             compression: Compression::Gzip,
+            level: None,
             uploads: 4,
             registry: RegistryOptions::default(),
             progress: Progress::default(),
@@ -113,6 +117,13 @@ impl PushOptions {
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// Sets [`PushOptions::level`].
+    #[must_use]
+    pub fn level(mut self, level: impl Into<Option<i32>>) -> Self {
+        self.level = level.into();
         self
     }
 

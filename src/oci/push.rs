@@ -104,7 +104,10 @@ async fn work(
             .collect(),
     });
     let docker_archive = destination.is_docker_archive();
-    let oci = destination.is_oci_only() || !manifest.is_docker();
+    // Manifests of Docker's format have no annotations of layers.
+    let oci = destination.is_oci_only()
+        || !manifest.is_docker()
+        || options.compression == Compression::ZstdChunked && !docker_archive;
     let job = Job {
         store,
         destination: &destination,
@@ -113,6 +116,7 @@ async fn work(
             true => Compression::None,
             false => options.compression,
         },
+        level: options.level,
         oci,
     };
     // Boxed one by one, so that the whole is `Send` for every lifetime: callers spawn it.
@@ -156,6 +160,7 @@ struct Job<'a> {
     destination: &'a Destination,
     progress: &'a Progress,
     compression: Compression,
+    level: Option<i32>,
     /// Whether media types are those of OCI.
     oci: bool,
 }
@@ -192,11 +197,9 @@ impl Job<'_> {
                 state: LayerState::Reused,
             });
         }
-        let diff = self
-            .store
-            .diff(None, layer.id(), DiffOptions::compressed(self.compression))
-            .await?;
-        let spool = Spool::fill(self.store, layer.id(), diff).await?;
+        let options = DiffOptions::compressed(self.compression).level(self.level);
+        let mut diff = self.store.diff(None, layer.id(), options).await?;
+        let spool = Spool::fill(self.store, layer.id(), &mut diff).await?;
         if self.compression == Compression::None
             && let Some(expected) = layer
                 .uncompressed_digest()
@@ -210,7 +213,10 @@ impl Job<'_> {
             return Err(ErrorKind::DigestMismatch.err(what));
         }
         let media_type = layer_type(self.compression, self.oci);
-        let blob = Descriptor::new(media_type, spool.digest.clone(), spool.size);
+        let blob = Descriptor {
+            annotations: diff.annotations(),
+            ..Descriptor::new(media_type, spool.digest.clone(), spool.size)
+        };
         let state = if self.destination.is_archive() {
             LayerState::Waiting(spool)
         } else if self.put(&spool).await? {
@@ -246,10 +252,12 @@ fn reused(progress: &Progress, digest: &Digest) {
 fn layer_type(compression: Compression, oci: bool) -> &'static str {
     match (compression, oci) {
         (Compression::Gzip, true) => "application/vnd.oci.image.layer.v1.tar+gzip",
-        (Compression::Zstd, true) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        (Compression::Zstd | Compression::ZstdChunked, true) => "application/vnd.oci.image.layer.v1.tar+zstd",
         (_, true) => "application/vnd.oci.image.layer.v1.tar",
         (Compression::Gzip, false) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
-        (Compression::Zstd, false) => "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        (Compression::Zstd | Compression::ZstdChunked, false) => {
+            "application/vnd.docker.image.rootfs.diff.tar.zstd"
+        }
         (_, false) => "application/vnd.docker.image.rootfs.diff.tar",
     }
 }

@@ -13,6 +13,8 @@ use crate::compression::Compression;
 pub struct DiffOptions {
     /// Compression of the stream; `None`: what the layer's blob had when it came in.
     pub compression: Option<Compression>,
+    /// Level of the compression: 1 (fast) to 9 for gzip, to 22 for zstd and zstd:chunked. `None`: the usual one.
+    pub level: Option<i32>,
     /// Where in the stream to begin, in bytes; those before are not sent. The bytes are the same each time, so a stream
     /// that broke off can be resumed, and ranges be served.
     ///
@@ -44,6 +46,13 @@ impl DiffOptions {
     #[must_use]
     pub fn compression(mut self, compression: impl Into<Option<Compression>>) -> Self {
         self.compression = compression.into();
+        self
+    }
+
+    /// Sets [`DiffOptions::level`].
+    #[must_use]
+    pub fn level(mut self, level: impl Into<Option<i32>>) -> Self {
+        self.level = level.into();
         self
     }
 

@@ -205,7 +205,12 @@ impl Store {
     /// Against its parent, a layer that came in as a stream comes out as exactly the same uncompressed bytes: they
     /// have its diff ID. By default the stream is compressed as the blob was that the layer came from; recompressed
     /// bytes differ from that blob, but are the same each time. All processors compress, up to eight. Memory does not
-    /// grow with the layer: one or two blocks are held for each processor, of 384 KiB for gzip and of 4 MiB for zstd.
+    /// grow with the layer: one or two blocks are held for each processor, of 384 KiB for gzip and of 4 MiB for zstd. For
+    /// zstd:chunked they are of 1 MiB, and the table of contents grows with the number of files, by some 300 bytes for each.
+    ///
+    /// zstd:chunked cuts files into the same chunks as the Go library, so that these are shared between images that
+    /// either side has pushed. A layer that the Go library could not pull by its table of contents (with a path twice or
+    /// one through `..`, sparse files, links to devices, a global header) becomes plain zstd; see [`DiffStream::annotations`].
     ///
     /// The layer lock is taken shared (for a diff that is not recorded: exclusively) while files are opened, and not
     /// held afterwards. If the layer is deleted while the stream is being read, reading fails with
@@ -213,7 +218,7 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::NotSupported`] for a compression that can only be read (bzip2, xz),
-    /// [`ErrorKind::InvalidInput`] for an offset beyond the end (where the size is not known beforehand, from the
+    /// [`ErrorKind::InvalidInput`] for a level that the compression does not have, or an offset beyond the end (where the size is not known beforehand, from the
     /// stream), [`ErrorKind::Io`]. Damage found later is an `io::Error` of the stream that names the file.
     ///
     /// # Cancellation
@@ -235,7 +240,7 @@ impl Store {
         let pair = self.pair(from, to).await?;
         let recorded = || Compression::from_i64(pair.to.compression).unwrap_or_default();
         let compression = options.compression.unwrap_or_else(recorded);
-        check_compression(compression)?;
+        check_compression(compression, options.level)?;
         let replayable = if pair.direct {
             self.open_replay(&pair).await?
         } else {
@@ -245,12 +250,7 @@ impl Store {
             Some(source) => source,
             None => DiffSource::Comparison(self.comparison(&pair).await?),
         };
-        source.stream(
-            self.read_layers_of(&pair),
-            compression,
-            options.offset,
-            options.limit,
-        )
+        source.stream(self.read_layers_of(&pair), compression, &options)
     }
 
     /// Opens a layer's tar-split file and its trees, if it has one.

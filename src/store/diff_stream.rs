@@ -1,5 +1,6 @@
 //! A layer's diff as a stream, and what its bytes are made of.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -21,10 +22,12 @@ use crate::archive::diff::changes::{Change, ComparedTree, TreeComparison, UpperC
 use crate::archive::diff::export::Export;
 use crate::archive::tar_split::replay::Replay;
 use crate::bridge::{ByteStream, Producer, Progress};
+use crate::chunked::writer::{self, Annotations};
 use crate::compression::Compression;
 use crate::driver::{Driver, OverlayDiff};
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
+use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::store::deleted::ReadLayers;
 use crate::store::layer_store::new_layer::mappings_on_disk;
@@ -48,6 +51,7 @@ pub(super) const COMPARED_ENTRIES: usize = 2048;
 pub struct DiffStream {
     stream: ByteStream,
     compression: Compression,
+    annotations: Annotations,
     size: Option<u64>,
     remaining: Option<u64>,
     layers: ReadLayers,
@@ -62,6 +66,28 @@ impl DiffStream {
     /// How the bytes are compressed.
     pub fn compression(&self) -> Compression {
         self.compression
+    }
+
+    /// The annotations that the layer has to have in a manifest, for others to find the table of contents of a
+    /// zstd:chunked blob.
+    ///
+    /// Empty before the stream was read to its end, for other compressions, and for layers that cannot have a table of
+    /// contents, whose stream is plain zstd.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
+    /// use graphroot::{Compression, DiffOptions};
+    /// let mut diff = store.diff(None, "base", DiffOptions::compressed(Compression::ZstdChunked)).await?;
+    /// let mut file = tokio::fs::File::create("base.tar.zst").await.expect("a writable directory");
+    /// tokio::io::copy(&mut diff, &mut file).await.expect("a sound layer");
+    /// for (key, value) in diff.annotations() {
+    ///     println!("{key}={value}"); // io.github.containers.zstd-chunked.manifest-checksum=sha256:…
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        self.annotations.get().cloned().unwrap_or_default()
     }
 
     /// Bytes of the whole diff, whatever offset this stream begins at; `None` if they are not known beforehand.
@@ -172,18 +198,29 @@ impl Stream for DiffStream {
     }
 }
 
-/// Refuses a compression that can only be read.
-pub(super) fn check_compression(compression: Compression) -> Result<()> {
-    match compression {
-        Compression::None | Compression::Gzip | Compression::Zstd => Ok(()),
+/// Refuses a compression that can only be read, and a level that there is not.
+pub(super) fn check_compression(compression: Compression, level: Option<i32>) -> Result<()> {
+    let levels = match compression {
+        Compression::None => 0..=0,
+        Compression::Gzip => 1..=9,
+        Compression::Zstd | Compression::ZstdChunked => 1..=22,
         Compression::Bzip2 | Compression::Xz => {
-            let what =
-                format!("making a diff with {compression}; DiffOptions can ask for gzip, zstd or none");
+            let what = format!(
+                "making a diff with {compression}; DiffOptions can ask for gzip, zstd, zstd:chunked or none"
+            );
             let extension = compression.extension();
-            Err(ErrorKind::NotSupported
+            return Err(ErrorKind::NotSupported
                 .err(what)
-                .with_source(format!("unsupported compression format {extension}")))
+                .with_source(format!("unsupported compression format {extension}")));
         }
+    };
+    match level {
+        Some(level) if compression != Compression::None && !levels.contains(&level) => {
+            let (first, last) = levels.into_inner();
+            let what = format!("compression level {level} with {compression}, which has {first} to {last}");
+            Err(ErrorKind::InvalidInput.err(what))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -201,15 +238,17 @@ pub(super) enum DiffSource {
 }
 
 impl DiffSource {
-    /// `limit` bytes of the stream of a layer from byte `offset` on; `layers` are those that it is made of.
+    /// The part of the stream of a layer that the options want; `layers` are those that it is made of.
     pub(super) fn stream(
         self,
         layers: ReadLayers,
         compression: Compression,
-        offset: u64,
-        limit: Option<u64>,
+        options: &DiffOptions,
     ) -> Result<DiffStream> {
-        check_compression(compression)?;
+        let &DiffOptions {
+            offset, limit, level, ..
+        } = options;
+        check_compression(compression, level)?;
         let id = layers.first().to_owned();
         let plain = compression == Compression::None;
         let size = match &self {
@@ -233,16 +272,23 @@ impl DiffSource {
             Self::Comparison(comparison) => DiffBytes::Fresh(Fresh::Opened(comparison, start)),
         };
         let producer = DiffProducer { id, bytes };
+        let mut annotations = Annotations::default();
         let stream = match compression {
-            Compression::Gzip => ByteStream::new(ParallelStream::<Gzip, _>::new(producer)).skipping(offset),
-            Compression::Zstd => {
-                ByteStream::new(ParallelStream::<ZstdFrames, _>::new(producer)).skipping(offset)
+            Compression::Gzip => ByteStream::new(ParallelStream::<Gzip, _>::of(producer, level)),
+            Compression::Zstd => ByteStream::new(ParallelStream::<ZstdFrames, _>::of(producer, level)),
+            Compression::ZstdChunked => {
+                let (stream, of_stream) = writer::compressed(producer, level);
+                annotations = of_stream;
+                ByteStream::new(stream)
             }
             _ => ByteStream::of(producer),
         };
+        // What is not compressed begins at the offset already.
+        let stream = stream.skipping(if plain { 0 } else { offset });
         Ok(DiffStream {
             stream: stream.limited(limit),
             compression,
+            annotations,
             size,
             remaining: size.map(|size| (size - offset).min(limit.unwrap_or(u64::MAX))),
             layers,

@@ -68,19 +68,20 @@ const ROWS: &[Row] = &[
         rooms: &["lock", "config"],
         among: false,
     },
-    // The four parts that a store is made of. They do not know each other.
+    // The three parts that a store is made of. They do not know each other.
     Row {
         rank: 5,
-        rooms: &["record", "driver", "archive", "chunked"],
+        rooms: &["record", "driver", "archive"],
         among: false,
     },
-    // Copies between trees and containers' directories, on top of the archive code.
+    // On top of the archive code: copies between trees and containers' directories; layer blobs with a table of
+    // contents, which are tar streams beside it.
     Row {
         rank: 6,
-        rooms: &["copy_content"],
+        rooms: &["copy_content", "chunked"],
         among: false,
     },
-    // What puts the four together for one layer. Of `store` itself they see the base files only; staging commits through
+    // What puts all of these together for one layer. Of `store` itself they see the base files only; staging commits through
     // the layer store, so they are free to use each other as long as no circle comes of it.
     Row {
         rank: 6,

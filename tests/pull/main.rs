@@ -15,6 +15,7 @@
 mod support;
 
 mod archives;
+mod chunked;
 mod fake_registry;
 mod faults;
 mod flight;

@@ -39,8 +39,14 @@ async fn a_layout_that_we_write_is_read_by_others(set: PeerSet) {
     let root = TestRoot::in_memory().of(set);
     let (store, id) = pulled(&library, &root).await;
     let layout = root.path().join("out");
-    for compression in [Compression::Gzip, Compression::Zstd, Compression::None] {
-        let to = format!("oci:{}:{compression}", layout.display());
+    for compression in [
+        Compression::Gzip,
+        Compression::Zstd,
+        Compression::ZstdChunked,
+        Compression::None,
+    ] {
+        let tag = compression.to_string().replace(':', "-");
+        let to = format!("oci:{}:{tag}", layout.display());
         let first = push_to(&store, &id, &to, compression).await.unwrap();
         assert_eq!(
             (first.sent, first.reused, first.unchanged),
@@ -59,7 +65,7 @@ async fn a_layout_that_we_write_is_read_by_others(set: PeerSet) {
     }
     let index: serde_json::Value =
         serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
-    assert_eq!(index["manifests"].as_array().unwrap().len(), 3, "each name once");
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 4, "each name once");
 }
 each_set!(async a_layout_that_we_write_is_read_by_others: "podman", "buildah", "skopeo", "docker-registry");
 

@@ -28,7 +28,7 @@ const MEMBER: usize = 16 * 1024;
 /// nothing can be done in between; xz needs a millisecond for some 80 KiB.
 pub(crate) fn is_fast(compression: Compression) -> bool {
     match compression {
-        Compression::None | Compression::Gzip | Compression::Zstd => true,
+        Compression::None | Compression::Gzip | Compression::Zstd | Compression::ZstdChunked => true,
         Compression::Bzip2 | Compression::Xz => false,
     }
 }
@@ -49,7 +49,7 @@ impl<R: AsyncRead + Unpin> Member<R> {
             Compression::Bzip2 => Self::Bzip2(BzDecoder::new(blob)),
             Compression::Gzip => Self::Gzip(GzipDecoder::new(blob)),
             Compression::Xz => Self::Xz(XzDecoder::new(blob)),
-            Compression::Zstd => {
+            Compression::Zstd | Compression::ZstdChunked => {
                 // One context for all frames: chunked layers have one frame per file.
                 let mut decoder = ZstdDecoder::new(blob);
                 decoder.multiple_members(true);
@@ -154,7 +154,10 @@ impl<R: AsyncRead + Unpin> Decoder<R> {
                 }
             }
             let mut blob = member.into_blob();
-            let one_only = matches!(compression, Compression::None | Compression::Zstd);
+            let one_only = !matches!(
+                compression,
+                Compression::Bzip2 | Compression::Gzip | Compression::Xz
+            );
             self.state = if !one_only && another_member(&mut blob, compression).await? {
                 blob.pace().spend(MEMBER);
                 State::Within(Box::new(Member::new(blob, compression)))
@@ -188,7 +191,7 @@ fn failure(compression: Compression, error: io::Error, offset: u64) -> Error {
         Compression::Gzip if words.contains("header") => "invalid header".to_owned(),
         Compression::Gzip => format!("corrupt input before offset {offset} ({words})"),
         Compression::Bzip2 => format!("bzip2 data invalid ({words})"),
-        Compression::None | Compression::Xz | Compression::Zstd => words,
+        Compression::None | Compression::Xz | Compression::Zstd | Compression::ZstdChunked => words,
     };
     // The fixed words name this format themselves.
     let doing = match compression {
@@ -233,7 +236,7 @@ const fn magic_start(compression: Compression) -> u8 {
         Compression::Bzip2 => b'B',
         Compression::Gzip => 0x1f,
         Compression::Xz => 0xfd,
-        Compression::Zstd => 0x28,
+        Compression::Zstd | Compression::ZstdChunked => 0x28,
     }
 }
 
@@ -283,7 +286,9 @@ mod tests {
             Compression::Bzip2 => BzEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
             Compression::Xz => XzEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
             Compression::Gzip => GzipEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
-            Compression::Zstd => ZstdEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap(),
+            Compression::Zstd | Compression::ZstdChunked => {
+                ZstdEncoder::new(&data[..]).read_to_end(&mut out).await.unwrap()
+            }
             Compression::None => return data,
         };
         out

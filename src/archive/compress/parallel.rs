@@ -15,8 +15,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::oneshot;
 
-use crate::archive::compress::format::{Format, MAX_THREADS, ToolBox};
-use crate::bridge::{self, PollChunks, Pool, Producer, Progress, Running};
+use crate::archive::compress::format::{
+    Cutter, EvenCutter, Filled, Format, Input as _, MAX_THREADS, ToolBox,
+};
+use crate::bridge::{self, PollChunks, Pool, Producer, Running};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 
 /// Bytes that may wait for the reader beside one block for each processor; at least one block, and not more than one
@@ -44,49 +46,62 @@ impl Drop for ExtraStep {
     }
 }
 
-/// A compressed stream of what a producer makes. See the module's head.
-pub(crate) struct ParallelStream<F: Format, P: Producer> {
+/// A compressed stream of what a cutter reads. See the module's head.
+pub(crate) struct ParallelStream<F: Format, C: Cutter<Input = F::Input, Rest = F::Rest>> {
     pool: Pool,
-    format: F,
+    /// `None` from the end on.
+    format: Option<F>,
+    level: i32,
     /// How many processors are used.
     threads: usize,
-    source: Source<P>,
+    source: Source<C>,
     /// `None` until the first step.
     tools: Option<Arc<ToolBox<F>>>,
     /// Steps, in the order of their blocks.
     steps: VecDeque<Running<Result<Option<F::Block>>>>,
     begun: bool,
-    complete: bool,
+    /// The step that makes what comes after the last block.
+    last: Option<Running<Result<Vec<u8>>>>,
 }
 
-/// Where the producer is.
-enum Source<P> {
-    /// Here, with the part of a block that a step could not fill.
-    Here(Box<P>, Vec<u8>),
+/// Where the cutter is.
+enum Source<C: Cutter> {
+    /// Here.
+    Here(Box<C>),
     /// With the step that was started last.
     Away(oneshot::Receiver<Self>),
     /// At its end.
-    Ended,
+    Ended(C::Rest),
     Failed(Error),
+    /// At its end, and what it knew is used.
+    Over,
 }
 
-impl<F: Format, P: Producer> ParallelStream<F, P> {
-    /// A stream of what `producer` makes.
-    pub(crate) fn new(producer: P) -> Self {
-        Self::with_threads(producer, crate::sys::processors().min(MAX_THREADS))
+impl<F: Format<Input = Vec<u8>, Rest = ()> + Default, P: Producer> ParallelStream<F, EvenCutter<P>> {
+    /// A stream of what `producer` makes, at the usual level if none is given.
+    pub(crate) fn of(producer: P, level: Option<i32>) -> Self {
+        Self::new(F::default(), EvenCutter::new(producer, F::BLOCK), level)
+    }
+}
+
+impl<F: Format, C: Cutter<Input = F::Input, Rest = F::Rest>> ParallelStream<F, C> {
+    /// A stream of what `cutter` reads, at the usual level if none is given.
+    pub(crate) fn new(format: F, cutter: C, level: Option<i32>) -> Self {
+        Self::with_threads(format, cutter, level, crate::sys::processors().min(MAX_THREADS))
     }
 
     /// The same on this number of processors at the most.
-    fn with_threads(producer: P, threads: usize) -> Self {
+    pub(crate) fn with_threads(format: F, cutter: C, level: Option<i32>, threads: usize) -> Self {
         Self {
             pool: Pool::here(),
-            format: F::default(),
+            format: Some(format),
+            level: level.unwrap_or(F::LEVEL),
             threads,
-            source: Source::Here(Box::new(producer), Vec::new()),
+            source: Source::Here(Box::new(cutter)),
             tools: None,
             steps: VecDeque::new(),
             begun: false,
-            complete: false,
+            last: None,
         }
     }
 
@@ -103,7 +118,7 @@ impl<F: Format, P: Producer> ParallelStream<F, P> {
                 };
             }
             let waiting = (WAITING / F::BLOCK).clamp(1, self.threads.max(1));
-            if !matches!(self.source, Source::Here(..)) || self.steps.len() >= self.threads + waiting {
+            if !matches!(self.source, Source::Here(_)) || self.steps.len() >= self.threads + waiting {
                 return;
             }
             let permit = match self.steps.is_empty() {
@@ -114,20 +129,20 @@ impl<F: Format, P: Producer> ParallelStream<F, P> {
                 },
             };
             let (sender, back) = oneshot::channel();
-            let Source::Here(producer, partial) = std::mem::replace(&mut self.source, Source::Away(back))
-            else {
+            let Source::Here(cutter) = std::mem::replace(&mut self.source, Source::Away(back)) else {
                 return;
             };
             let tools = Arc::clone(self.tools.get_or_insert_with(|| F::tools().get()));
+            let level = self.level;
             self.steps.push_back(self.pool.start(move || {
                 let _permit = permit;
-                let mut tool = tools.take().during("starting to compress")?;
-                let (source, full) = read_block::<F, P>(producer, partial, &mut tool.block);
+                let mut tool = tools.take(level).during("starting to compress")?;
+                let (source, full) = read_block(cutter, &mut tool.block);
                 // A stream that was given up does not want it any more.
                 drop(sender.send(source));
                 let mut compressed = Ok(None);
                 if full {
-                    let block = F::compress(&mut tool.encoder, &tool.block);
+                    let block = F::compress(&mut tool.encoder, &mut tool.block);
                     compressed = block.map(Some).during("compressing the layer stream");
                 }
                 tools.put(tool);
@@ -136,53 +151,30 @@ impl<F: Format, P: Producer> ParallelStream<F, P> {
         }
     }
 
-    /// A block as it goes out, with what comes before the first and after the last one.
-    fn chunk(&mut self, block: Option<F::Block>) -> Vec<u8> {
-        if let Some(block) = &block {
-            self.format.follow(block);
-        }
-        let mut chunk = block.map(Into::into).unwrap_or_default();
+    /// Bytes as they go out, with what comes before the first.
+    fn chunk(&mut self, mut chunk: Vec<u8>) -> Vec<u8> {
         if !std::mem::replace(&mut self.begun, true) {
             chunk.splice(0..0, F::HEAD.iter().copied());
-        }
-        if self.steps.is_empty() && matches!(self.source, Source::Ended) {
-            self.complete = true;
-            chunk.extend(self.format.tail());
         }
         chunk
     }
 }
 
-/// Reads one block. Returns where the producer is then, and whether the block is to be compressed.
-fn read_block<F: Format, P: Producer>(
-    mut producer: Box<P>,
-    partial: Vec<u8>,
-    block: &mut Vec<u8>,
-) -> (Source<P>, bool) {
-    if !partial.is_empty() {
-        *block = partial;
-    }
-    block.reserve_exact(F::BLOCK - block.len());
-    match producer.step(block, F::BLOCK - block.len()) {
-        Ok(Progress::More) if block.len() < F::BLOCK => {
-            let partial = if block.is_empty() {
-                Vec::new()
-            } else {
-                std::mem::take(block)
-            };
-            (Source::Here(producer, partial), false)
-        }
-        Ok(Progress::More) => (Source::Here(producer, Vec::new()), true),
-        Ok(Progress::End) => {
-            // Its files and mounts are closed before the reader sees the end.
-            drop(producer);
-            (Source::Ended, !block.is_empty())
-        }
+/// Reads one block. Returns where the cutter is then, and whether the block is to be compressed.
+fn read_block<C: Cutter>(mut cutter: Box<C>, block: &mut C::Input) -> (Source<C>, bool) {
+    match cutter.fill(block) {
+        Ok(Filled::Partly) => (Source::Here(cutter), false),
+        Ok(Filled::Full) => (Source::Here(cutter), true),
+        // Files and mounts are closed before the reader sees the end.
+        Ok(Filled::End) => match cutter.finish() {
+            Ok(rest) => (Source::Ended(rest), !block.is_empty()),
+            Err(error) => (Source::Failed(error), false),
+        },
         Err(error) => (Source::Failed(error), false),
     }
 }
 
-impl<F: Format, P: Producer> PollChunks for ParallelStream<F, P> {
+impl<F: Format, C: Cutter<Input = F::Input, Rest = F::Rest>> PollChunks for ParallelStream<F, C> {
     fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
@@ -198,22 +190,34 @@ impl<F: Format, P: Producer> PollChunks for ParallelStream<F, P> {
                     Ok(Some(block)) => {
                         // Work goes on while the reader has this block.
                         self.start_steps(cx);
-                        let chunk = self.chunk(Some(block));
+                        let chunk = self.format.as_mut().map(|format| format.follow(block));
+                        let chunk = self.chunk(chunk.unwrap_or_default());
                         return Poll::Ready(Some(Ok(chunk)));
                     }
                     Err(error) => return Poll::Ready(Some(Err(error.into()))),
                 }
             }
-            match std::mem::replace(&mut self.source, Source::Ended) {
-                Source::Failed(error) => return Poll::Ready(Some(Err(error.into()))),
-                Source::Ended if self.complete => return Poll::Ready(None),
-                Source::Ended => {
-                    let chunk = self.chunk(None);
-                    if !chunk.is_empty() {
-                        return Poll::Ready(Some(Ok(chunk)));
-                    }
+            if let Some(last) = &mut self.last {
+                let result = ready!(Pin::new(last).poll(cx));
+                self.last = None;
+                let chunk = match result.and_then(|tail| tail) {
+                    Ok(tail) => self.chunk(tail),
+                    Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                };
+                if !chunk.is_empty() {
+                    return Poll::Ready(Some(Ok(chunk)));
                 }
-                Source::Here(producer, partial) => self.source = Source::Here(producer, partial),
+            }
+            match std::mem::replace(&mut self.source, Source::Over) {
+                Source::Failed(error) => return Poll::Ready(Some(Err(error.into()))),
+                Source::Ended(rest) => {
+                    let Some(format) = self.format.take() else {
+                        return Poll::Ready(None);
+                    };
+                    self.last = Some(self.pool.start(move || format.finish(rest)));
+                }
+                Source::Over => return Poll::Ready(None),
+                Source::Here(cutter) => self.source = Source::Here(cutter),
                 Source::Away(back) => {
                     // The step is over, but the runtime wants other tasks to run before it says so.
                     self.source = Source::Away(back);
@@ -224,9 +228,9 @@ impl<F: Format, P: Producer> PollChunks for ParallelStream<F, P> {
     }
 }
 
-impl<F: Format, P: Producer> Drop for ParallelStream<F, P> {
+impl<F: Format, C: Cutter<Input = F::Input, Rest = F::Rest>> Drop for ParallelStream<F, C> {
     fn drop(&mut self) {
-        let source = match std::mem::replace(&mut self.source, Source::Ended) {
+        let source = match std::mem::replace(&mut self.source, Source::Over) {
             Source::Away(mut back) => {
                 back.close();
                 back.try_recv().ok()
@@ -234,7 +238,7 @@ impl<F: Format, P: Producer> Drop for ParallelStream<F, P> {
             source => Some(source),
         };
         // Closing may unmount, which does not belong on the thread of an async task.
-        if let Some(source @ Source::Here(..)) = source {
+        if let Some(source @ Source::Here(_)) = source {
             bridge::spawn_detached(move || drop(source));
         }
     }
@@ -244,7 +248,7 @@ impl<F: Format, P: Producer> Drop for ParallelStream<F, P> {
 pub(in crate::archive) mod tests {
     use super::*;
     use crate::archive::compress::format::Tools;
-    use crate::bridge::ByteStream;
+    use crate::bridge::{ByteStream, Progress};
     use std::io::Write as _;
     use std::process::{Command, Stdio};
     use tokio::io::AsyncReadExt as _;
@@ -285,9 +289,21 @@ pub(in crate::archive) mod tests {
         builder.max_blocking_threads(pool.max(1)).build().unwrap()
     }
 
+    fn on_threads<F, P>(producer: P, threads: usize) -> ParallelStream<F, EvenCutter<P>>
+    where
+        F: Format<Input = Vec<u8>, Rest = ()> + Default,
+        P: Producer,
+    {
+        let cutter = EvenCutter::new(producer, F::BLOCK);
+        ParallelStream::with_threads(F::default(), cutter, None, threads)
+    }
+
     /// What `F` makes of the pieces with a pool of so many threads, and with as many processors.
-    pub(in crate::archive) fn compressed<F: Format>(parts: &[&[u8]], threads: usize) -> Vec<u8> {
-        let stream = ParallelStream::<F, _>::with_threads(pieces(parts), threads);
+    pub(in crate::archive) fn compressed<F>(parts: &[&[u8]], threads: usize) -> Vec<u8>
+    where
+        F: Format<Input = Vec<u8>, Rest = ()> + Default,
+    {
+        let stream = on_threads::<F, _>(pieces(parts), threads);
         let mut out = Vec::new();
         let read = async { ByteStream::new(stream).read_to_end(&mut out).await };
         runtime(threads).block_on(read).unwrap();
@@ -311,7 +327,9 @@ pub(in crate::archive) mod tests {
     }
 
     /// Streams of all sizes come back whole and are the same however they were made.
-    pub(in crate::archive) fn check_sizes<F: Format>(read: fn(&[u8]) -> Vec<u8>) {
+    pub(in crate::archive) fn check_sizes<F: Format<Input = Vec<u8>, Rest = ()> + Default>(
+        read: fn(&[u8]) -> Vec<u8>,
+    ) {
         for size in [
             0,
             1,
@@ -361,10 +379,13 @@ pub(in crate::archive) mod tests {
     impl Format for Upper {
         const BLOCK: usize = 1000;
         const HEAD: &'static [u8] = b"<";
+        const LEVEL: i32 = 0;
         type Encoder = ();
+        type Input = Vec<u8>;
         type Block = Vec<u8>;
+        type Rest = ();
 
-        fn encoder() -> io::Result<()> {
+        fn encoder(_level: i32) -> io::Result<()> {
             Ok(())
         }
 
@@ -373,19 +394,20 @@ pub(in crate::archive) mod tests {
             &TOOLS
         }
 
-        fn compress(_encoder: &mut (), data: &[u8]) -> io::Result<Vec<u8>> {
+        fn compress(_encoder: &mut (), data: &mut Vec<u8>) -> io::Result<Vec<u8>> {
             if data.contains(&b'!') {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             Ok(data.to_ascii_uppercase())
         }
 
-        fn follow(&mut self, block: &Vec<u8>) {
+        fn follow(&mut self, block: Vec<u8>) -> Vec<u8> {
             self.0 += block.len();
+            block
         }
 
-        fn tail(&self) -> Vec<u8> {
-            format!(">{}", self.0).into()
+        fn finish(self, _rest: ()) -> Result<Vec<u8>> {
+            Ok(format!(">{}", self.0).into())
         }
     }
 
@@ -417,7 +439,7 @@ pub(in crate::archive) mod tests {
                 producer.fails = fails;
                 let mut out = Vec::new();
                 let error = runtime(threads).block_on(async {
-                    let stream = ParallelStream::<Upper, _>::with_threads(producer, threads);
+                    let stream = on_threads::<Upper, _>(producer, threads);
                     let mut stream = ByteStream::new(stream);
                     stream.read_to_end(&mut out).await.unwrap_err()
                 });
@@ -439,7 +461,7 @@ pub(in crate::archive) mod tests {
                 let producer = pieces(&[&vec![b'x'; 50_000]]);
                 let alive = Arc::clone(&producer.alive);
                 let runtime = runtime(2);
-                let mut stream = ByteStream::new(ParallelStream::<Upper, _>::with_threads(producer, 2));
+                let mut stream = ByteStream::new(on_threads::<Upper, _>(producer, 2));
                 runtime.block_on(async {
                     for _ in 0..reads {
                         stream.read_exact(&mut [0; 701]).await.unwrap();

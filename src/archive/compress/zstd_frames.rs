@@ -9,9 +9,7 @@ use zstd::bulk::Compressor;
 use zstd::zstd_safe::CParameter;
 
 use crate::archive::compress::format::{Format, Tools};
-
-/// What libzstd and the Go library have for the usual one.
-const LEVEL: i32 = 3;
+use crate::error::Result;
 
 /// Binary logarithm of the block's size.
 const WINDOW: u32 = 22;
@@ -28,11 +26,15 @@ pub(crate) struct ZstdFrames {
 impl Format for ZstdFrames {
     const BLOCK: usize = 1 << WINDOW;
     const HEAD: &'static [u8] = &[];
+    /// What libzstd and the Go library have for the usual one.
+    const LEVEL: i32 = 3;
     type Encoder = Compressor<'static>;
+    type Input = Vec<u8>;
     type Block = Vec<u8>;
+    type Rest = ();
 
-    fn encoder() -> io::Result<Self::Encoder> {
-        let mut compressor = Compressor::new(LEVEL)?;
+    fn encoder(level: i32) -> io::Result<Self::Encoder> {
+        let mut compressor = Compressor::new(level)?;
         compressor.set_parameter(CParameter::WindowLog(WINDOW))?;
         compressor.include_checksum(true)?;
         Ok(compressor)
@@ -43,17 +45,18 @@ impl Format for ZstdFrames {
         &TOOLS
     }
 
-    fn compress(encoder: &mut Self::Encoder, data: &[u8]) -> io::Result<Vec<u8>> {
+    fn compress(encoder: &mut Self::Encoder, data: &mut Vec<u8>) -> io::Result<Vec<u8>> {
         encoder.compress(data)
     }
 
-    fn follow(&mut self, _frame: &Vec<u8>) {
+    fn follow(&mut self, frame: Vec<u8>) -> Vec<u8> {
         self.any = true;
+        frame
     }
 
-    fn tail(&self) -> Vec<u8> {
+    fn finish(self, _rest: ()) -> Result<Vec<u8>> {
         // No frame at all would be no Zstandard stream.
-        if self.any { Vec::new() } else { EMPTY.to_vec() }
+        Ok(if self.any { Vec::new() } else { EMPTY.to_vec() })
     }
 }
 
@@ -79,7 +82,7 @@ mod tests {
     fn frames_cost_next_to_nothing() {
         let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let program = program.get(..5 * BLOCK + 1).unwrap_or(&program);
-        let whole = zstd::encode_all(program, LEVEL).unwrap().len();
+        let whole = zstd::encode_all(program, ZstdFrames::LEVEL).unwrap().len();
         let cut = compressed::<ZstdFrames>(&[program], 2);
         assert!(unzstd(&cut) == program);
         assert!(

@@ -35,12 +35,14 @@ pub(crate) enum Format {
 #[derive(Debug)]
 pub(crate) struct Fields {
     pub(crate) kind: u8,
-    pub(crate) mode: u32,
+    /// With all bits that the field has.
+    pub(crate) mode: i64,
     pub(crate) uid: i64,
     pub(crate) gid: i64,
     pub(crate) size: i64,
     pub(crate) mtime: Timestamp,
     pub(crate) atime: Option<Timestamp>,
+    pub(crate) ctime: Option<Timestamp>,
     pub(crate) dev_major: i64,
     pub(crate) dev_minor: i64,
 }
@@ -131,12 +133,13 @@ pub(crate) fn read(
     let at = |secs| Timestamp { secs, nanos: 0 };
     let mut fields = Fields {
         kind: ustar.typeflag[0],
-        mode: u32::try_from(number(&ustar.mode)? & 0o7777).ok()?,
+        mode: number(&ustar.mode)?,
         uid: number(&ustar.uid)?,
         gid: number(&ustar.gid)?,
         size: number(&ustar.size)?,
         mtime: at(number(&ustar.mtime)?),
         atime: None,
+        ctime: None,
         dev_major: 0,
         dev_minor: 0,
     };
@@ -153,7 +156,7 @@ pub(crate) fn read(
             let (star_prefix, times) = ustar.prefix.split_at(131);
             prefix = text(star_prefix);
             fields.atime = Some(at(number(times.get(..12)?)?));
-            number(times.get(12..)?)?;
+            fields.ctime = Some(at(number(times.get(12..)?)?));
         }
         Format::Gnu => {
             let gnu: &GnuHeader = header.as_gnu();
@@ -165,7 +168,10 @@ pub(crate) fn read(
                 }
             };
             match (time(&gnu.atime), time(&gnu.ctime)) {
-                (Some(atime), Some(_)) => fields.atime = atime.map(at),
+                (Some(atime), Some(ctime)) => {
+                    fields.atime = atime.map(at);
+                    fields.ctime = ctime.map(at);
+                }
                 // Go before 1.8 wrote a ustar prefix into GNU headers; there it looks like broken times.
                 _ if text(&ustar.prefix).is_ascii() => prefix = text(&ustar.prefix),
                 _ => {}

@@ -41,6 +41,8 @@ pub(crate) struct Entry {
     pub(crate) link: Vec<u8>,
     /// Permission bits and set-ID, set-group-ID, sticky.
     pub(crate) mode: u32,
+    /// The mode field of the header with all its bits.
+    pub(crate) declared_mode: i64,
     /// Owner; may be out of the range of IDs.
     pub(crate) uid: i64,
     /// Group; may be out of the range of IDs.
@@ -53,6 +55,8 @@ pub(crate) struct Entry {
     pub(crate) mtime: Timestamp,
     /// Time of last access, if given.
     pub(crate) atime: Option<Timestamp>,
+    /// Time of last change of metadata, if given.
+    pub(crate) ctime: Option<Timestamp>,
     /// Device number.
     pub(crate) dev_major: i64,
     /// Device number.
@@ -66,12 +70,14 @@ pub(crate) struct Entry {
 impl Entry {
     fn start(&mut self, fields: &header::Fields) {
         self.kind = fields.kind;
-        self.mode = fields.mode;
+        self.mode = u32::try_from(fields.mode & 0o7777).unwrap_or(0);
+        self.declared_mode = fields.mode;
         self.uid = fields.uid;
         self.gid = fields.gid;
         self.declared_size = fields.size;
         self.mtime = fields.mtime;
         self.atime = fields.atime;
+        self.ctime = fields.ctime;
         self.dev_major = fields.dev_major;
         self.dev_minor = fields.dev_minor;
         self.sparse = None;
@@ -98,7 +104,7 @@ impl Entry {
                 b"size" => self.declared_size = pax::decimal(value)?,
                 b"mtime" => self.mtime = pax::time(value)?,
                 b"atime" => self.atime = Some(pax::time(value)?),
-                b"ctime" => drop(pax::time(value)?),
+                b"ctime" => self.ctime = Some(pax::time(value)?),
                 _ => {}
             }
         }
@@ -199,6 +205,11 @@ impl<S: ChunkSource> TarReader<S> {
         self.offset
     }
 
+    /// Payload bytes of the current entry that were not taken yet.
+    pub(crate) fn remaining(&self) -> u64 {
+        self.payload
+    }
+
     /// The next piece of the current entry's payload, `None` at its end.
     pub(crate) fn payload(&mut self) -> Result<Option<Bytes>> {
         if self.payload == 0 {
@@ -218,15 +229,33 @@ impl<S: ChunkSource> TarReader<S> {
         Ok(Some(piece))
     }
 
+    /// After the end of the archive: the next piece of what follows it, `None` at the end of the stream.
+    pub(crate) fn rest(&mut self) -> Result<Option<Bytes>> {
+        if !self.fill()? {
+            return Ok(None);
+        }
+        let chunk = std::mem::take(&mut self.chunk);
+        self.offset += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+
     /// After the end of the archive: hands everything up to the end of the stream to the sink.
     pub(crate) fn drain(&mut self, raw: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.skip_payload(raw)?;
-        while self.fill()? {
-            let chunk = std::mem::take(&mut self.chunk);
-            self.offset += chunk.len() as u64;
+        while let Some(chunk) = self.rest()? {
             raw(&chunk)?;
         }
         Ok(())
+    }
+
+    /// Where chunks come from.
+    pub(crate) fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// Bytes that were taken from the source and not handed out yet.
+    pub(crate) fn buffered(&self) -> usize {
+        self.chunk.len()
     }
 
     /// Everything after the headers of a real entry: names, size, sparse map.

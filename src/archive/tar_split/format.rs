@@ -18,6 +18,7 @@ use flate2::write::GzEncoder;
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::json::push_escaped;
 
 /// The largest segment that is written as one line.
 pub(crate) const MAX_SEGMENT: usize = 1 << 20;
@@ -66,37 +67,66 @@ pub(crate) enum Entry {
 
 /// Writes a tar-split file, compression included.
 pub(crate) struct TarSplitWriter<W: Write> {
-    inner: GzEncoder<W>,
-    position: u64,
-    /// The line being built; kept for its allocation.
-    line: String,
+    lines: TarSplitLines<GzEncoder<W>>,
 }
 
 impl<W: Write> TarSplitWriter<W> {
     /// A writer to `inner`, which should be buffered.
     pub(crate) fn new(inner: W) -> Self {
         Self {
-            inner: GzEncoder::new(inner, flate2::Compression::fast()),
-            position: 0,
-            line: String::new(),
+            lines: TarSplitLines::new(GzEncoder::new(inner, flate2::Compression::fast())),
         }
     }
 
     /// How many lines were written, that is, the position of the next one.
     pub(crate) fn position(&self) -> u64 {
-        self.position
+        self.lines.position
     }
 
     /// Adds raw bytes; no line for none, several for many.
     pub(crate) fn segment(&mut self, data: &[u8]) -> Result<()> {
-        for part in data.chunks(MAX_SEGMENT) {
-            self.line.clear();
-            self.line.push_str("{\"type\":2,\"payload\":\"");
-            BASE64.encode_string(part, &mut self.line);
-            self.line.push('"');
-            self.end_line()?;
+        data.chunks(MAX_SEGMENT)
+            .try_for_each(|part| self.lines.segment(part))
+    }
+
+    /// Adds a file's payload by reference.
+    pub(crate) fn file(&mut self, name: &[u8], size: u64, crc: [u8; 8]) -> Result<()> {
+        self.lines.file(name, size, crc)
+    }
+
+    /// Ends the compressed stream and hands back what is below.
+    pub(crate) fn finish(self) -> Result<W> {
+        let mut inner = self.lines.inner.finish().during("writing tar-split data")?;
+        inner.flush().during("writing tar-split data")?;
+        Ok(inner)
+    }
+}
+
+/// Writes the lines of a tar-split file.
+pub(crate) struct TarSplitLines<W: Write> {
+    inner: W,
+    position: u64,
+    /// The line being built; kept for its allocation.
+    line: String,
+}
+
+impl<W: Write> TarSplitLines<W> {
+    /// A writer to `inner`.
+    pub(crate) fn new(inner: W) -> Self {
+        Self {
+            inner,
+            position: 0,
+            line: String::new(),
         }
-        Ok(())
+    }
+
+    /// Adds raw bytes as one line.
+    pub(crate) fn segment(&mut self, data: &[u8]) -> Result<()> {
+        self.line.clear();
+        self.line.push_str("{\"type\":2,\"payload\":\"");
+        BASE64.encode_string(data, &mut self.line);
+        self.line.push('"');
+        self.end_line()
     }
 
     /// Adds a file's payload by reference.
@@ -135,11 +165,9 @@ impl<W: Write> TarSplitWriter<W> {
             .during("writing tar-split data")
     }
 
-    /// Ends the compressed stream and hands back what is below.
-    pub(crate) fn finish(self) -> Result<W> {
-        let mut inner = self.inner.finish().during("writing tar-split data")?;
-        inner.flush().during("writing tar-split data")?;
-        Ok(inner)
+    /// Hands back what is below.
+    pub(crate) fn into_inner(self) -> W {
+        self.inner
     }
 }
 
@@ -147,24 +175,6 @@ fn push_number(line: &mut String, number: u64) {
     use std::fmt::Write as _;
     // Writing to a string cannot fail.
     write!(line, "{number}").unwrap_or_default();
-}
-
-/// A JSON string's inside, escaped as Go does it.
-fn push_escaped(line: &mut String, text: &str) {
-    use std::fmt::Write as _;
-    for character in text.chars() {
-        match character {
-            '"' => line.push_str("\\\""),
-            '\\' => line.push_str("\\\\"),
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\u{1f}' => {
-                write!(line, "\\u{:04x}", u32::from(character)).unwrap_or_default();
-            }
-            other => line.push(other),
-        }
-    }
 }
 
 /// What a line may say; unknown keys are ignored, as are `position` and the order of keys.

@@ -127,6 +127,15 @@ pub(crate) mod transfer {
     pub(crate) const AUTH_FILE: Flag = Flag::text(&["-authfile"], "File of registry credentials");
     pub(crate) const PLAIN_HTTP: Flag =
         Flag::list(&["-plain-http"], "Registry HOST[:PORT] to access without TLS");
+    pub(crate) const COMPRESSION: Flag = Flag::text(
+        &["-compression"],
+        "Compression of layers: gzip, zstd, zstd:chunked or none",
+    )
+    .or("gzip");
+    pub(crate) const LEVEL: Flag = Flag::text(
+        &["-compression-level"],
+        "Compression level: 1 (fast) to 9 for gzip, to 22 for zstd and zstd:chunked",
+    );
     pub(crate) const KEEP_PARTIAL: Flag = Flag::bool(
         &["-keep-partial"],
         "Keep interrupted downloads and resume them at the next pull",

@@ -215,8 +215,8 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
          "graphroot pull --name app:1 docker-archive:saved.tar", "graphroot pull oci-archive:image.tar:app", "graphroot pull --json --keep-partial docker://registry.example/app"]),
     #[cfg(feature = "pull")]
     command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or an OCI layout", 2, Some(2),
-        [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP], transfer::push,
-        ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app"]),
+        [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP, transfer_flags::COMPRESSION, transfer_flags::LEVEL], transfer::push,
+        ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app", "graphroot push --compression zstd:chunked app:1 docker://registry.example/app:1"]),
     command!(["tree"], "[options [...]]", "Show images with their layers and containers, and what belongs to no image", 0, Some(0),
         [JSON], image_usage::tree, ["graphroot tree"]),
     command!(["du"], "[options [...]]", "Show the space that each image takes, its own and shared", 0, Some(0),

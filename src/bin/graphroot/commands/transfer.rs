@@ -190,9 +190,17 @@ pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
 
 /// Pushes one image and prints the digest of its manifest at the destination.
 pub(crate) async fn push(call: &Call, out: &mut Output) -> Outcome {
+    let level = call.flags.text(&transfer::LEVEL);
+    let level: Option<i32> = match level.parse() {
+        _ if level.is_empty() => None,
+        Ok(level) => Some(level),
+        Err(_reason) => return Err(format!("--compression-level {level}: not a number").into()),
+    };
     let options = PushOptions::default()
         .registry(registry_options(call))
-        .progress(progress(call));
+        .progress(progress(call))
+        .compression(call.flags.text(&transfer::COMPRESSION).parse()?)
+        .level(level);
     let to: ImageRef = call.arg(1).parse()?;
     let pushed = push_image(call.store()?, call.arg(0), &to, options).await?;
     if !call.json() {
