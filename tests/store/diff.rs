@@ -41,10 +41,17 @@ each_driver! {
         let layer = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(plain.clone())).await.unwrap().layer;
         let diff = store.diff(None, layer.id(), DiffOptions::uncompressed()).await.unwrap();
         assert_eq!(read_all(diff).await, plain);
-        for compression in [Compression::Gzip, Compression::Zstd] {
-            let diff = store.diff(None, layer.id(), DiffOptions::compressed(compression)).await.unwrap();
-            assert_eq!(diff.compression(), compression);
-            let blob = read_all(diff).await;
+        let ways = [
+            (Compression::Gzip, Compression::Gzip),
+            (Compression::Zstd, Compression::Zstd),
+            (Compression::ZstdChunked, Compression::Zstd),
+        ];
+        for (wanted, compression) in ways {
+            let mut diff = store.diff(None, layer.id(), DiffOptions::compressed(wanted).level(1)).await.unwrap();
+            assert_eq!(diff.compression(), wanted);
+            let mut blob = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut diff, &mut blob).await.unwrap();
+            assert_eq!(diff.annotations().len(), if wanted == compression { 0 } else { 3 });
             let again = store.put_layer(None, LayerOptions::default(), std::io::Cursor::new(blob)).await.unwrap().layer;
             assert_eq!(again.uncompressed_digest(), layer.uncompressed_digest());
             assert_eq!(again.compression(), compression);
@@ -53,8 +60,12 @@ each_driver! {
         }
         let bzip2 = store.diff(None, layer.id(), DiffOptions::compressed(Compression::Bzip2)).await.unwrap_err();
         assert_eq!(bzip2.kind(), ErrorKind::NotSupported);
-        let advice = "making a diff with bzip2; DiffOptions can ask for gzip, zstd or none: ";
+        let advice = "making a diff with bzip2; DiffOptions can ask for gzip, zstd, zstd:chunked or none: ";
         assert_eq!(bzip2.chain(), format!("{advice}unsupported compression format tar.bz2"));
+        for (compression, level) in [(Compression::Gzip, 10), (Compression::Zstd, 0), (Compression::ZstdChunked, 23)] {
+            let options = DiffOptions::compressed(compression).level(level);
+            assert_eq!(kind(store.diff(None, layer.id(), options).await), ErrorKind::InvalidInput);
+        }
         assert_eq!(kind(store.diff(None, "nobody", DiffOptions::default()).await), ErrorKind::LayerUnknown);
     }
 
