@@ -43,6 +43,7 @@ fn main() -> Res<()> {
     locks(home, &runtime)?;
     for count in [10, 1_000, 10_000] {
         saves(home, count)?;
+        loads(home, count)?;
     }
     lookups(home, &runtime)
 }
@@ -315,6 +316,57 @@ fn saves(home: &Path, count: usize) -> Res<()> {
                         let new = dir.join("copy.new");
                         std::fs::write(&new, serde_json::to_vec(&values)?)?;
                         Ok(std::fs::rename(&new, &copy)?)
+                    })
+                }),
+            ),
+        ],
+    )
+}
+
+fn loads(home: &Path, count: usize) -> Res<()> {
+    let dir = home.join(format!("loads-{count}"));
+    let mut rows = Rows::create(&dir, count, false)?;
+    let other = Rows::open(&dir, false)?;
+    let often = u32::try_from(20_000 / count)?.max(5);
+    let mut changed = || -> Res<Duration> {
+        rows.save()?;
+        let started = Instant::now();
+        if !other.reload()? {
+            return Err("nothing was reloaded".into());
+        }
+        Ok(started.elapsed())
+    };
+    changed()?;
+    compare(
+        &format!("read {count} records"),
+        &mut [
+            (
+                "all",
+                Box::new(|| {
+                    repeat(often, || {
+                        Rows::open(&dir, false)?.reload()?;
+                        Ok(())
+                    })
+                }),
+            ),
+            (
+                "again, after another one has changed one",
+                Box::new(|| {
+                    let mut time = Duration::ZERO;
+                    for _ in 0..often {
+                        time += changed()?;
+                    }
+                    Ok((often, time))
+                }),
+            ),
+            (
+                "read, serde_json",
+                Box::new(|| {
+                    repeat(often, || {
+                        let values: serde_json::Value =
+                            serde_json::from_slice(&std::fs::read(Rows::file(&dir))?)?;
+                        black_box(values);
+                        Ok(())
                     })
                 }),
             ),

@@ -197,6 +197,21 @@ impl Rows {
     /// # Errors
     /// [`ErrorKind::Io`].
     pub fn create(dir: &Path, count: usize, sync: bool) -> Result<Self> {
+        let rows = Self::open(dir, sync)?;
+        let mut guard = rows.records.write_blocking()?;
+        for number in 0..count {
+            drop(guard.table_mut().insert(row(number), 0)?);
+        }
+        guard.save()?;
+        drop(guard);
+        Ok(rows)
+    }
+
+    /// The records in `dir`, as another process has them: nothing is read yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn open(dir: &Path, sync: bool) -> Result<Self> {
         let records = Records::open(RecordsConfig {
             lock_files: vec![dir.join("layers.lock")],
             locations: vec![Location {
@@ -208,13 +223,15 @@ impl Rows {
             lock_timeout: None,
             names: NameSync::Off,
         })?;
-        let mut guard = records.write_blocking()?;
-        for number in 0..count {
-            drop(guard.table_mut().insert(row(number), 0)?);
-        }
-        guard.save()?;
-        drop(guard);
         Ok(Self { records, changes: 0 })
+    }
+
+    /// Reads what others have changed. Returns whether there was something.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn reload(&self) -> Result<bool> {
+        Ok(self.records.write_blocking()?.reloaded())
     }
 
     /// The file of records in `dir`.

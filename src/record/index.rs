@@ -95,8 +95,9 @@ pub(super) struct Index<R> {
     pub(super) layers: HashMap<String, Vec<Position>>,
     /// Built at the first search for a digest.
     digests: OnceLock<Digests>,
-    /// The rows that stand on each ID; built at the first search for them.
+    /// The rows that stand on each ID; built at the second search for them: for one a look at all rows is cheaper.
     users: OnceLock<HashMap<String, Vec<Position>>>,
+    users_sought: OnceLock<()>,
     pub(super) incomplete: BTreeSet<Position>,
 }
 
@@ -109,6 +110,7 @@ impl<R> Default for Index<R> {
             layers: HashMap::new(),
             digests: OnceLock::new(),
             users: OnceLock::new(),
+            users_sought: OnceLock::new(),
             incomplete: BTreeSet::new(),
         }
     }
@@ -169,7 +171,7 @@ impl<R: Record> Index<R> {
             add_digests(digests, position, &**row);
         }
         if let Some(users) = self.users.get_mut() {
-            add_user(users, position, &**row);
+            row.each_base(&mut |base| add_user(users, position, base));
         }
         if row.is_incomplete() {
             self.incomplete.insert(position);
@@ -219,15 +221,30 @@ impl<R: Record> Index<R> {
     }
 
     /// The rows that stand on what has this ID, in order; `all` are the rows that were added.
-    pub(super) fn users_of<'r>(&self, id: &str, all: impl Iterator<Item = (Position, &'r R)>) -> &[Position] {
+    pub(super) fn users_of<'r>(
+        &self,
+        id: &str,
+        all: impl Iterator<Item = (Position, &'r R)>,
+    ) -> Vec<Position> {
+        if self.users.get().is_none() && self.users_sought.set(()).is_ok() {
+            let mut users = HashMap::new();
+            for (position, row) in all {
+                row.each_base(&mut |base| {
+                    if base == id {
+                        add_user(&mut users, position, base);
+                    }
+                });
+            }
+            return users.remove(id).unwrap_or_default();
+        }
         let users = self.users.get_or_init(|| {
             let mut users = HashMap::new();
             for (position, row) in all {
-                add_user(&mut users, position, row);
+                row.each_base(&mut |base| add_user(&mut users, position, base));
             }
             users
         });
-        users.get(id).map_or(&[], Vec::as_slice)
+        users.get(id).cloned().unwrap_or_default()
     }
 
     /// The row whose ID alone begins with `prefix`. IDs with a space do not take part.
@@ -258,12 +275,12 @@ fn add_digests<R: Record>(digests: &mut Digests, position: Position, row: &R) {
     });
 }
 
-fn add_user<R: Record>(users: &mut HashMap<String, Vec<Position>>, position: Position, row: &R) {
-    row.each_base(&mut |base| match users.get_mut(base) {
+fn add_user(users: &mut HashMap<String, Vec<Position>>, position: Position, base: &str) {
+    match users.get_mut(base) {
         _ if base.is_empty() => {}
         Some(positions) => add_to(positions, position),
         None => drop(users.insert(base.to_owned(), vec![position])),
-    });
+    }
 }
 
 fn add_to(positions: &mut Vec<Position>, position: Position) {

@@ -14,7 +14,7 @@ use crate::sys::reserve;
 use crate::sys::spare::{Patch, Spares};
 
 /// Bytes from which a file is not written as a whole.
-const LARGE: usize = 256 * 1024;
+const LARGE: usize = 64 * 1024;
 
 /// The permissions of a file.
 const MODE: u32 = 0o600;

@@ -150,7 +150,7 @@ impl<R: Record> Table<R> {
     pub(crate) fn users_of(&self, id: &str) -> impl Iterator<Item = &Arc<R>> {
         let all = self.slots.iter().map(|(position, slot)| (*position, &*slot.row));
         let positions = self.index.users_of(id, all);
-        positions.iter().filter_map(|position| self.at(*position))
+        positions.into_iter().filter_map(|position| self.at(position))
     }
 
     /// The row that `key` names: by ID, else by name, else by the ID of the row's own layer, else by a unique prefix of an

@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, Stat};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, Stat};
 #[cfg(feature = "pull")]
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::io::Errno;
@@ -128,6 +128,30 @@ impl AtomicFile {
         self.set_mode(&stat, mode)?;
         self.rename(sync)?;
         Ok(Mtime::of(&stat))
+    }
+
+    /// As [`AtomicFile::commit`]; what the target was until then gets the name `old`, in place of what has it. Where files
+    /// cannot change places, or there was none, that does not happen. Returns the new file, and whether it did.
+    pub(crate) fn commit_keeping(mut self, sync: bool, mode: u32, old: &Path) -> Result<(File, bool)> {
+        self.set_mode(&self.stat()?, mode)?;
+        if sync {
+            rustix::fs::fsync(&self.file).at("syncing", &self.target)?;
+        }
+        let file = self.file.try_clone().at("duplicating a handle of", &self.temp)?;
+        match rustix::fs::renameat_with(CWD, &self.temp, CWD, &self.target, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                self.rename(false)?;
+                return Ok((file, false));
+            }
+            Err(error) => return Err(error).at("replacing", &self.target),
+        }
+        // If this fails, the old file goes with the temporary name.
+        let kept = rustix::fs::rename(&self.temp, old).is_ok();
+        if kept {
+            self.temp = PathBuf::new();
+        }
+        Ok((file, kept))
     }
 
     /// As [`AtomicFile::commit`], with what programs leave that write the target in place: a file that is replaced

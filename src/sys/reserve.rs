@@ -245,6 +245,36 @@ mod tests {
     }
 
     #[test]
+    fn no_two_versions_have_one_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let file = File::create(tmp.path().join("file")).unwrap();
+        let times: Vec<_> = (0..100)
+            .map(|_| {
+                touch(&file).unwrap();
+                file.metadata().unwrap().modified().unwrap()
+            })
+            .collect();
+        assert!(times.is_sorted_by(|earlier, later| earlier < later));
+    }
+
+    /// Whoever has opened the file, which is a reserve now, reads on in the old one.
+    #[test]
+    fn a_reserve_that_someone_reads_stays_as_it_is() {
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
+        let target = tmp.path().join("layers.json");
+        atomic::write_file(&target, b"first", 0o600, false).unwrap();
+        keep(&target, 100);
+        let reader = File::open(&target).unwrap();
+        for content in ["second", "third", "fourth"] {
+            replace(&target, content.as_bytes(), 0o600, true)
+                .unwrap()
+                .unwrap();
+            assert_eq!(std::fs::read_to_string(&target).unwrap(), content);
+        }
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "first");
+    }
+
+    #[test]
     fn a_reserve_is_no_link() {
         let tmp = tempfile::tempdir().unwrap();
         let (target, victim) = (tmp.path().join("layers.json"), tmp.path().join("victim"));

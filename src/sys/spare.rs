@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, Metadata};
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -25,10 +26,13 @@ use rustix::io::Errno;
 
 use crate::error::{IoContext as _, Result};
 use crate::sys::at;
-use crate::sys::atomic::Mtime;
+use crate::sys::atomic::{AtomicFile, Mtime};
 use crate::sys::lease::Lease;
 use crate::sys::name_sync::{self, NameOrder};
 use crate::sys::reserve;
+
+/// The permissions of a file.
+const MODE: u32 = 0o600;
 
 /// What makes one version of a file the next.
 #[derive(Debug)]
@@ -129,7 +133,7 @@ impl Spares {
         let many = |spare: &Spare| spare.missing.iter().map(|patch| patch.bytes()).sum::<u64>() > limit;
         self.known.retain(|spare| !many(spare));
         if sync && self.order(target) == Some(NameOrder::Kept) && self.known.len() < reserve::COUNT {
-            // With all of them known, the one that is used next was settled by the sync of another.
+            // Where all are known, the one that is used next was settled by the sync of another.
             let unsettled = self.known.front().is_some_and(|spare| !spare.settled);
             if unsettled && self.unknown(target).next().is_some() {
                 return Ok(None);
@@ -147,8 +151,12 @@ impl Spares {
         Ok(None)
     }
 
-    /// Makes a spare the next version by writing all of it; `patch` makes the current version this one too, if that is known.
-    /// `None` if none can be used; then the file is as it was.
+    /// Writes all of the next version; `patch` makes the current version this one too, if that is known. `None` if the file is
+    /// to be replaced in the usual way; then it is as it was.
+    ///
+    /// In memory that is written to a spare, which has its pages already. Elsewhere a spare of which nothing is known could be
+    /// the file again after a power cut, unless the directory is synced before; so there it is a new file, and the old
+    /// one takes the place of a spare.
     pub(crate) fn write(
         &mut self,
         target: &Path,
@@ -160,21 +168,23 @@ impl Spares {
             self.forget();
         }
         let unknown: Vec<PathBuf> = self.unknown(target).collect();
+        if self.order(target) != Some(NameOrder::InMemory) {
+            return match (patch, unknown.into_iter().next()) {
+                (Some(patch), Some(spare)) => self.write_new(target, content, patch, spare, sync),
+                _ => Ok(None),
+            };
+        }
         for path in unknown {
+            let Some(file) = reserve::open(&path) else {
+                continue;
+            };
+            let Ok(status) = file.metadata() else { continue };
             let mut spare = Spare {
                 path,
-                content: Content {
-                    device: 0,
-                    inode: 0,
-                    size: 0,
-                    changed: (0, 0),
-                },
-                exchanged: (0, 0),
+                content: Content::of(&status),
+                exchanged: (status.ctime(), status.ctime_nsec()),
                 missing: Vec::new(),
                 settled: false,
-            };
-            let Some(file) = reserve::open(&spare.path) else {
-                continue;
             };
             let change = Change::Whole(content);
             if let Some(mtime) = self.replace(target, &file, &mut spare, &change, patch, sync)? {
@@ -182,6 +192,66 @@ impl Spares {
             }
         }
         Ok(None)
+    }
+
+    /// Writes a new file; the old one becomes the spare `path`.
+    fn write_new(
+        &mut self,
+        target: &Path,
+        content: &[u8],
+        patch: &Arc<Patch>,
+        path: PathBuf,
+        sync: bool,
+    ) -> Result<Option<Mtime>> {
+        let write = || {
+            let mut file = AtomicFile::create(target)?;
+            file.write_all(content).at("writing the new", target)?;
+            file.commit_keeping(sync, MODE, &path)
+        };
+        let (file, kept) = match write() {
+            Err(error) if error.is_full() => return Ok(None),
+            written => written?,
+        };
+        if sync && self.order(target) == Some(NameOrder::Kept) {
+            self.settle();
+        }
+        let new = file.metadata().at("looking at", target)?;
+        let mtime = Mtime::of_file(&new);
+        match kept {
+            true => self.exchanged(target, &new, path, Some(patch))?,
+            false => self.replaced(target, Some(patch)),
+        }
+        Ok(Some(mtime))
+    }
+
+    /// A file has become the current one, and what that was is the spare `path`.
+    fn exchanged(
+        &mut self,
+        target: &Path,
+        new: &Metadata,
+        path: PathBuf,
+        patch: Option<&Arc<Patch>>,
+    ) -> Result<()> {
+        let old = std::fs::symlink_metadata(&path).at("looking at", &path)?;
+        let before = self.current.replace(Content::of(new));
+        let Some(patch) = patch else {
+            self.known.clear();
+            return Ok(());
+        };
+        self.miss(patch);
+        if before == Some(Content::of(&old)) {
+            // Now: to give it more blocks later would make it a file that someone has touched.
+            reserve::keep(target, new.size());
+            let old = std::fs::symlink_metadata(&path).at("looking at", &path)?;
+            self.known.push_back(Spare {
+                path,
+                content: Content::of(&old),
+                exchanged: (old.ctime(), old.ctime_nsec()),
+                missing: vec![Arc::clone(patch)],
+                settled: false,
+            });
+        }
+        Ok(())
     }
 
     /// The file was replaced in another way by content that `patch` makes of the last one.
@@ -260,25 +330,9 @@ impl Spares {
             Err(error) => return Err(error).at("replacing", target),
         }
         drop(lease);
-        let current = file.metadata().at("looking at", target)?;
-        let old = std::fs::symlink_metadata(&spare.path).at("looking at", &spare.path)?;
-        let before = self.current.replace(Content::of(&current));
-        match patch {
-            Some(patch) => {
-                self.miss(patch);
-                if before == Some(Content::of(&old)) {
-                    self.known.push_back(Spare {
-                        path: std::mem::take(&mut spare.path),
-                        content: Content::of(&old),
-                        exchanged: (old.ctime(), old.ctime_nsec()),
-                        missing: vec![Arc::clone(patch)],
-                        settled: false,
-                    });
-                }
-            }
-            None => self.known.clear(),
-        }
-        Ok(Some(Mtime::of_file(&current)))
+        let new = file.metadata().at("looking at", target)?;
+        self.exchanged(target, &new, std::mem::take(&mut spare.path), patch)?;
+        Ok(Some(Mtime::of_file(&new)))
     }
 }
 
@@ -306,8 +360,8 @@ impl Spare {
                 if now.size() != length {
                     rustix::fs::ftruncate(file, length)?;
                 }
-                if now.mode() & 0o7777 != 0o600 {
-                    rustix::fs::fchmod(file, Mode::RUSR | Mode::WUSR)?;
+                if now.mode() & 0o7777 != MODE {
+                    rustix::fs::fchmod(file, Mode::from_raw_mode(MODE))?;
                 }
             }
         }

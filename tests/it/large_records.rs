@@ -97,6 +97,9 @@ impl Versions {
                         ));
                     }
                     self.unsettled.insert(moved[0].clone());
+                } else if is_reserve(&moved[1]) {
+                    // The file until just now.
+                    self.unsettled.insert(moved[1].clone());
                 }
             }
             "fsync" | "syncfs" | "fdatasync" => {

@@ -85,7 +85,10 @@ fn a_large_file_and_its_reserves_take_turns() {
         let tmp = tempfile::tempdir_in(parent).unwrap();
         let dir = tmp.path();
         let records = filled(dir);
-        change(&records, dir, 0, 310);
+        // On a disk two new files are made, until both reserves are versions of the file.
+        for length in 310..314 {
+            change(&records, dir, 0, length);
+        }
         let before = inodes(dir);
         let mut times = Vec::new();
         for round in 0..12 {
@@ -118,7 +121,7 @@ fn a_save_costs_what_changed() {
         let before = written();
         change(&records, dir, 10 * number, 350);
         let bytes = written() - before;
-        assert_eq!(bytes < 40_000, number >= 2, "save {number} writes {bytes} bytes");
+        assert_eq!(bytes < 40_000, number >= 1, "save {number} writes {bytes} bytes");
     }
 }
 
@@ -155,7 +158,8 @@ fn reserves_that_others_have_touched_are_not_trusted() {
     let touches: [fn(&Path); 5] = [
         |reserve| {
             let file = File::options().write(true).open(reserve).unwrap();
-            file.write_all_at(b"garbage", 5000).unwrap();
+            let middle = file.metadata().unwrap().len() / 2;
+            file.write_all_at(b"garbage", middle).unwrap();
         },
         |reserve| fs::remove_file(reserve).unwrap(),
         |reserve| {
