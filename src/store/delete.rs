@@ -2,7 +2,7 @@
 
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::store::Store;
-use crate::store::access::{Batch, Needs};
+use crate::store::access::{Batch, Held, Needs};
 use crate::store::all_stores::AllStores;
 use crate::store::dirs::Dirs;
 use crate::store::layer_steps::delete_layers;
@@ -77,6 +77,10 @@ async fn delete_container(batch: &Batch, dirs: &Dirs, key: &str) -> Result<()> {
             Ok(())
         })?;
         batch.save().await?;
+        let mut claims = Vec::with_capacity(doomed.layers.len());
+        for id in &doomed.layers {
+            claims.push(batch.claim(|_held| Ok((id.clone(), ()))).await?);
+        }
         let deleted = delete_layers(batch, &doomed.layers).await;
         batch.with(|held| {
             let all = held.all()?;
@@ -105,7 +109,9 @@ impl Store {
     pub async fn delete_layer(&self, id: &str) -> Result<()> {
         let key = id.to_owned();
         self.in_batch(Needs::ALL, async move |batch: Batch| {
-            let id = batch.with(|held| deletable_layer(&held.all()?, &key))?;
+            let deletable = |held: &mut Held| Ok((deletable_layer(&held.all()?, &key)?, ()));
+            let (claim, ()) = batch.claim(deletable).await?;
+            let id = claim.layer().to_owned();
             delete_layers(&batch, std::slice::from_ref(&id)).await?;
             batch.with(|held| forget_copy(&mut held.all()?, &id))
         })
@@ -188,7 +194,14 @@ impl Store {
             match batch.with(|held| Item::find(&held.all()?, &key))? {
                 Item::Container(id) => delete_container(&batch, &dirs, &id).await,
                 Item::Image(id) => batch.with(|held| held.all()?.delete_image_record(&dirs, &id)),
-                Item::Layer(id) => delete_layers(&batch, &[id]).await,
+                Item::Layer(id) => {
+                    let layer = |held: &mut Held| {
+                        let found = held.layers()?.find_complete(&id)?;
+                        Ok((found.id.to_string(), ()))
+                    };
+                    let (claim, ()) = batch.claim(layer).await?;
+                    delete_layers(&batch, &[claim.layer().to_owned()]).await
+                }
             }
         })
         .await

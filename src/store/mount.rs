@@ -15,11 +15,11 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::store::Store;
-use crate::store::access::{Batch, Needs, hit};
+use crate::store::access::{Batch, Held, Needs, hit};
 use crate::store::containers::{TopLayer, mapped_top_layer};
+use crate::store::layer_steps::{Unmount, mount_layer, unmount_layer};
 use crate::store::layer_store::counts::Counts;
 use crate::store::layer_store::locked::LayerStore;
-use crate::store::layer_store::mount::Mounted;
 use crate::store::views::Container;
 
 /// The ID of a mounted layer, and where it is counted.
@@ -51,13 +51,16 @@ impl LayerKey {
     }
 }
 
-/// Saves the count of a layer that was mounted; if that fails, it is unmounted again.
-#[expect(clippy::future_not_send, reason = "steps stay on one thread")]
-async fn count(batch: &Batch, mounted: &Mounted) -> Result<()> {
-    let Err(error) = batch.save().await else {
-        return Ok(());
-    };
-    batch.with(|held| Err(held.layers()?.undo_mount(mounted, error)))
+/// The layer that a key names, of the primary store or of an additional one, with its ID.
+fn find(held: &mut Held, key: &LayerKey) -> Result<(String, (Arc<LayerRow>, Counts))> {
+    let (layers, additional) = held.layers_and_additional()?;
+    let primary = key.find(layers.table()).map(|row| (row, Counts::Primary));
+    let found = primary.or_else(|| {
+        let row = additional.iter().find_map(|table| key.find(table))?;
+        Some((row, Counts::Additional))
+    });
+    let (row, counts) = found.ok_or_else(|| key.unknown())?;
+    Ok((row.id.to_string(), (Arc::clone(row), counts)))
 }
 
 /// What mounting an image has come to.
@@ -75,12 +78,12 @@ async fn mount_image<T, M: FnOnce(String, PathBuf) -> T>(
     options: Vec<String>,
     make: M,
 ) -> Result<ImageMount<T, M>> {
-    let mounted = batch.with(|held| {
-        let host = IdMappingOptions {
-            host_uid_mapping: true,
-            host_gid_mapping: true,
-            ..IdMappingOptions::default()
-        };
+    let host = IdMappingOptions {
+        host_uid_mapping: true,
+        host_gid_mapping: true,
+        ..IdMappingOptions::default()
+    };
+    let claimed = batch.claim(|held| {
         let (image, primary) = held.find_image(key)?;
         let top = match mapped_top_layer(held, &image, primary, &host)? {
             TopLayer::Found(Some(top)) if top.uid_map.is_empty() && top.gid_map.is_empty() => top,
@@ -91,25 +94,27 @@ async fn mount_image<T, M: FnOnce(String, PathBuf) -> T>(
             TopLayer::Found(None) => {
                 return Err(ErrorKind::LayerUnknown.err(format!("image {key:?} has no layer")));
             }
-            TopLayer::NeedsImages => return Ok(None),
+            TopLayer::NeedsImages => return Ok((String::new(), None)),
         };
-        let options = driver::MountOptions {
-            mount_label: label.unwrap_or_default(),
-            options,
-            ..driver::MountOptions::default()
-        };
-        let layers = held.layers()?;
-        let mounted = match layers.table().get(&top.id).is_some() {
-            true => layers.mount(&top.id, options)?,
-            false => layers.mount_additional(&top, options)?,
-        };
-        Ok(Some((top.id.to_string(), mounted)))
+        Ok((top.id.to_string(), Some(top)))
     });
-    let Some((id, mounted)) = mounted? else {
+    let (_claim, Some(top)) = claimed.await? else {
         return Ok(ImageMount::NeedsImages(make));
     };
-    count(batch, &mounted).await?;
-    Ok(ImageMount::Mounted(make(id, mounted.path)))
+    let options = driver::MountOptions {
+        mount_label: label.unwrap_or_default(),
+        options,
+        ..driver::MountOptions::default()
+    };
+    let plan = batch.with(|held| {
+        let layers = held.layers()?;
+        match layers.table().get(&top.id).is_some() {
+            true => layers.plan_mount(&top.id, options),
+            false => layers.plan_additional(&top, options),
+        }
+    });
+    let mounted = mount_layer(batch, plan?).await?;
+    Ok(ImageMount::Mounted(make(top.id.to_string(), mounted.path)))
 }
 
 /// # Mounts, counted
@@ -152,18 +157,13 @@ impl Store {
         options.options.extend(wanted.options);
         let needs = Needs::LAYERS_OF_ALL_STORES.with_graph();
         self.in_batch(needs, async move |batch: Batch| {
-            let mounted = batch.with(|held| {
-                let (layers, additional) = held.layers_and_additional()?;
-                if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
-                    return Ok((id.to_string(), layers.mount(&id, options)?));
-                }
-                let row = additional.iter().find_map(|table| key.find(table));
-                let row = row.ok_or_else(|| key.unknown())?;
-                Ok((row.id.to_string(), layers.mount_additional(row, options)?))
+            let (_claim, (row, counts)) = batch.claim(|held| find(held, &key)).await?;
+            let plan = batch.with(|held| match counts {
+                Counts::Primary => held.layers()?.plan_mount(&row.id, options),
+                Counts::Additional => held.layers()?.plan_additional(&row, options),
             });
-            let (id, mounted) = mounted?;
-            count(&batch, &mounted).await?;
-            Ok(make(id, mounted.path))
+            let mounted = mount_layer(&batch, plan?).await?;
+            Ok(make(row.id.to_string(), mounted.path))
         })
         .await
     }
@@ -192,7 +192,8 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn unmount(&self, id: &str) -> Result<u64> {
-        self.unmount_with(id, LayerStore::unmount).await
+        let key = self.layer_of(id).await?;
+        self.unmount_by_key(key, Unmount::One).await
     }
 
     /// Undoes every mount of a layer or container (an ID, name, ID prefix or mount path), also those of other
@@ -206,30 +207,14 @@ impl Store {
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn unmount_all(&self, id: &str) -> Result<()> {
-        self.unmount_with(id, LayerStore::unmount_all).await
-    }
-
-    async fn unmount_with<T: Send + 'static>(
-        &self,
-        id: &str,
-        unmount: fn(&mut LayerStore, &str, Counts) -> Result<T>,
-    ) -> Result<T> {
         let key = self.layer_of(id).await?;
-        self.unmount_by_key(key, unmount).await
+        self.unmount_by_key(key, Unmount::All).await.map(drop)
     }
 
-    async fn unmount_by_key<T: Send + 'static>(
-        &self,
-        key: LayerKey,
-        unmount: fn(&mut LayerStore, &str, Counts) -> Result<T>,
-    ) -> Result<T> {
-        self.step(Needs::LAYERS_OF_ALL_STORES, move |held| {
-            let (layers, additional) = held.layers_and_additional()?;
-            if let Some(id) = key.find(layers.table()).map(|row| row.id.clone()) {
-                return unmount(layers, &id, Counts::Primary);
-            }
-            let row = additional.iter().find_map(|table| key.find(table));
-            unmount(layers, &row.ok_or_else(|| key.unknown())?.id, Counts::Additional)
+    async fn unmount_by_key(&self, key: LayerKey, how: Unmount) -> Result<u64> {
+        self.in_batch(Needs::LAYERS_OF_ALL_STORES, async move |batch: Batch| {
+            let (_claim, (row, counts)) = batch.claim(|held| find(held, &key)).await?;
+            unmount_layer(&batch, &row.id, counts, how).await
         })
         .await
     }
@@ -340,8 +325,7 @@ impl Store {
     /// Nothing has happened, or the step finishes in the background.
     pub async fn unmount_image(&self, id: &str) -> Result<u64> {
         let layer = self.unmapped_top_layer(id).await?;
-        self.unmount_by_key(LayerKey::Id(layer), LayerStore::unmount)
-            .await
+        self.unmount_by_key(LayerKey::Id(layer), Unmount::One).await
     }
 
     /// Undoes every mount of an image (an ID, name or ID prefix), also those of other processes, which go on as if it
@@ -356,8 +340,8 @@ impl Store {
     /// As [`Store::unmount_image`].
     pub async fn unmount_image_all(&self, id: &str) -> Result<()> {
         let layer = self.unmapped_top_layer(id).await?;
-        self.unmount_by_key(LayerKey::Id(layer), LayerStore::unmount_all)
-            .await
+        let all = self.unmount_by_key(LayerKey::Id(layer), Unmount::All);
+        all.await.map(drop)
     }
 
     /// The layer that [`Store::mount_image`] mounts: the image's top layer or the copy of it that has no mapping.

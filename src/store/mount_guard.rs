@@ -12,7 +12,8 @@ use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::options::MountOptions;
 use crate::store::Store;
-use crate::store::access::Needs;
+use crate::store::access::{Batch, Needs};
+use crate::store::layer_steps::{Unmount, unmount_layer};
 use crate::store::layer_store::locked::LayerStore;
 
 /// How long dropping a [`Mount`] waits for the unmount where no runtime can run it in the background.
@@ -153,9 +154,13 @@ impl OwedUnmount {
     /// Undoes the mount. After a failure it is not tried again.
     async fn settle(self) -> Result<()> {
         let layer = Arc::clone(&self.layer);
-        let unmounted = self.store.step(Needs::LAYERS, move |held| match take(&layer) {
-            Some(layer) => held.layers()?.unmount_any(&layer).map(drop),
-            None => Ok(()),
+        let unmounted = self.store.in_batch(Needs::LAYERS, async move |batch: Batch| {
+            let Some(layer) = take(&layer) else { return Ok(()) };
+            let (_claim, counts) = batch
+                .claim(|held| Ok((layer.clone(), held.layers()?.counts_of(&layer)?)))
+                .await?;
+            let left = unmount_layer(&batch, &layer, counts, Unmount::One).await;
+            left.map(drop)
         });
         let unmounted = unmounted.await;
         drop(take(&self.layer));
@@ -172,7 +177,10 @@ impl Drop for OwedUnmount {
             let layers = store.inner.layers.write_blocking();
             let result = layers.and_then(|layers| {
                 let layers = LayerStore::enter(Arc::clone(&store.inner), layers)?;
-                layers.leave(|layers| layers.unmount_any(&layer).map(drop))
+                layers.leave(|layers| {
+                    let counts = layers.counts_of(&layer)?;
+                    layers.unmount(&layer, counts).map(drop)
+                })
             });
             report(layer, result);
             drop(done);

@@ -1,9 +1,9 @@
 //! State that all driver objects of one home share in this process: how often each layer is mounted, and the results of
 //! probes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::error::{IoContext as _, Result};
 use crate::sys::mount::{is_live_mount, is_mount_point, unmount_lazily};
@@ -11,9 +11,14 @@ use crate::sys::mount::{is_live_mount, is_mount_point, unmount_lazily};
 /// The state of one home and run root.
 #[derive(Debug, Default)]
 pub(super) struct HomeState {
-    /// Uses of each mount target by this process. Held during mounts and unmounts, so that no two tasks mount a layer
-    /// twice.
+    /// Uses of each mount target by this process. Held for a moment only.
     mounts: Mutex<HashMap<PathBuf, u64>>,
+    /// Layers that are being mounted or unmounted, so that no two tasks mount one twice.
+    busy: Mutex<HashSet<String>>,
+    /// One of them is so no more.
+    freed: Condvar,
+    /// Held while the home is made a mount of its own.
+    private: Mutex<()>,
     /// Results of probes, by the names of their cache files.
     features: Mutex<HashMap<String, bool>>,
 }
@@ -40,9 +45,25 @@ impl HomeState {
         shared
     }
 
-    /// Locks the counters.
-    pub(super) fn mounts(&self) -> Mounts<'_> {
-        Mounts(self.mounts.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The counters of a layer, with nobody else mounting or unmounting it.
+    pub(super) fn mounts(&self, layer: &str) -> Mounts<'_> {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.freed.wait_while(busy, |busy| busy.contains(layer));
+        let mut busy = free.unwrap_or_else(PoisonError::into_inner);
+        busy.insert(layer.to_owned());
+        Mounts {
+            home: self,
+            layer: layer.to_owned(),
+        }
+    }
+
+    /// Keeps others from making the home a mount of its own.
+    pub(super) fn lock_private(&self) -> MutexGuard<'_, ()> {
+        self.private.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<PathBuf, u64>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The result of a probe, if this process has it.
@@ -63,9 +84,21 @@ impl HomeState {
     }
 }
 
-/// The counters, locked.
+/// The counters of one layer, locked.
 #[derive(Debug)]
-pub(super) struct Mounts<'a>(MutexGuard<'a, HashMap<PathBuf, u64>>);
+pub(super) struct Mounts<'a> {
+    home: &'a HomeState,
+    layer: String,
+}
+
+impl Drop for Mounts<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.home.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.layer);
+        drop(busy);
+        self.home.freed.notify_all();
+    }
+}
 
 impl Mounts<'_> {
     /// How often a layer is in use; `None` if there is no such directory. A mount that another process has made counts
@@ -84,16 +117,17 @@ impl Mounts<'_> {
             }
             Err(error) => return Err(error).at("looking for a mount at", merged),
         };
-        let known = self.0.get(merged).copied();
+        let known = self.home.counts().get(merged).copied();
         Ok(Some(if mounted { known.unwrap_or(1) } else { 0 }))
     }
 
     /// Sets how often a layer is in use.
     pub(super) fn set(&mut self, merged: PathBuf, count: u64) {
+        let mut counts = self.home.counts();
         if count == 0 {
-            self.0.remove(&merged);
+            counts.remove(&merged);
         } else {
-            self.0.insert(merged, count);
+            counts.insert(merged, count);
         }
     }
 }

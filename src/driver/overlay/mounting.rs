@@ -76,7 +76,7 @@ impl Overlay {
     }
 
     fn mount_at(&self, id: &str, options: &MountOptions, writable_anywhere: bool) -> Result<PathBuf> {
-        let mut mounts = self.shared.mounts();
+        let mut mounts = self.shared.mounts(id);
         let found = self.find_target(id, &mounts)?;
         let count = found.count.unwrap_or(0);
         if count == 0 {
@@ -150,9 +150,12 @@ impl Overlay {
             self.prepare_target(merged, place.own)?;
         }
         // Once for each driver object: a process that undoes it announces a shutdown, and then a new driver is started.
-        if !self.options.skip_mount_home && !self.is_private.load(Ordering::Relaxed) {
-            make_private(&self.stores.home).at("making a private mount of", &self.stores.home)?;
-            self.is_private.store(true, Ordering::Relaxed);
+        if !self.options.skip_mount_home && !self.is_private.load(Ordering::Acquire) {
+            let _only_one = self.shared.lock_private();
+            if !self.is_private.load(Ordering::Acquire) {
+                make_private(&self.stores.home).at("making a private mount of", &self.stores.home)?;
+                self.is_private.store(true, Ordering::Release);
+            }
         }
         // Unmounted again when the mount is made, which keeps references of its own.
         let mapped = match shifting && !by_program {
@@ -275,7 +278,7 @@ impl Overlay {
 
     /// Ends one use; the end of the last use unmounts.
     pub(super) fn unmount_layer(&self, id: &str) -> Result<()> {
-        let mut mounts = self.shared.mounts();
+        let mut mounts = self.shared.mounts(id);
         let MountTarget { place, merged, count } = self.find_target(id, &mounts)?;
         let count = count.unwrap_or(0);
         if count > 1 {
@@ -288,7 +291,7 @@ impl Overlay {
 
     /// Ends every use, and unmounts.
     pub(super) fn unmount_whole(&self, id: &str) -> Result<()> {
-        let mut mounts = self.shared.mounts();
+        let mut mounts = self.shared.mounts(id);
         let MountTarget { place, merged, .. } = self.find_target(id, &mounts)?;
         mounts.set(merged.clone(), 0);
         self.unmount(id, &place, &merged)

@@ -5,35 +5,48 @@
 //! end), and one save of each file is made for all of them. So the order of changes and saves that each step relies on
 //! when a process is killed is kept, and the number of saves does not grow with the number of steps.
 //!
+//! What takes a step some time and needs no records, it hands to [`Batch::work`]: several threads do that for the steps of
+//! a batch, each of which then works on a layer that it has [claimed](Batch::claim). No save is made meanwhile.
+//!
 //! What a step has changed in records since its last save is undone if it ends with an error. If a save fails, the records
 //! that it was to write are as they were at the last one, and every step that has changed them gets the error.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use crate::error::Result;
 use crate::store::access::boundary::Changed;
+use crate::store::access::claims::{Claim, Claims};
 use crate::store::access::held::Held;
+use crate::store::access::work::Work;
 use crate::store::layer_store::locked::Waste;
 
 /// What a step has of the batch in which it runs.
 pub(crate) struct Batch {
     held: Rc<RefCell<Box<Held>>>,
-    save: Rc<Cell<Save>>,
+    work: Work,
+    claims: Claims,
+    waits: Rc<RefCell<Waits>>,
 }
 
-/// How far a save of a step is.
+/// What a step waits for.
 #[derive(Default)]
-enum Save {
+enum Waits {
     #[default]
-    None,
-    Wanted,
-    Done(Result<()>),
+    Nothing,
+    Save,
+    Saved(Result<()>),
+    /// For work to be done.
+    Work(Arc<AtomicBool>),
+    /// For a layer to be free.
+    Claim(String),
 }
 
 impl Batch {
@@ -48,16 +61,60 @@ impl Batch {
     /// Why it was not saved; what was changed since the last save is undone then.
     #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
     pub(crate) async fn save(&self) -> Result<()> {
-        self.save.set(Save::Wanted);
-        poll_fn(|_context| match self.save.take() {
-            Save::Done(result) => Poll::Ready(result),
-            save => {
-                self.save.set(save);
+        self.waits.replace(Waits::Save);
+        poll_fn(|_context| match self.waits.take() {
+            Waits::Saved(result) => Poll::Ready(result),
+            waits => {
+                self.waits.replace(waits);
                 Poll::Pending
             }
         })
         .await
     }
+
+    /// Keeps other steps off the layer whose ID `find` returns, with what else it returns, until the claim is dropped. If another
+    /// step works on it, this waits until that is done, and looks again. What the step has changed may be saved meanwhile.
+    #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+    pub(crate) async fn claim<T>(
+        &self,
+        find: impl Fn(&mut Held) -> Result<(String, T)>,
+    ) -> Result<(Claim, T)> {
+        loop {
+            let (layer, found) = self.with(&find)?;
+            if let Some(claim) = self.claims.claim(&layer) {
+                return Ok((claim, found));
+            }
+            self.waits.replace(Waits::Claim(layer));
+            // Polled again when the layer is free.
+            yield_once().await;
+            self.waits.take();
+        }
+    }
+
+    /// Has something done beside what other steps do, that needs no records. It may not come after a change of records that
+    /// was not saved: other steps change them meanwhile.
+    #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+    pub(crate) async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, mut outcome) = self.work.add(work);
+        self.waits.replace(Waits::Work(done));
+        let outcome = poll_fn(|_context| match outcome.try_recv() {
+            Ok(outcome) => Poll::Ready(outcome),
+            Err(_not_done) => Poll::Pending,
+        });
+        let outcome = outcome.await;
+        self.waits.take();
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+/// Lets the others run.
+async fn yield_once() {
+    let mut yielded = false;
+    poll_fn(|_context| match std::mem::replace(&mut yielded, true) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 /// What a step has come to; gives its caller the answer, for which it gets the result of the last save, and what is to
@@ -88,7 +145,7 @@ struct Running {
     future: Pin<Box<dyn Future<Output = Ended>>>,
     panicked: Option<Panicked>,
     span: tracing::Span,
-    save: Rc<Cell<Save>>,
+    waits: Rc<RefCell<Waits>>,
     /// What it has changed since its last save.
     changed: Changed,
     waste: Waste,
@@ -98,6 +155,8 @@ struct Running {
 /// Steps that are running, and what they hold in common.
 pub(super) struct Steps {
     held: Rc<RefCell<Box<Held>>>,
+    work: Work,
+    claims: Claims,
     running: Vec<Running>,
 }
 
@@ -132,6 +191,8 @@ impl Steps {
     pub(super) fn new(held: Box<Held>) -> Self {
         Self {
             held: Rc::new(RefCell::new(held)),
+            work: Work::default(),
+            claims: Claims::default(),
             running: Vec::new(),
         }
     }
@@ -143,16 +204,18 @@ impl Steps {
 
     /// Adds one more.
     pub(super) fn add(&mut self, step: Step) {
-        let save = Rc::new(Cell::default());
+        let waits = Rc::default();
         let batch = Batch {
             held: Rc::clone(&self.held),
-            save: Rc::clone(&save),
+            work: self.work.clone(),
+            claims: self.claims.clone(),
+            waits: Rc::clone(&waits),
         };
         self.running.push(Running {
             future: (step.start)(batch),
             panicked: Some(step.panicked),
             span: step.span,
-            save,
+            waits,
             changed: Changed::default(),
             waste: Waste::default(),
             ended: None,
@@ -161,9 +224,7 @@ impl Steps {
 
     /// Runs every step up to its next save or to its end, saves, and returns those that have ended.
     pub(super) fn advance(&mut self) -> std::result::Result<Vec<Answered>, Broken> {
-        for step in &mut self.running {
-            step.run(&self.held)?;
-        }
+        self.run_to_save()?;
         let saved = self.held.borrow_mut().save();
         let mut answers = Vec::new();
         for step in &mut self.running {
@@ -178,15 +239,35 @@ impl Steps {
                     });
                     step.panicked = None;
                 }
-                None => step.save.set(Save::Done(result)),
+                None => step.saved(result),
             }
         }
         self.running.retain(|step| step.panicked.is_some());
         Ok(answers)
     }
 
+    fn run_to_save(&mut self) -> std::result::Result<(), Broken> {
+        loop {
+            // One that ends or goes on may free a layer for one before it.
+            let mut ran = true;
+            while std::mem::take(&mut ran) {
+                for step in &mut self.running {
+                    if step.can_run(&self.claims) {
+                        step.run(&self.held)?;
+                        ran = true;
+                    }
+                }
+            }
+            if !self.running.iter().any(Running::works) {
+                return Ok(());
+            }
+            self.work.advance();
+        }
+    }
+
     /// Releases the locks.
     pub(super) fn release(mut self) {
+        let left = self.work.close();
         let wastes = self
             .running
             .iter_mut()
@@ -194,11 +275,37 @@ impl Steps {
         let wastes: Vec<Waste> = wastes.collect();
         drop(self.running);
         drop(self.held);
-        drop(wastes);
+        drop((wastes, left));
     }
 }
 
 impl Running {
+    /// Whether it waits for nothing, or for what there is.
+    fn can_run(&self, claims: &Claims) -> bool {
+        self.ended.is_none()
+            && match &*self.waits.borrow() {
+                Waits::Nothing | Waits::Saved(_) => true,
+                Waits::Save => false,
+                Waits::Work(done) => done.load(Ordering::Acquire),
+                Waits::Claim(layer) => claims.is_free(layer),
+            }
+    }
+
+    /// Whether it waits for work.
+    fn works(&self) -> bool {
+        matches!(&*self.waits.borrow(), Waits::Work(_))
+    }
+
+    /// Tells it what the save has come to, if it waits for one.
+    fn saved(&self, result: Result<()>) {
+        let mut waits = self.waits.borrow_mut();
+        match *waits {
+            Waits::Save => *waits = Waits::Saved(result),
+            // One that waits for a layer.
+            _ => {}
+        }
+    }
+
     fn run(&mut self, held: &RefCell<Box<Held>>) -> std::result::Result<(), Broken> {
         let before = held.borrow_mut().before();
         let future = &mut self.future;
@@ -228,6 +335,10 @@ impl Running {
             }
             ended => {
                 self.changed.add(held.changed_since(&before));
+                debug_assert!(
+                    !self.works() || !held.has_unsaved(&self.changed),
+                    "a step has others work although it has changed records that were not saved"
+                );
                 self.ended = ended;
             }
         }

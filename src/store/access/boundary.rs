@@ -127,6 +127,19 @@ impl Held {
         changed
     }
 
+    /// Whether some of these changes of records were not saved.
+    pub(super) fn has_unsaved(&mut self, changed: &Changed) -> bool {
+        let parts = self.changeable();
+        let layers = parts.layers.map_or(0, |layers| layers.table().changes_at_save());
+        let containers = parts
+            .containers
+            .map_or(0, |containers| containers.changes_at_save());
+        let mut images = parts.images.iter().zip(changed.images);
+        changed.layers > layers
+            || changed.containers > containers
+            || images.any(|(store, changed)| changed > store.records.changes_at_save())
+    }
+
     /// Saves what was changed, and waits until it survives a power cut where that is promised.
     pub(super) fn save(&mut self) -> Saved {
         let parts = self.changeable();

@@ -20,6 +20,7 @@
 
 mod batch;
 mod boundary;
+mod claims;
 mod containers;
 mod held;
 mod images;
@@ -32,6 +33,7 @@ mod needs;
 mod repair;
 mod steps;
 mod visit;
+mod work;
 pub(crate) mod writers;
 
 #[cfg(test)]

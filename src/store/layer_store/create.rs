@@ -1,16 +1,18 @@
 //! Creating layers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::driver::CreateOptions;
+use crate::driver::{CreateOptions, Driver};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
+use crate::lock::temp_dir::TempDir;
 use crate::record::big_data;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
-use crate::store::dirs::{check_layer_id, layer_location};
+use crate::store::dirs::{Dirs, check_layer_id, layer_location};
 use crate::store::ids::random_id;
+use crate::store::inner::Inner;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{
     NewLayer, Start, Unpacked, flags_json, mappings_of, record_applied,
@@ -22,6 +24,23 @@ use crate::time::Time;
 pub(crate) struct Announced {
     pub(crate) id: String,
     new: NewLayer,
+}
+
+/// The files of a new layer, to be made.
+pub(crate) struct Making {
+    driver: Arc<dyn Driver>,
+    inner: Arc<Inner>,
+    new: Announced,
+}
+
+/// What making the files of a new layer has come to.
+pub(crate) struct Made {
+    id: String,
+    result: Result<()>,
+    durable: bool,
+    /// The directory of its big data, on which the record relies.
+    data: Option<PathBuf>,
+    trash: Vec<TempDir>,
 }
 
 impl LayerStore {
@@ -40,14 +59,35 @@ impl LayerStore {
         }
     }
 
-    /// Makes what the saved record of a new layer stands for, and completes the record; which is to be saved. After an error
-    /// the layer is to be [discarded](LayerStore::discard_failed).
-    pub(crate) fn make(&mut self, new: Announced) -> Result<()> {
-        let Announced { id, new } = new;
-        self.make_files(&id, new)?;
-        self.guard
-            .table_mut()
-            .update(&id, |row| row.set_incomplete(false))?;
+    /// As [`Making::make`], and completes the record; which is to be saved. After an error the layer is to be
+    /// [discarded](LayerStore::discard_failed).
+    fn make(&mut self, new: Announced) -> Result<()> {
+        let made = self.making(new).make();
+        self.complete(made)
+    }
+
+    /// The files that the saved record of a new layer stands for.
+    pub(crate) fn making(&self, new: Announced) -> Making {
+        Making {
+            driver: Arc::clone(&self.driver),
+            inner: Arc::clone(&self.inner),
+            new,
+        }
+    }
+
+    /// Completes the record of a layer whose files were made; which is to be saved. After an error the layer is to be
+    /// [discarded](LayerStore::discard_failed).
+    pub(crate) fn complete(&mut self, made: Made) -> Result<()> {
+        self.trash.extend(made.trash);
+        if let Some(dir) = made.data {
+            self.rely_on_data(dir);
+        }
+        made.result?;
+        if made.durable {
+            self.rely_on_layer(&made.id)?;
+        }
+        let table = self.guard.table_mut();
+        table.update(&made.id, |row| row.set_incomplete(false))?;
         self.has_new_content = true;
         Ok(())
     }
@@ -134,19 +174,35 @@ impl LayerStore {
         drop(self.guard.table_mut().insert(row, location)?);
         Ok(id)
     }
+}
 
-    /// Creates the files of a layer and its part in the driver.
-    fn make_files(&mut self, id: &str, new: NewLayer) -> Result<()> {
-        let durable = self.inner.sync_content() && !new.volatile;
-        let dirs = &self.inner.dirs;
+impl Making {
+    /// Makes what the record stands for. Needs no records; but nobody else may use the layer.
+    pub(crate) fn make(self) -> Made {
+        let Self { driver, inner, new } = self;
+        let Announced { id, new } = new;
+        let mut made = Made {
+            durable: inner.sync_content() && !new.volatile,
+            id,
+            result: Ok(()),
+            data: None,
+            trash: Vec::new(),
+        };
+        made.result = made.make(&*driver, &inner.dirs, new);
+        made
+    }
+}
+
+impl Made {
+    fn make(&mut self, driver: &dyn Driver, dirs: &Dirs, new: NewLayer) -> Result<()> {
         if !new.big_data.is_empty() {
-            let dir = dirs.layer_data(id)?;
+            let dir = dirs.layer_data(&self.id)?;
             crate::sys::make_private_subdir(&dir)?;
             for item in &new.big_data {
                 big_data::write_bytes(&dir, &item.key, &item.data, true)?;
             }
-            if durable {
-                self.rely_on_data(dir);
+            if self.durable {
+                self.data = Some(dir);
             }
         }
         let options = CreateOptions {
@@ -158,39 +214,35 @@ impl LayerStore {
             },
             mount_label: new.mount_label,
             storage_opt: new.storage_opt,
-            durable,
+            durable: self.durable,
         };
-        let parent = new.parent.as_deref();
-        self.make_content(id, parent, new.start, &options)?;
-        if durable {
-            self.rely_on_layer(id)?;
-        }
-        Ok(())
+        self.make_content(driver, dirs, new.parent.as_deref(), new.start, &options)
     }
 
     /// Creates the part of a layer in the driver, and its tar-split.
     fn make_content(
         &mut self,
-        id: &str,
+        driver: &dyn Driver,
+        dirs: &Dirs,
         parent: Option<&LayerRow>,
         start: Start,
         options: &CreateOptions,
     ) -> Result<()> {
-        let dirs = &self.inner.dirs;
+        let id = self.id.as_str();
         match start {
             Start::Empty => {
                 let below = parent.map(|row| row.id.as_str());
-                let made = self.driver.create(id, below, options);
+                let made = driver.create(id, below, options);
                 match below {
                     Some(below) => files_of(below, made)?,
                     None => made?,
                 }
-                self.map_owners(id, parent, options)
+                map_owners(driver, id, parent, options)
             }
             Start::Template(template) => {
-                let made = self.driver.create(id, Some(&template.id), options);
+                let made = driver.create(id, Some(&template.id), options);
                 files_of(&template.id, made)?;
-                self.map_owners(id, Some(&template), options)?;
+                map_owners(driver, id, Some(&template), options)?;
                 copy_tar_split(
                     &dirs.tar_split(&template.id)?,
                     &dirs.tar_split(id)?,
@@ -199,7 +251,7 @@ impl LayerStore {
             }
             Start::Unpacked(unpacked) => {
                 let below = parent.map(|row| row.id.as_str());
-                unpacked.check_parent(&*self.driver, below)?;
+                unpacked.check_parent(driver, below)?;
                 let Unpacked {
                     staged, tar_split, ..
                 } = *unpacked;
@@ -210,23 +262,27 @@ impl LayerStore {
             }
         }
     }
+}
 
-    /// Changes the owners of the files of the layer below, if the mapping of the new layer differs.
-    fn map_owners(&self, id: &str, below: Option<&LayerRow>, options: &CreateOptions) -> Result<()> {
-        let Some(below) = below else { return Ok(()) };
-        let from = mappings_of(below);
-        if from == options.mappings {
-            return Ok(());
-        }
-        self.driver
-            .update_id_map(id, &from, &options.mappings, &options.mount_label)?;
-        if options.durable {
-            // Any number of files was changed, and some copied, by a mount program perhaps.
-            let dir = self.driver.layer_tree(id)?.dir;
-            rustix::fs::syncfs(&dir).during(format!("syncing layer {id:?}"))?;
-        }
-        Ok(())
+/// Changes the owners of the files of the layer below, if the mapping of the new layer differs.
+fn map_owners(
+    driver: &dyn Driver,
+    id: &str,
+    below: Option<&LayerRow>,
+    options: &CreateOptions,
+) -> Result<()> {
+    let Some(below) = below else { return Ok(()) };
+    let from = mappings_of(below);
+    if from == options.mappings {
+        return Ok(());
     }
+    driver.update_id_map(id, &from, &options.mappings, &options.mount_label)?;
+    if options.durable {
+        // Any number of files was changed, and some copied, by a mount program perhaps.
+        let dir = driver.layer_tree(id)?.dir;
+        rustix::fs::syncfs(&dir).during(format!("syncing layer {id:?}"))?;
+    }
+    Ok(())
 }
 
 /// Copies a tar-split; a layer that was not made from a diff has none.

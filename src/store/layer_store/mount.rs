@@ -1,8 +1,11 @@
 //! Mounting and unmounting under the layer lock, with the counts that all processes share. They are saved by the caller.
+//!
+//! What the driver has to do is apart ([`NewMount::make`], [`LastUnmount::make`]): it needs no records.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::driver::{MountOptions, MountState};
+use crate::driver::{Driver, MountOptions, MountState};
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::record::inline_id::InlineId;
 use crate::record::layer::LayerRow;
@@ -18,16 +21,64 @@ pub(crate) struct Mounted {
     fresh: Option<InlineId>,
 }
 
+/// What mounting a layer takes.
+pub(crate) enum MountPlan {
+    /// Nothing more: it is mounted, and was counted once more.
+    Counted(Mounted),
+    New(NewMount),
+}
+
+/// A mount that the driver is to make.
+pub(crate) struct NewMount {
+    driver: Arc<dyn Driver>,
+    id: InlineId,
+    options: MountOptions,
+    counts: Counts,
+    /// Uses of a mount that is elsewhere.
+    others: i64,
+}
+
+impl NewMount {
+    /// Mounts the layer; which is then to be [counted](LayerStore::count_mount).
+    pub(crate) fn make(&self) -> Result<PathBuf> {
+        let mounted = self.driver.mount(&self.id, &self.options);
+        files_of(&self.id, mounted).context(|| format!("mounting layer {:?}", self.id))
+    }
+}
+
+/// What unmounting a layer takes.
+pub(crate) enum UnmountPlan {
+    /// Nothing more: it stays mounted for so many others, and was counted once less.
+    Counted(u64),
+    Last(LastUnmount),
+}
+
+/// A layer whose mounts the driver is to end.
+pub(crate) struct LastUnmount {
+    driver: Arc<dyn Driver>,
+    id: String,
+    counts: Counts,
+}
+
+impl LastUnmount {
+    /// Unmounts the layer; which is then to be [counted](LayerStore::count_unmounted).
+    pub(crate) fn make(&self) -> Result<()> {
+        // Nobody is counted any more: what a killed process has mounted without counting it ends too.
+        let unmounted = self.driver.unmount_all(&self.id);
+        unmounted.context(|| format!("unmounting layer {:?}", self.id))
+    }
+}
+
 impl LayerStore {
-    /// Mounts a layer or counts one more use of a mount that is there. The count is to be saved, or the mount to be
+    /// Begins to mount a layer, or counts one more use of a mount that is there. The count is to be saved, or the mount to be
     /// [undone](LayerStore::undo_mount).
-    pub(crate) fn mount(&mut self, id: &str, options: MountOptions) -> Result<Mounted> {
+    pub(crate) fn plan_mount(&mut self, id: &str, options: MountOptions) -> Result<MountPlan> {
         let row = self.get(id)?;
-        self.mount_row(&row, options, Counts::Primary)
+        self.plan_mount_of(&row, options, Counts::Primary)
     }
 
-    /// As [`LayerStore::mount`], for a layer of an additional store; only read-only.
-    pub(crate) fn mount_additional(&mut self, row: &LayerRow, options: MountOptions) -> Result<Mounted> {
+    /// As [`LayerStore::plan_mount`], for a layer of an additional store; only read-only.
+    pub(crate) fn plan_additional(&mut self, row: &LayerRow, options: MountOptions) -> Result<MountPlan> {
         let parts = |option: &String| option.split(',').any(|part| part == "ro");
         if !options.options.iter().any(parts) {
             let what = format!(
@@ -36,7 +87,7 @@ impl LayerStore {
             );
             return Err(ErrorKind::StoreIsReadOnly.err(what));
         }
-        self.mount_row(row, options, Counts::Additional)
+        self.plan_mount_of(row, options, Counts::Additional)
     }
 
     /// Whether the layer is there; additional stores were looked into by the caller.
@@ -67,7 +118,12 @@ impl LayerStore {
         self.counts.save_for_all(&self.guard)
     }
 
-    fn mount_row(&mut self, row: &LayerRow, mut options: MountOptions, counts: Counts) -> Result<Mounted> {
+    fn plan_mount_of(
+        &mut self,
+        row: &LayerRow,
+        mut options: MountOptions,
+        counts: Counts,
+    ) -> Result<MountPlan> {
         let known = self.counts.lock(&self.inner, counts)?.get(&row.id).cloned();
         let state = known
             .as_ref()
@@ -76,10 +132,10 @@ impl LayerStore {
             let count = known.count.saturating_add(1);
             self.counts
                 .set(&self.inner, counts, &row.id, &known.path, count)?;
-            return Ok(Mounted {
+            return Ok(MountPlan::Counted(Mounted {
                 path: PathBuf::from(&known.path),
                 fresh: None,
-            });
+            }));
         }
         // Uses that ended without an unmount, as at a reboot, do not count.
         let others = match (&known, state) {
@@ -97,18 +153,27 @@ impl LayerStore {
                 ErrorKind::NotSupported.err(format!("cannot mount layer {:?}: shifting not enabled", row.id))
             );
         }
-        let mounted = self.driver.mount(&row.id, &options);
-        let path = files_of(&row.id, mounted).context(|| format!("mounting layer {:?}", row.id))?;
-        let count = others.saturating_add(1);
+        Ok(MountPlan::New(NewMount {
+            driver: Arc::clone(&self.driver),
+            id: row.id.clone(),
+            options,
+            counts,
+            others,
+        }))
+    }
+
+    /// Counts a new mount.
+    pub(crate) fn count_mount(&mut self, new: &NewMount, path: PathBuf) -> Result<Mounted> {
+        let count = new.others.saturating_add(1);
         let counted = match path.to_str() {
-            Some(text) => self.counts.set(&self.inner, counts, &row.id, text, count),
+            Some(text) => self.counts.set(&self.inner, new.counts, &new.id, text, count),
             None => Err(ErrorKind::UnsafePath
                 .err("recording a mount point that is not UTF-8")
                 .at(&path)),
         };
         let mounted = Mounted {
             path,
-            fresh: Some(row.id.clone()),
+            fresh: Some(new.id.clone()),
         };
         match counted {
             Ok(()) => Ok(mounted),
@@ -128,6 +193,14 @@ impl LayerStore {
     /// Undoes one mount and returns how many are left. The driver is asked even for a layer that is not counted as
     /// mounted, which is no error.
     pub(crate) fn unmount(&mut self, id: &str, counts: Counts) -> Result<u64> {
+        match self.plan_unmount(id, counts)? {
+            UnmountPlan::Counted(left) => Ok(left),
+            UnmountPlan::Last(last) => self.unmount_last(&last).map(|()| 0),
+        }
+    }
+
+    /// Begins to undo one mount, see [`LayerStore::unmount`].
+    pub(crate) fn plan_unmount(&mut self, id: &str, counts: Counts) -> Result<UnmountPlan> {
         self.require(id, counts)?;
         let mounts = self.counts.lock(&self.inner, counts)?;
         let counted = mounts.get(id).filter(|mount| mount.count > 1).cloned();
@@ -136,14 +209,13 @@ impl LayerStore {
         {
             let left = mount.count - 1;
             self.counts.set(&self.inner, counts, id, &mount.path, left)?;
-            return Ok(left.unsigned_abs());
+            return Ok(UnmountPlan::Counted(left.unsigned_abs()));
         }
-        self.unmount_last(id, counts)?;
-        Ok(0)
+        Ok(UnmountPlan::Last(self.last_unmount(id, counts)))
     }
 
-    /// As [`LayerStore::unmount`], of a layer of whichever store.
-    pub(crate) fn unmount_any(&mut self, id: &str) -> Result<u64> {
+    /// Where the mounts of a layer of whichever store are counted.
+    pub(crate) fn counts_of(&mut self, id: &str) -> Result<Counts> {
         let additional = match self.table().get(id) {
             None => self
                 .counts
@@ -152,34 +224,48 @@ impl LayerStore {
                 .is_some(),
             Some(_) => false,
         };
-        let counts = if additional {
-            Counts::Additional
-        } else {
-            Counts::Primary
-        };
-        self.unmount(id, counts)
+        Ok(match additional {
+            true => Counts::Additional,
+            false => Counts::Primary,
+        })
     }
 
-    /// Undoes all mounts of a layer, as [`LayerStore::unmount`] undoes the last one.
+    /// Begins to undo all mounts of a layer, as [`LayerStore::unmount`] undoes the last one.
+    pub(crate) fn plan_unmount_all(&mut self, id: &str, counts: Counts) -> Result<UnmountPlan> {
+        self.require(id, counts)?;
+        Ok(UnmountPlan::Last(self.last_unmount(id, counts)))
+    }
+
+    /// Undoes all mounts of a layer.
     pub(crate) fn unmount_all(&mut self, id: &str, counts: Counts) -> Result<()> {
         self.require(id, counts)?;
-        self.unmount_last(id, counts)
+        self.unmount_last(&self.last_unmount(id, counts))
     }
 
-    /// As [`LayerStore::unmount_all`]; does nothing for a layer that is not counted as mounted.
-    pub(crate) fn unmount_counted(&mut self, id: &str) -> Result<()> {
+    /// As [`LayerStore::plan_unmount_all`]; `None` for a layer that is not counted as mounted.
+    pub(crate) fn plan_unmount_counted(&mut self, id: &str) -> Result<Option<LastUnmount>> {
         let row = self.get(id)?;
-        match self.counts.lock(&self.inner, Counts::Primary)?.get(&row.id) {
-            Some(_) => self.unmount_last(&row.id, Counts::Primary),
-            None => Ok(()),
+        let mounts = self.counts.lock(&self.inner, Counts::Primary)?;
+        let counted = mounts.get(&row.id).is_some();
+        Ok(counted.then(|| self.last_unmount(&row.id, Counts::Primary)))
+    }
+
+    fn last_unmount(&self, id: &str, counts: Counts) -> LastUnmount {
+        LastUnmount {
+            driver: Arc::clone(&self.driver),
+            id: id.to_owned(),
+            counts,
         }
     }
 
-    fn unmount_last(&mut self, id: &str, counts: Counts) -> Result<()> {
-        // Nobody is counted any more: what a killed process has mounted without counting it ends too.
-        self.driver
-            .unmount_all(id)
-            .context(|| format!("unmounting layer {id:?}"))?;
+    fn unmount_last(&mut self, last: &LastUnmount) -> Result<()> {
+        last.make()?;
+        self.count_unmounted(last)
+    }
+
+    /// Counts that a layer is mounted no more.
+    pub(crate) fn count_unmounted(&mut self, last: &LastUnmount) -> Result<()> {
+        let (id, counts) = (&last.id, last.counts);
         if self.counts.lock(&self.inner, counts)?.get(id).is_some() {
             self.counts.set(&self.inner, counts, id, "", 0)?;
         }

@@ -183,7 +183,8 @@ impl Work {
             let is_dir = entry.file_type() == FileType::Directory
                 || rustix::fs::unlinkat(dir, name, AtFlags::empty()) == Err(Errno::ISDIR);
             removed += 1;
-            if is_dir {
+            // Many are empty.
+            if is_dir && rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).is_err() {
                 names.push(name.to_owned());
                 if names.len() >= MAX_WIDE {
                     break;
