@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, LockFile, SharedLock};
 use crate::record::files::Content;
+use crate::record::published::Cached;
 use crate::record::record_trait::Record;
 use crate::record::row_files::RowFiles;
 use crate::record::table::Table;
@@ -57,6 +58,9 @@ fn size(path: &Path) -> u64 {
     stat.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
 }
 
+/// How often a reader looks for a table before it waits for the locks.
+const UNLOCKED_ATTEMPTS: usize = 3;
+
 /// The state that all handles on the records of one store share.
 #[derive(Debug)]
 pub(super) struct RecordsInner<R: Record> {
@@ -67,8 +71,8 @@ pub(super) struct RecordsInner<R: Record> {
     check_mtimes: bool,
     pub(super) lock_timeout: Option<Duration>,
     pub(super) names: NameSync,
-    /// The table as last loaded or saved; `None` if the content of the files is unknown. The mutex is held briefly only.
-    cache: Mutex<Option<Arc<Snapshot<R>>>>,
+    /// The mutex is held briefly only.
+    cache: Mutex<Cached<R>>,
     /// Held by the one reader that loads, so that many readers of a changed store parse it once.
     pub(super) loading: Arc<tokio::sync::Mutex<()>>,
     pub(super) prefetch: OnceLock<Prefetch>,
@@ -144,7 +148,7 @@ impl<R: Record> RecordsInner<R> {
             read_only,
             lock_timeout: config.lock_timeout,
             names: config.names,
-            cache: Mutex::new(None),
+            cache: Mutex::default(),
             loading: Arc::default(),
             prefetch: OnceLock::new(),
         })
@@ -152,7 +156,7 @@ impl<R: Record> RecordsInner<R> {
 
     /// The cached table, if the files have not changed since. The token was read with the locks held, or just now.
     pub(super) fn fresh(&self, token: &Option<Token>) -> Result<Option<Arc<Snapshot<R>>>> {
-        let Some(snapshot) = self.cached().as_ref().map(Arc::clone) else {
+        let Some(snapshot) = self.cached().current.as_ref().map(Arc::clone) else {
             return Ok(None);
         };
         if snapshot.token != *token {
@@ -170,13 +174,22 @@ impl<R: Record> RecordsInner<R> {
         Ok(Some(snapshot))
     }
 
-    /// As [`RecordsInner::fresh`] without the locks; `None` also while a [`WriteGuard`](super::WriteGuard) exists.
-    pub(super) fn unlocked(&self) -> Result<Option<Arc<Snapshot<R>>>> {
-        // A writer changes the token before the files: if it is the token of the table, the files are unchanged.
-        match self.locks.first() {
-            Some(lock) => self.fresh(&Some(lock.token()?)),
-            None => Ok(None),
+    /// As [`RecordsInner::fresh`] without the locks; and whether a [`WriteGuard`](super::WriteGuard) exists.
+    pub(super) fn unlocked(&self) -> Result<Option<(Arc<Snapshot<R>>, bool)>> {
+        for _ in 0..UNLOCKED_ATTEMPTS {
+            if let Some(published) = self.cached().while_writing() {
+                return Ok(published.map(|snapshot| (snapshot, true)));
+            }
+            let Some(lock) = self.locks.first() else {
+                return Ok(None);
+            };
+            // A writer changes the token before the files: if it is the token of the table, the files are unchanged.
+            if let Some(snapshot) = self.fresh(&Some(lock.token()?))? {
+                return Ok(Some((snapshot, false)));
+            }
+            // Perhaps a writer of this process has begun meanwhile.
         }
+        Ok(None)
     }
 
     /// Whether loading takes long enough for a change of thread.
@@ -251,7 +264,8 @@ impl<R: Record> RecordsInner<R> {
 
     pub(super) fn load_and_publish(&self, token: Option<Token>) -> Result<Arc<Snapshot<R>>> {
         let snapshot = Arc::new(self.load(token)?);
-        *self.cached() = Some(Arc::clone(&snapshot));
+        let old = self.cached().load(&snapshot);
+        drop(old);
         Ok(snapshot)
     }
 
@@ -264,7 +278,8 @@ impl<R: Record> RecordsInner<R> {
             .map(|location| Content::read(&location.path, location.sync));
         let files = files.collect::<Result<Vec<_>>>()?;
         // Not in the same expression: the mutex is not to be held meanwhile.
-        let known = self.cached().take();
+        let (known, earlier) = self.cached().forget();
+        drop(earlier);
         let lists = || files.iter().map(Content::list).collect::<Vec<_>>();
         let table = known.and_then(|known| Arc::unwrap_or_clone(known).table.reload(&lists()));
         if let Some(table) = table {
@@ -313,7 +328,7 @@ impl<R: Record> RecordsInner<R> {
         unwritten.filter_map(|location| Some((location, location.items.as_deref()?)))
     }
 
-    pub(super) fn cached(&self) -> std::sync::MutexGuard<'_, Option<Arc<Snapshot<R>>>> {
+    pub(super) fn cached(&self) -> std::sync::MutexGuard<'_, Cached<R>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, SharedLock};
 use crate::record::cache::{HeldLocks, RecordsInner, Snapshot};
+use crate::record::index::Position;
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::record::undo::Savepoint;
@@ -24,6 +25,8 @@ use crate::sys::reserve;
 pub(crate) struct ReadGuard<R> {
     snapshot: Arc<Snapshot<R>>,
     reloaded: bool,
+    /// Whether a writer of this process exists, which completes what is not complete.
+    writing: bool,
     /// Empty for an unlocked snapshot, and for a read-only store without lock files.
     _held: HeldLocks<SharedLock>,
 }
@@ -33,13 +36,31 @@ impl<R> ReadGuard<R> {
         Self {
             snapshot,
             reloaded,
+            writing: false,
             _held: held,
+        }
+    }
+
+    /// Without the locks; `writing` if a writer of this process has them.
+    pub(super) fn unlocked(snapshot: Arc<Snapshot<R>>, writing: bool) -> Self {
+        Self {
+            snapshot,
+            reloaded: false,
+            writing,
+            _held: HeldLocks::new(),
         }
     }
 
     /// Whether the files were read for this guard: another process has changed them, or this is the first read.
     pub(crate) fn reloaded(&self) -> bool {
         self.reloaded
+    }
+}
+
+impl<R: Record> ReadGuard<R> {
+    /// As [`Table::needs_repair`]; what a writer of this process is in the middle of needs none.
+    pub(crate) fn needs_repair(&self) -> bool {
+        !self.writing && self.snapshot.table.needs_repair()
     }
 }
 
@@ -55,10 +76,12 @@ impl<R> Deref for ReadGuard<R> {
 ///
 /// Owned and `Send`: it moves into the blocking task that saves. Changes that are not saved are lost when it is dropped.
 /// Its table is the cached one, taken out of the cache and put back on drop, so that a change needs no copy of the
-/// table.
+/// table; or another copy of it, see [`published`](super::published).
 #[derive(Debug)]
 pub(crate) struct WriteGuard<R: Record> {
-    table: Table<R>,
+    /// Empty while it is the same as the `published` one.
+    own: Table<R>,
+    published: Option<Arc<Snapshot<R>>>,
     /// `None` after a failed save: then the content of the files is unknown.
     token: Option<Token>,
     mtimes: Vec<Option<Mtime>>,
@@ -83,24 +106,55 @@ impl<R: Record> WriteGuard<R> {
         snapshot: Arc<Snapshot<R>>,
         reloaded: bool,
     ) -> Self {
-        // Without the reference of the cache this is the last one, unless an unlocked snapshot exists.
-        drop(core.cached().take());
-        let (table, token, mtimes) = match Arc::try_unwrap(snapshot) {
-            Ok(snapshot) => (snapshot.table, snapshot.token, snapshot.mtimes),
-            Err(shared) => (shared.table.clone(), shared.token, shared.mtimes.clone()),
-        };
-        Self {
-            clean: table.changes(),
-            table,
-            token,
-            mtimes,
+        let (publishing, old) = core.cached().begin(&snapshot, reloaded);
+        drop(old);
+        let mut guard = Self {
+            clean: snapshot.table.changes(),
+            own: Table::default(),
+            published: None,
+            token: snapshot.token,
+            mtimes: snapshot.mtimes.clone(),
             reloaded,
             relied_on: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             failed: None,
             core,
             held,
+        };
+        if publishing {
+            guard.go_on_from(snapshot);
+        } else {
+            // Without the reference of the cache this is the last one, unless a reader has it.
+            guard.own =
+                Arc::try_unwrap(snapshot).map_or_else(|shared| shared.table.clone(), |last| last.table);
+            guard.own.show_all();
         }
+        guard
+    }
+
+    /// Goes on with a published table, of which a copy is made when it is to be changed.
+    fn go_on_from(&mut self, published: Arc<Snapshot<R>>) {
+        match published.table.hides() {
+            true => self.own = self.core.copy(&published.table),
+            false => self.published = Some(published),
+        }
+    }
+
+    /// Leaves what was saved to readers, if there may be some. These rows differ from what was published before.
+    fn publish(&mut self, changed: Vec<Position>) {
+        if self.published.is_some() || !self.core.cached().wants(&changed) {
+            return;
+        }
+        let mut table = std::mem::take(&mut self.own);
+        table.hide_incomplete();
+        let snapshot = Arc::new(Snapshot {
+            table,
+            token: self.token,
+            mtimes: self.mtimes.clone(),
+        });
+        let old = self.core.cached().publish(&snapshot, changed);
+        drop(old);
+        self.go_on_from(snapshot);
     }
 
     /// Whether the files were read for this guard: another process has changed them, or this is the first access.
@@ -110,7 +164,10 @@ impl<R: Record> WriteGuard<R> {
 
     /// The table to change; [`WriteGuard::save`] writes the changes.
     pub(crate) fn table_mut(&mut self) -> &mut Table<R> {
-        &mut self.table
+        if let Some(published) = self.published.take() {
+            self.own = self.core.copy(&published.table);
+        }
+        &mut self.own
     }
 
     /// The next save relies on names in `dir`: what was made, renamed or removed there must not be lost while the saved
@@ -154,16 +211,24 @@ impl<R: Record> WriteGuard<R> {
     /// As [`WriteGuard::save`]; `before` is called with the path of each file after the token and before the file is
     /// written, to sync what the records refer to.
     pub(crate) fn save_with(&mut self, mut before: impl FnMut(&Path) -> Result<()>) -> Result<()> {
+        if self.published.is_some() {
+            // Not changed since.
+            return Ok(());
+        }
         let saved = self.save_dirty(&mut before).and_then(|()| {
-            if self.table.clear_takers() {
+            if self.own.clear_takers() {
                 self.save_dirty(&mut before)?;
             }
             Ok(())
         });
         match &saved {
-            Ok(()) => self.table.keep_changes(),
+            Ok(()) => {
+                let changed = self.own.keep_changes();
+                self.publish(changed);
+            }
             Err(error) => {
-                self.table.undo_failed_save();
+                self.own.undo_failed_save();
+                drop(self.core.cached().forget());
                 self.failed.get_or_insert_with(|| error.again());
             }
         }
@@ -175,33 +240,35 @@ impl<R: Record> WriteGuard<R> {
     pub(crate) fn take_failure(&mut self) -> Option<Error> {
         let failed = self.failed.take();
         if failed.is_some() {
-            self.table.undo_failed_save();
+            self.table_mut().undo_failed_save();
         }
         failed
     }
 
     /// The state of the table at this moment.
     pub(crate) fn savepoint(&self) -> Savepoint {
-        self.table.savepoint()
+        (**self).savepoint()
     }
 
     /// Undoes the changes since, but for those that were saved.
     pub(crate) fn roll_back(&mut self, to: Savepoint) {
-        self.table.roll_back(to);
+        if self.published.is_none() {
+            self.own.roll_back(to);
+        }
     }
 
     fn save_dirty(&mut self, before: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
-        let dirty = self.table.dirty_locations();
+        let dirty = self.own.dirty_locations();
         if dirty.is_empty() {
             return Ok(());
         }
         // Put back when all is written: after an error nothing is known of the files.
         let mut row_files = self.core.take_row_files();
-        row_files.check(&self.table, self.token);
+        row_files.check(&self.own, self.token);
         let mut files = Vec::with_capacity(dirty.len());
         for location in dirty {
             if let Some(file) = self.core.locations.get(location) {
-                let change = row_files.change(&mut self.table, location, &file.path, file.sync)?;
+                let change = row_files.change(&mut self.own, location, &file.path, file.sync)?;
                 files.push((location, file, change));
             }
         }
@@ -232,13 +299,13 @@ impl<R: Record> WriteGuard<R> {
         }
         for (location, file, change) in files {
             before(&file.path)?;
-            let written = row_files.write(change, &self.table, location, &file.path, file.sync)?;
+            let written = row_files.write(change, &self.own, location, &file.path, file.sync)?;
             self.core
                 .keep_reserve(location, written.size, released || written.spent);
             if let Some(remembered) = self.mtimes.get_mut(location) {
                 *remembered = Some(written.mtime);
             }
-            self.table.saved(location);
+            self.own.saved(location);
         }
         for dir in dirs {
             name_sync::sync_after(&dir)?;
@@ -248,10 +315,10 @@ impl<R: Record> WriteGuard<R> {
         }
         #[cfg(test)]
         self.core.saves.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        row_files.saved(&self.table, first);
+        row_files.saved(&self.own, first);
         self.core.put_row_files(row_files);
         self.token = first;
-        self.clean = self.table.changes();
+        self.clean = self.own.changes();
         Ok(())
     }
 
@@ -265,7 +332,7 @@ impl<R: Record> WriteGuard<R> {
     /// missing beside something only if it was lost. Blocking.
     pub(crate) fn ensure_written(&mut self, location: usize) -> Result<()> {
         if self.unwritten(location).is_some() {
-            self.table.set_dirty(location);
+            self.table_mut().set_dirty(location);
             self.save()?;
         }
         Ok(())
@@ -303,19 +370,19 @@ impl<R: Record> Deref for WriteGuard<R> {
     type Target = Table<R>;
 
     fn deref(&self) -> &Table<R> {
-        &self.table
+        let published = self.published.as_ref().map(|published| &published.table);
+        published.unwrap_or(&self.own)
     }
 }
 
 impl<R: Record> Drop for WriteGuard<R> {
     fn drop(&mut self) {
-        if self.token.is_some() && self.table.changes() == self.clean {
-            let snapshot = Snapshot {
-                table: std::mem::take(&mut self.table),
-                token: self.token.take(),
-                mtimes: std::mem::take(&mut self.mtimes),
-            };
-            *self.core.cached() = Some(Arc::new(snapshot));
-        }
+        let agrees = self.published.is_none() && self.token.is_some() && self.own.changes() == self.clean;
+        let unchanged = agrees.then(|| Snapshot {
+            table: std::mem::take(&mut self.own),
+            token: self.token,
+            mtimes: std::mem::take(&mut self.mtimes),
+        });
+        self.core.cached().end(unchanged);
     }
 }

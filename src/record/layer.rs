@@ -113,6 +113,10 @@ impl Record for LayerRow {
         Self::is_incomplete(self) || self.companion().is_some() || intent::is_diff(&self.flags)
     }
 
+    fn is_hidden(&self) -> bool {
+        Self::is_incomplete(self)
+    }
+
     fn intent(&self) -> &str {
         intent::of(&self.flags)
     }

@@ -70,7 +70,7 @@ impl<R: Record> Table<R> {
             false => table.slots.extend(slots),
         }
         table.changes = 0;
-        table.keep_changes();
+        drop(table.keep_changes());
         Ok(table)
     }
 

@@ -15,7 +15,7 @@
 //! The protocol is the Go library's, which may use the same files at the same time. A writer first puts a new token
 //! into every lock file, then renames the new files into place. So a crash in between makes the others reload without
 //! need, and never hides a change. A reader compares the token with the one of its cached table, for layers also the
-//! times of the files.
+//! times of the files. Readers do not wait for writers of the same process ([`published`]).
 //!
 //! A save and a reload cost what has changed. A small file is written as a whole. For a large one the process knows
 //! [where each row lies](layout); it writes what has changed to an [earlier version](crate::sys::spare) of the file, which
@@ -38,6 +38,7 @@ mod load;
 pub(crate) mod mount_point;
 pub(crate) mod names;
 pub(crate) mod pending_diff;
+mod published;
 pub(crate) mod raw_digest;
 pub(crate) mod record_trait;
 mod records;

@@ -63,6 +63,11 @@ pub(crate) trait Record:
         false
     }
 
+    /// Whether the row describes something that is being made or deleted: readers do not see it.
+    fn is_hidden(&self) -> bool {
+        false
+    }
+
     /// What is under way with the row, see [`intent`](crate::record::intent); empty for nothing.
     fn intent(&self) -> &str;
 

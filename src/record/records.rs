@@ -53,7 +53,7 @@ impl<R: Record> Records<R> {
         let other = Arc::downgrade(&other.0);
         let load = move || {
             if let Some(other) = other.upgrade()
-                && other.cached().is_none()
+                && other.cached().current.is_none()
                 && other.is_large()
             {
                 bridge::spawn_detached(move || other.load_ahead());
@@ -74,12 +74,13 @@ impl<R: Record> Records<R> {
     }
 
     /// The rows as they were on disk at some moment during this call, without the locks: a concurrent writer may have
-    /// changed them already. Waits and reads as [`Records::read`] does if the cached table is out of date.
+    /// changed them already. Waits and reads as [`Records::read`] does if the cached table is out of date. While a writer of
+    /// this process is active, rows that it has not completed, or is deleting, are not there.
     ///
     /// If dropped: nothing happened.
     pub(crate) async fn unlocked_snapshot(&self) -> Result<ReadGuard<R>> {
         match self.0.unlocked()? {
-            Some(snapshot) => Ok(ReadGuard::new(snapshot, HeldLocks::new(), false)),
+            Some((snapshot, writing)) => Ok(ReadGuard::unlocked(snapshot, writing)),
             None => self.0.read().await,
         }
     }
@@ -93,7 +94,7 @@ impl<R: Record> Records<R> {
     /// Whether a loaded table is known.
     #[cfg(test)]
     pub(super) fn is_cached(&self) -> bool {
-        self.0.cached().is_some()
+        self.0.cached().current.is_some()
     }
 
     /// As [`Records::read`], for use in a blocking task.

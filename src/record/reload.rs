@@ -38,6 +38,7 @@ struct Difference<R> {
 impl<R: Record> Table<R> {
     /// The table of files with this content, one for each location. `None` if a full load has to tell.
     pub(super) fn reload(mut self, files: &[Bytes]) -> Option<Self> {
+        self.show_all();
         let repeated = self.slots.len() > self.index.ids.len();
         if files.len() != self.dirty.len()
             || repeated
@@ -65,7 +66,7 @@ impl<R: Record> Table<R> {
             ..
         } = difference;
         if removed.is_empty() && changed.is_empty() && last.is_empty() {
-            self.keep_changes();
+            drop(self.keep_changes());
             return Some(self);
         }
         for position in removed.iter().chain(changed.iter().map(|(position, _)| position)) {
@@ -81,7 +82,7 @@ impl<R: Record> Table<R> {
             self.next = self.next.max(position + 1);
         }
         self.order = Order::new();
-        self.keep_changes();
+        drop(self.keep_changes());
         Some(self)
     }
 

@@ -37,6 +37,8 @@ pub(crate) struct Table<R> {
     pub(super) changes_at_save: u64,
     /// Whether the last attempt to save has failed: it is not known what the files say.
     pub(super) unknown: bool,
+    /// Whether rows that are not complete are not shown.
+    pub(super) hides: bool,
 }
 
 impl<R> Default for Table<R> {
@@ -54,6 +56,7 @@ impl<R> Default for Table<R> {
             saves: 0,
             changes_at_save: 0,
             unknown: false,
+            hides: false,
         }
     }
 }
@@ -81,7 +84,8 @@ impl<R: Record> Table<R> {
 
     /// All rows, in file order and location by location as loaded, new ones at the end.
     pub(crate) fn rows(&self) -> impl DoubleEndedIterator<Item = &Arc<R>> + Clone {
-        self.slots.values().map(|slot| &slot.row)
+        let rows = self.slots.values().map(|slot| &slot.row);
+        rows.filter(|row| !self.hides || !row.is_hidden())
     }
 
     /// The rows of one location.
@@ -193,8 +197,8 @@ impl<R: Record> Table<R> {
             .index
             .incomplete
             .iter()
-            .filter_map(|position| self.at(*position));
-        rows.map(|row| row.id().to_owned()).collect()
+            .filter_map(|position| self.slots.get(position));
+        rows.map(|slot| slot.row.id().to_owned()).collect()
     }
 
     /// Whether some row describes something incomplete.
@@ -363,7 +367,30 @@ impl<R: Record> Table<R> {
     }
 
     fn at(&self, position: Position) -> Option<&Arc<R>> {
-        self.slots.get(&position).map(|slot| &slot.row)
+        let row = self.slots.get(&position).map(|slot| &slot.row)?;
+        (!self.hides || !row.is_hidden()).then_some(row)
+    }
+
+    /// Does not show rows that are being made or deleted any more, if there are some.
+    pub(super) fn hide_incomplete(&mut self) {
+        self.hides = false;
+        self.hides = self.shows_incomplete();
+    }
+
+    /// Whether a row is shown that readers beside a writer are not to see.
+    pub(super) fn shows_incomplete(&self) -> bool {
+        let mut incomplete = self.index.incomplete.iter();
+        incomplete.any(|position| self.at(*position).is_some_and(|row| row.is_hidden()))
+    }
+
+    /// Whether rows are not shown.
+    pub(super) fn hides(&self) -> bool {
+        self.hides
+    }
+
+    /// Shows every row.
+    pub(super) fn show_all(&mut self) {
+        self.hides = false;
     }
 
     /// Makes the next save write this location.

@@ -67,12 +67,50 @@ impl<R: Record> Table<R> {
         self.changes += 1;
     }
 
-    /// Every change was saved: none can be undone any more.
-    pub(crate) fn keep_changes(&mut self) {
-        self.undo.clear();
+    /// Every change was saved: none can be undone any more. Returns the rows that were changed since the last save.
+    pub(crate) fn keep_changes(&mut self) -> Vec<Position> {
         self.saves += 1;
         self.unknown = false;
         self.changes_at_save = self.changes;
+        let changed = self.undo.drain(..).map(|change| match change {
+            Undo::Insertion(position) | Undo::Replacement(position, _) | Undo::Removal(position, _) => {
+                position
+            }
+        });
+        changed.collect()
+    }
+
+    /// Makes this table, which was the same as `other` but for the `changed` rows, the same again. Not possible if IDs
+    /// are not unique; then it is of no use any more.
+    pub(super) fn catch_up(&mut self, other: &Self, mut changed: Vec<Position>) -> bool {
+        let unique = |table: &Self| table.slots.len() == table.index.ids.len();
+        if !unique(self) || !unique(other) || changed.len() > other.slots.len() / 2 {
+            return false;
+        }
+        changed.sort_unstable();
+        changed.dedup();
+        for position in &changed {
+            if let Some(old) = self.slots.remove(position) {
+                self.index.remove(*position, &*old.row);
+            }
+        }
+        for position in changed {
+            if let Some(new) = other.slots.get(&position) {
+                self.index.add(position, &new.row);
+                self.slots.insert(position, new.clone());
+            }
+        }
+        self.undo.clear();
+        self.next = other.next;
+        self.dirty.clone_from(&other.dirty);
+        self.takers.clone_from(&other.takers);
+        self.changes = other.changes;
+        self.order = other.order;
+        self.numbering = other.numbering;
+        self.saves = other.saves;
+        self.changes_at_save = other.changes_at_save;
+        self.unknown = other.unknown;
+        true
     }
 
     fn undo_all(&mut self) {

@@ -2,6 +2,7 @@ mod interop;
 mod large;
 mod loading;
 mod processes;
+mod published;
 mod reloading;
 mod rows;
 mod sample;
