@@ -140,8 +140,18 @@ struct MountPointsInner {
     lock: Arc<LockFile>,
     path: PathBuf,
     lock_timeout: Option<Duration>,
-    /// The table with the token that it was read under; `None` if the content of the file is unknown.
-    cache: Mutex<Option<(Token, Arc<MountTable>)>>,
+    cache: Mutex<Cached>,
+}
+
+/// The table that this process knows.
+#[derive(Debug, Default)]
+struct Cached {
+    /// With the token that it was read under; `None` if the content of the file is unknown, or a writer has it.
+    known: Option<(Token, Arc<MountTable>)>,
+    /// Whether a writer of this process exists: until it has saved, the file says what it said before.
+    writing: bool,
+    /// Whether a reader has come while a writer had the table: the next one leaves it here, and changes a copy.
+    wanted: bool,
 }
 
 impl MountPoints {
@@ -152,7 +162,7 @@ impl MountPoints {
             lock,
             path: dir.join("mountpoints.json"),
             lock_timeout,
-            cache: Mutex::new(None),
+            cache: Mutex::default(),
         })))
     }
 
@@ -173,49 +183,65 @@ impl MountPoints {
 
     /// As [`MountPoints::read_blocking`] if the cached table is up to date; takes no lock.
     pub(crate) fn try_read(&self) -> Result<Option<Arc<MountTable>>> {
+        {
+            let mut cache = self.0.cached();
+            if cache.writing {
+                cache.wanted = true;
+                let known = cache.known.as_ref();
+                return Ok(known.map(|(_token, table)| Arc::clone(table)));
+            }
+        }
         // Read first: a writer changes the token before the file.
         let token = self.0.lock.token()?;
         let cache = self.0.cached();
-        Ok(cache
-            .as_ref()
-            .filter(|(known, _)| *known == token)
-            .map(|(_, table)| Arc::clone(table)))
+        let fresh = cache.known.as_ref().filter(|(known, _)| *known == token);
+        Ok(fresh.map(|(_, table)| Arc::clone(table)))
     }
 
     /// Takes the lock exclusively, to change mounts.
     pub(crate) fn lock_blocking(&self) -> Result<MountGuard> {
         let lock = self.0.lock.exclusive_blocking(self.0.lock_timeout)?;
         let token = lock.token()?;
+        let mut cache = self.0.cached();
+        cache.writing = true;
+        cache.known = cache.known.take().filter(|(known, _)| *known == token);
         // Without the reference of the cache this is the last one, unless a reader exists: nothing has to be copied.
-        let cached = self.0.cached().take();
-        let table = match cached.filter(|(known, _)| *known == token) {
+        let cached = match std::mem::take(&mut cache.wanted) {
+            true => cache.known.clone(),
+            false => cache.known.take(),
+        };
+        drop(cache);
+        // From here on it ends the writing, also after an error.
+        let mut guard = MountGuard {
+            table: MountTable::default(),
+            token: None,
+            core: Arc::clone(&self.0),
+            lock,
+        };
+        guard.table = match cached {
             Some((_, table)) => Arc::unwrap_or_clone(table),
             None => MountTable::load(read_rows(&self.0.path, true, |row| row)?.0),
         };
-        Ok(MountGuard {
-            table,
-            token: Some(token),
-            core: Arc::clone(&self.0),
-            lock,
-        })
+        guard.token = Some(token);
+        Ok(guard)
     }
 }
 
 impl MountPointsInner {
     fn current(&self, token: &Token) -> Result<Arc<MountTable>> {
         let mut cache = self.cached();
-        if let Some((known, table)) = &*cache
+        if let Some((known, table)) = &cache.known
             && known == token
         {
             return Ok(Arc::clone(table));
         }
         // The file is small; loading it with the cache locked lets others wait for the result.
         let table = Arc::new(MountTable::load(read_rows(&self.path, true, |row| row)?.0));
-        *cache = Some((*token, Arc::clone(&table)));
+        cache.known = Some((*token, Arc::clone(&table)));
         Ok(table)
     }
 
-    fn cached(&self) -> MutexGuard<'_, Option<(Token, Arc<MountTable>)>> {
+    fn cached(&self) -> MutexGuard<'_, Cached> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -284,7 +310,7 @@ impl MountGuard {
         self.save_in(Table::<LayerRow>::default().order(), position)
     }
 
-    fn save_in(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
+    pub(super) fn save_in(&mut self, order: Order, position: impl Fn(&str) -> Option<u64>) -> Result<()> {
         self.table.arrange(order, position);
         for entry in self.table.entries.values_mut() {
             if entry.text.is_none() {
@@ -314,186 +340,9 @@ impl MountGuard {
 
 impl Drop for MountGuard {
     fn drop(&mut self) {
-        if let Some(token) = self.token {
-            *self.core.cached() = Some((token, Arc::new(std::mem::take(&mut self.table))));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counts(table: &MountTable) -> Vec<(String, String, i64)> {
-        let mut counts: Vec<_> = table
-            .rows()
-            .map(|row| (row.id.clone(), row.path.clone(), row.count))
-            .collect();
-        counts.sort();
-        counts
-    }
-
-    fn one(id: &str, path: &str, count: i64) -> (String, String, i64) {
-        (id.into(), path.into(), count)
-    }
-
-    /// An order that no table has.
-    fn order() -> Order {
-        Table::<LayerRow>::default().order()
-    }
-
-    #[test]
-    fn entries_stand_in_the_order_of_their_layers() {
-        let tmp = tempfile::tempdir().unwrap();
-        let mounts = MountPoints::open(tmp.path(), None).unwrap();
-        let saved = |guard: &mut MountGuard, layers: &Table<LayerRow>| {
-            guard.save(layers).unwrap();
-            let ids: Vec<String> = guard.rows().map(|row| row.id.clone()).collect();
-            let text = std::fs::read(tmp.path().join("mountpoints.json")).unwrap();
-            let rows: Vec<MountPointRow> = serde_json::from_slice(&text).unwrap();
-            assert!(rows.iter().map(|row| &row.id).eq(&ids));
-            assert!(
-                ids.iter()
-                    .all(|id| guard.get(id).is_some_and(|row| row.id == *id))
-            );
-            ids.concat()
-        };
-        let mut layers = Table::<LayerRow>::empty(1);
-        let row = |id: &str| LayerRow {
-            id: id.into(),
-            ..LayerRow::default()
-        };
-        for id in ["a", "b", "c", "d"] {
-            layers.insert(row(id), 0).unwrap();
-        }
-        let mut guard = mounts.lock_blocking().unwrap();
-        for (id, expected) in [("c", "c"), ("a", "ac"), ("d", "acd"), ("b", "abcd")] {
-            guard.set(id, "/somewhere", 1);
-            assert_eq!(saved(&mut guard, &layers), expected);
-        }
-        guard.set("a", "/somewhere", 2);
-        guard.set("c", "", 0);
-        guard.set("unknown", "/somewhere", 1);
-        assert_eq!(saved(&mut guard, &layers), "abd");
-        assert!(guard.get("unknown").is_none());
-        guard.set("c", "/somewhere", 1);
-        layers.insert(row("e"), 0).unwrap();
-        guard.set("e", "/somewhere", 1);
-        assert_eq!(saved(&mut guard, &layers), "abcde");
-        let order = layers.order();
-        layers.remove("b").unwrap();
-        assert_ne!(layers.order(), order);
-        assert_eq!(saved(&mut guard, &layers), "acde");
-        let mut turned = Table::<LayerRow>::empty(1);
-        for id in ["e", "d", "a"] {
-            turned.insert(row(id), 0).unwrap();
-        }
-        assert_eq!(saved(&mut guard, &turned), "eda");
-    }
-
-    #[test]
-    fn mounts_are_shared_by_all_handles() {
-        let tmp = tempfile::tempdir().unwrap();
-        let dir = tmp.path().join("vfs-layers");
-        let (here, there) = (
-            MountPoints::open(&dir, None).unwrap(),
-            MountPoints::open(&dir, None).unwrap(),
-        );
-        assert!(here.read_blocking().unwrap().rows().next().is_none());
-        let mut guard = here.lock_blocking().unwrap();
-        for (id, path, count) in [
-            ("b", "/b", 2),
-            ("a", "/a", 1),
-            ("gone", "/g", 1),
-            ("none", "/n", 0),
-            ("x", "", 1),
-        ] {
-            guard.set(id, path, count);
-        }
-        guard
-            .save_in(order(), |id| {
-                ["a", "unmounted", "b", "none"]
-                    .iter()
-                    .zip(0..)
-                    .find(|(name, _)| **name == id)
-                    .map(|(_, at)| at)
-            })
-            .unwrap();
-        drop(guard);
-        let expected = r#"[{"id":"a","path":"/a","count":1},{"id":"b","path":"/b","count":2}]"#;
-        assert_eq!(
-            std::fs::read_to_string(dir.join("mountpoints.json")).unwrap(),
-            expected
-        );
-        for handle in [&here, &there] {
-            let table = handle.read_blocking().unwrap();
-            assert_eq!(counts(&table), [one("a", "/a", 1), one("b", "/b", 2)]);
-            assert_eq!(table.by_path("/b").unwrap().id, "b");
-            assert!(
-                Arc::ptr_eq(&table, &handle.read_blocking().unwrap()),
-                "unchanged: not loaded again"
-            );
-            assert!(Arc::ptr_eq(&table, &handle.try_read().unwrap().unwrap()));
-        }
-        let mut guard = there.lock_blocking().unwrap();
-        guard.set("b", "", 0);
-        guard.set("a", "/a", 3);
-        guard.save_in(order(), |_| Some(7)).unwrap();
-        drop(guard);
-        assert!(here.try_read().unwrap().is_none(), "changed: this needs the file");
-        assert_eq!(counts(&here.read_blocking().unwrap()), [one("a", "/a", 3)]);
-        let guard = there.lock_blocking().unwrap();
-        assert!(
-            here.try_read().unwrap().is_some(),
-            "locked, but nothing has changed"
-        );
-        drop(guard);
-        let mut guard = here.lock_blocking().unwrap();
-        guard.set("a", "/a", 4);
-        assert!(
-            here.try_read().unwrap().is_none(),
-            "being changed here: this needs waiting"
-        );
-        drop(guard);
-    }
-
-    #[test]
-    fn what_is_not_saved_or_cannot_be_saved_is_forgotten() {
-        let tmp = tempfile::tempdir().unwrap();
-        let mounts = MountPoints::open(tmp.path(), None).unwrap();
-        let path = tmp.path().join("mountpoints.json");
-        std::fs::write(
-            &path,
-            r#"[{"id":"a","path":"/a","count":1,"new":1},{"id":"b","path":"","count":4},{"id":"c","path":"/c"}]"#,
-        )
-        .unwrap();
-        assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
-        let mut guard = mounts.lock_blocking().unwrap();
-        guard.set("a", "/a", 9);
-        drop(guard);
-        assert_eq!(counts(&mounts.read_blocking().unwrap()), [one("a", "/a", 1)]);
-        let mut guard = mounts.lock_blocking().unwrap();
-        guard.set("a", "/a", 2);
-        guard.save_in(order(), |_| Some(0)).unwrap();
-        drop(guard);
-        let expected = r#"[{"id":"a","path":"/a","count":2,"new":1}]"#;
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
-
-        std::fs::remove_file(&path).unwrap();
-        std::fs::create_dir_all(path.join("full")).unwrap();
-        let mut guard = mounts.lock_blocking().unwrap();
-        guard.set("a", "/a", 3);
-        assert_eq!(
-            guard.save_in(order(), |_| Some(0)).unwrap_err().kind(),
-            ErrorKind::Io
-        );
-        drop(guard);
-        std::fs::remove_dir_all(&path).unwrap();
-        std::fs::write(&path, "[").unwrap();
-        let error = mounts.read_blocking().unwrap_err();
-        assert_eq!(
-            (error.kind(), error.path()),
-            (ErrorKind::CorruptMetadata, Some(path.as_path()))
-        );
+        let table = Arc::new(std::mem::take(&mut self.table));
+        let mut cache = self.core.cached();
+        cache.writing = false;
+        cache.known = self.token.map(|token| (token, table));
     }
 }

@@ -1,6 +1,7 @@
 mod interop;
 mod large;
 mod loading;
+mod mount_point;
 mod processes;
 mod published;
 mod reloading;
