@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::last_write::Token;
 use crate::lock::record_lock::{ExclusiveLock, LockFile, SharedLock};
 use crate::record::files::Content;
-use crate::record::published::Cached;
+use crate::record::published::{Cached, Snapshot};
 use crate::record::record_trait::Record;
 use crate::record::row_files::RowFiles;
 use crate::record::table::Table;
@@ -92,16 +92,6 @@ impl std::fmt::Debug for Prefetch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Prefetch")
     }
-}
-
-/// A table, and the state of the files that it was read from or written to.
-#[derive(Clone, Debug)]
-pub(super) struct Snapshot<R> {
-    pub(super) table: Table<R>,
-    /// `None` without lock files.
-    pub(super) token: Option<Token>,
-    /// Per location; `None` if there was no file, or one without a list (see [`Content`]).
-    pub(super) mtimes: Vec<Option<Mtime>>,
 }
 
 /// The held locks of all lock files. The first is a field of its own, so that the usual case of one allocates nothing.
@@ -260,6 +250,15 @@ impl<R: Record> RecordsInner<R> {
         if let Err(error) = loaded {
             tracing::debug!(error = %error.chain(), "cannot load the {} records ahead", R::NOUN);
         }
+    }
+
+    /// A copy of a published table, to be changed.
+    pub(super) fn copy(&self, published: &Table<R>) -> Table<R> {
+        let earlier = self.cached().take_earlier();
+        let recycled = earlier.and_then(|earlier| earlier.catch_up(published));
+        let mut copy = recycled.unwrap_or_else(|| published.clone());
+        copy.show_all();
+        copy
     }
 
     pub(super) fn load_and_publish(&self, token: Option<Token>) -> Result<Arc<Snapshot<R>>> {

@@ -10,16 +10,27 @@
 
 use std::sync::Arc;
 
-use crate::record::cache::{RecordsInner, Snapshot};
+use crate::lock::last_write::Token;
 use crate::record::index::Position;
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
+use crate::sys::atomic::Mtime;
 
 /// Tables that are kept to be used again.
 const MAX_EARLIER: usize = 3;
 
 /// Writers after which tables are not published any more if no reader has come while one of them wrote.
 const MAX_UNREAD: u32 = 256;
+
+/// A table, and the state of the files that it was read from or written to.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot<R> {
+    pub(super) table: Table<R>,
+    /// `None` without lock files.
+    pub(super) token: Option<Token>,
+    /// Per location; `None` if there was no file, or one without a list (see [`Content`]).
+    pub(super) mtimes: Vec<Option<Mtime>>,
+}
 
 /// The tables of one store that this process knows.
 #[derive(Debug)]
@@ -127,23 +138,17 @@ impl<R: Record> Cached<R> {
     }
 
     /// An earlier table that nobody reads, with what has been changed since.
-    fn take_earlier(&mut self) -> Option<Earlier<R>> {
+    pub(super) fn take_earlier(&mut self) -> Option<Earlier<R>> {
         let unread = |earlier: &Earlier<R>| Arc::strong_count(&earlier.snapshot) == 1;
         let at = self.earlier.iter().position(unread)?;
         Some(self.earlier.swap_remove(at))
     }
 }
 
-impl<R: Record> RecordsInner<R> {
-    /// A copy of a published table, to be changed.
-    pub(super) fn copy(&self, published: &Table<R>) -> Table<R> {
-        let earlier = self.cached().take_earlier();
-        let recycled = earlier.and_then(|earlier| {
-            let mut table = Arc::into_inner(earlier.snapshot)?.table;
-            table.catch_up(published, earlier.changed).then_some(table)
-        });
-        let mut copy = recycled.unwrap_or_else(|| published.clone());
-        copy.show_all();
-        copy
+impl<R: Record> Earlier<R> {
+    /// The table, made the same as what was published since, if that is possible.
+    pub(super) fn catch_up(self, published: &Table<R>) -> Option<Table<R>> {
+        let mut table = Arc::into_inner(self.snapshot)?.table;
+        table.catch_up(published, self.changed).then_some(table)
     }
 }
