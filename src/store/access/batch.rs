@@ -299,10 +299,9 @@ impl Running {
     /// Tells it what the save has come to, if it waits for one.
     fn saved(&self, result: Result<()>) {
         let mut waits = self.waits.borrow_mut();
-        match *waits {
-            Waits::Save => *waits = Waits::Saved(result),
-            // One that waits for a layer.
-            _ => {}
+        // Not one that waits for a layer.
+        if let Waits::Save = *waits {
+            *waits = Waits::Saved(result);
         }
     }
 
