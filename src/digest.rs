@@ -27,6 +27,11 @@ impl Digest {
         Self(format!("sha256:{}", hex(&hasher.finalize())).into())
     }
 
+    /// The digest with this sha256 sum.
+    pub(crate) fn of_sum(sum: &[u8; 32]) -> Self {
+        Self(format!("sha256:{}", hex(sum)).into())
+    }
+
     /// The whole text, `sha256:…`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -103,6 +108,24 @@ impl Hasher {
         };
         Digest(text.into())
     }
+}
+
+/// The sum in the text of a sha256 digest; `None` for every other text.
+pub(crate) fn sha256_sum(text: &[u8]) -> Option<[u8; 32]> {
+    let (digits, rest) = text.strip_prefix(b"sha256:")?.as_chunks::<2>();
+    let mut sum = [0; 32];
+    if digits.len() != sum.len() || !rest.is_empty() {
+        return None;
+    }
+    let value = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    for (byte, [high, low]) in sum.iter_mut().zip(digits) {
+        *byte = value(*high)? << 4 | value(*low)?;
+    }
+    Some(sum)
 }
 
 /// Lower-case hexadecimal digits of `bytes`.

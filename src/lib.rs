@@ -63,6 +63,11 @@
 //!
 //! The page [`drivers`] says what works for whom, rootless too, from which kernel on and with which options.
 //!
+//! # Layers with a table of contents
+//!
+//! Layers can be written as zstd:chunked blobs, of which other programs fetch single files; the module [`chunked`] reads
+//! the tables of contents of such blobs and of eStargz.
+//!
 //! # Whose things are touched
 //!
 //! All programs that open the same directories share one store, Podman included. Two methods reach beyond what their
@@ -105,7 +110,7 @@ mod archive;
 #[doc(hidden)]
 pub mod bench;
 mod bridge;
-mod chunked;
+pub mod chunked;
 pub mod compat;
 mod compression;
 pub mod config;

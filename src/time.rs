@@ -54,6 +54,11 @@ impl Time {
         })
     }
 
+    /// Seconds since the epoch, and nanoseconds that count on from there.
+    pub(crate) fn since_epoch(&self) -> (i64, u32) {
+        (self.seconds, self.nanoseconds)
+    }
+
     /// Whether this is Go's zero time, which stands for "unknown".
     pub(crate) fn is_go_zero(&self) -> bool {
         self.seconds == GO_ZERO && self.nanoseconds == 0

@@ -1,4 +1,19 @@
-//! Layer blobs with a table of contents, of which single files can be fetched.
+//! Layer blobs with a table of contents (TOC): zstd:chunked and eStargz.
+//!
+//! Such a blob is an ordinary compressed tar stream. Beside it there is a table of all entries, which says of each file
+//! which bytes of the blob hold its content, so that single files can be fetched.
+//!
+//! [`TocLocation`] says where in a blob the table is, and reads it: a checked [`Toc`]. Blobs of the kind are made by
+//! [`Store::diff`](crate::Store::diff) with [`Compression::ZstdChunked`](crate::Compression::ZstdChunked).
 
-pub(crate) mod annotations;
+mod estargz;
+mod location;
+mod positions;
+mod read;
+#[cfg(test)]
+mod tests;
+mod toc;
 pub(crate) mod writer;
+
+pub use location::{TocFormat, TocLocation};
+pub use toc::{Chunk, EntryKind, Toc, TocEntry};

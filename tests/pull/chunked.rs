@@ -1,6 +1,7 @@
 //! zstd:chunked blobs that we write are those that the Go library writes: it pulls them partially, and cuts the same
 //! files into the same chunks.
 
+use graphroot::chunked::{TocEntry, TocLocation};
 use graphroot::oci::{ImageRef, PullOptions, Puller, PushOptions, push};
 use graphroot::test_util::{TarBuilder, TarEntry};
 use graphroot::{Compression, LayerOptions, Store};
@@ -171,6 +172,27 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     })
 }
 
+/// Names and the digests of chunks by the table of contents of the only layer in a layout.
+async fn read_toc(layout: &std::path::Path) -> Vec<(Vec<u8>, Vec<String>)> {
+    let layer = &layout_manifest(layout)["layers"][0];
+    let blob = layout_blob(layout, layer["digest"].as_str().unwrap());
+    let annotations = serde_json::from_value(layer["annotations"].clone()).unwrap();
+    let size = blob.len() as u64;
+    let location = TocLocation::from_annotations(&annotations, size)
+        .unwrap()
+        .unwrap();
+    let in_footer = TocLocation::from_footer(&blob[blob.len() - 72..], size)
+        .unwrap()
+        .unwrap();
+    assert_eq!(in_footer.toc_range(), location.toc_range());
+    let start = usize::try_from(location.toc_range().unwrap().start).unwrap();
+    let toc = location.read_toc(&blob[start..]).await.unwrap();
+    let digests = |entry: TocEntry<'_>| entry.chunks().map(|chunk| chunk.digest.to_string()).collect();
+    toc.entries()
+        .map(|entry| (entry.name().to_vec(), digests(entry)))
+        .collect()
+}
+
 /// Entries without positions, which depend on how well something was compressed.
 fn without_positions(toc: &Value) -> Vec<Value> {
     let mut entries = toc["entries"].as_array().unwrap().clone();
@@ -231,6 +253,8 @@ async fn skopeo_writes_the_same_table_of_contents(set: PeerSet) {
             .collect()
     };
     assert_eq!(keys(&our_layer), keys(&their_layer));
+    let (ours, theirs) = (read_toc(&layout("ours")).await, read_toc(&layout("theirs")).await);
+    assert_eq!(ours, theirs);
     // Each is an ordinary image for the other.
     let other = TestRoot::in_memory();
     Puller::new(&other.open().await, PullOptions::default())

@@ -13,7 +13,8 @@ use super::job::{Encoder, Event, Job, Packed, Sum, SumSource};
 use crate::archive::compress::format::{Format, Tools};
 use crate::archive::compress::parallel::ParallelStream;
 use crate::bridge::Producer;
-use crate::chunked::annotations::{Positions, Section, push_skippable};
+use crate::chunked::location::Section;
+use crate::chunked::positions::{Positions, push_skippable};
 use crate::digest::{Digest, hex};
 use crate::error::{IoContext as _, Result};
 

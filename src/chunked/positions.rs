@@ -1,44 +1,14 @@
-//! Where the parts of a chunked blob are: as annotations of a layer in a manifest, and in a blob's footer. Pure.
+//! What a writer says of where the parts of its blob are: annotations and footer. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::chunked::location::{
+    MAGIC, SKIPPABLE_HEAD, SKIPPABLE_MAGIC, Section, TAR_SPLIT_POSITION, TOC_CHECKSUM, TOC_POSITION, TYPE,
+    ZSTD,
+};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-
-/// What the names of annotations about zstd:chunked begin with.
-const ZSTD: &str = "io.github.containers.zstd-chunked.";
-
-/// Digest of the compressed table of contents.
-const TOC_CHECKSUM: &str = "manifest-checksum";
-/// `OFFSET:LENGTH:UNCOMPRESSED LENGTH:TYPE` of the table of contents.
-const TOC_POSITION: &str = "manifest-position";
-/// `OFFSET:LENGTH:UNCOMPRESSED LENGTH` of the tar-split data.
-const TAR_SPLIT_POSITION: &str = "tarsplit-position";
-
-/// The one type of a table of contents.
-const TYPE: u64 = 1;
-
-/// What a footer ends with.
-const MAGIC: [u8; 8] = *b"GNUlInUx";
-
-/// Bytes of a skippable frame before its payload.
-pub(crate) const SKIPPABLE_HEAD: u64 = 8;
-
-/// Zstandard data within a blob, in a skippable frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Section {
-    /// Where its bytes are in the blob.
-    pub(crate) range: Range<u64>,
-    /// Bytes after decompression, as declared.
-    pub(crate) size: u64,
-}
-
-impl Section {
-    fn length(&self) -> u64 {
-        self.range.end.saturating_sub(self.range.start)
-    }
-}
 
 /// Where the parts of a zstd:chunked blob are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +65,7 @@ pub(crate) fn push_skippable(out: &mut Vec<u8>, offset: u64, data: &[u8]) -> Res
         ErrorKind::InvalidInput.err(format!("{} bytes in one skippable frame", data.len()))
     })?;
     let start = offset + out.len() as u64 + SKIPPABLE_HEAD;
-    out.extend_from_slice(&[0x50, 0x2a, 0x4d, 0x18]);
+    out.extend_from_slice(&SKIPPABLE_MAGIC);
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(data);
     Ok(start..start + u64::from(length))

@@ -1,0 +1,14 @@
+//! Reads tables of contents, which come from whoever made the image.
+//!
+//! `parse` goes through the JSON text once, in a stream, and hands each entry to `builder`, which checks it and puts it
+//! into the `table`. Memory is bounded whatever the text says, and nothing is taken on trust: see [`builder`].
+
+mod builder;
+mod parse;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use builder::{Bounds, MAX_MEMORY};
+pub(crate) use parse::parse;
+pub use table::{Chunk, EntryKind, Toc, TocEntry};
