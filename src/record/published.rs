@@ -28,7 +28,7 @@ pub(super) struct Snapshot<R> {
     pub(super) table: Table<R>,
     /// `None` without lock files.
     pub(super) token: Option<Token>,
-    /// Per location; `None` if there was no file, or one without a list (see [`Content`]).
+    /// Per location; `None` if there was no file, or one without a list (see `Content`).
     pub(super) mtimes: Vec<Option<Mtime>>,
 }
 
