@@ -5,7 +5,7 @@ use crate::store::Store;
 use crate::store::access::batch::Batch;
 use crate::store::access::held::Held;
 use crate::store::access::needs::Needs;
-use crate::store::access::writers::Request;
+use crate::store::access::queue::Request;
 
 impl Store {
     /// Runs a step that holds these locks, beside others in one [batch](crate::store::access::batch).
