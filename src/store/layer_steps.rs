@@ -98,7 +98,7 @@ pub(crate) async fn delete_layers(batch: &Batch, ids: &[String]) -> Result<()> {
             batch.with(|held| held.layers()?.count_unmounts(&doomed, unmounted))?;
             batch.save().await?;
         }
-        let removal = batch.with(|held| Ok(held.layers()?.removal(&doomed)))?;
+        let removal = batch.with(|held| Ok(held.layers()?.removal(ids)))?;
         let removed = batch.work(|| removal.make()).await;
         batch.with(|held| held.layers()?.count_removed(removed))
     };

@@ -22,6 +22,7 @@ mod failing;
 mod failures;
 mod help;
 mod kernels;
+mod many_layers;
 mod mistakes;
 mod one_store;
 mod program;

@@ -8,7 +8,7 @@ use crate::error::{Error, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::store::dirs::{Dirs, check_layer_id};
 use crate::store::inner::Inner;
-use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::locked::{LayerStore, MAX_TRASH};
 use crate::store::layer_store::mount::LastUnmount;
 use crate::sys::tree::remove_tree;
 
@@ -29,8 +29,13 @@ impl LayerStore {
             .plan_unmounts(&doomed)
             .and_then(|unmounts| self.count_unmounts(&doomed, unmounts.make()));
         let removed = unmounted.and_then(|()| self.save_counts()).and_then(|()| {
-            let moved = self.removal(&doomed).make();
-            self.count_removed(moved)
+            let some = doomed.ids.chunks(MAX_TRASH);
+            let removed = some.map(|ids| {
+                let moved = self.removal(ids).make();
+                self.count_removed(moved)
+            });
+            // Collected first, so that a failure does not stop the others.
+            removed.collect::<Vec<_>>().into_iter().collect()
         });
         self.save()?;
         removed
@@ -82,15 +87,15 @@ impl LayerStore {
     }
 
     /// The removal of the files of the layers.
-    pub(crate) fn removal(&mut self, doomed: &Doomed) -> Removal {
-        for id in &doomed.ids {
+    pub(crate) fn removal(&mut self, ids: &[String]) -> Removal {
+        for id in ids {
             // What the driver does not find has no names.
             drop(self.rely_on_layer(id));
         }
         Removal {
             driver: Arc::clone(&self.driver),
             inner: Arc::clone(&self.inner),
-            ids: doomed.ids.clone(),
+            ids: ids.to_vec(),
         }
     }
 
@@ -98,7 +103,7 @@ impl LayerStore {
     pub(crate) fn count_removed(&mut self, removed: Removed) -> Result<()> {
         let mut result = Ok(());
         for (id, moved) in removed.0 {
-            self.trash.extend(moved.trash);
+            self.throw_away(moved.trash);
             match moved.result.context(|| format!("deleting layer {id:?}")) {
                 Ok(()) => drop(self.guard.table_mut().remove(&id)),
                 // The record keeps the flag, so that the next user of the lock tries again.
@@ -121,7 +126,7 @@ impl LayerStore {
     pub(crate) fn move_away(&mut self, id: &str) -> Result<()> {
         drop(self.rely_on_layer(id));
         let moved = Moved::away(&*self.driver, &self.inner.dirs, id);
-        self.trash.extend(moved.trash);
+        self.throw_away(moved.trash);
         moved.result
     }
 }

@@ -15,6 +15,9 @@ use crate::store::inner::Inner;
 use crate::store::layer_store::counts::HeldCounts;
 use crate::store::layer_store::new_layer::Unpacked;
 
+/// Temporary directories that wait for the lock to be released.
+pub(super) const MAX_TRASH: usize = 64;
+
 /// The primary layer store, held exclusively.
 pub(crate) struct LayerStore {
     pub(super) guard: WriteGuard<LayerRow>,
@@ -86,6 +89,14 @@ impl LayerStore {
         drop(self);
         drop(waste);
         result
+    }
+
+    /// Has temporary directories be removed after the lock is released; at once if there are many, for each has a file open.
+    pub(super) fn throw_away(&mut self, trash: impl IntoIterator<Item = TempDir>) {
+        self.trash.extend(trash);
+        if self.trash.len() >= MAX_TRASH {
+            drop(self.take_waste());
+        }
     }
 
     /// See [`WriteGuard::settle`].
