@@ -19,6 +19,9 @@ use crate::sys::atomic::Mtime;
 /// Tables that are kept to be used again.
 const MAX_EARLIER: usize = 3;
 
+/// Changes that a table may always lack.
+const MUCH: usize = 64;
+
 /// Writers after which tables are not published any more if no reader has come while one of them wrote.
 const MAX_UNREAD: u32 = 256;
 
@@ -113,8 +116,16 @@ impl<R: Record> Cached<R> {
         let before = self.current.replace(Arc::clone(snapshot));
         self.earlier
             .extend(before.map(|snapshot| Earlier { snapshot, changed }));
+        // One that differs in much is of no use.
+        let much = snapshot.table.len() / 2 + MUCH;
+        let (old, kept) = std::mem::take(&mut self.earlier)
+            .into_iter()
+            .partition(|earlier| earlier.changed.len() > much);
+        self.earlier = kept;
+        let mut old: Vec<Earlier<R>> = old;
         let too_many = self.earlier.len().saturating_sub(MAX_EARLIER);
-        (None, self.earlier.drain(..too_many).collect())
+        old.extend(self.earlier.drain(..too_many));
+        (None, old)
     }
 
     /// What the files say is not known any more.

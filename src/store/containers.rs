@@ -163,8 +163,24 @@ impl NewContainer {
     /// Creates the layer, then the record, then takes the mark off the layer. `None` if the images must be held exclusively.
     #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
     async fn create(self, batch: &Batch) -> Result<Option<Arc<ContainerRow>>> {
+        let claim = |id: &str| {
+            batch.claim({
+                let id = id.to_owned();
+                move |_held| Ok((id.clone(), ()))
+            })
+        };
+        // Whoever deletes the container waits until it is complete.
+        let given = match &self.options.layer_id {
+            Some(id) => Some(claim(id).await?),
+            None => None,
+        };
         let Some(begun) = batch.with(|held| self.begin(held))? else {
             return Ok(None);
+        };
+        let _claim = match given {
+            Some(claim) => claim,
+            // Nobody else knows the ID.
+            None => claim(&begun.layer.id).await?,
         };
         let Begun {
             id,

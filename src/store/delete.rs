@@ -1,6 +1,8 @@
 //! Deleting layers, images and containers.
 
 use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::{Batch, Held, Needs};
 use crate::store::all_stores::AllStores;
@@ -68,8 +70,16 @@ fn forget_copy(all: &mut AllStores<'_>, layer: &str) -> Result<()> {
 /// Deletes a container, its layer and its directories. From the moment at which its record is gone a failure does not undo
 /// anything: the next user of the store goes on.
 #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
-async fn delete_container(batch: &Batch, dirs: &Dirs, key: &str) -> Result<()> {
-    let doomed = batch.with(|held| held.all()?.doom_container(key))?;
+pub(crate) async fn delete_container(batch: &Batch, dirs: &Dirs, key: &str) -> Result<()> {
+    // Whoever makes the container, or mounts its layer, ends that first.
+    let claimed = batch.claim(|held| {
+        let all = held.all()?;
+        let row = all.containers.find(key);
+        let row = row.ok_or_else(|| ErrorKind::NotAContainer.err(format!("deleting container {key:?}")))?;
+        Ok((row.layer.to_string(), row.id.to_string()))
+    });
+    let (_claim, id) = claimed.await?;
+    let doomed = batch.with(|held| held.all()?.doom_container(&id))?;
     let deleted = async {
         batch.save().await?;
         batch.with(|held| {
@@ -77,10 +87,6 @@ async fn delete_container(batch: &Batch, dirs: &Dirs, key: &str) -> Result<()> {
             Ok(())
         })?;
         batch.save().await?;
-        let mut claims = Vec::with_capacity(doomed.layers.len());
-        for id in &doomed.layers {
-            claims.push(batch.claim(|_held| Ok((id.clone(), ()))).await?);
-        }
         let deleted = delete_layers(batch, &doomed.layers).await;
         batch.with(|held| {
             let all = held.all()?;
@@ -196,8 +202,9 @@ impl Store {
                 Item::Image(id) => batch.with(|held| held.all()?.delete_image_record(&dirs, &id)),
                 Item::Layer(id) => {
                     let layer = |held: &mut Held| {
-                        let found = held.layers()?.find_complete(&id)?;
-                        Ok((found.id.to_string(), ()))
+                        let found = held.layers()?.table().get_complete(&id).is_some();
+                        let found = found.then(|| (id.clone(), ()));
+                        found.ok_or_else(|| LayerRow::unknown(&id))
                     };
                     let (claim, ()) = batch.claim(layer).await?;
                     delete_layers(&batch, &[claim.layer().to_owned()]).await

@@ -22,10 +22,22 @@ fn awaited_inode(line: &str) -> Option<u64> {
     file.rsplit(':').next()?.parse().ok()
 }
 
+/// The inodes of files for whose locks a process waits.
+fn awaited_inodes(locks: &str) -> impl Iterator<Item = u64> {
+    locks.lines().filter_map(awaited_inode)
+}
+
+/// Whether another process waits for one of the locks, whoever holds it. May take long: the kernel waits for all processors
+/// before it tells.
+pub(crate) fn are_awaited(files: &[Arc<LockFile>]) -> bool {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    awaited_inodes(&locks).any(|inode| files.iter().any(|file| file.identity.1 == inode))
+}
+
 /// Whether another process waits for one of the locks that nobody holds, and will have it in a moment.
 ///
 /// The device is not compared: not every file system says the same there as in the status of the file.
-fn is_awaited(files: &[&Arc<LockFile>]) -> bool {
+fn is_awaited(files: &[Arc<LockFile>]) -> bool {
     let Ok(locks) = std::fs::read_to_string("/proc/locks") else {
         return false;
     };
@@ -33,8 +45,7 @@ fn is_awaited(files: &[&Arc<LockFile>]) -> bool {
     let is_free = |file: &Arc<LockFile>| {
         file.gate.try_read().is_ok() && matches!(ofd::holder(file.as_fd(), Kind::Exclusive), Ok(None))
     };
-    let mut awaited = locks.lines().filter_map(awaited_inode);
-    awaited.any(|inode| {
+    awaited_inodes(&locks).any(|inode| {
         let mut files = files.iter().filter(|file| file.identity.1 == inode);
         files.any(|file| is_free(file))
     })
@@ -42,7 +53,7 @@ fn is_awaited(files: &[&Arc<LockFile>]) -> bool {
 
 /// Waits until the processes that wait for these locks have got them, each that is free; at most for `limit`. The caller holds
 /// none of them.
-pub(crate) fn give_way(files: &[&Arc<LockFile>], limit: Duration) {
+pub(crate) fn give_way(files: &[Arc<LockFile>], limit: Duration) {
     let started = Instant::now();
     while is_awaited(files) && started.elapsed() < limit {
         std::thread::sleep(PAUSE);
@@ -73,7 +84,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("a.lock");
         let lock = LockFile::open(&path, LockMode::ReadWrite).unwrap();
-        let files = [&lock];
+        let files = [Arc::clone(&lock)];
         assert!(!is_awaited(&files));
         let held = lock.exclusive_blocking(None).unwrap();
         let Some(mut peer) = Peer::start() else { return };
@@ -88,6 +99,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(!is_awaited(&files), "it is held");
+        assert!(are_awaited(&files));
         drop(held);
         give_way(&files, Duration::from_secs(60));
         assert!(!waits());

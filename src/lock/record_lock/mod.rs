@@ -26,7 +26,7 @@ mod patience;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use foreign::give_way;
+pub(crate) use foreign::{are_awaited, give_way};
 pub(crate) use guards::{ExclusiveLock, SharedLock};
 pub(crate) use lock_file::{LockFile, LockMode};
 pub(crate) use patience::{Deadline, Patience};

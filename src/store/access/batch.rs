@@ -73,7 +73,7 @@ impl Batch {
     }
 
     /// Keeps other steps off the layer whose ID `find` returns, with what else it returns, until the claim is dropped. If another
-    /// step works on it, this waits until that is done, and looks again. What the step has changed may be saved meanwhile.
+    /// step works on it, this waits until that is done, and looks again. The step may not have changed records that are not saved.
     #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
     pub(crate) async fn claim<T>(
         &self,
@@ -154,10 +154,21 @@ struct Running {
 
 /// Steps that are running, and what they hold in common.
 pub(super) struct Steps {
+    /// Declared first: whatever happens, the locks are held until nobody works any more.
+    work: Closing,
     held: Rc<RefCell<Box<Held>>>,
-    work: Work,
     claims: Claims,
     running: Vec<Running>,
+}
+
+/// The work of a batch, closed when the batch ends.
+#[derive(Default)]
+struct Closing(Work);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        drop(self.0.close());
+    }
 }
 
 /// A step that has ended, and what is to be removed from disk then.
@@ -190,8 +201,8 @@ pub(super) struct Broken;
 impl Steps {
     pub(super) fn new(held: Box<Held>) -> Self {
         Self {
+            work: Closing::default(),
             held: Rc::new(RefCell::new(held)),
-            work: Work::default(),
             claims: Claims::default(),
             running: Vec::new(),
         }
@@ -207,7 +218,7 @@ impl Steps {
         let waits = Rc::default();
         let batch = Batch {
             held: Rc::clone(&self.held),
-            work: self.work.clone(),
+            work: self.work.0.clone(),
             claims: self.claims.clone(),
             waits: Rc::clone(&waits),
         };
@@ -261,13 +272,13 @@ impl Steps {
             if !self.running.iter().any(Running::works) {
                 return Ok(());
             }
-            self.work.advance();
+            self.work.0.advance();
         }
     }
 
     /// Releases the locks.
     pub(super) fn release(mut self) {
-        let left = self.work.close();
+        let left = self.work.0.close();
         let wastes = self
             .running
             .iter_mut()

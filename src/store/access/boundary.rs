@@ -24,6 +24,10 @@ pub(super) struct Changed {
 }
 
 impl Changed {
+    fn is_empty(self) -> bool {
+        self.layers == 0 && self.images == [0; 2] && self.containers == 0 && !self.counts
+    }
+
     pub(super) fn add(&mut self, other: Self) {
         self.layers = self.layers.max(other.layers);
         self.containers = self.containers.max(other.containers);
@@ -49,23 +53,17 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// What it means for a step that has changed these.
+    /// What it means for a step that has changed these. One that has changed something may rely on what another has changed
+    /// in another table: if any was not saved, it gets the error, whatever has become of its own changes.
     pub(super) fn of(&self, changed: Changed) -> Result<()> {
+        if changed.is_empty() {
+            return Ok(());
+        }
         let [first, second] = &self.images;
-        let tables = [
-            (&self.layers, changed.layers),
-            (first, changed.images[0]),
-            (second, changed.images[1]),
-            (&self.containers, changed.containers),
-        ];
-        let mut lost = tables.into_iter().filter_map(|(failure, count)| {
-            let (error, saved) = failure.as_ref()?;
-            (count > *saved).then_some(error)
-        });
-        let lost = lost.next();
-        let counts = || self.counts.as_ref().filter(|_| changed.counts);
-        let failure = lost.or_else(counts).or(self.unsettled.as_ref());
-        failure.map_or(Ok(()), |error| Err(error.again()))
+        let tables = [&self.layers, first, second, &self.containers];
+        let lost = tables.into_iter().flatten().map(|(error, _saved)| error);
+        let lost = lost.chain(&self.counts).chain(&self.unsettled).next();
+        lost.map_or(Ok(()), |error| Err(error.again()))
     }
 }
 

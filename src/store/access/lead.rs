@@ -10,7 +10,7 @@ use tokio::runtime;
 
 use crate::bridge;
 use crate::error::{Error, ErrorKind};
-use crate::lock::record_lock::{Deadline, Patience, give_way};
+use crate::lock::record_lock::{Deadline, LockFile, Patience, are_awaited, give_way};
 use crate::store::access::batch::Answered;
 use crate::store::access::held::Held;
 use crate::store::access::needs::Needs;
@@ -125,11 +125,10 @@ impl Lead {
     /// another thread may lead meanwhile. Whether this one leads on.
     fn answer(&mut self, last: Option<Answered>) -> bool {
         let Some(last) = last else { return true };
-        if !last.has_waste() || self.waitlist.has_waiting() {
+        if !last.has_waste() || !self.waitlist.leave() {
             drop(last.give());
             return true;
         }
-        self.waitlist.queue().led = false;
         self.role = Role::None;
         last.give_after_removal();
         self.take_over()
@@ -146,16 +145,34 @@ impl Lead {
             true => (0, Some(now)),
             false => (batches + 1, Some(since)),
         };
+        let look = due && !queue.looking;
+        queue.looking |= look;
+        let others_wait = std::mem::take(&mut queue.others_wait);
         drop(queue);
-        if due {
-            let inner = &self.inner;
-            let mut files = vec![&inner.graph_lock];
-            files.extend(inner.layers.lock_files());
-            files.extend(inner.images.lock_files());
-            files.extend(inner.graph_images.iter().flat_map(|images| images.lock_files()));
-            files.extend(inner.containers.lock_files());
-            give_way(&files, WAY_TIME);
+        if look {
+            // The kernel takes some milliseconds for the answer.
+            let (waitlist, files) = (Arc::clone(&self.waitlist), self.lock_files());
+            bridge::spawn_detached(move || {
+                let awaited = are_awaited(&files);
+                let mut queue = waitlist.queue();
+                queue.looking = false;
+                queue.others_wait |= awaited;
+            });
         }
+        if others_wait {
+            give_way(&self.lock_files(), WAY_TIME);
+        }
+    }
+
+    fn lock_files(&self) -> Vec<Arc<LockFile>> {
+        let inner = &self.inner;
+        let images = inner.graph_images.iter().flat_map(|images| images.lock_files());
+        let files = std::iter::once(&inner.graph_lock)
+            .chain(inner.layers.lock_files())
+            .chain(inner.images.lock_files())
+            .chain(images)
+            .chain(inner.containers.lock_files());
+        files.map(Arc::clone).collect()
     }
 
     /// Has a thread of its own wait for the locks that the oldest step needs.

@@ -39,6 +39,9 @@ pub(super) struct Queue {
     pub(super) awaited: Vec<Needs>,
     /// The batches since it was last looked whether other processes wait, and when that was.
     pub(super) turn: (u32, Option<Instant>),
+    /// Whether a thread is looking now, and whether one has seen that others wait.
+    pub(super) looking: bool,
+    pub(super) others_wait: bool,
 }
 
 /// How a step is to be run.
@@ -172,9 +175,11 @@ impl Waitlist {
         last
     }
 
-    /// Whether steps wait for a thread that leads.
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.queue().waiting.is_empty()
+    /// Nobody leads any more, unless steps wait. Whether that is so.
+    pub(super) fn leave(&self) -> bool {
+        let mut queue = self.queue();
+        queue.led = !queue.waiting.is_empty();
+        !queue.led
     }
 }
 

@@ -87,12 +87,12 @@ impl LayerStore {
     }
 
     /// The removal of the files of the layers.
-    pub(crate) fn removal(&mut self, ids: &[String]) -> Removal {
-        for id in ids {
-            // What the driver does not find has no names.
-            drop(self.rely_on_layer(id));
-        }
+    pub(crate) fn removal(&self, ids: &[String]) -> Removal {
+        // What the driver does not find has no names.
+        let names = ids.iter().filter_map(|id| self.driver.names_to_sync(id).ok());
+        let relied_on = names.flatten().chain([self.inner.dirs.layers()]).collect();
         Removal {
+            relied_on,
             driver: Arc::clone(&self.driver),
             inner: Arc::clone(&self.inner),
             ids: ids.to_vec(),
@@ -102,7 +102,10 @@ impl LayerStore {
     /// Removes the records of those layers whose files are gone; which is to be saved also after an error.
     pub(crate) fn count_removed(&mut self, removed: Removed) -> Result<()> {
         let mut result = Ok(());
-        for (id, moved) in removed.0 {
+        for dir in removed.relied_on {
+            self.guard.rely_on(dir);
+        }
+        for (id, moved) in removed.each {
             self.throw_away(moved.trash);
             match moved.result.context(|| format!("deleting layer {id:?}")) {
                 Ok(()) => drop(self.guard.table_mut().remove(&id)),
@@ -166,21 +169,34 @@ pub(crate) struct Removal {
     driver: Arc<dyn Driver>,
     inner: Arc<Inner>,
     ids: Vec<String>,
+    /// Directories whose names the save of the records relies on afterwards.
+    relied_on: Vec<PathBuf>,
 }
 
 /// What removing the files of several layers has come to.
-pub(crate) struct Removed(Vec<(String, Moved)>);
+pub(crate) struct Removed {
+    each: Vec<(String, Moved)>,
+    relied_on: Vec<PathBuf>,
+}
 
 impl Removal {
     /// Renames the content and files of each layer into temporary directories that are removed after the lock is released.
     /// Where the disk is full they are removed at once: there may be no room for a directory.
     pub(crate) fn make(self) -> Removed {
-        let Self { driver, inner, ids } = self;
+        let Self {
+            driver,
+            inner,
+            ids,
+            relied_on,
+        } = self;
         let moved = ids.into_iter().map(|id| {
             let moved = Moved::away(&*driver, &inner.dirs, &id);
             (id, moved)
         });
-        Removed(moved.collect())
+        Removed {
+            each: moved.collect(),
+            relied_on,
+        }
     }
 }
 

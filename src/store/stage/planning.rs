@@ -30,7 +30,7 @@ impl Store {
                         if !home.read_only() {
                             free(table)?;
                         }
-                        Ok(match table.find(key) {
+                        Ok(match table.find_complete(key) {
                             Some(row) => ControlFlow::Break((Arc::clone(row), home.read_only())),
                             None => ControlFlow::Continue(()),
                         })

@@ -236,7 +236,7 @@ async fn a_process_that_waits_gets_its_turn() {
         let answer = peer.eval(&format!("(lock({lock:?}, fcntl.LOCK_EX), unlock({lock:?}))"));
         assert_eq!(answer, "('locked', 'unlocked')");
         let saves = store.inner.images.saves() - before;
-        assert!(saves < 400, "{saves} saves came before it");
+        assert!(saves < 1000, "{saves} saves came before it");
     }
     stop.store(true, Ordering::Relaxed);
     for task in busy {

@@ -1,6 +1,7 @@
 //! Steps in common batches, and readers beside them.
 
 mod batches;
+mod on_each_other;
 mod readers;
 mod work;
 
