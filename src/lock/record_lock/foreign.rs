@@ -47,7 +47,7 @@ fn is_awaited(files: &[Arc<LockFile>]) -> bool {
     };
     awaited_inodes(&locks).any(|inode| {
         let mut files = files.iter().filter(|file| file.identity.1 == inode);
-        files.any(|file| is_free(file))
+        files.any(&is_free)
     })
 }
 
