@@ -17,7 +17,7 @@ pub(super) struct HomeState {
     busy: Mutex<HashSet<String>>,
     /// One of them is so no more.
     freed: Condvar,
-    /// Held while the home is made a mount of its own.
+    /// Held while the home is made a mount of its own, and while a probe has something mounted in it.
     private: Mutex<()>,
     /// Results of probes, by the names of their cache files.
     features: Mutex<HashMap<String, bool>>,
@@ -57,7 +57,7 @@ impl HomeState {
         }
     }
 
-    /// Keeps others from making the home a mount of its own.
+    /// Keeps others from making the home a mount of its own, and from probing.
     pub(super) fn lock_private(&self) -> MutexGuard<'_, ()> {
         self.private.lock().unwrap_or_else(PoisonError::into_inner)
     }

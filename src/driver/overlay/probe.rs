@@ -7,6 +7,7 @@
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir};
 use rustix::io::Errno;
@@ -40,14 +41,18 @@ pub(super) struct Probe<'a> {
 }
 
 /// A probe's directory with one mount in it.
-struct Trial {
+struct Trial<'a> {
     dir: PathBuf,
+    /// If the home became a mount of its own now, the trial's mount would be hidden below it, and stay. Released at the end.
+    _home: MutexGuard<'a, ()>,
     /// Removed after [`Trial::drop`] has unmounted.
     _temp: TempDir,
 }
 
-impl Trial {
-    fn new(home: &Path, dirs: &[&str]) -> Result<Self> {
+impl<'a> Trial<'a> {
+    fn new(probe: &Probe<'a>, dirs: &[&str]) -> Result<Self> {
+        let held = probe.shared.lock_private();
+        let home = probe.home;
         let mut temp = TempDir::create(&home.join(TEMP_DIRS))?;
         let dir = temp.addition();
         std::fs::create_dir(&dir).at("creating", &dir)?;
@@ -55,7 +60,11 @@ impl Trial {
             let path = dir.join(name);
             std::fs::create_dir_all(&path).at("creating", path)?;
         }
-        Ok(Self { dir, _temp: temp })
+        Ok(Self {
+            dir,
+            _home: held,
+            _temp: temp,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -81,7 +90,7 @@ impl Trial {
     }
 }
 
-impl Drop for Trial {
+impl Drop for Trial<'_> {
     fn drop(&mut self) {
         for mounted in ["merged", "mapped"] {
             if let Err(error) = unmount_lazily(&self.path(mounted)) {
@@ -142,7 +151,7 @@ impl Probe<'_> {
             Some((false, text)) => return Err(ErrorKind::NotSupported.err(text)),
             None => {
                 // An error while the trial is prepared is no result.
-                let trial = Trial::new(self.home, &["lower1", "lower2/subdir"])?;
+                let trial = Trial::new(self, &["lower1", "lower2/subdir"])?;
                 trial.write("lower2/subdir/file", b"")?;
                 if let Err(error) = self.try_overlay(&trial) {
                     if error.io_kind() == Some(std::io::ErrorKind::StorageFull) {
@@ -159,7 +168,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    fn try_overlay(&self, trial: &Trial) -> Result<()> {
+    fn try_overlay(&self, trial: &Trial<'_>) -> Result<()> {
         if !has_file_types(&trial.dir)? {
             return Err(ErrorKind::NotSupported.err(
                 "file system without d_type support, which leads to incorrect behavior (xfs: reformat with ftype=1)",
@@ -186,7 +195,7 @@ impl Probe<'_> {
     }
 
     fn try_metacopy(&self) -> Result<bool> {
-        let trial = Trial::new(self.home, &["lower"])?;
+        let trial = Trial::new(self, &["lower"])?;
         trial.write("lower/f", &[0xff])?;
         let options = flags::sort([self.mount_options])?;
         match trial.mount(&["lower"], self.namespace, options) {
@@ -227,7 +236,7 @@ impl Probe<'_> {
     }
 
     fn try_native_diff(&self) -> Result<()> {
-        let trial = Trial::new(self.home, &["l1/d", "l1/d1", "l2/d"])?;
+        let trial = Trial::new(self, &["l1/d", "l1/d1", "l2/d"])?;
         let middle = at::open_dir(&trial.path("l2")).at("opening", trial.path("l2"))?;
         let opaque = self.namespace.opaque();
         xattr::set_at(middle.as_fd(), b"d", opaque.as_bytes(), OPAQUE_VALUE)
@@ -258,7 +267,7 @@ impl Probe<'_> {
     /// Whether mounts can skip syncing.
     pub(super) fn volatile(&self) -> bool {
         let probe = || {
-            let trial = Trial::new(self.home, &["lower"])?;
+            let trial = Trial::new(self, &["lower"])?;
             trial.mount(&["lower"], self.namespace, flags::sort(["volatile"])?)?;
             Ok((true, String::new()))
         };
@@ -279,7 +288,7 @@ impl Probe<'_> {
 
     fn try_id_mapped_lowers(&self) -> bool {
         let attempt = || -> Result<()> {
-            let trial = Trial::new(self.home, &["lower", "mapped"])?;
+            let trial = Trial::new(self, &["lower", "mapped"])?;
             let root = vec![IdMap::new(0, 0, 1)];
             let namespace = userns::create(&IdMappings {
                 uids: root.clone(),
