@@ -72,12 +72,7 @@ impl<R: Record> Table<R> {
         self.saves += 1;
         self.unknown = false;
         self.changes_at_save = self.changes;
-        let changed = self.undo.drain(..).map(|change| match change {
-            Undo::Insertion(position) | Undo::Replacement(position, _) | Undo::Removal(position, _) => {
-                position
-            }
-        });
-        changed.collect()
+        self.undo.drain(..).map(|change| change.position()).collect()
     }
 
     /// Makes this table, which was the same as `other` but for the `changed` rows, the same again. Not possible if IDs

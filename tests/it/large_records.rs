@@ -13,7 +13,7 @@ use crate::support::root::TestRoot;
 use crate::support::store::names_in;
 use crate::support::worker::{Worker, store_location};
 use crate::support::{each_set, needs};
-use crate::sync_order::{CALLS, descriptor, paths, whole_lines};
+use crate::sync_order::{CALLS, descriptor, paths, succeeded, whole_lines};
 
 /// Makes the records of layers large.
 async fn enlarge(store: &Store) {
@@ -65,15 +65,9 @@ fn is_reserve(path: &Path) -> bool {
 
 impl Versions {
     fn replay(&mut self, line: &str) {
-        let Some((call, rest)) = line.split_once('(') else {
+        let Some((call, arguments, result)) = succeeded(line) else {
             return;
         };
-        let Some((arguments, result)) = rest.rsplit_once(" = ") else {
-            return;
-        };
-        if result.starts_with('-') {
-            return;
-        }
         let file = || PathBuf::from(descriptor(arguments).unwrap());
         match call {
             "pwrite64" | "ftruncate" if is_reserve(&file()) => {

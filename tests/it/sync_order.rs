@@ -271,15 +271,9 @@ impl Disk {
 
     /// One line of strace, without the process ID: `call(arguments) = result`.
     fn replay(&mut self, line: &str) {
-        let Some((call, rest)) = line.split_once('(') else {
+        let Some((call, arguments, result)) = succeeded(line) else {
             return;
         };
-        let Some((arguments, result)) = rest.rsplit_once(" = ") else {
-            return;
-        };
-        if result.starts_with('-') {
-            return;
-        }
         let paths = paths(arguments);
         let first = || PathBuf::from(&paths[0]);
         let file = || PathBuf::from(descriptor(arguments).unwrap());
@@ -307,6 +301,13 @@ impl Disk {
             _ => {}
         }
     }
+}
+
+/// The call, arguments and result of a line of strace, without the process ID, if the call has succeeded.
+pub(crate) fn succeeded(line: &str) -> Option<(&str, &str, &str)> {
+    let (call, rest) = line.split_once('(')?;
+    let (arguments, result) = rest.rsplit_once(" = ")?;
+    (!result.starts_with('-')).then_some((call, arguments, result))
 }
 
 /// The path of a leading descriptor, `5</path>`.

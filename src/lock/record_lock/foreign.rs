@@ -89,20 +89,13 @@ mod tests {
         let held = lock.exclusive_blocking(None).unwrap();
         let Some(mut peer) = Peer::start() else { return };
         peer.send(&format!("lock({path:?}, fcntl.LOCK_EX)"));
-        let waits = || {
-            std::fs::read_to_string("/proc/locks")
-                .unwrap()
-                .lines()
-                .any(|line| awaited_inode(line) == Some(lock.identity.1))
-        };
-        while !waits() {
+        while !are_awaited(&files) {
             std::thread::yield_now();
         }
         assert!(!is_awaited(&files), "it is held");
-        assert!(are_awaited(&files));
         drop(held);
         give_way(&files, Duration::from_secs(60));
-        assert!(!waits());
+        assert!(!are_awaited(&files));
         assert_eq!(peer.answer(), "locked");
     }
 }

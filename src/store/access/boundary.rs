@@ -38,42 +38,21 @@ impl Changed {
     }
 }
 
-/// Why a table was not saved, and the count of changes up to which it was.
-type Failure = Option<(Error, u64)>;
-
-/// What a common save has come to.
-#[derive(Default)]
-pub(super) struct Saved {
-    layers: Failure,
-    images: [Failure; 2],
-    containers: Failure,
-    counts: Option<Error>,
-    /// What was saved may not survive a power cut.
-    unsettled: Option<Error>,
-}
+/// What a common save has come to: why something was not saved, or may not survive a power cut.
+pub(super) struct Saved(Option<Error>);
 
 impl Saved {
     /// What it means for a step that has changed these. One that has changed something may rely on what another has changed
     /// in another table: if any was not saved, it gets the error, whatever has become of its own changes.
     pub(super) fn of(&self, changed: Changed) -> Result<()> {
-        if changed.is_empty() {
-            return Ok(());
-        }
-        let [first, second] = &self.images;
-        let tables = [&self.layers, first, second, &self.containers];
-        let lost = tables.into_iter().flatten().map(|(error, _saved)| error);
-        let lost = lost.chain(&self.counts).chain(&self.unsettled).next();
+        let lost = self.0.as_ref().filter(|_| !changed.is_empty());
         lost.map_or(Ok(()), |error| Err(error.again()))
     }
 }
 
 /// Saves one table for all steps.
-fn save_records<R: Record>(records: &mut WriteGuard<R>) -> Failure {
-    let before = records.changes_at_save();
-    if let Some(error) = records.take_failure() {
-        return Some((error, 0));
-    }
-    records.save().err().map(|error| (error, before))
+fn save_records<R: Record>(records: &mut WriteGuard<R>) -> Option<Error> {
+    records.take_failure().or_else(|| records.save().err())
 }
 
 impl Held {
@@ -141,23 +120,23 @@ impl Held {
     /// Saves what was changed, and waits until it survives a power cut where that is promised.
     pub(super) fn save(&mut self) -> Saved {
         let parts = self.changeable();
-        let mut saved = Saved::default();
-        let mut settled = Ok(());
+        let (mut table, mut counts, mut settled) = (None, None, Ok(()));
         if let Some(layers) = parts.layers {
-            saved.counts = layers.save_counts_for_all();
-            saved.layers = layers.save_for_all();
+            counts = layers.save_counts_for_all();
+            table = layers.save_for_all();
             settled = settled.and(layers.settle());
         }
-        for (store, failure) in parts.images.iter_mut().zip(&mut saved.images) {
-            *failure = save_records(&mut store.records);
+        for store in parts.images.iter_mut() {
+            let failed = save_records(&mut store.records);
+            table = table.or(failed);
             settled = settled.and(store.records.settle());
         }
         if let Some(containers) = parts.containers {
-            saved.containers = save_records(containers);
+            let failed = save_records(containers);
+            table = table.or(failed);
             settled = settled.and(containers.settle());
         }
-        saved.unsettled = settled.err();
-        saved
+        Saved(table.or(counts).or(settled.err()))
     }
 
     /// What was deleted since the last call, to be removed from disk.

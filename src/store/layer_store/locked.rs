@@ -123,13 +123,9 @@ impl LayerStore {
         self.guard.roll_back(to);
     }
 
-    /// Saves what several steps have changed: why that has failed, and the count of changes up to which they were saved.
-    pub(crate) fn save_for_all(&mut self) -> Option<(Error, u64)> {
-        let before = self.guard.changes_at_save();
-        if let Some(error) = self.guard.take_failure() {
-            return Some((error, 0));
-        }
-        self.save().err().map(|error| (error, before))
+    /// Saves what several steps have changed, and returns why that has failed.
+    pub(crate) fn save_for_all(&mut self) -> Option<Error> {
+        self.guard.take_failure().or_else(|| self.save().err())
     }
 
     pub(crate) fn table(&self) -> &Table<LayerRow> {
