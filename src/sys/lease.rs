@@ -50,12 +50,14 @@ fn fcntl(file: &File, command: libc::c_int, argument: libc::c_int) -> Result<()>
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
     fn only_one_has_the_file_open() {
-        for parent in ["/dev/shm", "/var/tmp"] {
-            let tmp = tempfile::tempdir_in(parent).unwrap();
+        for parent in [PathBuf::from("/dev/shm"), std::env::temp_dir()] {
+            let tmp = tempfile::tempdir_in(&parent).unwrap();
             let path = tmp.path().join("file");
             let file = File::options()
                 .read(true)
@@ -65,7 +67,7 @@ mod tests {
                 .unwrap();
             drop(Lease::of(&file).unwrap());
             let reader = File::open(&path).unwrap();
-            assert!(Lease::of(&file).is_none(), "{parent}");
+            assert!(Lease::of(&file).is_none(), "{}", parent.display());
             drop(reader);
             let lease = Lease::of(&file).unwrap();
             // Whoever opens it waits, and nobody is told by a signal.
