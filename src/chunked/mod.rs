@@ -10,10 +10,12 @@ mod estargz;
 mod location;
 mod positions;
 mod read;
+mod source;
 #[cfg(test)]
 mod tests;
 mod toc;
 pub(crate) mod writer;
 
 pub use location::{TocFormat, TocLocation};
+pub use source::BlobSource;
 pub use toc::{Chunk, EntryKind, Toc, TocEntry};
