@@ -138,8 +138,8 @@ mod whiteout;
 // The store, and what it is opened with.
 pub use options::{
     BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
-    ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions, Remap,
-    StoreOptions,
+    ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions,
+    PartialPullOptions, Remap, StoreOptions,
 };
 pub use store::Store;
 

@@ -14,6 +14,7 @@ pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod mount;
 pub(crate) mod multi_list;
+mod partial_pull;
 pub(crate) mod store;
 
 pub use container::{ContainerBigData, ContainerOptions};
@@ -24,4 +25,5 @@ pub use image::{ImageBigData, ImageOptions};
 pub use layer::{BoxReader, LayerBigData, LayerOptions};
 pub use mount::MountOptions;
 pub use multi_list::MultiListOptions;
+pub use partial_pull::PartialPullOptions;
 pub use store::{Durability, Remap, StoreOptions};

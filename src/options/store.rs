@@ -94,7 +94,8 @@ pub struct StoreOptions {
     pub driver_options: Vec<String>,
     /// Owner mapping of layers that have no parent and ask for none.
     pub id_mappings: IdMappings,
-    /// Options for pulling images, carried for the caller.
+    /// Options for pulling images, as `storage.conf` has them: see
+    /// [`PartialPullOptions`](crate::PartialPullOptions).
     pub pull_options: BTreeMap<String, String>,
     /// Keep container records in the run root only.
     pub transient: bool,

@@ -1,0 +1,98 @@
+//! What the options for pulling images say of partial pulls.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The part of [`StoreOptions::pull_options`](crate::StoreOptions::pull_options) that is about partial pulls, with the
+/// Go library's defaults.
+///
+/// ```
+/// use graphroot::{PartialPullOptions, StoreOptions};
+///
+/// let options = StoreOptions::default().pull_option("enable_partial_images", "true");
+/// assert!(PartialPullOptions::new(&options.pull_options).enable_partial_images);
+/// assert!(!PartialPullOptions::default().enable_partial_images);
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PartialPullOptions {
+    /// Layers with a table of contents are pulled in parts. Without, all others of these options have no effect.
+    pub enable_partial_images: bool,
+    /// Layers without a table of contents are converted into ones with it.
+    pub convert_images: bool,
+    /// Files that another layer has with the same owner, mode and attributes become hard links to them.
+    pub use_hard_links: bool,
+    /// Layers are accepted of which nobody knows the diff ID.
+    pub insecure_allow_unpredictable_image_contents: bool,
+    /// OSTree repositories that contents are taken from.
+    pub ostree_repos: Vec<PathBuf>,
+}
+
+impl PartialPullOptions {
+    /// Reads the pairs of key and value as they are in `storage.conf`. A switch is on if its value is `true`, in any
+    /// case; repositories are separated by colons.
+    pub fn new(pull_options: &BTreeMap<String, String>) -> Self {
+        let text = |key: &str| pull_options.get(key).map_or("", String::as_str);
+        let is_on = |key: &str| text(key).eq_ignore_ascii_case("true");
+        Self {
+            enable_partial_images: is_on("enable_partial_images"),
+            convert_images: is_on("convert_images"),
+            use_hard_links: is_on("use_hard_links"),
+            insecure_allow_unpredictable_image_contents: is_on("insecure_allow_unpredictable_image_contents"),
+            ostree_repos: text("ostree_repos")
+                .split(':')
+                .filter(|repo| !repo.is_empty())
+                .map(PathBuf::from)
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> PartialPullOptions {
+        let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        PartialPullOptions::new(&pairs.iter().map(own).collect())
+    }
+
+    #[test]
+    fn everything_is_off_without_options() {
+        assert_eq!(read(&[]), PartialPullOptions::default());
+        assert_eq!(read(&[("ostree_repos", "")]), PartialPullOptions::default());
+    }
+
+    #[test]
+    fn a_switch_is_on_if_it_says_true() {
+        for (value, expected) in [
+            ("true", true),
+            ("TRUE", true),
+            ("True", true),
+            ("1", false),
+            ("yes", false),
+            ("", false),
+            (" true", false),
+        ] {
+            let found = read(&[
+                ("enable_partial_images", value),
+                ("convert_images", value),
+                ("use_hard_links", value),
+                ("insecure_allow_unpredictable_image_contents", value),
+            ]);
+            let switches = [
+                found.enable_partial_images,
+                found.convert_images,
+                found.use_hard_links,
+                found.insecure_allow_unpredictable_image_contents,
+            ];
+            assert_eq!(switches, [expected; 4], "{value:?}");
+        }
+    }
+
+    #[test]
+    fn repositories_are_separated_by_colons() {
+        let found = read(&[("ostree_repos", ":/a::/b c:")]);
+        assert_eq!(found.ostree_repos, [PathBuf::from("/a"), PathBuf::from("/b c")]);
+    }
+}
