@@ -178,15 +178,13 @@ fn a_holder_is_seen_and_let_go() {
     let file = dir.path().join("a.lock");
     fs::write(&file, "").unwrap();
     let holder = Holder::posix(&file, true);
-    let seen = kernel_locks(&file);
-    assert_eq!(
-        seen,
-        [KernelLock {
-            waiting: false,
-            write: true,
-            pid: Some(holder.child.id())
-        }]
-    );
+    // While other locks come and go, the kernel's table can lack a line for a moment.
+    let expected = [KernelLock {
+        waiting: false,
+        write: true,
+        pid: Some(holder.child.id()),
+    }];
+    wait_until("the holder to be seen", || kernel_locks(&file) == expected);
     assert!(holder.release());
     assert_eq!(kernel_locks(&file), []);
 }
