@@ -94,7 +94,7 @@
 //!
 //! # Coming from Go
 //!
-//! 81 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
+//! 82 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
 //! [`coming_from_go`] has the whole table.
 //!
 //! [tokio]: https://tokio.rs
@@ -149,6 +149,7 @@ pub use store::views::{Container, Image, Layer};
 // What its methods give.
 pub use archive::diff::changes::{Change, ChangeKind};
 pub use lock::owners::LockOwner;
+pub use store::additional_layer::{AdditionalBlob, AdditionalLayer};
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::commit::CommitOptions;
 pub use store::diff_stream::DiffStream;

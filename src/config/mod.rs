@@ -61,7 +61,7 @@
 //! | `transient_store` | boolean | [`StoreOptions::transient`] |
 //! | `[storage.options]` | | |
 //! | `additionalimagestores` | list | driver option `imagestore` for each: read-only stores whose images can be used |
-//! | `additionallayerstores` | list | driver option `additionallayerstore` for each |
+//! | `additionallayerstores` | list | driver option `additionallayerstore` for each: directories in which other programs offer layers |
 //! | `size`, `mount_program`, `skip_mount_home`, `ignore_chown_errors`, `mountopt` | text | driver option of that name for *every* driver; one that does not know it refuses to start |
 //! | `force_mask` | integer | the same |
 //! | `disable-volatile` | boolean | [`StoreOptions::disable_volatile`] |

@@ -14,8 +14,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::digest::Digest;
 use crate::driver::layer_copy::LayerCopy;
 use crate::driver::layer_id::check_id;
+use crate::driver::layer_use::LayerUse;
 use crate::driver::quota::Quota;
 use crate::error::{ErrorKind, Result};
 use crate::idmap::IdMappings;
@@ -180,6 +182,34 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Creates an empty layer on `parent`. A copy of a template layer is a child of the template.
     fn create(&self, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()>;
+
+    /// Looks for a layer in the additional layer stores of the driver, by the digest of its table of contents and the
+    /// reference of its image. Takes no lock. Returns its directory; `None` if there is none that can be used.
+    fn find_additional_layer(&self, _toc_digest: &Digest, _reference: &str) -> Option<PathBuf> {
+        None
+    }
+
+    /// Creates a layer whose own files are those of a layer in an additional layer store. Only their place is recorded; the
+    /// use ends when the layer is removed.
+    fn create_additional(
+        &self,
+        id: &str,
+        _parent: Option<&str>,
+        _layer: LayerUse,
+        _options: &CreateOptions,
+    ) -> Result<()> {
+        let what = format!(
+            "layer {id:?} in an additional layer store with the {} driver",
+            self.name()
+        );
+        Err(ErrorKind::NotSupported.err(what))
+    }
+
+    /// The directory in an additional layer store in which a layer's own files are; `None` if they are the driver's, and can
+    /// be changed.
+    fn additional_layer(&self, _id: &str) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
 
     /// Changes the owners of the files that a new layer shows, from one mapping to another. The layer has no files of
     /// its own yet.

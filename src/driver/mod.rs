@@ -14,6 +14,7 @@ mod filesystem_type;
 mod go_tests;
 mod layer_copy;
 mod layer_id;
+mod layer_use;
 pub(crate) mod options;
 mod overlay;
 mod quota;
@@ -28,3 +29,4 @@ pub(crate) use crate::driver::contract::{
 };
 pub(crate) use crate::driver::layer_copy::LayerCopy;
 pub(crate) use crate::driver::layer_id::check_id;
+pub(crate) use crate::driver::layer_use::LayerUse;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::Result;
-use crate::options::driver::{OptionString, ram_in_bytes};
+use crate::options::driver::{LayerStore, OptionString, ram_in_bytes};
 
 /// Options of the overlay driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(super) struct OverlayOptions {
     pub(super) inodes: u64,
     /// Roots of additional image stores.
     pub(super) image_stores: Vec<PathBuf>,
+    /// Additional layer stores.
+    pub(super) layer_stores: Vec<LayerStore>,
     /// Go on when an owner cannot be set.
     pub(super) ignore_chown_errors: bool,
     /// Sync the whole file system before records are saved.
@@ -59,8 +61,8 @@ impl OverlayOptions {
                 "use_composefs" if !option.boolean()? => {}
                 "mount_program" => parsed.mount_program = option.program()?,
                 "force_mask" => parsed.force_mask = option.mask()?,
-                "additionallayerstore" if option.value.is_empty() => {}
-                "use_composefs" | "additionallayerstore" => return Err(option.unsupported()),
+                "additionallayerstore" => parsed.layer_stores.extend(option.layer_stores()?),
+                "use_composefs" => return Err(option.unsupported()),
                 _ => return Err(option.unknown()),
             }
         }
@@ -160,12 +162,32 @@ mod tests {
             ("overlay.force_mask=4755", ErrorKind::InvalidInput),
             ("overlay.force_mask=0444", ErrorKind::InvalidInput),
             ("overlay.use_composefs=true", ErrorKind::NotSupported),
-            ("overlay.additionallayerstore=/x", ErrorKind::NotSupported),
+            ("overlay.additionallayerstore=relative", ErrorKind::InvalidInput),
+            ("overlay.additionallayerstore=/usr,", ErrorKind::InvalidInput),
+            (
+                "overlay.additionallayerstore=/proc/version",
+                ErrorKind::InvalidInput,
+            ),
+            (
+                "overlay.additionallayerstore=/usr:ref:ref",
+                ErrorKind::InvalidInput,
+            ),
+            (
+                "overlay.additionallayerstore=/usr:reference",
+                ErrorKind::InvalidInput,
+            ),
+            ("overlay.additionallayerstore=/usr:", ErrorKind::InvalidInput),
+            ("overlay.additionallayerstore=/does/not/exist", ErrorKind::Io),
+            ("vfs.additionallayerstore=/usr", ErrorKind::InvalidInput),
         ];
         for (option, kind) in cases {
-            let error = overlay(&[option]).unwrap_err();
+            let error = match option.starts_with("vfs.") {
+                true => vfs(&[option]).unwrap_err(),
+                false => overlay(&[option]).unwrap_err(),
+            };
             assert_eq!(error.kind(), kind, "{option}");
-            let named = option.split('=').next().unwrap().trim_start_matches("overlay.");
+            let named = option.split('=').next().unwrap();
+            let named = named.trim_start_matches("overlay.").trim_start_matches("vfs.");
             assert!(
                 error.chain().contains(named) || kind == ErrorKind::Io,
                 "{}",
@@ -202,5 +224,23 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(parsed.image_stores, ["/usr", "/etc", "/var"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn layer_stores_add_up_and_may_have_references() {
+        let store = |path: &str, with_reference| LayerStore {
+            path: path.into(),
+            with_reference,
+        };
+        let parsed = overlay(&[
+            "additionallayerstore=/usr//:ref,/etc/.",
+            "overlay.additionallayerstore=",
+            "overlay.additionallayerstore=/var/../etc:ref",
+        ])
+        .unwrap();
+        assert_eq!(
+            parsed.layer_stores,
+            [store("/usr", true), store("/etc", false), store("/etc", true)]
+        );
     }
 }

@@ -19,6 +19,15 @@ pub(crate) struct OptionString<'a> {
     pub(crate) whole: &'a str,
 }
 
+/// An additional layer store: a directory in which another program offers layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LayerStore {
+    /// Its directory.
+    pub(crate) path: PathBuf,
+    /// Layers are found by the reference of their image, too.
+    pub(crate) with_reference: bool,
+}
+
 impl<'a> OptionString<'a> {
     pub(crate) fn parse(whole: &'a str) -> Result<Self> {
         let Some((key, value)) = whole.split_once('=') else {
@@ -40,6 +49,49 @@ impl<'a> OptionString<'a> {
             value: value.trim(),
             whole,
         })
+    }
+
+    /// The additional layer stores of a comma-separated list, each `PATH` or `PATH:ref`, which must exist.
+    pub(crate) fn layer_stores(&self) -> Result<Vec<LayerStore>> {
+        if self.value.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.value
+            .split(',')
+            .map(|entry| self.layer_store(entry))
+            .collect()
+    }
+
+    fn layer_store(&self, entry: &str) -> Result<LayerStore> {
+        let mut parts = entry.split(':');
+        let path = Path::new(parts.next().unwrap_or_default());
+        if !path.is_absolute() {
+            let what = format!("additionallayerstore path {path:?} is not absolute.  Can not be relative");
+            return Err(self.invalid(&what));
+        }
+        let path = clean_path(path).at("making absolute", path)?;
+        let stat = std::fs::metadata(&path).at("can't stat additionallayerstore dir:", &path)?;
+        if !stat.is_dir() {
+            return Err(self.invalid(&format!("additionallayerstore path {path:?} must be a directory")));
+        }
+        let mut store = LayerStore {
+            path,
+            with_reference: false,
+        };
+        for suffix in parts {
+            if suffix != "ref" {
+                let path = &store.path;
+                let what = format!("additionallayerstore config {path:?} contains unknown option {suffix:?}");
+                return Err(self.invalid(&what));
+            }
+            if std::mem::replace(&mut store.with_reference, true) {
+                let path = &store.path;
+                let what =
+                    format!("additionallayerstore config of {path:?} contains {suffix:?} option twice");
+                return Err(self.invalid(&what));
+            }
+        }
+        Ok(store)
     }
 
     pub(crate) fn invalid(&self, reason: &str) -> crate::error::Error {

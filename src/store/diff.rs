@@ -15,12 +15,14 @@ use std::sync::Arc;
 use crate::archive::diff::changes::{Change, Counted, changes_size};
 use crate::bridge;
 use crate::compression::Compression;
+use crate::driver::LayerUse;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::{Needs, hit};
+use crate::store::additional_blob::StoredBlob;
 use crate::store::deleted::ReadLayers;
 use crate::store::diff_stream::{COMPARED_ENTRIES, Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
@@ -242,7 +244,7 @@ impl Store {
         let compression = options.compression.unwrap_or_else(recorded);
         check_compression(compression, options.level)?;
         let replayable = if pair.direct {
-            self.open_replay(&pair).await?
+            self.open_recorded(&pair).await?
         } else {
             None
         };
@@ -253,8 +255,9 @@ impl Store {
         source.stream(self.read_layers_of(&pair), compression, &options)
     }
 
-    /// Opens a layer's tar-split file and its trees, if it has one.
-    async fn open_replay(&self, pair: &Pair) -> Result<Option<DiffSource>> {
+    /// Opens what gives the stream that a layer came from: the blob in an additional layer store in which its files are, or
+    /// its tar-split file and its trees. `None` if it has neither.
+    async fn open_recorded(&self, pair: &Pair) -> Result<Option<DiffSource>> {
         let guard = match pair.home {
             StoreOrigin::Primary => self.read_layers().await?,
             StoreOrigin::Additional { index, .. } => {
@@ -266,12 +269,16 @@ impl Store {
             StoreOrigin::Primary => self.inner.dirs.tar_split(&pair.to.id)?,
             StoreOrigin::Additional { index, .. } => self.inner.additional_layers[index].dir.join(file_name),
         };
-        let (driver, id) = (self.inner.driver(), pair.to.id.clone());
+        let (driver, id, row) = (self.inner.driver(), pair.to.id.clone(), Arc::clone(&pair.to));
         // A record that says nothing about the size has 0, which is the size of no archive.
         let size = u64::try_from(pair.to.diff_size).ok().filter(|size| *size > 0);
         bridge::run(move || {
             if guard.get(&id).is_none() {
                 return Err(LayerRow::unknown(&id));
+            }
+            if let Some(dir) = files_of(&id, driver.additional_layer(&id))? {
+                let blob = StoredBlob::open(LayerUse::begin(&dir), &row)?;
+                return Ok(Some(DiffSource::Blob { blob, size }));
             }
             let tar_split = match File::open(&path) {
                 Ok(tar_split) => tar_split,

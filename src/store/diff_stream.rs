@@ -29,6 +29,7 @@ use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::DiffOptions;
 use crate::record::layer::LayerRow;
+use crate::store::additional_blob::{BlobBytes, StoredBlob};
 use crate::store::deleted::ReadLayers;
 use crate::store::layer_store::new_layer::mappings_on_disk;
 
@@ -235,6 +236,8 @@ pub(super) enum DiffSource {
     },
     /// What the driver says has changed.
     Comparison(Comparison),
+    /// The blob of a layer whose files are in an additional layer store. `size` is that of the tar stream as recorded.
+    Blob { blob: StoredBlob, size: Option<u64> },
 }
 
 impl DiffSource {
@@ -252,7 +255,7 @@ impl DiffSource {
         let id = layers.first().to_owned();
         let plain = compression == Compression::None;
         let size = match &self {
-            Self::Replay { size, .. } if plain => *size,
+            Self::Replay { size, .. } | Self::Blob { size, .. } if plain => *size,
             _ => None,
         };
         if let Some(size) = size
@@ -261,11 +264,21 @@ impl DiffSource {
             let what = format!("offset {offset} in the diff of layer {id:?}, which has {size} bytes");
             return Err(ErrorKind::InvalidInput.err(what));
         }
-        // What is compressed has to be made from the start.
-        let start = if plain { offset } else { 0 };
+        // What is compressed has to be made from the start; a blob is verified as a whole.
+        let start = match self {
+            Self::Replay { .. } | Self::Comparison(_) if plain => offset,
+            _ => 0,
+        };
         // What a replay lacks, it misses.
         let is_asked_at_end = matches!(self, Self::Comparison(_));
+        let mut is_compressed = false;
         let bytes = match self {
+            // Other levels, and other annotations, come from other bytes.
+            Self::Blob { blob, .. } if blob.compression() == Some(compression) && level.is_none() => {
+                is_compressed = true;
+                DiffBytes::Blob(blob.raw())
+            }
+            Self::Blob { blob, .. } => DiffBytes::Blob(blob.decoded()),
             Self::Replay { tar_split, trees, .. } => {
                 DiffBytes::Replay(Box::new(Replay::new(tar_split, trees, start)))
             }
@@ -274,6 +287,7 @@ impl DiffSource {
         let producer = DiffProducer { id, bytes };
         let mut annotations = Annotations::default();
         let stream = match compression {
+            _ if is_compressed => ByteStream::of(producer),
             Compression::Gzip => ByteStream::new(ParallelStream::<Gzip, _>::of(producer, level)),
             Compression::Zstd => ByteStream::new(ParallelStream::<ZstdFrames, _>::of(producer, level)),
             Compression::ZstdChunked => {
@@ -283,8 +297,8 @@ impl DiffSource {
             }
             _ => ByteStream::of(producer),
         };
-        // What is not compressed begins at the offset already.
-        let stream = stream.skipping(if plain { 0 } else { offset });
+        // What begins at the offset already has nothing to be passed over.
+        let stream = stream.skipping(offset - start);
         Ok(DiffStream {
             stream: stream.limited(limit),
             compression,
@@ -389,6 +403,7 @@ struct DiffProducer {
 enum DiffBytes {
     Replay(Box<Replay<File>>),
     Fresh(Fresh),
+    Blob(BlobBytes),
 }
 
 /// A diff that is made of what has changed, step by step.
@@ -412,6 +427,7 @@ impl Producer for DiffProducer {
         let progress = match &mut self.bytes {
             DiffBytes::Replay(replay) => replay.step(out, room),
             DiffBytes::Fresh(fresh) => fresh.step(out, room),
+            DiffBytes::Blob(blob) => blob.step(out, room),
         };
         progress.context(|| format!("reading the diff of layer {:?}", self.id))
     }

@@ -25,6 +25,8 @@ mod apply_diff;
 
 pub(crate) mod layers;
 
+pub(crate) mod additional_layer;
+
 pub(crate) mod diff;
 
 // Images.
@@ -70,6 +72,7 @@ pub(crate) mod graph_driver;
 
 // What they are made of.
 pub(crate) mod access;
+mod additional_blob;
 mod all_stores;
 pub(crate) mod deleted;
 pub(crate) mod diff_stream;

@@ -53,12 +53,6 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
         ..ANY
     },
     Accepted {
-        key: "additional-layer-stores",
-        why: "additional layer stores are not supported",
-        lines: &["* overlay.additionallayerstore=/etc: accepted / refused: *"],
-        ..ANY
-    },
-    Accepted {
         key: "names-of-parents",
         why: "peers before 1.64 look for users of the text as given",
         lines: &["delete-layer base: accepted / refused: *"],

@@ -13,6 +13,7 @@ mod support;
 mod user;
 
 mod additional;
+mod additional_layers;
 mod applied_diffs;
 mod applied_links;
 mod big_data;

@@ -26,6 +26,8 @@ pub enum Layout {
     Additional,
     /// Everything below the graph root, mounted by a program.
     Program,
+    /// Beside an additional layer store with references and one without, `offered` and `plain`.
+    LayerStores,
 }
 
 /// The program that mounts where [`Layout::Program`] is asked for.
@@ -74,6 +76,11 @@ impl TestStore {
             .unwrap();
         if layout == Layout::Additional {
             fill_additional(&root.path().join("additional"), driver).await;
+        }
+        if layout == Layout::LayerStores {
+            for name in ["offered", "plain"] {
+                std::fs::create_dir(root.path().join(name)).unwrap();
+            }
         }
         let options = options(root.path(), driver, layout);
         Some(Self {
@@ -154,6 +161,11 @@ fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
                 "{driver}.imagestore={}",
                 root.join("additional").display()
             ));
+        }
+        Layout::LayerStores => {
+            let (offered, plain) = (root.join("offered"), root.join("plain"));
+            let stores = format!("{}:ref,{}", offered.display(), plain.display());
+            options = options.driver_option(format!("overlay.additionallayerstore={stores}"));
         }
         Layout::Program => {
             options = options.driver_option(format!("{driver}.mount_program={MOUNT_PROGRAM}"));

@@ -123,7 +123,7 @@ impl Overlay {
                 lower_layers: layout::format_lower_layers(id, &ids)?,
                 parent_link,
             };
-            let diff = dir.join("diff");
+            let diff = self.stores.tree(&dir)?;
             let stat = rustix::fs::stat(&diff).at("looking at", &diff)?;
             // With a forced mode the real owner and mode are in an attribute.
             let mut value = [0; 128];

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::digest::Digest;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, MountState,
     OverlayDiff, Staged,
 };
 use crate::driver::layer_copy::LayerCopy;
+use crate::driver::layer_use::LayerUse;
+use crate::driver::overlay::additional_layers;
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::{exists, open_tree};
 use crate::driver::overlay::repair::remove_dangling;
@@ -49,6 +52,25 @@ impl Driver for Overlay {
         self.create_layer(id, parent, options)
     }
 
+    fn find_additional_layer(&self, toc_digest: &Digest, reference: &str) -> Option<PathBuf> {
+        additional_layers::find(&self.options.layer_stores, toc_digest, reference)
+    }
+
+    fn create_additional(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        layer: LayerUse,
+        options: &CreateOptions,
+    ) -> Result<()> {
+        self.create_additional_layer(id, parent, layer, options)
+    }
+
+    fn additional_layer(&self, id: &str) -> Result<Option<PathBuf>> {
+        let tree = self.stores.elsewhere(&self.stores.require(id)?.dir)?;
+        Ok(tree.and_then(|tree| tree.parent().map(Path::to_owned)))
+    }
+
     fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, mount_label: &str) -> Result<()> {
         self.map_owners(id, from, to, mount_label)
     }
@@ -68,7 +90,8 @@ impl Driver for Overlay {
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
         let dir = self.stores.require(id)?.dir;
         let home = dir.parent().unwrap_or(&self.stores.home).to_owned();
-        Ok(vec![dir.join("diff"), dir, home.join(LINKS), home])
+        let own = self.stores.elsewhere(&dir)?.is_none().then(|| dir.join("diff"));
+        Ok(own.into_iter().chain([dir, home.join(LINKS), home]).collect())
     }
 
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
@@ -137,12 +160,13 @@ impl Driver for Overlay {
 
     fn layer_tree(&self, id: &str) -> Result<LayerTree> {
         let place = self.stores.require(id)?;
-        Ok(self.tree_of(open_tree(&place.dir.join("diff"))?))
+        Ok(self.tree_of(open_tree(&self.stores.tree(&place.dir)?)?))
     }
 
     fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>> {
         let dir = self.stores.require(id)?.dir;
-        let Some(home) = self.stores.writable().find(|home| dir.starts_with(home)) else {
+        let home = self.stores.writable().find(|home| dir.starts_with(home));
+        let Some(home) = home.filter(|_| !matches!(self.stores.elsewhere(&dir), Ok(Some(_)))) else {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
         };
         LayerCopy::make(dir.join("diff"), &home.join(TEMP_DIRS), durable)
@@ -150,7 +174,7 @@ impl Driver for Overlay {
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
         let dir = self.stores.require(id)?.dir;
-        let mut trees = vec![open_tree(&dir.join("diff"))?];
+        let mut trees = vec![open_tree(&self.stores.tree(&dir)?)?];
         for older in generations(dir.parent().unwrap_or(&dir), id)? {
             trees.push(open_tree(&older.full())?);
         }
@@ -165,21 +189,19 @@ impl Driver for Overlay {
         if exists(&dir.join("composefs-data"))? || !self.native_diff() {
             return Ok(None);
         }
-        let below = self.stores.lower_trees(id, &dir)?;
+        let below = self.stores.lower_dirs(id, &dir)?;
         let direct = match (parent, below.first()) {
             (None, None) => true,
-            (Some(parent), Some(first)) => {
-                let place = self.stores.require(parent)?;
-                first.parent() == Some(&*place.dir)
-            }
+            (Some(parent), Some(first)) => self.stores.require(parent)?.dir == *first,
             _ => false,
         };
         if !direct {
             return Ok(None);
         }
+        let open = |dir: &PathBuf| open_tree(&self.stores.tree(dir)?);
         Ok(Some(OverlayDiff {
-            dir: open_tree(&dir.join("diff"))?,
-            lowers: below.iter().map(|tree| open_tree(tree)).collect::<Result<_>>()?,
+            dir: open(&dir)?,
+            lowers: below.iter().map(open).collect::<Result<_>>()?,
             namespace: self.namespace,
         }))
     }
@@ -205,9 +227,9 @@ impl Driver for Overlay {
             ("MergedDir".to_owned(), text(&self.merged(id, &place))),
             ("UpperDir".to_owned(), text(&place.dir.join("diff"))),
         ]);
-        let lowers = self.stores.lower_trees(id, &place.dir)?;
+        let lowers = self.stores.lower_dirs(id, &place.dir)?;
         if !lowers.is_empty() {
-            let lowers: Vec<String> = lowers.iter().map(|tree| text(tree)).collect();
+            let lowers: Vec<String> = lowers.iter().map(|dir| text(&dir.join("diff"))).collect();
             rows.insert("LowerDir".to_owned(), lowers.join(":"));
         }
         Ok(rows)

@@ -67,7 +67,7 @@ impl MappedLowers {
                 attach(tree.as_fd(), &target).at("attaching a mount with mapped owners at", &target)?;
                 homes.push(&lower.home);
             }
-            made.paths.push(target.join(&lower.path));
+            made.paths.push(lower.seen_at(&target));
         }
         Ok(made)
     }

@@ -5,13 +5,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use crate::driver::contract::{CreateOptions, Driver as _};
+use crate::driver::layer_use::tell_end;
 use crate::driver::overlay::layout::{self, LINKS, TEMP_DIRS, check_id};
-use crate::driver::overlay::link_files::read_link_name;
+use crate::driver::overlay::link_files::{read_additional_layer, read_link_name};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::survey::read_links;
 use crate::error::{Error, IoContext as _, Result};
@@ -21,6 +22,17 @@ use crate::sys::tree;
 impl Overlay {
     /// Makes an empty layer in place.
     pub(super) fn create_layer(&self, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        self.create_with(id, parent, options, |_dir| Ok(()))
+    }
+
+    /// Makes an empty layer in place; `finish` is called with its directory before its link ID becomes known.
+    pub(super) fn create_with(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        finish: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
         check_id(id)?;
         let quota = self.check_options(options)?;
         let home = self.stores.base(options.read_write);
@@ -38,6 +50,7 @@ impl Overlay {
         }
         let limited = built.and_then(|built| {
             quota.map_or(Ok(()), |quota| self.set_quota(id, &quota))?;
+            finish(&dir)?;
             Ok(built.link)
         });
         let linked = limited.and_then(|link| make_link(home, &link, id));
@@ -72,13 +85,42 @@ impl Overlay {
         check_id(id)?;
         for home in self.stores.writable() {
             let dir = home.join(id);
+            let used = UsedLayer::of(&dir);
             for name in names_of(home, id)? {
                 let path = home.join(LINKS).join(name);
                 tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
             }
-            tree::remove_tree(&dir).map_err(|error| Error::io_at("removing", dir, error))?;
+            let removed = tree::remove_tree(&dir).map_err(|error| Error::io_at("removing", &dir, error));
+            used.tell_if_gone();
+            removed?;
         }
         Ok(())
+    }
+}
+
+/// A layer in an additional layer store that one that is being removed was made of.
+struct UsedLayer {
+    /// The directory of the layer that is being removed.
+    dir: PathBuf,
+    used: Option<PathBuf>,
+}
+
+impl UsedLayer {
+    fn of(dir: &Path) -> Self {
+        let used = read_additional_layer(dir).unwrap_or_else(|error| {
+            tracing::warn!("{}", error.chain());
+            None
+        });
+        let dir = dir.to_owned();
+        Self { dir, used }
+    }
+
+    /// Tells the store that the use has ended, unless the layer still says that it goes on.
+    fn tell_if_gone(self) {
+        let Some(used) = self.used else { return };
+        if let Ok(None) = read_additional_layer(&self.dir) {
+            tell_end(&used);
+        }
     }
 }
 
@@ -106,7 +148,10 @@ pub(super) fn move_away(home: &Path, id: &str, temp: &mut TempDir) -> Result<()>
             tracing::warn!(layer = id, error = %error.chain(), "cannot remove the symbolic link of a layer");
         }
     }
-    temp.stage_deletion(&home.join(id))?;
+    let dir = home.join(id);
+    let used = UsedLayer::of(&dir);
+    temp.stage_deletion(&dir)?;
+    used.tell_if_gone();
     Ok(())
 }
 

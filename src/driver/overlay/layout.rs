@@ -8,6 +8,8 @@
 //!   staging/                      staged layers of the Go library
 //!   <layer ID>/                   0700
 //!     diff/                       the layer's own files; the upper directory of its mount
+//!     diff -> /…/diff             in its place: the files of a layer in an additional layer store
+//!     additionallayer             the directory of that layer, without a newline
 //!     diff1/ diff2/ …             older generations: diff before owners were changed; higher numbers are lower
 //!     link                        the layer's link ID, without a newline
 //!     lower-layers                ID of every layer below, topmost first, joined by colons, without a newline
@@ -52,6 +54,8 @@ pub(super) const MAX_LOWER_FILE: u64 = 256 * 1024;
 
 /// File with the link IDs of the layers below.
 pub(super) const LOWER: &str = "lower";
+/// File with the directory of a layer in an additional layer store.
+pub(super) const ADDITIONAL_LAYER: &str = "additionallayer";
 /// File with the IDs of the layers below.
 pub(super) const LOWER_LAYERS: &str = "lower-layers";
 

@@ -2,12 +2,12 @@
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::driver::overlay::layout::{self, LOWER, LOWER_LAYERS, MAX_LOWER_FILE};
+use crate::driver::overlay::layout::{self, ADDITIONAL_LAYER, LOWER, LOWER_LAYERS, MAX_LOWER_FILE};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::at;
 
@@ -36,6 +36,12 @@ pub(super) fn read_lower_layers(dir: &Path) -> Result<Option<String>> {
 pub(super) fn read_link_name(dir: &Path) -> Result<Option<String>> {
     let content = read_small(&dir.join("link"))?;
     Ok(content.and_then(|content| layout::parse_link(content.as_bytes()).map(str::to_owned)))
+}
+
+/// The directory in an additional layer store that the layer in `dir` uses.
+pub(super) fn read_additional_layer(dir: &Path) -> Result<Option<PathBuf>> {
+    let content = read_small(&dir.join(ADDITIONAL_LAYER))?;
+    Ok(content.map(PathBuf::from))
 }
 
 /// A small text file, `None` if it does not exist.

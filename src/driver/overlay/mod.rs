@@ -10,6 +10,7 @@
 //! Locks: as [`crate::driver::contract`] says. In addition, a mutex of this process is held while a layer is mounted or
 //! unmounted, because uses are counted per process.
 
+mod additional_layers;
 mod build;
 mod driver;
 mod flags;

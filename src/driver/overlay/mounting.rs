@@ -4,10 +4,11 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{CWD, Gid, Mode, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use crate::driver::contract::MountOptions;
+use crate::driver::layer_use::check_type;
 use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::home_state::Mounts;
 use crate::driver::overlay::id_mapped::MappedLowers;
@@ -32,6 +33,16 @@ struct MountTarget {
     merged: PathBuf,
     /// How often it is in use; `None` if there is no mount point yet.
     count: Option<u64>,
+}
+
+/// The trees of a mount.
+pub(super) struct Trees {
+    /// The layer's own.
+    pub(super) own: PathBuf,
+    /// Whether that may be changed: it is the driver's, not that of an additional layer store.
+    changes: bool,
+    /// Those below, topmost first.
+    pub(super) lowers: Vec<Lower>,
 }
 
 impl Overlay {
@@ -130,21 +141,19 @@ impl Overlay {
         if exists(&dir.join("composefs-data"))? {
             return Err(stores::composefs(id));
         }
-        // A read-only mount has no upper directory.
         let mut sorted = self.sort_options(options)?;
-        let read_write = writable && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
         let shifting = !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
             && self.can_shift(&options.mappings);
-        if options.volatile && read_write && self.volatile() {
-            sorted.data.push("volatile".into());
-        }
-
         // A program maps new files as well: with it the owners on disk are the container's own.
         let by_program = shifting && self.program.is_some();
         let owners = if by_program { None } else { Some(&options.mappings) };
-        let lowers = self.lowers_of(id, place, owners)?;
-        let diff = dir.join("diff");
+        let Trees { own, changes, lowers } = self.trees_of(id, place, owners)?;
+        // A read-only mount has no upper directory.
+        let read_write = writable && changes && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
+        if options.volatile && read_write && self.volatile() {
+            sorted.data.push("volatile".into());
+        }
 
         if count.is_none() {
             self.prepare_target(merged, place.own)?;
@@ -171,9 +180,9 @@ impl Overlay {
             None => lowers.iter().map(Lower::full).collect(),
         };
         let upper = if read_write {
-            Some((diff, dir.join("work")))
+            Some((own, dir.join("work")))
         } else {
-            paths.insert(0, diff);
+            paths.insert(0, own);
             None
         };
         let plan = OverlayMount {
@@ -198,29 +207,32 @@ impl Overlay {
         })
     }
 
-    /// The lowers of a mount, topmost first, without the layer's own directory: that is made if it is missing, and with
-    /// `owners` given to their root.
-    pub(super) fn lowers_of(
-        &self,
-        id: &str,
-        place: &Located,
-        owners: Option<&IdMappings>,
-    ) -> Result<Vec<Lower>> {
+    /// The trees of a mount. The layer's own is made if it is missing, and with `owners` given to their root.
+    pub(super) fn trees_of(&self, id: &str, place: &Located, owners: Option<&IdMappings>) -> Result<Trees> {
         let Some(home) = place.dir.parent() else {
             return Err(stores::unknown(id));
         };
         let mut lowers = generations(home, id)?;
         lowers.extend(self.stores.lowers(id, &place.dir)?);
-        self.prepare_diff(&place.dir.join("diff"), owners, place.own, lowers.first())?;
+        let elsewhere = self.stores.elsewhere(&place.dir)?;
+        let changes = elsewhere.is_none();
+        let own = match elsewhere {
+            Some(tree) => {
+                check_type(&tree, FileType::Directory)?;
+                tree
+            }
+            None => {
+                let diff = place.dir.join("diff");
+                self.prepare_diff(&diff, owners, place.own, lowers.first())?;
+                diff
+            }
+        };
         if lowers.is_empty() {
             let path = format!("{id}/empty");
             ensure_dir(&home.join(&path), privilege::effective_owner())?;
-            lowers.push(Lower {
-                home: home.to_owned(),
-                path,
-            });
+            lowers.push(Lower::new(home, path));
         }
-        Ok(lowers)
+        Ok(Trees { own, changes, lowers })
     }
 
     /// Where ID-mapped mounts of lowers go while a mount is made. Never into another store.

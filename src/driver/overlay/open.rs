@@ -58,6 +58,11 @@ impl Overlay {
                 home,
                 image_store,
                 options.image_stores.iter().map(|root| root.join(NAME)).collect(),
+                options
+                    .layer_stores
+                    .iter()
+                    .map(|store| store.path.clone())
+                    .collect(),
             ),
             shared: HomeState::of(&config.root.join(NAME), &run_home),
             run_home,

@@ -42,10 +42,10 @@ impl Overlay {
             ..MountOptions::default()
         };
         let options = self.sort_options(&read_only)?;
-        let lowers = self.lowers_of(id, place, None)?;
+        let trees = self.trees_of(id, place, None)?;
         let plan = OverlayMount {
-            lowers: std::iter::once(place.dir.join("diff"))
-                .chain(lowers.iter().map(Lower::full))
+            lowers: std::iter::once(trees.own)
+                .chain(trees.lowers.iter().map(Lower::full))
                 .collect(),
             upper: None,
             options,

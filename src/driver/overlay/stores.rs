@@ -6,16 +6,21 @@
 //! two processes from mounting the same layer.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use crate::driver::layer_use::check_type;
 use crate::driver::overlay::layout::{self, LINKS, LOWER, LOWER_LAYERS, parse_lower, parse_lower_layers};
-use crate::driver::overlay::link_files::{exists, read_lower, read_lower_layers};
+use crate::driver::overlay::link_files::{exists, read_additional_layer, read_lower, read_lower_layers};
 use crate::driver::overlay::repair;
 use crate::driver::overlay::survey::Survey;
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::sys::clean_path;
 
 /// The overlay directories of all stores.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub(super) struct Stores {
     pub(super) image_store: Option<PathBuf>,
     /// The overlay directories of the additional stores.
     pub(super) additional: Vec<PathBuf>,
+    /// The directories of the additional layer stores.
+    layer_stores: Vec<PathBuf>,
     /// What is known of lowers, by their IDs. A layer that has children does not change.
     known: Mutex<HashMap<String, Known>>,
 }
@@ -34,10 +41,12 @@ pub(super) struct Stores {
 const MAX_KNOWN: usize = 4096;
 
 /// What mounts need to know of a lower.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     /// Its directory, which another layer of the same ID may have replaced since.
     stamp: Stamp,
+    /// Its directory in an additional layer store.
+    elsewhere: Option<Arc<Path>>,
     /// How many older generations it has.
     older: usize,
 }
@@ -54,29 +63,54 @@ pub(super) struct Located {
     pub(super) own: bool,
 }
 
-/// A directory of a lower: `<home>/<ID>/diff`, or that of an older generation.
+/// A directory of a lower: `<home>/<ID>/diff`, that of an older generation, or one in an additional layer store.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lower {
-    /// The overlay directory that it is in.
+    /// The overlay directory that it is in; for one in an additional layer store that directory itself.
     pub(super) home: PathBuf,
-    /// The path in there.
-    pub(super) path: String,
+    /// The path in there; empty in an additional layer store.
+    path: String,
 }
 
 impl Lower {
+    /// The directory at a path in an overlay directory.
+    pub(super) fn new(home: &Path, path: String) -> Self {
+        let home = home.to_owned();
+        Self { home, path }
+    }
+
+    /// A directory in an additional layer store.
+    fn elsewhere(dir: &Path) -> Self {
+        Self::new(dir, String::new())
+    }
+
     /// The whole path.
     pub(super) fn full(&self) -> PathBuf {
-        self.home.join(&self.path)
+        self.seen_at(&self.home)
+    }
+
+    /// The whole path where what is at `home` is mounted at `root`.
+    pub(super) fn seen_at(&self, root: &Path) -> PathBuf {
+        match self.path.as_str() {
+            "" => root.to_owned(),
+            path => root.join(path),
+        }
     }
 }
 
 impl Stores {
     /// The stores in these directories.
-    pub(super) fn new(home: PathBuf, image_store: Option<PathBuf>, additional: Vec<PathBuf>) -> Self {
+    pub(super) fn new(
+        home: PathBuf,
+        image_store: Option<PathBuf>,
+        additional: Vec<PathBuf>,
+        layer_stores: Vec<PathBuf>,
+    ) -> Self {
         Self {
             home,
             image_store,
             additional,
+            layer_stores,
             known: Mutex::default(),
         }
     }
@@ -197,15 +231,20 @@ impl Stores {
         let mut lowers = Vec::with_capacity(ids.len());
         for below in &ids {
             let (home, stamp) = self.find_stamp(below)?.ok_or_else(|| lost(id, below))?;
-            let known = self.known().get(below).copied();
+            let known = self.known().get(below).cloned();
             let known = match known.filter(|known| known.stamp == stamp) {
                 Some(known) => known,
                 None => self.examine(home, below, stamp, id)?,
             };
             let older = (1..=known.older).map(|number| generation(home, below, number));
-            lowers.push(Lower {
-                home: home.to_owned(),
-                path: format!("{below}/diff"),
+            lowers.push(match &known.elsewhere {
+                None => Lower::new(home, format!("{below}/diff")),
+                Some(dir) => {
+                    // The program that serves it may have ended.
+                    check_type(dir, FileType::Directory)
+                        .context(|| format!("layer {id:?}: the layer below it, {below:?}"))?;
+                    Lower::elsewhere(dir)
+                }
             });
             lowers.extend(older);
         }
@@ -234,19 +273,21 @@ impl Stores {
         if exists(&dir.join("composefs-data"))? {
             return Err(composefs(id));
         }
-        if !exists(&dir.join("diff"))? {
+        let elsewhere = self.elsewhere(&dir)?;
+        if elsewhere.is_none() && !exists(&dir.join("diff"))? {
             let what = format!("layer {id:?}: the layer below it, {below:?}, has lost its files");
             return Err(ErrorKind::CorruptMetadata.err(what));
         }
         let known = Known {
             stamp,
+            elsewhere: elsewhere.map(Arc::from),
             older: generations(home, below)?.len(),
         };
         let mut all = self.known();
         if all.len() >= MAX_KNOWN {
             all.clear();
         }
-        all.insert(below.to_owned(), known);
+        all.insert(below.to_owned(), known.clone());
         Ok(known)
     }
 
@@ -254,15 +295,54 @@ impl Stores {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The directories of the files of the layers below the layer in `dir`, topmost first, without older generations.
-    pub(super) fn lower_trees(&self, id: &str, dir: &Path) -> Result<Vec<PathBuf>> {
+    /// The directories of the layers below the layer in `dir`, topmost first.
+    pub(super) fn lower_dirs(&self, id: &str, dir: &Path) -> Result<Vec<PathBuf>> {
         let ids = self.lower_ids(id, dir)?;
         ids.iter()
             .map(|below| {
                 let place = self.locate(below)?.ok_or_else(|| lost(id, below))?;
-                Ok(place.dir.join("diff"))
+                Ok(place.dir)
             })
             .collect()
+    }
+
+    /// Where the own files of the layer in `dir` are, without older generations.
+    pub(super) fn tree(&self, dir: &Path) -> Result<PathBuf> {
+        Ok(self.elsewhere(dir)?.unwrap_or_else(|| dir.join("diff")))
+    }
+
+    /// Where the own files of the layer in `dir` are in an additional layer store; `None` if they are in the layer's own
+    /// directory.
+    ///
+    /// A symbolic link is followed if the layer was made of one in an additional layer store. The link of a layer in an
+    /// additional image store, which others may have made, has to lead into an additional layer store of this driver: it
+    /// could make any directory of the machine the content of an image.
+    pub(super) fn elsewhere(&self, dir: &Path) -> Result<Option<PathBuf>> {
+        let link = dir.join("diff");
+        let target = match rustix::fs::readlink(&link, Vec::new()) {
+            Ok(target) => PathBuf::from(OsString::from_vec(target.into_bytes())),
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error).at("reading link", link),
+        };
+        let refused = |reason: String| Err(ErrorKind::CorruptMetadata.err(reason).at(&link));
+        if !target.is_absolute() {
+            return refused(format!("linkpath must be absolute (got: {target:?}):"));
+        }
+        if read_additional_layer(dir)?
+            .map(|layer| layer.join("diff"))
+            .as_ref()
+            != Some(&target)
+        {
+            return refused(format!("leads to {target:?}, which the layer was not made of:"));
+        }
+        let is_writable = self.writable().any(|home| dir.parent() == Some(home));
+        let plain = clean_path(&target).at("making absolute", &target)?;
+        if !is_writable && !self.layer_stores.iter().any(|store| plain.starts_with(store)) {
+            return refused(format!(
+                "leads to {target:?}, which is in no additional layer store:"
+            ));
+        }
+        Ok(Some(target))
     }
 }
 
@@ -299,8 +379,5 @@ pub(super) fn generations(home: &Path, dir: &str) -> Result<Vec<Lower>> {
 
 /// The older generation of this number, from 1.
 fn generation(home: &Path, dir: &str, number: usize) -> Lower {
-    Lower {
-        home: home.to_owned(),
-        path: format!("{dir}/diff{number}"),
-    }
+    Lower::new(home, format!("{dir}/diff{number}"))
 }

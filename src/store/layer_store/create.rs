@@ -142,15 +142,9 @@ impl LayerStore {
         };
         match &new.start {
             Start::Empty => {}
+            Start::Additional { info, .. } => record_content_of(&mut row, info),
             Start::Template(template) => {
-                row.compressed_digest.clone_from(&template.compressed_digest);
-                row.compressed_size = template.compressed_size;
-                row.diff_digest.clone_from(&template.diff_digest);
-                row.diff_size = template.diff_size;
-                row.compression = template.compression;
-                row.uids.clone_from(&template.uids);
-                row.gids.clone_from(&template.gids);
-                row.toc_digest.clone_from(&template.toc_digest);
+                record_content_of(&mut row, template);
                 if row.metadata.is_empty() {
                     row.metadata.clone_from(&template.metadata);
                 }
@@ -249,6 +243,14 @@ impl Made {
                     options.durable,
                 )
             }
+            Start::Additional { used, .. } => {
+                let below = parent.map(|row| row.id.as_str());
+                let made = driver.create_additional(id, below, used, options);
+                match below {
+                    Some(below) => files_of(below, made),
+                    None => made,
+                }
+            }
             Start::Unpacked(unpacked) => {
                 let below = parent.map(|row| row.id.as_str());
                 unpacked.check_parent(driver, below)?;
@@ -262,6 +264,18 @@ impl Made {
             }
         }
     }
+}
+
+/// Writes what is recorded of the content of another layer into a record.
+fn record_content_of(row: &mut LayerRow, other: &LayerRow) {
+    row.compressed_digest.clone_from(&other.compressed_digest);
+    row.compressed_size = other.compressed_size;
+    row.diff_digest.clone_from(&other.diff_digest);
+    row.diff_size = other.diff_size;
+    row.compression = other.compression;
+    row.uids.clone_from(&other.uids);
+    row.gids.clone_from(&other.gids);
+    row.toc_digest.clone_from(&other.toc_digest);
 }
 
 /// Changes the owners of the files of the layer below, if the mapping of the new layer differs.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::archive::apply::pipeline::Applied;
-use crate::driver::{Driver, Staged};
+use crate::driver::{Driver, LayerUse, Staged};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::TempDir;
@@ -31,6 +31,8 @@ pub(crate) enum Start {
     Template(Arc<LayerRow>),
     /// An unpacked diff.
     Unpacked(Box<Unpacked>),
+    /// The files of a layer in an additional layer store, and what that says of it.
+    Additional { used: LayerUse, info: Arc<LayerRow> },
 }
 
 /// A diff that was unpacked outside the lock.

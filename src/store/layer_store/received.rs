@@ -52,6 +52,13 @@ impl Receiving {
     ) -> Result<(Self, File, Target)> {
         let driver = inner.driver();
         let row = Arc::clone(table.require(key)?);
+        if files_of(&row.id, driver.additional_layer(&row.id))?.is_some() {
+            let what = format!(
+                "changing layer {:?}, whose files are in an additional layer store",
+                row.id
+            );
+            return Err(ErrorKind::StoreIsReadOnly.err(what));
+        }
         let content = files_of(&row.id, driver.layer_tree(&row.id))?;
         let tree = content.dir.try_clone().during("duplicating a directory handle")?;
         let mappings = mappings_on_disk(&*driver, &row, tree.as_fd())?;
