@@ -6,7 +6,10 @@
 //! [`TocLocation`] says where in a blob the table is, and reads it: a checked [`Toc`]. Blobs of the kind are made by
 //! [`Store::diff`](crate::Store::diff) with [`Compression::ZstdChunked`](crate::Compression::ZstdChunked).
 
+pub(crate) mod cache;
 mod estargz;
+#[cfg_attr(not(test), expect(dead_code, reason = "for partial pulls"))]
+pub(crate) mod local;
 mod location;
 mod positions;
 mod read;

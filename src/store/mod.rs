@@ -87,6 +87,9 @@ pub(crate) mod image_record;
 pub(crate) mod inner;
 mod layer_steps;
 pub(crate) mod layer_store;
+#[cfg_attr(not(test), expect(dead_code, reason = "for partial pulls"))]
+pub(crate) mod local_content;
+mod local_layers;
 mod open;
 mod roots;
 pub(crate) mod stage;
