@@ -94,7 +94,7 @@
 //!
 //! # Coming from Go
 //!
-//! 82 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
+//! 86 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
 //! [`coming_from_go`] has the whole table.
 //!
 //! [tokio]: https://tokio.rs
@@ -151,6 +151,7 @@ pub use archive::diff::changes::{Change, ChangeKind};
 pub use lock::owners::LockOwner;
 pub use store::additional_layer::{AdditionalBlob, AdditionalLayer};
 pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::chunked_differ::ChunkedDiffer;
 pub use store::commit::CommitOptions;
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
@@ -162,6 +163,10 @@ pub use store::mount_guard::Mount;
 pub use store::multi_list::MultiListResult;
 pub use store::put_layer::PutLayer;
 pub use store::sizes::ParentOwners;
+pub use store::stage::area::StagedContent;
+pub use store::stage::differ::{Differ, StagingArea};
+pub use store::stage::differ_output::DifferOutput;
+pub use store::staged_layers::{StagedLayer, StagingOptions};
 
 // Content: digests, compression, owners, copies.
 pub use compression::Compression;

@@ -273,6 +273,11 @@ impl TocLocation {
         self.toc.as_ref().map(|toc| toc.range.clone())
     }
 
+    /// Which bytes of the blob are its tar-split data.
+    pub(crate) fn tar_split_range(&self) -> Option<Range<u64>> {
+        self.tar_split.as_ref().map(|section| section.range.clone())
+    }
+
     /// Where the content of files ends in the blob.
     pub(crate) fn content_end(&self) -> u64 {
         let start = |section: &Option<Section>| section.as_ref().map(|section| section.range.start);

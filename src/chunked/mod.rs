@@ -6,10 +6,9 @@
 //! [`TocLocation`] says where in a blob the table is, and reads it: a checked [`Toc`]. Blobs of the kind are made by
 //! [`Store::diff`](crate::Store::diff) with [`Compression::ZstdChunked`](crate::Compression::ZstdChunked).
 
-pub(crate) mod cache;
+pub(crate) mod assemble;
 mod estargz;
-#[cfg_attr(not(test), expect(dead_code, reason = "for partial pulls"))]
-pub(crate) mod local;
+mod local_source;
 mod location;
 mod positions;
 mod read;
@@ -19,6 +18,8 @@ mod tests;
 mod toc;
 pub(crate) mod writer;
 
+pub(crate) use local_source::Nowhere;
 pub use location::{TocFormat, TocLocation};
+pub(crate) use read::{TarSplitText, read, read_tar_split};
 pub use source::BlobSource;
 pub use toc::{Chunk, EntryKind, Toc, TocEntry};

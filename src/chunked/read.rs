@@ -5,8 +5,9 @@
 //! takes a window of 32 MiB, which is free again before the table takes memory.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::bridge;
-use crate::chunked::location::{Section, TocFormat, TocLocation};
+use crate::chunked::location::{Section, TAR_SPLIT_POSITION, TocFormat, TocLocation, ZSTD};
 use crate::chunked::toc::{self, Bounds, MAX_MEMORY, Toc};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -79,8 +80,71 @@ impl TocLocation {
     }
 }
 
+/// The tar-split data of a blob, compressed as it is there; its digest is right.
+#[derive(Clone, Debug)]
+pub(crate) struct TarSplitText {
+    compressed: Arc<File>,
+}
+
+impl TarSplitText {
+    /// Its lines, from the first on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] without memory for a decompressor.
+    pub(crate) fn lines(&self) -> Result<Box<dyn BufRead + Send + Sync>> {
+        let file = FromStart {
+            file: Arc::clone(&self.compressed),
+            offset: 0,
+        };
+        let decoder = zstd::Decoder::new(file).during("starting to decompress")?;
+        Ok(Box::new(BufReader::with_capacity(BUFFER, decoder)))
+    }
+}
+
+/// Reads a file that others may read, too.
+#[derive(Debug)]
+struct FromStart {
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(out, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// The tar-split data that belongs to a table of contents, out of the bytes of its section. `None` if there is none, or
+/// the table does not vouch for it. A temporary file is in `dir`.
+///
+/// # Errors
+/// [`ErrorKind::DigestMismatch`] for other data; [`ErrorKind::InvalidArchive`] without the data that the table speaks of;
+/// [`ErrorKind::Io`].
+pub(crate) async fn read_tar_split(
+    location: &TocLocation,
+    toc: &Toc,
+    bytes: impl AsyncRead + Send + Unpin,
+    dir: PathBuf,
+) -> Result<Option<TarSplitText>> {
+    let (digest, section) = match (toc.tar_split_digest(), &location.tar_split) {
+        (None, _) => return Ok(None),
+        (Some(digest), Some(section)) => (digest, section),
+        (Some(_), None) => {
+            let what = format!("\"{ZSTD}{TAR_SPLIT_POSITION}\" annotation missing");
+            return Err(ErrorKind::InvalidArchive.err(what));
+        }
+    };
+    let what = "tar-split data";
+    let compressed = spool(section, bytes, Some((digest.clone(), what)), dir.into()).await?;
+    Ok(Some(TarSplitText {
+        compressed: Arc::new(compressed),
+    }))
+}
+
 /// The table, and a file with its text. Temporary files are in `dir`.
-async fn read(
+pub(crate) async fn read(
     location: &TocLocation,
     bytes: impl AsyncRead + Send + Unpin,
     dir: PathBuf,
@@ -90,7 +154,7 @@ async fn read(
     };
     let dir: Arc<Path> = dir.into();
     let of_compressed = match location.format {
-        TocFormat::ZstdChunked => location.digest.clone(),
+        TocFormat::ZstdChunked => location.digest.clone().map(|digest| (digest, "table")),
         TocFormat::EStargz => None,
     };
     let compressed = spool(&section, bytes, of_compressed, Arc::clone(&dir)).await?;
@@ -121,15 +185,17 @@ fn bounds(location: &TocLocation) -> Bounds {
     }
 }
 
-/// Writes the bytes of a section to a file; verifies their digest if one is given.
+/// Writes the bytes of a section to a file; verifies their digest if one is given, with what it is the digest of.
 async fn spool(
     section: &Section,
     bytes: impl AsyncRead + Send + Unpin,
-    expected: Option<Digest>,
+    expected: Option<(Digest, &str)>,
     dir: Arc<Path>,
 ) -> Result<File> {
     let mut file = bridge::run(move || temporary(&dir)).await?;
-    let mut hasher = expected.as_ref().map_or_else(Hasher::sha256, Hasher::like);
+    let mut hasher = expected
+        .as_ref()
+        .map_or_else(Hasher::sha256, |(digest, _)| Hasher::like(digest));
     let length = section.length();
     let mut bytes = bytes.take(length);
     let mut buffer = BytesMut::new();
@@ -160,8 +226,8 @@ async fn spool(
     }
     let found = hasher.finish();
     match expected {
-        Some(expected) if expected != found => {
-            let what = format!("the compressed table has digest {found}, expected {expected}");
+        Some((expected, of)) if expected != found => {
+            let what = format!("the compressed {of} has digest {found}, expected {expected}");
             Err(ErrorKind::DigestMismatch.err(what))
         }
         _ => Ok(file),

@@ -76,6 +76,9 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
     /// Where the content goes.
     fn tree(&self) -> &LayerTree;
 
+    /// The path of [`Staged::tree`].
+    fn path(&self) -> PathBuf;
+
     /// An empty directory of the same file system, where [`Staged::tree`] is the copy of a whole tree: content is
     /// unpacked there and then merged into the copy. `None` where it goes into the tree itself.
     fn unpack_dir(&self) -> Option<&OwnedFd> {

@@ -4,7 +4,9 @@
 //! layer as it was. Files are hard links to those of the layer: a copy takes as much space as its directories do, and
 //! whoever changes a file in it replaces it.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, RenameFlags};
@@ -13,7 +15,7 @@ use rustix::io::Errno;
 use crate::driver::copy;
 use crate::error::{IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::at;
+use crate::sys::{at, tree};
 
 /// See the module's head. Dropped, it is removed, which may block for long.
 #[derive(Debug)]
@@ -54,6 +56,17 @@ impl LayerCopy {
     /// Where changes go; can be listed.
     pub(crate) fn dir(&self) -> &OwnedFd {
         &self.dir
+    }
+
+    /// Removes everything from the copy.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let mut buffer = tree::listing_buffer();
+        let names = tree::list_names(self.dir.as_fd(), &mut buffer).at("listing", &self.path)?;
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let path = self.path.join(OsStr::from_bytes(name));
+            tree::remove_tree(&path).at("removing", &path)?;
+        }
+        Ok(())
     }
 
     /// Makes the copy the layer's tree, by one exchange. Returns the old tree, which is removed when dropped: drop it after

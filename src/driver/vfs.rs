@@ -376,6 +376,10 @@ impl Staged for StagedTree {
         at::open_dir(&self.path).at("opening", &self.path)
     }
 
+    fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
         // The tree is complete without its parent, but no record names the parent any more.
         parent.map(|parent| self.driver.find(parent)).transpose()?;

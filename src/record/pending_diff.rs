@@ -23,6 +23,8 @@ pub(crate) struct PendingDiff {
     compressed_digest: String,
     compressed_size: i64,
     diff_digest: String,
+    #[serde(default)]
+    toc_digest: String,
     diff_size: i64,
     compression: i64,
     uids: Vec<u32>,
@@ -37,6 +39,7 @@ impl PendingDiff {
             compressed_digest: row.compressed_digest.as_str().to_owned(),
             compressed_size: row.compressed_size,
             diff_digest: row.diff_digest.as_str().to_owned(),
+            toc_digest: row.toc_digest.as_str().to_owned(),
             diff_size: row.diff_size,
             compression: row.compression,
             uids: row.uids.clone(),
@@ -61,6 +64,7 @@ impl PendingDiff {
         row.compressed_digest = self.compressed_digest.as_str().into();
         row.compressed_size = self.compressed_size;
         row.diff_digest = self.diff_digest.as_str().into();
+        row.toc_digest = self.toc_digest.as_str().into();
         row.diff_size = self.diff_size;
         row.compression = self.compression;
         row.uids = self.uids;
@@ -79,6 +83,7 @@ mod tests {
             compressed_digest: "sha256:1".into(),
             compressed_size: 5,
             diff_digest: "sha256:2".into(),
+            toc_digest: "sha256:3".into(),
             diff_size: -1,
             compression: 2,
             uids: vec![0, 7],

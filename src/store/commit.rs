@@ -212,7 +212,9 @@ impl Store {
     ) -> Result<String> {
         // It is unpacked while it is read; its ID follows from its digest.
         let staged = self.stage_diff(parent, &options, diff).await?;
-        let diff_id = staged.uncompressed_digest().clone();
+        let diff_id = staged.uncompressed_digest().cloned();
+        let diff_id =
+            diff_id.ok_or_else(|| ErrorKind::DigestUnknown.err("the diff ID of an unpacked layer"))?;
         let id = layer_id(parent, &diff_id);
         options.id = Some(id.clone());
         match self.commit_diff(parent, options, staged).await {

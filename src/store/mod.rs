@@ -22,6 +22,7 @@ pub(crate) mod registry;
 pub(crate) mod put_layer;
 
 mod apply_diff;
+pub(crate) mod staged_layers;
 
 pub(crate) mod layers;
 
@@ -74,6 +75,7 @@ pub(crate) mod graph_driver;
 pub(crate) mod access;
 mod additional_blob;
 mod all_stores;
+pub(crate) mod chunked_differ;
 pub(crate) mod deleted;
 pub(crate) mod diff_stream;
 pub(crate) mod dirs;
@@ -87,9 +89,6 @@ pub(crate) mod image_record;
 pub(crate) mod inner;
 mod layer_steps;
 pub(crate) mod layer_store;
-#[cfg_attr(not(test), expect(dead_code, reason = "for partial pulls"))]
-pub(crate) mod local_content;
-mod local_layers;
 mod open;
 mod roots;
 pub(crate) mod stage;

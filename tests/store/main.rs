@@ -9,6 +9,8 @@
 
 #[macro_use]
 mod support;
+#[path = "../support/manifest.rs"]
+mod manifest;
 #[path = "../support/user.rs"]
 mod user;
 
@@ -42,6 +44,7 @@ mod roots;
 mod short_records;
 mod sizes;
 mod split;
+mod staged_layers;
 mod threads;
 
 /// A file that is not listed here would never run.

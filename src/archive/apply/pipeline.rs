@@ -29,7 +29,7 @@ use crate::bridge::{self, CHUNK, ChunkSender, Detached};
 use crate::compression::Compression;
 use crate::error::{Error, Result};
 
-pub(crate) use crate::archive::apply::target::{Applied, ApplyOptions, Content, Target};
+pub(crate) use crate::archive::apply::target::{Applied, ApplyOptions, Content, Inspect, Target};
 
 /// The reader of a layer. It is polled by the caller's future only, so it may borrow.
 pub(crate) type Source<'a> = Pin<Box<dyn AsyncRead + Send + 'a>>;
@@ -51,6 +51,7 @@ pub(crate) async fn apply<G: Send + 'static>(
     let guard = Detached::new(guard);
     let mut blob = BlobReader::new(source);
     let compression = match blob.detect().await {
+        Ok(_detected) if options.is_tar => Compression::None,
         Ok(compression) => compression,
         Err(error) => {
             let guard = guard.into_inner();

@@ -1,13 +1,16 @@
 //! Where a layer is unpacked to, what is known of it already, and what is known of it afterwards.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::present_tree::PresentTree;
 use crate::archive::apply::shared_files::SharedFiles;
+use crate::archive::tar::reader::Entry;
 use crate::compression::Compression;
 use crate::digest::Digest;
+use crate::error::Result;
 use crate::idmap::{IdMappings, Owner};
 
 /// What an archive holds.
@@ -43,6 +46,21 @@ pub(crate) struct Target {
     pub(crate) present: Option<PresentTree>,
 }
 
+/// Looks at the headers of a tar stream while it is unpacked.
+pub(crate) trait Inspect: Send + fmt::Debug {
+    /// Before an entry is unpacked.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it; the unpacking ends with that.
+    fn entry(&mut self, entry: &Entry) -> Result<()>;
+
+    /// After the last one.
+    ///
+    /// # Errors
+    /// Likewise.
+    fn end(&mut self) -> Result<()>;
+}
+
 /// What else is wanted, and what is known already.
 #[derive(Debug, Default)]
 pub(crate) struct ApplyOptions {
@@ -58,6 +76,10 @@ pub(crate) struct ApplyOptions {
     pub(crate) verify: bool,
     /// Whether everything is on disk before the layer is reported as applied.
     pub(crate) sync: bool,
+    /// Whether it is a tar stream whatever its first bytes look like.
+    pub(crate) is_tar: bool,
+    /// Sees each header.
+    pub(crate) inspect: Option<Box<dyn Inspect>>,
 }
 
 /// What a layer's record says after it was applied.

@@ -9,7 +9,7 @@
 //!
 //! The caller owns the file: it writes to a temporary name and renames, so a crash leaves no half-written one.
 
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -192,18 +192,28 @@ struct Line {
     payload: Option<String>,
 }
 
-/// Reads a tar-split file, decompression included.
-pub(crate) struct TarSplitReader<R: Read> {
-    inner: BufReader<MultiGzDecoder<R>>,
+/// Reads the lines of a tar-split file.
+pub(crate) struct TarSplitReader<R> {
+    inner: R,
     line: Vec<u8>,
     number: u64,
 }
 
-impl<R: Read> TarSplitReader<R> {
+/// Reads a tar-split file as it is on disk.
+pub(crate) type GzipTarSplitReader<R> = TarSplitReader<BufReader<MultiGzDecoder<R>>>;
+
+impl<R: Read> GzipTarSplitReader<R> {
     /// A reader of the compressed file `inner`.
     pub(crate) fn new(inner: R) -> Self {
+        Self::of_text(BufReader::with_capacity(64 << 10, MultiGzDecoder::new(inner)))
+    }
+}
+
+impl<R: BufRead> TarSplitReader<R> {
+    /// A reader of the lines themselves.
+    pub(crate) fn of_text(inner: R) -> Self {
         Self {
-            inner: BufReader::with_capacity(64 << 10, MultiGzDecoder::new(inner)),
+            inner,
             line: Vec::new(),
             number: 0,
         }

@@ -10,7 +10,7 @@ use std::io::{BufReader, BufWriter, Seek as _, SeekFrom};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 
-use crate::archive::tar_split::format::{Entry, TarSplitReader, TarSplitWriter};
+use crate::archive::tar_split::format::{Entry, GzipTarSplitReader, TarSplitWriter};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::unnamed;
 
@@ -126,7 +126,7 @@ impl TarSplitRecorder {
         // The file may be open for writing only.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let old = File::open(&path).at("reopening tar-split data at", &path)?;
-        let mut reader = TarSplitReader::new(BufReader::with_capacity(BUFFER, old));
+        let mut reader = GzipTarSplitReader::new(BufReader::with_capacity(BUFFER, old));
         let mut writer = TarSplitWriter::new(BufWriter::with_capacity(BUFFER, temporary(dir)?));
         let mut spilled = self.spilled.iter().peekable();
         let mut position = 0;
@@ -214,7 +214,7 @@ mod tests {
         }
         recorder.file(b"c", 1, [3; 8]).unwrap();
         assert!(recorder.finish(dir.as_fd()).unwrap().is_some());
-        let mut reader = TarSplitReader::new(File::open(&path).unwrap());
+        let mut reader = GzipTarSplitReader::new(File::open(&path).unwrap());
         let mut last = None;
         while let Some(entry) = reader.next().unwrap() {
             match entry {

@@ -19,7 +19,7 @@ use crate::sys::at;
 
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
-use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
+use crate::archive::tar_split::format::{Crc, Entry, GzipTarSplitReader};
 
 /// Bytes of the compressed tar-split file that are read at a time.
 const READ_SIZE: usize = 64 * 1024;
@@ -48,7 +48,7 @@ pub(crate) struct Replay<R: Read> {
 /// The tar-split file. Its reader has buffers, which a stream that is not read does not need.
 enum TarSplit<R: Read> {
     Unread(Option<R>),
-    Open(Box<TarSplitReader<BufReader<R>>>),
+    Open(Box<GzipTarSplitReader<BufReader<R>>>),
 }
 
 /// What is being produced.
@@ -77,7 +77,7 @@ impl<R: Read> TarSplit<R> {
                         return Ok(None);
                     };
                     let buffered = BufReader::with_capacity(READ_SIZE, file);
-                    *self = Self::Open(Box::new(TarSplitReader::new(buffered)));
+                    *self = Self::Open(Box::new(GzipTarSplitReader::new(buffered)));
                 }
             }
         }

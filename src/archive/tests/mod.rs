@@ -28,7 +28,7 @@ use crate::archive::apply::pipeline::{Applied, ApplyOptions, Content, Target, ap
 use crate::archive::apply::settle::settle;
 use crate::archive::apply::shared_files::Sharing;
 use crate::archive::path::clean;
-use crate::archive::tar_split::format::{Crc, Entry, TarSplitReader};
+use crate::archive::tar_split::format::{Crc, Entry, GzipTarSplitReader};
 use crate::error::Result;
 use crate::idmap::IdMappings;
 use crate::skip::{have, root_or_skip};
@@ -179,7 +179,7 @@ impl Layer {
     }
 
     fn lines(&self) -> Vec<Entry> {
-        let mut reader = TarSplitReader::new(std::fs::File::open(self.split_path()).unwrap());
+        let mut reader = GzipTarSplitReader::new(std::fs::File::open(self.split_path()).unwrap());
         std::iter::from_fn(|| reader.next().unwrap()).collect()
     }
 

@@ -254,7 +254,7 @@ fn the_go_library_writes_the_same_tar_split_and_reads_ours() {
         let go = GoStore::import(&tar);
         let layer = Layer::new(WhiteoutFormat::Apply);
         layer.apply(&tar).unwrap();
-        let mut reader = TarSplitReader::new(std::fs::File::open(go.tar_split()).unwrap());
+        let mut reader = GzipTarSplitReader::new(std::fs::File::open(go.tar_split()).unwrap());
         let theirs: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).collect();
         assert!(joined(theirs) == joined(layer.lines()), "{format}");
         assert_eq!(listing(&go.tree()), layer.listing(), "{format}");

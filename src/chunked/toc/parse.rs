@@ -10,8 +10,7 @@ use std::io::{self, BufReader, Read};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::builder::{Bounds, Builder, MAX_TEXT, bad};
-use super::raw_entry::{RawEntry, Sink};
+use super::builder::{Bounds, Builder, MAX_TEXT, RawEntry, bad};
 use super::table::Toc;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,19 +30,8 @@ const BUFFER: usize = 64 * 1024;
 /// [`ErrorKind::InvalidArchive`] for what no table can say; [`ErrorKind::NotSupported`] for one that is too large, or of
 /// another version; [`ErrorKind::Io`].
 pub(crate) fn parse(input: impl Read, bounds: Bounds) -> Result<Toc> {
-    let mut builder = Builder::new(bounds);
-    parse_entries(input, &mut builder)?;
-    builder.finish()
-}
-
-/// Gives the entries of a table of contents to `sink`, with what the text says of them. Nothing of it is checked but its
-/// form.
-///
-/// # Errors
-/// As [`parse`], and those of `sink`.
-pub(crate) fn parse_entries(input: impl Read, sink: &mut dyn Sink) -> Result<()> {
     let mut reading = Reading {
-        sink,
+        builder: Builder::new(bounds),
         raw: RawEntry::default(),
         entries: 0,
         version: None,
@@ -72,7 +60,7 @@ pub(crate) fn parse_entries(input: impl Read, sink: &mut dyn Sink) -> Result<()>
         return Err(kind.err("parsing the table of contents").with_source(error));
     }
     match reading.version {
-        Some(VERSION) => Ok(()),
+        Some(VERSION) => reading.builder.finish(),
         other => {
             let version = other.map_or("no".to_owned(), |version| version.to_string());
             Err(ErrorKind::NotSupported.err(format!("a table of contents of version {version}")))
@@ -81,8 +69,8 @@ pub(crate) fn parse_entries(input: impl Read, sink: &mut dyn Sink) -> Result<()>
 }
 
 /// What has been read so far.
-struct Reading<'s> {
-    sink: &'s mut dyn Sink,
+struct Reading {
+    builder: Builder,
     raw: RawEntry,
     entries: u64,
     version: Option<i64>,
@@ -92,16 +80,16 @@ struct Reading<'s> {
     failure: Option<Error>,
 }
 
-impl Reading<'_> {
+impl Reading {
     fn fail<E: serde::de::Error>(&mut self, failure: Error) -> E {
         self.failure = Some(failure);
         E::custom("refused")
     }
 }
 
-struct TableVisitor<'a, 's>(&'a mut Reading<'s>);
+struct TableVisitor<'a>(&'a mut Reading);
 
-impl<'de> Visitor<'de> for TableVisitor<'_, '_> {
+impl<'de> Visitor<'de> for TableVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,7 +125,7 @@ impl<'de> Visitor<'de> for TableVisitor<'_, '_> {
                             reading.fail(bad("a table of contents with two digests of tar-split data"))
                         );
                     }
-                    reading.sink.set_tar_split_digest(digest);
+                    reading.builder.set_tar_split_digest(digest);
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -147,9 +135,9 @@ impl<'de> Visitor<'de> for TableVisitor<'_, '_> {
 }
 
 /// The list of entries.
-struct Entries<'a, 's>(&'a mut Reading<'s>);
+struct Entries<'a>(&'a mut Reading);
 
-impl<'de> DeserializeSeed<'de> for Entries<'_, '_> {
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -157,7 +145,7 @@ impl<'de> DeserializeSeed<'de> for Entries<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Entries<'_, '_> {
+impl<'de> Visitor<'de> for Entries<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -180,7 +168,7 @@ impl<'de> Visitor<'de> for Entries<'_, '_> {
                 return Ok(());
             }
             reading.entries += 1;
-            if let Err(error) = reading.sink.add(&reading.raw) {
+            if let Err(error) = reading.builder.add(&reading.raw) {
                 let number = reading.entries;
                 return Err(reading.fail(error.context(format!("entry {number} of the table of contents"))));
             }

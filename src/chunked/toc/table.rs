@@ -11,7 +11,7 @@ use crate::digest::Digest;
 use crate::time::Time;
 
 /// A sha256 sum.
-pub(super) type Sum = [u8; 32];
+pub(crate) type Sum = [u8; 32];
 
 /// What an entry of a table of contents is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,6 +130,16 @@ impl Toc {
         })
     }
 
+    /// An entry by its place.
+    pub(crate) fn entry(&self, index: usize) -> Option<TocEntry<'_>> {
+        let record = self.records.get(index)?;
+        Some(TocEntry {
+            toc: self,
+            record,
+            index,
+        })
+    }
+
     /// Digest of the compressed tar-split data that belongs to it. Without, the tar stream cannot be made again.
     pub fn tar_split_digest(&self) -> Option<&Digest> {
         self.tar_split_digest.as_ref()
@@ -217,6 +227,26 @@ impl<'a> TocEntry<'a> {
         self.record.size
     }
 
+    /// Digest of the content of a regular file; that of an empty one means nothing.
+    pub(crate) fn sum(&self) -> &'a Sum {
+        &self.record.sum
+    }
+
+    /// Time of last modification.
+    pub(crate) fn time(&self) -> Option<Moment> {
+        self.record.has_time.then_some(self.record.time)
+    }
+
+    /// Time of last access.
+    pub(crate) fn access_time(&self) -> Option<Moment> {
+        self.extra().and_then(|extra| extra.access_time)
+    }
+
+    /// Time of last change of metadata.
+    pub(crate) fn change_time(&self) -> Option<Moment> {
+        self.extra().and_then(|extra| extra.change_time)
+    }
+
     /// Time of last modification.
     pub fn modified(&self) -> Option<SystemTime> {
         let Moment { seconds, nanoseconds } = self.record.time;
@@ -245,19 +275,29 @@ impl<'a> TocEntry<'a> {
 
     /// Where the content is: the parts of a regular file, in order. None for an empty one.
     pub fn chunks(&self) -> impl ExactSizeIterator<Item = Chunk> {
-        let chunks = self.toc.chunks_of(self.index);
-        let (end, is_single) = (self.record.end, chunks.len() == 1);
-        let file_sum = self.record.sum;
         let mut at = 0;
-        chunks.iter().enumerate().map(move |(index, chunk)| {
+        self.parts().map(move |part| {
             let start = at;
-            at += chunk.size;
+            at += part.size;
             Chunk {
                 file: start..at,
-                blob: chunk.offset..chunks.get(index + 1).map_or(end, |next| next.offset),
-                is_hole: chunk.is_hole,
-                digest: Digest::of_sum(if is_single { &file_sum } else { &chunk.sum }),
+                blob: part.blob,
+                is_hole: part.is_hole,
+                digest: Digest::of_sum(&part.sum),
             }
+        })
+    }
+
+    /// As [`TocEntry::chunks`], without an allocation for each.
+    pub(crate) fn parts(&self) -> impl ExactSizeIterator<Item = Part> + use<'a> {
+        let chunks = self.toc.chunks_of(self.index);
+        let (end, is_single) = (self.record.end, chunks.len() == 1);
+        let file_sum = &self.record.sum;
+        chunks.iter().enumerate().map(move |(index, chunk)| Part {
+            blob: chunk.offset..chunks.get(index + 1).map_or(end, |next| next.offset),
+            size: chunk.size,
+            is_hole: chunk.is_hole,
+            sum: *if is_single { file_sum } else { &chunk.sum },
         })
     }
 
@@ -265,6 +305,17 @@ impl<'a> TocEntry<'a> {
         let extra = self.toc.extras.get(self.record.extra as usize);
         extra.filter(|_| self.record.has_extra)
     }
+}
+
+/// A part of a regular file, as the table has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    /// As [`Chunk::blob`].
+    pub(crate) blob: Range<u64>,
+    /// Bytes of the file.
+    pub(crate) size: u64,
+    pub(crate) is_hole: bool,
+    pub(crate) sum: Sum,
 }
 
 /// A part of a regular file.

@@ -63,7 +63,11 @@ impl Staged for StagedOverlay {
     }
 
     fn reopen(&self) -> Result<OwnedFd> {
-        open_tree(&self.dir.join("diff"))
+        open_tree(&self.path())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("diff")
     }
 
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {

@@ -9,18 +9,21 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
 
 use crate::archive::apply::pipeline::Applied;
 use crate::driver::{LayerCopy, LayerTree, MountState, Staged};
-use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::record::layer::LayerRow;
 use crate::record::pending_diff::PendingDiff;
-use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record as _;
 use crate::store::layer_store::counts::Counts;
+use crate::store::layer_store::create::move_items;
 use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::record_applied;
+use crate::store::layer_store::new_layer::{Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
 use crate::sys::make_private_subdir;
 
@@ -74,6 +77,48 @@ impl LayerStore {
         ended.map(|()| applied.content_size)
     }
 
+    /// Gives the layer `row` what was unpacked instead of its own content. On failure it is as before.
+    pub(crate) fn replace(&mut self, row: &LayerRow, unpacked: Unpacked) -> Result<Arc<LayerRow>> {
+        let ended = self.replace_content(row, &unpacked);
+        self.discard(unpacked);
+        ended.context(|| format!("replacing the content of layer {:?}", row.id))?;
+        self.get(&row.id)
+    }
+
+    fn replace_content(&mut self, row: &LayerRow, unpacked: &Unpacked) -> Result<()> {
+        if self.is_shown(&row.id)? {
+            return Err(Error::io("a mount shows the layer", Errno::BUSY));
+        }
+        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
+        let copy = self.driver.copy_layer(&row.id, false)?.ok_or_else(|| {
+            ErrorKind::NotSupported.err("exchanging directories on the file system of the layers")
+        })?;
+        copy.clear()?;
+        let inodes = (inode(&tree.dir)?, inode(copy.dir())?);
+        tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
+        let mut applied = unpacked.applied.clone();
+        merge_into(self, row, &tree, &*unpacked.staged, &mut applied, false)?;
+        let mut said = row.clone();
+        unpacked.record(&mut said);
+        let path = &unpacked.tar_split.path;
+        let tar_split = unpacked.has_tar_split().then_some(path.as_path());
+        let exchanged = self.exchange(row, copy, inodes, tar_split, &said);
+        if exchanged.is_err()
+            && let Err(error) = self.finish_diff(&row.id)
+        {
+            tracing::warn!(layer = %row.id, error = %error.chain(), "cannot take a new content back");
+        }
+        exchanged?;
+        // Until they are there, the layer has its content without them.
+        let data = self.inner.dirs.layer_data(&row.id)?;
+        make_private_subdir(&data)?;
+        move_items(unpacked.items(), &data)?;
+        self.rely_on_data(data);
+        self.table_mut()
+            .update(&row.id, |row| row.big_data_names.clone_from(&said.big_data_names))?;
+        self.save_content()
+    }
+
     fn apply_to(
         &mut self,
         row: &LayerRow,
@@ -87,7 +132,11 @@ impl LayerStore {
             Ok(applying)
         });
         let ended = merged.and_then(|applying| match applying.copy {
-            Some((copy, inodes)) => self.exchange(row, copy, inodes, tar_split, applied),
+            Some((copy, inodes)) => {
+                let mut said = row.clone();
+                record_applied(&mut said, applied);
+                self.exchange(row, copy, inodes, Some(tar_split), &said)
+            }
             None => self.record_diff(&row.id, tar_split, applied),
         });
         if ended.is_err()
@@ -129,17 +178,19 @@ impl LayerStore {
         row: &LayerRow,
         copy: LayerCopy,
         inodes: (u64, u64),
-        tar_split: &Path,
-        applied: &Applied,
+        tar_split: Option<&Path>,
+        said: &LayerRow,
     ) -> Result<()> {
         let data = self.inner.dirs.layer_data(&row.id)?;
         make_private_subdir(&data)?;
         let waiting = data.join(WAITING);
-        std::fs::rename(tar_split, &waiting).at("moving tar-split to", &waiting)?;
+        match tar_split {
+            Some(tar_split) => std::fs::rename(tar_split, &waiting).at("moving tar-split to", &waiting)?,
+            // Without bytes it stands for none.
+            None => drop(std::fs::File::create(&waiting).at("creating", &waiting)?),
+        }
         self.rely_on_data(data);
-        let mut said = row.clone();
-        record_applied(&mut said, applied);
-        let diff = PendingDiff::of_row(&said, Some(inodes));
+        let diff = PendingDiff::of_row(said, Some(inodes));
         self.table_mut().update(&row.id, |row| diff.mark(row))?;
         self.save()?;
         let old = copy.take_place()?;
@@ -228,7 +279,9 @@ impl LayerStore {
         let (waiting, tar_split) = (data.join(WAITING), self.inner.dirs.tar_split(id)?);
         match found {
             Found::New => {
+                let stands_for_none = std::fs::metadata(&waiting).is_ok_and(|waiting| waiting.len() == 0);
                 match std::fs::rename(&waiting, &tar_split) {
+                    Ok(()) if stands_for_none => remove_file(&tar_split)?,
                     // It was moved before.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     moved => moved.at("moving tar-split to", tar_split)?,
@@ -259,7 +312,6 @@ impl LayerStore {
 /// The record no longer says where the content comes from.
 fn forget_content(row: &mut LayerRow) {
     PendingDiff::default().record(row);
-    row.toc_digest = RawDigest::default();
     row.set_intent("");
 }
 

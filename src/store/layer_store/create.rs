@@ -14,9 +14,7 @@ use crate::store::dirs::{Dirs, check_layer_id, layer_location};
 use crate::store::ids::random_id;
 use crate::store::inner::Inner;
 use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::{
-    NewLayer, Start, Unpacked, flags_json, mappings_of, record_applied,
-};
+use crate::store::layer_store::new_layer::{NewLayer, StagedItem, Start, Unpacked, flags_json, mappings_of};
 use crate::time::Time;
 
 /// A layer that has an incomplete record and nothing else yet.
@@ -149,7 +147,7 @@ impl LayerStore {
                     row.metadata.clone_from(&template.metadata);
                 }
             }
-            Start::Unpacked(unpacked) => record_applied(&mut row, &unpacked.applied),
+            Start::Unpacked(unpacked) => unpacked.record(&mut row),
         }
         for item in &new.big_data {
             if !row.big_data_names.contains(&item.key) {
@@ -189,12 +187,17 @@ impl Making {
 
 impl Made {
     fn make(&mut self, driver: &dyn Driver, dirs: &Dirs, new: NewLayer) -> Result<()> {
-        if !new.big_data.is_empty() {
+        let staged_items = match &new.start {
+            Start::Unpacked(unpacked) => unpacked.items(),
+            _ => &[],
+        };
+        if !new.big_data.is_empty() || !staged_items.is_empty() {
             let dir = dirs.layer_data(&self.id)?;
             crate::sys::make_private_subdir(&dir)?;
             for item in &new.big_data {
                 big_data::write_bytes(&dir, &item.key, &item.data, true)?;
             }
+            move_items(staged_items, &dir)?;
             if self.durable {
                 self.data = Some(dir);
             }
@@ -254,11 +257,14 @@ impl Made {
             Start::Unpacked(unpacked) => {
                 let below = parent.map(|row| row.id.as_str());
                 unpacked.check_parent(driver, below)?;
+                let has_tar_split = unpacked.has_tar_split();
                 let Unpacked {
                     staged, tar_split, ..
                 } = *unpacked;
-                let target = dirs.tar_split(id)?;
-                std::fs::rename(&tar_split.path, &target).at("moving tar-split to", &target)?;
+                if has_tar_split {
+                    let target = dirs.tar_split(id)?;
+                    std::fs::rename(&tar_split.path, &target).at("moving tar-split to", &target)?;
+                }
                 self.trash.push(tar_split.temp);
                 staged.commit(id, below, options)
             }
@@ -276,6 +282,15 @@ fn record_content_of(row: &mut LayerRow, other: &LayerRow) {
     row.uids.clone_from(&other.uids);
     row.gids.clone_from(&other.gids);
     row.toc_digest.clone_from(&other.toc_digest);
+}
+
+/// Moves big data items to the directory of a layer's items.
+pub(super) fn move_items(items: &[StagedItem], dir: &Path) -> Result<()> {
+    for item in items {
+        let target = dir.join(&*big_data::file_name(&item.key)?);
+        std::fs::rename(&item.path, &target).at("moving a big data item to", &target)?;
+    }
+    Ok(())
 }
 
 /// Changes the owners of the files of the layer below, if the mapping of the new layer differs.

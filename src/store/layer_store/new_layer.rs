@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::archive::apply::pipeline::Applied;
+use crate::digest::Digest;
 use crate::driver::{Driver, LayerUse, Staged};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
@@ -43,6 +44,70 @@ pub(crate) struct Unpacked {
     pub(crate) applied: Applied,
     /// The tree of the parent that the content was fitted to, if it depends on it (`Unpacked::fit`).
     pub(crate) fitted_to: Option<OwnedFd>,
+    /// What a differ says of it, in place of what unpacking found out.
+    pub(crate) from_differ: Option<FromDiffer>,
+}
+
+/// What a differ says of content that it has put together.
+#[derive(Debug)]
+pub(crate) struct FromDiffer {
+    pub(crate) uncompressed_digest: Option<Digest>,
+    /// Bytes of the uncompressed diff.
+    pub(crate) size: Option<u64>,
+    pub(crate) compressed_digest: Option<Digest>,
+    pub(crate) toc_digest: Option<Digest>,
+    /// Whether tar-split data was recorded that goes with the diff.
+    pub(crate) has_tar_split: bool,
+    pub(crate) items: Vec<StagedItem>,
+}
+
+/// A big data item that waits for its layer, in the directory of its tar-split.
+#[derive(Debug)]
+pub(crate) struct StagedItem {
+    pub(crate) key: String,
+    pub(crate) path: PathBuf,
+}
+
+impl Unpacked {
+    /// Whether there is tar-split data.
+    pub(crate) fn has_tar_split(&self) -> bool {
+        self.from_differ
+            .as_ref()
+            .is_none_or(|differ| differ.has_tar_split)
+    }
+
+    /// Big data items that go with it.
+    pub(crate) fn items(&self) -> &[StagedItem] {
+        self.from_differ.as_ref().map_or(&[], |differ| &differ.items)
+    }
+
+    /// Digest of the uncompressed diff, if it is known.
+    pub(crate) fn uncompressed_digest(&self) -> Option<&Digest> {
+        match &self.from_differ {
+            Some(differ) => differ.uncompressed_digest.as_ref(),
+            None => Some(&self.applied.diff_digest),
+        }
+    }
+
+    /// Writes into a record where the content comes from.
+    pub(crate) fn record(&self, row: &mut LayerRow) {
+        record_applied(row, &self.applied);
+        let Some(differ) = &self.from_differ else { return };
+        row.diff_digest = differ.uncompressed_digest.clone().into();
+        row.diff_size = differ
+            .size
+            .and_then(|size| i64::try_from(size).ok())
+            .unwrap_or(-1);
+        row.compressed_digest = differ.compressed_digest.clone().into();
+        row.compressed_size = 0;
+        row.compression = 0;
+        row.toc_digest = differ.toc_digest.clone().into();
+        for item in &differ.items {
+            if !row.big_data_names.contains(&item.key) {
+                row.big_data_names.push(item.key.clone());
+            }
+        }
+    }
 }
 
 /// Everything about a new layer.

@@ -19,7 +19,7 @@ use crate::store::dirs::layer_location;
 use crate::store::inner::Inner;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedTarSplit, mappings_of, mappings_on_disk};
-use crate::store::stage::unpack::{create_tar_split, target_of};
+use crate::store::stage::area::{create_tar_split, target_of};
 use crate::sys::tree;
 
 /// Where the diff goes until it has arrived. Dropped, it is removed, which may block for long.

@@ -14,7 +14,7 @@ pub(crate) struct StagedDiff {
 
 impl StagedDiff {
     /// Digest of the uncompressed diff.
-    pub(crate) fn uncompressed_digest(&self) -> &Digest {
-        &self.unpacked.applied.diff_digest
+    pub(crate) fn uncompressed_digest(&self) -> Option<&Digest> {
+        self.unpacked.uncompressed_digest()
     }
 }

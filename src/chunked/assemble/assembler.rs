@@ -1,0 +1,394 @@
+//! The tar stream of a layer in the making, as a state machine whose steps block for a moment each.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, Seek as _, SeekFrom};
+use std::ops::Range;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use bytes::{Buf as _, BytesMut};
+
+use super::super::local_source::LocalSource;
+use super::super::location::TocFormat;
+use super::super::toc::{Toc, TocEntry};
+use super::frames::Frames;
+use super::plan::{Origin, PartOrigin, Plan};
+use crate::archive::path::show;
+use crate::archive::tar_split::format::{Entry, TarSplitReader};
+use crate::bridge::read_spare;
+use crate::digest::{Hasher, sha256_sum};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+
+/// Lines of tar-split data without bytes that one step passes over at the most.
+const MAX_EMPTY_LINES: usize = 4096;
+
+/// Bytes of a local file that are read at a time.
+const READ_PART: usize = 128 * 1024;
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There is more.
+    More,
+    /// There is more once more bytes of the blob are there.
+    NeedInput,
+    /// That was all.
+    End,
+}
+
+/// See the module's head.
+pub(crate) struct Assembler<L: LocalSource> {
+    toc: Arc<Toc>,
+    plan: Plan<L::Place>,
+    local: Arc<L>,
+    tar_split: TarSplitReader<Box<dyn BufRead + Send + Sync>>,
+    frames: Frames,
+    /// Whether the digests of files are verified.
+    verify: bool,
+    current: Current,
+    /// The next file of the plan.
+    next_file: usize,
+    position: Position,
+}
+
+/// Where in the stream of all requested ranges the next byte lies.
+struct Position {
+    /// Which range it is in.
+    request: usize,
+    /// Which byte of the blob it is.
+    offset: u64,
+    /// Bytes to be passed over.
+    skip: u64,
+}
+
+/// What is being produced.
+enum Current {
+    Nothing,
+    Segment { bytes: Vec<u8>, position: usize },
+    Content(Content),
+}
+
+/// The content of one file.
+struct Content {
+    entry: usize,
+    hasher: Option<Box<Hasher>>,
+    /// The parts that are to come.
+    parts: Range<usize>,
+    part: Source,
+}
+
+/// Where the current part comes from; the number is how many bytes are still to come.
+enum Source {
+    Ended,
+    Zeros(u64),
+    Local(File, u64),
+    /// Compressed bytes; behind them come those from this offset of the blob on.
+    Blob(u64, u64),
+}
+
+impl<L: LocalSource> fmt::Debug for Assembler<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Assembler")
+            .field("next_file", &self.next_file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Position {
+    /// At the start of the first range.
+    fn new(requests: &[Range<u64>]) -> Self {
+        Self {
+            request: 0,
+            offset: requests.first().map_or(0, |range| range.start),
+            skip: 0,
+        }
+    }
+
+    /// Goes on to byte `target` of the blob, which is in a range and not behind.
+    fn go_to(&mut self, target: u64, requests: &[Range<u64>]) {
+        while let Some(range) = requests.get(self.request) {
+            if target < range.end {
+                break;
+            }
+            self.skip += range.end.saturating_sub(self.offset);
+            self.request += 1;
+            self.offset = requests.get(self.request).map_or(target, |next| next.start);
+        }
+        self.skip += target.saturating_sub(self.offset);
+        self.offset = target;
+    }
+
+    /// Passes over what is to be passed over; whether all of it was there.
+    fn pass(&mut self, input: &mut BytesMut) -> bool {
+        let count = usize::try_from(self.skip).map_or(input.len(), |skip| skip.min(input.len()));
+        input.advance(count);
+        self.skip -= count as u64;
+        self.skip == 0
+    }
+}
+
+impl<L: LocalSource> Assembler<L> {
+    /// Puts together what `plan` says. `tar_split` is the text of the tar-split data. With `verify` the digest of each file
+    /// is verified; else the caller has to know the digest of the whole stream.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] without memory for a decompressor.
+    pub(crate) fn new(
+        toc: Arc<Toc>,
+        plan: Plan<L::Place>,
+        local: Arc<L>,
+        tar_split: Box<dyn BufRead + Send + Sync>,
+        (format, verify): (TocFormat, bool),
+    ) -> Result<Self> {
+        Ok(Self {
+            frames: Frames::new(format)?,
+            position: Position::new(plan.requests()),
+            toc,
+            plan,
+            local,
+            tar_split: TarSplitReader::of_text(tar_split),
+            verify,
+            current: Current::Nothing,
+            next_file: 0,
+        })
+    }
+
+    /// The ranges of the blob whose bytes it needs, one after the other.
+    pub(super) fn requests(&self) -> &[Range<u64>] {
+        self.plan.requests()
+    }
+
+    /// Appends at most `room` bytes to `out`; takes bytes of the blob from `input`. Returns when `room` is used up, when
+    /// bytes are missing, or when some bounded amount of work has brought none.
+    pub(super) fn step(&mut self, input: &mut BytesMut, out: &mut Vec<u8>, room: usize) -> Result<Step> {
+        let end = out.len() + room;
+        let mut empty = 0;
+        while out.len() < end && empty < MAX_EMPTY_LINES {
+            let room = end - out.len();
+            match &mut self.current {
+                Current::Nothing => {
+                    if !self.next()? {
+                        return Ok(Step::End);
+                    }
+                    empty += 1;
+                    continue;
+                }
+                Current::Segment { bytes, position } => {
+                    let rest = bytes.get(*position..).unwrap_or_default();
+                    let part = rest.get(..room).unwrap_or(rest);
+                    out.extend_from_slice(part);
+                    *position += part.len();
+                    if *position >= bytes.len() {
+                        self.current = Current::Nothing;
+                    }
+                }
+                Current::Content(_) => {
+                    if !self.content(input, out, room)? {
+                        return Ok(Step::NeedInput);
+                    }
+                }
+            }
+            empty = 0;
+        }
+        Ok(Step::More)
+    }
+
+    /// Takes up the next line of the tar-split data; `false` at the end.
+    fn next(&mut self) -> Result<bool> {
+        let line = self.tar_split.next().map_err(|error| match error.kind() {
+            ErrorKind::CorruptMetadata => ErrorKind::InvalidArchive
+                .err("reading tar-split data")
+                .with_source(error),
+            _ => error,
+        })?;
+        let (name, size) = match line {
+            None => return self.end().map(|()| false),
+            Some(Entry::Segment(bytes)) => {
+                self.current = Current::Segment { bytes, position: 0 };
+                return Ok(true);
+            }
+            Some(Entry::File { size: 0, .. }) => return Ok(true),
+            Some(Entry::File { name, size, .. }) => (name, size),
+        };
+        let toc = Arc::clone(&self.toc);
+        let file = self.plan.files.get(self.next_file);
+        let planned = file.and_then(|file| toc.entry(file.entry as usize));
+        let (Some(file), Some(entry)) = (file, planned) else {
+            return Err(unexpected(&name));
+        };
+        if entry.name() != name {
+            // Elsewhere in the table or not at all: the headers, which are compared by name, decide.
+            let what = format!(
+                "{} comes where the table of contents has {}",
+                show(&name),
+                show(entry.name())
+            );
+            return Err(ErrorKind::NotSupported.err(what));
+        }
+        if entry.size() != size {
+            let what = format!(
+                "{} has {} bytes in the table of contents and {size} in the tar-split data",
+                show(&name),
+                entry.size()
+            );
+            return Err(ErrorKind::InvalidArchive.err(what));
+        }
+        let index = file.entry as usize;
+        let (parts, part) = match file.origin {
+            Origin::Local(place) => (0..0, self.open(place, &entry, size)?),
+            Origin::Parts(first) => {
+                let first = first as usize;
+                (first..first + entry.parts().len(), Source::Ended)
+            }
+        };
+        self.next_file += 1;
+        self.current = Current::Content(Content {
+            entry: index,
+            hasher: self.verify.then(|| Box::new(Hasher::sha256())),
+            parts,
+            part,
+        });
+        Ok(true)
+    }
+
+    /// All lines were read.
+    fn end(&self) -> Result<()> {
+        let left = self.plan.files.get(self.next_file);
+        let Some(entry) = left.and_then(|file| self.toc.entry(file.entry as usize)) else {
+            return Ok(());
+        };
+        let name = show(entry.name());
+        let what = format!("TOC contains entries not present in tar-split, incl. {name}");
+        Err(ErrorKind::InvalidArchive.err(what))
+    }
+
+    fn open(&self, place: L::Place, entry: &TocEntry<'_>, size: u64) -> Result<Source> {
+        let (mut file, start) = self.local.open(place, size).ok_or_else(|| gone(entry))?;
+        file.seek(SeekFrom::Start(start))
+            .during("seeking in a file of a layer")?;
+        Ok(Source::Local(file, size))
+    }
+
+    /// Appends bytes of the current file; `false` if that takes more of the blob.
+    fn content(&mut self, input: &mut BytesMut, out: &mut Vec<u8>, room: usize) -> Result<bool> {
+        let Current::Content(content) = &mut self.current else {
+            return Ok(true);
+        };
+        let toc = Arc::clone(&self.toc);
+        let Some(entry) = toc.entry(content.entry) else {
+            return Ok(true);
+        };
+        if let Source::Ended = content.part {
+            let Some(index) = content.parts.next() else {
+                let hasher = content.hasher.take();
+                self.current = Current::Nothing;
+                return verify(hasher, &entry).map(|()| true);
+            };
+            let Some(part) = self.plan.parts.get(index) else {
+                return Err(unexpected(entry.name()));
+            };
+            let size = part.size;
+            let part = match &part.from {
+                PartOrigin::Hole => Source::Zeros(size),
+                PartOrigin::Local(place) => {
+                    let place = *place;
+                    self.open(place, &entry, size)?
+                }
+                PartOrigin::Blob(range) => {
+                    self.position.go_to(range.start, self.plan.requests());
+                    self.frames.restart()?;
+                    Source::Blob(size, range.end)
+                }
+            };
+            if let Current::Content(content) = &mut self.current {
+                content.part = part;
+            }
+            return Ok(true);
+        }
+        let start = out.len();
+        let is_there = match &mut content.part {
+            Source::Ended => true,
+            Source::Zeros(rest) => {
+                let count = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
+                out.resize(start + count, 0);
+                *rest -= count as u64;
+                true
+            }
+            Source::Local(file, rest) => {
+                let room = room.min(READ_PART);
+                let limit = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
+                let read = read_spare(file.as_fd(), out, limit);
+                let count = read
+                    .during("reading a file of another layer")
+                    .context(|| of(&entry))?;
+                if count == 0 {
+                    return Err(gone(&entry));
+                }
+                *rest -= count as u64;
+                true
+            }
+            Source::Blob(rest, end) => {
+                if !self.position.pass(input) {
+                    return Ok(false);
+                }
+                let limit = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
+                let available = end.saturating_sub(self.position.offset);
+                let part = usize::try_from(available)
+                    .ok()
+                    .and_then(|available| input.get(..available))
+                    .unwrap_or(input);
+                let is_all = part.len() as u64 == available;
+                let used = self.frames.decode(part, out, limit).context(|| of(&entry))?;
+                input.advance(used);
+                self.position.offset += used as u64;
+                let count = out.len() - start;
+                *rest = rest.saturating_sub(count as u64);
+                if used == 0 && count == 0 && is_all {
+                    let what = format!("the content of {} ends {rest} bytes early", show(entry.name()));
+                    return Err(ErrorKind::InvalidArchive.err(what));
+                }
+                used > 0 || count > 0
+            }
+        };
+        if let Some(hasher) = &mut content.hasher {
+            hasher.update(out.get(start..).unwrap_or_default());
+        }
+        let ended = match &content.part {
+            Source::Zeros(rest) | Source::Local(_, rest) | Source::Blob(rest, _) => *rest == 0,
+            Source::Ended => false,
+        };
+        if ended {
+            content.part = Source::Ended;
+        }
+        Ok(is_there)
+    }
+}
+
+/// Compares a file's content with its digest.
+fn verify(hasher: Option<Box<Hasher>>, entry: &TocEntry<'_>) -> Result<()> {
+    let Some(hasher) = hasher else { return Ok(()) };
+    let found = hasher.finish();
+    if sha256_sum(found.as_str().as_bytes()).as_ref() == Some(entry.sum()) {
+        return Ok(());
+    }
+    let (name, expected) = (show(entry.name()), entry.digest());
+    let expected = expected.as_ref().map_or("", |digest| digest.as_str());
+    Err(ErrorKind::DigestMismatch.err(format!("{name} has digest {found}, expected {expected}")))
+}
+
+fn of(entry: &TocEntry<'_>) -> String {
+    format!("restoring entry {}", show(entry.name()))
+}
+
+/// A local file that is not there any more.
+fn gone(entry: &TocEntry<'_>) -> Error {
+    let what = format!("the file with the content of {} is gone", show(entry.name()));
+    ErrorKind::LayerContentModified.err(what)
+}
+
+fn unexpected(name: &[u8]) -> Error {
+    let name = show(name);
+    let what = format!("tar-split contains an entry for {name} missing in TOC");
+    ErrorKind::InvalidArchive.err(what)
+}

@@ -1,0 +1,170 @@
+//! Where the content of each file comes from. Blocks for as long as it takes to look for local files.
+
+use std::ops::Range;
+
+use super::super::local_source::LocalSource;
+use super::super::toc::{EntryKind, Part, Toc, TocEntry};
+use crate::archive::path::show;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes between two ranges that are fetched with them: a range more costs about as much.
+const MAX_GAP: u64 = 1024;
+
+/// How many bytes one compressed byte can stand for. A block of Zstandard that repeats one byte takes four for 128 KiB,
+/// and gzip stays far below that.
+const MAX_RATIO: u64 = 32 * 1024;
+
+/// What the shortest compressed data takes without its blocks.
+const FRAME: u64 = 64;
+
+/// Where the content of one file comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin<P> {
+    /// A local file as a whole.
+    Local(P),
+    /// Several parts, of which this is the first; they go up to the first of the next file.
+    Parts(u32),
+}
+
+/// A part of a file.
+#[derive(Clone, Debug)]
+pub(super) struct PartPlan<P> {
+    pub(super) size: u64,
+    pub(super) from: PartOrigin<P>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum PartOrigin<P> {
+    /// Compressed bytes of the blob.
+    Blob(Range<u64>),
+    /// Nothing but zeros.
+    Hole,
+    /// A part of a local file.
+    Local(P),
+}
+
+/// A regular file that is not empty.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FilePlan<P> {
+    /// Which entry of the table of contents.
+    pub(super) entry: u32,
+    pub(super) origin: Origin<P>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Plan<P> {
+    /// In the order of the table of contents.
+    pub(super) files: Vec<FilePlan<P>>,
+    pub(super) parts: Vec<PartPlan<P>>,
+    /// The ranges of the blob that are needed: ascending, disjoint.
+    requests: Vec<Range<u64>>,
+    reused: u64,
+}
+
+impl<P: Copy> Plan<P> {
+    /// Looks for the content of all files in `local`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] if content is needed in another order than the blob has it; the layer can be pulled as
+    /// a whole. [`ErrorKind::InvalidArchive`] for more content than its compressed bytes can hold.
+    pub(crate) fn new(toc: &Toc, local: &impl LocalSource<Place = P>) -> Result<Self> {
+        let mut plan = Self {
+            files: Vec::new(),
+            parts: Vec::new(),
+            requests: Vec::new(),
+            reused: 0,
+        };
+        let files = toc.entries().enumerate();
+        for (index, entry) in files.filter(|(_, entry)| entry.kind() == EntryKind::File && entry.size() > 0) {
+            let origin = match local.find(entry.sum(), entry.size()) {
+                Some(place) => {
+                    plan.reused = plan.reused.saturating_add(entry.size());
+                    Origin::Local(place)
+                }
+                None => Origin::Parts(plan.parts_of(&entry, local)?),
+            };
+            plan.files.push(FilePlan {
+                entry: u32::try_from(index).map_err(|_too_many| too_many())?,
+                origin,
+            });
+        }
+        Ok(plan)
+    }
+
+    /// Plans a file that is not there as a whole. Returns its first part.
+    fn parts_of(&mut self, entry: &TocEntry<'_>, local: &impl LocalSource<Place = P>) -> Result<u32> {
+        let first = u32::try_from(self.parts.len()).map_err(|_too_many| too_many())?;
+        let parts = entry.parts();
+        let is_whole = parts.len() == 1;
+        for part in parts {
+            check_size(entry, &part)?;
+            let found = match is_whole || part.is_hole {
+                true => None,
+                false => local.find_chunk(&part.sum, part.size),
+            };
+            let from = match found {
+                _ if part.is_hole => PartOrigin::Hole,
+                Some(place) => {
+                    self.reused = self.reused.saturating_add(part.size);
+                    PartOrigin::Local(place)
+                }
+                None => {
+                    self.request(&part.blob).ok_or_else(|| {
+                        let what = format!("{} lies before other files in the blob", show(entry.name()));
+                        ErrorKind::NotSupported.err(what)
+                    })?;
+                    PartOrigin::Blob(part.blob.clone())
+                }
+            };
+            self.parts.push(PartPlan {
+                size: part.size,
+                from,
+            });
+        }
+        Ok(first)
+    }
+
+    /// Adds a range; `None` if it lies before the last one.
+    fn request(&mut self, range: &Range<u64>) -> Option<()> {
+        match self.requests.last_mut() {
+            Some(last) if range.start < last.end => return None,
+            Some(last) if range.start - last.end <= MAX_GAP => last.end = range.end,
+            _ => self.requests.push(range.clone()),
+        }
+        Some(())
+    }
+
+    /// The ranges of the blob that are needed.
+    pub(crate) fn requests(&self) -> &[Range<u64>] {
+        &self.requests
+    }
+
+    /// Bytes of the blob that are needed.
+    pub(crate) fn fetched(&self) -> u64 {
+        self.requests.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// Bytes of files that are there already.
+    pub(crate) fn reused(&self) -> u64 {
+        self.reused
+    }
+}
+
+/// Refuses sizes that compressed bytes cannot stand for: without them a small table would have any amount of zeros written.
+fn check_size(entry: &TocEntry<'_>, part: &Part) -> Result<()> {
+    let length = part.blob.end.saturating_sub(part.blob.start);
+    if part.size <= length.saturating_add(FRAME).saturating_mul(MAX_RATIO) {
+        return Ok(());
+    }
+    let what = format!(
+        "{} has {} bytes in {length} bytes of the blob",
+        show(entry.name()),
+        part.size
+    );
+    Err(ErrorKind::InvalidArchive.err(what))
+}
+
+fn too_many() -> Error {
+    ErrorKind::NotSupported.err("more than four billion parts of files")
+}

@@ -1,0 +1,168 @@
+//! The assembled tar stream for an async reader: steps on the blocking pool, and bytes of the blob that arrive meanwhile.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::{BoxFuture, Either, select};
+use futures::stream::try_unfold;
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::StreamReader;
+
+use super::super::local_source::LocalSource;
+use super::super::source::BlobSource;
+use super::assembler::{Assembler, Step};
+use crate::bridge;
+use crate::error::{Error, Result};
+use crate::options::BoxReader;
+
+/// Bytes that a step makes at the most.
+const ROOM: usize = 512 * 1024;
+
+/// Compressed bytes that may wait for the next step.
+const AHEAD: usize = 512 * 1024;
+
+/// The stream that `assembler` makes, with the bytes of the blob from `source`. Nothing is asked for before it is read.
+pub(crate) fn stream<L: LocalSource>(assembler: Assembler<L>, source: Arc<dyn BlobSource>) -> BoxReader {
+    let fetch = Fetch {
+        state: match assembler.requests() {
+            [] => State::Ended,
+            _ => State::Waiting,
+        },
+        buffer: BytesMut::new(),
+        error: None,
+    };
+    let assembly = Assembly {
+        assembler: Some(Box::new(assembler)),
+        source,
+        fetch,
+        input: BytesMut::new(),
+    };
+    let chunks = try_unfold(assembly, |mut assembly| async move {
+        let chunk = assembly.next().await.map_err(io::Error::from)?;
+        Ok::<_, io::Error>(chunk.map(|chunk| (chunk, assembly)))
+    });
+    Box::pin(StreamReader::new(Box::pin(chunks)))
+}
+
+struct Assembly<L: LocalSource> {
+    /// `None` within a step and after the end.
+    assembler: Option<Box<Assembler<L>>>,
+    source: Arc<dyn BlobSource>,
+    fetch: Fetch,
+    input: BytesMut,
+}
+
+impl<L: LocalSource> Assembly<L> {
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        while let Some(mut assembler) = self.assembler.take() {
+            if let State::Waiting = self.fetch.state {
+                let (source, ranges) = (Arc::clone(&self.source), assembler.requests().to_vec());
+                let opening = async move { source.read(ranges).await };
+                self.fetch.state = State::Opening(Box::pin(opening));
+            }
+            let mut input = std::mem::take(&mut self.input);
+            let step = bridge::run(move || {
+                let mut out = Vec::with_capacity(ROOM);
+                let step = assembler.step(&mut input, &mut out, ROOM)?;
+                Ok((assembler, input, out, step))
+            });
+            let stepped = {
+                let (step, fill) = (pin!(step), pin!(self.fetch.fill()));
+                match select(step, fill).await {
+                    Either::Left((stepped, _fill)) => stepped?,
+                    Either::Right(((), step)) => step.await?,
+                }
+            };
+            let (assembler, left, out, step) = stepped;
+            self.input = left;
+            match step {
+                // Its files are closed on the pool.
+                Step::End => drop(bridge::Detached::new(assembler)),
+                Step::More => self.assembler = Some(assembler),
+                Step::NeedInput => {
+                    self.assembler = Some(assembler);
+                    self.fetch.wait().await?;
+                }
+            }
+            self.fetch.give(&mut self.input);
+            if !out.is_empty() {
+                return Ok(Some(out.into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The bytes of the blob, a bounded number of them ahead of the steps.
+struct Fetch {
+    state: State,
+    buffer: BytesMut,
+    /// Why there are no more; told when they are needed.
+    error: Option<Error>,
+}
+
+enum State {
+    /// Nothing was asked for.
+    Waiting,
+    Opening(BoxFuture<'static, Result<BoxReader>>),
+    Open(BoxReader),
+    Ended,
+}
+
+impl Fetch {
+    /// Reads until there is enough, or no more. Dropped, it has lost nothing.
+    async fn fill(&mut self) {
+        while self.buffer.len() < AHEAD && self.more().await {}
+    }
+
+    /// Reads once; `false` at the end.
+    async fn more(&mut self) -> bool {
+        let result = match &mut self.state {
+            State::Waiting | State::Ended => return false,
+            State::Opening(opening) => match opening.await {
+                Ok(reader) => {
+                    self.state = State::Open(reader);
+                    return true;
+                }
+                Err(error) => Err(error),
+            },
+            State::Open(reader) => {
+                self.buffer.reserve(AHEAD / 4);
+                let read = reader.read_buf(&mut self.buffer).await;
+                read.map_err(|error| Error::io("reading the blob", error))
+            }
+        };
+        match result {
+            Ok(count) if count > 0 => return true,
+            Ok(_end) => self.error = Some(Error::io("reading the blob", io::ErrorKind::UnexpectedEof)),
+            Err(error) => self.error = Some(error),
+        }
+        self.state = State::Ended;
+        false
+    }
+
+    /// Waits until there is something.
+    async fn wait(&mut self) -> Result<()> {
+        while self.buffer.is_empty() {
+            if !self.more().await {
+                let ended = || Error::io("reading the blob", io::ErrorKind::UnexpectedEof);
+                return Err(self.error.take().unwrap_or_else(ended));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what was read behind what is there.
+    fn give(&mut self, input: &mut BytesMut) {
+        match input.is_empty() {
+            true => std::mem::swap(input, &mut self.buffer),
+            false => {
+                input.extend_from_slice(&self.buffer);
+                self.buffer.clear();
+            }
+        }
+    }
+}

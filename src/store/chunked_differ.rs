@@ -1,0 +1,183 @@
+//! The differ for blobs with a table of contents.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::archive::apply::pipeline::ApplyOptions;
+use crate::bridge;
+use crate::chunked::assemble::{self, Assembler, HeaderCheck, Plan};
+use crate::chunked::{self, BlobSource, Nowhere, TarSplitText, Toc, TocLocation};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::store::Store;
+use crate::store::stage::area::{ItemFile, StagedContent};
+use crate::store::stage::differ::{Differ, StagingArea};
+use crate::store::stage::differ_output::DifferOutput;
+
+/// The big data items of a layer that was put together by a table of contents: the table, and what form its files have.
+const TOC_ITEM: &str = "zstd-chunked-manifest";
+const FORMAT_ITEM: &str = "zstd-chunked-layer-data";
+
+/// What the second one says of a layer whose files lie as they are named.
+const AS_NAMED: &[u8] = b"{\"format\":0}";
+
+/// Puts a layer together from the parts of a zstd:chunked blob, of which it fetches what the store does not have.
+///
+/// The result is the layer that [`Store::put_layer`] makes of the whole blob: the same tree, the same diff ID, the same
+/// refusals. It also has the table of contents, so that other pulls find its files.
+///
+/// ```no_run
+/// # async fn demo(store: graphroot::Store, blob: std::sync::Arc<dyn graphroot::chunked::BlobSource>,
+/// #     layer: graphroot::Descriptor, diff_id: graphroot::Digest) -> graphroot::Result<()> {
+/// use graphroot::{ChunkedDiffer, ErrorKind, LayerOptions, StagingOptions};
+/// let differ = match ChunkedDiffer::open(&store, &layer.annotations, layer.size, blob).await {
+///     Ok(differ) => differ.expect(diff_id),
+///     Err(error) if error.kind() == ErrorKind::NotSupported => return Ok(()), // put_layer takes the whole blob
+///     Err(error) => return Err(error),
+/// };
+/// let staged = store.prepare_staged_layer(StagingOptions::default(), differ).await?;
+/// let layer = store.apply_staged_layer(None, LayerOptions::default(), staged).await?;
+/// # drop(layer);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct ChunkedDiffer {
+    location: TocLocation,
+    source: Arc<dyn BlobSource>,
+    toc: Arc<Toc>,
+    /// The text of the table.
+    text: File,
+    tar_split: TarSplitText,
+    diff_id: Option<Digest>,
+}
+
+impl ChunkedDiffer {
+    /// Reads what the annotations of a layer in its manifest speak of, of a blob of `blob_size` bytes: the table of contents
+    /// and the tar-split data. Takes no store lock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] where the layer has to be, and can be, pulled as a whole: without a table of contents or
+    /// tar-split data, with one that is too large, from a source that cannot give parts of the blob.
+    /// [`ErrorKind::InvalidArchive`] and [`ErrorKind::DigestMismatch`] for a table that is wrong; those of `source`;
+    /// [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing remains.
+    pub async fn open(
+        store: &Store,
+        annotations: &BTreeMap<String, String>,
+        blob_size: u64,
+        source: Arc<dyn BlobSource>,
+    ) -> Result<Self> {
+        let reading = Self::read(store, annotations, blob_size, source).await;
+        reading.map_err(|error| error.context("reading the table of contents of a layer"))
+    }
+
+    async fn read(
+        store: &Store,
+        annotations: &BTreeMap<String, String>,
+        blob_size: u64,
+        source: Arc<dyn BlobSource>,
+    ) -> Result<Self> {
+        let location = TocLocation::from_annotations(annotations, blob_size)?
+            .ok_or_else(|| ErrorKind::NotSupported.err("a layer blob without a table of contents"))?;
+        let (Some(toc), Some(tar_split)) = (location.toc_range(), location.tar_split_range()) else {
+            return Err(ErrorKind::NotSupported.err("a layer blob without tar-split data"));
+        };
+        // Not where memory may be the disk: a table can be large.
+        let dir = store.inner.dirs.layers_tmp();
+        let made = dir.clone();
+        bridge::run(move || crate::sys::make_private_subdir(&made)).await?;
+        let (toc, text, tar_split) = match toc.start < tar_split.start {
+            true => {
+                let mut bytes = source.read(ranges(toc, tar_split)).await?;
+                let (toc, text) = chunked::read(&location, &mut bytes, dir.clone()).await?;
+                let tar_split = chunked::read_tar_split(&location, &toc, bytes, dir).await?;
+                (toc, text, tar_split)
+            }
+            false => {
+                let bytes = source.read(vec![toc]).await?;
+                let (toc, text) = chunked::read(&location, bytes, dir.clone()).await?;
+                let bytes = source.read(vec![tar_split]).await?;
+                let tar_split = chunked::read_tar_split(&location, &toc, bytes, dir).await?;
+                (toc, text, tar_split)
+            }
+        };
+        let tar_split = tar_split
+            .ok_or_else(|| ErrorKind::NotSupported.err("a table of contents without tar-split data"))?;
+        Ok(Self {
+            location,
+            source,
+            toc: Arc::new(toc),
+            text,
+            tar_split,
+            diff_id: None,
+        })
+    }
+
+    /// Demands this diff ID. Without it the digests of the single files are verified.
+    #[must_use]
+    pub fn expect(mut self, diff_id: Digest) -> Self {
+        self.diff_id = Some(diff_id);
+        self
+    }
+
+    /// The table of contents.
+    pub fn toc(&self) -> &Toc {
+        &self.toc
+    }
+
+    async fn assemble(&mut self, area: StagingArea) -> Result<StagedContent> {
+        let local = Arc::new(Nowhere);
+        let (toc, tar_split) = (Arc::clone(&self.toc), self.tar_split.clone());
+        let how = (self.location.format(), self.diff_id.is_none());
+        let assembler = bridge::run(move || {
+            let plan = Plan::new(&toc, &*local)?;
+            tracing::debug!(
+                fetched = plan.fetched(),
+                reused = plan.reused(),
+                "pulling in part"
+            );
+            Assembler::new(toc, plan, local, tar_split.lines()?, how)
+        })
+        .await?;
+        let stream = assemble::stream(assembler, Arc::clone(&self.source));
+        let options = ApplyOptions {
+            uncompressed_digest: self.diff_id.clone(),
+            verify: true,
+            is_tar: true,
+            inspect: Some(Box::new(HeaderCheck::new(Arc::clone(&self.toc)))),
+            ..ApplyOptions::default()
+        };
+        let content = area.0.unpack_with(stream, options).await?;
+        let applied = &content.unpacked.applied;
+        let mut output = DifferOutput::default()
+            .uncompressed(applied.diff_digest.clone(), applied.diff_size)
+            .owners(applied.uids.iter().copied(), applied.gids.iter().copied())
+            .big_data(FORMAT_ITEM, Bytes::from_static(AS_NAMED));
+        output.toc_digest = self.location.toc_digest().cloned();
+        let file = self.text.try_clone().during("duplicating a file handle")?;
+        let table = ItemFile { key: TOC_ITEM, file };
+        content.describe(output, true, vec![table]).await
+    }
+}
+
+impl Differ for ChunkedDiffer {
+    async fn apply(&mut self, area: StagingArea) -> Result<StagedContent> {
+        self.assemble(area).await
+    }
+
+    fn retry(&mut self, _error: &Error) -> bool {
+        false
+    }
+}
+
+/// Both, which are one behind the other.
+fn ranges(first: Range<u64>, second: Range<u64>) -> Vec<Range<u64>> {
+    vec![first, second]
+}
