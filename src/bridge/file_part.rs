@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::buffer::spare_capacity;
+use rustix::buffer::{Buffer, spare_capacity};
 use rustix::io::Errno;
 
 use crate::bridge::outgoing::{Producer, Progress};
@@ -60,18 +60,49 @@ pub(crate) fn read_spare(
     buffer: &mut Vec<u8>,
     limit: usize,
 ) -> rustix::io::Result<usize> {
+    fill(buffer, limit, Reading { file, offset: None })
+}
+
+/// As [`read_spare`], from a place in the file; its position is neither used nor moved.
+pub(crate) fn read_spare_at(
+    file: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    limit: usize,
+    offset: u64,
+) -> rustix::io::Result<usize> {
+    let offset = Some(offset);
+    fill(buffer, limit, Reading { file, offset })
+}
+
+/// Where a read begins; `None`: at the position of the file.
+#[derive(Clone, Copy)]
+struct Reading<'a> {
+    file: BorrowedFd<'a>,
+    offset: Option<u64>,
+}
+
+impl Reading<'_> {
+    fn read<B: Buffer<u8>>(self, buffer: B) -> rustix::io::Result<B::Output> {
+        match self.offset {
+            Some(offset) => rustix::io::pread(self.file, buffer, offset),
+            None => rustix::io::read(self.file, buffer),
+        }
+    }
+}
+
+fn fill(buffer: &mut Vec<u8>, limit: usize, reading: Reading<'_>) -> rustix::io::Result<usize> {
     let spare = buffer.capacity() - buffer.len();
     if limit == 0 || spare == 0 {
         return Ok(0);
     }
     loop {
         let result = if limit >= spare {
-            rustix::io::read(file, spare_capacity(buffer))
+            reading.read(spare_capacity(buffer))
         } else {
             // Clearing room for what is left of a file costs next to nothing.
             let start = buffer.len();
             buffer.resize(start + limit, 0);
-            let result = rustix::io::read(file, buffer.get_mut(start..).unwrap_or_default());
+            let result = reading.read(buffer.get_mut(start..).unwrap_or_default());
             buffer.truncate(start + result.unwrap_or(0));
             result
         };

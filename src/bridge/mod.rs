@@ -12,7 +12,7 @@ mod pool;
 mod unpack_threads;
 
 pub(crate) use chunk::{CHUNK, give};
-pub(crate) use file_part::{FilePart, read_spare};
+pub(crate) use file_part::{FilePart, read_spare, read_spare_at};
 pub(crate) use incoming::{ChunkReader, ChunkSender, chunks_in};
 #[cfg(test)]
 pub(crate) use outgoing::run_to_end;

@@ -8,6 +8,7 @@
 
 pub(crate) mod assemble;
 mod estargz;
+mod file_blob;
 mod local_source;
 mod location;
 mod positions;
@@ -18,6 +19,7 @@ mod tests;
 mod toc;
 pub(crate) mod writer;
 
+pub use file_blob::FileBlob;
 pub(crate) use local_source::Nowhere;
 pub use location::{TocFormat, TocLocation};
 pub(crate) use read::{TarSplitText, read, read_tar_split};

@@ -124,7 +124,7 @@ impl ArchiveDestination {
     /// Adds a layer.
     pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
         let mut state = self.state.lock().await;
-        let mut meter = Meter::start(progress, &spool.digest, spool.size, 0);
+        let meter = Meter::start(progress, &spool.digest, spool.size, 0);
         let content = StreamReader::new(Box::pin(spool.stream(move |bytes| meter.add(bytes))));
         let name = self.form.member(&spool.digest, "tar");
         state.add(&name, &spool.digest, spool.size, content).await

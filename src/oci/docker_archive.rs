@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{Config, DOCKER_CONFIG, Fetched, MAX_DOCUMENT};
 use super::reference::full_name;
 use super::tarball::Tarball;
+use crate::chunked::FileBlob;
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::options::BoxReader;
 use crate::store::image_manifest::{DOCKER_MANIFEST, Descriptor, MAX_LAYERS};
 
 /// The media type that Podman's derived manifest has for the layers, although they are not compressed.
@@ -100,12 +100,12 @@ impl DockerArchive {
         })
     }
 
-    /// A layer as a stream.
-    pub(crate) async fn blob(&self, blob: &Descriptor) -> Result<BoxReader> {
+    /// Where a layer is.
+    pub(crate) fn file(&self, blob: &Descriptor) -> Result<FileBlob> {
         let Some((offset, size)) = self.layers.get(&blob.digest) else {
             return Err(ErrorKind::NotFound.err(format!("layer {}", blob.digest)));
         };
-        Ok(self.tar.reader(*offset, *size))
+        Ok(self.tar.file_at(*offset, *size))
     }
 }
 

@@ -13,6 +13,7 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 use tokio_util::io::StreamReader;
 
+use super::content_range::ContentRange;
 use super::partial::Partial;
 use super::progress::Meter;
 use super::repository::Repository;
@@ -153,7 +154,7 @@ impl Transfer {
                     .headers()
                     .get(CONTENT_RANGE)
                     .and_then(|value| value.to_str().ok());
-                let (start, total) = range.and_then(parse_range).ok_or_else(|| {
+                let ContentRange { start, total, .. } = range.and_then(ContentRange::parse).ok_or_else(|| {
                     let what = format!("receiving {}: a part without a range", self.blob.digest);
                     ErrorKind::Registry.err(what)
                 })?;
@@ -199,37 +200,5 @@ impl Transfer {
             partial.flush().await;
         }
         Ok(())
-    }
-}
-
-/// Start and total of a `Content-Range`, `bytes 5-9/10`.
-fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _end) = range.split_once('-')?;
-    let total = match total {
-        "*" => None,
-        total => Some(total.parse().ok()?),
-    };
-    Some((start.parse().ok()?, total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_read_strictly() {
-        assert_eq!(parse_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(parse_range("bytes 0-0/*"), Some((0, None)));
-        for bad in [
-            "5-9/10",
-            "bytes */10",
-            "bytes 5/10",
-            "bytes x-9/10",
-            "bytes 5-9/x",
-            "bytes 5-9",
-        ] {
-            assert_eq!(parse_range(bad), None, "{bad}");
-        }
     }
 }

@@ -8,11 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::{Stream, try_unfold};
-use tokio_util::io::StreamReader;
 
 use crate::bridge;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::options::BoxReader;
 
 /// Bytes that one step reads.
 const STEP: u64 = 512 * 1024;
@@ -39,11 +37,6 @@ pub(crate) fn chunks(
             )))
         }
     })
-}
-
-/// [`chunks`] as a reader.
-pub(crate) fn reader(file: Arc<File>, path: Arc<Path>, offset: u64, size: u64) -> BoxReader {
-    Box::pin(StreamReader::new(chunks(file, path, offset, size)))
 }
 
 /// Reads exactly `size` bytes from `offset` on.
@@ -116,6 +109,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt as _;
+    use tokio_util::io::StreamReader;
 
     use super::*;
 
@@ -134,7 +128,8 @@ mod tests {
             (u64::MAX, 1, false),
         ] {
             let mut read = Vec::new();
-            let mut part = reader(Arc::clone(&file), Arc::clone(&path), offset, count);
+            let part = chunks(Arc::clone(&file), Arc::clone(&path), offset, count);
+            let mut part = StreamReader::new(Box::pin(part));
             let result = part.read_to_end(&mut read).await;
             assert_eq!(result.is_ok(), whole, "{offset} {count}: {result:?}");
             assert!(!whole || read.len() as u64 == count);

@@ -1,17 +1,15 @@
 //! An OCI image layout as a source: `index.json` and `blobs/ALGORITHM/HEX`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use oci_spec::image::ImageIndex;
 
 use super::files;
 use super::manifest::MAX_DOCUMENT;
 use super::tarball::Tarball;
-use crate::bridge;
+use crate::chunked::FileBlob;
 use crate::digest::Digest;
-use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::options::BoxReader;
+use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::store::image_manifest::Descriptor;
 
 /// The annotation of an index entry that names it.
@@ -53,37 +51,18 @@ impl Layout {
         self.small(&blob_path(digest)).await
     }
 
-    /// A blob as a stream; not verified.
-    pub(crate) async fn blob(&self, blob: &Descriptor) -> Result<BoxReader> {
-        let (name, size) = (blob_path(&blob.digest), blob.size);
-        let check = move |found: u64, digest: &Digest| match found == size {
-            true => Ok(()),
-            false => {
-                Err(ErrorKind::DigestMismatch.err(format!("{digest} has {found} bytes, expected {size}")))
-            }
+    /// Where a blob is; not verified.
+    pub(crate) async fn file(&self, blob: &Descriptor) -> Result<FileBlob> {
+        let name = blob_path(&blob.digest);
+        let file = match self {
+            Self::Directory(dir) => FileBlob::open(dir.join(name)).await?,
+            Self::Tar(tar) => tar.file(&name)?,
         };
-        match self {
-            Self::Directory(dir) => {
-                let (path, digest) = (dir.join(name), blob.digest.clone());
-                let file = bridge::run(move || {
-                    let file = files::open_regular(&path)?;
-                    check(file.metadata().at("looking at", &path)?.len(), &digest)?;
-                    Ok(file)
-                })
-                .await?;
-                Ok(files::reader(
-                    Arc::new(file),
-                    dir.join(blob_path(&blob.digest)).into(),
-                    0,
-                    size,
-                ))
-            }
-            Self::Tar(tar) => {
-                let (offset, found) = tar.place(&name)?;
-                check(found, &blob.digest)?;
-                Ok(tar.reader(offset, size))
-            }
+        if file.size() != blob.size {
+            let what = format!("{} has {} bytes, expected {}", blob.digest, file.size(), blob.size);
+            return Err(ErrorKind::DigestMismatch.err(what));
         }
+        Ok(file)
     }
 }
 

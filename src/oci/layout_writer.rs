@@ -65,7 +65,7 @@ impl LayoutWriter {
     /// Writes a layer.
     pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
         let (from, to) = (spool.path().to_owned(), self.blob(&spool.digest));
-        let mut meter = Meter::start(progress, &spool.digest, spool.size, 0);
+        let meter = Meter::start(progress, &spool.digest, spool.size, 0);
         bridge::run(move || copy(&from, &to)).await?;
         meter.add(spool.size);
         Ok(())

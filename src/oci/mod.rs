@@ -34,6 +34,7 @@
 mod archive_destination;
 mod archive_writer;
 mod auth;
+mod content_range;
 mod context;
 mod destination;
 mod docker_archive;
@@ -49,6 +50,8 @@ mod platform;
 mod progress;
 mod puller;
 mod push;
+mod range_limits;
+mod ranges;
 mod reference;
 mod registry;
 mod registry_options;

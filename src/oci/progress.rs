@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -86,6 +86,12 @@ pub enum BlobState {
     },
     /// Bytes received or sent so far, those that were kept included. Comes at intervals and at the last byte.
     Transferred {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Bytes of the blob so far that are not transferred, since the store has the files that they hold. Comes at
+    /// intervals in the pull of a layer that is fetched in parts; the rest of such a blob may be needed for nothing.
+    PartlyReused {
         /// Bytes.
         bytes: u64,
     },
@@ -195,8 +201,8 @@ impl Progress {
 
     /// A stream of the events, bounded to [`Progress::CAPACITY`] events. A transfer never waits for the reader:
     ///
-    /// * [`BlobState::Transferred`] replaces an unread one of the same blob;
-    /// * when the queue is full, the oldest unread `Transferred` is dropped, else the oldest event. [`Events::dropped`]
+    /// * [`BlobState::Transferred`] and [`BlobState::PartlyReused`] replace an unread one of the same blob;
+    /// * when the queue is full, the oldest unread one of these is dropped, else the oldest event. [`Events::dropped`]
     ///   counts them.
     pub fn channel() -> (Self, Events) {
         let (wake, woken) = mpsc::channel(1);
@@ -241,29 +247,27 @@ struct Queue {
     dropped: u64,
 }
 
-/// The blob of a `Transferred`.
-fn transferred(event: &Event) -> Option<&Digest> {
+/// The blob of an event that the next one of its kind replaces: a sum of bytes. The flag tells the two sums apart.
+fn sum(event: &Event) -> Option<(&Digest, bool)> {
     match event {
-        Event::Blob {
-            digest,
-            state: BlobState::Transferred { .. },
-        } => Some(digest),
-        _ => None,
+        Event::Blob { digest, state } => match state {
+            BlobState::Transferred { .. } => Some((digest, false)),
+            BlobState::PartlyReused { .. } => Some((digest, true)),
+            _ => None,
+        },
+        Event::Image { .. } => None,
     }
 }
 
 impl Queue {
     fn push(&mut self, event: Event) {
-        if let Some(blob) = transferred(&event)
-            && let Some(index) = self
-                .events
-                .iter()
-                .rposition(|known| transferred(known) == Some(blob))
+        if let Some(kind) = sum(&event)
+            && let Some(index) = self.events.iter().rposition(|known| sum(known) == Some(kind))
         {
             self.events.remove(index);
         }
         if self.events.len() >= Progress::CAPACITY {
-            let index = self.events.iter().position(|known| transferred(known).is_some());
+            let index = self.events.iter().position(|known| sum(known).is_some());
             self.events.remove(index.unwrap_or(0));
             self.dropped += 1;
         }
@@ -326,51 +330,111 @@ impl futures::Stream for Events {
 /// How many bytes go between two events about one transfer.
 const STEP: u64 = 256 * 1024;
 
-/// Counts the bytes of one transfer and reports the sum at intervals.
-#[derive(Debug)]
+/// Counts the bytes of one transfer and reports the sums at intervals. Cheap to clone; the clones count together.
+#[derive(Clone, Debug)]
 pub(crate) struct Meter {
     progress: Progress,
     digest: Digest,
     total: u64,
-    count: u64,
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    transferred: Count,
+    reused: Count,
+}
+
+#[derive(Debug)]
+struct Count {
+    bytes: u64,
     reported: u64,
+}
+
+impl Count {
+    fn of(bytes: u64) -> Self {
+        Self {
+            bytes,
+            reported: bytes,
+        }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// The sum, if it is new.
+    fn report(&mut self) -> Option<u64> {
+        let is_new = self.bytes > self.reported;
+        self.reported = self.bytes;
+        is_new.then_some(self.bytes)
+    }
+
+    fn is_due(&self) -> bool {
+        self.bytes - self.reported >= STEP
+    }
 }
 
 impl Meter {
     /// Begins a transfer of `total` bytes of which `kept` are there.
     pub(crate) fn start(progress: &Progress, digest: &Digest, total: u64, kept: u64) -> Self {
         progress.blob(digest, || BlobState::Started { total, kept });
+        let counts = Counts {
+            transferred: Count::of(kept),
+            reused: Count::of(0),
+        };
         Self {
             progress: progress.clone(),
             digest: digest.clone(),
             total,
-            count: kept,
-            reported: kept,
+            counts: Arc::new(Mutex::new(counts)),
         }
     }
 
-    /// Adds bytes.
-    pub(crate) fn add(&mut self, bytes: u64) {
-        self.count += bytes;
-        if self.count - self.reported >= STEP || self.count == self.total {
-            self.report();
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds bytes that were transferred.
+    pub(crate) fn add(&self, bytes: u64) {
+        let mut counts = self.counts();
+        counts.transferred.add(bytes);
+        if counts.transferred.is_due() || counts.transferred.bytes == self.total {
+            self.tell(&mut counts);
+        }
+    }
+
+    /// Adds bytes of the blob that need not be transferred.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for pulls of parts of layers"))]
+    pub(crate) fn reuse(&self, bytes: u64) {
+        let mut counts = self.counts();
+        counts.reused.add(bytes);
+        if counts.reused.is_due() {
+            self.tell(&mut counts);
         }
     }
 
     /// Reports that the transfer broke off.
-    pub(crate) fn retrying(&mut self, wait: Duration, reason: String) {
+    pub(crate) fn retrying(&self, wait: Duration, reason: String) {
         self.report();
         self.progress
             .blob(&self.digest, || BlobState::Retrying { wait, reason });
     }
 
-    /// Reports the sum, if it is new.
-    pub(crate) fn report(&mut self) {
-        if self.count > self.reported {
-            self.reported = self.count;
-            let bytes = self.count;
+    /// Reports the sums, if they are new.
+    pub(crate) fn report(&self) {
+        self.tell(&mut self.counts());
+    }
+
+    /// In the lock, so that no smaller sum follows a larger one.
+    fn tell(&self, counts: &mut Counts) {
+        if let Some(bytes) = counts.transferred.report() {
             self.progress
                 .blob(&self.digest, || BlobState::Transferred { bytes });
+        }
+        if let Some(bytes) = counts.reused.report() {
+            self.progress
+                .blob(&self.digest, || BlobState::PartlyReused { bytes });
         }
     }
 }
@@ -384,7 +448,7 @@ mod tests {
         let (sender, events) = std::sync::mpsc::channel();
         let progress = Progress::new(move |event| sender.send(event).unwrap());
         let digest = Digest::sha256(b"x");
-        let mut meter = Meter::start(&progress, &digest, 3 * STEP + 5, 5);
+        let meter = Meter::start(&progress, &digest, 3 * STEP + 5, 5);
         for _ in 0..3 * STEP / 1024 {
             meter.add(1024);
         }
@@ -435,7 +499,7 @@ mod tests {
             "the last events stay"
         );
         assert!(
-            !read.iter().any(|event| transferred(event).is_some()),
+            !read.iter().any(|event| sum(event).is_some()),
             "they go first"
         );
     }

@@ -10,14 +10,15 @@ use super::layers::{self, Tally};
 use super::manifest::{self, Config, Document, Fetched};
 use super::options::PullOptions;
 use super::partial::Partials;
-use super::progress::ImageState;
+use super::progress::{ImageState, Meter};
 use super::reference::{self, ImageRef};
 use super::source::ImageSource;
 use crate::bridge;
+use crate::chunked::BlobSource;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::image_manifest::ImageManifest;
+use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::image_record::{self, NewImage};
 use crate::store::views::Image;
 
@@ -126,6 +127,25 @@ impl Puller {
     pub async fn discard_partial(&self) -> Result<u64> {
         let partials = Partials::new(self.context.store.transfer_dirs().partial_blobs);
         bridge::run(move || partials.discard_all()).await
+    }
+
+    /// A blob of an image, `blob` in its manifest, as a source of ranges. Its bytes are not verified: whoever reads a
+    /// part of a blob has to know the digest of that part.
+    ///
+    /// Nothing of a registry is asked for before ranges are read. They are read with as few requests as the registry
+    /// allows, of which 6 are in flight at the most; a request that fails or breaks off is repeated as
+    /// [`PullOptions::registry`] says. What is read goes to [`PullOptions::progress`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such blob; [`ErrorKind::DigestMismatch`] if it has another size;
+    /// [`ErrorKind::InvalidInput`] for an archive that cannot be read; [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// Nothing remains.
+    pub async fn blob_source(&self, image: &ImageRef, blob: &Descriptor) -> Result<Arc<dyn BlobSource>> {
+        let source = ImageSource::open(image, &self.context.registries).await?;
+        let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
+        source.ranges(blob, meter).await
     }
 
     async fn observed(&self, image: ImageRef, names: Option<Vec<String>>) -> Result<Pulled> {

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth;
+use super::range_limits::RangeLimits;
 use super::reference::RegistryRef;
 use super::registry_options::{Credentials, RegistryOptions, Transport};
 use super::response;
@@ -32,6 +33,7 @@ pub(crate) enum Access {
 pub(crate) struct Registries {
     options: RegistryOptions,
     clients: Mutex<HashMap<String, Client>>,
+    range_limits: Mutex<HashMap<String, Arc<RangeLimits>>>,
 }
 
 impl Registries {
@@ -39,7 +41,13 @@ impl Registries {
         Self {
             options,
             clients: Mutex::default(),
+            range_limits: Mutex::default(),
         }
+    }
+
+    fn range_limits(&self, registry: &str) -> Arc<RangeLimits> {
+        let mut all = self.range_limits.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(registry.to_owned()).or_default())
     }
 
     /// The client for one registry, made at first use.
@@ -79,6 +87,7 @@ impl Registries {
             scope: format!("repository:{}:{actions}", image.repository()),
             image: image.clone(),
             retry: RetryPolicy::new(&self.options),
+            range_limits: self.range_limits(image.registry()),
             authorization: tokio::sync::Mutex::new(None),
         })
     }
@@ -94,6 +103,7 @@ pub(crate) struct Repository {
     scope: String,
     pub(crate) image: RegistryRef,
     pub(crate) retry: RetryPolicy,
+    pub(crate) range_limits: Arc<RangeLimits>,
     /// The value for `Authorization`, once the registry has asked for it.
     authorization: tokio::sync::Mutex<Option<HeaderValue>>,
 }
@@ -170,7 +180,9 @@ impl Repository {
             if status.is_success() || accept.contains(&status) {
                 return Ok(response);
             }
-            if status != StatusCode::UNAUTHORIZED || signed_in {
+            // Who answers after a redirection to elsewhere does not say where credentials go.
+            let is_own = response.url().origin() == self.base.origin();
+            if status != StatusCode::UNAUTHORIZED || signed_in || !is_own {
                 return Err(response::refused(response, what).await);
             }
             self.sign_in(response.headers(), sent.as_ref(), what).await?;

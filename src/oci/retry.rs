@@ -15,6 +15,8 @@ pub(crate) struct Failure {
     pub(crate) error: Error,
     /// Whether the same request may succeed later.
     pub(crate) transient: bool,
+    /// The status of the answer, if there was one.
+    pub(crate) status: Option<StatusCode>,
     /// The wait that the registry asks for.
     pub(crate) retry_after: Option<Duration>,
 }
@@ -25,6 +27,7 @@ impl Failure {
         Self {
             error: ErrorKind::Registry.err(what.to_owned()).with_source(error),
             transient: true,
+            status: None,
             retry_after: None,
         }
     }
@@ -34,6 +37,7 @@ impl Failure {
         Self {
             error,
             transient: matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504),
+            status: Some(status),
             retry_after: retry_after(headers),
         }
     }
@@ -45,6 +49,7 @@ impl From<Error> for Failure {
         Self {
             error,
             transient: false,
+            status: None,
             retry_after: None,
         }
     }
@@ -95,6 +100,16 @@ impl RetryPolicy {
         F: Future<Output = Result<T, Failure>> + Send,
         T: Send,
     {
+        let result = self.try_run(attempt).await;
+        result.map_err(|failure| failure.error)
+    }
+
+    /// As [`RetryPolicy::run`]; returns what the last attempt has failed with.
+    pub(crate) async fn try_run<T, F>(&self, attempt: impl FnMut() -> F + Send) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>> + Send,
+        T: Send,
+    {
         let max_wait = self.max_wait;
         attempt
             .retry(self.builder)
@@ -104,7 +119,6 @@ impl RetryPolicy {
             })
             .notify(|failure, wait| tracing::debug!(error = %failure.error.chain(), ?wait, "retrying"))
             .await
-            .map_err(|failure| failure.error)
     }
 }
 
@@ -154,6 +168,7 @@ mod tests {
         let failure = |seconds| Failure {
             error: ErrorKind::Registry.err("busy"),
             transient: true,
+            status: None,
             retry_after: Some(Duration::from_secs(seconds)),
         };
         for (asked, waited) in [(0, 0), (2, 2), (1000, 3)] {

@@ -11,9 +11,11 @@ use super::layout::Layout;
 use super::manifest::{Fetched, MAX_DOCUMENT};
 use super::partial::Partial;
 use super::progress::{Meter, Progress};
+use super::ranges::{MeteredBlob, RegistryBlob};
 use super::reference::{self, ImageRef};
 use super::repository::{Access, Registries, Repository};
 use super::tarball::Tarball;
+use crate::chunked::BlobSource;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
@@ -106,8 +108,8 @@ impl ImageSource {
         partial: Option<Partial>,
     ) -> Result<BoxReader> {
         let kept = partial.as_ref().map_or(0, Partial::kept);
-        let mut meter = Meter::start(progress, &blob.digest, blob.size, kept);
-        let inner = match self {
+        let meter = Meter::start(progress, &blob.digest, blob.size, kept);
+        let file = match self {
             Self::Registry(repository) => {
                 return Ok(Transfer::start(
                     Arc::clone(repository),
@@ -116,12 +118,25 @@ impl ImageSource {
                     partial,
                 ));
             }
-            Self::Layout { layout, .. } => layout.blob(blob).await?,
-            Self::Docker(archive) => archive.blob(blob).await?,
+            Self::Layout { layout, .. } => layout.file(blob).await?,
+            Self::Docker(archive) => archive.file(blob)?,
         };
-        Ok(Box::pin(InspectReader::new(inner, move |bytes: &[u8]| {
+        Ok(Box::pin(InspectReader::new(file.reader(), move |bytes: &[u8]| {
             meter.add(bytes.len() as u64);
         })))
+    }
+
+    /// A layer's blob as a source of ranges; not verified. What is read is counted by `meter`.
+    pub(crate) async fn ranges(&self, blob: &Descriptor, meter: Meter) -> Result<Arc<dyn BlobSource>> {
+        let file = match self {
+            Self::Registry(repository) => {
+                let source = RegistryBlob::new(Arc::clone(repository), blob.clone(), meter);
+                return Ok(Arc::new(source));
+            }
+            Self::Layout { layout, .. } => layout.file(blob).await?,
+            Self::Docker(archive) => archive.file(blob)?,
+        };
+        Ok(Arc::new(MeteredBlob::new(file, meter)))
     }
 
     /// The names that Podman would give the image.

@@ -18,9 +18,9 @@ use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
 
 use super::files;
 use crate::bridge;
+use crate::chunked::FileBlob;
 use crate::compression::Compression;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::options::BoxReader;
 
 /// More members than any image archive has.
 const MAX_MEMBERS: usize = 100_000;
@@ -229,9 +229,15 @@ impl Tarball {
         bridge::run(move || files::read_part(&file, offset, size, &path)).await
     }
 
-    /// A stream of some bytes of the file.
-    pub(crate) fn reader(&self, offset: u64, size: u64) -> BoxReader {
-        files::reader(Arc::clone(&self.file), Arc::clone(&self.path), offset, size)
+    /// A member's content as a blob.
+    pub(crate) fn file(&self, name: &str) -> Result<FileBlob> {
+        let (offset, size) = self.place(name)?;
+        Ok(self.file_at(offset, size))
+    }
+
+    /// Some bytes of the file as a blob.
+    pub(crate) fn file_at(&self, offset: u64, size: u64) -> FileBlob {
+        FileBlob::part(Arc::clone(&self.file), Arc::clone(&self.path), offset, size)
     }
 }
 

@@ -32,7 +32,7 @@ impl Repository {
         let what = format!("pushing {} to {}", spool.digest, self.image);
         self.retry
             .run(|| async {
-                let mut meter = Meter::start(progress, &spool.digest, spool.size, 0);
+                let meter = Meter::start(progress, &spool.digest, spool.size, 0);
                 let stream = spool.stream(move |bytes| meter.add(bytes));
                 let body = Body::wrap_stream(stream);
                 self.put_blob(&spool.digest, spool.size, body, &what).await
