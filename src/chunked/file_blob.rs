@@ -83,7 +83,7 @@ impl FileBlob {
 
     /// All of it as a stream. Nothing is read before it is asked for.
     pub(crate) fn reader(&self) -> BoxReader {
-        self.ranges(VecDeque::from_iter([0..self.size]))
+        self.ranges(std::iter::once(0..self.size).collect())
     }
 
     fn ranges(&self, ranges: VecDeque<Range<u64>>) -> BoxReader {
@@ -158,7 +158,10 @@ mod tests {
     async fn read(blob: &FileBlob, ranges: &[Range<u64>]) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut reader = blob.read(ranges.to_vec()).await?;
-        reader.read_to_end(&mut bytes).await.map_err(|error| crate::Error::io("reading", error))?;
+        reader
+            .read_to_end(&mut bytes)
+            .await
+            .map_err(|error| crate::Error::io("reading", error))?;
         Ok(bytes)
     }
 
@@ -170,7 +173,7 @@ mod tests {
         std::fs::write(&path, &content).unwrap();
         let whole = FileBlob::open(&path).await.unwrap();
         assert_eq!(whole.size(), 4_000_000);
-        let part = FileBlob::part(Arc::clone(&whole.file), whole.path.clone(), 1000, 3_000_000);
+        let part = FileBlob::part(Arc::clone(&whole.file), Arc::clone(&whole.path), 1000, 3_000_000);
         let many: Vec<Range<u64>> = (0..5000).map(|at| at * 100..at * 100 + at % 90 + 1).collect();
         for (blob, offset) in [(&whole, 0), (&part, 1000)] {
             let last = blob.size();
@@ -188,7 +191,10 @@ mod tests {
             }
             #[expect(clippy::single_range_in_vec_init, reason = "a range, not what it counts")]
             let beyond = [last..last + 1];
-            assert_eq!(read(blob, &beyond).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+            assert_eq!(
+                read(blob, &beyond).await.unwrap_err().kind(),
+                ErrorKind::InvalidInput
+            );
         }
         std::fs::write(&path, "short").unwrap();
         assert!(read(&whole, &many).await.is_err());

@@ -154,10 +154,11 @@ impl Transfer {
                     .headers()
                     .get(CONTENT_RANGE)
                     .and_then(|value| value.to_str().ok());
-                let ContentRange { start, total, .. } = range.and_then(ContentRange::parse).ok_or_else(|| {
-                    let what = format!("receiving {}: a part without a range", self.blob.digest);
-                    ErrorKind::Registry.err(what)
-                })?;
+                let ContentRange { start, total, .. } =
+                    range.and_then(ContentRange::parse).ok_or_else(|| {
+                        let what = format!("receiving {}: a part without a range", self.blob.digest);
+                        ErrorKind::Registry.err(what)
+                    })?;
                 if start != self.offset {
                     let what = format!(
                         "receiving {}: a part from {start} on, expected {}",

@@ -59,7 +59,12 @@ impl Layout {
             Self::Tar(tar) => tar.file(&name)?,
         };
         if file.size() != blob.size {
-            let what = format!("{} has {} bytes, expected {}", blob.digest, file.size(), blob.size);
+            let what = format!(
+                "{} has {} bytes, expected {}",
+                blob.digest,
+                file.size(),
+                blob.size
+            );
             return Err(ErrorKind::DigestMismatch.err(what));
         }
         Ok(file)

@@ -472,6 +472,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn transferred_and_reused_bytes_are_counted_apart() {
+        let (progress, mut events) = Progress::channel();
+        let digest = Digest::sha256(b"x");
+        let meter = Meter::start(&progress, &digest, 10 * STEP, 0);
+        let same = meter.clone();
+        for _ in 0..4 {
+            meter.add(STEP);
+            same.reuse(STEP);
+        }
+        same.reuse(5);
+        meter.report();
+        drop((progress, meter, same));
+        let mut states = Vec::new();
+        while let Some(event) = events.next().await {
+            if let Event::Blob { state, .. } = event {
+                states.push(state);
+            }
+        }
+        // Each sum replaces the unread one before it.
+        let expected = [
+            BlobState::Started {
+                total: 10 * STEP,
+                kept: 0,
+            },
+            BlobState::Transferred { bytes: 4 * STEP },
+            BlobState::PartlyReused { bytes: 4 * STEP + 5 },
+        ];
+        assert_eq!(states, expected);
+    }
+
+    #[tokio::test]
     async fn a_reader_that_does_not_read_costs_bounded_memory_and_sees_the_end() {
         let (progress, mut events) = Progress::channel();
         let blobs: Vec<Digest> = (0..2000_u32)
@@ -498,10 +529,7 @@ mod tests {
             matches!(read.last(), Some(Event::Image { .. })),
             "the last events stay"
         );
-        assert!(
-            !read.iter().any(|event| sum(event).is_some()),
-            "they go first"
-        );
+        assert!(!read.iter().any(|event| sum(event).is_some()), "they go first");
     }
 
     #[tokio::test]

@@ -121,9 +121,12 @@ impl ImageSource {
             Self::Layout { layout, .. } => layout.file(blob).await?,
             Self::Docker(archive) => archive.file(blob)?,
         };
-        Ok(Box::pin(InspectReader::new(file.reader(), move |bytes: &[u8]| {
-            meter.add(bytes.len() as u64);
-        })))
+        Ok(Box::pin(InspectReader::new(
+            file.reader(),
+            move |bytes: &[u8]| {
+                meter.add(bytes.len() as u64);
+            },
+        )))
     }
 
     /// A layer's blob as a source of ranges; not verified. What is read is counted by `meter`.

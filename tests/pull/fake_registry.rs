@@ -3,11 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use graphroot::Digest;
 use serde_json::json;
 
+use crate::fake_ranges::{self, Answer, Spoil};
 use crate::support::tar::Tar;
 
 /// What to do about one request for a blob.
@@ -25,6 +27,12 @@ pub(crate) enum Fault {
     Status(u16, &'static str),
     /// Know nothing of ranges.
     NoRange,
+    /// Answer requests for more ranges than this with this status.
+    AtMost(usize, u16),
+    /// Answer a request for ranges in a wrong way.
+    Parts(Spoil),
+    /// As [`Fault::Parts`], but only requests for several ranges.
+    Several(Spoil),
 }
 
 /// How the registry wants to be asked.
@@ -40,6 +48,10 @@ pub(crate) struct Request {
     pub(crate) path: String,
     /// Where the asked-for range begins.
     pub(crate) start: usize,
+    /// The ranges that were asked for.
+    pub(crate) ranges: Vec<Range<usize>>,
+    /// Whether it came with credentials.
+    pub(crate) authorized: bool,
     /// Bytes of the body that were sent.
     pub(crate) sent: usize,
 }
@@ -48,7 +60,15 @@ pub(crate) struct Request {
 struct State {
     content: HashMap<String, Vec<u8>>,
     faults: HashMap<String, VecDeque<Fault>>,
+    /// What is the matter with requests for a blob after those.
+    standing: HashMap<String, Fault>,
     requests: Vec<Request>,
+    /// Requests for a token.
+    tokens: usize,
+    /// Connections that are open.
+    open: usize,
+    /// Where requests for blobs are sent.
+    elsewhere: Option<String>,
     /// Faults of uploads by digest, and how many uploads were begun or finished.
     upload_faults: HashMap<String, VecDeque<Fault>>,
     uploads: HashMap<String, usize>,
@@ -81,8 +101,12 @@ impl FakeRegistry {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (server, stream) = (server.clone(), stream.unwrap());
-                // A client that goes away is no failure.
-                std::thread::spawn(move || server.answer(stream).ok());
+                std::thread::spawn(move || {
+                    server.state().open += 1;
+                    // A client that goes away is no failure.
+                    server.answer(stream).ok();
+                    server.state().open -= 1;
+                });
             }
         });
         fake
@@ -144,6 +168,26 @@ impl FakeRegistry {
         self.state()
             .faults
             .insert(blob.to_string(), faults.iter().cloned().collect());
+    }
+
+    /// Lets all requests for a blob fail in this way, unless [`FakeRegistry::fail`] says otherwise.
+    pub(crate) fn fail_always(&self, blob: &Digest, fault: Fault) {
+        self.state().standing.insert(blob.to_string(), fault);
+    }
+
+    /// Sends requests for blobs on to another registry from now on.
+    pub(crate) fn redirect(&self, to: &Self) {
+        self.state().elsewhere = Some(to.address.clone());
+    }
+
+    /// Requests for a token so far.
+    pub(crate) fn tokens(&self) -> usize {
+        self.state().tokens
+    }
+
+    /// Connections that are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.state().open
     }
 
     /// Lets uploads of a blob fail in these ways, in turn.
@@ -218,6 +262,7 @@ impl FakeRegistry {
         if path.starts_with("/token") {
             let mut form = vec![0; length];
             stream.read_exact(&mut form)?;
+            self.state().tokens += 1;
             let refreshes = String::from_utf8(form)
                 .unwrap()
                 .contains("refresh_token=refresh&");
@@ -247,9 +292,15 @@ impl FakeRegistry {
         if method != "GET" {
             return self.write(&mut stream, method, &path, length);
         }
-        let range =
-            header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-        let (content, fault, index) = {
+        let elsewhere = self.state().elsewhere.clone();
+        if let Some(to) = elsewhere
+            && path.contains("/blobs/")
+        {
+            let location = format!("Location: http://{to}{path}\r\n");
+            self.note(&path, Vec::new(), !authorization.is_empty());
+            return respond(&mut stream, 307, &location, b"");
+        }
+        let (content, fault) = {
             let mut state = self.state();
             let Some(content) = state.content.get(&path).cloned() else {
                 drop(state);
@@ -258,14 +309,34 @@ impl FakeRegistry {
             };
             let digest = path.rsplit('/').next().unwrap();
             let fault = state.faults.get_mut(digest).and_then(VecDeque::pop_front);
-            let start = range.unwrap_or(0);
-            state.requests.push(Request { path, start, sent: 0 });
-            (content, fault, state.requests.len() - 1)
+            let fault = fault.or_else(|| state.standing.get(digest).cloned());
+            (content, fault)
         };
-        if let Some(Fault::Status(status, after)) = fault {
-            return respond(&mut stream, status, &format!("Retry-After: {after}\r\n"), b"");
+        let ranges = fake_ranges::asked(header("range").as_deref(), content.len());
+        let index = self.note(&path, ranges.clone(), !authorization.is_empty());
+        match fault {
+            Some(Fault::Status(status, after)) => {
+                respond(&mut stream, status, &format!("Retry-After: {after}\r\n"), b"")
+            }
+            Some(Fault::AtMost(most, status)) if ranges.len() > most => {
+                let size = format!("Content-Range: bytes */{}\r\n", content.len());
+                respond(&mut stream, status, &size, b"")
+            }
+            fault => self.send(stream, content, &ranges, fault, index),
         }
-        self.send(stream, content, range, fault, index)
+    }
+
+    /// Notes a request for a blob or manifest and returns its number.
+    fn note(&self, path: &str, ranges: Vec<Range<usize>>, authorized: bool) -> usize {
+        let mut state = self.state();
+        state.requests.push(Request {
+            path: path.to_owned(),
+            start: ranges.first().map_or(0, |range| range.start),
+            ranges,
+            authorized,
+            sent: 0,
+        });
+        state.requests.len() - 1
     }
 
     /// Answers a question for a blob, or takes a blob or manifest.
@@ -319,7 +390,7 @@ impl FakeRegistry {
         &self,
         mut stream: TcpStream,
         mut content: Vec<u8>,
-        range: Option<usize>,
+        ranges: &[Range<usize>],
         fault: Option<Fault>,
         index: usize,
     ) -> std::io::Result<()> {
@@ -327,20 +398,29 @@ impl FakeRegistry {
         if let Some(Fault::Flip) = fault {
             content[total / 2] ^= 1;
         }
-        let range = range.filter(|_| !matches!(fault, Some(Fault::NoRange)));
-        let mut body = &content[range.unwrap_or(0)..];
+        let answer = match fault {
+            _ if ranges.is_empty() => None,
+            Some(Fault::NoRange) => None,
+            Some(Fault::Parts(spoil)) => Some(fake_ranges::answer(&content, ranges, Some(spoil))),
+            Some(Fault::Several(spoil)) if ranges.len() > 1 => {
+                Some(fake_ranges::answer(&content, ranges, Some(spoil)))
+            }
+            _ => Some(fake_ranges::answer(&content, ranges, None)),
+        };
+        let answer = answer.unwrap_or(Answer {
+            status: 200,
+            headers: String::new(),
+            body: content,
+        });
+        let mut body = &answer.body[..];
         let mut length = body.len();
         if let Some(Fault::Length(claimed)) = fault {
             length = claimed;
         }
-        let mut head = match range {
-            Some(start) => format!(
-                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{total}\r\n",
-                total - 1
-            ),
-            None => "HTTP/1.1 200 OK\r\n".into(),
-        };
-        head.push_str(&format!("Content-Length: {length}\r\nConnection: close\r\n\r\n"));
+        let head = format!(
+            "HTTP/1.1 {} Status\r\n{}Content-Length: {length}\r\nConnection: close\r\n\r\n",
+            answer.status, answer.headers
+        );
         stream.write_all(head.as_bytes())?;
         if let Some(Fault::Drop(bytes) | Fault::Stall(bytes)) = fault {
             body = &body[..bytes.min(body.len())];

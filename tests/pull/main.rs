@@ -16,12 +16,14 @@ mod support;
 
 mod archives;
 mod chunked;
+mod fake_ranges;
 mod fake_registry;
 mod faults;
 mod flight;
 mod layouts;
 mod library;
 mod push;
+mod ranges;
 mod records;
 mod registry;
 mod resume;

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use reqwest::{Response, StatusCode};
 
 use super::super::content_range::ContentRange;
@@ -42,6 +42,8 @@ pub(crate) struct Answer {
     /// What was asked for.
     asked: Vec<Range<u64>>,
     body: Response,
+    /// Whether the end of the body shows, so that a connection that breaks is told from it.
+    is_delimited: bool,
     framing: Framing,
     /// What has come and was not looked at.
     input: Bytes,
@@ -70,6 +72,7 @@ impl Answer {
             input: Bytes::new(),
             content: Bytes::new(),
             position: 0,
+            is_delimited: body.content_length().is_some() || body.headers().contains_key(TRANSFER_ENCODING),
             body,
         };
         if answer.is_whole() {
@@ -120,6 +123,9 @@ impl Answer {
             match self.body.chunk().await {
                 Ok(Some(chunk)) => self.input = chunk,
                 Ok(None) if self.may_end() => return Ok(None),
+                Ok(None) if self.is_delimited && matches!(self.framing, Framing::Multipart(_)) => {
+                    return Err(self.unfit("several parts without an end"));
+                }
                 Ok(None) => {
                     let what = format!("receiving {}: the answer ends early", self.blob.digest);
                     return Err(Fault::Broken(ErrorKind::Registry.err(what)));
@@ -209,7 +215,11 @@ impl Answer {
         let read = part.start..part.end.min(last);
         let needed = wanted::bytes_within(&self.asked, &read);
         if wanted::is_wasteful(read.end.saturating_sub(read.start), needed) {
-            let why = format!("a part with bytes {}-{}, of which few were asked for", part.start, part.end - 1);
+            let why = format!(
+                "a part with bytes {}-{}, of which few were asked for",
+                part.start,
+                part.end - 1
+            );
             return Err(self.unfit(&why));
         }
         self.position = part.start;

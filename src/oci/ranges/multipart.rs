@@ -138,7 +138,8 @@ impl Multipart {
         if self.head > MAX_HEAD {
             return Err(malformed(&format!("has a header of more than {MAX_HEAD} bytes")));
         }
-        self.line.extend_from_slice(input.get(..count).unwrap_or_default());
+        self.line
+            .extend_from_slice(input.get(..count).unwrap_or_default());
         input.advance(count);
         if end.is_none() {
             return Ok(None);
@@ -299,10 +300,7 @@ mod tests {
             }
             assert_eq!(pieces, expected, "{body}");
         }
-        assert_eq!(
-            take_apart(b"--b--\r\n", &[]).unwrap(),
-            (vec![Piece::End], true)
-        );
+        assert_eq!(take_apart(b"--b--\r\n", &[]).unwrap(), (vec![Piece::End], true));
     }
 
     #[test]
@@ -311,11 +309,26 @@ mod tests {
         for (body, why) in [
             ("--b\r\n\r\nfirst".to_owned(), "without a range"),
             (format!("--b\r\n{range}{range}\r\nfirst"), "two ranges"),
-            ("--b\r\nContent-Range: bytes 0-9/5\r\n\r\n".into(), "cannot be read"),
-            (format!("--b\r\n{range}\r\nfirst and more\r\n--b--"), "longer than it says"),
-            (format!("--b\r\n{range}\r\nfirst\r\n--other\r\n"), "where a part should end"),
-            (format!("--b\r\n{range}nothing\r\n\r\nfirst"), "header that is none"),
-            (format!("--b\r\nX: {}\r\n{range}\r\n", "x".repeat(MAX_HEAD)), "more than"),
+            (
+                "--b\r\nContent-Range: bytes 0-9/5\r\n\r\n".into(),
+                "cannot be read",
+            ),
+            (
+                format!("--b\r\n{range}\r\nfirst and more\r\n--b--"),
+                "longer than it says",
+            ),
+            (
+                format!("--b\r\n{range}\r\nfirst\r\n--other\r\n"),
+                "where a part should end",
+            ),
+            (
+                format!("--b\r\n{range}nothing\r\n\r\nfirst"),
+                "header that is none",
+            ),
+            (
+                format!("--b\r\nX: {}\r\n{range}\r\n", "x".repeat(MAX_HEAD)),
+                "more than",
+            ),
             (format!("--b\r\n{}", "X: y\r\n".repeat(MAX_HEAD)), "more than"),
             ("no line ends here".repeat(MAX_HEAD), "more than"),
             ("\r\n".repeat(MAX_HEAD), "more than"),

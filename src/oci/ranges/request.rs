@@ -75,7 +75,9 @@ impl RemoteBlob {
         if let Some(response) = self.ask_directly(&range, &what).await {
             return self.judge(response, spans, &what);
         }
-        let url = self.repository.url(&format!("blobs/{}", self.descriptor.digest))?;
+        let url = self
+            .repository
+            .url(&format!("blobs/{}", self.descriptor.digest))?;
         let result = self
             .repository
             .retry
@@ -138,7 +140,9 @@ impl RemoteBlob {
         let status = response.status();
         let range = response.headers().get(CONTENT_RANGE);
         if status == StatusCode::RANGE_NOT_SATISFIABLE
-            && let Some(size) = range.and_then(|value| value.to_str().ok()).and_then(size_of_refusal)
+            && let Some(size) = range
+                .and_then(|value| value.to_str().ok())
+                .and_then(size_of_refusal)
             && size != self.descriptor.size
         {
             return Err(wrong_size(&self.descriptor, size));

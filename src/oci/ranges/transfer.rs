@@ -92,7 +92,10 @@ impl RangeTransfer {
     /// The next bytes; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
-            if self.requests.front().is_some_and(|request| request.wanted.is_empty())
+            if self
+                .requests
+                .front()
+                .is_some_and(|request| request.wanted.is_empty())
                 && let Some(request) = self.requests.pop_front()
                 && let State::Answered(answer) = request.state
             {
@@ -126,7 +129,10 @@ impl RangeTransfer {
                     continue;
                 }
                 Ok(None) => {
-                    let what = format!("receiving {}: not all parts have come", self.blob.descriptor.digest);
+                    let what = format!(
+                        "receiving {}: not all parts have come",
+                        self.blob.descriptor.digest
+                    );
                     Fault::Unfit(ErrorKind::Registry.err(what))
                 }
                 Err(fault) => fault,

@@ -47,15 +47,48 @@ fn progress(call: &Call) -> Progress {
             bars.show(event);
         });
     }
-    Progress::new(|event| {
-        if let Some(line) = as_line(&event) {
+    let reused = Mutex::new(ReusedBytes::default());
+    Progress::new(move |event| {
+        let reused = reused.lock().unwrap_or_else(PoisonError::into_inner).note(&event);
+        if let Some(line) = as_line(&event, reused) {
             drop(writeln!(io::stderr().lock(), "{line}"));
         }
     })
 }
 
-/// An event as a line of text; `None` for events without a line of their own, such as transferred bytes.
-fn as_line(event: &Event) -> Option<String> {
+/// Bytes of each blob that were not transferred because the store has the files that they hold.
+#[derive(Default)]
+struct ReusedBytes(HashMap<Digest, u64>);
+
+impl ReusedBytes {
+    /// Notes what an event says, and returns the sum for its blob.
+    fn note(&mut self, event: &Event) -> u64 {
+        let Event::Blob { digest, state } = event else {
+            return 0;
+        };
+        match state {
+            BlobState::PartlyReused { bytes } => {
+                self.0.insert(digest.clone(), *bytes);
+                *bytes
+            }
+            // Perhaps as a whole, after a transfer of parts did not work.
+            BlobState::Started { .. } => self.0.remove(digest).map_or(0, |_before| 0),
+            _ => self.0.get(digest).copied().unwrap_or(0),
+        }
+    }
+}
+
+/// How a blob of which some bytes were reused is done.
+fn done(reused: u64) -> String {
+    match reused {
+        0 => "done".to_owned(),
+        _ => format!("done, {} of it reused", human_size(reused)),
+    }
+}
+
+/// An event as a line of text; `None` for events without a line of their own, such as transferred bytes. `reused` bytes
+/// of its blob were not transferred.
+fn as_line(event: &Event, reused: u64) -> Option<String> {
     match event {
         Event::Image {
             image,
@@ -73,7 +106,7 @@ fn as_line(event: &Event) -> Option<String> {
                 BlobState::Retrying { wait, reason } => {
                     format!("again in {:.1} s: {reason}", wait.as_secs_f64())
                 }
-                BlobState::Committed { .. } => "done".to_owned(),
+                BlobState::Committed { .. } => done(reused),
                 BlobState::Reused { .. } => "already there".to_owned(),
                 _ => return None,
             };
@@ -87,18 +120,22 @@ fn as_line(event: &Event) -> Option<String> {
 #[derive(Default)]
 struct ProgressBars {
     all: MultiProgress,
+    reused: ReusedBytes,
+    transferred: HashMap<Digest, u64>,
     blobs: HashMap<Digest, ProgressBar>,
 }
 
 impl ProgressBars {
     fn show(&mut self, event: Event) {
-        if let (Some(line), Event::Image { .. }) = (as_line(&event), &event) {
+        let reused = self.reused.note(&event);
+        if let (Some(line), Event::Image { .. }) = (as_line(&event, reused), &event) {
             drop(self.all.println(line));
         }
         let Event::Blob { digest, state } = event else {
             return;
         };
         let (all, name) = (&self.all, short(&digest).to_owned());
+        let transferred = self.transferred.entry(digest.clone()).or_default();
         let bar = self.blobs.entry(digest).or_insert_with(|| {
             let bar = all.add(ProgressBar::new(0));
             let style = "{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {msg}";
@@ -109,13 +146,21 @@ impl ProgressBars {
         });
         match state {
             BlobState::Started { total, kept } => {
+                *transferred = kept;
                 bar.set_length(total);
                 bar.set_position(kept);
             }
-            BlobState::Transferred { bytes } => bar.set_position(bytes),
+            BlobState::Transferred { bytes } => {
+                *transferred = bytes;
+                bar.set_position(bytes.saturating_add(reused));
+            }
+            BlobState::PartlyReused { bytes } => {
+                bar.set_position(transferred.saturating_add(bytes));
+                bar.set_message(format!("{} reused", human_size(bytes)));
+            }
             BlobState::Retrying { reason, .. } => bar.set_message(reason),
             BlobState::Unpacked => bar.set_message("waiting"),
-            BlobState::Committed { .. } => bar.finish_with_message("done"),
+            BlobState::Committed { .. } => bar.finish_with_message(done(reused)),
             BlobState::Reused { .. } => bar.finish_with_message("already there"),
             _ => {}
         }
