@@ -66,6 +66,10 @@ impl<'a> OptionString<'a> {
         let mut parts = entry.split(':');
         let path = Path::new(parts.next().unwrap_or_default());
         if !path.is_absolute() {
+            let path = match path.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => path,
+            };
             let what = format!("additionallayerstore path {path:?} is not absolute.  Can not be relative");
             return Err(self.invalid(&what));
         }

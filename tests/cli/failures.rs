@@ -191,7 +191,6 @@ pub(crate) const GROUPS: &[Group] = &[
         "layers --storage-driver overlay --storage-opt overlay.imagestore=rel",
         "layers --storage-driver overlay --storage-opt overlay.size=1G",
         "layers --storage-driver overlay --storage-opt overlay.mount_program=/etc",
-        "layers --storage-driver overlay --storage-opt overlay.additionallayerstore=/etc,/usr:ref",
         "layers --storage-driver overlay --storage-opt overlay.additionallayerstore=rel",
         "layers --storage-driver overlay --storage-opt overlay.additionallayerstore=/etc,",
         "layers --storage-driver overlay --storage-opt overlay.additionallayerstore=/nosuch",

@@ -153,7 +153,7 @@ async fn killed_at_fifty_moments_of_put_layer() {
 }
 
 /// System calls that change the disk, or say that something is on it.
-const CALLS: [&str; 6] = [
+pub(crate) const CALLS: [&str; 6] = [
     "rename,renameat,renameat2",
     "unlinkat,unlink,rmdir",
     "symlinkat,symlink",
@@ -163,7 +163,7 @@ const CALLS: [&str; 6] = [
 ];
 
 /// Does `work` and kills it when one of its threads makes the `count`-th of some system calls; `false` if none does.
-fn killed_at(root: &TestRoot, work: &str, arguments: &[&str], call: &str, count: u32) -> bool {
+pub(crate) fn killed_at(root: &TestRoot, work: &str, arguments: &[&str], call: &str, count: u32) -> bool {
     // Without `--seccomp-bpf`, with which strace 6.1 counts only to one.
     let tracer = root
         .program("strace")

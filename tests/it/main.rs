@@ -12,9 +12,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod additional_layers;
 mod concurrency;
 mod config;
 mod config_places;
+mod counting_store;
 mod crash;
 mod diffs_for_go;
 mod examples;

@@ -29,6 +29,7 @@ async fn entry() {
             crate::private_mounts::compare_in_child(open_with(option).await, layer).await;
         }
         ("put", [source, id]) => put(Path::new(source), id).await,
+        ("additional-layer", [work, option, id]) => crate::additional_layers::work(work, option, id).await,
         ("delete", [id]) => delete(id).await,
         ("create-and-delete", [prefix, count]) => create_and_delete(prefix, count.parse().unwrap()).await,
         ("rootless-without-mounts", []) => crate::rootless::work_without_mounts().await,
