@@ -151,7 +151,7 @@ pub use archive::diff::changes::{Change, ChangeKind};
 pub use lock::owners::LockOwner;
 pub use store::additional_layer::{AdditionalBlob, AdditionalLayer};
 pub use store::big_data::{BigDataReader, ManifestDigest};
-pub use store::chunked_differ::ChunkedDiffer;
+pub use store::chunked_differ::{ChunkedDiffer, Savings};
 pub use store::commit::CommitOptions;
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};

@@ -7,9 +7,10 @@
 //! [`Store::diff`](crate::Store::diff) with [`Compression::ZstdChunked`](crate::Compression::ZstdChunked).
 
 pub(crate) mod assemble;
+pub(crate) mod cache;
 mod estargz;
 mod file_blob;
-mod local_source;
+pub(crate) mod local;
 mod location;
 mod positions;
 mod read;
@@ -20,7 +21,6 @@ mod toc;
 pub(crate) mod writer;
 
 pub use file_blob::FileBlob;
-pub(crate) use local_source::Nowhere;
 pub use location::{TocFormat, TocLocation};
 pub(crate) use read::{TarSplitText, read, read_tar_split};
 pub use source::BlobSource;

@@ -1,6 +1,7 @@
 //! The differ for blobs with a table of contents.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,19 +11,17 @@ use bytes::Bytes;
 use crate::archive::apply::pipeline::ApplyOptions;
 use crate::bridge;
 use crate::chunked::assemble::{self, Assembler, HeaderCheck, Plan};
-use crate::chunked::{self, BlobSource, Nowhere, TarSplitText, Toc, TocLocation};
+use crate::chunked::cache::{FORMAT_KEY, TOC_KEY};
+use crate::chunked::{self, BlobSource, TarSplitText, Toc, TocLocation};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::options::PartialPullOptions;
 use crate::store::Store;
 use crate::store::stage::area::{ItemFile, StagedContent};
 use crate::store::stage::differ::{Differ, StagingArea};
 use crate::store::stage::differ_output::DifferOutput;
 
-/// The big data items of a layer that was put together by a table of contents: the table, and what form its files have.
-const TOC_ITEM: &str = "zstd-chunked-manifest";
-const FORMAT_ITEM: &str = "zstd-chunked-layer-data";
-
-/// What the second one says of a layer whose files lie as they are named.
+/// What [`FORMAT_KEY`] says of a layer whose files lie as they are named.
 const AS_NAMED: &[u8] = b"{\"format\":0}";
 
 /// Puts a layer together from the parts of a zstd:chunked blob, of which it fetches what the store does not have.
@@ -47,6 +46,7 @@ const AS_NAMED: &[u8] = b"{\"format\":0}";
 /// ```
 #[derive(Debug)]
 pub struct ChunkedDiffer {
+    store: Store,
     location: TocLocation,
     source: Arc<dyn BlobSource>,
     toc: Arc<Toc>,
@@ -54,6 +54,30 @@ pub struct ChunkedDiffer {
     text: File,
     tar_split: TarSplitText,
     diff_id: Option<Digest>,
+    /// Whether content of other layers is used.
+    reuse: bool,
+    /// Whether some was used.
+    has_reused: bool,
+    report: Option<Report>,
+}
+
+/// Is told what is fetched and what is not.
+struct Report(Box<dyn Fn(Savings) + Send + Sync>);
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Report")
+    }
+}
+
+/// How much of a blob is fetched, in bytes of the blob. The rest of it is needed for nothing.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Savings {
+    /// Bytes that are fetched, the table of contents and the tar-split data left out.
+    pub fetched: u64,
+    /// Bytes that are not, since the files that they hold are in other layers.
+    pub reused: u64,
 }
 
 impl ChunkedDiffer {
@@ -111,12 +135,16 @@ impl ChunkedDiffer {
         let tar_split = tar_split
             .ok_or_else(|| ErrorKind::NotSupported.err("a table of contents without tar-split data"))?;
         Ok(Self {
+            store: store.clone(),
             location,
             source,
             toc: Arc::new(toc),
             text,
             tar_split,
             diff_id: None,
+            reuse: true,
+            has_reused: false,
+            report: None,
         })
     }
 
@@ -127,25 +155,51 @@ impl ChunkedDiffer {
         self
     }
 
+    /// Whether content of other layers of the store is used (the default). What is used is verified as what is fetched.
+    #[must_use]
+    pub fn reuse(mut self, reuse: bool) -> Self {
+        self.reuse = reuse;
+        self
+    }
+
+    /// Calls `report` when it is known what has to be fetched; again for each further attempt.
+    #[must_use]
+    pub fn report(mut self, report: impl Fn(Savings) + Send + Sync + 'static) -> Self {
+        self.report = Some(Report(Box::new(report)));
+        self
+    }
+
     /// The table of contents.
     pub fn toc(&self) -> &Toc {
         &self.toc
     }
 
     async fn assemble(&mut self, area: StagingArea) -> Result<StagedContent> {
-        let local = Arc::new(Nowhere);
+        let local = match self.reuse {
+            true => {
+                let options = PartialPullOptions::new(&self.store.inner.options.pull_options);
+                Some(self.store.local_content(&options).await?)
+            }
+            false => None,
+        };
+        let local = local.filter(|local| !local.is_empty());
         let (toc, tar_split) = (Arc::clone(&self.toc), self.tar_split.clone());
         let how = (self.location.format(), self.diff_id.is_none());
-        let assembler = bridge::run(move || {
-            let plan = Plan::new(&toc, &*local)?;
-            tracing::debug!(
-                fetched = plan.fetched(),
-                reused = plan.reused(),
-                "pulling in part"
-            );
-            Assembler::new(toc, plan, local, tar_split.lines()?, how)
+        let (assembler, savings) = bridge::run(move || {
+            let plan = Plan::new(&toc, local.as_ref())?;
+            let savings = Savings {
+                fetched: plan.fetched(),
+                reused: plan.reused(),
+            };
+            let assembler = Assembler::new(toc, plan, local, tar_split.lines()?, how)?;
+            Ok((assembler, savings))
         })
         .await?;
+        tracing::debug!(?savings, "putting a layer together");
+        self.has_reused = savings.reused > 0;
+        if let Some(report) = &self.report {
+            (report.0)(savings);
+        }
         let stream = assemble::stream(assembler, Arc::clone(&self.source));
         let options = ApplyOptions {
             uncompressed_digest: self.diff_id.clone(),
@@ -159,10 +213,10 @@ impl ChunkedDiffer {
         let mut output = DifferOutput::default()
             .uncompressed(applied.diff_digest.clone(), applied.diff_size)
             .owners(applied.uids.iter().copied(), applied.gids.iter().copied())
-            .big_data(FORMAT_ITEM, Bytes::from_static(AS_NAMED));
+            .big_data(FORMAT_KEY, Bytes::from_static(AS_NAMED));
         output.toc_digest = self.location.toc_digest().cloned();
         let file = self.text.try_clone().during("duplicating a file handle")?;
-        let table = ItemFile { key: TOC_ITEM, file };
+        let table = ItemFile { key: TOC_KEY, file };
         content.describe(output, true, vec![table]).await
     }
 }
@@ -172,8 +226,14 @@ impl Differ for ChunkedDiffer {
         self.assemble(area).await
     }
 
-    fn retry(&mut self, _error: &Error) -> bool {
-        false
+    fn retry(&mut self, error: &Error) -> bool {
+        // What was changed on disk, or has gone meanwhile, is fetched.
+        let wrong = matches!(
+            error.kind(),
+            ErrorKind::DigestMismatch | ErrorKind::InvalidArchive | ErrorKind::LayerContentModified
+        );
+        self.reuse = false;
+        wrong && std::mem::take(&mut self.has_reused)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::record::mount_point::MountPoints;
 use crate::record::record_trait::Record;
 use crate::record::{ReadOnlyRecords, Records};
 use crate::store::dirs::Dirs;
+use crate::store::local_layers::LocalLayers;
 use crate::sys::name_sync::NameSync;
 
 /// Layers that one store unpacks at the same time unless its options say otherwise. Each has a thread and a few MiB,
@@ -92,6 +93,8 @@ pub(crate) struct Inner {
     pub(crate) containers: Records<ContainerRow>,
     /// Bounds the layers that are unpacked at the same time.
     pub(crate) unpack_permits: Arc<Semaphore>,
+    /// Which contents layers have.
+    pub(crate) local_layers: LocalLayers,
 }
 
 impl Inner {

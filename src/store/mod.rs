@@ -89,6 +89,8 @@ pub(crate) mod image_record;
 pub(crate) mod inner;
 mod layer_steps;
 pub(crate) mod layer_store;
+pub(crate) mod local_content;
+mod local_layers;
 mod open;
 mod roots;
 pub(crate) mod stage;

@@ -12,6 +12,7 @@ use crate::record::mount_point::MountPoints;
 use crate::record::{Location, ReadOnlyRecords, Records, RecordsConfig, unknown_item};
 use crate::store::dirs::{Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS};
 use crate::store::inner::{Additional, DriverState, Inner};
+use crate::store::local_layers::LocalLayers;
 use crate::store::roots::DistinctDirs;
 use crate::sys::name_sync::{self, NameSync};
 use crate::sys::{atomic, make_private_dir};
@@ -211,6 +212,7 @@ impl Inner {
             additional_images,
             containers,
             unpack_permits: Self::new_unpack_permits(options.max_unpacks),
+            local_layers: LocalLayers::default(),
             options,
         };
         inner.try_recover();

@@ -332,6 +332,65 @@ each_driver! {
         assert!(source.read.load(Ordering::Relaxed) <= image.blob.len() as u64);
     }
 
+    async fn what_other_layers_have_is_not_fetched(store) {
+        if !store.graph_driver().capabilities().differ {
+            return;
+        }
+        let image = chunked(&store, &everything()).await;
+        let put = async |image: &Chunked, id: &str| {
+            let (source, savings) = (image.source(), Arc::new(Mutex::new(Vec::new())));
+            let seen = Arc::clone(&savings);
+            let differ = image.differ(&store, Arc::clone(&source)).await.unwrap().expect(image.diff_id.clone());
+            source.requests.lock().unwrap().clear();
+            let differ = differ.report(move |savings| seen.lock().unwrap().push(savings));
+            let staged = store.prepare_staged_layer(StagingOptions::default(), differ).await.unwrap();
+            let options = LayerOptions::default().id(id).uncompressed_digest(image.diff_id.clone());
+            store.apply_staged_layer(None, options, staged).await.unwrap();
+            let fetched: u64 = source.requests.lock().unwrap().iter().flatten().map(|range| range.end - range.start).sum();
+            let savings = savings.lock().unwrap().clone();
+            assert_eq!(savings.iter().map(|savings| savings.fetched).sum::<u64>(), fetched);
+            savings
+        };
+        let first = put(&image, "first").await;
+        assert_eq!((first.len(), first[0].reused), (1, 0));
+        let again = put(&image, "again").await;
+        assert_eq!((again.len(), again[0].fetched), (1, 0), "{again:?}");
+        assert!(again[0].reused > first[0].fetched / 10 * 9);
+        // One file is new, one is longer than before, the rest is there.
+        let long = [&text(150_000, 3)[..], b"one more line"].concat();
+        let update = TarBuilder::new()
+            .file("elsewhere", "small")
+            .file("long", &long)
+            .file("new", text(1000, 7))
+            .build();
+        let update = chunked(&store, &update).await;
+        let savings = put(&update, "update").await;
+        assert!(savings[0].reused > 10 * savings[0].fetched, "{savings:?}");
+        let tree = tree_of(&store, "update");
+        assert!(std::fs::read(tree.join("long")).unwrap() == long);
+        assert_eq!(std::fs::read_to_string(tree.join("elsewhere")).unwrap(), "small");
+        // Content that somebody has changed, with and without another size, is fetched.
+        for id in ["first", "again"] {
+            std::fs::write(tree_of(&store, id).join("dir/long"), "cut").unwrap();
+        }
+        let path = tree_of(&store, "update").join("long");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[5] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let savings = put(&image, "once-more").await;
+        assert_eq!(savings.len(), 2, "{savings:?}");
+        assert_eq!(savings[1].reused, 0);
+        assert!(std::fs::read(tree_of(&store, "once-more").join("dir/long")).unwrap() == text(150_000, 3));
+        // One that is gone, too.
+        for id in ["first", "again", "update"] {
+            store.delete_layer(id).await.unwrap();
+        }
+        std::fs::remove_file(tree_of(&store, "once-more").join("dir/holes")).unwrap();
+        let savings = put(&image, "last").await;
+        assert_eq!(savings.len(), 1, "{savings:?}");
+        assert!(savings[0].fetched > 0 && savings[0].reused > savings[0].fetched);
+    }
+
     async fn a_blob_that_is_wrong_leaves_nothing(store) {
         if !store.graph_driver().capabilities().differ {
             return;

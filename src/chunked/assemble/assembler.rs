@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
 
-use super::super::local_source::LocalSource;
 use super::super::location::TocFormat;
 use super::super::toc::{Toc, TocEntry};
 use super::frames::Frames;
@@ -17,6 +16,7 @@ use super::plan::{Origin, PartOrigin, Plan};
 use crate::archive::path::show;
 use crate::archive::tar_split::format::{Entry, TarSplitReader};
 use crate::bridge::read_spare;
+use crate::chunked::local::{LocalContent, Place};
 use crate::digest::{Hasher, sha256_sum};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 
@@ -38,10 +38,10 @@ pub(super) enum Step {
 }
 
 /// See the module's head.
-pub(crate) struct Assembler<L: LocalSource> {
+pub(crate) struct Assembler {
     toc: Arc<Toc>,
-    plan: Plan<L::Place>,
-    local: Arc<L>,
+    plan: Plan,
+    local: Option<LocalContent>,
     tar_split: TarSplitReader<Box<dyn BufRead + Send + Sync>>,
     frames: Frames,
     /// Whether the digests of files are verified.
@@ -87,7 +87,7 @@ enum Source {
     Blob(u64, u64),
 }
 
-impl<L: LocalSource> fmt::Debug for Assembler<L> {
+impl fmt::Debug for Assembler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Assembler")
             .field("next_file", &self.next_file)
@@ -128,7 +128,7 @@ impl Position {
     }
 }
 
-impl<L: LocalSource> Assembler<L> {
+impl Assembler {
     /// Puts together what `plan` says. `tar_split` is the text of the tar-split data. With `verify` the digest of each file
     /// is verified; else the caller has to know the digest of the whole stream.
     ///
@@ -136,8 +136,8 @@ impl<L: LocalSource> Assembler<L> {
     /// [`ErrorKind::Io`] without memory for a decompressor.
     pub(crate) fn new(
         toc: Arc<Toc>,
-        plan: Plan<L::Place>,
-        local: Arc<L>,
+        plan: Plan,
+        local: Option<LocalContent>,
         tar_split: Box<dyn BufRead + Send + Sync>,
         (format, verify): (TocFormat, bool),
     ) -> Result<Self> {
@@ -263,8 +263,9 @@ impl<L: LocalSource> Assembler<L> {
         Err(ErrorKind::InvalidArchive.err(what))
     }
 
-    fn open(&self, place: L::Place, entry: &TocEntry<'_>, size: u64) -> Result<Source> {
-        let (mut file, start) = self.local.open(place, size).ok_or_else(|| gone(entry))?;
+    fn open(&self, place: Place, entry: &TocEntry<'_>, size: u64) -> Result<Source> {
+        let opened = self.local.as_ref().and_then(|local| local.open(place, size));
+        let (mut file, start) = opened.ok_or_else(|| gone(entry))?;
         file.seek(SeekFrom::Start(start))
             .during("seeking in a file of a layer")?;
         Ok(Source::Local(file, size))

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::super::local_source::LocalSource;
 use super::super::toc::{EntryKind, Part, Toc, TocEntry};
 use crate::archive::path::show;
+use crate::chunked::local::{LocalContent, Place};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes between two ranges that are fetched with them: a range more costs about as much.
@@ -19,56 +19,56 @@ const FRAME: u64 = 64;
 
 /// Where the content of one file comes from.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Origin<P> {
+pub(super) enum Origin {
     /// A local file as a whole.
-    Local(P),
+    Local(Place),
     /// Several parts, of which this is the first; they go up to the first of the next file.
     Parts(u32),
 }
 
 /// A part of a file.
 #[derive(Clone, Debug)]
-pub(super) struct PartPlan<P> {
+pub(super) struct PartPlan {
     pub(super) size: u64,
-    pub(super) from: PartOrigin<P>,
+    pub(super) from: PartOrigin,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum PartOrigin<P> {
+pub(super) enum PartOrigin {
     /// Compressed bytes of the blob.
     Blob(Range<u64>),
     /// Nothing but zeros.
     Hole,
     /// A part of a local file.
-    Local(P),
+    Local(Place),
 }
 
 /// A regular file that is not empty.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct FilePlan<P> {
+pub(super) struct FilePlan {
     /// Which entry of the table of contents.
     pub(super) entry: u32,
-    pub(super) origin: Origin<P>,
+    pub(super) origin: Origin,
 }
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Plan<P> {
+pub(crate) struct Plan {
     /// In the order of the table of contents.
-    pub(super) files: Vec<FilePlan<P>>,
-    pub(super) parts: Vec<PartPlan<P>>,
+    pub(super) files: Vec<FilePlan>,
+    pub(super) parts: Vec<PartPlan>,
     /// The ranges of the blob that are needed: ascending, disjoint.
     requests: Vec<Range<u64>>,
     reused: u64,
 }
 
-impl<P: Copy> Plan<P> {
+impl Plan {
     /// Looks for the content of all files in `local`.
     ///
     /// # Errors
     /// [`ErrorKind::NotSupported`] if content is needed in another order than the blob has it; the layer can be pulled as
     /// a whole. [`ErrorKind::InvalidArchive`] for more content than its compressed bytes can hold.
-    pub(crate) fn new(toc: &Toc, local: &impl LocalSource<Place = P>) -> Result<Self> {
+    pub(crate) fn new(toc: &Toc, local: Option<&LocalContent>) -> Result<Self> {
         let mut plan = Self {
             files: Vec::new(),
             parts: Vec::new(),
@@ -77,9 +77,12 @@ impl<P: Copy> Plan<P> {
         };
         let files = toc.entries().enumerate();
         for (index, entry) in files.filter(|(_, entry)| entry.kind() == EntryKind::File && entry.size() > 0) {
-            let origin = match local.find(entry.sum(), entry.size()) {
+            let origin = match local.and_then(|local| local.find(entry.sum(), entry.size())) {
                 Some(place) => {
-                    plan.reused = plan.reused.saturating_add(entry.size());
+                    let bytes = entry
+                        .parts()
+                        .map(|part| part.blob.end.saturating_sub(part.blob.start));
+                    plan.reused = plan.reused.saturating_add(bytes.sum());
                     Origin::Local(place)
                 }
                 None => Origin::Parts(plan.parts_of(&entry, local)?),
@@ -93,7 +96,7 @@ impl<P: Copy> Plan<P> {
     }
 
     /// Plans a file that is not there as a whole. Returns its first part.
-    fn parts_of(&mut self, entry: &TocEntry<'_>, local: &impl LocalSource<Place = P>) -> Result<u32> {
+    fn parts_of(&mut self, entry: &TocEntry<'_>, local: Option<&LocalContent>) -> Result<u32> {
         let first = u32::try_from(self.parts.len()).map_err(|_too_many| too_many())?;
         let parts = entry.parts();
         let is_whole = parts.len() == 1;
@@ -101,12 +104,13 @@ impl<P: Copy> Plan<P> {
             check_size(entry, &part)?;
             let found = match is_whole || part.is_hole {
                 true => None,
-                false => local.find_chunk(&part.sum, part.size),
+                false => local.and_then(|local| local.find_chunk(&part.sum, part.size)),
             };
             let from = match found {
                 _ if part.is_hole => PartOrigin::Hole,
                 Some(place) => {
-                    self.reused = self.reused.saturating_add(part.size);
+                    let bytes = part.blob.end.saturating_sub(part.blob.start);
+                    self.reused = self.reused.saturating_add(bytes);
                     PartOrigin::Local(place)
                 }
                 None => {
@@ -145,7 +149,7 @@ impl<P: Copy> Plan<P> {
         self.requests.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// Bytes of files that are there already.
+    /// Bytes of the blob that are not needed, since the files that they hold are there already.
     pub(crate) fn reused(&self) -> u64 {
         self.reused
     }

@@ -10,7 +10,6 @@ use futures::stream::try_unfold;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
-use super::super::local_source::LocalSource;
 use super::super::source::BlobSource;
 use super::assembler::{Assembler, Step};
 use crate::bridge;
@@ -24,7 +23,7 @@ const ROOM: usize = 512 * 1024;
 const AHEAD: usize = 512 * 1024;
 
 /// The stream that `assembler` makes, with the bytes of the blob from `source`. Nothing is asked for before it is read.
-pub(crate) fn stream<L: LocalSource>(assembler: Assembler<L>, source: Arc<dyn BlobSource>) -> BoxReader {
+pub(crate) fn stream(assembler: Assembler, source: Arc<dyn BlobSource>) -> BoxReader {
     let fetch = Fetch {
         state: match assembler.requests() {
             [] => State::Ended,
@@ -46,15 +45,15 @@ pub(crate) fn stream<L: LocalSource>(assembler: Assembler<L>, source: Arc<dyn Bl
     Box::pin(StreamReader::new(Box::pin(chunks)))
 }
 
-struct Assembly<L: LocalSource> {
+struct Assembly {
     /// `None` within a step and after the end.
-    assembler: Option<Box<Assembler<L>>>,
+    assembler: Option<Box<Assembler>>,
     source: Arc<dyn BlobSource>,
     fetch: Fetch,
     input: BytesMut,
 }
 
-impl<L: LocalSource> Assembly<L> {
+impl Assembly {
     /// The next bytes; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         while let Some(mut assembler) = self.assembler.take() {

@@ -17,6 +17,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::raw_entry::{RawEntry, SUM_OF_NOTHING, Sink};
 use super::table::{ChunkRecord, EntryKind, Extra, Moment, Record, Span, Sum, Toc};
 use crate::archive::path::{MAX_PATH, clean, show};
 use crate::digest::{Digest, sha256_sum};
@@ -28,68 +29,6 @@ pub(crate) const MAX_MEMORY: usize = 128 << 20;
 
 /// Bytes of a name, an attribute or a target, after decoding. No file system takes longer ones.
 pub(crate) const MAX_TEXT: usize = 1 << 20;
-
-/// The sha256 sum of nothing.
-const SUM_OF_NOTHING: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-/// An entry as the text has it; what is not there is empty or 0. Reused for its allocations.
-#[derive(Debug, Default)]
-pub(super) struct RawEntry {
-    pub(super) kind: Vec<u8>,
-    pub(super) name: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) mode: i64,
-    pub(super) size: i64,
-    pub(super) uid: i64,
-    pub(super) gid: i64,
-    pub(super) time: Vec<u8>,
-    pub(super) access_time: Vec<u8>,
-    pub(super) change_time: Vec<u8>,
-    pub(super) dev_major: i64,
-    pub(super) dev_minor: i64,
-    /// Names and values in base64.
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(super) digest: Vec<u8>,
-    pub(super) offset: i64,
-    pub(super) end_offset: i64,
-    pub(super) inner_offset: i64,
-    pub(super) chunk_size: i64,
-    pub(super) chunk_offset: i64,
-    pub(super) chunk_digest: Vec<u8>,
-    pub(super) chunk_type: Vec<u8>,
-}
-
-impl RawEntry {
-    pub(super) fn clear(&mut self) {
-        let texts = [
-            &mut self.kind,
-            &mut self.name,
-            &mut self.link,
-            &mut self.time,
-            &mut self.access_time,
-            &mut self.change_time,
-            &mut self.digest,
-            &mut self.chunk_digest,
-            &mut self.chunk_type,
-        ];
-        texts.into_iter().for_each(Vec::clear);
-        let numbers = [
-            &mut self.mode,
-            &mut self.size,
-            &mut self.uid,
-            &mut self.gid,
-            &mut self.dev_major,
-            &mut self.dev_minor,
-            &mut self.offset,
-            &mut self.end_offset,
-            &mut self.inner_offset,
-            &mut self.chunk_size,
-            &mut self.chunk_offset,
-        ];
-        numbers.into_iter().for_each(|number| *number = 0);
-        self.xattrs.clear();
-    }
-}
 
 /// What a table is held to.
 #[derive(Clone, Copy, Debug)]
@@ -134,43 +73,6 @@ impl Builder {
             is_first_given: false,
             xattrs: 0,
         }
-    }
-
-    /// Notes the digest of the tar-split data that belongs to the table.
-    pub(super) fn set_tar_split_digest(&mut self, digest: Digest) {
-        self.toc.tar_split_digest = Some(digest);
-    }
-
-    /// Takes an entry in.
-    pub(super) fn add(&mut self, raw: &RawEntry) -> Result<()> {
-        let kind = match &*raw.kind {
-            b"chunk" => {
-                return self
-                    .add_chunk(raw)
-                    .map_err(|error| error.context(format!("a chunk of {}", show(&raw.name))));
-            }
-            b"reg" => EntryKind::File,
-            b"hardlink" => EntryKind::HardLink,
-            b"symlink" => EntryKind::Symlink,
-            b"char" => EntryKind::CharDevice,
-            b"block" => EntryKind::BlockDevice,
-            b"dir" => EntryKind::Directory,
-            b"fifo" => EntryKind::Fifo,
-            other => {
-                return Err(bad(format!(
-                    "{} is of the unknown type {}",
-                    show(&raw.name),
-                    show(other)
-                )));
-            }
-        };
-        self.end_file()?;
-        if self.bounds.ignored.contains(&&*raw.name) {
-            return Ok(());
-        }
-        self.add_entry(kind, raw)
-            .map_err(|error| error.context(show(&raw.name)))?;
-        self.check_memory()
     }
 
     fn check_memory(&self) -> Result<()> {
@@ -480,6 +382,43 @@ impl Builder {
         }
         all.extend_from_slice(text);
         Ok(span)
+    }
+}
+
+impl Sink for Builder {
+    fn set_tar_split_digest(&mut self, digest: Digest) {
+        self.toc.tar_split_digest = Some(digest);
+    }
+
+    fn add(&mut self, raw: &RawEntry) -> Result<()> {
+        let kind = match &*raw.kind {
+            b"chunk" => {
+                return self
+                    .add_chunk(raw)
+                    .map_err(|error| error.context(format!("a chunk of {}", show(&raw.name))));
+            }
+            b"reg" => EntryKind::File,
+            b"hardlink" => EntryKind::HardLink,
+            b"symlink" => EntryKind::Symlink,
+            b"char" => EntryKind::CharDevice,
+            b"block" => EntryKind::BlockDevice,
+            b"dir" => EntryKind::Directory,
+            b"fifo" => EntryKind::Fifo,
+            other => {
+                return Err(bad(format!(
+                    "{} is of the unknown type {}",
+                    show(&raw.name),
+                    show(other)
+                )));
+            }
+        };
+        self.end_file()?;
+        if self.bounds.ignored.contains(&&*raw.name) {
+            return Ok(());
+        }
+        self.add_entry(kind, raw)
+            .map_err(|error| error.context(show(&raw.name)))?;
+        self.check_memory()
     }
 }
 

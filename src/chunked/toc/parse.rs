@@ -10,7 +10,8 @@ use std::io::{self, BufReader, Read};
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::builder::{Bounds, Builder, MAX_TEXT, RawEntry, bad};
+use super::builder::{Bounds, Builder, MAX_TEXT, bad};
+use super::raw_entry::{RawEntry, Sink};
 use super::table::Toc;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,8 +31,19 @@ const BUFFER: usize = 64 * 1024;
 /// [`ErrorKind::InvalidArchive`] for what no table can say; [`ErrorKind::NotSupported`] for one that is too large, or of
 /// another version; [`ErrorKind::Io`].
 pub(crate) fn parse(input: impl Read, bounds: Bounds) -> Result<Toc> {
+    let mut builder = Builder::new(bounds);
+    parse_entries(input, &mut builder)?;
+    builder.finish()
+}
+
+/// Gives the entries of a table of contents to `sink`, with what the text says of them. Nothing of it is checked but its
+/// form.
+///
+/// # Errors
+/// As [`parse`], and those of `sink`.
+pub(crate) fn parse_entries(input: impl Read, sink: &mut dyn Sink) -> Result<()> {
     let mut reading = Reading {
-        builder: Builder::new(bounds),
+        sink,
         raw: RawEntry::default(),
         entries: 0,
         version: None,
@@ -60,7 +72,7 @@ pub(crate) fn parse(input: impl Read, bounds: Bounds) -> Result<Toc> {
         return Err(kind.err("parsing the table of contents").with_source(error));
     }
     match reading.version {
-        Some(VERSION) => reading.builder.finish(),
+        Some(VERSION) => Ok(()),
         other => {
             let version = other.map_or("no".to_owned(), |version| version.to_string());
             Err(ErrorKind::NotSupported.err(format!("a table of contents of version {version}")))
@@ -69,8 +81,8 @@ pub(crate) fn parse(input: impl Read, bounds: Bounds) -> Result<Toc> {
 }
 
 /// What has been read so far.
-struct Reading {
-    builder: Builder,
+struct Reading<'s> {
+    sink: &'s mut dyn Sink,
     raw: RawEntry,
     entries: u64,
     version: Option<i64>,
@@ -80,16 +92,16 @@ struct Reading {
     failure: Option<Error>,
 }
 
-impl Reading {
+impl Reading<'_> {
     fn fail<E: serde::de::Error>(&mut self, failure: Error) -> E {
         self.failure = Some(failure);
         E::custom("refused")
     }
 }
 
-struct TableVisitor<'a>(&'a mut Reading);
+struct TableVisitor<'a, 's>(&'a mut Reading<'s>);
 
-impl<'de> Visitor<'de> for TableVisitor<'_> {
+impl<'de> Visitor<'de> for TableVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,7 +137,7 @@ impl<'de> Visitor<'de> for TableVisitor<'_> {
                             reading.fail(bad("a table of contents with two digests of tar-split data"))
                         );
                     }
-                    reading.builder.set_tar_split_digest(digest);
+                    reading.sink.set_tar_split_digest(digest);
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -135,9 +147,9 @@ impl<'de> Visitor<'de> for TableVisitor<'_> {
 }
 
 /// The list of entries.
-struct Entries<'a>(&'a mut Reading);
+struct Entries<'a, 's>(&'a mut Reading<'s>);
 
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
+impl<'de> DeserializeSeed<'de> for Entries<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -145,7 +157,7 @@ impl<'de> DeserializeSeed<'de> for Entries<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Entries<'_> {
+impl<'de> Visitor<'de> for Entries<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,7 +180,7 @@ impl<'de> Visitor<'de> for Entries<'_> {
                 return Ok(());
             }
             reading.entries += 1;
-            if let Err(error) = reading.builder.add(&reading.raw) {
+            if let Err(error) = reading.sink.add(&reading.raw) {
                 let number = reading.entries;
                 return Err(reading.fail(error.context(format!("entry {number} of the table of contents"))));
             }
