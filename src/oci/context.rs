@@ -10,6 +10,7 @@ use super::repository::Registries;
 use super::source::ImageSource;
 use crate::error::{ErrorKind, Result};
 use crate::lock::single_flight::{self, Flight};
+use crate::options::PartialPullOptions;
 use crate::store::Store;
 use crate::store::transfer_dirs::TransferDirs;
 
@@ -21,6 +22,8 @@ pub(crate) struct PullContext {
     pub(crate) registries: Registries,
     /// Interrupted downloads, if they are kept.
     pub(crate) partials: Option<Partials>,
+    /// Which layers are pulled in part, and how.
+    pub(crate) in_part: PartialPullOptions,
     dirs: TransferDirs,
     downloads: Arc<Semaphore>,
     unpackers: Arc<Semaphore>,
@@ -44,6 +47,7 @@ impl PullContext {
             partials: options
                 .keep_partial
                 .then(|| Partials::new(dirs.partial_blobs.clone())),
+            in_part: PartialPullOptions::new(store.pull_options()),
             dirs,
             downloads: Arc::new(Semaphore::new(options.downloads.max(1))),
             unpackers: Arc::new(Semaphore::new(options.unpackers.max(1))),

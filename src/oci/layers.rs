@@ -22,13 +22,15 @@ use tracing::Instrument as _;
 
 use super::context::PullContext;
 use super::manifest;
-use super::progress::BlobState;
+use super::progress::{BlobState, Meter};
 use super::source::ImageSource;
 use crate::bridge::CHUNK;
+use crate::chunked::TocLocation;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
 use crate::store::Store;
+use crate::store::chunked_differ::ChunkedDiffer;
 use crate::store::image_manifest::Descriptor;
 use crate::store::image_record::layer_id;
 use crate::store::stage::staged_diff::StagedDiff;
@@ -277,7 +279,40 @@ impl Job {
         store.stage_diff(on, &options, checked).await
     }
 
+    /// Fetches of the blob what the store does not have; `None` if it has to be pulled as a whole.
+    async fn fetch_parts(&self, on: Option<&str>) -> Result<Option<StagedDiff>> {
+        let (context, blob) = (&self.context, &self.blob);
+        let store = &context.store;
+        if !context.in_part.enable_partial_images || !store.has_differ() {
+            return Ok(None);
+        }
+        let staged: Result<Option<StagedDiff>> = async {
+            if TocLocation::from_annotations(&blob.annotations, blob.size)?.is_none() {
+                return Ok(None);
+            }
+            let meter = Meter::start(&context.options.progress, &blob.digest, blob.size, 0);
+            let source = self.source.ranges(blob, meter.clone()).await?;
+            let differ = ChunkedDiffer::open(store, &blob.annotations, blob.size, source).await?;
+            let differ = differ
+                .expect(self.diff_id.clone())
+                .report(move |savings| meter.reuse(savings.reused));
+            let staged = store.stage_with(on, &LayerOptions::default(), differ).await?;
+            Ok(Some(staged.into()))
+        }
+        .await;
+        match staged {
+            Err(error) if error.kind() == ErrorKind::NotSupported => {
+                tracing::info!(blob = %blob.digest, reason = %error.chain(), "pulling a layer as a whole");
+                Ok(None)
+            }
+            staged => staged.map_err(|error| error.context(format!("layer {}", blob.digest))),
+        }
+    }
+
     async fn transfer(&self, on: Option<&str>) -> Result<StagedDiff> {
+        if let Some(staged) = self.fetch_parts(on).await? {
+            return Ok(staged);
+        }
         let blob = &self.blob;
         loop {
             let partial = match &self.context.partials {

@@ -405,7 +405,6 @@ impl Meter {
     }
 
     /// Adds bytes of the blob that need not be transferred.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for pulls of parts of layers"))]
     pub(crate) fn reuse(&self, bytes: u64) {
         let mut counts = self.counts();
         counts.reused.add(bytes);

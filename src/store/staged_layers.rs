@@ -115,6 +115,15 @@ impl StagedLayer {
     }
 }
 
+impl From<StagedLayer> for StagedDiff {
+    fn from(staged: StagedLayer) -> Self {
+        Self {
+            unpacked: staged.unpacked,
+            mappings: staged.mappings,
+        }
+    }
+}
+
 /// # Layers put together from parts
 impl Store {
     /// Has `differ` put the content of a new layer together, in a staging directory and outside every store lock; as many at
@@ -194,27 +203,20 @@ impl Store {
             let what = format!("the uncompressed layer has digest {found}, expected {expected}");
             return Err(ErrorKind::DigestMismatch.err(what));
         }
-        let StagedLayer {
-            unpacked, mappings, ..
-        } = staged;
+        let staged = StagedDiff::from(staged);
         if let Some(id) = &options.id
             && let Ok(layer) = self.layer(id).await
             && layer.id() == id
             && !layer.read_only()
         {
-            return self.replace_content(id.clone(), unpacked, mappings).await;
+            return self.replace_content(id.clone(), staged).await;
         }
-        let staged = StagedDiff { unpacked, mappings };
         Ok(self.commit_diff(parent, options, staged).await?.layer)
     }
 
     /// Gives a layer other content.
-    async fn replace_content(
-        &self,
-        id: String,
-        unpacked: Detached<Unpacked>,
-        mappings: IdMappings,
-    ) -> Result<Layer> {
+    async fn replace_content(&self, id: String, staged: StagedDiff) -> Result<Layer> {
+        let StagedDiff { unpacked, mappings } = staged;
         // Alone: it takes as long as there are files.
         let row = self.step_alone(Needs::LAYERS, move |held| {
             let layers = held.layers()?;
@@ -269,11 +271,16 @@ impl Store {
         .await
     }
 
+    /// Whether the driver can make layers that are put together from parts.
+    pub(crate) fn has_differ(&self) -> bool {
+        self.inner.driver().capabilities().differ
+    }
+
     fn require_differ(&self) -> Result<()> {
-        let driver = self.inner.driver();
-        if driver.capabilities().differ {
+        if self.has_differ() {
             return Ok(());
         }
+        let driver = self.inner.driver();
         let what = format!(
             "layers that are put together from parts, with the {} driver",
             driver.name()

@@ -19,7 +19,7 @@ use crate::support::store::put_bytes;
 const ANNOTATION: &str = "io.github.containers.zstd-chunked.";
 
 /// Text that gets smaller, the same for each seed.
-fn text(lines: u32, seed: u32) -> Vec<u8> {
+pub(crate) fn text(lines: u32, seed: u32) -> Vec<u8> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -29,7 +29,7 @@ fn text(lines: u32, seed: u32) -> Vec<u8> {
 }
 
 /// A layer with everything that a table of contents can say.
-fn tar() -> Vec<u8> {
+pub(crate) fn tar() -> Vec<u8> {
     let holes = [
         &text(2000, 1)[..],
         &[0; 300_000],
@@ -69,7 +69,7 @@ fn tar() -> Vec<u8> {
 }
 
 /// An image of one layer in a store.
-async fn image(root: &TestRoot, tar: &[u8]) -> (Store, String) {
+pub(crate) async fn image(root: &TestRoot, tar: &[u8]) -> (Store, String) {
     let store = root.open().await;
     let options = LayerOptions::default().name("base");
     let image = OciImage::new(&[put_bytes(&store, None, options, tar.to_vec()).await.unwrap()]);
@@ -80,7 +80,7 @@ async fn image(root: &TestRoot, tar: &[u8]) -> (Store, String) {
     (store, created.id().to_owned())
 }
 
-async fn push_chunked(store: &Store, image: &str, to: &str) {
+pub(crate) async fn push_chunked(store: &Store, image: &str, to: &str) {
     let to: ImageRef = to.parse().unwrap();
     let options = PushOptions::default().compression(Compression::ZstdChunked);
     push(store, image, &to, options).await.unwrap();

@@ -20,6 +20,7 @@ mod fake_ranges;
 mod fake_registry;
 mod faults;
 mod flight;
+mod in_parts;
 mod layouts;
 mod library;
 mod push;
