@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::io::{Cursor, Write as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use graphroot::{Compression, DiffOptions, Digest, ErrorKind, Layer, LayerOptions};
+use graphroot::{
+    Compression, ContainerOptions, DiffOptions, Digest, Durability, ErrorKind, IdMappingOptions,
+    ImageOptions, Layer, LayerOptions, MountOptions, Store, StoreOptions,
+};
 
 use crate::support::{Layout, TestStore, kind, read_all, tar};
 
@@ -510,4 +513,173 @@ async fn links_of_layers_lead_to_where_they_were_made_of() {
     fs::write(dir.join("additionallayer"), empty.to_str().unwrap()).unwrap();
     store.delete_layer("one").await.unwrap();
     assert!(empty.exists() && !dir.exists());
+}
+
+/// Opens a store in other directories, whose driver has these options.
+async fn open_beside(store: &TestStore, name: &str, options: &[String]) -> Store {
+    let root = store.path().join(name);
+    let all = StoreOptions::new(root.join("graph"), root.join("run"))
+        .driver("overlay")
+        .durability(Durability::None)
+        .driver_options(options.iter().cloned());
+    Store::open(all).await.unwrap()
+}
+
+fn offered_option(store: &TestStore) -> String {
+    format!(
+        "additionallayerstore={}:ref",
+        store.path().join("offered").display()
+    )
+}
+
+#[tokio::test]
+async fn images_of_a_separate_image_store_can_have_such_layers() {
+    let Some((store, offered)) = with_offered().await else {
+        return;
+    };
+    let (root, images) = (store.path().join("split"), store.path().join("split/images"));
+    let options = StoreOptions::new(root.join("graph"), root.join("run"))
+        .driver("overlay")
+        .driver_option(offered_option(&store))
+        .image_store(&images);
+    let split = Store::open(options).await.unwrap();
+    let found = split
+        .lookup_additional_layer(&offered.toc, REFERENCE)
+        .await
+        .unwrap();
+    let layer = found.put_as("one", None, ["one"]).await.unwrap();
+    assert!(images.join("overlay/one/diff").is_symlink());
+    let image = ImageOptions::default().name("image");
+    split.create_image(Some(layer.id()), image).await.unwrap();
+    let container = split
+        .create_container(Some("image"), ContainerOptions::default())
+        .await
+        .unwrap();
+    let path = split.mount(container.id(), Default::default()).await.unwrap();
+    assert_eq!(
+        fs::read_to_string(path.join("link")).unwrap(),
+        "from another program"
+    );
+    fs::write(path.join("dir/file"), "changed").unwrap();
+    split.unmount(container.id()).await.unwrap();
+    let path = split.mount_image("image", Default::default()).await.unwrap();
+    assert_eq!(
+        fs::read_to_string(path.join("link")).unwrap(),
+        "from another program"
+    );
+    split.unmount_image("image").await.unwrap();
+    split.delete_container(container.id()).await.unwrap();
+    split.delete_image("image").await.unwrap();
+    assert!(!images.join("overlay/one").exists() && is_whole(&offered));
+}
+
+#[tokio::test]
+async fn links_of_an_additional_image_store_lead_into_known_layer_stores() {
+    let Some((store, offered)) = with_offered().await else {
+        return;
+    };
+    drop(put(&store, &offered, "one", None).await);
+    store.free();
+    let image_store = format!("imagestore={}", store.path().join("graph").display());
+    let known = open_beside(&store, "known", &[image_store.clone(), offered_option(&store)]).await;
+    let options = || LayerOptions::default().id("above").writeable(true);
+    known.create_layer(Some("one"), options()).await.unwrap();
+    let path = known.mount("above", Default::default()).await.unwrap();
+    assert_eq!(
+        fs::read_to_string(path.join("link")).unwrap(),
+        "from another program"
+    );
+    let diff = known.diff(None, "one", DiffOptions::default()).await.unwrap();
+    assert_eq!(read_all(diff).await, offered.blob);
+    let read_only = || MountOptions::default().option("ro");
+    known.mount("one", read_only()).await.unwrap();
+
+    let unknown = open_beside(&store, "unknown", &[image_store]).await;
+    let refused = |error: graphroot::Error| {
+        assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{}", error.chain());
+        assert!(
+            error.chain().contains("in no additional layer store"),
+            "{}",
+            error.chain()
+        );
+    };
+    refused(unknown.create_layer(Some("one"), options()).await.unwrap_err());
+    refused(unknown.mount("one", read_only()).await.unwrap_err());
+    refused(
+        unknown
+            .diff(None, "one", DiffOptions::default())
+            .await
+            .unwrap_err(),
+    );
+    // A link out of a known one is none into it.
+    let etc = store.path().join("offered/../etc");
+    fs::create_dir_all(store.path().join("etc/diff")).unwrap();
+    let dir = layer_dir(&store, "one");
+    fs::write(dir.join("additionallayer"), etc.to_str().unwrap()).unwrap();
+    fs::remove_file(dir.join("diff")).unwrap();
+    symlink(etc.join("diff"), dir.join("diff")).unwrap();
+    refused(known.diff(None, "one", DiffOptions::default()).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_program_mounts_such_layers() {
+    let Some(store) = TestStore::open("overlay", Layout::Program).await else {
+        return;
+    };
+    let offered = offer(&store);
+    let program = "mount_program=/usr/bin/fuse-overlayfs".to_owned();
+    let store_of_program = open_beside(&store, "program", &[program, offered_option(&store)]).await;
+    let found = store_of_program
+        .lookup_additional_layer(&offered.toc, REFERENCE)
+        .await
+        .unwrap();
+    found.put_as("one", None, ["one"]).await.unwrap();
+    let above = tar(&[("dir/.wh.file", ""), ("more", "x")]);
+    let above = store_of_program
+        .put_layer(
+            Some("one"),
+            LayerOptions::default().name("above"),
+            Cursor::new(above),
+        )
+        .await
+        .unwrap();
+    let path = store_of_program.mount("one", Default::default()).await.unwrap();
+    assert_eq!(
+        fs::read_to_string(path.join("link")).unwrap(),
+        "from another program"
+    );
+    assert!(fs::write(path.join("new"), "x").is_err());
+    store_of_program.unmount("one").await.unwrap();
+    let path = store_of_program
+        .mount(above.layer.id(), Default::default())
+        .await
+        .unwrap();
+    assert!(path.join("dir").exists() && !path.join("dir/file").exists());
+    fs::write(path.join("new"), "x").unwrap();
+    store_of_program.unmount(above.layer.id()).await.unwrap();
+    assert_eq!(store_of_program.changes(None, "one").await.unwrap().len(), 3);
+    assert!(is_whole(&offered));
+}
+
+#[tokio::test]
+async fn owners_of_such_layers_are_mapped_in_containers() {
+    let Some((store, offered)) = with_offered().await else {
+        return;
+    };
+    drop(put(&store, &offered, "one", None).await);
+    let image = ImageOptions::default().name("image");
+    store.create_image(Some("one"), image).await.unwrap();
+    let mapped = vec![graphroot::IdMap::new(0, 100_000, 65_536)];
+    let mut options = ContainerOptions::default();
+    options.id_mappings = IdMappingOptions::mapped(mapped.clone(), mapped);
+    let container = store.create_container(Some("image"), options).await.unwrap();
+    let path = store.mount(container.id(), Default::default()).await.unwrap();
+    for name in ["", "dir/file", "link"] {
+        let found = path.join(name).symlink_metadata().unwrap();
+        assert_eq!((found.uid(), found.gid()), (100_000, 100_000), "{name:?}");
+    }
+    store.unmount(container.id()).await.unwrap();
+    let found = offered.dir.join("diff/dir/file").symlink_metadata().unwrap();
+    assert_eq!(found.uid(), 0);
+    assert!(is_whole(&offered));
 }

@@ -1,8 +1,8 @@
 //! ID-mapped lower layers: mounts that show the same files with other owners, needed while an overlay mount is made.
 //!
 //! One ID-mapped mount is made of each overlay directory that lowers are in, and attached at `mapped/<n>`; a lower is
-//! then the same path below it, links included. The upper directory is not mapped: new files are written with the
-//! host's IDs.
+//! then the same path below it, links included. A lower in an additional layer store has a mount of its own. The upper
+//! directory is not mapped: new files are written with the host's IDs.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -54,18 +54,18 @@ impl MappedLowers {
             dir: dir.to_owned(),
             paths: Vec::with_capacity(lowers.len()),
         };
-        let mut homes: Vec<&Path> = Vec::new();
+        let mut roots: Vec<&Path> = Vec::new();
         for lower in lowers {
-            let known = homes.iter().position(|home| *home == lower.home);
-            let number = known.unwrap_or(homes.len());
+            let root = lower.root();
+            let known = roots.iter().position(|known| *known == root);
+            let number = known.unwrap_or(roots.len());
             let target = dir.join(number.to_string());
             if known.is_none() {
                 make_private_subdir(dir)?;
                 make_private_subdir(&target)?;
-                let tree = clone_id_mapped(&lower.home, namespace.as_fd())
-                    .at("mapping owners below", &lower.home)?;
+                let tree = clone_id_mapped(root, namespace.as_fd()).at("mapping owners below", root)?;
                 attach(tree.as_fd(), &target).at("attaching a mount with mapped owners at", &target)?;
-                homes.push(&lower.home);
+                roots.push(root);
             }
             made.paths.push(lower.seen_at(&target));
         }

@@ -37,7 +37,7 @@ struct MountTarget {
 
 /// The trees of a mount.
 pub(super) struct Trees {
-    /// The layer's own.
+    /// The layer's own; perhaps a symbolic link, as a [`Lower`].
     pub(super) own: PathBuf,
     /// Whether that may be changed: it is the driver's, not that of an additional layer store.
     changes: bool,
@@ -216,17 +216,11 @@ impl Overlay {
         lowers.extend(self.stores.lowers(id, &place.dir)?);
         let elsewhere = self.stores.elsewhere(&place.dir)?;
         let changes = elsewhere.is_none();
-        let own = match elsewhere {
-            Some(tree) => {
-                check_type(&tree, FileType::Directory)?;
-                tree
-            }
-            None => {
-                let diff = place.dir.join("diff");
-                self.prepare_diff(&diff, owners, place.own, lowers.first())?;
-                diff
-            }
-        };
+        let own = place.dir.join("diff");
+        match elsewhere {
+            Some(tree) => check_type(&tree, FileType::Directory)?,
+            None => self.prepare_diff(&own, owners, place.own, lowers.first())?,
+        }
         if lowers.is_empty() {
             let path = format!("{id}/empty");
             ensure_dir(&home.join(&path), privilege::effective_owner())?;

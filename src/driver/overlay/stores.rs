@@ -63,37 +63,43 @@ pub(super) struct Located {
     pub(super) own: bool,
 }
 
-/// A directory of a lower: `<home>/<ID>/diff`, that of an older generation, or one in an additional layer store.
+/// A directory of a lower: `<home>/<ID>/diff`, or that of an older generation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lower {
-    /// The overlay directory that it is in; for one in an additional layer store that directory itself.
-    pub(super) home: PathBuf,
-    /// The path in there; empty in an additional layer store.
+    /// The overlay directory that it is in.
+    home: PathBuf,
+    /// The path in there. It may be a symbolic link: paths in additional layer stores have colons, which not all ways to mount
+    /// can take.
     path: String,
+    /// Where that leads, in an additional layer store.
+    elsewhere: Option<Arc<Path>>,
 }
 
 impl Lower {
     /// The directory at a path in an overlay directory.
     pub(super) fn new(home: &Path, path: String) -> Self {
-        let home = home.to_owned();
-        Self { home, path }
-    }
-
-    /// A directory in an additional layer store.
-    fn elsewhere(dir: &Path) -> Self {
-        Self::new(dir, String::new())
+        Self {
+            home: home.to_owned(),
+            path,
+            elsewhere: None,
+        }
     }
 
     /// The whole path.
     pub(super) fn full(&self) -> PathBuf {
-        self.seen_at(&self.home)
+        self.home.join(&self.path)
     }
 
-    /// The whole path where what is at `home` is mounted at `root`.
-    pub(super) fn seen_at(&self, root: &Path) -> PathBuf {
-        match self.path.as_str() {
-            "" => root.to_owned(),
-            path => root.join(path),
+    /// The directory to mount elsewhere for [`Lower::seen_at`].
+    pub(super) fn root(&self) -> &Path {
+        self.elsewhere.as_deref().unwrap_or(&self.home)
+    }
+
+    /// The whole path where [`Lower::root`] is mounted at `target`.
+    pub(super) fn seen_at(&self, target: &Path) -> PathBuf {
+        match &self.elsewhere {
+            Some(_root) => target.to_owned(),
+            None => target.join(&self.path),
         }
     }
 }
@@ -237,14 +243,14 @@ impl Stores {
                 None => self.examine(home, below, stamp, id)?,
             };
             let older = (1..=known.older).map(|number| generation(home, below, number));
-            lowers.push(match &known.elsewhere {
-                None => Lower::new(home, format!("{below}/diff")),
-                Some(dir) => {
-                    // The program that serves it may have ended.
-                    check_type(dir, FileType::Directory)
-                        .context(|| format!("layer {id:?}: the layer below it, {below:?}"))?;
-                    Lower::elsewhere(dir)
-                }
+            if let Some(dir) = &known.elsewhere {
+                // The program that serves it may have ended.
+                check_type(dir, FileType::Directory)
+                    .context(|| format!("layer {id:?}: the layer below it, {below:?}"))?;
+            }
+            lowers.push(Lower {
+                elsewhere: known.elsewhere,
+                ..Lower::new(home, format!("{below}/diff"))
             });
             lowers.extend(older);
         }
