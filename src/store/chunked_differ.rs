@@ -15,7 +15,6 @@ use crate::chunked::cache::{FORMAT_KEY, TOC_KEY};
 use crate::chunked::{self, BlobSource, TarSplitText, Toc, TocLocation};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::options::PartialPullOptions;
 use crate::store::Store;
 use crate::store::stage::area::{ItemFile, StagedContent};
 use crate::store::stage::differ::{Differ, StagingArea};
@@ -113,6 +112,8 @@ impl ChunkedDiffer {
         let (Some(toc), Some(tar_split)) = (location.toc_range(), location.tar_split_range()) else {
             return Err(ErrorKind::NotSupported.err("a layer blob without tar-split data"));
         };
+        // What other layers have is found out first: making their cache files takes memory, and so does the table.
+        store.local_content().await?;
         // Not where memory may be the disk: a table can be large.
         let dir = store.inner.dirs.layers_tmp();
         let made = dir.clone();
@@ -176,10 +177,7 @@ impl ChunkedDiffer {
 
     async fn assemble(&mut self, area: StagingArea) -> Result<StagedContent> {
         let local = match self.reuse {
-            true => {
-                let options = PartialPullOptions::new(&self.store.inner.options.pull_options);
-                Some(self.store.local_content(&options).await?)
-            }
+            true => Some(self.store.local_content().await?),
             false => None,
         };
         let local = local.filter(|local| !local.is_empty());

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::bridge::{self, ByteStream, FilePart};
 use crate::chunked::cache::{CACHE_KEY, CacheWriter, FORMAT_KEY, LayerFormat, TOC_KEY};
-use crate::chunked::local::{LayerTrees, Layers, LocalContent, LocalLayer, NoCache};
+use crate::chunked::local::{LayerTrees, Layers, LocalContent, LocalLayer, NoCache, open_regular};
 use crate::driver::Driver;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::options::PartialPullOptions;
@@ -58,7 +58,8 @@ impl LayerTrees for DriverTrees {
 type Opened = std::result::Result<(LocalLayer, File), NoCache>;
 
 impl Store {
-    /// The contents of all layers with a table of contents, in this store and the additional ones. Cache files that are
+    /// The contents of all layers with a table of contents, in this store and the additional ones, and of the OSTree
+    /// repositories that the options name. Cache files that are
     /// missing or damaged are made, and stored with their layers where that is possible.
     ///
     /// Takes the layer lock shared for a moment, and exclusively for each cache file that is stored.
@@ -68,8 +69,9 @@ impl Store {
     ///
     /// # Cancellation
     /// Cache files may have been stored.
-    pub(crate) async fn local_content(&self, options: &PartialPullOptions) -> Result<LocalContent> {
+    pub(crate) async fn local_content(&self) -> Result<LocalContent> {
         let layers = self.local_layers().await?;
+        let options = PartialPullOptions::new(self.pull_options());
         Ok(LocalContent::new(layers, &options.ostree_repos))
     }
 
@@ -78,7 +80,7 @@ impl Store {
         let candidates = self.layers_with_toc().await?;
         let is_known = |candidate: &Candidate| {
             let entry = known.layers.get(&*candidate.row.id);
-            entry.is_some_and(|entry| entry.created == candidate.row.created)
+            entry.is_some_and(|entry| entry.is_of(&candidate.row))
         };
         let new: Vec<Candidate> = candidates
             .iter()
@@ -94,7 +96,7 @@ impl Store {
         known.all = None;
         let mut old = std::mem::take(&mut known.layers);
         for Candidate { row, .. } in &candidates {
-            if let Some(entry) = old.remove(&*row.id).filter(|entry| entry.created == row.created) {
+            if let Some(entry) = old.remove(&*row.id).filter(|entry| entry.is_of(row)) {
                 known.layers.insert(row.id.to_string(), entry);
             }
         }
@@ -229,10 +231,8 @@ impl Store {
             let stream = ByteStream::of(FilePart::new(copy, 0, length));
             match self.set_layer_big_data(&id, CACHE_KEY, stream).await {
                 Ok(()) => {
-                    let opened = bridge::run(move || Ok(open_cache(&candidate))).await?;
-                    if let Ok(opened) = opened {
-                        return Ok(Some(opened));
-                    }
+                    let opened = bridge::run(move || Ok(open_stored(&candidate))).await?;
+                    return Ok(opened.ok());
                 }
                 Err(error) if error.kind() == ErrorKind::LayerUnknown => return Ok(None),
                 Err(error) => {
@@ -254,10 +254,17 @@ impl Store {
     }
 }
 
+/// Opens the cache file of a layer that has one by its record.
 fn open_cache(candidate: &Candidate) -> Opened {
-    let is_recorded = candidate.row.big_data_names.iter().any(|name| name == CACHE_KEY);
-    let name = big_data::file_name(CACHE_KEY).ok().filter(|_| is_recorded);
-    let name = name.ok_or(NoCache::Missing)?;
+    match candidate.row.big_data_names.iter().any(|name| name == CACHE_KEY) {
+        true => open_stored(candidate),
+        false => Err(NoCache::Missing),
+    }
+}
+
+/// Opens the cache file of a layer, whatever its record said.
+fn open_stored(candidate: &Candidate) -> Opened {
+    let name = big_data::file_name(CACHE_KEY).map_err(|_never| NoCache::Missing)?;
     LocalLayer::open(&candidate.row.id, candidate.dir.join(&*name))
 }
 
@@ -265,16 +272,17 @@ fn open_cache(candidate: &Candidate) -> Opened {
 /// and that of the table; `None` if there is no table of up to `limit` bytes, or none of a layer that is stored in a
 /// known way.
 fn write_cache(dir: &Path, tmp: &Path, limit: u64) -> Result<Option<(File, u64, u64)>> {
-    let Some(table) = big_data::open(dir, TOC_KEY)? else {
+    let open = |key| Ok(open_regular(&dir.join(&*big_data::file_name(key)?)));
+    let Some((table, stat)) = open(TOC_KEY)? else {
         return Ok(None);
     };
-    let size = table.metadata().during("looking at a table of contents")?.len();
+    let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
     if size > limit {
         return Ok(None);
     }
-    let format = match big_data::open(dir, FORMAT_KEY)? {
+    let format = match open(FORMAT_KEY)? {
         None => Some(LayerFormat::Tree),
-        Some(file) => {
+        Some((file, _)) => {
             let mut item = Vec::new();
             file.take(4096)
                 .read_to_end(&mut item)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::chunked::local::{Layers, LocalLayer};
+use crate::record::layer::LayerRow;
 use crate::time::Time;
 
 /// What is known of the layers of a store. The mutex is held while caches are loaded, so that all who look for content
@@ -28,4 +29,12 @@ pub(super) struct Entry {
     pub(super) filter: usize,
     /// Bytes of the table of contents that the cache was made of, if it is temporary.
     pub(super) temporary: Option<u64>,
+}
+
+impl Entry {
+    /// Whether it says what is known of this layer. One that was deleted and made again is another one.
+    pub(super) fn is_of(&self, row: &LayerRow) -> bool {
+        let is_stale = self.layer.as_ref().is_some_and(|layer| layer.is_stale());
+        self.created == row.created && !is_stale
+    }
 }

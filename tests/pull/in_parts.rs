@@ -19,7 +19,7 @@ use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 
 /// What an update of [`tar`] has: a file as before, one longer than before, a new one.
-fn update() -> Vec<u8> {
+pub(crate) fn update() -> Vec<u8> {
     let long = [&text(150_000, 3)[..], b"one more line"].concat();
     TarBuilder::new()
         .dir("other/")
@@ -30,7 +30,7 @@ fn update() -> Vec<u8> {
 }
 
 /// A store that is asked for partial pulls, by our options and by the Go library's.
-fn partial_root(set: PeerSet) -> TestRoot {
+pub(crate) fn partial_root(set: PeerSet) -> TestRoot {
     let root = TestRoot::in_memory().of(set);
     let file = root.path().join("etc/storage.conf");
     let config = std::fs::read_to_string(&file).unwrap();
@@ -39,7 +39,7 @@ fn partial_root(set: PeerSet) -> TestRoot {
     root
 }
 
-async fn open(root: &TestRoot) -> Store {
+pub(crate) async fn open(root: &TestRoot) -> Store {
     Store::open(root.options().pull_option("enable_partial_images", "true"))
         .await
         .unwrap()
@@ -47,12 +47,12 @@ async fn open(root: &TestRoot) -> Store {
 
 /// The bytes of blobs that a pull has fetched and reused.
 #[derive(Clone, Debug, Default)]
-struct Bytes {
+pub(crate) struct Bytes {
     fetched: u64,
     reused: u64,
 }
 
-async fn pull(store: &Store, image: &str) -> graphroot::Result<(Pulled, Bytes)> {
+pub(crate) async fn pull(store: &Store, image: &str) -> graphroot::Result<(Pulled, Bytes)> {
     let seen: Arc<Mutex<BTreeMap<Digest, Bytes>>> = Arc::default();
     let sink = Arc::clone(&seen);
     let progress = Progress::new(move |event| {
@@ -107,7 +107,7 @@ fn diff_by_go(root: &TestRoot, layer: &str) -> Vec<u8> {
 }
 
 /// Changes a byte in the middle of each large file of a registry.
-fn damage_blobs(data: &std::path::Path) {
+pub(crate) fn damage_blobs(data: &std::path::Path) {
     let mut dirs = vec![data.to_owned()];
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(dir).unwrap() {

@@ -15,6 +15,7 @@
 mod support;
 
 mod archives;
+mod caches;
 mod chunked;
 mod fake_ranges;
 mod fake_registry;

@@ -21,7 +21,10 @@ const BLOCK_BYTES: usize = 128 * TAG_LENGTH;
 const MAX_SAME: u64 = 32;
 
 /// Tags of one digest that one read takes in.
-const SAME: usize = 8;
+const SAME: u64 = 8;
+
+/// Bytes of a name and its length that are read at once.
+const SHORT_NAME: usize = 256;
 
 /// Reads that are placed by what sums look like, before the rest is halved.
 const PLACED_READS: u32 = 6;
@@ -211,42 +214,58 @@ impl CacheFile {
         if self.filter.is_none() && !self.read_filter(file, key)? {
             return Ok(None);
         }
-        let first = self.first(file, key)?;
-        let end = self.tags.min(first.saturating_add(MAX_SAME));
-        let mut buffer = [0; SAME * TAG_LENGTH];
+        let mut buffer = [0; BLOCK_BYTES];
+        let (first, mut tags) = self.first(file, key, &mut buffer)?;
         let mut at = first;
-        while at < end {
-            let count = (SAME as u64).min(end - at);
-            for tag in self.read_tags(file, at, count, &mut buffer)? {
-                let (digest, place) = parts(tag);
-                if digest != key.digest() {
-                    return Ok(None);
+        while at - first < MAX_SAME {
+            let Some((tag, rest)) = tags.split_first() else {
+                let count = (self.tags - at).min(SAME);
+                if count == 0 {
+                    break;
                 }
-                if let Some(location) = self.location(file, place)?
-                    && let ControlFlow::Break(found) = visit(location)
-                {
-                    return Ok(Some(found));
-                }
+                tags = self.read_tags(file, at, count, &mut buffer)?;
+                continue;
+            };
+            let (digest, place) = parts(tag);
+            if digest != key.digest() {
+                break;
             }
-            at += count;
+            if let Some(location) = self.location(file, place)?
+                && let ControlFlow::Break(found) = visit(location)
+            {
+                return Ok(Some(found));
+            }
+            tags = rest;
+            at += 1;
         }
         Ok(None)
     }
 
     /// A file's name. `None` if there is none there, or none that a file can have.
     pub(crate) fn name(&self, file: &impl ReadAt, at: u32) -> io::Result<Option<Vec<u8>>> {
-        let names_at = self.locations_at + self.locations_length;
-        let Some(rest) = self.names_length.checked_sub(u64::from(at) + 4) else {
+        let names_at = self.locations_at + self.locations_length + u64::from(at);
+        let Some(rest) = self.names_length.checked_sub(u64::from(at)) else {
             return Ok(None);
         };
-        let mut length = [0; 4];
-        file.read_at(&mut length, names_at + u64::from(at))?;
-        let length = u32::from_le_bytes(length);
-        if u64::from(length) > rest || length as usize > MAX_PATH {
+        // Most names are short enough to come along with their length.
+        let mut buffer = [0; SHORT_NAME];
+        let known = usize::try_from(rest).map_or(SHORT_NAME, |rest| rest.min(SHORT_NAME));
+        let Some(head) = buffer.get_mut(..known) else {
+            return Ok(None);
+        };
+        file.read_at(head, names_at)?;
+        let Some((length, name)) = head.split_first_chunk() else {
+            return Ok(None);
+        };
+        let length = u32::from_le_bytes(*length);
+        if u64::from(length) > rest - 4 || length as usize > MAX_PATH {
             return Ok(None);
         }
+        if let Some(name) = name.get(..length as usize) {
+            return Ok(Some(name.to_vec()));
+        }
         let mut name = vec![0; length as usize];
-        file.read_at(&mut name, names_at + u64::from(at) + 4)?;
+        file.read_at(&mut name, names_at + 4)?;
         Ok(Some(name))
     }
 
@@ -264,16 +283,25 @@ impl CacheFile {
         Ok(true)
     }
 
-    /// The number of the first tag whose digest is not less than the one looked for.
-    fn first(&self, file: &impl ReadAt, key: &Key) -> io::Result<u64> {
+    /// The number of the first tag whose digest is not less than the one looked for, and those of the tags from it on that
+    /// were read.
+    fn first<'a>(
+        &self,
+        file: &impl ReadAt,
+        key: &Key,
+        buffer: &'a mut [u8],
+    ) -> io::Result<(u64, &'a [[u8; TAG_LENGTH]])> {
         let wanted = key.digest().as_slice();
-        let mut buffer = [0; BLOCK_BYTES];
         // The tags before `low` are less, those from `high` on are not; the places of the sums on both sides.
         let (mut low, mut high) = (0, self.tags);
         let (mut low_place, mut high_place) = (0, u64::MAX);
         let mut reads = 0;
-        while high - low > BLOCK {
+        let (start, count) = loop {
             let span = high - low;
+            if span <= BLOCK {
+                self.read_tags(file, low, span, buffer)?;
+                break (low, span);
+            }
             let guess = match reads < PLACED_READS {
                 true => {
                     let wide = u128::from(high_place.saturating_sub(low_place)).max(1);
@@ -284,7 +312,7 @@ impl CacheFile {
             };
             reads += 1;
             let start = low + guess.saturating_sub(BLOCK / 2).min(span - BLOCK);
-            let tags = self.read_tags(file, start, BLOCK, &mut buffer)?;
+            let tags = self.read_tags(file, start, BLOCK, buffer)?;
             let at = tags.partition_point(|tag| parts(tag).0.as_slice() < wanted);
             let digest = |at: usize| tags.get(at).map(|tag| place(parts(tag).0));
             if at == 0 {
@@ -294,11 +322,14 @@ impl CacheFile {
                 low = start + BLOCK;
                 low_place = digest(at - 1).unwrap_or(low_place);
             } else {
-                return Ok(start + at as u64);
+                break (start, BLOCK);
             }
-        }
-        let tags = self.read_tags(file, low, high - low, &mut buffer)?;
-        Ok(low + tags.partition_point(|tag| parts(tag).0.as_slice() < wanted) as u64)
+        };
+        let tags = buffer.as_chunks().0;
+        let tags = usize::try_from(count).ok().and_then(|count| tags.get(..count));
+        let tags = tags.unwrap_or_default();
+        let at = tags.partition_point(|tag| parts(tag).0.as_slice() < wanted);
+        Ok((start + at as u64, tags.get(at..).unwrap_or_default()))
     }
 
     /// Tags, no more than fit into the buffer.

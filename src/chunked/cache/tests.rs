@@ -274,7 +274,7 @@ fn few_reads_find_one_of_many() {
         assert_eq!(find(&cache, &file, &sum(&name)), [(name.clone(), 0, number + 1)]);
     }
     let reads = file.reads.replace(0);
-    assert!(reads < 6 * 1000, "{reads}");
+    assert!(reads < 5 * 1000, "{reads}");
     let missing = (0..1000).filter(|number| cache.may_have(&Key::new(&sum(&format!("missing-{number}")))));
     assert!(missing.count() < 60);
 }
@@ -414,5 +414,45 @@ proptest! {
             file[at] = byte;
         }
         attack(file, &[sum("f"), sum("big"), sum("zeros"), sum(""), [0; 32], [0xff; 32]]);
+    }
+}
+
+/// A table that the library has written, and the caches that Podman 5.4 and 5.8 have made of it.
+#[test]
+fn the_bytes_are_those_of_the_go_library() {
+    let table = include_bytes!("fixtures/toc.json");
+    let tree = include_bytes!("fixtures/tree.cache");
+    let flat = include_bytes!("fixtures/flat.cache");
+    for (format, expected) in [(LayerFormat::Tree, &tree[..]), (LayerFormat::Flat, &flat[..])] {
+        let mut out = Vec::new();
+        CacheWriter::write_for(&table[..], format, Cursor::new(Vec::new()), &mut out).unwrap();
+        assert!(out == expected, "{format:?}");
+    }
+    let file = bytes(tree.to_vec());
+    let cache = open(&file).unwrap();
+    let mut small = find(&cache, &file, &sum("small"));
+    small.sort();
+    assert_eq!(small, [("dir/same".into(), 0, 5), ("dir/small".into(), 0, 5)]);
+}
+
+#[test]
+fn tmp_all() {
+    for set in ["Forky", "Trixie"] {
+        for (dir, format) in [("tree", LayerFormat::Tree), ("flat", LayerFormat::Flat)] {
+            for entry in std::fs::read_dir(format!("/var/tmp/local-fix/{set}/{dir}")).unwrap() {
+                let path = entry.unwrap().path();
+                let cache = path.join("=Y2h1bmtlZC1tYW5pZmVzdC1jYWNoZQ==");
+                if !cache.exists() {
+                    continue;
+                }
+                let table = std::fs::read(path.join("=enN0ZC1jaHVua2VkLW1hbmlmZXN0")).unwrap();
+                let item = std::fs::read(path.join("=enN0ZC1jaHVua2VkLWxheWVyLWRhdGE=")).unwrap();
+                let format = LayerFormat::parse(&item).unwrap_or(format);
+                let mut out = Vec::new();
+                CacheWriter::write_for(&table[..], format, Cursor::new(Vec::new()), &mut out).unwrap();
+                assert!(out == std::fs::read(&cache).unwrap(), "{cache:?}");
+                eprintln!("{cache:?}");
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 
@@ -23,6 +23,8 @@ pub(crate) struct LocalLayer {
     pub(super) id: String,
     pub(super) cache: CacheFile,
     source: Source,
+    /// Whether the cache file was found to be another one.
+    is_stale: AtomicBool,
 }
 
 /// Where the cache file is.
@@ -82,6 +84,7 @@ impl LocalLayer {
             id: id.to_owned(),
             cache,
             source,
+            is_stale: AtomicBool::new(false),
         }
     }
 
@@ -95,6 +98,11 @@ impl LocalLayer {
         self.cache.filter_size()
     }
 
+    /// Whether it has to be opened anew, because the cache file was replaced.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_stale.load(Ordering::Relaxed)
+    }
+
     /// Whether nothing can be found in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.cache.is_empty()
@@ -105,15 +113,18 @@ impl LocalLayer {
         match &self.source {
             Source::Temporary(file) => Some(Arc::clone(file)),
             Source::Store(path, known) => open.get(self.number, Use::Cache, || {
-                let (file, stat) = open_regular(path)?;
-                (identity(&stat) == *known).then_some(file)
+                let same = open_regular(path).filter(|(_, stat)| identity(stat) == *known);
+                if same.is_none() {
+                    self.is_stale.store(true, Ordering::Relaxed);
+                }
+                same.map(|(file, _)| file)
             }),
         }
     }
 }
 
-/// Opens a regular file for reading.
-fn open_regular(path: &Path) -> Option<(File, Stat)> {
+/// Opens a regular file for reading; `None` if there is none.
+pub(crate) fn open_regular(path: &Path) -> Option<(File, Stat)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file: OwnedFd = rustix::fs::openat(CWD, path, flags, Mode::empty()).ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;

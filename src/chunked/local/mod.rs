@@ -12,5 +12,5 @@ mod place;
 mod tests;
 
 pub(crate) use content::{LayerTrees, Layers, LocalContent};
-pub(crate) use layer::{LocalLayer, NoCache};
+pub(crate) use layer::{LocalLayer, NoCache, open_regular};
 pub(crate) use place::Place;

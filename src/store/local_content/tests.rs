@@ -57,7 +57,7 @@ async fn add_layer(store: &Store, root: &Path, id: &str, files: &[(&str, &str)])
 }
 
 async fn content(store: &Store) -> LocalContent {
-    store.local_content(&PartialPullOptions::default()).await.unwrap()
+    store.local_content().await.unwrap()
 }
 
 fn read(content: &LocalContent, text: &str) -> Option<String> {
@@ -98,6 +98,9 @@ async fn a_cache_is_made_once_and_stored() {
     add_layer(&store, root, "one", &[("f", "text"), ("d/g", "more")]).await;
     let found = content(&store).await;
     assert!(is_found(&found, "text") && is_found(&found, "more") && !is_found(&found, "other"));
+    let known = store.inner.local_layers.0.lock().await;
+    assert_eq!(known.layers["one"].temporary, None, "the stored one is used");
+    drop(known);
     let cache = stored(&store, "one").await.unwrap();
     let names = store.list_layer_big_data("one").await.unwrap();
     assert_eq!(names, [TOC_KEY, CACHE_KEY]);
@@ -144,8 +147,7 @@ async fn a_caller_that_goes_away_leaves_the_rest_to_the_next() {
     }
     let mut polls = 0;
     loop {
-        let options = PartialPullOptions::default();
-        let mut call = Box::pin(store.local_content(&options));
+        let mut call = Box::pin(store.local_content());
         let mut left = polls;
         let ended = std::future::poll_fn(|cx| {
             let polled = call.as_mut().poll(cx);
@@ -230,6 +232,23 @@ async fn a_cache_that_is_no_good_is_made_again() {
     assert_eq!(fs::read(&path).unwrap(), good);
 }
 
+/// Another process may do that at any time.
+#[tokio::test]
+async fn a_cache_that_was_replaced_is_opened_anew() {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path();
+    let store = open(root).await;
+    add_layer(&store, root, "one", &[("f", "text")]).await;
+    let before = content(&store).await;
+    let good = stored(&store, "one").await.unwrap();
+    store
+        .set_layer_big_data("one", CACHE_KEY, &good[..])
+        .await
+        .unwrap();
+    assert!(!is_found(&before, "text"));
+    assert!(is_found(&content(&store).await, "text"));
+}
+
 #[tokio::test]
 async fn without_a_table_that_can_be_read_nothing_is_found() {
     let tmp = tempfile::tempdir().unwrap();
@@ -251,6 +270,18 @@ async fn without_a_table_that_can_be_read_nothing_is_found() {
     for id in ["odd", "other"] {
         assert_eq!(stored(&store, id).await, None, "{id}");
     }
+    // What would be waited for.
+    let path = item(root, "garbage", TOC_KEY);
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    fs::remove_file(item(root, "garbage", CACHE_KEY)).unwrap();
     // A layer with a cache but without a table.
     store
         .set_layer_big_data("other", CACHE_KEY, &b"garbage"[..])
@@ -348,15 +379,13 @@ async fn additional_stores_are_looked_at_and_not_changed() {
 #[tokio::test]
 async fn repositories_are_those_of_the_options() {
     let tmp = tempfile::tempdir().unwrap();
-    let store = open(tmp.path()).await;
+    let repo = tmp.path().join("repo");
     let hex = digest("text").split_off("sha256:".len());
-    let dir = tmp.path().join("repo/objects").join(&hex[..2]);
+    let dir = repo.join("objects").join(&hex[..2]);
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join(format!("{}.payload-link", &hex[2..])), "text").unwrap();
-    let options = PartialPullOptions {
-        ostree_repos: vec![tmp.path().join("repo")],
-        ..PartialPullOptions::default()
-    };
-    assert!(is_found(&store.local_content(&options).await.unwrap(), "text"));
-    assert!(content(&store).await.is_empty());
+    let options = options(tmp.path()).pull_option("ostree_repos", repo.to_str().unwrap());
+    let store = Store::open(options).await.unwrap();
+    assert!(is_found(&content(&store).await, "text"));
+    assert!(!is_found(&content(&store).await, "other"));
 }
