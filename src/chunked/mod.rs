@@ -5,6 +5,9 @@
 //!
 //! [`TocLocation`] says where in a blob the table is, and reads it: a checked [`Toc`]. Blobs of the kind are made by
 //! [`Store::diff`](crate::Store::diff) with [`Compression::ZstdChunked`](crate::Compression::ZstdChunked).
+//!
+//! [`ChunkedDiffer`](crate::ChunkedDiffer) makes a layer of such a blob. It reads through a [`BlobSource`], which is a file
+//! ([`FileBlob`]) or whatever else parts can be read of.
 
 pub(crate) mod assemble;
 pub(crate) mod cache;

@@ -20,6 +20,10 @@
 //!   waited for; if that fails or dies, the next one takes over.
 //! * **Streams.** A blob is unpacked while it is downloaded and is not written to disk itself. The layers of an image
 //!   are unpacked concurrently and become visible from the bottom up.
+//! * **In part.** Where the store's options ask for it
+//!   ([`enable_partial_images`](crate::PartialPullOptions::enable_partial_images)), of a layer with a table of contents only
+//!   the files are fetched that no layer of the store has. What comes out is the same, digests verified included. If that
+//!   is not possible, the layer is pulled as a whole, and an event of `tracing` says why.
 //! * **Verified.** The digests of manifests, configs, blobs and uncompressed layers are verified; nothing is kept of
 //!   what does not match.
 //! * **Resumable downloads.** After a broken connection, a download is resumed at the first missing byte. With
