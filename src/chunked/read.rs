@@ -5,7 +5,7 @@
 //! takes a window of 32 MiB, which is free again before the table takes memory.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,9 @@ use flate2::read::MultiGzDecoder;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::archive::tar_split::format::TarSplitReader;
 use crate::bridge;
+use crate::chunked::assemble::Lines;
 use crate::chunked::location::{Section, TAR_SPLIT_POSITION, TocFormat, TocLocation, ZSTD};
 use crate::chunked::toc::{self, Bounds, MAX_MEMORY, Toc};
 use crate::digest::{Digest, Hasher};
@@ -91,13 +93,14 @@ impl TarSplitText {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] without memory for a decompressor.
-    pub(crate) fn lines(&self) -> Result<Box<dyn BufRead + Send + Sync>> {
+    pub(crate) fn lines(&self) -> Result<Box<dyn Lines>> {
         let file = FromStart {
             file: Arc::clone(&self.compressed),
             offset: 0,
         };
         let decoder = zstd::Decoder::new(file).during("starting to decompress")?;
-        Ok(Box::new(BufReader::with_capacity(BUFFER, decoder)))
+        let text = BufReader::with_capacity(BUFFER, decoder);
+        Ok(Box::new(TarSplitReader::of_text(text)))
     }
 }
 

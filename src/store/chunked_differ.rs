@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::io::AsyncReadExt as _;
 
 use crate::archive::apply::pipeline::ApplyOptions;
 use crate::bridge;
-use crate::chunked::assemble::{self, Assembler, HeaderCheck, Plan};
+use crate::chunked::assemble::{self, Assembler, HeaderCheck, Headers, Lines, Plan};
 use crate::chunked::cache::{FORMAT_KEY, TOC_KEY};
-use crate::chunked::{self, BlobSource, TarSplitText, Toc, TocLocation};
+use crate::chunked::{self, BlobSource, TarSplitText, Toc, TocFormat, TocLocation};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::options::{BoxReader, PartialPullOptions};
 use crate::store::Store;
 use crate::store::stage::area::{ItemFile, StagedContent};
 use crate::store::stage::differ::{Differ, StagingArea};
@@ -23,7 +24,7 @@ use crate::store::stage::differ_output::DifferOutput;
 /// What [`FORMAT_KEY`] says of a layer whose files lie as they are named.
 const AS_NAMED: &[u8] = b"{\"format\":0}";
 
-/// Puts a layer together from the parts of a zstd:chunked blob, of which it fetches what the store does not have.
+/// Puts a layer together from the parts of a zstd:chunked (or eStargz) blob, of which it fetches what the store does not have.
 ///
 /// The result is the layer that [`Store::put_layer`] makes of the whole blob: the same tree, the same diff ID, the same
 /// refusals. It also has the table of contents, so that other pulls find its files.
@@ -51,7 +52,8 @@ pub struct ChunkedDiffer {
     toc: Arc<Toc>,
     /// The text of the table.
     text: File,
-    tar_split: TarSplitText,
+    /// Without, nobody knows which tar stream the layer was made of.
+    tar_split: Option<TarSplitText>,
     diff_id: Option<Digest>,
     /// Whether content of other layers is used.
     reuse: bool,
@@ -84,8 +86,11 @@ impl ChunkedDiffer {
     /// and the tar-split data. Takes no store lock.
     ///
     /// # Errors
-    /// [`ErrorKind::NotSupported`] where the layer has to be, and can be, pulled as a whole: without a table of contents or
-    /// tar-split data, with one that is too large, from a source that cannot give parts of the blob.
+    /// [`ErrorKind::NotSupported`] where the layer has to be, and can be, pulled as a whole: without a table of contents,
+    /// with one that is too large, from a source that cannot give parts of the blob; without tar-split data, as all of
+    /// eStargz, unless
+    /// [`insecure_allow_unpredictable_image_contents`](PartialPullOptions::insecure_allow_unpredictable_image_contents) is set
+    /// (then the layer has no diff ID).
     /// [`ErrorKind::InvalidArchive`] and [`ErrorKind::DigestMismatch`] for a table that is wrong; those of `source`;
     /// [`ErrorKind::Io`].
     ///
@@ -108,33 +113,59 @@ impl ChunkedDiffer {
         source: Arc<dyn BlobSource>,
     ) -> Result<Self> {
         let location = TocLocation::from_annotations(annotations, blob_size)?
-            .ok_or_else(|| ErrorKind::NotSupported.err("a layer blob without a table of contents"))?;
-        let (Some(toc), Some(tar_split)) = (location.toc_range(), location.tar_split_range()) else {
-            return Err(ErrorKind::NotSupported.err("a layer blob without tar-split data"));
+            .ok_or_else(|| ErrorKind::NotSupported.err("no TOC found"))?;
+        let options = PartialPullOptions::new(&store.inner.options.pull_options);
+        let accepts_unpredictable = options.insecure_allow_unpredictable_image_contents;
+        let unpredictable = match location.format() {
+            TocFormat::EStargz => "estargz layers don't support",
+            _ => "zstd:chunked layers without tar-split data don't support",
         };
+        let refuse = || {
+            let what =
+                format!("{unpredictable} partial pulls with guaranteed consistency with non-partial pulls");
+            ErrorKind::NotSupported.err(what)
+        };
+        if location.tar_split_range().is_none() && !accepts_unpredictable {
+            return Err(refuse());
+        }
         // What other layers have is found out first: making their cache files takes memory, and so does the table.
         store.local_content().await?;
         // Not where memory may be the disk: a table can be large.
         let dir = store.inner.dirs.layers_tmp();
         let made = dir.clone();
         bridge::run(move || crate::sys::make_private_subdir(&made)).await?;
-        let (toc, text, tar_split) = match toc.start < tar_split.start {
-            true => {
-                let mut bytes = source.read(ranges(toc, tar_split)).await?;
+        let location = match location.footer_range() {
+            None => location,
+            Some(range) => {
+                let mut footer = Vec::new();
+                let mut bytes = source.read(vec![range]).await?;
+                let read = bytes.read_to_end(&mut footer).await;
+                read.map_err(|error| Error::io("reading the footer of the blob", error))?;
+                location.with_footer(&footer)?
+            }
+        };
+        let toc = location.toc_range().ok_or_else(refuse)?;
+        let (toc, text, tar_split) = match location.tar_split_range() {
+            Some(tar_split) if toc.start < tar_split.start => {
+                let mut bytes = source.read(vec![toc, tar_split]).await?;
                 let (toc, text) = chunked::read(&location, &mut bytes, dir.clone()).await?;
                 let tar_split = chunked::read_tar_split(&location, &toc, bytes, dir).await?;
                 (toc, text, tar_split)
             }
-            false => {
+            tar_split => {
                 let bytes = source.read(vec![toc]).await?;
                 let (toc, text) = chunked::read(&location, bytes, dir.clone()).await?;
-                let bytes = source.read(vec![tar_split]).await?;
+                let bytes: BoxReader = match tar_split {
+                    Some(range) => source.read(vec![range]).await?,
+                    None => Box::pin(tokio::io::empty()),
+                };
                 let tar_split = chunked::read_tar_split(&location, &toc, bytes, dir).await?;
                 (toc, text, tar_split)
             }
         };
-        let tar_split = tar_split
-            .ok_or_else(|| ErrorKind::NotSupported.err("a table of contents without tar-split data"))?;
+        if tar_split.is_none() && !accepts_unpredictable {
+            return Err(refuse());
+        }
         Ok(Self {
             store: store.clone(),
             location,
@@ -176,6 +207,10 @@ impl ChunkedDiffer {
     }
 
     async fn assemble(&mut self, area: StagingArea) -> Result<StagedContent> {
+        if self.diff_id.is_some() && self.tar_split.is_none() {
+            let what = "verifying the diff ID of a layer without tar-split data";
+            return Err(ErrorKind::NotSupported.err(what));
+        }
         let local = match self.reuse {
             true => Some(self.store.local_content().await?),
             false => None,
@@ -189,7 +224,11 @@ impl ChunkedDiffer {
                 fetched: plan.fetched(),
                 reused: plan.reused(),
             };
-            let assembler = Assembler::new(toc, plan, local, tar_split.lines()?, how)?;
+            let lines: Box<dyn Lines> = match tar_split {
+                Some(tar_split) => tar_split.lines()?,
+                None => Box::new(Headers::new(Arc::clone(&toc))),
+            };
+            let assembler = Assembler::new(toc, plan, local, lines, how)?;
             Ok((assembler, savings))
         })
         .await?;
@@ -199,23 +238,28 @@ impl ChunkedDiffer {
             (report.0)(savings);
         }
         let stream = assemble::stream(assembler, Arc::clone(&self.source));
-        let options = ApplyOptions {
+        let mut options = ApplyOptions {
             uncompressed_digest: self.diff_id.clone(),
             verify: true,
             is_tar: true,
-            inspect: Some(Box::new(HeaderCheck::new(Arc::clone(&self.toc)))),
             ..ApplyOptions::default()
         };
+        let has_tar_split = self.tar_split.is_some();
+        if has_tar_split {
+            options.inspect = Some(Box::new(HeaderCheck::new(Arc::clone(&self.toc))));
+        }
         let content = area.0.unpack_with(stream, options).await?;
         let applied = &content.unpacked.applied;
         let mut output = DifferOutput::default()
-            .uncompressed(applied.diff_digest.clone(), applied.diff_size)
             .owners(applied.uids.iter().copied(), applied.gids.iter().copied())
             .big_data(FORMAT_KEY, Bytes::from_static(AS_NAMED));
+        if has_tar_split {
+            output = output.uncompressed(applied.diff_digest.clone(), applied.diff_size);
+        }
         output.toc_digest = self.location.toc_digest().cloned();
         let file = self.text.try_clone().during("duplicating a file handle")?;
         let table = ItemFile { key: TOC_KEY, file };
-        content.describe(output, true, vec![table]).await
+        content.describe(output, has_tar_split, vec![table]).await
     }
 }
 
@@ -233,9 +277,4 @@ impl Differ for ChunkedDiffer {
         self.reuse = false;
         wrong && std::mem::take(&mut self.has_reused)
     }
-}
-
-/// Both, which are one behind the other.
-fn ranges(first: Range<u64>, second: Range<u64>) -> Vec<Range<u64>> {
-    vec![first, second]
 }

@@ -175,6 +175,45 @@ impl Chunked {
     }
 }
 
+/// An eStargz blob of files, as others make it: each content in a gzip member of its own, then the table of contents.
+fn estargz(files: &[(&str, &[u8])]) -> (Vec<u8>, BTreeMap<String, String>) {
+    use base64::Engine as _;
+    use std::io::Write as _;
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let value = base64::engine::general_purpose::STANDARD.encode("v");
+    let mut blob = Vec::new();
+    let mut entries = vec![
+        serde_json::json!({"type": "dir", "name": "d/", "mode": 0o750, "modtime": "2001-02-03T04:05:06Z"}),
+        serde_json::json!({"type": "symlink", "name": "link", "linkName": "d/a"}),
+        serde_json::json!({"type": "char", "name": "char", "mode": 0o600, "devMajor": 5, "devMinor": 1}),
+    ];
+    for (name, content) in files {
+        blob.extend(gzip(&[0; 512]));
+        let offset = blob.len();
+        blob.extend(gzip(content));
+        entries.push(serde_json::json!({
+            "type": "reg", "name": name, "size": content.len(), "mode": 0o644, "uid": 7, "offset": offset,
+            "modtime": "2001-02-03T04:05:06.5Z", "xattrs": {"user.a": value}, "userName": "nobody",
+            "digest": Digest::sha256(content).to_string(), "chunkDigest": Digest::sha256(content).to_string(),
+        }));
+    }
+    let toc = serde_json::to_vec(&serde_json::json!({"version": 1, "entries": entries})).unwrap();
+    let offset = blob.len();
+    blob.extend(gzip(&TarBuilder::new().file("stargz.index.json", &toc).build()));
+    let mut footer = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0".to_vec();
+    footer.extend(format!("{offset:016x}STARGZ").into_bytes());
+    footer.extend(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
+    assert_eq!(footer.len(), 51);
+    blob.extend(footer);
+    let digest = Digest::sha256(&toc).to_string();
+    let key = "containerd.io/snapshot/stargz/toc.digest".to_owned();
+    (blob, BTreeMap::from([(key, digest)]))
+}
+
 /// A differ of another program.
 struct Own(DifferOutput);
 
@@ -389,6 +428,51 @@ each_driver! {
         let savings = put(&image, "last").await;
         assert_eq!(savings.len(), 1, "{savings:?}");
         assert!(savings[0].fetched > 0 && savings[0].reused > savings[0].fetched);
+    }
+
+    async fn a_layer_whose_diff_id_nobody_knows_has_to_be_asked_for(store) {
+        if !store.graph_driver().capabilities().differ {
+            return;
+        }
+        let content = text(1000, 4);
+        let (blob, annotations) = estargz(&[("d/a", b"small"), ("b", &content)]);
+        let size = blob.len() as u64;
+        let source = Arc::new(Memory { bytes: blob, ..Memory::default() });
+        let error = ChunkedDiffer::open(&store, &annotations, size, source.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
+        assert!(error.chain().contains("estargz layers don't support partial pulls"), "{}", error.chain());
+        let other = store.reopen_with("insecure_allow_unpredictable_image_contents", "true").await;
+        let open = async || ChunkedDiffer::open(&other, &annotations, size, source.clone()).await.unwrap();
+        let expecting = open().await.expect(Digest::sha256("x"));
+        let error = other.prepare_staged_layer(StagingOptions::default(), expecting).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
+        for round in ["first", "second"] {
+            source.requests.lock().unwrap().clear();
+            let staged = other.prepare_staged_layer(StagingOptions::default(), open().await).await.unwrap();
+            assert_eq!((staged.uncompressed_digest(), staged.size()), (None, None));
+            let options = LayerOptions::default().id(round);
+            let layer = other.apply_staged_layer(None, options, staged).await.unwrap();
+            assert_eq!(layer.toc_digest().map(|digest| digest.to_string()), annotations.values().next().cloned());
+            let tree = crate::manifest::manifest(&tree_of(&store, round));
+            let entry = |name: &str| &tree[std::path::Path::new(name)];
+            assert_eq!((entry("d").mode, entry("d").mtime), (0o750, (981_173_106, 0)));
+            assert_eq!(entry("link").link_target.as_deref(), Some(std::path::Path::new("d/a")));
+            assert_eq!((entry("char").device, entry("char").mode), (Some((5, 1)), 0o600));
+            assert_eq!((entry("b").uid, entry("b").mtime), (7, (981_173_106, 500_000_000)));
+            assert_eq!(entry("b").xattrs["user.a"], b"v");
+            assert!(std::fs::read(tree_of(&store, round).join("b")).unwrap() == content);
+            // The footer and the table, and the first time the contents.
+            let requests = source.requests.lock().unwrap().len();
+            assert_eq!(requests, if round == "first" { 3 } else { 2 });
+        }
+        // What was changed is seen by the digest of the file.
+        let path = tree_of(&store, "first").join("b");
+        let mut bytes = content.clone();
+        bytes[3] ^= 1;
+        std::fs::write(path, &bytes).unwrap();
+        std::fs::write(tree_of(&store, "second").join("b"), &bytes).unwrap();
+        let staged = other.prepare_staged_layer(StagingOptions::default(), open().await).await.unwrap();
+        assert!(std::fs::read(staged.target().join("b")).unwrap() == content);
     }
 
     async fn a_blob_that_is_wrong_leaves_nothing(store) {

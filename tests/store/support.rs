@@ -104,6 +104,14 @@ impl TestStore {
             .unwrap()
     }
 
+    /// As [`TestStore::reopen`], with an option for pulls.
+    pub async fn reopen_with(&self, key: &str, value: &str) -> Store {
+        self.store.free();
+        let driver = self.store.graph_driver_name();
+        let options = options(self.root.path(), driver, self.layout);
+        Store::open(options.pull_option(key, value)).await.unwrap()
+    }
+
     pub fn path(&self) -> &Path {
         self.root.path()
     }

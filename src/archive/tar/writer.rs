@@ -48,6 +48,8 @@ pub(crate) struct Item<'a> {
     pub(crate) size: u64,
     /// Modification time in seconds since 1970.
     pub(crate) mtime: i64,
+    /// Nanoseconds within that second.
+    pub(crate) nanoseconds: u32,
     /// Target of a symbolic or hard link.
     pub(crate) link: &'a [u8],
     /// Major and minor number of a device.
@@ -66,10 +68,23 @@ impl<'a> Item<'a> {
             owner: Owner::default(),
             size: 0,
             mtime: 0,
+            nanoseconds: 0,
             link: &[],
             device: (0, 0),
             xattrs: &[],
         }
+    }
+}
+
+/// A time as a pax record has it.
+fn decimal_time(seconds: i64, nanoseconds: u32) -> String {
+    const SECOND: i128 = 1_000_000_000;
+    let time = i128::from(seconds) * SECOND + i128::from(nanoseconds);
+    let (sign, time) = if time < 0 { ("-", -time) } else { ("", time) };
+    let (seconds, rest) = (time / SECOND, time % SECOND);
+    match rest {
+        0 => format!("{sign}{seconds}"),
+        _ => format!("{sign}{seconds}.{rest:09}"),
     }
 }
 
@@ -168,10 +183,10 @@ impl TarWriter {
         let gid = too_big(item.owner.gid.into(), MAX_8, "gid", &mut records);
         let size = too_big(item.size, MAX_12, "size", &mut records);
         let mtime = match u64::try_from(item.mtime) {
-            Ok(mtime) => too_big(mtime, MAX_12, "mtime", &mut records),
-            Err(_negative) => {
-                records.push(("mtime", item.mtime.to_string().into_bytes()));
-                0
+            Ok(mtime) if item.nanoseconds == 0 => too_big(mtime, MAX_12, "mtime", &mut records),
+            mtime => {
+                records.push(("mtime", decimal_time(item.mtime, item.nanoseconds).into_bytes()));
+                mtime.ok().filter(|mtime| *mtime <= MAX_12).unwrap_or(0)
             }
         };
         let bad = |error| {
@@ -335,6 +350,19 @@ mod tests {
         String::from_utf8_lossy(&block[at..at + length])
             .trim_end_matches('\0')
             .to_owned()
+    }
+
+    #[test]
+    fn times_are_decimal_numbers() {
+        for (seconds, nanoseconds, text) in [
+            (0, 0, "0"),
+            (5, 1, "5.000000001"),
+            (-5, 0, "-5"),
+            (-5, 500_000_000, "-4.500000000"),
+            (-1, 999_999_999, "-0.000000001"),
+        ] {
+            assert_eq!(decimal_time(seconds, nanoseconds), text);
+        }
     }
 
     #[test]

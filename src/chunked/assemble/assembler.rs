@@ -26,6 +26,26 @@ const MAX_EMPTY_LINES: usize = 4096;
 /// Bytes of a local file that are read at a time.
 const READ_PART: usize = 128 * 1024;
 
+/// What a tar stream is made of, contents by name.
+pub(crate) trait Lines: Send + Sync {
+    /// The next bytes, or the next content; `None` at the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArchive`] for what cannot be read; [`ErrorKind::Io`].
+    fn next(&mut self) -> Result<Option<Entry>>;
+}
+
+impl<R: BufRead + Send + Sync> Lines for TarSplitReader<R> {
+    fn next(&mut self) -> Result<Option<Entry>> {
+        Self::next(self).map_err(|error| match error.kind() {
+            ErrorKind::CorruptMetadata => ErrorKind::InvalidArchive
+                .err("reading tar-split data")
+                .with_source(error),
+            _ => error,
+        })
+    }
+}
+
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -42,7 +62,7 @@ pub(crate) struct Assembler {
     toc: Arc<Toc>,
     plan: Plan,
     local: Option<LocalContent>,
-    tar_split: TarSplitReader<Box<dyn BufRead + Send + Sync>>,
+    lines: Box<dyn Lines>,
     frames: Frames,
     /// Whether the digests of files are verified.
     verify: bool,
@@ -129,7 +149,7 @@ impl Position {
 }
 
 impl Assembler {
-    /// Puts together what `plan` says. `tar_split` is the text of the tar-split data. With `verify` the digest of each file
+    /// Puts together what `plan` says, of what `lines` names. With `verify` the digest of each file
     /// is verified; else the caller has to know the digest of the whole stream.
     ///
     /// # Errors
@@ -138,7 +158,7 @@ impl Assembler {
         toc: Arc<Toc>,
         plan: Plan,
         local: Option<LocalContent>,
-        tar_split: Box<dyn BufRead + Send + Sync>,
+        lines: Box<dyn Lines>,
         (format, verify): (TocFormat, bool),
     ) -> Result<Self> {
         Ok(Self {
@@ -147,7 +167,7 @@ impl Assembler {
             toc,
             plan,
             local,
-            tar_split: TarSplitReader::of_text(tar_split),
+            lines,
             verify,
             current: Current::Nothing,
             next_file: 0,
@@ -196,12 +216,7 @@ impl Assembler {
 
     /// Takes up the next line of the tar-split data; `false` at the end.
     fn next(&mut self) -> Result<bool> {
-        let line = self.tar_split.next().map_err(|error| match error.kind() {
-            ErrorKind::CorruptMetadata => ErrorKind::InvalidArchive
-                .err("reading tar-split data")
-                .with_source(error),
-            _ => error,
-        })?;
+        let line = self.lines.next()?;
         let (name, size) = match line {
             None => return self.end().map(|()| false),
             Some(Entry::Segment(bytes)) => {

@@ -8,16 +8,21 @@
 //! ranges ─ frames ─┘                        (`check`: its headers say what the table of contents says)
 //! ```
 //!
-//! So a layer that was pulled in part has the tree that the whole pull gives it, refuses what that refuses, and its
+//! Without tar-split data the headers are written as the table has them (`headers`), and the digest of the stream says
+//! nothing: the digests of the single files are verified instead.
+//!
+//! Else a layer that was pulled in part has the tree that the whole pull gives it, refuses what that refuses, and its
 //! digest is verified like that of any other.
 
 mod assembler;
 mod check;
 mod frames;
+mod headers;
 mod plan;
 mod stream;
 
-pub(crate) use assembler::Assembler;
+pub(crate) use assembler::{Assembler, Lines};
 pub(crate) use check::HeaderCheck;
+pub(crate) use headers::Headers;
 pub(crate) use plan::Plan;
 pub(crate) use stream::stream;
