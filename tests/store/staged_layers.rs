@@ -438,11 +438,11 @@ each_driver! {
         let (blob, annotations) = estargz(&[("d/a", b"small"), ("b", &content)]);
         let size = blob.len() as u64;
         let source = Arc::new(Memory { bytes: blob, ..Memory::default() });
-        let error = ChunkedDiffer::open(&store, &annotations, size, source.clone()).await.unwrap_err();
+        let error = ChunkedDiffer::open(&store, &annotations, size, Arc::clone(&source) as _).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotSupported);
         assert!(error.chain().contains("estargz layers don't support partial pulls"), "{}", error.chain());
         let other = store.reopen_with("insecure_allow_unpredictable_image_contents", "true").await;
-        let open = async || ChunkedDiffer::open(&other, &annotations, size, source.clone()).await.unwrap();
+        let open = async || ChunkedDiffer::open(&other, &annotations, size, Arc::clone(&source) as _).await.unwrap();
         let expecting = open().await.expect(Digest::sha256("x"));
         let error = other.prepare_staged_layer(StagingOptions::default(), expecting).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotSupported);
