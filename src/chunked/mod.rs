@@ -15,6 +15,7 @@ mod estargz;
 mod file_blob;
 pub(crate) mod local;
 mod location;
+mod pack;
 mod positions;
 mod read;
 mod source;
@@ -25,6 +26,7 @@ pub(crate) mod writer;
 
 pub use file_blob::FileBlob;
 pub use location::{TocFormat, TocLocation};
+pub use pack::{PackedDirectory, pack_directory};
 pub(crate) use read::{TarSplitText, read, read_tar_split};
 pub use source::BlobSource;
 pub use toc::{Chunk, EntryKind, Toc, TocEntry};

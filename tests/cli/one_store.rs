@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::program::{Program, good, ours, with_input};
 use crate::support::each_set;
+use crate::support::manifest::manifest;
 use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
 
@@ -137,3 +138,57 @@ fn status_has_every_row_of_theirs(set: PeerSet) {
     assert!(theirs.contains("Backing Filesystem: "), "{theirs}");
 }
 each_set!(fn status_has_every_row_of_theirs: "containers-storage");
+
+/// Switches partial pulls on for both programs.
+fn with_partial_images(root: &TestRoot) {
+    let file = root.path().join("etc/storage.conf");
+    let config = fs::read_to_string(&file).unwrap();
+    let partial = "[storage.options.pull_options]\nenable_partial_images = \"true\"\n";
+    fs::write(&file, format!("{config}\n{partial}")).unwrap();
+}
+
+fn a_directory_becomes_the_content_of_a_layer(set: PeerSet) {
+    let [ours, theirs] = [Program::Ours, Program::Theirs].map(|program| {
+        let root = TestRoot::new().of(set);
+        let dir = root.path().join("rootfs");
+        fs::create_dir_all(dir.join("d")).unwrap();
+        fs::write(dir.join("d/file"), "text\n".repeat(5000)).unwrap();
+        fs::write(dir.join("empty"), "").unwrap();
+        std::os::unix::fs::symlink("d/file", dir.join("link")).unwrap();
+        fs::hard_link(dir.join("d/file"), dir.join("hard")).unwrap();
+        // The store comes from the configuration file, as the option for partial pulls does.
+        let apply = || {
+            program.run_bare(
+                &root,
+                &["applydiff-using-staging-dir", "L1", dir.to_str().unwrap()],
+            )
+        };
+        good(&root, "create-layer -i L1 -n base");
+        let off = apply();
+        assert_eq!(off.code, 1, "{off:?}");
+        assert!(off.err.contains("partial images are disabled"), "{off:?}");
+        with_partial_images(&root);
+        for _ in 0..2 {
+            let answer = apply();
+            assert_eq!(
+                (answer.code, &*answer.out, &*answer.err),
+                (0, "", ""),
+                "{answer:?}"
+            );
+        }
+        let tree = manifest(&root.graph().join(root.driver()).join("L1/diff"));
+        let names: Vec<_> = tree.into_keys().collect();
+        let layer: serde_json::Value = serde_json::from_str(&good(&root, "layer -j L1")).unwrap();
+        let keys: Vec<String> = layer[0].as_object().unwrap().keys().cloned().collect();
+        let other = match program {
+            Program::Ours => Program::Theirs,
+            Program::Theirs => Program::Ours,
+        };
+        let diff = other.run(&root, "diff -u L1");
+        assert_eq!(diff.code, 0, "{diff:?}");
+        (names, keys)
+    });
+    assert_eq!(ours, theirs);
+    assert!(ours.1.contains(&"toc-digest".to_owned()), "{ours:?}");
+}
+each_set!(newer fn a_directory_becomes_the_content_of_a_layer: "containers-storage");

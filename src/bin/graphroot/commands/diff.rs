@@ -1,9 +1,14 @@
-//! Layers compared (`changes`, `diffsize`) and their diffs as tar streams (`diff`, `applydiff`).
+//! Layers compared (`changes`, `diffsize`), their diffs as tar streams (`diff`, `applydiff`), and a directory as the content
+//! of a layer (`applydiff-using-staging-dir`).
 
-use graphroot::{ChangeKind, Compression, DiffOptions};
+use std::sync::Arc;
+
+use graphroot::chunked::pack_directory;
+use graphroot::{
+    ChangeKind, ChunkedDiffer, Compression, DiffOptions, LayerOptions, PartialPullOptions, StagingOptions,
+};
 use tokio::io::AsyncReadExt as _;
 
-use super::service::not_implemented;
 use crate::call::Call;
 use crate::flags::{BZIP2, GZIP, UNCOMPRESSED, XZ, file};
 use crate::input::{Input, bar};
@@ -76,5 +81,17 @@ pub(crate) async fn apply(call: &Call, _out: &mut Output) -> Outcome {
 }
 
 pub(crate) async fn apply_staged(call: &Call, _out: &mut Output) -> Outcome {
-    not_implemented(call)
+    let store = call.store()?;
+    let packed = pack_directory(call.arg(1)).await?;
+    if !PartialPullOptions::new(store.pull_options()).enable_partial_images {
+        return Err("partial images are disabled".to_owned().into());
+    }
+    let size = packed.blob.size();
+    let differ = ChunkedDiffer::open(store, &packed.annotations, size, Arc::new(packed.blob)).await?;
+    let staged = store
+        .prepare_staged_layer(StagingOptions::default(), differ)
+        .await?;
+    let options = LayerOptions::default().id(call.arg(0));
+    store.apply_staged_layer(None, options, staged).await?;
+    DONE
 }
