@@ -22,6 +22,7 @@ use tracing::Instrument as _;
 
 use super::context::PullContext;
 use super::manifest;
+use super::offered;
 use super::progress::{BlobState, Meter};
 use super::source::ImageSource;
 use crate::bridge::CHUNK;
@@ -30,6 +31,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, IdMappingOptions, LayerOptions};
 use crate::store::Store;
+use crate::store::additional_layer::AdditionalLayer;
 use crate::store::chunked_differ::ChunkedDiffer;
 use crate::store::image_manifest::Descriptor;
 use crate::store::image_record::layer_id;
@@ -63,6 +65,7 @@ impl From<Error> for Failure {
 pub(crate) async fn ensure(
     context: &Arc<PullContext>,
     source: &ImageSource,
+    reference: Option<&Arc<str>>,
     blobs: Vec<Descriptor>,
     diff_ids: Vec<Digest>,
 ) -> Result<(Option<String>, Tally)> {
@@ -92,6 +95,7 @@ pub(crate) async fn ensure(
         let job = Job {
             context: Arc::clone(context),
             source: source.clone(),
+            reference: reference.cloned(),
             blob,
             diff_id,
             base: base.clone(),
@@ -143,6 +147,8 @@ async fn find(store: &Store, parent: Option<&str>, diff_id: &Digest) -> Result<O
 struct Job {
     context: Arc<PullContext>,
     source: ImageSource,
+    /// The image's reference in a registry.
+    reference: Option<Arc<str>>,
     blob: Descriptor,
     diff_id: Digest,
     /// The highest layer of the image that the store had at the start.
@@ -169,6 +175,12 @@ impl Job {
         let store = &self.context.store;
         let _flight = self.context.flight(&format!("layer-{}", self.id)).await?;
         if let Some(layer) = find(store, self.parent.as_deref(), &self.diff_id).await? {
+            return Ok(self.reused(&layer, &done));
+        }
+        if let Some(reference) = &self.reference
+            && let Some(offered) = offered::find(store, reference, &self.blob, &self.diff_id).await
+            && let Some(layer) = self.take(&offered).await?
+        {
             return Ok(self.reused(&layer, &done));
         }
         if let Some(same) = &self.same {
@@ -210,6 +222,20 @@ impl Job {
         progress.blob(&self.blob.digest, || BlobState::Committed { layer });
         done.send_replace(Some(id));
         Ok(transferred)
+    }
+
+    /// Makes the layer of one in an additional layer store. `None` if that cannot be done.
+    async fn take(&self, offered: &AdditionalLayer) -> Result<Option<Layer>, Failure> {
+        let parent = self.place().await?;
+        let id = layer_id(parent.as_deref(), &self.diff_id);
+        let no_names: [&str; 0] = [];
+        match offered.put_as(&id, parent.as_deref(), no_names).await {
+            Ok(layer) => Ok(Some(layer)),
+            Err(error) => {
+                tracing::warn!(blob = %self.blob.digest, error = %error.chain(), "cannot use an additional layer store");
+                Ok(find(&self.context.store, parent.as_deref(), &self.diff_id).await?)
+            }
+        }
     }
 
     fn reused(&self, layer: &Layer, done: &watch::Sender<Option<String>>) -> bool {

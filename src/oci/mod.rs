@@ -30,6 +30,9 @@
 //!   [`PullOptions::keep_partial`] this holds for a pull that was killed, too.
 //! * **Records.** A pull writes what Podman writes when it pulls the same image: IDs, names, digests, manifests. Either
 //!   side reuses the other's layers.
+//! * **Additional layer stores.** A layer with a table of contents that such a store offers for the image in a registry, and
+//!   says to have the diff ID of, is used from there: see the page on [`drivers`](crate::drivers). Nothing is transferred
+//!   and nothing unpacked for it.
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
 //!   the whole process.
 //!
@@ -48,6 +51,7 @@ mod layers;
 mod layout;
 mod layout_writer;
 mod manifest;
+mod offered;
 mod options;
 mod partial;
 mod platform;

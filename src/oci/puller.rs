@@ -200,7 +200,12 @@ impl Puller {
             );
             return Err(ErrorKind::InvalidInput.err(what));
         }
-        let (layer, tally) = layers::ensure(&self.context, &source, blobs, diff_ids).await?;
+        let reference = match image {
+            ImageRef::Registry(reference) => Some(reference.to_string().into()),
+            _ => None,
+        };
+        let (layer, tally) =
+            layers::ensure(&self.context, &source, reference.as_ref(), blobs, diff_ids).await?;
         let new = NewImage {
             id,
             layer,

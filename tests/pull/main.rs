@@ -24,6 +24,7 @@ mod flight;
 mod in_parts;
 mod layouts;
 mod library;
+mod offered_layers;
 mod push;
 mod ranges;
 mod records;
