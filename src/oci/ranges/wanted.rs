@@ -13,6 +13,13 @@ const MAX_HEADER: usize = 4096;
 /// A gap between two ranges of one request that is rather read over: a part of its own has a header of up to 200 bytes.
 const SMALL_GAP: u64 = 1024;
 
+/// Larger gaps, the smallest first, are read over as long as all of them have no more than this part of the bytes that
+/// are wanted: each range costs the server a seek and more, up to 3 ms.
+const GAPS_SHARE: u64 = 20;
+
+/// The largest gap that is read over for that.
+const MAX_GAP: u64 = 64 * 1024;
+
 /// The same where a request can ask for one range only: about what arrives while another request is on its way.
 const SMALL_GAP_OF_SINGLES: u64 = 32 * 1024;
 
@@ -30,6 +37,31 @@ pub(crate) fn is_wasteful(total: u64, needed: u64) -> bool {
 pub(crate) struct Wanted {
     ranges: VecDeque<Range<u64>>,
     bytes: u64,
+    /// Gaps up to this are read over.
+    gap: u64,
+}
+
+/// The size up to which gaps between `ranges` of `bytes` in all are read over.
+fn gap_to_close(ranges: &[Range<u64>], bytes: u64) -> u64 {
+    let mut gaps: Vec<u64> = ranges
+        .windows(2)
+        .filter_map(|pair| match pair {
+            [before, after] => Some(after.start.saturating_sub(before.end)),
+            _ => None,
+        })
+        .filter(|gap| (SMALL_GAP..=MAX_GAP).contains(gap))
+        .collect();
+    gaps.sort_unstable();
+    let (mut sum, mut largest) = (0, SMALL_GAP);
+    // All gaps of one size are closed, or none of them.
+    for same in gaps.chunk_by(|a, b| a == b) {
+        sum += same.iter().sum::<u64>();
+        if sum > bytes / GAPS_SHARE {
+            break;
+        }
+        largest = same.first().copied().unwrap_or(largest);
+    }
+    largest
 }
 
 impl Wanted {
@@ -48,6 +80,7 @@ impl Wanted {
             bytes += range.end - range.start;
         }
         Ok(Self {
+            gap: gap_to_close(&ranges, bytes),
             ranges: ranges.into(),
             bytes,
         })
@@ -97,11 +130,16 @@ impl Wanted {
         before.ranges.append(&mut self.ranges);
         self.ranges = before.ranges;
         self.bytes += before.bytes;
+        self.gap = self.gap.max(before.gap);
     }
 
     /// Takes the ranges for the next request away, one that may ask for `most` ranges.
     pub(crate) fn split_off(&mut self, most: usize) -> Self {
-        let (mut taken, mut spans) = (Self::default(), Spans::new(most));
+        let mut spans = Spans::new(most, self.gap);
+        let mut taken = Self {
+            gap: self.gap,
+            ..Self::default()
+        };
         while self.ranges.front().is_some_and(|range| spans.add(range))
             && let Some(range) = self.ranges.pop_front()
         {
@@ -114,7 +152,7 @@ impl Wanted {
 
     /// The ranges to ask for in a request that may ask for `most`: the first ones, with small gaps closed.
     pub(crate) fn spans(&self, most: usize) -> Vec<Range<u64>> {
-        let mut spans = Spans::new(most);
+        let mut spans = Spans::new(most, self.gap);
         // What does not fit is asked for later.
         for range in &self.ranges {
             if !spans.add(range) {
@@ -157,12 +195,12 @@ struct Spans {
 }
 
 impl Spans {
-    fn new(most: usize) -> Self {
+    fn new(most: usize, gap: u64) -> Self {
         Self {
             most: most.max(1),
             gap: match most {
-                0 | 1 => SMALL_GAP_OF_SINGLES,
-                _ => SMALL_GAP,
+                0 | 1 => gap.max(SMALL_GAP_OF_SINGLES),
+                _ => gap,
             },
             all: Vec::new(),
             header: "bytes=".len(),
@@ -236,6 +274,20 @@ mod tests {
         }
         assert_eq!(all, far);
         assert_eq!(header(&[0..1, 5..10]), "bytes=0-0,5-9");
+    }
+
+    #[test]
+    fn larger_gaps_are_closed_if_they_make_little_of_it() {
+        let gap_of = |ranges: &[Range<u64>]| wanted(ranges).gap;
+        let mib = 1 << 20;
+        assert_eq!(gap_of(&[0..mib, mib + 5000..2 * mib, 3 * mib..4 * mib]), 5000);
+        assert_eq!(gap_of(&[0..mib, mib + 60_000..2 * mib, 2 * mib + 70_000..4 * mib]), 60_000);
+        assert_eq!(gap_of(&[0..10_000, 12_000..20_000]), SMALL_GAP);
+        // None of several gaps of one size that make too much of it together.
+        let many: Vec<Range<u64>> = (0..100).map(|at| at * 40_000..at * 40_000 + 30_000).collect();
+        assert_eq!(gap_of(&many), SMALL_GAP);
+        let two = wanted(&[0..mib, mib + 5000..2 * mib, 3 * mib..4 * mib]);
+        assert_eq!(two.spans(200), [0..2 * mib, 3 * mib..4 * mib]);
     }
 
     #[test]
