@@ -7,7 +7,8 @@
 //! [`Store::diff`](crate::Store::diff) with [`Compression::ZstdChunked`](crate::Compression::ZstdChunked).
 //!
 //! [`ChunkedDiffer`](crate::ChunkedDiffer) makes a layer of such a blob. It reads through a [`BlobSource`], which is a file
-//! ([`FileBlob`]) or whatever else parts can be read of.
+//! ([`FileBlob`]), with the feature `pull` a blob of a registry (`Puller::blob_source`), or whatever else parts can be
+//! read of.
 
 pub(crate) mod assemble;
 pub(crate) mod cache;

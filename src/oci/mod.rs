@@ -28,6 +28,8 @@
 //!   what does not match.
 //! * **Resumable downloads.** After a broken connection, a download is resumed at the first missing byte. With
 //!   [`PullOptions::keep_partial`] this holds for a pull that was killed, too.
+//! * **Parts of blobs.** [`Puller::blob_source`] reads ranges of a blob with few requests, several of them in flight, and
+//!   says if a registry does not serve them.
 //! * **Records.** A pull writes what Podman writes when it pulls the same image: IDs, names, digests, manifests. Either
 //!   side reuses the other's layers.
 //! * **Additional layer stores.** A layer with a table of contents that such a store offers for the image in a registry, and

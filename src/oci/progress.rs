@@ -330,13 +330,43 @@ impl futures::Stream for Events {
 /// How many bytes go between two events about one transfer.
 const STEP: u64 = 256 * 1024;
 
-/// Counts the bytes of one transfer and reports the sums at intervals. Cheap to clone; the clones count together.
+/// Counts the bytes of one transfer and reports the sums at intervals and in the end. Cheap to clone; the clones count
+/// together.
 #[derive(Clone, Debug)]
 pub(crate) struct Meter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     progress: Progress,
     digest: Digest,
     total: u64,
-    counts: Arc<Mutex<Counts>>,
+    counts: Mutex<Counts>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.tell(&mut self.counts());
+    }
+}
+
+impl Shared {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports the sums, if they are new; in the lock, so that no smaller sum follows a larger one.
+    fn tell(&self, counts: &mut Counts) {
+        if let Some(bytes) = counts.transferred.report() {
+            self.progress
+                .blob(&self.digest, || BlobState::Transferred { bytes });
+        }
+        if let Some(bytes) = counts.reused.report() {
+            self.progress
+                .blob(&self.digest, || BlobState::PartlyReused { bytes });
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -384,57 +414,44 @@ impl Meter {
             reused: Count::of(0),
         };
         Self {
-            progress: progress.clone(),
-            digest: digest.clone(),
-            total,
-            counts: Arc::new(Mutex::new(counts)),
+            shared: Arc::new(Shared {
+                progress: progress.clone(),
+                digest: digest.clone(),
+                total,
+                counts: Mutex::new(counts),
+            }),
         }
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds bytes that were transferred.
     pub(crate) fn add(&self, bytes: u64) {
-        let mut counts = self.counts();
+        let mut counts = self.shared.counts();
         counts.transferred.add(bytes);
-        if counts.transferred.is_due() || counts.transferred.bytes == self.total {
-            self.tell(&mut counts);
+        if counts.transferred.is_due() || counts.transferred.bytes == self.shared.total {
+            self.shared.tell(&mut counts);
         }
     }
 
     /// Adds bytes of the blob that need not be transferred.
     pub(crate) fn reuse(&self, bytes: u64) {
-        let mut counts = self.counts();
+        let mut counts = self.shared.counts();
         counts.reused.add(bytes);
         if counts.reused.is_due() {
-            self.tell(&mut counts);
+            self.shared.tell(&mut counts);
         }
     }
 
     /// Reports that the transfer broke off.
     pub(crate) fn retrying(&self, wait: Duration, reason: String) {
         self.report();
-        self.progress
-            .blob(&self.digest, || BlobState::Retrying { wait, reason });
+        self.shared
+            .progress
+            .blob(&self.shared.digest, || BlobState::Retrying { wait, reason });
     }
 
     /// Reports the sums, if they are new.
     pub(crate) fn report(&self) {
-        self.tell(&mut self.counts());
-    }
-
-    /// In the lock, so that no smaller sum follows a larger one.
-    fn tell(&self, counts: &mut Counts) {
-        if let Some(bytes) = counts.transferred.report() {
-            self.progress
-                .blob(&self.digest, || BlobState::Transferred { bytes });
-        }
-        if let Some(bytes) = counts.reused.report() {
-            self.progress
-                .blob(&self.digest, || BlobState::PartlyReused { bytes });
-        }
+        self.shared.tell(&mut self.shared.counts());
     }
 }
 
@@ -481,7 +498,6 @@ mod tests {
             same.reuse(STEP);
         }
         same.reuse(5);
-        meter.report();
         drop((progress, meter, same));
         let mut states = Vec::new();
         while let Some(event) = events.next().await {

@@ -4,12 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use graphroot::Digest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fake_ranges::{self, Answer, Spoil};
+use crate::support::oci::layout_blob;
 use crate::support::tar::Tar;
 
 /// What to do about one request for a blob.
@@ -160,6 +162,31 @@ impl FakeRegistry {
         Image {
             reference: format!("docker://{}/{name}:v1", self.address),
             layers: digests,
+        }
+    }
+
+    /// Adds the only image of an OCI layout.
+    pub(crate) fn add_layout(&self, name: &str, dir: &Path) -> Image {
+        let index = std::fs::read(dir.join("index.json")).unwrap();
+        let index: Value = serde_json::from_slice(&index).unwrap();
+        let manifest = layout_blob(dir, index["manifests"][0]["digest"].as_str().unwrap());
+        let document: Value = serde_json::from_slice(&manifest).unwrap();
+        let digest = |blob: &Value| -> Digest { blob["digest"].as_str().unwrap().parse().unwrap() };
+        let layers: Vec<Digest> = document["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(digest)
+            .collect();
+        let mut state = self.state();
+        for blob in layers.iter().chain([&digest(&document["config"])]) {
+            let content = layout_blob(dir, blob.as_str());
+            state.content.insert(format!("/v2/{name}/blobs/{blob}"), content);
+        }
+        state.content.insert(format!("/v2/{name}/manifests/v1"), manifest);
+        Image {
+            reference: format!("docker://{}/{name}:v1", self.address),
+            layers,
         }
     }
 

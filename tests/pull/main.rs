@@ -22,6 +22,7 @@ mod fake_registry;
 mod faults;
 mod flight;
 mod in_parts;
+mod in_parts_faults;
 mod layouts;
 mod library;
 mod offered_layers;

@@ -2,7 +2,7 @@
 //!
 //! A server may answer several ranges with several parts, with one that covers them, with the first one only, or with
 //! the whole blob. Whatever comes is checked against what was asked for and against the size of the blob: each part has
-//! to begin with bytes that are wanted next, and to have little else.
+//! to begin with the byte that is wanted next, and to have little that was not asked for.
 
 use std::ops::Range;
 
@@ -201,9 +201,9 @@ impl Answer {
         {
             return Err(Fault::Wrong(wrong_size(&self.blob, total)));
         }
-        if part.start > next || part.end <= next || part.end > self.blob.size {
+        if part.start != next || part.end > self.blob.size {
             let why = format!(
-                "a part with bytes {}-{}, expected one with byte {next} of {}",
+                "a part with bytes {}-{}, expected one from byte {next} of {} on",
                 part.start,
                 part.end - 1,
                 self.blob.size

@@ -27,11 +27,7 @@ impl<S: BlobSource> BlobSource for MeteredBlob<S> {
     fn read(&self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<BoxReader>> {
         Box::pin(async move {
             let (reader, meter) = (self.inner.read(ranges).await?, self.meter.clone());
-            let counted = InspectReader::new(reader, move |bytes: &[u8]| match bytes.len() {
-                // The end: what was counted is all.
-                0 => meter.report(),
-                count => meter.add(count as u64),
-            });
+            let counted = InspectReader::new(reader, move |bytes: &[u8]| meter.add(bytes.len() as u64));
             Ok(Box::pin(counted) as BoxReader)
         })
     }

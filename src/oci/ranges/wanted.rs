@@ -281,7 +281,10 @@ mod tests {
         let gap_of = |ranges: &[Range<u64>]| wanted(ranges).gap;
         let mib = 1 << 20;
         assert_eq!(gap_of(&[0..mib, mib + 5000..2 * mib, 3 * mib..4 * mib]), 5000);
-        assert_eq!(gap_of(&[0..mib, mib + 60_000..2 * mib, 2 * mib + 70_000..4 * mib]), 60_000);
+        assert_eq!(
+            gap_of(&[0..mib, mib + 60_000..2 * mib, 2 * mib + 70_000..4 * mib]),
+            60_000
+        );
         assert_eq!(gap_of(&[0..10_000, 12_000..20_000]), SMALL_GAP);
         // None of several gaps of one size that make too much of it together.
         let many: Vec<Range<u64>> = (0..100).map(|at| at * 40_000..at * 40_000 + 30_000).collect();
