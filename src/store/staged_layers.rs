@@ -263,6 +263,9 @@ impl Store {
         let layer = self.layer(id).await?;
         let driver = self.inner.driver();
         crate::bridge::run(move || {
+            if let Some(dir) = files_of(layer.id(), driver.additional_layer(layer.id()))? {
+                return Ok(dir.join("diff"));
+            }
             let paths = files_of(layer.id(), driver.metadata(layer.id()))?;
             paths.get("UpperDir").map(PathBuf::from).ok_or_else(|| {
                 ErrorKind::NotSupported.err(format!("the directory of layer {:?}", layer.id()))

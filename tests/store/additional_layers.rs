@@ -265,6 +265,10 @@ async fn a_layer_of_an_offered_one_is_a_layer_like_others() {
     store.garbage_collect().await.unwrap();
     assert!(is_whole(&offered));
 
+    assert_eq!(
+        store.differ_target("additional").await.unwrap(),
+        offered.dir.join("diff")
+    );
     // Its files are not the store's.
     let diff = Cursor::new(tar(&[("new", "x")]));
     let error = store.apply_diff("additional", diff).await.unwrap_err();
