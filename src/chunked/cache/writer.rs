@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::filter::{HASHES, Key, words_for};
 use super::fingerprint::fingerprint;
-use super::format::{DIGEST_LENGTH, MAX_TAGS_LENGTH, TAG_LENGTH, VERSION};
+use super::format::{DIGEST_LENGTH, DIGEST_PREFIX, MAX_TAGS_LENGTH, TAG_LENGTH, VERSION};
 use crate::chunked::toc::{self, RawEntry, SUM_OF_NOTHING, Sink};
 use crate::digest::{hex, sha256_sum};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -177,7 +177,8 @@ impl<W: Read + Write + Seek> CacheWriter<W> {
             out.write_all(&length.to_le_bytes())?;
         }
         for tag in &self.tags {
-            out.write_all(Key::new(&tag.sum).digest())?;
+            out.write_all(DIGEST_PREFIX)?;
+            out.write_all(&tag.sum)?;
             out.write_all(&u64::from(tag.location).to_le_bytes())?;
             let length = location_length(&self.locations, tag.location as usize);
             out.write_all(&(length as u64).to_le_bytes())?;

@@ -76,7 +76,7 @@ impl Layers {
         key: &Key,
         fits: impl Fn(&Found<'_>) -> Option<Place>,
     ) -> Option<Place> {
-        if !layer.cache.may_have(key) {
+        if !layer.cache.may_have(key) || layer.is_stale() {
             return None;
         }
         let file = layer.cache_file(&self.open)?;
@@ -102,6 +102,7 @@ impl Layers {
                 Ok(tree) => Some(tree.into()),
                 Err(error) => {
                     tracing::debug!(layer = layer.id, error = %error.chain(), "opening a layer to look for content");
+                    layer.set_stale();
                     None
                 }
             }

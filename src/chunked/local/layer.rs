@@ -23,7 +23,7 @@ pub(crate) struct LocalLayer {
     pub(super) id: String,
     pub(super) cache: CacheFile,
     source: Source,
-    /// Whether the cache file was found to be another one.
+    /// Whether the cache file was found to be another one, or the layer gone.
     is_stale: AtomicBool,
 }
 
@@ -98,7 +98,12 @@ impl LocalLayer {
         self.cache.filter_size()
     }
 
-    /// Whether it has to be opened anew, because the cache file was replaced.
+    /// Nothing is looked for in it from now on.
+    pub(super) fn set_stale(&self) {
+        self.is_stale.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has to be opened anew, because the cache file was replaced or the layer is gone.
     pub(crate) fn is_stale(&self) -> bool {
         self.is_stale.load(Ordering::Relaxed)
     }
@@ -115,7 +120,7 @@ impl LocalLayer {
             Source::Store(path, known) => open.get(self.number, Use::Cache, || {
                 let same = open_regular(path).filter(|(_, stat)| identity(stat) == *known);
                 if same.is_none() {
-                    self.is_stale.store(true, Ordering::Relaxed);
+                    self.set_stale();
                 }
                 same.map(|(file, _)| file)
             }),

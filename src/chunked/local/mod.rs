@@ -5,6 +5,8 @@
 
 mod content;
 mod layer;
+#[cfg(test)]
+mod measure;
 mod open_files;
 mod ostree;
 mod place;

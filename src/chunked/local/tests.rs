@@ -18,7 +18,7 @@ use crate::sys::at;
 
 /// Layers below a directory: `ID/` with the files and `ID.cache`.
 #[derive(Debug)]
-struct Trees(PathBuf);
+pub(super) struct Trees(pub(super) PathBuf);
 
 impl LayerTrees for Trees {
     fn open_tree(&self, id: &str) -> Result<OwnedFd> {
@@ -26,11 +26,11 @@ impl LayerTrees for Trees {
     }
 }
 
-fn digest(text: &str) -> String {
+pub(super) fn digest(text: &str) -> String {
     Digest::sha256(text).to_string()
 }
 
-fn sum(text: &str) -> [u8; 32] {
+pub(super) fn sum(text: &str) -> [u8; 32] {
     sha256_sum(digest(text).as_bytes()).unwrap()
 }
 
