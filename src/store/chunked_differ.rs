@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 
-use crate::archive::apply::pipeline::ApplyOptions;
+use crate::archive::apply::pipeline::{ApplyOptions, Inflow};
 use crate::bridge;
 use crate::chunked::assemble::{self, Assembler, HeaderCheck, Headers, Lines, Plan};
 use crate::chunked::cache::{FORMAT_KEY, TOC_KEY};
@@ -241,14 +241,13 @@ impl ChunkedDiffer {
         let mut options = ApplyOptions {
             uncompressed_digest: self.diff_id.clone(),
             verify: true,
-            is_tar: true,
             ..ApplyOptions::default()
         };
         let has_tar_split = self.tar_split.is_some();
         if has_tar_split {
             options.inspect = Some(Box::new(HeaderCheck::new(Arc::clone(&self.toc))));
         }
-        let content = area.0.unpack_with(stream, options).await?;
+        let content = area.0.unpack_with(Inflow::Tar(stream), options).await?;
         let applied = &content.unpacked.applied;
         let mut output = DifferOutput::default()
             .owners(applied.uids.iter().copied(), applied.gids.iter().copied())

@@ -17,7 +17,9 @@
 
 use std::pin::{Pin, pin};
 
+use bytes::Bytes;
 use futures::future::Either;
+use futures::{Stream, StreamExt as _};
 use tokio::io::AsyncRead;
 use tokio::sync::oneshot;
 
@@ -34,6 +36,23 @@ pub(crate) use crate::archive::apply::target::{Applied, ApplyOptions, Content, I
 /// The reader of a layer. It is polled by the caller's future only, so it may borrow.
 pub(crate) type Source<'a> = Pin<Box<dyn AsyncRead + Send + 'a>>;
 
+/// Chunks of a tar stream.
+pub(crate) type TarChunks<'a> = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send + 'a>>;
+
+/// A layer on its way in.
+pub(crate) enum Inflow<'a> {
+    /// A tar stream that is compressed, or not.
+    Blob(Source<'a>),
+    /// A tar stream whatever its first bytes look like, in chunks of at most [`CHUNK`] bytes.
+    Tar(TarChunks<'a>),
+}
+
+/// What is left to be sent.
+enum Sending<'a> {
+    Blob(BlobReader<Source<'a>>, Compression),
+    Tar(TarChunks<'a>),
+}
+
 /// Unpacks the layer in `source` below `target`, and hands `guard` back when all is done.
 ///
 /// Until the unpacking has ended, also when this future was dropped, the unpack thread owns `guard`.
@@ -48,19 +67,33 @@ pub(crate) async fn apply<G: Send + 'static>(
     options: ApplyOptions,
     guard: G,
 ) -> Result<(Applied, G)> {
+    apply_inflow(Inflow::Blob(source), target, options, guard).await
+}
+
+/// As [`apply`], for whatever comes.
+pub(crate) async fn apply_inflow<G: Send + 'static>(
+    source: Inflow<'_>,
+    target: Target,
+    options: ApplyOptions,
+    guard: G,
+) -> Result<(Applied, G)> {
     let guard = Detached::new(guard);
-    let mut blob = BlobReader::new(source);
-    let compression = match blob.detect().await {
-        Ok(_detected) if options.is_tar => Compression::None,
-        Ok(compression) => compression,
-        Err(error) => {
-            let guard = guard.into_inner();
-            bridge::run(move || {
-                drop(guard);
-                Ok(())
-            })
-            .await?;
-            return Err(Error::io("unpacking", error));
+    let (sending, compression) = match source {
+        Inflow::Tar(chunks) => (Sending::Tar(chunks), Compression::None),
+        Inflow::Blob(source) => {
+            let mut blob = BlobReader::new(source);
+            match blob.detect().await {
+                Ok(compression) => (Sending::Blob(blob, compression), compression),
+                Err(error) => {
+                    let guard = guard.into_inner();
+                    bridge::run(move || {
+                        drop(guard);
+                        Ok(())
+                    })
+                    .await?;
+                    return Err(Error::io("unpacking", error));
+                }
+            }
         }
     };
     let queues = HashQueues::new(&options, compression);
@@ -90,10 +123,10 @@ pub(crate) async fn apply<G: Send + 'static>(
         report,
     };
     let feed = async {
-        if decode_here {
-            feed.decoded(blob, compression).await;
-        } else {
-            feed.encoded(blob).await;
+        match sending {
+            Sending::Tar(chunks) => feed.tar(chunks).await,
+            Sending::Blob(blob, compression) if decode_here => feed.decoded(blob, compression).await,
+            Sending::Blob(blob, _) => feed.encoded(blob).await,
         }
     };
     let (feed, work) = (pin!(feed), pin!(work));
@@ -111,6 +144,27 @@ struct Feed {
 }
 
 impl Feed {
+    /// Sends a tar stream as it is.
+    async fn tar(self, mut chunks: TarChunks<'_>) {
+        let mut size = 0;
+        loop {
+            match chunks.next().await {
+                Some(Ok(chunk)) => {
+                    size += chunk.len() as u64;
+                    self.queues.decoded.push(chunk.clone());
+                    while self.sender.is_full() && self.queues.help() {
+                        tokio::task::yield_now().await;
+                    }
+                    if !self.sender.send(chunk).await {
+                        return;
+                    }
+                }
+                None => return self.end(size).await,
+                Some(Err(error)) => return self.fail(error).await,
+            }
+        }
+    }
+
     /// Sends the decoded stream.
     async fn decoded(self, mut blob: BlobReader<Source<'_>>, compression: Compression) {
         if let Some(queue) = &self.queues.blob {

@@ -76,8 +76,6 @@ pub(crate) struct ApplyOptions {
     pub(crate) verify: bool,
     /// Whether everything is on disk before the layer is reported as applied.
     pub(crate) sync: bool,
-    /// Whether it is a tar stream whatever its first bytes look like.
-    pub(crate) is_tar: bool,
     /// Sees each header.
     pub(crate) inspect: Option<Box<dyn Inspect>>,
 }

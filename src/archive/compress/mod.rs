@@ -1,7 +1,7 @@
 //! Decoding what comes in, compressing what goes out.
 
 pub(crate) mod blob_reader;
-mod buffers;
+pub(crate) mod buffers;
 pub(crate) mod decode;
 mod deflate_blocks;
 pub(crate) mod format;

@@ -1,4 +1,4 @@
-//! The assembled tar stream for an async reader: steps on the blocking pool, and bytes of the blob that arrive meanwhile.
+//! The assembled tar stream for the async side: steps on the blocking pool, and bytes of the blob that arrive meanwhile.
 
 use std::io;
 use std::pin::pin;
@@ -8,22 +8,20 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{BoxFuture, Either, select};
 use futures::stream::try_unfold;
 use tokio::io::AsyncReadExt as _;
-use tokio_util::io::StreamReader;
 
 use super::super::source::BlobSource;
 use super::assembler::{Assembler, Step};
-use crate::bridge;
+use crate::archive::apply::pipeline::TarChunks;
+use crate::archive::compress::buffers::Buffers;
+use crate::bridge::{self, CHUNK};
 use crate::error::{Error, Result};
 use crate::options::BoxReader;
-
-/// Bytes that a step makes at the most.
-const ROOM: usize = 512 * 1024;
 
 /// Compressed bytes that may wait for the next step.
 const AHEAD: usize = 512 * 1024;
 
 /// The stream that `assembler` makes, with the bytes of the blob from `source`. Nothing is asked for before it is read.
-pub(crate) fn stream(assembler: Assembler, source: Arc<dyn BlobSource>) -> BoxReader {
+pub(crate) fn stream(assembler: Assembler, source: Arc<dyn BlobSource>) -> TarChunks<'static> {
     let fetch = Fetch {
         state: match assembler.requests() {
             [] => State::Ended,
@@ -37,12 +35,12 @@ pub(crate) fn stream(assembler: Assembler, source: Arc<dyn BlobSource>) -> BoxRe
         source,
         fetch,
         input: BytesMut::new(),
+        buffers: Buffers::new(CHUNK),
     };
-    let chunks = try_unfold(assembly, |mut assembly| async move {
-        let chunk = assembly.next().await.map_err(io::Error::from)?;
-        Ok::<_, io::Error>(chunk.map(|chunk| (chunk, assembly)))
-    });
-    Box::pin(StreamReader::new(Box::pin(chunks)))
+    Box::pin(try_unfold(assembly, |mut assembly| async move {
+        let chunk = assembly.next().await?;
+        Ok(chunk.map(|chunk| (chunk, assembly)))
+    }))
 }
 
 struct Assembly {
@@ -51,6 +49,7 @@ struct Assembly {
     source: Arc<dyn BlobSource>,
     fetch: Fetch,
     input: BytesMut,
+    buffers: Arc<Buffers>,
 }
 
 impl Assembly {
@@ -63,9 +62,9 @@ impl Assembly {
                 self.fetch.state = State::Opening(Box::pin(opening));
             }
             let mut input = std::mem::take(&mut self.input);
+            let mut out = self.buffers.take();
             let step = bridge::run(move || {
-                let mut out = Vec::with_capacity(ROOM);
-                let step = assembler.step(&mut input, &mut out, ROOM)?;
+                let step = assembler.step(&mut input, &mut out, CHUNK)?;
                 Ok((assembler, input, out, step))
             });
             let stepped = {
@@ -87,8 +86,10 @@ impl Assembly {
                 }
             }
             self.fetch.give(&mut self.input);
-            if !out.is_empty() {
-                return Ok(Some(out.into()));
+            // Without bytes it goes back to the others.
+            let chunk = self.buffers.share(out);
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
             }
         }
         Ok(None)

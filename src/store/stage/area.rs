@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::archive::apply::marks::LayerMarks;
-use crate::archive::apply::pipeline::{self, Applied, ApplyOptions, Content, Source, Target};
+use crate::archive::apply::pipeline::{self, Applied, ApplyOptions, Content, Inflow, Source, Target};
 use crate::archive::apply::shared_files::SharedFiles;
 use crate::bridge::{self, Detached};
 use crate::compression::Compression;
@@ -106,11 +106,12 @@ impl Area {
 
     /// Unpacks a stream of which nothing is known.
     pub(crate) async fn unpack(self, diff: Source<'_>) -> Result<StagedContent> {
-        self.unpack_with(diff, ApplyOptions::default()).await
+        self.unpack_with(Inflow::Blob(diff), ApplyOptions::default())
+            .await
     }
 
     /// Unpacks a stream. Of the options, where the tar-split goes and what is synced are set here.
-    pub(crate) async fn unpack_with(self, diff: Source<'_>, options: ApplyOptions) -> Result<StagedContent> {
+    pub(crate) async fn unpack_with(self, diff: Inflow<'_>, options: ApplyOptions) -> Result<StagedContent> {
         let Self { place, path, sync } = self;
         let Place {
             staged,
@@ -126,7 +127,8 @@ impl Area {
         };
         // The permit goes with what is unpacked: the thread may be busy for a moment after this future was dropped.
         let guard = (staged, tar_split, permit);
-        let (applied, (staged, tar_split, _permit)) = pipeline::apply(diff, target, options, guard).await?;
+        let (applied, (staged, tar_split, _permit)) =
+            pipeline::apply_inflow(diff, target, options, guard).await?;
         Ok(StagedContent {
             unpacked: Detached::new(Unpacked {
                 staged,

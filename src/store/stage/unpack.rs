@@ -1,6 +1,6 @@
 //! Unpacking a stream outside every store lock.
 
-use crate::archive::apply::pipeline::{ApplyOptions, Source};
+use crate::archive::apply::pipeline::{ApplyOptions, Inflow, Source};
 use crate::bridge::Detached;
 use crate::error::Result;
 use crate::idmap::IdMappings;
@@ -26,6 +26,9 @@ impl Store {
             verify: options.verify,
             ..ApplyOptions::default()
         };
-        Ok(area.unpack_with(diff, apply_options).await?.unpacked)
+        Ok(area
+            .unpack_with(Inflow::Blob(diff), apply_options)
+            .await?
+            .unpacked)
     }
 }
