@@ -62,13 +62,15 @@ impl Assembly {
                 self.fetch.state = State::Opening(Box::pin(opening));
             }
             let mut input = std::mem::take(&mut self.input);
+            // What the step leaves of it comes on top.
+            let room = AHEAD.saturating_sub(input.len());
             let mut out = self.buffers.take();
             let step = bridge::run(move || {
                 let step = assembler.step(&mut input, &mut out, CHUNK)?;
                 Ok((assembler, input, out, step))
             });
             let stepped = {
-                let (step, fill) = (pin!(step), pin!(self.fetch.fill()));
+                let (step, fill) = (pin!(step), pin!(self.fetch.fill(room)));
                 match select(step, fill).await {
                     Either::Left((stepped, _fill)) => stepped?,
                     Either::Right(((), step)) => step.await?,
@@ -113,9 +115,9 @@ enum State {
 }
 
 impl Fetch {
-    /// Reads until there is enough, or no more. Dropped, it has lost nothing.
-    async fn fill(&mut self) {
-        while self.buffer.len() < AHEAD && self.more().await {}
+    /// Reads until there are so many bytes, or no more. Dropped, it has lost nothing.
+    async fn fill(&mut self, enough: usize) {
+        while self.buffer.len() < enough && self.more().await {}
     }
 
     /// Reads once; `false` at the end.
