@@ -237,10 +237,12 @@ impl ChunkedDiffer {
         if let Some(report) = &self.report {
             (report.0)(savings);
         }
+        let origins = assembler.origins();
         let stream = assemble::stream(assembler, Arc::clone(&self.source));
         let mut options = ApplyOptions {
             uncompressed_digest: self.diff_id.clone(),
             verify: true,
+            origins: Some(origins),
             ..ApplyOptions::default()
         };
         let has_tar_split = self.tar_split.is_some();

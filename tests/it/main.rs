@@ -38,6 +38,7 @@ mod private_mounts;
 mod refusing_places;
 mod rootless;
 mod same_as_go;
+mod shared_content;
 mod stale_files;
 mod streams;
 mod sync_order;

@@ -68,7 +68,7 @@ impl Aufs {
         }
         let owner = rules.owner(entry)?;
         let file = unnamed::create(root).during("making a temporary file")?;
-        write_payload(entry, &file, reader, |piece| recorder.raw(piece))?;
+        write_payload(entry, Some(&file), reader, |piece| recorder.raw(piece))?;
         rules.open_file(file.as_fd(), entry, owner, true)?;
         self.files.insert(name.to_vec(), Unnamed(Rc::new(file)));
         Ok(())

@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
@@ -24,6 +25,7 @@ use crate::archive::apply::hard_links::HardLinks;
 use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::metadata::{self, Rules, kind};
 use crate::archive::apply::new_file::NEW_FILE;
+use crate::archive::apply::origins::Origins;
 use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::payload::write_payload;
 use crate::archive::apply::present_tree::PresentTree;
@@ -60,6 +62,8 @@ pub(crate) struct Setup {
     pub(crate) present: Option<PresentTree>,
     /// Whether [`Extractor::finish`] makes everything durable.
     pub(crate) sync: bool,
+    /// Files that have the content of payloads.
+    pub(crate) origins: Option<Arc<Origins>>,
 }
 
 /// The number of the device that an entry stands for, by the kernel's own split: 12 bits of major number, 20 of minor.
@@ -80,6 +84,7 @@ pub(crate) struct Extractor {
     aufs: Option<Aufs>,
     hard_links: HardLinks,
     crc: Crc,
+    origins: Option<Arc<Origins>>,
     /// Scratch: the clean path of the current entry.
     path: Vec<u8>,
 }
@@ -96,6 +101,7 @@ impl Extractor {
             aufs: (setup.content == Content::TreeLayer).then(Aufs::default),
             hard_links: HardLinks::new(setup.present),
             crc: Crc::new(),
+            origins: setup.origins,
             path: Vec::new(),
         })
     }
@@ -383,8 +389,15 @@ impl Extractor {
         let recordable = recordable
             && entry.sparse.is_none()
             && (!parent.via_link() || self.tree.is_reached(&entry.name, &file)?);
+        let is_clone = match &self.origins {
+            Some(origins) if entry.sparse.is_none() => {
+                origins.clone_to(&file, reader.offset(), entry.size)?
+            }
+            _ => false,
+        };
+        let to = (!is_clone).then_some(&file);
         let crc = &mut self.crc;
-        write_payload(entry, &file, reader, |piece| {
+        write_payload(entry, to, reader, |piece| {
             if recordable {
                 crc.update(piece);
                 Ok(())

@@ -11,6 +11,7 @@ pub(crate) mod marks;
 pub(crate) mod merge;
 mod metadata;
 mod new_file;
+pub(crate) mod origins;
 mod parents;
 mod payload;
 pub(crate) mod pipeline;

@@ -7,17 +7,19 @@ use std::os::unix::fs::FileExt as _;
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::error::{IoContext as _, Result};
 
-/// Writes a payload to a new file, with holes where a sparse file has them.
+/// Writes a payload to a new file, with holes where a sparse file has them; or only reads it, if the file has it already.
 pub(crate) fn write_payload<S: ChunkSource>(
     entry: &Entry,
-    mut file: &File,
+    file: Option<&File>,
     reader: &mut TarReader<S>,
     mut recorder: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let doing = "writing a file";
-    let Some(map) = &entry.sparse else {
+    let (Some(map), Some(file)) = (&entry.sparse, file) else {
         while let Some(piece) = reader.payload()? {
-            file.write_all(&piece).during(doing)?;
+            if let Some(mut file) = file {
+                file.write_all(&piece).during(doing)?;
+            }
             recorder(&piece)?;
         }
         return Ok(());

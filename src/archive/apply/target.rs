@@ -3,8 +3,10 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::archive::apply::marks::LayerMarks;
+use crate::archive::apply::origins::Origins;
 use crate::archive::apply::present_tree::PresentTree;
 use crate::archive::apply::shared_files::SharedFiles;
 use crate::archive::tar::reader::Entry;
@@ -76,6 +78,8 @@ pub(crate) struct ApplyOptions {
     pub(crate) verify: bool,
     /// Whether everything is on disk before the layer is reported as applied.
     pub(crate) sync: bool,
+    /// Files that have the content of payloads.
+    pub(crate) origins: Option<Arc<Origins>>,
     /// Sees each header.
     pub(crate) inspect: Option<Box<dyn Inspect>>,
 }

@@ -165,6 +165,7 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         rules,
         present: target.present,
         sync: options.sync,
+        origins: options.origins.take(),
     };
     let mut extractor = Extractor::new(target.dir, setup)?;
     let mut reader = TarReader::new(Decoded::new(incoming, decode.then_some(compression)));

@@ -13,6 +13,7 @@ use super::super::location::TocFormat;
 use super::super::toc::{Toc, TocEntry};
 use super::frames::Frames;
 use super::plan::{Origin, PartOrigin, Plan};
+use crate::archive::apply::origins::Origins;
 use crate::archive::path::show;
 use crate::archive::tar_split::format::{Entry, TarSplitReader};
 use crate::bridge::read_spare;
@@ -70,6 +71,10 @@ pub(crate) struct Assembler {
     /// The next file of the plan.
     next_file: usize,
     position: Position,
+    /// Where in the tar stream the next line lies.
+    offset: u64,
+    /// Gets the local files whose content is that of a whole file.
+    origins: Arc<Origins>,
 }
 
 /// Where in the stream of all requested ranges the next byte lies.
@@ -171,7 +176,14 @@ impl Assembler {
             verify,
             current: Current::Nothing,
             next_file: 0,
+            offset: 0,
+            origins: Arc::default(),
         })
+    }
+
+    /// The local files whose content is that of a whole file, while the stream is made.
+    pub(crate) fn origins(&self) -> Arc<Origins> {
+        Arc::clone(&self.origins)
     }
 
     /// The ranges of the blob whose bytes it needs, one after the other.
@@ -220,6 +232,7 @@ impl Assembler {
         let (name, size) = match line {
             None => return self.end().map(|()| false),
             Some(Entry::Segment(bytes)) => {
+                self.offset = self.offset.saturating_add(bytes.len() as u64);
                 self.current = Current::Segment { bytes, position: 0 };
                 return Ok(true);
             }
@@ -251,13 +264,20 @@ impl Assembler {
         }
         let index = file.entry as usize;
         let (parts, part) = match file.origin {
-            Origin::Local(place) => (0..0, self.open(place, &entry, size)?),
+            Origin::Local(place) => {
+                let source = self.open(place, &entry, size)?;
+                if let Source::Local(file, _) = &source {
+                    self.origins.offer(self.offset, size, file)?;
+                }
+                (0..0, source)
+            }
             Origin::Parts(first) => {
                 let first = first as usize;
                 (first..first + entry.parts().len(), Source::Ended)
             }
         };
         self.next_file += 1;
+        self.offset = self.offset.saturating_add(size);
         self.current = Current::Content(Content {
             entry: index,
             hasher: self.verify.then(|| Box::new(Hasher::sha256())),
