@@ -57,10 +57,10 @@ fn files_of_other_layers_are_shared_where_that_works() {
     block_on(async {
         let store = root.open().await;
         put(&store, &dir, "first").await;
-        rustix::fs::syncfs(&std::fs::File::open(disk.path()).unwrap()).unwrap();
+        rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
         let before = free(disk.path());
         put(&store, &dir, "second").await;
-        rustix::fs::syncfs(&std::fs::File::open(disk.path()).unwrap()).unwrap();
+        rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
         let taken = before.saturating_sub(free(disk.path()));
         assert!(taken < SIZE as u64 / 4, "{taken} bytes");
         let tree = root.graph().join("overlay/second/diff");
