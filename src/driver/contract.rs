@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::driver::layer_copy::LayerCopy;
+use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::layer_use::LayerUse;
 use crate::driver::quota::Quota;
@@ -311,7 +311,7 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. The
     /// caller has made sure that no mount shows the tree.
-    fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>>;
+    fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>>;
 
     /// The directories in which the layer's files are found, its own first.
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;

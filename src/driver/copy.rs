@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 use rustix::io::Errno;
 
 use crate::driver::copy_data::DataCopier;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::idmap::Owner;
 use crate::sys::sync_tracker::SyncTracker;
 use crate::sys::tree::{self, DIR_FLAGS, DirStack};
@@ -40,6 +40,16 @@ pub(crate) fn link_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, durable: bool)
     run(from, to, Files::Linked, false, durable)
 }
 
+/// Gives the empty directory `to` everything that belongs to the directory `from` itself.
+pub(crate) fn link_root(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    const DOING: &str = "copying the root of a layer";
+    let stat = rustix::fs::fstat(from).during(DOING)?;
+    let copier = Copier::new(to, Files::Linked, false, false);
+    copier
+        .finish(from, to, &stat)
+        .map_err(|error| Error::io(DOING, error))
+}
+
 /// Copies the tree below `from` into `to`, the root's own mode, owner, times and attributes included. In a user namespace
 /// devices are left out. With `ignore_owners` files whose owner cannot be set belong to the caller. With `durable` the
 /// copy is on disk, or will be with what is written later (see [`SyncTracker::commit`]).
@@ -59,19 +69,7 @@ fn run(
     ignore_owners: bool,
     durable: bool,
 ) -> Result<()> {
-    let mut copier = Copier {
-        root: to,
-        files,
-        path: Vec::new(),
-        links: HashMap::new(),
-        data: DataCopier::default(),
-        sync_tracker: SyncTracker::new(durable),
-        root_user: privilege::is_root(),
-        ignore_owners,
-        // A whiteout can be made everywhere.
-        devices: files == Files::Linked || !privilege::is_rootless(),
-        me: privilege::effective_owner(),
-    };
+    let mut copier = Copier::new(to, files, ignore_owners, durable);
     copier.run(from).map_err(|error| {
         let path = String::from_utf8_lossy(&copier.path).into_owned();
         Error::io(format!("copying \"/{path}\""), error)
@@ -98,7 +96,23 @@ struct Copier<'a> {
     me: Owner,
 }
 
-impl Copier<'_> {
+impl<'a> Copier<'a> {
+    fn new(root: BorrowedFd<'a>, files: Files, ignore_owners: bool, durable: bool) -> Self {
+        Self {
+            root,
+            files,
+            path: Vec::new(),
+            links: HashMap::new(),
+            data: DataCopier::default(),
+            sync_tracker: SyncTracker::new(durable),
+            root_user: privilege::is_root(),
+            ignore_owners,
+            // A whiteout can be made everywhere.
+            devices: files == Files::Linked || !privilege::is_rootless(),
+            me: privilege::effective_owner(),
+        }
+    }
+
     fn run(&mut self, from: BorrowedFd<'_>) -> io::Result<()> {
         let open = |dir: BorrowedFd<'_>| rustix::fs::openat(dir, c".", DIR_FLAGS, Mode::empty());
         let mut source = DirStack::new(open(from)?);

@@ -4,9 +4,7 @@
 //! layer as it was. Files are hard links to those of the layer: a copy takes as much space as its directories do, and
 //! whoever changes a file in it replaces it.
 
-use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, RenameFlags};
@@ -15,7 +13,16 @@ use rustix::io::Errno;
 use crate::driver::copy;
 use crate::error::{IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::{at, tree};
+use crate::sys::at;
+
+/// What a copy has of the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copied {
+    /// The whole tree. If `durable`, it is on disk, or will be with what is written later.
+    Tree { durable: bool },
+    /// An empty directory with what belongs to the root of the tree.
+    Root,
+}
 
 /// See the module's head. Dropped, it is removed, which may block for long.
 #[derive(Debug)]
@@ -30,9 +37,9 @@ pub(crate) struct LayerCopy {
 }
 
 impl LayerCopy {
-    /// Copies the tree at `original` into a new temporary directory below `temp_dirs`, on the same file system. `None` if
+    /// Copies what is `copied` of the tree at `original` into a new temporary directory below `temp_dirs`, on the same file system. `None` if
     /// the file system cannot exchange directories.
-    pub(super) fn make(original: PathBuf, temp_dirs: &Path, durable: bool) -> Result<Option<Self>> {
+    pub(super) fn make(original: PathBuf, temp_dirs: &Path, copied: Copied) -> Result<Option<Self>> {
         let mut temp = TempDir::create(temp_dirs)?;
         let (path, other) = (temp.addition(), temp.addition());
         for dir in [&path, &other] {
@@ -44,7 +51,10 @@ impl LayerCopy {
         }
         let from = at::open_dir(&original).at("opening", &original)?;
         let dir = at::open_dir(&path).at("opening", &path)?;
-        copy::link_tree(from.as_fd(), dir.as_fd(), durable)?;
+        match copied {
+            Copied::Tree { durable } => copy::link_tree(from.as_fd(), dir.as_fd(), durable)?,
+            Copied::Root => copy::link_root(from.as_fd(), dir.as_fd())?,
+        }
         Ok(Some(Self {
             dir,
             path,
@@ -56,17 +66,6 @@ impl LayerCopy {
     /// Where changes go; can be listed.
     pub(crate) fn dir(&self) -> &OwnedFd {
         &self.dir
-    }
-
-    /// Removes everything from the copy.
-    pub(crate) fn clear(&self) -> Result<()> {
-        let mut buffer = tree::listing_buffer();
-        let names = tree::list_names(self.dir.as_fd(), &mut buffer).at("listing", &self.path)?;
-        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let path = self.path.join(OsStr::from_bytes(name));
-            tree::remove_tree(&path).at("removing", &path)?;
-        }
-        Ok(())
     }
 
     /// Makes the copy the layer's tree, by one exchange. Returns the old tree, which is removed when dropped: drop it after

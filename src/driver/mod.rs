@@ -27,6 +27,6 @@ pub(crate) use crate::driver::config::DriverConfig;
 pub(crate) use crate::driver::contract::{
     CreateOptions, Driver, LayerTree, MountOptions, MountState, OverlayDiff, Staged,
 };
-pub(crate) use crate::driver::layer_copy::LayerCopy;
+pub(crate) use crate::driver::layer_copy::{Copied, LayerCopy};
 pub(crate) use crate::driver::layer_id::check_id;
 pub(crate) use crate::driver::layer_use::LayerUse;

@@ -25,7 +25,7 @@ use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
     MountState, OverlayDiff, Staged,
 };
-use crate::driver::layer_copy::LayerCopy;
+use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::options::VfsOptions;
 use crate::driver::{chown, copy};
@@ -291,12 +291,12 @@ impl Driver for Vfs {
         Ok(self.tree_of(self.open_tree(id)?))
     }
 
-    fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>> {
+    fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>> {
         let tree = self.find(id)?;
         let Some(home) = self.writable().find(|home| tree.starts_with(home)) else {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
         };
-        LayerCopy::make(tree, &home.join(TEMP_DIRS), durable)
+        LayerCopy::make(tree, &home.join(TEMP_DIRS), copied)
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {

@@ -2,7 +2,7 @@
 //! ([`intent`](crate::record::intent)).
 //!
 //! ```text
-//! tar-split waits beside the old one → intent → the layer's tree is exchanged → tar-split to its place → record
+//! tar-split and items wait beside the old ones → intent → the layer's tree is exchanged → they go to their places → record
 //! ```
 //!
 //! The exchange of the trees decides: a writer that finds the intent and the new tree completes the rest, one that finds
@@ -29,6 +29,12 @@ pub(crate) struct PendingDiff {
     compression: i64,
     uids: Vec<u32>,
     gids: Vec<u32>,
+    /// The keys of the big data items that come with the diff.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) items: Vec<String>,
+    /// The keys of those that go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stale_items: Vec<String>,
 }
 
 impl PendingDiff {
@@ -44,6 +50,8 @@ impl PendingDiff {
             compression: row.compression,
             uids: row.uids.clone(),
             gids: row.gids.clone(),
+            items: Vec::new(),
+            stale_items: Vec::new(),
         }
     }
 
@@ -69,6 +77,12 @@ impl PendingDiff {
         row.compression = self.compression;
         row.uids = self.uids;
         row.gids = self.gids;
+        row.big_data_names.retain(|key| !self.stale_items.contains(key));
+        for key in self.items {
+            if !row.big_data_names.contains(&key) {
+                row.big_data_names.push(key);
+            }
+        }
     }
 }
 
@@ -88,13 +102,19 @@ mod tests {
             compression: 2,
             uids: vec![0, 7],
             gids: vec![8],
+            big_data_names: vec!["kept".into(), "new".into()],
             ..LayerRow::default()
         };
-        let diff = PendingDiff::of_row(&row, Some((3, u64::MAX)));
+        let mut diff = PendingDiff::of_row(&row, Some((3, u64::MAX)));
+        diff.items = vec!["kept".into(), "new".into()];
+        diff.stale_items = vec!["stale".into()];
         diff.mark(&mut row);
         assert!(row.companion().is_none());
         assert_eq!(PendingDiff::of_intent(row.intent()), Some(diff.clone()));
-        let mut other = LayerRow::default();
+        let mut other = LayerRow {
+            big_data_names: vec!["stale".into(), "kept".into()],
+            ..LayerRow::default()
+        };
         diff.record(&mut other);
         row.set_intent("");
         assert_eq!(other, row);

@@ -39,6 +39,7 @@ mod refusing_places;
 mod rootless;
 mod same_as_go;
 mod shared_content;
+mod staged_kills;
 mod stale_files;
 mod streams;
 mod sync_order;

@@ -75,6 +75,9 @@ pub(crate) async fn write_everything(images: &str, durability: &str) {
             .unwrap();
         tell("data of an image");
     }
+    if store.graph_driver().capabilities().differ {
+        crate::staged_kills::write_staged_layers(&store).await;
+    }
     store.add_names("image", ["name"]).await.unwrap();
     tell("a name");
     let container = ContainerOptions::default().id("container").big_data("spec", "{}");

@@ -1,8 +1,12 @@
 //! Every future of the public interface can be spawned, and be dropped at any await.
 
-use graphroot::{Digest, ErrorKind, LayerOptions, Store, StoreOptions};
+use graphroot::{
+    DiffOptions, Digest, ErrorKind, LayerOptions, Result, StagedLayer, StagingOptions, Store, StoreOptions,
+};
+use tokio::io::AsyncReadExt as _;
 
-use crate::support::{tar, tree_of};
+use crate::staged_layers::{Chunked, chunked};
+use crate::support::{TestStore, tar, tree_of};
 
 fn is_send<T: Send>(_future: T) {}
 
@@ -100,7 +104,97 @@ pub async fn poll_some<F: Future>(future: F, polls: usize) -> Option<F::Output> 
     .await
 }
 
+async fn prepare(store: &TestStore, image: &Chunked) -> Result<StagedLayer> {
+    let differ = image
+        .differ(store, image.source())
+        .await?
+        .expect(image.diff_id.clone());
+    store
+        .prepare_staged_layer(StagingOptions::default(), differ)
+        .await
+}
+
+/// Nothing waits in temporary directories once a store is opened anew.
+async fn assert_nothing_waits(store: &TestStore) {
+    drop(store.reopen().await);
+    let temporary = [
+        tree_of(store, "any").join("../../tempdirs"),
+        store.records("layers").join("tmp"),
+    ];
+    for dir in temporary {
+        let left: Vec<_> = std::fs::read_dir(&dir)
+            .map(|dir| dir.collect())
+            .unwrap_or_default();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
 each_driver! {
+    async fn a_preparation_that_is_dropped_leaves_nothing(store) {
+        if !store.graph_driver().capabilities().differ {
+            return;
+        }
+        let image = chunked(&store, &tar(&[("d/", ""), ("d/file", &"x".repeat(300_000)), ("last", "1")])).await;
+        let before = store.own_layers().await.len();
+        let mut finished = false;
+        for polls in 0..400 {
+            let staged = poll_some(prepare(&store, &image), polls).await;
+            finished = staged.is_some();
+            if let Some(staged) = staged {
+                // What nobody wants any more is removed all the same.
+                drop(poll_some(store.cleanup_staged_layer(staged.unwrap()), 1).await);
+                break;
+            }
+        }
+        assert!(finished);
+        assert_eq!(store.own_layers().await.len(), before);
+        assert_nothing_waits(&store).await;
+    }
+
+    async fn content_whose_use_is_dropped_is_a_whole_layer_or_none(store) {
+        if !store.graph_driver().capabilities().differ {
+            return;
+        }
+        let (old_tar, new_tar) = (tar(&[("file", "1"), ("other", "1")]), tar(&[("file", "new"), ("last", "1")]));
+        let (old, new) = (chunked(&store, &old_tar).await, chunked(&store, &new_tar).await);
+        for is_there in [false, true] {
+            let mut finished = false;
+            for polls in 0..400 {
+                if is_there {
+                    let staged = prepare(&store, &old).await.unwrap();
+                    store.apply_staged_layer(None, LayerOptions::default().id("layer"), staged).await.unwrap();
+                }
+                let staged = prepare(&store, &new).await.unwrap();
+                let applying = store.apply_staged_layer(None, LayerOptions::default().id("layer"), staged);
+                finished = poll_some(applying, polls).await.is_some();
+                // What had begun to commit ends in the background; taking the lock waits for it.
+                let other = store.create_layer(None, LayerOptions::default()).await.unwrap();
+                store.delete_layer(other.id()).await.unwrap();
+                if !store.exists("layer").await.unwrap() {
+                    assert!(!is_there && !finished);
+                    assert!(!store.records("layers").join("layer").exists());
+                    continue;
+                }
+                let layer = store.layer("layer").await.unwrap();
+                let is_new = layer.uncompressed_digest().as_ref() == Some(&new.diff_id);
+                assert!(is_new || is_there && !finished);
+                let mut stream = store.diff(None, "layer", DiffOptions::uncompressed()).await.unwrap();
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).await.unwrap();
+                assert!(bytes == if is_new { &new_tar[..] } else { &old_tar });
+                let waiting = std::fs::read_dir(store.records("layers").join("layer")).unwrap();
+                let mut waiting = waiting.map(|entry| entry.unwrap().file_name());
+                assert!(waiting.all(|name| !name.to_str().unwrap().starts_with('.')));
+                store.delete_layer("layer").await.unwrap();
+                if finished {
+                    break;
+                }
+            }
+            assert!(finished);
+        }
+        assert_nothing_waits(&store).await;
+    }
+
     async fn a_put_that_is_dropped_leaves_all_of_a_layer_or_nothing(store) {
         let blob = tar(&[("d/", ""), ("d/file", &"x".repeat(300_000)), ("last", "1")]);
         let mut finished = false;

@@ -163,14 +163,14 @@ pub(crate) async fn chunked(store: &TestStore, tar: &[u8]) -> Chunked {
 }
 
 impl Chunked {
-    fn source(&self) -> Arc<Memory> {
+    pub(crate) fn source(&self) -> Arc<Memory> {
         Arc::new(Memory {
             bytes: self.blob.clone(),
             ..Memory::default()
         })
     }
 
-    async fn differ(&self, store: &TestStore, source: Arc<Memory>) -> Result<ChunkedDiffer> {
+    pub(crate) async fn differ(&self, store: &TestStore, source: Arc<Memory>) -> Result<ChunkedDiffer> {
         ChunkedDiffer::open(store, &self.annotations, self.blob.len() as u64, source).await
     }
 }

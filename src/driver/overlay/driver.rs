@@ -11,7 +11,7 @@ use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, MountState,
     OverlayDiff, Staged,
 };
-use crate::driver::layer_copy::LayerCopy;
+use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_use::LayerUse;
 use crate::driver::overlay::additional_layers;
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
@@ -163,13 +163,13 @@ impl Driver for Overlay {
         Ok(self.tree_of(open_tree(&self.stores.tree(&place.dir)?)?))
     }
 
-    fn copy_layer(&self, id: &str, durable: bool) -> Result<Option<LayerCopy>> {
+    fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>> {
         let dir = self.stores.require(id)?.dir;
         let home = self.stores.writable().find(|home| dir.starts_with(home));
         let Some(home) = home.filter(|_| !matches!(self.stores.elsewhere(&dir), Ok(Some(_)))) else {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
         };
-        LayerCopy::make(dir.join("diff"), &home.join(TEMP_DIRS), durable)
+        LayerCopy::make(dir.join("diff"), &home.join(TEMP_DIRS), copied)
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {

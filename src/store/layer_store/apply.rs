@@ -14,22 +14,31 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::archive::apply::pipeline::Applied;
-use crate::driver::{LayerCopy, LayerTree, MountState, Staged};
+use crate::chunked::cache::{CACHE_KEY, FORMAT_KEY, TOC_KEY};
+use crate::driver::{Copied, LayerCopy, LayerTree, MountState, Staged};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::record::big_data;
 use crate::record::layer::LayerRow;
 use crate::record::pending_diff::PendingDiff;
 use crate::record::record_trait::Record as _;
 use crate::store::layer_store::counts::Counts;
-use crate::store::layer_store::create::move_items;
 use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::{Unpacked, record_applied};
+use crate::store::layer_store::new_layer::{StagedItem, Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
 use crate::sys::make_private_subdir;
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
 /// are: if no record speaks of it, garbage collection removes it.
 const WAITING: &str = ".new-tar-split.gz";
+
+/// Big data items that tell of a layer's content, and go with it unless the new content brings them.
+const OF_CONTENT: [&str; 3] = [TOC_KEY, FORMAT_KEY, CACHE_KEY];
+
+/// Where the big data item of this number waits likewise.
+fn waiting_item(dir: &Path, number: usize) -> PathBuf {
+    dir.join(format!(".new-item-{number}"))
+}
 
 /// What has become of a diff that was being applied.
 enum Found {
@@ -90,10 +99,9 @@ impl LayerStore {
             return Err(Error::io("a mount shows the layer", Errno::BUSY));
         }
         let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
-        let copy = self.driver.copy_layer(&row.id, false)?.ok_or_else(|| {
+        let copy = self.driver.copy_layer(&row.id, Copied::Root)?.ok_or_else(|| {
             ErrorKind::NotSupported.err("exchanging directories on the file system of the layers")
         })?;
-        copy.clear()?;
         let inodes = (inode(&tree.dir)?, inode(copy.dir())?);
         tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
         let mut applied = unpacked.applied.clone();
@@ -102,21 +110,20 @@ impl LayerStore {
         unpacked.record(&mut said);
         let path = &unpacked.tar_split.path;
         let tar_split = unpacked.has_tar_split().then_some(path.as_path());
-        let exchanged = self.exchange(row, copy, inodes, tar_split, &said);
+        let mut diff = PendingDiff::of_row(&said, Some(inodes));
+        let items = unpacked.items();
+        diff.items = items.iter().map(|item| item.key.clone()).collect();
+        let stale = OF_CONTENT
+            .iter()
+            .filter(|key| items.iter().all(|item| item.key != **key));
+        diff.stale_items = stale.map(ToString::to_string).collect();
+        let exchanged = self.exchange(&row.id, copy, tar_split, items, &diff);
         if exchanged.is_err()
             && let Err(error) = self.finish_diff(&row.id)
         {
             tracing::warn!(layer = %row.id, error = %error.chain(), "cannot take a new content back");
         }
-        exchanged?;
-        // Until they are there, the layer has its content without them.
-        let data = self.inner.dirs.layer_data(&row.id)?;
-        make_private_subdir(&data)?;
-        move_items(unpacked.items(), &data)?;
-        self.rely_on_data(data);
-        self.table_mut()
-            .update(&row.id, |row| row.big_data_names.clone_from(&said.big_data_names))?;
-        self.save_content()
+        exchanged
     }
 
     fn apply_to(
@@ -135,7 +142,8 @@ impl LayerStore {
             Some((copy, inodes)) => {
                 let mut said = row.clone();
                 record_applied(&mut said, applied);
-                self.exchange(row, copy, inodes, Some(tar_split), &said)
+                let diff = PendingDiff::of_row(&said, Some(inodes));
+                self.exchange(&row.id, copy, Some(tar_split), &[], &diff)
             }
             None => self.record_diff(&row.id, tar_split, applied),
         });
@@ -152,7 +160,8 @@ impl LayerStore {
         let copy = match self.is_shown(&row.id)? {
             true => None,
             false => {
-                let copy = self.driver.copy_layer(&row.id, self.inner.sync_content());
+                let durable = self.inner.sync_content();
+                let copy = self.driver.copy_layer(&row.id, Copied::Tree { durable });
                 copy.context(|| format!("copying layer {:?}", row.id))?
             }
         };
@@ -173,29 +182,35 @@ impl LayerStore {
         Ok(Applying { tree, copy })
     }
 
+    /// Makes `copy` the tree of the layer, and `diff` what its record says; on failure the diff is to be
+    /// [finished](LayerStore::finish_diff).
     fn exchange(
         &mut self,
-        row: &LayerRow,
+        id: &str,
         copy: LayerCopy,
-        inodes: (u64, u64),
         tar_split: Option<&Path>,
-        said: &LayerRow,
+        items: &[StagedItem],
+        diff: &PendingDiff,
     ) -> Result<()> {
-        let data = self.inner.dirs.layer_data(&row.id)?;
+        let data = self.inner.dirs.layer_data(id)?;
         make_private_subdir(&data)?;
+        // Saved below; whoever finishes what has failed before removes what waits.
+        self.table_mut().update(id, |row| diff.mark(row))?;
         let waiting = data.join(WAITING);
         match tar_split {
             Some(tar_split) => std::fs::rename(tar_split, &waiting).at("moving tar-split to", &waiting)?,
             // Without bytes it stands for none.
             None => drop(std::fs::File::create(&waiting).at("creating", &waiting)?),
         }
+        for (number, item) in items.iter().enumerate() {
+            let waiting = waiting_item(&data, number);
+            std::fs::rename(&item.path, &waiting).at("moving a big data item to", &waiting)?;
+        }
         self.rely_on_data(data);
-        let diff = PendingDiff::of_row(said, Some(inodes));
-        self.table_mut().update(&row.id, |row| diff.mark(row))?;
         self.save()?;
         let old = copy.take_place()?;
         self.trash.push(old);
-        self.finish_diff(&row.id)
+        self.finish_diff(id)
     }
 
     fn record_diff(&mut self, id: &str, tar_split: &Path, applied: &Applied) -> Result<()> {
@@ -276,27 +291,21 @@ impl LayerStore {
             _ => Found::Neither,
         };
         let data = self.inner.dirs.layer_data(id)?;
-        let (waiting, tar_split) = (data.join(WAITING), self.inner.dirs.tar_split(id)?);
+        let tar_split = self.inner.dirs.tar_split(id)?;
         match found {
             Found::New => {
-                let stands_for_none = std::fs::metadata(&waiting).is_ok_and(|waiting| waiting.len() == 0);
-                match std::fs::rename(&waiting, &tar_split) {
-                    Ok(()) if stands_for_none => remove_file(&tar_split)?,
-                    // It was moved before.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    moved => moved.at("moving tar-split to", tar_split)?,
-                }
+                move_to_places(&data, &tar_split, &diff)?;
                 self.table_mut().update(id, |row| {
                     diff.record(row);
                     row.set_intent("");
                 })?;
             }
             Found::Old => {
-                remove_file(&waiting)?;
+                remove_waiting(&data, &diff)?;
                 self.table_mut().update(id, |row| row.set_intent(""))?;
             }
             Found::Neither => {
-                remove_file(&waiting)?;
+                remove_waiting(&data, &diff)?;
                 remove_file(&tar_split)?;
                 self.table_mut().update(id, forget_content)?;
             }
@@ -307,6 +316,41 @@ impl LayerStore {
         drop(self.rely_on_layer(id));
         self.save_content()
     }
+}
+
+/// Gives a layer with the new tree the tar-split and the items that wait in the directory `data`. What is done is not done
+/// again by who finds that a killed process has begun.
+fn move_to_places(data: &Path, tar_split: &Path, diff: &PendingDiff) -> Result<()> {
+    let move_there = |from: &Path, to: &Path| match std::fs::rename(from, to) {
+        // It was moved before.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        moved => moved.at("moving what waits to", to),
+    };
+    let waiting = data.join(WAITING);
+    if std::fs::metadata(&waiting).is_ok_and(|waiting| waiting.len() == 0) {
+        // In this order: without it nobody knows that there is to be none.
+        remove_file(tar_split)?;
+        remove_file(&waiting)?;
+    } else {
+        move_there(&waiting, tar_split)?;
+    }
+    for (number, key) in diff.items.iter().enumerate() {
+        let place = data.join(&*big_data::file_name(key)?);
+        move_there(&waiting_item(data, number), &place)?;
+    }
+    for key in &diff.stale_items {
+        remove_file(&data.join(&*big_data::file_name(key)?))?;
+    }
+    Ok(())
+}
+
+/// Removes what waits in the directory `data` for a tree that the layer does not get.
+fn remove_waiting(data: &Path, diff: &PendingDiff) -> Result<()> {
+    remove_file(&data.join(WAITING))?;
+    for number in 0..diff.items.len() {
+        remove_file(&waiting_item(data, number))?;
+    }
+    Ok(())
 }
 
 /// The record no longer says where the content comes from.

@@ -285,7 +285,7 @@ fn record_content_of(row: &mut LayerRow, other: &LayerRow) {
 }
 
 /// Moves big data items to the directory of a layer's items.
-pub(super) fn move_items(items: &[StagedItem], dir: &Path) -> Result<()> {
+fn move_items(items: &[StagedItem], dir: &Path) -> Result<()> {
     for item in items {
         let target = dir.join(&*big_data::file_name(&item.key)?);
         std::fs::rename(&item.path, &target).at("moving a big data item to", &target)?;
