@@ -175,8 +175,9 @@ impl Store {
     }
 
     /// Makes prepared content a layer on `parent` (an ID, name or ID prefix), as [`Store::put_layer`] does with what it has
-    /// unpacked. If there is a layer with the ID that `options` give, that one gets the content instead of its own, and the
-    /// rest of `options` is ignored.
+    /// unpacked. If there is a layer with the ID that `options` give, that one gets the content, and the big data items that
+    /// come with it, instead of its own, and the rest of `options` is ignored. Big data items that do not tell of the content
+    /// stay.
     ///
     /// Takes the layer and container locks for a moment, then the layer lock exclusively for one step.
     ///

@@ -65,8 +65,20 @@ async fn apply(store: &Store, staged: StagedLayer) {
     store.apply_staged_layer(None, options, staged).await.unwrap();
 }
 
-/// In the worker: prepares content, of the blob in `dir` or of one file, and applies it or not.
-pub(crate) async fn work(what: &str, dir: &str) {
+/// In the worker: prepares content, of the blob in `dir` or of one file, and applies it or not. What blocks is done on one
+/// thread: the tracer counts the calls of each thread for themselves.
+pub(crate) fn work(what: &str, dir: &str) {
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
+            runtime.block_on(prepare(what, dir));
+        };
+        scope.spawn(work).join().unwrap();
+    });
+}
+
+async fn prepare(what: &str, dir: &str) {
     let (graph, run, driver) = store_location();
     let store = Store::open(StoreOptions::new(graph, run).driver(driver))
         .await

@@ -364,6 +364,13 @@ each_driver! {
             assert_eq!(keys, ["zstd-chunked-layer-data", "zstd-chunked-manifest"]);
             assert!(read_all(&store, layer.id()).await == tar);
         }
+        // It is no longer that of its table when more comes.
+        let toc = TocLocation::from_annotations(&image.annotations, image.blob.len() as u64).unwrap().unwrap();
+        let toc = toc.toc_digest().unwrap();
+        let found = store.layers_by_toc_digest(toc).await.unwrap();
+        store.apply_diff(found[0].id(), Cursor::new(self::tar(&[("more", "1")]))).await.unwrap();
+        assert_eq!(store.layer(found[0].id()).await.unwrap().toc_digest(), None);
+        assert_eq!(store.layers_by_toc_digest(toc).await.unwrap().len(), found.len() - 1);
         // All that is there was read, and nothing twice.
         let source = image.source();
         let differ = image.differ(&store, Arc::clone(&source)).await.unwrap();

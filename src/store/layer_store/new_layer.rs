@@ -177,13 +177,14 @@ pub(crate) fn flags_json(flags: BTreeMap<String, Flag>) -> BTreeMap<String, serd
         .collect()
 }
 
-/// Writes what unpacking found out into a record.
+/// Writes what unpacking found out into a record. No table of contents is known of what was unpacked.
 pub(crate) fn record_applied(row: &mut LayerRow, applied: &Applied) {
     row.compressed_digest = applied.compressed_digest.clone().into();
     row.compressed_size = i64::try_from(applied.compressed_size).unwrap_or(-1);
     row.diff_digest = applied.diff_digest.clone().into();
     row.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
     row.compression = applied.compression.as_i64();
+    row.toc_digest = None::<Digest>.into();
     row.uids.clone_from(&applied.uids);
     row.gids.clone_from(&applied.gids);
 }
