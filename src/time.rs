@@ -174,7 +174,8 @@ fn parse(text: &str) -> Option<Time> {
         && fraction_length <= 9
         && (fraction_length == 0 || !text.ends_with("0Z"));
     // The last day of 9999 is beyond a timestamp's range.
-    let seconds = timestamp.unwrap_or(Timestamp::MAX).as_second() - i64::from(offset);
+    let epoch = civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    let seconds = civil.duration_since(epoch).as_secs() - i64::from(offset);
     let mut time = Time {
         seconds,
         nanoseconds,

@@ -86,6 +86,8 @@ impl TocLocation {
 #[derive(Clone, Debug)]
 pub(crate) struct TarSplitText {
     compressed: Arc<File>,
+    /// Bytes after decompression, as declared.
+    size: u64,
 }
 
 impl TarSplitText {
@@ -99,8 +101,38 @@ impl TarSplitText {
             offset: 0,
         };
         let decoder = zstd::Decoder::new(file).during("starting to decompress")?;
-        let text = BufReader::with_capacity(BUFFER, decoder);
+        let text = Declared {
+            text: decoder,
+            size: self.size,
+            left: self.size,
+        };
+        let text = BufReader::with_capacity(BUFFER, text);
         Ok(Box::new(TarSplitReader::of_text(text)))
+    }
+}
+
+/// Reads no more than is declared; what cannot be decompressed is invalid input.
+struct Declared<R> {
+    text: R,
+    size: u64,
+    left: u64,
+}
+
+impl<R: Read> Read for Declared<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.text.read(out).map_err(|error| {
+            let is_of_text = error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Other;
+            match is_of_text {
+                true => io::Error::new(io::ErrorKind::InvalidInput, error),
+                false => error,
+            }
+        })?;
+        let Some(left) = self.left.checked_sub(count as u64) else {
+            let what = format!("over {} bytes after decompression", self.size);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        };
+        self.left = left;
+        Ok(count)
     }
 }
 
@@ -143,6 +175,7 @@ pub(crate) async fn read_tar_split(
     let compressed = spool(section, bytes, Some((digest.clone(), what)), dir.into()).await?;
     Ok(Some(TarSplitText {
         compressed: Arc::new(compressed),
+        size: section.size,
     }))
 }
 
@@ -285,7 +318,9 @@ impl<R: Read> ChunkSource for Pieces<R> {
 /// Writes the first file of a compressed tar to `out`, and verifies its digest.
 fn extract(mut compressed: File, limit: u64, expected: Option<&Digest>, mut out: File) -> Result<File> {
     rewind(&mut compressed)?;
-    let mut reader = TarReader::new(Pieces(MultiGzDecoder::new(compressed)));
+    // The headers of a table of the largest size are far below its bytes.
+    let text = MultiGzDecoder::new(compressed).take(limit.saturating_add(STEP as u64));
+    let mut reader = TarReader::new(Pieces(text));
     let mut entry = Entry::default();
     if !reader.next(&mut entry, &mut |_| Ok(()))? || entry.name != ESTARGZ_TOC || entry.kind != b'0' {
         return Err(ErrorKind::InvalidArchive.err("no stargz.index.json where the footer says"));

@@ -10,7 +10,7 @@ use super::positions::push_skippable;
 use super::{Toc, TocFormat};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::test_util::TarBuilder;
+use crate::test_util::{TarBuilder, TarEntry};
 
 const KEY: &str = "io.github.containers.zstd-chunked.";
 const OLD_KEY: &str = "io.containers.zstd-chunked.";
@@ -344,6 +344,17 @@ async fn estargz_has_its_table_at_the_end() {
         "{}",
         misnamed.chain()
     );
+    // However small it is compressed.
+    let padding = TarBuilder::new()
+        .entry(TarEntry::new(b'g', "global").content(format!("1048576 comment={}\n", "0".repeat(1_048_559))))
+        .unfinished();
+    let mut endless = gzip(&[1; 5000]);
+    let offset = endless.len();
+    endless.extend(gzip(&padding).repeat(160));
+    endless.extend(gzip(&TarBuilder::new().file("stargz.index.json", &json).build()));
+    endless.extend(estargz_footer(offset, false));
+    let error = read(&endless, &digest).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArchive, "{}", error.chain());
     let whole = blob("stargz.index.json", false);
     let mut broken = whole.clone();
     let middle = broken.len() - 100;

@@ -28,6 +28,7 @@ mod diff;
 mod error_texts;
 mod errors;
 mod futures;
+mod hostile_parts;
 mod images;
 mod layer_model;
 mod layer_rules;

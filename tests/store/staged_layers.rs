@@ -59,6 +59,13 @@ impl BlobSource for Memory {
 }
 
 impl Memory {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.to_vec(),
+            ..Self::default()
+        }
+    }
+
     fn has_read(&self, at: usize) -> bool {
         let requests = self.requests.lock().unwrap();
         requests

@@ -26,6 +26,9 @@ pub(crate) const MAX_SEGMENT: usize = 1 << 20;
 /// The longest line that is read: other writers put up to a few MiB of long names and attributes into one segment.
 const MAX_LINE: usize = 32 << 20;
 
+/// Bytes of lines without meaning that are passed over between two others: no writer makes more than one of them.
+const MAX_PASSED: usize = 1 << 20;
+
 /// What a file payload is checked with: CRC-64/GO-ISO, big endian.
 #[derive(Debug)]
 pub(crate) struct Crc(crc_fast::Digest);
@@ -221,6 +224,7 @@ impl<R: BufRead> TarSplitReader<R> {
 
     /// The next entry, `None` at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
+        let mut passed = 0;
         loop {
             self.line.clear();
             self.number += 1;
@@ -250,11 +254,13 @@ impl<R: BufRead> TarSplitReader<R> {
             if self.line.last() != Some(&b'\n') && count >= MAX_LINE {
                 return Err(self.bad("too long"));
             }
-            if self.line.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            if let Some(entry) = self.parse()? {
+            let is_blank = self.line.iter().all(u8::is_ascii_whitespace);
+            if !is_blank && let Some(entry) = self.parse()? {
                 return Ok(Some(entry));
+            }
+            passed += count;
+            if passed > MAX_PASSED {
+                return Err(self.bad("after too many without meaning"));
             }
         }
     }

@@ -231,6 +231,7 @@ impl Assembler {
         let line = self.lines.next()?;
         let (name, size) = match line {
             None => return self.end().map(|()| false),
+            Some(Entry::Segment(bytes)) if bytes.is_empty() => return Ok(true),
             Some(Entry::Segment(bytes)) => {
                 self.offset = self.offset.saturating_add(bytes.len() as u64);
                 self.current = Current::Segment { bytes, position: 0 };

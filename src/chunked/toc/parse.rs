@@ -354,11 +354,16 @@ impl<'de> Visitor<'de> for Xattrs<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let Self(xattrs) = self;
         let mut name = Vec::new();
+        let mut total = 0;
         while map.next_key_seed(Text(&mut name))?.is_some() {
             let mut value = Vec::new();
             map.next_value_seed(Text(&mut value))?;
             if xattrs.len() >= MAX_XATTRS {
                 return Err(A::Error::custom(format!("more than {MAX_XATTRS} attributes")));
+            }
+            total += name.len() + value.len();
+            if total > MAX_STRING {
+                return Err(A::Error::custom(format!("attributes of over {MAX_STRING} bytes")));
             }
             xattrs.push((std::mem::take(&mut name), value));
         }
