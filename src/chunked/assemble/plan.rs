@@ -69,14 +69,20 @@ impl Plan {
     /// [`ErrorKind::NotSupported`] if content is needed in another order than the blob has it; the layer can be pulled as
     /// a whole. [`ErrorKind::InvalidArchive`] for more content than its compressed bytes can hold.
     pub(crate) fn new(toc: &Toc, local: Option<&LocalContent>) -> Result<Self> {
+        let has_content = |entry: &TocEntry<'_>| entry.kind() == EntryKind::File && entry.size() > 0;
+        // For a large table, growing by doubling would take twice the memory.
+        let count = toc.entries().filter(has_content).count();
         let mut plan = Self {
-            files: Vec::new(),
+            files: Vec::with_capacity(count),
             parts: Vec::new(),
             requests: Vec::new(),
             reused: 0,
         };
         let files = toc.entries().enumerate();
-        for (index, entry) in files.filter(|(_, entry)| entry.kind() == EntryKind::File && entry.size() > 0) {
+        for (index, entry) in files.filter(|(_, entry)| has_content(entry)) {
+            if plan.parts.len() == plan.parts.capacity() {
+                plan.parts.reserve_exact(plan.parts.len() / 8 + 256);
+            }
             let origin = match local.and_then(|local| local.find(entry.sum(), entry.size())) {
                 Some(place) => {
                     let bytes = entry
