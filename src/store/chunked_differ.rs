@@ -180,7 +180,8 @@ impl ChunkedDiffer {
         })
     }
 
-    /// Demands this diff ID. Without it the digests of the single files are verified.
+    /// Demands this diff ID. Files that other layers have are verified by it; without, by their own digests, as all others
+    /// are in any case.
     #[must_use]
     pub fn expect(mut self, diff_id: Digest) -> Self {
         self.diff_id = Some(diff_id);

@@ -65,8 +65,9 @@ pub(crate) struct Assembler {
     local: Option<LocalContent>,
     lines: Box<dyn Lines>,
     frames: Frames,
-    /// Whether the digests of files are verified.
-    verify: bool,
+    /// Whether the digests of files that come from elsewhere on this machine are verified. Those of others always are: later
+    /// pulls, also of other programs, believe the table of contents that is kept with the layer.
+    verify_local: bool,
     current: Current,
     /// The next file of the plan.
     next_file: usize,
@@ -154,8 +155,9 @@ impl Position {
 }
 
 impl Assembler {
-    /// Puts together what `plan` says, of what `lines` names. With `verify` the digest of each file
-    /// is verified; else the caller has to know the digest of the whole stream.
+    /// Puts together what `plan` says, of what `lines` names. The digest of each file that does not come as a whole from
+    /// elsewhere on this machine is verified; with `verify_local` that of those files too, else the caller has to know the
+    /// digest of the whole stream.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] without memory for a decompressor.
@@ -164,7 +166,7 @@ impl Assembler {
         plan: Plan,
         local: Option<LocalContent>,
         lines: Box<dyn Lines>,
-        (format, verify): (TocFormat, bool),
+        (format, verify_local): (TocFormat, bool),
     ) -> Result<Self> {
         Ok(Self {
             frames: Frames::new(format)?,
@@ -173,7 +175,7 @@ impl Assembler {
             plan,
             local,
             lines,
-            verify,
+            verify_local,
             current: Current::Nothing,
             next_file: 0,
             offset: 0,
@@ -277,11 +279,12 @@ impl Assembler {
                 (first..first + entry.parts().len(), Source::Ended)
             }
         };
+        let is_local = matches!(file.origin, Origin::Local(_));
         self.next_file += 1;
         self.offset = self.offset.saturating_add(size);
         self.current = Current::Content(Content {
             entry: index,
-            hasher: self.verify.then(|| Box::new(Hasher::sha256())),
+            hasher: (self.verify_local || !is_local).then(|| Box::new(Hasher::sha256())),
             parts,
             part,
         });
