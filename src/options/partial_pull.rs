@@ -18,11 +18,14 @@ use std::path::PathBuf;
 pub struct PartialPullOptions {
     /// Layers with a table of contents are pulled in parts. Without, all others of these options have no effect.
     pub enable_partial_images: bool,
-    /// Layers without a table of contents are converted into ones with it.
+    /// Layers without a table of contents are converted into ones with it. The Go library does that; here it is read and
+    /// has no effect yet.
     pub convert_images: bool,
-    /// Files that another layer has with the same owner, mode and attributes become hard links to them.
+    /// Files that another layer has with the same owner, mode and attributes become hard links to them. The Go library does
+    /// that; here it is read and has no effect yet: their content is shared where the file system can, else copied.
     pub use_hard_links: bool,
-    /// Layers are accepted of which nobody knows the diff ID.
+    /// Layers are accepted of which nobody knows the diff ID: by [`ChunkedDiffer`](crate::ChunkedDiffer). Pulls of images
+    /// always demand the diff IDs of the image's config, and pull such layers as a whole.
     pub insecure_allow_unpredictable_image_contents: bool,
     /// OSTree repositories that contents are taken from.
     pub ostree_repos: Vec<PathBuf>,
