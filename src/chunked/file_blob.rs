@@ -82,6 +82,7 @@ impl FileBlob {
     }
 
     /// All of it as a stream. Nothing is read before it is asked for.
+    #[cfg(feature = "pull")]
     pub(crate) fn reader(&self) -> BoxReader {
         self.ranges(std::iter::once(0..self.size).collect())
     }
