@@ -49,6 +49,41 @@ impl PartialPullOptions {
                 .collect(),
         }
     }
+
+    /// Sets [`PartialPullOptions::enable_partial_images`].
+    #[must_use]
+    pub fn enable_partial_images(mut self, enable: bool) -> Self {
+        self.enable_partial_images = enable;
+        self
+    }
+
+    /// Sets [`PartialPullOptions::convert_images`].
+    #[must_use]
+    pub fn convert_images(mut self, convert: bool) -> Self {
+        self.convert_images = convert;
+        self
+    }
+
+    /// Sets [`PartialPullOptions::use_hard_links`].
+    #[must_use]
+    pub fn use_hard_links(mut self, use_hard_links: bool) -> Self {
+        self.use_hard_links = use_hard_links;
+        self
+    }
+
+    /// Sets [`PartialPullOptions::insecure_allow_unpredictable_image_contents`].
+    #[must_use]
+    pub fn insecure_allow_unpredictable_image_contents(mut self, allow: bool) -> Self {
+        self.insecure_allow_unpredictable_image_contents = allow;
+        self
+    }
+
+    /// Sets [`PartialPullOptions::ostree_repos`].
+    #[must_use]
+    pub fn ostree_repos(mut self, repos: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.ostree_repos = repos.into_iter().collect();
+        self
+    }
 }
 
 #[cfg(test)]
