@@ -14,8 +14,8 @@ use reqwest::{Response, StatusCode};
 use tokio_util::io::StreamReader;
 
 use super::content_range::ContentRange;
+use super::meter::Meter;
 use super::partial::Partial;
-use super::progress::Meter;
 use super::repository::Repository;
 use super::retry::Waits;
 use crate::error::{Error, ErrorKind, Result};

@@ -22,8 +22,9 @@ use tracing::Instrument as _;
 
 use super::context::PullContext;
 use super::manifest;
+use super::meter::Meter;
 use super::offered;
-use super::progress::{BlobState, Meter};
+use super::progress::BlobState;
 use super::source::ImageSource;
 use crate::bridge::CHUNK;
 use crate::chunked::TocLocation;

@@ -53,6 +53,7 @@ mod layers;
 mod layout;
 mod layout_writer;
 mod manifest;
+mod meter;
 mod offered;
 mod options;
 mod partial;

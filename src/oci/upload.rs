@@ -4,7 +4,8 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::{Body, Method, StatusCode};
 
-use super::progress::{Meter, Progress};
+use super::meter::Meter;
+use super::progress::Progress;
 use super::repository::Repository;
 use super::response;
 use super::retry::Failure;

@@ -11,6 +11,7 @@ use bytes::{Buf as _, BytesMut};
 
 use super::super::location::TocFormat;
 use super::super::toc::{Toc, TocEntry};
+use super::check::{missing_in_tar_split, missing_in_toc};
 use super::frames::Frames;
 use super::plan::{Origin, PartOrigin, Plan};
 use crate::archive::apply::origins::Origins;
@@ -246,7 +247,7 @@ impl Assembler {
         let file = self.plan.files.get(self.next_file);
         let planned = file.and_then(|file| toc.entry(file.entry as usize));
         let (Some(file), Some(entry)) = (file, planned) else {
-            return Err(unexpected(&name));
+            return Err(missing_in_toc(&name));
         };
         if entry.name() != name {
             // Elsewhere in the table or not at all: the headers, which are compared by name, decide.
@@ -293,13 +294,10 @@ impl Assembler {
 
     /// All lines were read.
     fn end(&self) -> Result<()> {
-        let left = self.plan.files.get(self.next_file);
-        let Some(entry) = left.and_then(|file| self.toc.entry(file.entry as usize)) else {
-            return Ok(());
-        };
-        let name = show(entry.name());
-        let what = format!("TOC contains entries not present in tar-split, incl. {name}");
-        Err(ErrorKind::InvalidArchive.err(what))
+        match self.plan.files.get(self.next_file) {
+            Some(left) => Err(missing_in_tar_split(&self.toc, left.entry as usize)),
+            None => Ok(()),
+        }
     }
 
     fn open(&self, place: Place, entry: &TocEntry<'_>, size: u64) -> Result<Source> {
@@ -326,7 +324,7 @@ impl Assembler {
                 return verify(hasher, &entry).map(|()| true);
             };
             let Some(part) = self.plan.parts.get(index) else {
-                return Err(unexpected(entry.name()));
+                return Err(missing_in_toc(entry.name()));
             };
             let size = part.size;
             let part = match &part.from {
@@ -425,10 +423,4 @@ fn of(entry: &TocEntry<'_>) -> String {
 fn gone(entry: &TocEntry<'_>) -> Error {
     let what = format!("the file with the content of {} is gone", show(entry.name()));
     ErrorKind::LayerContentModified.err(what)
-}
-
-fn unexpected(name: &[u8]) -> Error {
-    let name = show(name);
-    let what = format!("tar-split contains an entry for {name} missing in TOC");
-    ErrorKind::InvalidArchive.err(what)
 }

@@ -51,13 +51,7 @@ impl HeaderCheck {
 
 impl Inspect for HeaderCheck {
     fn entry(&mut self, header: &Entry) -> Result<()> {
-        let missing = || {
-            let what = format!(
-                "tar-split contains an entry for {} missing in TOC",
-                show(&header.name)
-            );
-            ErrorKind::InvalidArchive.err(what)
-        };
+        let missing = || missing_in_toc(&header.name);
         let index = self.find(&header.name).ok_or_else(missing)?;
         match self.seen.get_mut(index) {
             Some(seen) if !*seen => *seen = true,
@@ -77,13 +71,24 @@ impl Inspect for HeaderCheck {
         let Some(left) = self.seen.iter().position(|seen| !seen) else {
             return Ok(());
         };
-        let name = self.toc.entry(left).map(|entry| show(entry.name()));
-        let what = format!(
-            "TOC contains entries not present in tar-split, incl. {}",
-            name.unwrap_or_default()
-        );
-        Err(ErrorKind::InvalidArchive.err(what))
+        Err(missing_in_tar_split(&self.toc, left))
     }
+}
+
+/// For a name in the tar stream that the table does not have, or does not have again.
+pub(super) fn missing_in_toc(name: &[u8]) -> Error {
+    let what = format!("tar-split contains an entry for {} missing in TOC", show(name));
+    ErrorKind::InvalidArchive.err(what)
+}
+
+/// For an entry of the table that the tar stream does not have.
+pub(super) fn missing_in_tar_split(toc: &Toc, index: usize) -> Error {
+    let name = toc.entry(index).map(|entry| show(entry.name()));
+    let what = format!(
+        "TOC contains entries not present in tar-split, incl. {}",
+        name.unwrap_or_default()
+    );
+    ErrorKind::InvalidArchive.err(what)
 }
 
 fn mismatch(header: &Entry, field: &str) -> Error {

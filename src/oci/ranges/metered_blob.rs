@@ -5,7 +5,7 @@ use std::ops::Range;
 use futures::future::BoxFuture;
 use tokio_util::io::InspectReader;
 
-use super::super::progress::Meter;
+use super::super::meter::Meter;
 use crate::chunked::BlobSource;
 use crate::error::Result;
 use crate::options::BoxReader;

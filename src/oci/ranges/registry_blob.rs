@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use futures::stream::try_unfold;
 use tokio_util::io::StreamReader;
 
-use super::super::progress::Meter;
+use super::super::meter::Meter;
 use super::super::repository::Repository;
 use super::request::RemoteBlob;
 use super::transfer::RangeTransfer;

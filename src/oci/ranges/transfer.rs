@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
-use super::super::progress::Meter;
+use super::super::meter::Meter;
 use super::super::retry::Waits;
 use super::answer::{Answer, Fault};
 use super::request::{RemoteBlob, Reply};
