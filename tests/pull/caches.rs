@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use graphroot::Store;
 use graphroot::test_util::TarBuilder;
 
-use crate::chunked::{image, push_chunked, tar, text};
+use crate::chunked::{image, push_chunked, tar};
 use crate::in_parts::{damage_blobs, open, partial_root, pull, update};
 use crate::records::podman_pull;
 use crate::registry::Registry;
@@ -16,6 +16,7 @@ use crate::support::each_set;
 use crate::support::json::rows;
 use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
+use crate::text::text;
 
 /// The file name of the big data item `chunked-manifest-cache`.
 const CACHE: &str = "=Y2h1bmtlZC1tYW5pZmVzdC1jYWNoZQ==";

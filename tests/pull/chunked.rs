@@ -15,18 +15,9 @@ use crate::support::oci::{OciImage, layout_blob, layout_manifest};
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
+use crate::text::text;
 
 const ANNOTATION: &str = "io.github.containers.zstd-chunked.";
-
-/// Text that gets smaller, the same for each seed.
-pub(crate) fn text(lines: u32, seed: u32) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        format!("line {} of {}\n", state >> 8, state % 10)
-    };
-    (0..lines).flat_map(|_| next().into_bytes()).collect()
-}
 
 /// A layer with everything that a table of contents can say.
 pub(crate) fn tar() -> Vec<u8> {

@@ -9,7 +9,7 @@ use graphroot::test_util::TarBuilder;
 use graphroot::{Digest, ErrorKind, Store};
 use serde_json::Value;
 
-use crate::chunked::{image, push_chunked, tar, text};
+use crate::chunked::{image, push_chunked, tar};
 use crate::records::podman_pull;
 use crate::registry::Registry;
 use crate::support::each_set;
@@ -17,6 +17,7 @@ use crate::support::json::{assert_same, rows};
 use crate::support::manifest::{self, manifest};
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
+use crate::text::text;
 
 /// What an update of [`tar`] has: a file as before, one longer than before, a new one.
 pub(crate) fn update() -> Vec<u8> {

@@ -7,7 +7,7 @@ use graphroot::oci::{PullOptions, Puller, RegistryOptions};
 use graphroot::test_util::TarBuilder;
 use graphroot::{Digest, ErrorKind, Store};
 
-use crate::chunked::{image, push_chunked, text};
+use crate::chunked::{image, push_chunked};
 use crate::fake_ranges::Spoil;
 use crate::fake_registry::{FakeRegistry, Fault, Image};
 use crate::in_parts::open;
@@ -15,6 +15,7 @@ use crate::support::locks::wait_until;
 use crate::support::needs;
 use crate::support::root::TestRoot;
 use crate::support::store::{exported, layer_ids};
+use crate::text::text;
 
 /// A layer of which each version has every other file in common with the others.
 fn files(version: u32) -> Vec<u8> {

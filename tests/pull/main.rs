@@ -13,6 +13,8 @@
 #[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/text.rs"]
+mod text;
 
 mod archives;
 mod caches;

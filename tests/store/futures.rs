@@ -6,7 +6,7 @@ use graphroot::{
 use tokio::io::AsyncReadExt as _;
 
 use crate::staged_layers::{Chunked, chunked};
-use crate::support::{TestStore, tar, tree_of};
+use crate::support::{TestStore, assert_nothing_temporary, tar, tree_of};
 
 fn is_send<T: Send>(_future: T) {}
 
@@ -114,21 +114,6 @@ async fn prepare(store: &TestStore, image: &Chunked) -> Result<StagedLayer> {
         .await
 }
 
-/// Nothing waits in temporary directories once a store is opened anew.
-async fn assert_nothing_waits(store: &TestStore) {
-    drop(store.reopen().await);
-    let temporary = [
-        tree_of(store, "any").join("../../tempdirs"),
-        store.records("layers").join("tmp"),
-    ];
-    for dir in temporary {
-        let left: Vec<_> = std::fs::read_dir(&dir)
-            .map(|dir| dir.collect())
-            .unwrap_or_default();
-        assert!(left.is_empty(), "{left:?}");
-    }
-}
-
 each_driver! {
     async fn a_preparation_that_is_dropped_leaves_nothing(store) {
         if !store.graph_driver().capabilities().differ {
@@ -148,7 +133,7 @@ each_driver! {
         }
         assert!(finished);
         assert_eq!(store.own_layers().await.len(), before);
-        assert_nothing_waits(&store).await;
+        assert_nothing_temporary(&store).await;
     }
 
     async fn content_whose_use_is_dropped_is_a_whole_layer_or_none(store) {
@@ -192,7 +177,7 @@ each_driver! {
             }
             assert!(finished);
         }
-        assert_nothing_waits(&store).await;
+        assert_nothing_temporary(&store).await;
     }
 
     async fn a_put_that_is_dropped_leaves_all_of_a_layer_or_nothing(store) {

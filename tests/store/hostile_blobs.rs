@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -11,10 +10,7 @@ use graphroot::{ChunkedDiffer, Digest, ErrorKind, Result, StagedLayer, StagingOp
 use serde_json::{Value, json};
 
 use crate::staged_layers::Memory;
-use crate::support::TestStore;
-
-/// How long one pull may take; the slowest takes a small part of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+use crate::support::{PATIENCE, TestStore};
 
 pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 3).unwrap()

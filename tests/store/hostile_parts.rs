@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use graphroot::LayerOptions;
 
-use crate::hostile_blobs::{Case, Draft, PATIENCE, ordinary};
+use crate::hostile_blobs::{Case, Draft, ordinary};
 use crate::hostile_contents::{CHUNKS, CONTENTS};
 use crate::hostile_entries::ENTRIES;
 use crate::hostile_lines::TAR_SPLITS;
 use crate::hostile_tables::{ANNOTATIONS, TEXTS};
 use crate::odd_layers::odd;
-use crate::support::{Layout, TestStore, over, tree_of};
+use crate::support::{Layout, PATIENCE, TestStore, over, tree_of};
 
 /// Everything below a directory.
 fn names_below(root: &Path) -> BTreeSet<PathBuf> {

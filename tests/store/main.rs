@@ -11,6 +11,8 @@
 mod support;
 #[path = "../support/manifest.rs"]
 mod manifest;
+#[path = "../support/text.rs"]
+mod text;
 #[path = "../support/user.rs"]
 mod user;
 

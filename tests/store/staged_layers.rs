@@ -15,7 +15,8 @@ use graphroot::{
 };
 use tokio::io::AsyncReadExt as _;
 
-use crate::support::{TestStore, tar, tree_of};
+use crate::support::{TestStore, assert_nothing_temporary, tar, tree_of};
+use crate::text::text;
 
 fn index(number: u64) -> usize {
     usize::try_from(number).unwrap()
@@ -97,16 +98,6 @@ pub(crate) struct Chunked {
     pub(crate) blob: Vec<u8>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) diff_id: Digest,
-}
-
-/// Text that does not repeat itself.
-fn text(lines: u32, seed: u32) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        format!("line {} of {}\n", state >> 8, state % 10)
-    };
-    (0..lines).flat_map(|_| next().into_bytes()).collect()
 }
 
 /// A layer with everything that a table of contents can say.
@@ -533,12 +524,7 @@ each_driver! {
             assert_eq!(error.kind(), ErrorKind::Io, "{limit}: {}", error.chain());
         }
         assert_eq!(store.own_layers().await.len(), before);
-        store.free();
-        let next = store.reopen().await;
-        let temporary = tree_of(&store, "any").join("../../tempdirs");
-        let left: Vec<_> = std::fs::read_dir(temporary).map(|dir| dir.collect()).unwrap_or_default();
-        assert!(left.is_empty(), "{left:?}");
-        drop(next);
+        assert_nothing_temporary(&store).await;
     }
 
     async fn what_has_no_table_is_pulled_as_a_whole(store) {

@@ -269,6 +269,33 @@ pub fn tar(files: &[(&str, &str)]) -> Vec<u8> {
     }))
 }
 
+/// How long a call, or something in the background, may take on a busy machine.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Nothing is left in the temporary directories of a store that was opened anew. What a dropped call has begun on the pool may
+/// end, and be removed, after that.
+pub async fn assert_nothing_temporary(store: &TestStore) {
+    drop(store.reopen().await);
+    let dirs = [
+        tree_of(store, "any").join("../../tempdirs"),
+        store.records("layers").join("tmp"),
+    ];
+    let left = || {
+        let names = dirs
+            .iter()
+            .filter_map(|dir| std::fs::read_dir(dir).ok())
+            .flatten();
+        names.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let removed = async {
+        while !left().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let removed = tokio::time::timeout(PATIENCE, removed).await;
+    assert!(removed.is_ok(), "{:?}", left());
+}
+
 /// The files of a layer, where the driver keeps them.
 pub fn tree_of(store: &TestStore, id: &str) -> PathBuf {
     let driver = store.graph_driver_name();
