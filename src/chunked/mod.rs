@@ -28,6 +28,8 @@ pub(crate) mod writer;
 pub use file_blob::FileBlob;
 pub use location::{TocFormat, TocLocation};
 pub use pack::{PackedDirectory, pack_directory};
+#[cfg(feature = "pull")]
+pub(crate) use read::read_text;
 pub(crate) use read::{TarSplitText, read, read_tar_split};
 pub use source::BlobSource;
 pub use toc::{Chunk, EntryKind, Toc, TocEntry};

@@ -210,6 +210,35 @@ pub(crate) async fn read(
     .await
 }
 
+/// As [`read`], of a text that a layer has kept. Its digest is verified where it is known: that of zstd:chunked is of the
+/// compressed table.
+#[cfg(feature = "pull")]
+pub(crate) async fn read_text(location: &TocLocation, mut text: File) -> Result<(Toc, File)> {
+    let location = location.clone();
+    bridge::run(move || {
+        if let (TocFormat::EStargz, Some(expected)) = (location.format, &location.digest) {
+            let mut hasher = Hasher::like(expected);
+            let mut piece = vec![0; BUFFER];
+            loop {
+                let count = text.read(&mut piece).during("reading a table of contents")?;
+                match piece.get(..count) {
+                    Some(read) if !read.is_empty() => hasher.update(read),
+                    _ => break,
+                }
+            }
+            let found = hasher.finish();
+            if found != *expected {
+                let what = format!("the table has digest {found}, expected {expected}");
+                return Err(ErrorKind::DigestMismatch.err(what));
+            }
+            rewind(&mut text)?;
+        }
+        let toc = toc::parse(&mut text, bounds(&location))?;
+        Ok((toc, text))
+    })
+    .await
+}
+
 fn bounds(location: &TocLocation) -> Bounds {
     Bounds {
         end: location.content_end(),

@@ -55,6 +55,11 @@ impl PullContext {
         }
     }
 
+    /// Whether layers are pulled in part where their blobs can be.
+    pub(crate) fn takes_parts(&self) -> bool {
+        self.in_part.enable_partial_images && self.store.has_differ()
+    }
+
     /// Waits for the exclusive lock of `key` among all tasks and processes that pull into this store.
     pub(crate) async fn flight(&self, key: &str) -> Result<Flight> {
         single_flight::acquire(&self.dirs.flights, key).await

@@ -49,6 +49,7 @@ mod destination;
 mod docker_archive;
 mod download;
 mod files;
+mod layer_job;
 mod layers;
 mod layout;
 mod layout_writer;
@@ -75,6 +76,7 @@ mod spool;
 mod tarball;
 mod tls;
 mod upload;
+mod wanted;
 
 pub use options::{PullOptions, PushOptions};
 pub use platform::Platform;

@@ -1,23 +1,18 @@
 //! Layers of an image that an additional layer store offers: nothing is transferred for them.
 
-use crate::chunked::TocLocation;
-use crate::digest::Digest;
+use super::wanted::WantedLayer;
 use crate::error::ErrorKind;
 use crate::store::Store;
 use crate::store::additional_layer::AdditionalLayer;
-use crate::store::image_manifest::Descriptor;
 
 /// Looks for a layer of the image with this reference. It must say that it has the same content: the diff ID, and the digest of
 /// the blob if it says one.
-pub(super) async fn find(
-    store: &Store,
-    reference: &str,
-    blob: &Descriptor,
-    diff_id: &Digest,
-) -> Option<AdditionalLayer> {
-    let location = TocLocation::from_annotations(&blob.annotations, blob.size);
-    let toc_digest = location.ok().flatten()?.toc_digest()?.clone();
-    let found = match store.lookup_additional_layer(&toc_digest, reference).await {
+pub(super) async fn find(store: &Store, reference: &str, wanted: &WantedLayer) -> Option<AdditionalLayer> {
+    let (blob, diff_id) = (&wanted.blob, &wanted.diff_id);
+    let found = match store
+        .lookup_additional_layer(wanted.toc_digest()?, reference)
+        .await
+    {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::LayerUnknown => return None,
         Err(error) => {

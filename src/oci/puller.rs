@@ -14,6 +14,7 @@ use super::partial::Partials;
 use super::progress::ImageState;
 use super::reference::{self, ImageRef};
 use super::source::ImageSource;
+use super::wanted::WantedLayer;
 use crate::bridge;
 use crate::chunked::BlobSource;
 use crate::digest::Digest;
@@ -21,6 +22,7 @@ use crate::error::{ErrorKind, Result};
 use crate::store::Store;
 use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::image_record::{self, NewImage};
+use crate::store::layer_identity::image_id;
 use crate::store::views::Image;
 
 /// The result of a pull.
@@ -181,9 +183,9 @@ impl Puller {
                 .map(|blob| (blob.digest.clone(), blob.size))
                 .collect(),
         });
-        let id = manifest.config.digest.encoded().to_owned();
-        // Images with one config are one image. The second pull finds it complete.
-        let _flight = self.context.flight(&format!("image-{id}")).await?;
+        // Images with one config and the same layers are one image. The second pull finds it complete.
+        let key = format!("image-{}", manifest.config.digest.encoded());
+        let _flight = self.context.flight(&key).await?;
         let config_bytes = match image_record::known_config(store, &manifest.config.digest).await? {
             Some(bytes) => bytes,
             None => {
@@ -205,11 +207,14 @@ impl Puller {
             ImageRef::Registry(reference) => Some(reference.to_string().into()),
             _ => None,
         };
-        let (layer, tally) =
-            layers::ensure(&self.context, &source, reference.as_ref(), blobs, diff_ids).await?;
+        let wanted = blobs.into_iter().zip(diff_ids);
+        let wanted = wanted
+            .map(|(blob, diff_id)| WantedLayer::new(blob, diff_id))
+            .collect();
+        let ensured = layers::ensure(&self.context, &source, reference.as_ref(), wanted).await?;
         let new = NewImage {
-            id,
-            layer,
+            id: image_id(&manifest.config.digest, &ensured.identities),
+            layer: ensured.top,
             names,
             created: config.created,
             config: (manifest.config.digest, config_bytes),
@@ -217,7 +222,7 @@ impl Puller {
             instance: (instance.digest.clone(), instance.bytes),
         };
         let image = image_record::write(store, new).await?;
-        let Tally { transferred, reused } = tally;
+        let Tally { transferred, reused } = ensured.tally;
         Ok(Pulled {
             image,
             digest: top.digest,

@@ -3,6 +3,9 @@
 //! A layer is sent as its tar stream, bit for bit as it was received (replayed from tar-split), and compressed again.
 //! If the destination has the blob that the layer was made from, that blob is used and nothing is read; if it has the
 //! newly compressed one, that is not sent. The manifest of the store is pushed unchanged unless a blob differs.
+//!
+//! A layer that is known by its table of contents alone can be sent only if its tar stream turns out to be the one that the
+//! image's config names.
 
 use std::sync::Arc;
 
@@ -49,7 +52,10 @@ pub struct Pushed {
 /// [`ErrorKind::ImageUnknown`]; [`ErrorKind::NotFound`] for an image without a manifest or config;
 /// [`ErrorKind::InvalidInput`] if those do not fit the layers, or for a destination that names a digest;
 /// [`ErrorKind::Registry`] if the registry cannot be reached or refuses; [`ErrorKind::NotSupported`] for an archive in
-/// place of what is no regular file; and those of [`Store::diff`]. What was sent to a registry or layout stays there,
+/// place of what is no regular file; [`ErrorKind::DigestMismatch`] for a layer without diff ID
+/// ([`PartialPullOptions::insecure_allow_unpredictable_image_contents`](crate::PartialPullOptions::insecure_allow_unpredictable_image_contents))
+/// that the destination does not have, since its tar stream is another one than the config names; and those of
+/// [`Store::diff`]. What was sent to a registry or layout stays there,
 /// for the next attempt; of an archive nothing stays.
 ///
 /// # Cancellation
@@ -88,7 +94,11 @@ async fn work(
         && layers
             .iter()
             .zip(&diff_ids)
-            .all(|(layer, diff_id)| layer.uncompressed_digest().as_ref() == Some(diff_id));
+            .all(|(layer, diff_id)| match layer.uncompressed_digest() {
+                Some(digest) => digest == *diff_id,
+                // It is computed before the layer is sent.
+                None => layer.toc_digest().is_some(),
+            });
     if !fit {
         return Err(ErrorKind::InvalidInput.err("the image's config does not describe its layers"));
     }
@@ -123,7 +133,8 @@ async fn work(
     let jobs: Vec<BoxFuture<'_, Result<Prepared>>> = layers
         .iter()
         .zip(&manifest.layers)
-        .map(|(layer, blob)| job.layer(layer, blob).boxed())
+        .zip(&diff_ids)
+        .map(|((layer, blob), diff_id)| job.layer(layer, blob, diff_id).boxed())
         .collect();
     let mut prepared = futures::stream::iter(jobs).buffered(options.uploads.max(1));
     let (mut blobs, mut sent) = (Vec::new(), 0);
@@ -181,7 +192,7 @@ enum LayerState {
 
 impl Job<'_> {
     /// Compresses and sends a layer unless the destination has it.
-    async fn layer(&self, layer: &Layer, known: &Descriptor) -> Result<Prepared> {
+    async fn layer(&self, layer: &Layer, known: &Descriptor, diff_id: &Digest) -> Result<Prepared> {
         if self.destination.has(&known.digest).await? {
             reused(self.progress, &known.digest);
             let media_type = if self.oci {
@@ -196,6 +207,16 @@ impl Job<'_> {
                 },
                 state: LayerState::Reused,
             });
+        }
+        if layer.uncompressed_digest().is_none() {
+            let (found, _size) = self.store.measure_diff(layer.id()).await?;
+            if found != *diff_id {
+                let what = format!(
+                    "layer {}, which was put together by its table of contents, has digest {found}, expected {diff_id}",
+                    layer.id()
+                );
+                return Err(ErrorKind::DigestMismatch.err(what));
+            }
         }
         let options = DiffOptions::compressed(self.compression).level(self.level);
         let mut diff = self.store.diff(None, layer.id(), options).await?;

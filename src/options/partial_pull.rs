@@ -24,8 +24,13 @@ pub struct PartialPullOptions {
     /// Files that another layer has with the same owner, mode and attributes become hard links to them. The Go library does
     /// that; here it is read and has no effect yet: their content is shared where the file system can, else copied.
     pub use_hard_links: bool,
-    /// Layers are accepted of which nobody knows the diff ID: by [`ChunkedDiffer`](crate::ChunkedDiffer). Pulls of images
-    /// always demand the diff IDs of the image's config, and pull such layers as a whole.
+    /// Layers are accepted of which nobody can know the diff ID, and pulled in parts: those of eStargz, and of zstd:chunked
+    /// without tar-split data. What makes sure of their content is the digest of the table of contents, which is in the IDs
+    /// of such layers and of their images: whoever makes an image can have a table of contents say another thing than the
+    /// tar stream, which other programs unpack. Such a layer can be sent only to where its blob is already.
+    ///
+    /// Layers with tar-split data have their diff IDs verified all the same, other than by the Go library. A layer of the
+    /// store that is known by its table of contents is used by pulls whether this is set or not, as by the Go library.
     pub insecure_allow_unpredictable_image_contents: bool,
     /// OSTree repositories that contents are taken from.
     pub ostree_repos: Vec<PathBuf>,

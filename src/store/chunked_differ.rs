@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+#[cfg(feature = "pull")]
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+#[cfg(feature = "pull")]
+use futures::future::{BoxFuture, FutureExt as _};
 use tokio::io::AsyncReadExt as _;
 
 use crate::archive::apply::pipeline::{ApplyOptions, Inflow};
@@ -68,6 +72,19 @@ struct Report(Box<dyn Fn(Savings) + Send + Sync>);
 impl fmt::Debug for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Report")
+    }
+}
+
+/// Where nothing can be read of.
+#[cfg(feature = "pull")]
+#[derive(Debug)]
+struct NoSource;
+
+#[cfg(feature = "pull")]
+impl BlobSource for NoSource {
+    fn read(&self, _ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<BoxReader>> {
+        let what = "a file of a layer, which no layer of the store has";
+        std::future::ready(Err(ErrorKind::NotFound.err(what))).boxed()
     }
 }
 
@@ -178,6 +195,37 @@ impl ChunkedDiffer {
             has_reused: false,
             report: None,
         })
+    }
+
+    /// The differ for a copy of a layer of the store, which was put together by the table at `location`. It takes all content
+    /// from the layers of the store.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] without the table; [`ErrorKind::LayerUnknown`]; [`ErrorKind::InvalidArchive`] and
+    /// [`ErrorKind::DigestMismatch`] for another one; [`ErrorKind::Io`].
+    #[cfg(feature = "pull")]
+    pub(crate) async fn of_layer(store: &Store, location: TocLocation, layer: &str) -> Result<Self> {
+        store.local_content().await?;
+        let text = store.layer_item_file(layer, TOC_KEY).await?;
+        let (toc, text) = chunked::read_text(&location, text).await?;
+        Ok(Self {
+            store: store.clone(),
+            location,
+            source: Arc::new(NoSource),
+            toc: Arc::new(toc),
+            text,
+            tar_split: None,
+            diff_id: None,
+            reuse: true,
+            has_reused: false,
+            report: None,
+        })
+    }
+
+    /// Whether it finds out the diff ID of the layer.
+    #[cfg(feature = "pull")]
+    pub(crate) fn has_diff_id(&self) -> bool {
+        self.tar_split.is_some()
     }
 
     /// Demands this diff ID. Files that other layers have are verified by it; without, by their own digests, as all others

@@ -12,7 +12,7 @@ use crate::store::Store;
 use crate::store::image_builder::{Base, ConfigChanges, ImageBuilder, config_setters};
 use crate::store::image_config::History;
 use crate::store::image_name;
-use crate::store::image_record::layer_id;
+use crate::store::layer_identity::LayerIdentity;
 use crate::store::views::{Container, Image, Layer};
 
 /// What an image made by [`Store::commit`] is to be. By default it has no name, and what it runs is what the
@@ -215,7 +215,7 @@ impl Store {
         let diff_id = staged.uncompressed_digest().cloned();
         let diff_id =
             diff_id.ok_or_else(|| ErrorKind::DigestUnknown.err("the diff ID of an unpacked layer"))?;
-        let id = layer_id(parent, &diff_id);
+        let id = LayerIdentity::DiffId(diff_id.clone()).layer_id(parent);
         options.id = Some(id.clone());
         match self.commit_diff(parent, options, staged).await {
             Ok(_put) => Ok(id),

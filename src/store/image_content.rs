@@ -217,7 +217,7 @@ impl Store {
     }
 
     /// Digest and size of the uncompressed diff of a layer that has none recorded.
-    async fn measure_diff(&self, layer: &str) -> Result<(Digest, u64)> {
+    pub(crate) async fn measure_diff(&self, layer: &str) -> Result<(Digest, u64)> {
         let mut diff = self.diff(None, layer, DiffOptions::uncompressed()).await?;
         let mut hasher = Hasher::sha256();
         let mut size = 0;

@@ -1,7 +1,8 @@
 //! The record of an image and its big data items, as Podman writes them.
 //!
 //! ```text
-//! ID                          hexadecimal part of the config's digest
+//! ID                          hexadecimal part of the config's digest; another one if layers are known by their tables
+//!                             of contents
 //! digest                      of the index that it was pulled by if there is one, else of the manifest
 //! names                       added in front of those that the image has
 //! metadata                    {}: it would tell the sizes of signatures, of which there are none
@@ -137,14 +138,4 @@ async fn complete(store: &Store, image: &Image, new: &NewImage, items: Vec<(Stri
         store.set_metadata(image.id(), NO_SIGNATURES).await?;
     }
     Ok(())
-}
-
-/// The ID of the layer with this diff on `parent`, as image programs compute it.
-pub(crate) fn layer_id(parent: Option<&str>, diff_id: &Digest) -> String {
-    match parent {
-        None => diff_id.encoded().to_owned(),
-        Some(parent) => Digest::sha256(format!("{parent}+{}", diff_id.encoded()))
-            .encoded()
-            .to_owned(),
-    }
 }

@@ -87,6 +87,7 @@ pub(crate) mod image_manifest;
 mod image_name;
 pub(crate) mod image_record;
 pub(crate) mod inner;
+pub(crate) mod layer_identity;
 mod layer_steps;
 pub(crate) mod layer_store;
 pub(crate) mod local_content;

@@ -10,6 +10,8 @@
     reason = "what was skipped and measured belongs to the output"
 )]
 
+#[path = "../support/by_toc.rs"]
+mod by_toc;
 #[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -25,6 +27,7 @@ mod faults;
 mod flight;
 mod in_parts;
 mod in_parts_faults;
+mod known_by_toc;
 mod layouts;
 mod library;
 mod offered_layers;

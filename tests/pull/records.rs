@@ -30,7 +30,7 @@ pub(crate) fn podman_pull(root: &TestRoot, images: &[String]) {
 }
 
 /// Records of one kind without what differs from one pull to the next.
-fn records(root: &TestRoot, kind: &str) -> Vec<Value> {
+pub(crate) fn records(root: &TestRoot, kind: &str) -> Vec<Value> {
     let mut rows = json::rows(&root.metadata_dir(kind).join(format!("{kind}.json")));
     for row in &mut rows {
         if kind == "layers" {
@@ -91,7 +91,7 @@ pub(crate) fn assert_same_trees(ours: &TestRoot, theirs: &TestRoot) {
     }
 }
 
-fn assert_same_files(left: &Path, right: &Path) {
+pub(crate) fn assert_same_files(left: &Path, right: &Path) {
     let content = |dir: &Path| -> Vec<(String, Vec<u8>)> {
         let mut files: Vec<_> = std::fs::read_dir(dir)
             .unwrap()

@@ -9,6 +9,9 @@
 
 #[macro_use]
 mod support;
+#[expect(dead_code, reason = "shared with tests/pull, which uses the rest")]
+#[path = "../support/by_toc.rs"]
+mod by_toc;
 #[path = "../support/manifest.rs"]
 mod manifest;
 #[path = "../support/text.rs"]

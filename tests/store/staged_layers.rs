@@ -15,6 +15,7 @@ use graphroot::{
 };
 use tokio::io::AsyncReadExt as _;
 
+use crate::by_toc::ByToc;
 use crate::support::{TestStore, assert_nothing_temporary, tar, tree_of};
 use crate::text::text;
 
@@ -171,45 +172,6 @@ impl Chunked {
     pub(crate) async fn differ(&self, store: &TestStore, source: Arc<Memory>) -> Result<ChunkedDiffer> {
         ChunkedDiffer::open(store, &self.annotations, self.blob.len() as u64, source).await
     }
-}
-
-/// An eStargz blob of files, as others make it: each content in a gzip member of its own, then the table of contents.
-fn estargz(files: &[(&str, &[u8])]) -> (Vec<u8>, BTreeMap<String, String>) {
-    use base64::Engine as _;
-    use std::io::Write as _;
-    let gzip = |bytes: &[u8]| {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
-    };
-    let value = base64::engine::general_purpose::STANDARD.encode("v");
-    let mut blob = Vec::new();
-    let mut entries = vec![
-        serde_json::json!({"type": "dir", "name": "d/", "mode": 0o750, "modtime": "2001-02-03T04:05:06Z"}),
-        serde_json::json!({"type": "symlink", "name": "link", "linkName": "d/a"}),
-        serde_json::json!({"type": "char", "name": "char", "mode": 0o600, "devMajor": 5, "devMinor": 1}),
-    ];
-    for (name, content) in files {
-        blob.extend(gzip(&[0; 512]));
-        let offset = blob.len();
-        blob.extend(gzip(content));
-        entries.push(serde_json::json!({
-            "type": "reg", "name": name, "size": content.len(), "mode": 0o644, "uid": 7, "offset": offset,
-            "modtime": "2001-02-03T04:05:06.5Z", "xattrs": {"user.a": value}, "userName": "nobody",
-            "digest": Digest::sha256(content).to_string(), "chunkDigest": Digest::sha256(content).to_string(),
-        }));
-    }
-    let toc = serde_json::to_vec(&serde_json::json!({"version": 1, "entries": entries})).unwrap();
-    let offset = blob.len();
-    blob.extend(gzip(&TarBuilder::new().file("stargz.index.json", &toc).build()));
-    let mut footer = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16\0".to_vec();
-    footer.extend(format!("{offset:016x}STARGZ").into_bytes());
-    footer.extend(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
-    assert_eq!(footer.len(), 51);
-    blob.extend(footer);
-    let digest = Digest::sha256(&toc).to_string();
-    let key = "containerd.io/snapshot/stargz/toc.digest".to_owned();
-    (blob, BTreeMap::from([(key, digest)]))
 }
 
 /// A differ of another program.
@@ -440,7 +402,7 @@ each_driver! {
             return;
         }
         let content = text(1000, 4);
-        let (blob, annotations) = estargz(&[("d/a", b"small"), ("b", &content)]);
+        let ByToc { blob, annotations, .. } = ByToc::estargz(&[("d/a", b"small"), ("b", &content)]);
         let size = blob.len() as u64;
         let source = Arc::new(Memory { bytes: blob, ..Memory::default() });
         let error = ChunkedDiffer::open(&store, &annotations, size, Arc::clone(&source) as _).await.unwrap_err();

@@ -1,5 +1,6 @@
 //! Named data of layers.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,13 +54,22 @@ impl Store {
     /// # Cancellation
     /// No effect.
     pub async fn layer_big_data(&self, id: &str, key: &str) -> Result<BigDataReader> {
+        let (row, home) = self.layer_row(id).await?;
+        self.open_layer_item(row, home, key).await
+    }
+
+    async fn layer_row(&self, id: &str) -> Result<(Arc<LayerRow>, StoreOrigin)> {
         let found = self
             .read_all_layer_stores(|home, table| Ok(hit(table.find(id).map(|row| (Arc::clone(row), home)))))
             .await?;
-        let Some((row, home)) = found else {
-            return Err(LayerRow::unknown(id));
-        };
-        self.open_layer_item(row, home, key).await
+        found.ok_or_else(|| LayerRow::unknown(id))
+    }
+
+    /// As [`Store::layer_big_data`], as a file.
+    #[cfg(feature = "pull")]
+    pub(crate) async fn layer_item_file(&self, id: &str, key: &str) -> Result<File> {
+        let (row, home) = self.layer_row(id).await?;
+        Ok(self.open_layer_file(row, home, key).await?.0)
     }
 
     pub(crate) async fn open_layer_item(
@@ -68,6 +78,15 @@ impl Store {
         home: StoreOrigin,
         key: &str,
     ) -> Result<BigDataReader> {
+        let (file, size) = self.open_layer_file(row, home, key).await?;
+        Ok(BigDataReader {
+            stream: ByteStream::of(FilePart::new(file, 0, size)),
+            size,
+        })
+    }
+
+    /// The file of an item, and its size.
+    async fn open_layer_file(&self, row: Arc<LayerRow>, home: StoreOrigin, key: &str) -> Result<(File, u64)> {
         let id = row.id.clone();
         let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
         let layer = ReadLayers::new(self.clone(), row, None);
@@ -80,13 +99,10 @@ impl Store {
         let opened = bridge::run(move || {
             let file = big_data::open(&dir, &key)?.ok_or_else(|| missing_item(&key, "layer", &id))?;
             let size = file.metadata().at("looking at big data item", &key)?.len();
-            Ok(BigDataReader {
-                stream: ByteStream::of(FilePart::new(file, 0, size)),
-                size,
-            })
+            Ok((file, size))
         });
         match opened.await {
-            Ok(reader) => Ok(reader),
+            Ok(opened) => Ok(opened),
             Err(error) => Err(layer.explain(error).await),
         }
     }
@@ -108,8 +124,7 @@ impl Store {
             let row = layers.find_complete(&layer)?;
             let dir = layers.inner.dirs.layer_data(&row.id)?;
             make_private_subdir(&dir)?;
-            let mut file =
-                std::fs::File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
+            let mut file = File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
             big_data::write_stream(&dir, &key, &mut file, true)?;
             drop(temp.into_inner());
             layers.rely_on_data(dir);
@@ -131,7 +146,7 @@ impl Store {
         let (mut file, path, temp) = bridge::run(move || {
             let mut temp = TempDir::create(&dir)?;
             let path = temp.addition();
-            let file = std::fs::File::create_new(&path).at("creating", &path)?;
+            let file = File::create_new(&path).at("creating", &path)?;
             Ok((file, path, Detached::new(temp)))
         })
         .await?;
