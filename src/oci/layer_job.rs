@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::options::{BoxReader, DiffOptions, LayerOptions};
 use crate::store::additional_layer::AdditionalLayer;
 use crate::store::chunked_differ::ChunkedDiffer;
+use crate::store::converting_differ::ConvertingDiffer;
 use crate::store::layer_identity::{EXPECTED_DIFF_ID, LayerIdentity};
 use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
@@ -269,6 +270,20 @@ impl Job {
         }
     }
 
+    /// Unpacks the whole blob.
+    async fn stage(&self, on: Option<&str>, blob: BoxReader) -> Result<StagedDiff> {
+        let (context, store) = (&self.context, &self.context.store);
+        if !(context.takes_parts() && context.in_part.convert_images) {
+            return store.stage_diff(on, &self.options(), blob).await;
+        }
+        let wanted = &self.wanted;
+        let differ = ConvertingDiffer::new(store, blob)
+            .expect_blob(wanted.blob.digest.clone(), wanted.blob.size)
+            .expect(wanted.diff_id.clone());
+        let staged = store.stage_with(on, &LayerOptions::default(), differ).await?;
+        Ok(staged.into())
+    }
+
     async fn transfer(&self, on: Option<&str>, may_be_unverified: bool) -> Result<StagedDiff> {
         if let Some(staged) = self.fetch_parts(on, may_be_unverified).await? {
             return Ok(staged);
@@ -284,7 +299,7 @@ impl Job {
                 .source
                 .blob(blob, &self.context.options.progress, partial)
                 .await?;
-            let staged = self.context.store.stage_diff(on, &self.options(), stream).await;
+            let staged = self.stage(on, stream).await;
             let error = match staged {
                 Ok(staged) => return Ok(staged),
                 Err(error) => error,

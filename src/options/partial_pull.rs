@@ -18,11 +18,15 @@ use std::path::PathBuf;
 pub struct PartialPullOptions {
     /// Layers with a table of contents are pulled in parts. Without, all others of these options have no effect.
     pub enable_partial_images: bool,
-    /// Layers without a table of contents are converted into ones with it. The Go library does that; here it is read and
-    /// has no effect yet.
+    /// Layers without a table of contents get one while they are unpacked, so that later pulls find their files
+    /// ([`ConvertingDiffer`](crate::ConvertingDiffer)). A layer that can have none is pulled all the same, where the Go library
+    /// fails.
     pub convert_images: bool,
-    /// Files that another layer has with the same owner, mode and attributes become hard links to them. The Go library does
-    /// that; here it is read and has no effect yet: their content is shared where the file system can, else copied.
+    /// Files that another layer of the store has, the same in content, owner, mode, time of last modification and attributes,
+    /// become hard links to them. The Go library does not look at the time. Whoever changes a file of a layer in its directory
+    /// changes it for all layers then: for stores whose layers nobody mounts for writing. Containers write elsewhere.
+    ///
+    /// Without, content is shared where the file system can, else copied.
     pub use_hard_links: bool,
     /// Layers are accepted of which nobody can know the diff ID, and pulled in parts: those of eStargz, and of zstd:chunked
     /// without tar-split data. What makes sure of their content is the digest of the table of contents, which is in the IDs

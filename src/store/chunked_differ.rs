@@ -26,7 +26,7 @@ use crate::store::stage::differ::{Differ, StagingArea};
 use crate::store::stage::differ_output::DifferOutput;
 
 /// What [`FORMAT_KEY`] says of a layer whose files lie as they are named.
-const AS_NAMED: &[u8] = b"{\"format\":0}";
+pub(super) const AS_NAMED: &[u8] = b"{\"format\":0}";
 
 /// Puts a layer together from the parts of a zstd:chunked (or eStargz) blob, of which it fetches what the store does not have.
 ///

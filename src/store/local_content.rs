@@ -72,7 +72,7 @@ impl Store {
     pub(crate) async fn local_content(&self) -> Result<LocalContent> {
         let layers = self.local_layers().await?;
         let options = PartialPullOptions::new(self.pull_options());
-        Ok(LocalContent::new(layers, &options.ostree_repos))
+        Ok(LocalContent::new(layers, &options.ostree_repos).with_links(options.use_hard_links))
     }
 
     async fn local_layers(&self) -> Result<Arc<Layers>> {
@@ -163,7 +163,7 @@ impl Store {
         })
         .await?;
         for (candidate, opened) in opened {
-            let layer = candidate.row.id.to_string();
+            let (layer, is_own) = (candidate.row.id.to_string(), candidate.is_writable);
             let created = candidate.row.created.clone();
             let mut entry = Entry {
                 created,
@@ -194,6 +194,9 @@ impl Store {
                     })
                     .await?;
                     entry.filter = size;
+                }
+                if is_own {
+                    loaded.set_own();
                 }
                 entry.layer = Some(Arc::new(loaded));
             }

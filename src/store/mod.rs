@@ -39,6 +39,7 @@ pub(crate) mod commit;
 
 // Containers.
 mod containers;
+pub(crate) mod converting_differ;
 
 // All three: finding, names, data.
 mod lookup;

@@ -5,6 +5,7 @@ pub(crate) mod atomic;
 pub(crate) mod boot;
 pub(crate) mod child;
 mod clean_path;
+pub(crate) mod dedupe;
 mod lease;
 pub(crate) mod mount;
 pub(crate) mod mount_namespaces;

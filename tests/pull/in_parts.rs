@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use graphroot::oci::{BlobState, Event, ImageRef, Progress, PullOptions, Pulled, Puller};
 use graphroot::test_util::TarBuilder;
-use graphroot::{Digest, ErrorKind, Store};
+use graphroot::{Digest, ErrorKind, Store, StoreOptions};
 use serde_json::Value;
 
 use crate::chunked::{image, push_chunked, tar};
@@ -32,25 +32,38 @@ pub(crate) fn update() -> Vec<u8> {
 
 /// A store that is asked for partial pulls, by our options and by the Go library's.
 pub(crate) fn partial_root(set: PeerSet) -> TestRoot {
+    root_with(set, &[])
+}
+
+/// The same with more options for pulls that are on.
+pub(crate) fn root_with(set: PeerSet, more: &[&str]) -> TestRoot {
     let root = TestRoot::in_memory().of(set);
     let file = root.path().join("etc/storage.conf");
     let config = std::fs::read_to_string(&file).unwrap();
-    let partial = "[storage.options.pull_options]\nenable_partial_images = \"true\"\n";
+    let mut partial = "[storage.options.pull_options]\nenable_partial_images = \"true\"\n".to_owned();
+    for key in more {
+        partial += &format!("{key} = \"true\"\n");
+    }
     std::fs::write(&file, format!("{config}\n{partial}")).unwrap();
     root
 }
 
 pub(crate) async fn open(root: &TestRoot) -> Store {
-    Store::open(root.options().pull_option("enable_partial_images", "true"))
-        .await
-        .unwrap()
+    open_with(root, &[]).await
+}
+
+/// With more options for pulls that are on.
+pub(crate) async fn open_with(root: &TestRoot, more: &[&str]) -> Store {
+    let options = root.options().pull_option("enable_partial_images", "true");
+    let on = |options: StoreOptions, key: &&str| options.pull_option(*key, "true");
+    Store::open(more.iter().fold(options, on)).await.unwrap()
 }
 
 /// The bytes of blobs that a pull has fetched and reused.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bytes {
-    fetched: u64,
-    reused: u64,
+    pub(crate) fetched: u64,
+    pub(crate) reused: u64,
 }
 
 pub(crate) async fn pull(store: &Store, image: &str) -> graphroot::Result<(Pulled, Bytes)> {
@@ -102,7 +115,7 @@ pub(crate) fn tree(root: &TestRoot, layer: &str) -> manifest::Manifest {
 }
 
 /// The Go library's stream of a layer.
-fn diff_by_go(root: &TestRoot, layer: &str) -> Vec<u8> {
+pub(crate) fn diff_by_go(root: &TestRoot, layer: &str) -> Vec<u8> {
     let file = root.path().join("diff");
     let command = root.go().words("diff --uncompressed --file");
     command.with([file.as_os_str()]).with([layer]).run();

@@ -53,6 +53,7 @@ mod odd_layers;
 mod options;
 mod rootless;
 mod roots;
+mod shared_inodes;
 mod short_records;
 mod sizes;
 mod split;

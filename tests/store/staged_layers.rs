@@ -102,7 +102,7 @@ pub(crate) struct Chunked {
 }
 
 /// A layer with everything that a table of contents can say.
-fn everything() -> Vec<u8> {
+pub(crate) fn everything() -> Vec<u8> {
     let holes = [
         &text(2000, 1)[..],
         &[0; 300_000],
@@ -204,7 +204,7 @@ impl Differ for Unpacking {
     }
 }
 
-async fn read_all(store: &TestStore, layer: &str) -> Vec<u8> {
+pub(crate) async fn read_all(store: &graphroot::Store, layer: &str) -> Vec<u8> {
     let mut stream = store
         .diff(None, layer, DiffOptions::uncompressed())
         .await

@@ -25,11 +25,11 @@ use crate::archive::apply::hard_links::HardLinks;
 use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::metadata::{self, Rules, kind};
 use crate::archive::apply::new_file::NEW_FILE;
-use crate::archive::apply::origins::Origins;
+use crate::archive::apply::origins::{Origins, Spot};
 use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::payload::write_payload;
 use crate::archive::apply::present_tree::PresentTree;
-use crate::archive::apply::target::Content;
+use crate::archive::apply::target::{Content, Inspect};
 use crate::archive::apply::tree::{During as _, Tree};
 use crate::archive::path::{MAX_PATH, clean, push, show, split};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
@@ -64,6 +64,8 @@ pub(crate) struct Setup {
     pub(crate) sync: bool,
     /// Files that have the content of payloads.
     pub(crate) origins: Option<Arc<Origins>>,
+    /// Sees what is unpacked.
+    pub(crate) inspect: Option<Box<dyn Inspect>>,
 }
 
 /// The number of the device that an entry stands for, by the kernel's own split: 12 bits of major number, 20 of minor.
@@ -85,6 +87,7 @@ pub(crate) struct Extractor {
     hard_links: HardLinks,
     crc: Crc,
     origins: Option<Arc<Origins>>,
+    inspect: Option<Box<dyn Inspect>>,
     /// Scratch: the clean path of the current entry.
     path: Vec<u8>,
 }
@@ -102,6 +105,7 @@ impl Extractor {
             hard_links: HardLinks::new(setup.present),
             crc: Crc::new(),
             origins: setup.origins,
+            inspect: setup.inspect,
             path: Vec::new(),
         })
     }
@@ -113,6 +117,9 @@ impl Extractor {
         reader: &mut TarReader<S>,
         recorder: &mut TarSplitRecorder,
     ) -> Result<()> {
+        if let Some(inspect) = &mut self.inspect {
+            inspect.entry(entry)?;
+        }
         let mut path = std::mem::take(&mut self.path);
         let cleaned = clean(&entry.name, &mut path);
         let first = self.tree.state.seen.name(&path);
@@ -125,6 +132,14 @@ impl Extractor {
             recorder.file(&entry.name, 0, [0; 8])?;
         }
         Ok(())
+    }
+
+    /// To be called when the last entry was placed.
+    pub(crate) fn end_of_entries(&mut self) -> Result<()> {
+        match &mut self.inspect {
+            Some(inspect) => inspect.end(),
+            None => Ok(()),
+        }
     }
 
     /// Sets the times of directories, syncs if that was asked for.
@@ -378,26 +393,40 @@ impl Extractor {
         recorder: &mut TarSplitRecorder,
     ) -> Result<Placed> {
         let owner = self.tree.rules.owner(entry)?;
-        let mode = Mode::from_raw_mode(entry.mode & 0o777);
-        let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, mode);
-        let file = File::from(
-            self.tree
-                .make(parent, base, recorder, make)
-                .during("making a file")?,
-        );
+        let origin = match &self.origins {
+            Some(origins) if entry.sparse.is_none() => origins.take(reader.offset()),
+            _ => None,
+        };
+        let place = Spot { parent, base };
+        let linked = match &origin {
+            Some(origin) => origin.link(&mut self.tree, entry, owner, place, recorder)?,
+            None => false,
+        };
+        let mut is_there = linked;
+        let file = match origin {
+            Some(origin) if linked => origin.file,
+            origin => {
+                let mode = Mode::from_raw_mode(entry.mode & 0o777);
+                let make = || rustix::fs::openat(parent.fd(), base, NEW_FILE, mode);
+                let made = self.tree.make(parent, base, recorder, make);
+                let file = File::from(made.during("making a file")?);
+                if let (Some(origins), Some(origin)) = (&self.origins, origin) {
+                    is_there = origins.clone_to(&file, &origin, entry.size)?;
+                }
+                file
+            }
+        };
         // A name through a link may have replaced that very link.
         let recordable = recordable
             && entry.sparse.is_none()
             && (!parent.via_link() || self.tree.is_reached(&entry.name, &file)?);
-        let is_clone = match &self.origins {
-            Some(origins) if entry.sparse.is_none() => {
-                origins.clone_to(&file, reader.offset(), entry.size)?
-            }
-            _ => false,
-        };
-        let to = (!is_clone).then_some(&file);
-        let crc = &mut self.crc;
+        let to = (!is_there).then_some(&file);
+        let (crc, inspect, mut offset) = (&mut self.crc, &mut self.inspect, reader.offset());
         write_payload(entry, to, reader, |piece| {
+            if let Some(inspect) = inspect {
+                inspect.content(entry, offset, piece);
+                offset += piece.len() as u64;
+            }
             if recordable {
                 crc.update(piece);
                 Ok(())
@@ -405,7 +434,17 @@ impl Extractor {
                 recorder.raw(piece)
             }
         })?;
-        self.tree.rules.open_file(file.as_fd(), entry, owner, true)?;
+        if !linked {
+            self.tree.rules.open_file(file.as_fd(), entry, owner, true)?;
+        }
+        let sum = match inspect {
+            Some(inspect) => inspect.content_end()?,
+            None => None,
+        };
+        let file = match (&self.origins, sum) {
+            (Some(origins), Some(sum)) => origins.share(&mut self.tree, file, &sum, entry, owner, place)?,
+            _ => file,
+        };
         let size = &mut self.tree.state.size;
         *size = size.saturating_add(entry.size);
         self.tree.sync_tracker.file(file.into());

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FileType, Mode, OFlags, Timestamps};
 use rustix::io::Errno;
 
+use crate::archive::apply::linked_files::LinkedFiles;
 use crate::archive::apply::prune::Removal;
 use crate::archive::apply::seen::Seen;
 use crate::archive::apply::shared_files::SharedFiles;
@@ -22,6 +23,8 @@ pub(crate) struct ExtractState {
     pub(crate) via_links: Vec<(u64, Vec<u8>)>,
     /// Files of the layer that hard links share.
     pub(crate) shared: SharedFiles,
+    /// Files that other layers have too, under the same inode: nothing of them may change.
+    pub(crate) linked: LinkedFiles,
     /// Bytes in files and links of this archive.
     pub(crate) size: u64,
 }

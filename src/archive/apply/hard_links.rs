@@ -138,6 +138,22 @@ impl HardLinks {
             let file = (parent.fd(), base, &now);
             return tree.state.shared.describe(&tree.rules, file, entry, owner);
         }
+        if let Some(now) = status()?
+            && tree.state.linked.has(tree::identity(&now))
+        {
+            let identity = tree::identity(&now);
+            parent.child(base, &mut tree.real);
+            tree.state.linked.add(identity, tree.real.clone());
+            if tree.rules.is_described(parent.fd(), base, &now, entry, owner) {
+                return Ok(());
+            }
+            let root = Rc::clone(tree.parents.root());
+            let part = tree
+                .state
+                .linked
+                .part(root.fd(), identity, &mut tree.sync_tracker);
+            part?;
+        }
         tree.rules.node(parent.fd(), base, entry, owner)
     }
 

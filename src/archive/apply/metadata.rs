@@ -274,6 +274,42 @@ impl Rules {
             && attributes.all(has)
     }
 
+    /// Whether a status says of a regular file what a new one for `entry` would have: owner, mode, time of last modification.
+    pub(super) fn is_status(&self, stat: &Stat, entry: &Entry, owner: Owner) -> bool {
+        let mtime = timespec(entry.mtime);
+        self.force_mask.is_none()
+            && (stat.st_uid, stat.st_gid) == (owner.uid, owner.gid)
+            && stat.st_mode & 0o7777 == self.mode(entry)
+            && is_time(stat.st_mtime, stat.st_mtime_nsec, mtime)
+            && u64::try_from(stat.st_size) == Ok(entry.size)
+    }
+
+    /// Whether a file is the same as a new one for `entry` in everything but its content and its time of last access.
+    pub(super) fn is_same(&self, file: BorrowedFd<'_>, entry: &Entry, owner: Owner) -> bool {
+        let Ok(stat) = rustix::fs::fstat(file) else {
+            return false;
+        };
+        if kind(&stat) != FileType::RegularFile || !self.is_status(&stat, entry, owner) {
+            return false;
+        }
+        // Labels are the host's, and the same for all layers.
+        let Ok(mut names) = xattr::flist(file) else {
+            return false;
+        };
+        names.retain(|name| name != "security.selinux");
+        let wanted = entry.records.xattrs().filter(|(name, _)| !is_foreign(name));
+        let mut count = 0;
+        for (name, value) in wanted {
+            count += 1;
+            let name = std::str::from_utf8(name).ok();
+            let found = name.and_then(|name| xattr::fget(file, name).ok().flatten());
+            if found.as_deref() != Some(value) {
+                return false;
+            }
+        }
+        names.len() == count
+    }
+
     /// Attributes that layers may carry.
     ///
     /// SELinux labels belong to the host. The attributes by which overlayfs and fuse-overlayfs mark their layers are

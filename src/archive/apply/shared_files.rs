@@ -3,7 +3,7 @@
 //! The header of a hard link describes the file that it shares. The layer stays as it is until it gets its new tree, so
 //! what headers say of its files is collected while the diff is unpacked and carried out when it is merged. A tree that
 //! is a copy of the layer's shares files with it: there a file that is to change is replaced, under all of its names, by a
-//! copy.
+//! copy. So is, in the layer's own tree, a file that other layers have, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -161,44 +161,71 @@ impl Sharing<'_> {
             .filter(|(_, file)| !file.headers.is_empty());
         let mut work = Work {
             rules,
-            spare: (!self.in_place).then_some(spare),
+            spare,
+            in_place: self.in_place,
+            elsewhere: BTreeSet::new(),
             todo: described
                 .map(|(identity, file)| (*identity, file.headers.as_slice()))
                 .collect(),
             copies: BTreeMap::new(),
             next: 0,
         };
-        let mut dirs = vec![Vec::new()];
-        let mut buffer = tree::listing_buffer();
-        while let Some(path) = dirs.pop() {
-            let dir = match tree::open_dir_below(into.root(), &path) {
-                Err(Errno::ACCESS) => into.open(&path)?,
-                opened => opened.during(DOING)?,
-            };
-            let names = tree::list_names(dir.as_fd(), &mut buffer).during(DOING)?;
-            for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-                let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)? else {
-                    continue;
-                };
-                let mut full = path.clone();
-                push(&mut full, name);
-                if kind(&stat) == FileType::Directory {
-                    dirs.push(full);
-                } else if let Some(headers) = work.todo.get(&tree::identity(&stat)).copied() {
-                    let dir = into.open(&path)?;
-                    work.change(dir.as_fd(), name, &stat, headers, sync_tracker)
-                        .context(|| format!("changing {}", show(&full)))?;
-                }
-            }
+        if self.in_place {
+            work.elsewhere = work.names_elsewhere(into)?;
         }
+        each_file(into, |into, path, name, stat| {
+            let Some(headers) = work.todo.get(&tree::identity(stat)).copied() else {
+                return Ok(());
+            };
+            let dir = into.open(path)?;
+            work.change(dir.as_fd(), name, stat, headers, sync_tracker)
+                .context(|| {
+                    let mut full = path.to_vec();
+                    push(&mut full, name);
+                    format!("changing {}", show(&full))
+                })
+        })?;
         work.finish()
     }
 }
 
+/// Tells of everything in a tree that is no directory: the path of its directory, its name and status.
+fn each_file(
+    into: &mut Visited<'_>,
+    mut tell: impl FnMut(&mut Visited<'_>, &[u8], &[u8], &Stat) -> Result<()>,
+) -> Result<()> {
+    let mut dirs = vec![Vec::new()];
+    let mut buffer = tree::listing_buffer();
+    while let Some(path) = dirs.pop() {
+        let dir = match tree::open_dir_below(into.root(), &path) {
+            Err(Errno::ACCESS) => into.open(&path)?,
+            opened => opened.during(DOING)?,
+        };
+        let names = tree::list_names(dir.as_fd(), &mut buffer).during(DOING)?;
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)? else {
+                continue;
+            };
+            if kind(&stat) == FileType::Directory {
+                let mut full = path.clone();
+                push(&mut full, name);
+                dirs.push(full);
+            } else {
+                tell(into, &path, name, &stat)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 struct Work<'a> {
     rules: &'a Rules,
-    /// Where copies are made; `None` if files are changed in place.
-    spare: Option<BorrowedFd<'a>>,
+    /// Where copies are made.
+    spare: BorrowedFd<'a>,
+    /// Files are changed where they are.
+    in_place: bool,
+    /// Except these, which other layers have, too.
+    elsewhere: BTreeSet<Identity>,
     todo: BTreeMap<Identity, &'a [(Entry, Owner)]>,
     /// The names of copies.
     copies: BTreeMap<Identity, Vec<u8>>,
@@ -206,6 +233,26 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// Files that have more names than the tree has of them.
+    fn names_elsewhere(&self, into: &mut Visited<'_>) -> Result<BTreeSet<Identity>> {
+        let mut left: BTreeMap<Identity, u64> = BTreeMap::new();
+        each_file(into, |_into, _path, _name, stat| {
+            let identity = tree::identity(stat);
+            if stat.st_nlink > 1 && self.todo.contains_key(&identity) {
+                #[expect(clippy::useless_conversion, reason = "other types on other machines")]
+                let links = u64::from(stat.st_nlink);
+                let left = left.entry(identity).or_insert(links);
+                *left = left.saturating_sub(1);
+            }
+            Ok(())
+        })?;
+        Ok(left
+            .into_iter()
+            .filter(|(_, left)| *left > 0)
+            .map(|(identity, _)| identity)
+            .collect())
+    }
+
     /// Changes the file `name` in `dir`, or replaces it by a changed copy.
     fn change(
         &mut self,
@@ -215,11 +262,11 @@ impl Work<'_> {
         headers: &[(Entry, Owner)],
         sync_tracker: &mut SyncTracker,
     ) -> Result<()> {
-        let identity = tree::identity(stat);
-        let Some(spare) = self.spare else {
+        let (identity, spare) = (tree::identity(stat), self.spare);
+        if self.in_place && !self.elsewhere.contains(&identity) {
             self.todo.remove(&identity);
             return self.describe(dir, name, headers);
-        };
+        }
         if !self.copies.contains_key(&identity) {
             let copy = self.copy((dir, name, stat), spare, sync_tracker)?;
             self.describe(spare, &copy, headers)?;
@@ -263,16 +310,15 @@ impl Work<'_> {
 
     /// Removes the names by which copies were made.
     fn finish(self) -> Result<()> {
-        let Some(spare) = self.spare else { return Ok(()) };
         for name in self.copies.values() {
-            rustix::fs::unlinkat(spare, name.as_slice(), AtFlags::empty()).during(DOING)?;
+            rustix::fs::unlinkat(self.spare, name.as_slice(), AtFlags::empty()).during(DOING)?;
         }
         Ok(())
     }
 }
 
 /// Gives a copy owner, attributes, mode and times of the original, in an order in which no step undoes another.
-fn keep_state(
+pub(super) fn keep_state(
     (from, name, stat): (BorrowedFd<'_>, &[u8], &Stat),
     (to, copy): (BorrowedFd<'_>, &[u8]),
 ) -> Result<()> {

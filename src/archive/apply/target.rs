@@ -48,13 +48,26 @@ pub(crate) struct Target {
     pub(crate) present: Option<PresentTree>,
 }
 
-/// Looks at the headers of a tar stream while it is unpacked.
+/// Looks at a tar stream while it is unpacked.
 pub(crate) trait Inspect: Send + fmt::Debug {
     /// Before an entry is unpacked.
     ///
     /// # Errors
     /// Whatever is wrong with it; the unpacking ends with that.
     fn entry(&mut self, entry: &Entry) -> Result<()>;
+
+    /// The next bytes of the content of the regular file `entry`, which lie at `offset` of the stream.
+    fn content(&mut self, entry: &Entry, offset: u64, bytes: &[u8]) {
+        let _ = (entry, offset, bytes);
+    }
+
+    /// After the content of a regular file: its sha256 sum, if that is known.
+    ///
+    /// # Errors
+    /// As for an entry.
+    fn content_end(&mut self) -> Result<Option<[u8; 32]>> {
+        Ok(None)
+    }
 
     /// After the last one.
     ///
@@ -80,7 +93,7 @@ pub(crate) struct ApplyOptions {
     pub(crate) sync: bool,
     /// Files that have the content of payloads.
     pub(crate) origins: Option<Arc<Origins>>,
-    /// Sees each header.
+    /// Sees each header, and the content of regular files.
     pub(crate) inspect: Option<Box<dyn Inspect>>,
 }
 

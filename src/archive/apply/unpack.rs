@@ -145,7 +145,6 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
     } = job;
     let queues = incoming.queues.clone();
     let mut recorder = TarSplitRecorder::new(options.tar_split.take());
-    let mut inspect = options.inspect.take();
     // The extractor owns the directory; the recorder needs it to the end.
     let dir = target
         .dir
@@ -166,6 +165,7 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         present: target.present,
         sync: options.sync,
         origins: options.origins.take(),
+        inspect: options.inspect.take(),
     };
     let mut extractor = Extractor::new(target.dir, setup)?;
     let mut reader = TarReader::new(Decoded::new(incoming, decode.then_some(compression)));
@@ -175,17 +175,12 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
     let (mut entries, mut declared) = (0, 0u64);
     while reader.next(&mut entry, &mut |raw| recorder.raw(raw))? {
         entries += 1;
-        if let Some(inspect) = &mut inspect {
-            inspect.entry(&entry)?;
-        }
         declared = declared.saturating_add(u64::try_from(entry.declared_size).unwrap_or(0));
         ids.add(&entry, &mut scratch)
             .context(|| format!("unpacking {}", show(&entry.name)))?;
         extractor.place(&entry, &mut reader, &mut recorder)?;
     }
-    if let Some(inspect) = &mut inspect {
-        inspect.end()?;
-    }
+    extractor.end_of_entries()?;
     reader.drain(&mut |raw| recorder.raw(raw))?;
     let Ok(blob_size) = blob_size.try_recv() else {
         return Err(ErrorKind::Cancelled.err("the layer stream was dropped before its end"));

@@ -14,7 +14,7 @@ use super::super::toc::{Toc, TocEntry};
 use super::check::{missing_in_tar_split, missing_in_toc};
 use super::frames::Frames;
 use super::plan::{Origin, PartOrigin, Plan};
-use crate::archive::apply::origins::Origins;
+use crate::archive::apply::origins::{LocalFile, Origins};
 use crate::archive::path::show;
 use crate::archive::tar_split::format::{Entry, TarSplitReader};
 use crate::bridge::read_spare;
@@ -169,6 +169,7 @@ impl Assembler {
         lines: Box<dyn Lines>,
         (format, verify_local): (TocFormat, bool),
     ) -> Result<Self> {
+        let links = local.as_ref().is_some_and(LocalContent::links);
         Ok(Self {
             frames: Frames::new(format)?,
             position: Position::new(plan.requests()),
@@ -180,7 +181,7 @@ impl Assembler {
             current: Current::Nothing,
             next_file: 0,
             offset: 0,
-            origins: Arc::default(),
+            origins: Arc::new(Origins::new(links, None)),
         })
     }
 
@@ -269,11 +270,11 @@ impl Assembler {
         let index = file.entry as usize;
         let (parts, part) = match file.origin {
             Origin::Local(place) => {
-                let source = self.open(place, &entry, size)?;
-                if let Source::Local(file, _) = &source {
-                    self.origins.offer(self.offset, size, file)?;
-                }
-                (0..0, source)
+                let file = self.open(place, &entry, size)?;
+                let may_link = self.local.as_ref().is_some_and(|local| local.may_link(place));
+                let local = LocalFile { file, may_link };
+                self.origins.offer(self.offset, size, &local)?;
+                (0..0, Source::Local(local.file, size))
             }
             Origin::Parts(first) => {
                 let first = first as usize;
@@ -300,12 +301,12 @@ impl Assembler {
         }
     }
 
-    fn open(&self, place: Place, entry: &TocEntry<'_>, size: u64) -> Result<Source> {
+    fn open(&self, place: Place, entry: &TocEntry<'_>, size: u64) -> Result<File> {
         let opened = self.local.as_ref().and_then(|local| local.open(place, size));
         let (mut file, start) = opened.ok_or_else(|| gone(entry))?;
         file.seek(SeekFrom::Start(start))
             .during("seeking in a file of a layer")?;
-        Ok(Source::Local(file, size))
+        Ok(file)
     }
 
     /// Appends bytes of the current file; `false` if that takes more of the blob.
@@ -331,7 +332,7 @@ impl Assembler {
                 PartOrigin::Hole => Source::Zeros(size),
                 PartOrigin::Local(place) => {
                     let place = *place;
-                    self.open(place, &entry, size)?
+                    Source::Local(self.open(place, &entry, size)?, size)
                 }
                 PartOrigin::Blob(range) => {
                     self.position.go_to(range.start, self.plan.requests());

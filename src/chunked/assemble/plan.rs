@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rustix::fs::Stat;
+
 use super::super::toc::{EntryKind, Part, Toc, TocEntry};
 use crate::archive::path::show;
 use crate::chunked::local::{LocalContent, Place};
@@ -83,7 +85,9 @@ impl Plan {
             if plan.parts.len() == plan.parts.capacity() {
                 plan.parts.reserve_exact(plan.parts.len() / 8 + 256);
             }
-            let origin = match local.and_then(|local| local.find(entry.sum(), entry.size())) {
+            let like = |stat: &Stat| is_like(stat, &entry);
+            let found = local.and_then(|local| local.find_like(entry.sum(), entry.size(), like));
+            let origin = match found {
                 Some(place) => {
                     let bytes = entry
                         .parts()
@@ -159,6 +163,14 @@ impl Plan {
     pub(crate) fn reused(&self) -> u64 {
         self.reused
     }
+}
+
+/// Whether a file may be what the entry is in everything. Its owner depends on where the layer is made.
+fn is_like(stat: &Stat, entry: &TocEntry<'_>) -> bool {
+    let time = entry.time().unwrap_or_default();
+    stat.st_mode & 0o7777 == entry.mode()
+        && stat.st_mtime == time.seconds
+        && stat.st_mtime_nsec == u64::from(time.nanoseconds)
 }
 
 /// Refuses sizes that compressed bytes cannot stand for: without them a small table would have any amount of zeros written.

@@ -14,6 +14,7 @@ use super::layer::{LocalLayer, is_regular, size_of};
 use super::open_files::{OpenFiles, Use};
 use super::ostree::OstreeRepos;
 use super::place::{OSTREE, Place, WHOLE};
+use crate::archive::apply::origins::{FindContent, LocalFile};
 use crate::chunked::cache::{Key, Location};
 use crate::error::Result;
 use crate::sys::at;
@@ -42,6 +43,8 @@ pub(crate) struct Layers {
 pub(crate) struct LocalContent {
     layers: Arc<Layers>,
     repos: Arc<OstreeRepos>,
+    /// Whether files are wanted that are the same in more than their content.
+    links: bool,
 }
 
 impl Layers {
@@ -96,6 +99,23 @@ impl Layers {
         })
     }
 
+    /// A regular file that has this content as a whole, and whose status `fits`.
+    fn find_whole(&self, sum: &[u8; 32], size: u64, fits: impl Fn(&Stat) -> bool) -> Option<Place> {
+        self.find(sum, |found| {
+            // A chunk at the start of a larger file has another length, or another size on disk.
+            let location = found.location;
+            if (location.offset, location.length) != (0, size) {
+                return None;
+            }
+            found.place_if(WHOLE, |stat| size_of(stat) == size && fits(stat))
+        })
+    }
+
+    /// Whether it is in a layer of the store itself.
+    fn is_own(&self, place: Place) -> bool {
+        self.layers.get(place.layer()).is_some_and(|layer| layer.is_own())
+    }
+
     fn tree(&self, layer: &LocalLayer) -> Option<Arc<File>> {
         self.open.get(layer.number, Use::Directory, || {
             match self.trees.open_tree(&layer.id) {
@@ -129,7 +149,18 @@ impl LocalContent {
         Self {
             layers,
             repos: Arc::new(OstreeRepos::new(repos)),
+            links: false,
         }
+    }
+
+    /// Whether files of the store's own layers may get hard links; not without this.
+    pub(crate) fn with_links(self, links: bool) -> Self {
+        Self { links, ..self }
+    }
+
+    /// Whether files may get hard links.
+    pub(crate) fn links(&self) -> bool {
+        self.links
     }
 
     /// Whether nothing can be found.
@@ -146,15 +177,17 @@ impl LocalContent {
         if size == 0 {
             return None;
         }
-        // A chunk at the start of a larger file has another length, or another size on disk.
-        let in_layers = self.layers.find(sum, |found| {
-            let location = found.location;
-            if (location.offset, location.length) != (0, size) {
-                return None;
-            }
-            found.place_if(WHOLE, |stat| size_of(stat) == size)
-        });
+        let in_layers = self.layers.find_whole(sum, size, |_stat| true);
         in_layers.or_else(|| self.repos.find(sum, size))
+    }
+
+    /// As [`LocalContent::find`]; where files may get hard links, rather one whose status is `like` another one's.
+    pub(crate) fn find_like(&self, sum: &[u8; 32], size: u64, like: impl Fn(&Stat) -> bool) -> Option<Place> {
+        let found = match self.links && size > 0 {
+            true => self.layers.find_whole(sum, size, like),
+            false => None,
+        };
+        found.or_else(|| self.find(sum, size))
     }
 
     /// Where a part of a regular file with this content is, or a whole one.
@@ -170,6 +203,11 @@ impl LocalContent {
                 _ => None,
             }
         })
+    }
+
+    /// Whether the file that was found may get hard links.
+    pub(crate) fn may_link(&self, place: Place) -> bool {
+        self.links && place.source != OSTREE && self.layers.is_own(place)
     }
 
     /// Opens what was found: the file, and at which of its bytes the content begins. `None` if it is not there any more.
@@ -219,4 +257,13 @@ fn open_below(tree: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Option<(Owned
     let file = at::open_in_root(tree, name, flags | OFlags::NOFOLLOW, Mode::empty()).ok()?;
     let stat = rustix::fs::fstat(&file).ok()?;
     Some((file, stat))
+}
+
+impl FindContent for LocalContent {
+    fn find(&self, sum: &[u8; 32], size: u64, fits: &dyn Fn(&Stat) -> bool) -> Option<LocalFile> {
+        let place = self.layers.find_whole(sum, size, fits)?;
+        let (file, _start) = self.open(place, size)?;
+        let may_link = self.may_link(place);
+        Some(LocalFile { file, may_link })
+    }
 }

@@ -23,6 +23,8 @@ pub(crate) struct LocalLayer {
     pub(super) id: String,
     pub(super) cache: CacheFile,
     source: Source,
+    /// Whether it is a layer of the store itself, not of an additional one.
+    is_own: bool,
     /// Whether the cache file was found to be another one, or the layer gone.
     is_stale: AtomicBool,
 }
@@ -84,8 +86,19 @@ impl LocalLayer {
             id: id.to_owned(),
             cache,
             source,
+            is_own: false,
             is_stale: AtomicBool::new(false),
         }
+    }
+
+    /// Says that it is a layer of the store itself, not of an additional one.
+    pub(crate) fn set_own(&mut self) {
+        self.is_own = true;
+    }
+
+    /// Whether it is a layer of the store itself.
+    pub(super) fn is_own(&self) -> bool {
+        self.is_own
     }
 
     /// Keeps in memory what says quickly that something is not there. `file` is the cache file.

@@ -4,8 +4,7 @@
 //! chunks, is done with the jobs apart. A tar stream of which no table of contents can be made is cut into plain frames
 //! from there on.
 
-use std::collections::{HashSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
 use bytes::Bytes;
@@ -14,9 +13,9 @@ use zstd::stream::write::Encoder as ZstdEncoder;
 
 use super::entry::{Unfit, push_head};
 use super::job::{Event, Job, SumSource};
+use super::paths::Paths;
 use super::splitter::{Chunks, Splitter};
 use crate::archive::compress::format::{Cutter, Filled};
-use crate::archive::path::{clean, show};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::{Crc, MAX_SEGMENT, TarSplitLines};
 use crate::bridge::{Producer, Progress};
@@ -126,39 +125,7 @@ pub(crate) struct TarCutter<P> {
 /// What a table of contents goes with.
 struct Index {
     tar_split: TarSplitLines<Counted>,
-    /// Hashes of the paths so far.
-    names: HashSet<u64>,
-    /// Those of devices and pipes.
-    special: HashSet<u64>,
-    hasher: RandomState,
-    /// Scratch: the path of the entry.
-    path: Vec<u8>,
-}
-
-impl Index {
-    /// Refuses what the Go library does not take in a table of contents, although it unpacks it otherwise.
-    fn note_path(&mut self, entry: &Entry) -> std::result::Result<(), Unfit> {
-        let unfit = |what: &str| Err(Unfit(format!("{} {what}", show(&entry.name))));
-        if entry.name.split(|byte| *byte == b'/').any(|part| part == b"..") {
-            return unfit("leads through a parent directory");
-        }
-        clean(&entry.name, &mut self.path);
-        let hash = self.hasher.hash_one(&self.path);
-        if !self.names.insert(hash) {
-            return unfit("is there twice");
-        }
-        match entry.kind {
-            b'3' | b'4' | b'6' => drop(self.special.insert(hash)),
-            b'1' => {
-                clean(&entry.link, &mut self.path);
-                if self.special.contains(&self.hasher.hash_one(&self.path)) {
-                    return unfit("is a link to a device or pipe");
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
+    paths: Paths,
 }
 
 /// Compresses and counts. A stream of which nothing was read costs no encoder.
@@ -228,10 +195,7 @@ impl<P: Producer> TarCutter<P> {
             raw: Vec::new(),
             index: Ok(Index {
                 tar_split: TarSplitLines::new(tar_split),
-                names: HashSet::new(),
-                special: HashSet::new(),
-                hasher: RandomState::new(),
-                path: Vec::new(),
+                paths: Paths::default(),
             }),
         }
     }
@@ -385,7 +349,7 @@ impl<P: Producer> TarCutter<P> {
                 return Err(reason);
             }
         };
-        if let Err(reason) = index.note_path(&self.entry) {
+        if let Err(reason) = index.paths.note(&self.entry) {
             self.job.text.truncate(before);
             return Err(reason);
         }

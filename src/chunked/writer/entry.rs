@@ -1,20 +1,40 @@
-//! An entry of the table of contents, as far as it says what the tar header says.
+//! An entry of the table of contents as JSON.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::job::Sum;
 use crate::archive::path::show;
 use crate::archive::tar::header::Timestamp;
 use crate::archive::tar::reader::Entry;
+use crate::digest::hex;
 use crate::json::push_escaped;
 use crate::time::Time;
+
+/// What is known of the content of a file.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Content {
+    pub(super) sum: Sum,
+    /// Where it ends in the blob.
+    pub(super) end: u64,
+}
+
+/// A chunk of a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunk {
+    /// Where it begins in the blob.
+    pub(super) offset: u64,
+    pub(super) size: u64,
+    pub(super) is_hole: bool,
+    pub(super) sum: Sum,
+}
 
 /// Why a tar stream can have no table of contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unfit(pub(super) String);
 
 /// What the name of an entry with content comes after.
-pub(super) const FILE_HEAD: &[u8] = b"{\"type\":\"reg\",\"name\":\"";
+const FILE_HEAD: &[u8] = b"{\"type\":\"reg\",\"name\":\"";
 
 fn type_name(kind: u8) -> Option<&'static str> {
     Some(match kind {
@@ -92,7 +112,7 @@ fn push_text(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// Appends `,"KEY":NUMBER`, nothing for 0.
-pub(super) fn push_number(out: &mut Vec<u8>, key: &str, number: i64) {
+fn push_number(out: &mut Vec<u8>, key: &str, number: i64) {
     if number != 0 {
         out.extend_from_slice(format!(",\"{key}\":{number}").as_bytes());
     }
@@ -120,4 +140,46 @@ fn push_xattrs(out: &mut Vec<u8>, entry: &Entry) {
     if entry.records.xattrs().next().is_some() {
         out.push(b'}');
     }
+}
+
+/// Appends the JSON of an entry, of which `text` is the beginning and `name_end` the end of its name in that, and of the chunks
+/// behind its first one.
+pub(super) fn push_entry(
+    out: &mut Vec<u8>,
+    (text, name_end): (&[u8], usize),
+    content: Option<&Content>,
+    chunks: &[Chunk],
+) {
+    out.extend_from_slice(text);
+    if let (Some(content), Some((first, others))) = (content, chunks.split_first()) {
+        out.extend_from_slice(format!(",\"digest\":\"sha256:{}\"", hex(&content.sum)).as_bytes());
+        push_number(out, "offset", signed(first.offset));
+        push_number(out, "endOffset", signed(content.end));
+        if !others.is_empty() {
+            push_chunk(out, first, 0);
+        }
+        let mut chunk_offset = first.size;
+        for chunk in others {
+            out.extend_from_slice(b"},{\"type\":\"chunk\",\"name\":\"");
+            out.extend_from_slice(text.get(FILE_HEAD.len()..name_end).unwrap_or_default());
+            out.push(b'"');
+            push_number(out, "offset", signed(chunk.offset));
+            push_chunk(out, chunk, chunk_offset);
+            chunk_offset += chunk.size;
+        }
+    }
+    out.push(b'}');
+}
+
+fn push_chunk(out: &mut Vec<u8>, chunk: &Chunk, chunk_offset: u64) {
+    push_number(out, "chunkSize", signed(chunk.size));
+    push_number(out, "chunkOffset", signed(chunk_offset));
+    out.extend_from_slice(format!(",\"chunkDigest\":\"sha256:{}\"", hex(&chunk.sum)).as_bytes());
+    if chunk.is_hole {
+        out.extend_from_slice(b",\"chunkType\":\"zeros\"");
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -8,14 +8,14 @@ use zstd::bulk::Compressor;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
 use super::cutter::{JOB, TarCutter, TarSplit};
-use super::entry::{FILE_HEAD, Unfit, push_number};
+use super::entry::{Chunk, Content, Unfit, push_entry};
 use super::job::{Encoder, Event, Job, Packed, Sum, SumSource};
 use crate::archive::compress::format::{Format, Tools};
 use crate::archive::compress::parallel::ParallelStream;
 use crate::bridge::Producer;
 use crate::chunked::location::Section;
 use crate::chunked::positions::{Positions, push_skippable};
-use crate::digest::{Digest, hex};
+use crate::digest::Digest;
 use crate::error::{IoContext as _, Result};
 
 /// A frame of nothing: magic, one segment of size 0, an empty last block.
@@ -53,20 +53,7 @@ struct Entry {
     /// The first of its chunks; they go up to the first of the next entry.
     first_chunk: usize,
     /// `None` without content.
-    file: Option<File>,
-}
-
-#[derive(Default)]
-struct File {
-    sum: Sum,
-    end: u64,
-}
-
-struct Chunk {
-    offset: u64,
-    size: u64,
-    is_hole: bool,
-    sum: Sum,
+    file: Option<Content>,
 }
 
 impl Format for ZstdChunked {
@@ -207,7 +194,7 @@ impl ZstdChunked {
             let next = self.entries.get(index + 1);
             let end = next.map_or(self.chunks.len(), |next| next.first_chunk);
             let chunks = self.chunks.get(entry.first_chunk..end).unwrap_or_default();
-            push_entry(&mut line, text, entry, chunks);
+            push_entry(&mut line, (text, entry.name_end), entry.file.as_ref(), chunks);
             encoder.write_all(&line)?;
             size += line.len() as u64;
             line.clear();
@@ -219,41 +206,4 @@ impl ZstdChunked {
         size += line.len() as u64;
         Ok((encoder.finish()?, size))
     }
-}
-
-/// Appends the JSON of an entry and of the chunks behind its first one.
-fn push_entry(out: &mut Vec<u8>, text: &[u8], entry: &Entry, chunks: &[Chunk]) {
-    out.extend_from_slice(text);
-    if let (Some(file), Some((first, others))) = (&entry.file, chunks.split_first()) {
-        out.extend_from_slice(format!(",\"digest\":\"sha256:{}\"", hex(&file.sum)).as_bytes());
-        push_number(out, "offset", signed(first.offset));
-        push_number(out, "endOffset", signed(file.end));
-        if !others.is_empty() {
-            push_chunk(out, first, 0);
-        }
-        let mut chunk_offset = first.size;
-        for chunk in others {
-            out.extend_from_slice(b"},{\"type\":\"chunk\",\"name\":\"");
-            let name = text.get(FILE_HEAD.len()..entry.name_end).unwrap_or_default();
-            out.extend_from_slice(name);
-            out.push(b'"');
-            push_number(out, "offset", signed(chunk.offset));
-            push_chunk(out, chunk, chunk_offset);
-            chunk_offset += chunk.size;
-        }
-    }
-    out.push(b'}');
-}
-
-fn push_chunk(out: &mut Vec<u8>, chunk: &Chunk, chunk_offset: u64) {
-    push_number(out, "chunkSize", signed(chunk.size));
-    push_number(out, "chunkOffset", signed(chunk_offset));
-    out.extend_from_slice(format!(",\"chunkDigest\":\"sha256:{}\"", hex(&chunk.sum)).as_bytes());
-    if chunk.is_hole {
-        out.extend_from_slice(b",\"chunkType\":\"zeros\"");
-    }
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

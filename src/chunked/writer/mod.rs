@@ -13,8 +13,11 @@ mod cutter;
 mod entry;
 mod format;
 mod job;
+mod paths;
 mod splitter;
 #[cfg(test)]
 mod tests;
+mod toc_writer;
 
 pub(crate) use format::{Annotations, compressed};
+pub(crate) use toc_writer::TocWriter;
