@@ -72,7 +72,8 @@
 //! | `[storage.options.pull_options]` | | |
 //! | any | text | [`StoreOptions::pull_options`] |
 //! | `[storage.options.overlay]` | | driver options `overlay.KEY`: |
-//! | `ignore_chown_errors`, `skip_mount_home`, `use_composefs` | text | `"true"` or `"false"` |
+//! | `ignore_chown_errors`, `skip_mount_home` | text | `"true"` or `"false"` |
+//! | `use_composefs` | text | the same: layers that are pulled in part have their contents by digest, below an EROFS image |
 //! | `mount_program`, `mountopt` | text | |
 //! | `size` | text | a size with a unit, such as `"10G"` |
 //! | `inodes` | text | a number |

@@ -89,6 +89,21 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
     /// nothing can be renamed from a directory that was opened before to one that is opened after that.
     fn reopen(&self) -> Result<OwnedFd>;
 
+    /// Whether [`Staged::store_by_digest`] can do something.
+    fn stores_by_digest(&self) -> bool {
+        false
+    }
+
+    /// Puts the content, which is whole and has been fitted to the layers below, into the driver's form for contents stored by
+    /// their digests. Returns whether it did. After an error the content is to be given up. It is then committed on
+    /// this parent only.
+    ///
+    /// # Errors
+    /// As [`Staged::commit`].
+    fn store_by_digest(&mut self, _parent: Option<&str>) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Makes the content the layer `id` on `parent`, by renames. On failure nothing of the layer is left.
     ///
     /// The caller holds the layer store's lock exclusively. The options are those that the content was staged with.
@@ -315,6 +330,16 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// The directories in which the layer's files are found, its own first.
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;
+
+    /// As [`Driver::file_trees`], for everything but the contents of files; deletions are in them as the driver writes them.
+    fn name_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
+        self.file_trees(id)
+    }
+
+    /// Whether the layer's own files are in a form in which they cannot be changed.
+    fn is_fixed(&self, _id: &str) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The directories that hold the layer's changes against its direct parent `parent`; `None` if only a comparison of
     /// whole trees shows them ([`Driver::mount_private`] for both).

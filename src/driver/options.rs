@@ -26,6 +26,8 @@ pub(super) struct OverlayOptions {
     pub(super) sync_filesystem: bool,
     /// The program that mounts layers in place of the kernel (fuse-overlayfs).
     pub(super) mount_program: Option<PathBuf>,
+    /// Layers that are put together from parts have their contents stored by digests, below an image of the tree.
+    pub(super) use_composefs: bool,
     /// Mode of every file; owners, types and real modes are kept in an attribute.
     pub(super) force_mask: Option<u32>,
 }
@@ -58,11 +60,10 @@ impl OverlayOptions {
                 "skip_mount_home" => parsed.skip_mount_home = option.boolean()?,
                 "ignore_chown_errors" => parsed.ignore_chown_errors = option.boolean()?,
                 "sync" => parsed.sync_filesystem = option.sync()?,
-                "use_composefs" if !option.boolean()? => {}
+                "use_composefs" => parsed.use_composefs = option.boolean()?,
                 "mount_program" => parsed.mount_program = option.program()?,
                 "force_mask" => parsed.force_mask = option.mask()?,
                 "additionallayerstore" => parsed.layer_stores.extend(option.layer_stores()?),
-                "use_composefs" => return Err(option.unsupported()),
                 _ => return Err(option.unknown()),
             }
         }
@@ -161,7 +162,7 @@ mod tests {
             ("overlay.force_mask=rwx", ErrorKind::InvalidInput),
             ("overlay.force_mask=4755", ErrorKind::InvalidInput),
             ("overlay.force_mask=0444", ErrorKind::InvalidInput),
-            ("overlay.use_composefs=true", ErrorKind::NotSupported),
+            ("overlay.use_composefs=maybe", ErrorKind::InvalidInput),
             ("overlay.additionallayerstore=relative", ErrorKind::InvalidInput),
             ("overlay.additionallayerstore=/usr,", ErrorKind::InvalidInput),
             (

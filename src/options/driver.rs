@@ -111,11 +111,6 @@ impl<'a> OptionString<'a> {
         ErrorKind::InvalidInput.err(format!("unknown option {:?} ({:?})", self.key, self.whole))
     }
 
-    /// For options that exist but that this library does not support.
-    pub(crate) fn unsupported(&self) -> crate::error::Error {
-        ErrorKind::NotSupported.err(format!("driver option {:?}", self.whole))
-    }
-
     pub(crate) fn boolean(&self) -> Result<bool> {
         parse_bool(self.value).ok_or_else(|| self.unparsed("neither true nor false"))
     }

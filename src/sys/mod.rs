@@ -7,6 +7,7 @@ pub(crate) mod child;
 mod clean_path;
 pub(crate) mod dedupe;
 mod lease;
+pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod mount_namespaces;
 pub(crate) mod name_sync;
@@ -21,6 +22,7 @@ pub(crate) mod sync_tracker;
 pub(crate) mod tree;
 pub(crate) mod unnamed;
 pub(crate) mod userns;
+pub(crate) mod verity;
 pub(crate) mod writeback;
 pub(crate) mod xattr;
 

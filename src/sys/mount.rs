@@ -135,6 +135,12 @@ fn unescape(field: &[u8]) -> std::path::PathBuf {
 pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, path, flags)?;
+    map_owners(tree.as_fd(), namespace)?;
+    Ok(tree)
+}
+
+/// Maps the owners of a mount that is not attached to the tree, as in `namespace`.
+pub(crate) fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).or(Err(Errno::BADF))?;
     let attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
@@ -147,14 +153,14 @@ pub(crate) fn clone_id_mapped(path: &Path, namespace: BorrowedFd<'_>) -> Result<
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
             &raw const attr,
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(tree) } else { Err(last_errno()) }
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 /// A copy of the mount at `path`, without what is mounted below it, not attached to the tree. `EINVAL` if nothing is

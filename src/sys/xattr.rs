@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use rustix::fs::XattrFlags;
 use rustix::io::{Errno, Result};
+use rustix::path::Arg;
 
 /// Values up to this size need one call.
 const FIRST_TRY: usize = 256;
@@ -75,7 +76,11 @@ fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
 }
 
 /// Reads one attribute of `name` in `dir`; `name` must be a single component and is not followed.
-pub(crate) fn get_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &str) -> Result<Option<Vec<u8>>> {
+pub(crate) fn get_at(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    attribute: impl Arg + Copy,
+) -> Result<Option<Vec<u8>>> {
     let path = proc_path(dir, name);
     let mut probe: [u8; 0] = [];
     optional(grow(
@@ -91,25 +96,27 @@ pub(crate) fn set_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8], value: 
 
 /// The attribute names of `name` in `dir`, unordered; empty where the file system has none.
 pub(crate) fn list_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<String>> {
+    names(list_raw_at(dir, name))
+}
+
+/// The attribute names of `name` in `dir`, each with a zero byte at its end; empty where there are none.
+pub(crate) fn list_raw_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
     let path = proc_path(dir, name);
     let mut probe: [u8; 0] = [];
-    names(grow(
+    let listed = optional(grow(
         |buffer| rustix::fs::llistxattr(&path, buffer),
         || rustix::fs::llistxattr(&path, &mut probe),
-    ))
+    ))?;
+    Ok(listed.unwrap_or_default())
 }
 
 /// The attribute names of an open (not `O_PATH`) file, unordered; empty where the file system has none.
 pub(crate) fn flist(file: BorrowedFd<'_>) -> Result<Vec<String>> {
-    let mut probe: [u8; 0] = [];
-    names(grow(
-        |buffer| rustix::fs::flistxattr(file, buffer),
-        || rustix::fs::flistxattr(file, &mut probe),
-    ))
+    names(flist_raw(file))
 }
 
 fn names(list: Result<Vec<u8>>) -> Result<Vec<String>> {
-    let list = optional(list)?.unwrap_or_default();
+    let list = list?;
     let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names
         .map(|name| std::ffi::OsStr::from_bytes(name).to_string_lossy().into_owned())

@@ -26,6 +26,7 @@ mod applied_links;
 mod big_data;
 mod built_images;
 mod coming_from_go;
+mod composefs;
 mod concurrency;
 mod containers;
 mod delete;

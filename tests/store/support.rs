@@ -26,6 +26,8 @@ pub enum Layout {
     Additional,
     /// Everything below the graph root, mounted by a program.
     Program,
+    /// Everything below the graph root; layers in parts have images.
+    Composefs,
     /// Beside an additional layer store with references and one without, `offered` and `plain`.
     LayerStores,
 }
@@ -39,7 +41,12 @@ fn obstacle(driver: &str, layout: Layout) -> Option<&'static str> {
         return Some("overlay needs root");
     }
     let open_fuse = || std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    let has_erofs = || {
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        known.lines().any(|line| line.trim() == "erofs")
+    };
     match layout {
+        Layout::Composefs if !has_erofs() => Some("the kernel has no EROFS"),
         Layout::Program if !Path::new(MOUNT_PROGRAM).exists() => Some("fuse-overlayfs is not installed"),
         Layout::Program if open_fuse().is_err() => Some("/dev/fuse cannot be opened"),
         _ => None,
@@ -174,6 +181,9 @@ fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
             let (offered, plain) = (root.join("offered"), root.join("plain"));
             let stores = format!("{}:ref,{}", offered.display(), plain.display());
             options = options.driver_option(format!("overlay.additionallayerstore={stores}"));
+        }
+        Layout::Composefs => {
+            options = options.driver_option("overlay.use_composefs=true");
         }
         Layout::Program => {
             options = options.driver_option(format!("{driver}.mount_program={MOUNT_PROGRAM}"));

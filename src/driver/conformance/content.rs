@@ -69,10 +69,12 @@ pub(super) fn deep_chain(setup: &Setup) {
     let seen = setup.seen(&top);
     assert_eq!(seen.len(), depth + 1);
     assert!(seen.contains(&("top".into(), (depth - 1).to_string())));
-    let root = setup.mount(&top, &[]);
+    // A layer that has content may be one that cannot be changed.
+    setup.create("above", Some(&top));
+    let root = setup.mount("above", &[]);
     write(&root, "file0", "written");
-    setup.driver.unmount(&top).unwrap();
-    assert!(setup.seen(&top).contains(&("file0".into(), "written".into())));
+    setup.driver.unmount("above").unwrap();
+    assert!(setup.seen("above").contains(&("file0".into(), "written".into())));
     assert!(setup.seen("layer0").contains(&("file0".into(), String::new())));
 }
 
@@ -191,13 +193,17 @@ pub(super) fn space_is_measured(setup: &Setup) {
         fs::create_dir(tree.join("dir")).unwrap();
     });
     let usage = setup.driver.disk_usage("base").unwrap();
-    assert_eq!((usage.size, usage.inodes), (8, 4));
+    // Of a composefs layer the contents count, in directories of their own.
+    let expected = if setup.has_images() { (5, 3) } else { (8, 4) };
+    assert_eq!((usage.size, usage.inodes), expected);
     setup.layer("child", Some("base"), |tree| write(tree, "more", "1234567"));
     let usage = setup.driver.disk_usage("child").unwrap();
-    assert_eq!(
-        (usage.size, usage.inodes),
-        if setup.is_overlay() { (7, 2) } else { (15, 5) }
-    );
+    let expected = match setup.is_overlay() {
+        true if setup.has_images() => (7, 3),
+        true => (7, 2),
+        false => (15, 5),
+    };
+    assert_eq!((usage.size, usage.inodes), expected);
 }
 
 pub(super) fn files_are_found_through_all_trees(setup: &Setup) {

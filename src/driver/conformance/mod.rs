@@ -63,6 +63,8 @@ struct Variant {
     driver: &'static str,
     /// Through [`MOUNT_PROGRAM`].
     program: bool,
+    /// Layers with content are composefs layers.
+    composefs: bool,
 }
 
 /// Unmounts everything below a directory when dropped.
@@ -121,6 +123,9 @@ impl Setup {
                 .options
                 .push(format!("overlay.mount_program={MOUNT_PROGRAM}"));
         }
+        if variant.composefs {
+            config.options.push("overlay.use_composefs=true".into());
+        }
         adjust(&mut config, tmp.path());
         let guard = MountGuard::new(tmp.path());
         let driver = open_driver(&config).unwrap();
@@ -138,7 +143,20 @@ impl Setup {
 
     /// Whether a layer's own directory holds its changes.
     fn has_native_diff(&self) -> bool {
-        self.is_overlay() && !self.uses_program()
+        self.is_overlay() && !self.uses_program() && !self.has_images()
+    }
+
+    /// Whether layers with content are composefs layers.
+    fn has_images(&self) -> bool {
+        self.config
+            .options
+            .iter()
+            .any(|option| option.contains("use_composefs"))
+    }
+
+    /// Options with which a layer with content can be mounted.
+    fn own_options(&self) -> &'static [&'static str] {
+        if self.has_images() { &["ro"] } else { &[] }
     }
 
     fn uses_program(&self) -> bool {
@@ -160,8 +178,9 @@ impl Setup {
 
     /// A layer with content.
     fn layer(&self, id: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {
-        let staged = self.stage(parent);
+        let mut staged = self.stage(parent);
         fill(&path_of(&*staged));
+        assert_eq!(staged.store_by_digest(parent).unwrap(), self.has_images());
         staged.commit(id, parent, &CreateOptions::default()).unwrap();
     }
 
@@ -316,7 +335,7 @@ fn mode(path: &Path) -> u32 {
 
 /// One test for each case, of one driver.
 macro_rules! suite {
-    ($module:ident, $driver:literal, $program:literal, $($group:ident: $($case:ident)*),*; $($own:ident)*) => {
+    ($module:ident, $driver:literal, $program:literal, $composefs:literal, $($group:ident: $($case:ident)*),*; $($own:ident)*) => {
         mod $module {
             $(mod $group {
                 $(#[test]
@@ -335,6 +354,7 @@ macro_rules! suite {
             const VARIANT: crate::driver::conformance::Variant = crate::driver::conformance::Variant {
                 driver: $driver,
                 program: $program,
+                composefs: $composefs,
             };
         }
     };
@@ -342,9 +362,9 @@ macro_rules! suite {
 
 /// The suite for each driver.
 macro_rules! suites {
-    ($($module:ident: $driver:literal $program:literal,)*) => {
+    ($($module:ident: $driver:literal $program:literal $composefs:literal,)*) => {
         $(suite! {
-            $module, $driver, $program,
+            $module, $driver, $program, $composefs,
             content:
                 empty_layer
                 base_with_content
@@ -388,9 +408,10 @@ macro_rules! suites {
 }
 
 suites! {
-    vfs: "vfs" false,
-    overlay: "overlay" false,
-    mount_program: "overlay" true,
+    vfs: "vfs" false false,
+    overlay: "overlay" false false,
+    mount_program: "overlay" true false,
+    composefs: "overlay" false true,
 }
 
 /// The suite once more, as root of a user namespace.

@@ -14,8 +14,9 @@ use crate::driver::contract::{
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_use::LayerUse;
 use crate::driver::overlay::additional_layers;
+use crate::driver::overlay::composefs::{Image, open_root};
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
-use crate::driver::overlay::link_files::{exists, open_tree};
+use crate::driver::overlay::link_files::open_tree;
 use crate::driver::overlay::repair::remove_dangling;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::generations;
@@ -166,6 +167,11 @@ impl Driver for Overlay {
     fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>> {
         let dir = self.stores.require(id)?.dir;
         let home = self.stores.writable().find(|home| dir.starts_with(home));
+        if Image::exists(&dir)? {
+            return Err(
+                ErrorKind::NotSupported.err(format!("changing layer {id:?}, which is a composefs layer"))
+            );
+        }
         let Some(home) = home.filter(|_| !matches!(self.stores.elsewhere(&dir), Ok(Some(_)))) else {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
         };
@@ -173,23 +179,32 @@ impl Driver for Overlay {
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
-        let dir = self.stores.require(id)?.dir;
-        let mut trees = vec![open_tree(&self.stores.tree(&dir)?)?];
-        for older in generations(dir.parent().unwrap_or(&dir), id)? {
-            trees.push(open_tree(&older.full())?);
-        }
-        for lower in self.stores.lowers(id, &dir)? {
-            trees.push(open_tree(&lower.full())?);
-        }
-        Ok(trees)
+        self.trees(id, |dir, contents| self.open_contents(dir, contents))
+    }
+
+    fn name_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
+        self.trees(id, |dir, _contents| {
+            let mount = Image::open(dir)?.mount()?;
+            open_root(&mount).at("opening the image of a layer in", dir)
+        })
+    }
+
+    fn is_fixed(&self, id: &str) -> Result<bool> {
+        Image::exists(&self.stores.require(id)?.dir)
     }
 
     fn overlay_diff(&self, id: &str, parent: Option<&str>) -> Result<Option<OverlayDiff>> {
         let dir = self.stores.require(id)?.dir;
-        if exists(&dir.join("composefs-data"))? || !self.native_diff() {
+        if !self.native_diff() {
             return Ok(None);
         }
         let below = self.stores.lower_dirs(id, &dir)?;
+        // Above an image files are copied up without their contents, and directories are redirected.
+        for dir in std::iter::once(&dir).chain(&below) {
+            if Image::exists(dir)? {
+                return Ok(None);
+            }
+        }
         let direct = match (parent, below.first()) {
             (None, None) => true,
             (Some(parent), Some(first)) => self.stores.require(parent)?.dir == *first,
@@ -262,6 +277,32 @@ impl Driver for Overlay {
 }
 
 impl Overlay {
+    /// The trees of a layer and of those below, its own first. `open_image` opens that of an image, given the layer's
+    /// directory and its directory of contents.
+    fn trees(
+        &self,
+        id: &str,
+        open_image: impl Fn(&Path, PathBuf) -> Result<OwnedFd>,
+    ) -> Result<Vec<OwnedFd>> {
+        let dir = self.stores.require(id)?.dir;
+        let own = self.stores.tree(&dir)?;
+        let own = match Image::exists(&dir)? {
+            true => open_image(&dir, own)?,
+            false => open_tree(&own)?,
+        };
+        let mut trees = vec![own];
+        for older in generations(dir.parent().unwrap_or(&dir), id)? {
+            trees.push(open_tree(&older.full())?);
+        }
+        for lower in self.stores.lowers(id, &dir)? {
+            trees.push(match lower.image() {
+                Some(dir) => open_image(dir, lower.full())?,
+                None => open_tree(&lower.full())?,
+            });
+        }
+        Ok(trees)
+    }
+
     /// Removes staged layers of the Go library that no process uses any more. Returns whether some are in use.
     fn prune_staging(&self) -> Result<bool> {
         let root = self.stores.home.join(STAGING);

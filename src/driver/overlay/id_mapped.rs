@@ -8,11 +8,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::driver::overlay::lower_mounts::sweep;
 use crate::driver::overlay::stores::Lower;
 use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::sys::make_private_subdir;
-use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
+use crate::sys::mount::{attach, clone_id_mapped};
 use crate::sys::userns;
 
 /// How many user namespaces are kept open for the next mount with the same mappings.
@@ -48,7 +49,7 @@ pub(super) struct MappedLowers {
 }
 
 impl MappedLowers {
-    /// Mounts what `lowers` needs at numbered directories in `dir`.
+    /// Mounts what `lowers` needs at numbered directories in `dir`. Images have mounts of their own.
     pub(super) fn make(dir: &Path, lowers: &[Lower], namespace: &OwnedFd) -> Result<Self> {
         let mut made = Self {
             dir: dir.to_owned(),
@@ -56,6 +57,10 @@ impl MappedLowers {
         };
         let mut roots: Vec<&Path> = Vec::new();
         for lower in lowers {
+            if lower.image().is_some() {
+                made.paths.push(lower.full());
+                continue;
+            }
             let root = lower.root();
             let known = roots.iter().position(|known| *known == root);
             let number = known.unwrap_or(roots.len());
@@ -71,27 +76,10 @@ impl MappedLowers {
         }
         Ok(made)
     }
-
-    /// Unmounts and removes the ID-mapped mounts in `dir`, also those of a killed process.
-    pub(super) fn sweep(dir: &Path) {
-        let Ok(entries) = std::fs::read_dir(dir) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let target = entry.path();
-            let gone = unmount_lazily(&target).and_then(|()| Ok(rustix::fs::rmdir(&target)?));
-            if let Err(error) = gone {
-                tracing::warn!(path = %target.display(), %error, "cannot remove an ID-mapped mount");
-            }
-        }
-        if let Err(error) = rustix::fs::rmdir(dir) {
-            tracing::debug!(path = %dir.display(), %error, "the directory of ID-mapped mounts stays");
-        }
-    }
 }
 
 impl Drop for MappedLowers {
     fn drop(&mut self) {
-        Self::sweep(&self.dir);
+        sweep(&self.dir);
     }
 }

@@ -10,12 +10,15 @@
 //!     diff/                       the layer's own files; the upper directory of its mount
 //!     diff -> /…/diff             in its place: the files of a layer in an additional layer store
 //!     additionallayer             the directory of that layer, without a newline
+//!     diff/ab/cdef…               in its place: contents by digest (see `composefs`)
+//!     composefs-data/             what says how they are named
 //!     diff1/ diff2/ …             older generations: diff before owners were changed; higher numbers are lower
 //!     link                        the layer's link ID, without a newline
 //!     lower-layers                ID of every layer below, topmost first, joined by colons, without a newline
 //!     lower                       the same for programs that do not know `lower-layers`: l/<link ID> of every layer
 //!     empty/                      the lower directory of a layer without a parent
 //!     work/ merged/               0700  the kernel's scratch space; the mount point
+//!     composefs-layers/<n>/       mount points of images, while a mount is being made
 //!     mapped/<n>/                 mount points of ID-mapped lowers, while a mount is being made
 //! <run root>/overlay/
 //!   <feature>-true, <feature>-false       results of probes of the kernel

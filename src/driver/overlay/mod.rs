@@ -1,6 +1,7 @@
 //! The overlay driver: a layer is a directory of changes, put on top of those below by the kernel's overlayfs.
 //!
-//! [`layout`] shows what is on disk, [`build`] and [`staged`] how it comes there, [`mounting`] how it is mounted.
+//! [`layout`] shows what is on disk, [`build`] and [`staged`] how it comes there, [`mounting`] how it is mounted;
+//! [`composefs`] is about layers with an image of their tree.
 //!
 //! Where the kernel cannot mount layers a mount program does ([`program`]): if the option names one, if the store has
 //! been used with one before, or if the kernel's overlay does not work here and the program is installed. Without a
@@ -12,6 +13,7 @@
 
 mod additional_layers;
 mod build;
+mod composefs;
 mod driver;
 mod flags;
 mod home_state;
@@ -19,6 +21,8 @@ mod id_mapped;
 mod layer;
 mod layout;
 mod link_files;
+mod lower_mounts;
+mod lower_stack;
 mod mount;
 mod mounting;
 mod open;

@@ -30,12 +30,22 @@ use crate::sys::mount::{MAX_PARAMETER, attach, in_directory, is_plain};
 pub(super) struct OverlayMount<'a> {
     /// Lower directories, topmost first.
     pub(super) lowers: Vec<PathBuf>,
+    /// Directories that hold contents only, for files below that say where their content is.
+    pub(super) contents: Contents,
     /// The upper directory and the work directory; `None` makes the mount read-only.
     pub(super) upper: Option<(PathBuf, PathBuf)>,
     /// Flags, and the options of the file system.
     pub(super) options: Sorted,
     /// SELinux label, or empty.
     pub(super) label: &'a str,
+}
+
+/// The directories of contents of a mount.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) dirs: Vec<PathBuf>,
+    /// The kernel does not know directories of contents (Linux 6.5): they are the lowest layers.
+    pub(super) as_lowers: bool,
 }
 
 /// The ways to mount, for tests.
@@ -107,6 +117,13 @@ impl Data {
             self.0.extend_from_slice(value.as_bytes());
         }
     }
+
+    fn append(&mut self, separator: &str, values: &[&OsStr]) {
+        for value in values {
+            self.0.extend_from_slice(separator.as_bytes());
+            self.0.extend_from_slice(value.as_bytes());
+        }
+    }
 }
 
 impl OverlayMount<'_> {
@@ -160,9 +177,15 @@ impl OverlayMount<'_> {
     }
 
     /// The options and directories as one comma-separated list, of any length.
-    pub(super) fn data_of(&self, lowers: &[&OsStr], upper: Option<(&OsStr, &OsStr)>) -> Vec<u8> {
+    pub(super) fn data_of(
+        &self,
+        lowers: &[&OsStr],
+        contents: &[&OsStr],
+        upper: Option<(&OsStr, &OsStr)>,
+    ) -> Vec<u8> {
         let mut data = Data::default();
         data.push("lowerdir", lowers);
+        data.append(if self.contents.as_lowers { ":" } else { "::" }, contents);
         if let Some((upper, work)) = upper {
             data.push("upperdir", &[upper]);
             data.push("workdir", &[work]);
@@ -179,15 +202,17 @@ impl OverlayMount<'_> {
     /// The data for `mount(2)`, if it fits and the paths can be written in it.
     fn data(&self) -> Option<CString> {
         let upper = self.upper.iter().flat_map(|(upper, work)| [upper, work]);
-        if !self.lowers.iter().chain(upper).all(|path| is_plain(path)) {
+        let lowers = self.lowers.iter().chain(&self.contents.dirs);
+        if !lowers.chain(upper).all(|path| is_plain(path)) {
             return None;
         }
         let lowers: Vec<&OsStr> = self.lowers.iter().map(|path| path.as_os_str()).collect();
+        let contents: Vec<&OsStr> = self.contents.dirs.iter().map(|path| path.as_os_str()).collect();
         let upper = self
             .upper
             .as_ref()
             .map(|(upper, work)| (upper.as_os_str(), work.as_os_str()));
-        let data = self.data_of(&lowers, upper);
+        let data = self.data_of(&lowers, &contents, upper);
         if data.len() > max_data() {
             return None;
         }
@@ -210,9 +235,16 @@ impl OverlayMount<'_> {
         };
         // Directories whose paths are too long or would be read differently; open until the mount is made.
         let mut open = Vec::new();
-        for (index, lower) in self.lowers.iter().enumerate() {
+        let lowers = self.lowers.iter().map(|lower| ("lowerdir+", lower));
+        let key = if self.contents.as_lowers {
+            "lowerdir+"
+        } else {
+            "datadir+"
+        };
+        let contents = self.contents.dirs.iter().map(|dir| (key, dir));
+        for (index, (key, lower)) in lowers.chain(contents).enumerate() {
             let value = parameter(lower, &mut open)?;
-            fsconfig_set_string(&context, OsStr::new("lowerdir+"), &*value).map_err(|errno| {
+            fsconfig_set_string(&context, OsStr::new(key), &*value).map_err(|errno| {
                 logged(Failure {
                     early: index == 0,
                     ..Failure::new("adding a lower layer to the mount at", errno)
@@ -253,6 +285,10 @@ impl OverlayMount<'_> {
         for path in &self.lowers {
             lowers.push(open_for_mount(path)?);
         }
+        let mut contents = Vec::with_capacity(self.contents.dirs.len());
+        for path in &self.contents.dirs {
+            contents.push(open_for_mount(path)?);
+        }
         let upper = match &self.upper {
             Some((upper, work)) => Some((open_for_mount(upper)?, open_for_mount(work)?)),
             None => None,
@@ -260,9 +296,11 @@ impl OverlayMount<'_> {
         let target = open_for_mount(target)?;
         let number = |dir: &OwnedFd| dir.as_raw_fd().to_string();
         let names: Vec<String> = lowers.iter().map(number).collect();
+        let content_names: Vec<String> = contents.iter().map(number).collect();
         let upper_names = upper.as_ref().map(|(upper, work)| (number(upper), number(work)));
         let data = self.data_of(
             &names.iter().map(OsStr::new).collect::<Vec<_>>(),
+            &content_names.iter().map(OsStr::new).collect::<Vec<_>>(),
             upper_names
                 .as_ref()
                 .map(|(upper, work)| (OsStr::new(upper), OsStr::new(work))),
@@ -333,8 +371,19 @@ fn parameter(path: &Path, open: &mut Vec<OwnedFd>) -> std::result::Result<PathBu
     Ok(PathBuf::from(name))
 }
 
+/// Whether the kernel's overlayfs can verify contents by the digests in the layers (Linux 6.6).
+pub(super) fn verifies_contents() -> bool {
+    static VERIFIES: OnceLock<bool> = OnceLock::new();
+    let probe = || -> rustix::io::Result<bool> {
+        let context = fsopen(OsStr::new("overlay"), FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let set = fsconfig_set_string(&context, OsStr::new("verity"), OsStr::new("on"));
+        Ok(reads_parameters()? && set.is_ok())
+    };
+    *VERIFIES.get_or_init(|| probe().unwrap_or(false))
+}
+
 /// The messages of the kernel about a configuration.
-fn kernel_log(context: &OwnedFd) -> String {
+pub(super) fn kernel_log(context: &OwnedFd) -> String {
     let mut lines = Vec::new();
     let mut buffer = [0; 1024];
     while let Ok(count) = rustix::io::read(context, &mut buffer[..]) {
@@ -379,6 +428,7 @@ mod tests {
         let options = flags::sort(["nodev", "noatime"]).unwrap();
         let plan = OverlayMount {
             lowers,
+            contents: Contents::default(),
             upper,
             options,
             label: "",
@@ -445,6 +495,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let plan = OverlayMount {
             lowers: vec![tmp.path().join("missing"), tmp.path().join(",")],
+            contents: Contents::default(),
             upper: None,
             options: Sorted::default(),
             label: "",

@@ -9,16 +9,18 @@ use rustix::io::Errno;
 
 use crate::driver::contract::MountOptions;
 use crate::driver::layer_use::check_type;
+use crate::driver::overlay::composefs::Image;
 use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::home_state::Mounts;
-use crate::driver::overlay::id_mapped::MappedLowers;
 use crate::driver::overlay::layout::check_id;
 use crate::driver::overlay::link_files::exists;
+use crate::driver::overlay::lower_mounts::sweep;
+use crate::driver::overlay::lower_stack::{AttachDirs, Trees};
 use crate::driver::overlay::mount::OverlayMount;
 use crate::driver::overlay::program::{self, Extras};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{self, Located, Lower, generations};
-use crate::error::{IoContext as _, Result};
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::mount::{make_private, unmount_lazily};
 use crate::sys::{make_private_subdir, privilege, tree};
@@ -33,16 +35,6 @@ struct MountTarget {
     merged: PathBuf,
     /// How often it is in use; `None` if there is no mount point yet.
     count: Option<u64>,
-}
-
-/// The trees of a mount.
-pub(super) struct Trees {
-    /// The layer's own; perhaps a symbolic link, as a [`Lower`].
-    pub(super) own: PathBuf,
-    /// Whether that may be changed: it is the driver's, not that of an additional layer store.
-    changes: bool,
-    /// Those below, topmost first.
-    pub(super) lowers: Vec<Lower>,
 }
 
 impl Overlay {
@@ -138,9 +130,6 @@ impl Overlay {
     ) -> Result<()> {
         let MountTarget { place, merged, count } = target;
         let dir = &place.dir;
-        if exists(&dir.join("composefs-data"))? {
-            return Err(stores::composefs(id));
-        }
         let mut sorted = self.sort_options(options)?;
         let shifting = !options.mappings.uids.is_empty()
             && !options.mappings.gids.is_empty()
@@ -148,9 +137,13 @@ impl Overlay {
         // A program maps new files as well: with it the owners on disk are the container's own.
         let by_program = shifting && self.program.is_some();
         let owners = if by_program { None } else { Some(&options.mappings) };
-        let Trees { own, changes, lowers } = self.trees_of(id, place, owners)?;
+        let trees = self.trees_of(id, place, owners)?;
         // A read-only mount has no upper directory.
-        let read_write = writable && changes && !sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
+        let read_only = sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
+        let read_write = writable && trees.changes && !read_only;
+        if read_write && trees.own_image.is_some() {
+            return Err(ErrorKind::NotSupported.err("cannot mount a composefs layer as writeable"));
+        }
         if options.volatile && read_write && self.volatile() {
             sorted.data.push("volatile".into());
         }
@@ -166,28 +159,18 @@ impl Overlay {
                 self.is_private.store(true, Ordering::Release);
             }
         }
-        // Unmounted again when the mount is made, which keeps references of its own.
-        let mapped = match shifting && !by_program {
-            true => Some(MappedLowers::make(
-                &self.mapping_dir(id, place),
-                &lowers,
-                &*self.namespaces.get(&options.mappings)?,
-            )?),
+        let namespace = match shifting && !by_program {
+            true => Some(self.namespaces.get(&options.mappings)?),
             false => None,
         };
-        let mut paths = match &mapped {
-            Some(mapped) => mapped.paths.clone(),
-            None => lowers.iter().map(Lower::full).collect(),
-        };
-        let upper = if read_write {
-            Some((own, dir.join("work")))
-        } else {
-            paths.insert(0, own);
-            None
-        };
+        let (namespace, attach) = (namespace.as_deref(), self.attach_dirs(id, place));
+        // Kept until the mount is made.
+        let (lowers, contents, _attached) =
+            self.stack(&trees, !read_write, attach, namespace, &mut sorted)?;
         let plan = OverlayMount {
-            lowers: paths,
-            upper,
+            lowers,
+            contents,
+            upper: read_write.then(|| (trees.own, dir.join("work"))),
             options: sorted,
             label: &options.mount_label,
         };
@@ -217,8 +200,10 @@ impl Overlay {
         let elsewhere = self.stores.elsewhere(&place.dir)?;
         let changes = elsewhere.is_none();
         let own = place.dir.join("diff");
+        let own_image = Image::exists(&place.dir)?.then(|| place.dir.clone());
         match elsewhere {
             Some(tree) => check_type(&tree, FileType::Directory)?,
+            None if own_image.is_some() => check_type(&own, FileType::Directory)?,
             None => self.prepare_diff(&own, owners, place.own, lowers.first())?,
         }
         if lowers.is_empty() {
@@ -226,15 +211,20 @@ impl Overlay {
             ensure_dir(&home.join(&path), privilege::effective_owner())?;
             lowers.push(Lower::new(home, path));
         }
-        Ok(Trees { own, changes, lowers })
+        Ok(Trees {
+            own,
+            own_image,
+            changes,
+            lowers,
+        })
     }
 
-    /// Where ID-mapped mounts of lowers go while a mount is made. Never into another store.
-    fn mapping_dir(&self, id: &str, place: &Located) -> PathBuf {
+    /// Where lowers are attached while a mount is made. Never in another store.
+    fn attach_dirs(&self, id: &str, place: &Located) -> AttachDirs {
         if place.own {
-            place.dir.join("mapped")
+            AttachDirs::in_dir(&place.dir)
         } else {
-            self.run_home.join(id).join("mapped")
+            AttachDirs::in_dir(&self.run_home.join(id))
         }
     }
 
@@ -304,7 +294,9 @@ impl Overlay {
     }
 
     fn unmount(&self, id: &str, place: &Located, merged: &Path) -> Result<()> {
-        MappedLowers::sweep(&self.mapping_dir(id, place));
+        let AttachDirs { images, mapped } = self.attach_dirs(id, place);
+        sweep(&images);
+        sweep(&mapped);
         match self.program {
             None => unmount_lazily(merged).at("unmounting", merged)?,
             Some(_) => program::unmount(merged)?,

@@ -45,6 +45,9 @@ impl Overlay {
                 "overlay in a mount namespace that belongs to another user namespace (unshare --mount)";
             return Err(ErrorKind::NotSupported.err(what));
         }
+        if options.use_composefs && rootless {
+            return Err(ErrorKind::NotSupported.err("composefs is not supported in user namespaces"));
+        }
         check_quota(filesystem, &options)?;
         let fresh = !exists(&home)?;
         make_home(&home)?;

@@ -14,12 +14,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::driver::contract::MountOptions;
+use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::layout::TEMP_DIRS;
-use crate::driver::overlay::link_files::exists;
-use crate::driver::overlay::mount::OverlayMount;
+use crate::driver::overlay::lower_stack::{AttachDirs, Trees};
+use crate::driver::overlay::mount::{Contents, OverlayMount};
 use crate::driver::overlay::program::{self, Extras};
 use crate::driver::overlay::state::Overlay;
-use crate::driver::overlay::stores::{self, Located, Lower};
+use crate::driver::overlay::stores::{Located, Lower};
 use crate::error::{IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
@@ -34,19 +35,20 @@ impl Overlay {
     }
 
     fn mount_detached(&self, id: &str, place: &Located) -> Result<OwnedFd> {
-        if exists(&place.dir.join("composefs-data"))? {
-            return Err(stores::composefs(id));
-        }
         let read_only = MountOptions {
             options: vec!["ro".into()],
             ..MountOptions::default()
         };
         let options = self.sort_options(&read_only)?;
         let trees = self.trees_of(id, place, None)?;
+        if trees.has_image() {
+            return self.mount_with_images(&trees, options);
+        }
         let plan = OverlayMount {
             lowers: std::iter::once(trees.own)
                 .chain(trees.lowers.iter().map(Lower::full))
                 .collect(),
+            contents: Contents::default(),
             upper: None,
             options,
             label: "",
@@ -77,6 +79,36 @@ impl Overlay {
             }
             made => made,
         }
+    }
+
+    /// Opens the tree of one layer that is in an image, with its contents and without its deletions. `dir` is the
+    /// layer's directory.
+    pub(super) fn open_contents(&self, dir: &Path, contents: PathBuf) -> Result<OwnedFd> {
+        let trees = Trees {
+            own: contents,
+            own_image: Some(dir.to_owned()),
+            changes: false,
+            lowers: Vec::new(),
+        };
+        let mounted = flags::sort(["ro"]).and_then(|options| self.mount_with_images(&trees, options));
+        mounted.context(|| format!("mounting the image in {}", dir.display()))
+    }
+
+    /// A private mount of trees of which some are in images.
+    fn mount_with_images(&self, trees: &Trees, mut options: Sorted) -> Result<OwnedFd> {
+        self.in_temp_dir(|target| {
+            let dirs = AttachDirs::in_dir(target.parent().unwrap_or(target));
+            // Kept until the mount is made.
+            let (lowers, contents, _attached) = self.stack(trees, true, dirs, None, &mut options)?;
+            let plan = OverlayMount {
+                lowers,
+                contents,
+                upper: None,
+                options,
+                label: "",
+            };
+            plan.mount_at(target)
+        })
     }
 
     /// Where the mount points of private mounts are.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::home_state::HomeState;
 use crate::driver::overlay::layout::TEMP_DIRS;
-use crate::driver::overlay::mount::{OverlayMount, is_invalid};
+use crate::driver::overlay::mount::{Contents, OverlayMount, is_invalid};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
@@ -82,6 +82,7 @@ impl<'a> Trial<'a> {
         }
         let mount = OverlayMount {
             lowers: lowers.iter().map(|name| self.path(name)).collect(),
+            contents: Contents::default(),
             upper: Some((self.path("upper"), self.path("work"))),
             options,
             label: "",
@@ -276,6 +277,26 @@ impl Probe<'_> {
             self.shared.set_feature("volatile", false);
             false
         })
+    }
+
+    /// Whether layers may hold nothing but contents.
+    pub(super) fn data_only_layers(&self) -> bool {
+        let probe = || {
+            let trial = Trial::new(self, &["lower", "contents"])?;
+            let mount = OverlayMount {
+                lowers: vec![trial.path("lower")],
+                contents: Contents {
+                    dirs: vec![trial.path("contents")],
+                    as_lowers: false,
+                },
+                upper: None,
+                options: flags::sort(["ro,metacopy=on"])?,
+                label: "",
+            };
+            let made = mount.mount_at(&trial.path("merged"));
+            Ok((made.is_ok(), String::new()))
+        };
+        self.decide("dataonly-layers", probe).unwrap_or(false)
     }
 
     /// Whether lowers can be mounted with other owners.

@@ -150,7 +150,7 @@ fn data(plan: &OverlayMount<'_>, extras: &Extras<'_>) -> Result<OsString> {
         .upper
         .as_ref()
         .map(|(upper, work)| (upper.as_os_str(), work.as_os_str()));
-    let mut data = plan.data_of(&lowers, upper);
+    let mut data = plan.data_of(&lowers, &[], upper);
     for (flag, name) in [
         (MountFlags::RDONLY, "ro"),
         (MountFlags::NOSUID, "nosuid"),
@@ -246,10 +246,12 @@ pub(super) fn missing(home: &Path) -> Error {
 mod tests {
     use super::*;
     use crate::driver::overlay::flags;
+    use crate::driver::overlay::mount::Contents;
 
     fn plan() -> OverlayMount<'static> {
         OverlayMount {
             lowers: vec![PathBuf::from("/s/l/A"), PathBuf::from("/s/l/B")],
+            contents: Contents::default(),
             upper: Some((PathBuf::from("/s/x/diff"), PathBuf::from("/s/x/work"))),
             options: flags::sort(["nodev,volatile", "noatime"]).unwrap(),
             label: "",

@@ -3,22 +3,26 @@
 //! A layer with content is built whole inside a locked temporary directory, and takes its place by one rename; then
 //! its symbolic link is made. A crash leaves a temporary directory, or a whole layer that no record names.
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::driver::contract::{CreateOptions, Driver as _, LayerTree, Staged};
+use crate::driver::copy;
 use crate::driver::overlay::build::Root;
+use crate::driver::overlay::composefs::{self, Converted};
 use crate::driver::overlay::layer::{make_link, move_away};
 use crate::driver::overlay::layout::{LOWER, LOWER_LAYERS, TEMP_DIRS, check_id};
 use crate::driver::overlay::link_files::open_tree;
 use crate::driver::overlay::state::Overlay;
+use crate::driver::overlay::stores;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::tree;
+use crate::sys::{at, tree};
 
 /// A layer directory in a temporary directory.
 #[derive(Debug)]
@@ -33,6 +37,9 @@ pub(super) struct StagedOverlay {
     link: String,
     /// The link ID of the parent that it is built on.
     parent_link: Option<String>,
+    options: CreateOptions,
+    /// Contents are stored by their digests, and the tree is in an image.
+    is_image: bool,
 }
 
 impl Overlay {
@@ -52,6 +59,8 @@ impl Overlay {
             temp,
             link: built.link,
             parent_link: built.parent_link,
+            options: options.clone(),
+            is_image: false,
             driver: self,
         })
     }
@@ -68,6 +77,50 @@ impl Staged for StagedOverlay {
 
     fn path(&self) -> PathBuf {
         self.dir.join("diff")
+    }
+
+    fn stores_by_digest(&self) -> bool {
+        let driver = &self.driver;
+        driver.options.use_composefs && driver.program.is_none() && !self.options.read_write
+    }
+
+    fn store_by_digest(&mut self, parent: Option<&str>) -> Result<bool> {
+        if !self.stores_by_digest() {
+            return Ok(false);
+        }
+        if !composefs::is_supported() {
+            tracing::warn!("overlay.use_composefs without effect: the kernel has no EROFS");
+            return Ok(false);
+        }
+        self.put_on(parent, &self.options)?;
+        if let Some(parent) = parent {
+            let dir = self.driver.stores.require(parent)?.dir;
+            self.parent_link = Some(self.driver.link_name(parent, &dir)?);
+        }
+        let shown = match parent {
+            Some(parent) => names_of_two_digits(&self.driver.name_trees(parent)?)?,
+            None => BTreeSet::new(),
+        };
+        let (objects, old) = (self.temp.addition(), self.temp.addition());
+        rustix::fs::mkdir(&objects, Mode::RWXU).at("creating", &objects)?;
+        let tree = self.reopen()?;
+        let (contents, layer) = (open_tree(&objects)?, open_tree(&self.dir)?);
+        let durable = self.options.durable;
+        match composefs::convert(&tree, contents.as_fd(), layer.as_fd(), &shown, durable)? {
+            Converted::Yes => {}
+            Converted::No(reason) => {
+                tracing::warn!(reason, "a layer is stored as without overlay.use_composefs");
+                return Ok(false);
+            }
+        }
+        copy::link_root(tree.as_fd(), contents.as_fd())?;
+        let path = self.path();
+        rustix::fs::rename(&path, &old).at("moving the tree of a layer,", &path)?;
+        rustix::fs::rename(&objects, &path).at("moving the contents of a layer to", &path)?;
+        self.tree = self.driver.tree_of(contents);
+        self.is_image = true;
+        tree::remove_tree(&old).at("removing", old)?;
+        Ok(true)
     }
 
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
@@ -96,6 +149,32 @@ impl Staged for StagedOverlay {
     }
 }
 
+/// The names of two hexadecimal digits in the root that `trees`, topmost first, show together.
+fn names_of_two_digits(trees: &[OwnedFd]) -> Result<BTreeSet<[u8; 2]>> {
+    const DOING: &str = "looking at the root of a layer";
+    let (mut decided, mut shown) = (BTreeSet::new(), BTreeSet::new());
+    let mut buffer = tree::listing_buffer();
+    for root in trees {
+        let names = tree::list_names(root.as_fd(), &mut buffer).during(DOING)?;
+        for name in names.split(|byte| *byte == 0) {
+            let Ok(name) = <[u8; 2]>::try_from(name) else {
+                continue;
+            };
+            if !name.iter().all(u8::is_ascii_hexdigit) || !decided.insert(name) {
+                continue;
+            }
+            let stat = at::lstat_at(root.as_fd(), &name).during(DOING)?;
+            let is_whiteout = |stat: &Stat| {
+                FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+            };
+            if stat.is_some_and(|stat| !is_whiteout(&stat)) {
+                shown.insert(name);
+            }
+        }
+    }
+    Ok(shown)
+}
+
 impl StagedOverlay {
     /// Makes the staged layer a child of `parent`, if it is not yet.
     fn put_on(&self, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
@@ -115,6 +194,9 @@ impl StagedOverlay {
             .map_err(|error| driver.gone_or(parent, error))?;
         if self.parent_link.as_ref() == Some(&link) {
             return Ok(());
+        }
+        if self.is_image {
+            return Err(stores::unknown(parent));
         }
         let new = driver.parent(parent)?;
         let container_root = options.mappings.root()?;

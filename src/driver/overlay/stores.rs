@@ -15,6 +15,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::driver::layer_use::check_type;
+use crate::driver::overlay::composefs::Image;
 use crate::driver::overlay::layout::{self, LINKS, LOWER, LOWER_LAYERS, parse_lower, parse_lower_layers};
 use crate::driver::overlay::link_files::{exists, read_additional_layer, read_lower, read_lower_layers};
 use crate::driver::overlay::repair;
@@ -47,6 +48,8 @@ struct Known {
     stamp: Stamp,
     /// Its directory in an additional layer store.
     elsewhere: Option<Arc<Path>>,
+    /// Its tree is in an image.
+    has_image: bool,
     /// How many older generations it has.
     older: usize,
 }
@@ -73,6 +76,8 @@ pub(super) struct Lower {
     path: String,
     /// Where that leads, in an additional layer store.
     elsewhere: Option<Arc<Path>>,
+    /// The layer's directory, if its tree is in an image there; the path leads to its contents then.
+    image: Option<PathBuf>,
 }
 
 impl Lower {
@@ -82,7 +87,13 @@ impl Lower {
             home: home.to_owned(),
             path,
             elsewhere: None,
+            image: None,
         }
+    }
+
+    /// The directory of a layer whose tree is in an image.
+    pub(super) fn image(&self) -> Option<&Path> {
+        self.image.as_deref()
     }
 
     /// The whole path.
@@ -250,6 +261,7 @@ impl Stores {
             }
             lowers.push(Lower {
                 elsewhere: known.elsewhere,
+                image: known.has_image.then(|| home.join(below)),
                 ..Lower::new(home, format!("{below}/diff"))
             });
             lowers.extend(older);
@@ -276,9 +288,7 @@ impl Stores {
     /// Looks at a lower of layer `id` on disk, and remembers the result.
     fn examine(&self, home: &Path, below: &str, stamp: Stamp, id: &str) -> Result<Known> {
         let dir = home.join(below);
-        if exists(&dir.join("composefs-data"))? {
-            return Err(composefs(id));
-        }
+        let has_image = Image::exists(&dir)?;
         let elsewhere = self.elsewhere(&dir)?;
         if elsewhere.is_none() && !exists(&dir.join("diff"))? {
             let what = format!("layer {id:?}: the layer below it, {below:?}, has lost its files");
@@ -287,6 +297,7 @@ impl Stores {
         let known = Known {
             stamp,
             elsewhere: elsewhere.map(Arc::from),
+            has_image,
             older: generations(home, below)?.len(),
         };
         let mut all = self.known();
@@ -362,13 +373,6 @@ fn lost(id: &str, below: &str) -> crate::error::Error {
 /// The error for a layer that no store has.
 pub(super) fn unknown(id: &str) -> crate::error::Error {
     ErrorKind::LayerUnknown.err(format!("locating layer {id:?} in the overlay driver"))
-}
-
-/// The error for a layer whose content is a composefs image.
-pub(super) fn composefs(id: &str) -> crate::error::Error {
-    ErrorKind::NotSupported.err(format!(
-        "mounting layer {id:?}, which is or stands on a composefs image"
-    ))
 }
 
 /// Older generations of the layer whose directory is `dir` in `home`, the youngest first.

@@ -4,6 +4,7 @@
 //! is written into the staged content once the parent is known, before the exclusive lock is taken; under the lock
 //! only the parent's identity is compared.
 
+use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use crate::archive::apply::marks::LayerMarks;
@@ -11,28 +12,45 @@ use crate::archive::apply::merge::merge;
 use crate::archive::apply::pipeline::Applied;
 use crate::archive::apply::settle::settle;
 use crate::archive::apply::shared_files::{SharedFiles, Sharing};
+use crate::chunked::cache::FORMAT_KEY;
 use crate::driver::{Driver, LayerTree, Staged};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::layer::LayerRow;
 use crate::store::layer_store::locked::LayerStore;
-use crate::store::layer_store::new_layer::Unpacked;
+use crate::store::layer_store::new_layer::{StagedItem, Unpacked};
 use crate::whiteout::WhiteoutFormat;
+
+/// What [`FORMAT_KEY`] says of a layer whose contents are stored by their digests.
+const FLAT: &[u8] = b"{\"format\":1}";
 
 impl Unpacked {
     /// Whether [`Unpacked::fit`] has anything to do.
     pub(crate) fn depends_on_parent(&self) -> bool {
-        self.staged.unpack_dir().is_some() || !self.applied.marks.is_empty()
+        self.staged.unpack_dir().is_some() || !self.applied.marks.is_empty() || self.goes_by_digest()
+    }
+
+    /// Whether contents are to be stored by their digests.
+    fn goes_by_digest(&self) -> bool {
+        self.format_item().is_some() && self.staged.stores_by_digest()
+    }
+
+    /// The item that says how contents are stored; only a layer with a table of contents has it.
+    fn format_item(&self) -> Option<&StagedItem> {
+        self.items().iter().find(|item| item.key == FORMAT_KEY)
     }
 
     /// Fits what was unpacked to the layer `parent`: merges it into the copy of its tree, or writes down what the archive
     /// says of it. To be called once, without a lock; the time it takes grows with what there is to say. With `durable`
-    /// it is on disk afterwards.
+    /// it is on disk afterwards. Contents that the driver stores by their digests are stored so now: the tree is whole.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if the parent is gone.
     pub(crate) fn fit(&mut self, driver: &dyn Driver, parent: Option<&str>, durable: bool) -> Result<()> {
         let (tree, marks) = (self.staged.tree(), &mut self.applied.marks);
-        let fitted = fit(driver, &*self.staged, tree, marks, parent, durable);
+        let mut fitted = fit(driver, &*self.staged, tree, marks, parent, durable);
+        if fitted.is_ok() && self.goes_by_digest() {
+            fitted = self.store_by_digest(driver, parent, durable);
+        }
         self.fitted_to = fitted.map_err(|error| match parent {
             Some(parent) if !driver.exists(parent) => {
                 ErrorKind::LayerUnknown.err(format!("locating parent layer {parent:?}"))
@@ -40,6 +58,26 @@ impl Unpacked {
             _ => error,
         })?;
         Ok(())
+    }
+
+    /// Returns the tree of the parent.
+    fn store_by_digest(
+        &mut self,
+        driver: &dyn Driver,
+        parent: Option<&str>,
+        durable: bool,
+    ) -> Result<Option<OwnedFd>> {
+        let below = parent.map(|parent| driver.layer_tree(parent)).transpose()?;
+        if self.staged.store_by_digest(parent)?
+            && let Some(StagedItem { path, .. }) = self.format_item()
+        {
+            let written = std::fs::File::create(path).and_then(|mut file| {
+                file.write_all(FLAT)?;
+                if durable { file.sync_data() } else { Ok(()) }
+            });
+            written.at("writing", path)?;
+        }
+        Ok(below.map(|tree| tree.dir))
     }
 
     /// Whether `parent` is still the layer that the content was fitted to, and not another one with its ID.
@@ -62,7 +100,7 @@ impl Unpacked {
     }
 }
 
-/// Returns the topmost tree that was looked at.
+/// Returns the tree of the parent, if it was looked at.
 fn fit(
     driver: &dyn Driver,
     staged: &dyn Staged,
@@ -84,9 +122,10 @@ fn fit(
     let Some(parent) = parent.filter(|_| !marks.is_empty()) else {
         return Ok(None);
     };
-    let lowers = driver.file_trees(parent)?;
+    let below = driver.layer_tree(parent)?.dir;
+    let lowers = driver.name_trees(parent)?;
     settle(tree.dir.as_fd(), tree.whiteouts, marks, &lowers, durable)?;
-    Ok(lowers.into_iter().next())
+    Ok(Some(below))
 }
 
 /// Moves what was unpacked into `content`, which is the tree of the layer `row`, or a copy of it unless `in_place`.
@@ -108,7 +147,7 @@ pub(crate) fn merge_into(
     if content.whiteouts == WhiteoutFormat::Apply {
         return Ok(());
     }
-    let mut lowers = layers.driver.file_trees(&row.id)?;
+    let mut lowers = layers.driver.name_trees(&row.id)?;
     // The first is the layer's own.
     lowers.drain(..1.min(lowers.len()));
     settle(into, content.whiteouts, marks, &lowers, durable)

@@ -59,6 +59,10 @@ impl Receiving {
             );
             return Err(ErrorKind::StoreIsReadOnly.err(what));
         }
+        if files_of(&row.id, driver.is_fixed(&row.id))? {
+            let what = format!("changing layer {:?}, which is a composefs layer", row.id);
+            return Err(ErrorKind::NotSupported.err(what));
+        }
         let content = files_of(&row.id, driver.layer_tree(&row.id))?;
         let tree = content.dir.try_clone().during("duplicating a directory handle")?;
         let mappings = mappings_on_disk(&*driver, &row, tree.as_fd())?;
