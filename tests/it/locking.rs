@@ -1,6 +1,8 @@
 //! Store locks exclude Go processes, in both directions.
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -49,6 +51,41 @@ async fn our_writer_waits_for_a_go_process(set: PeerSet) {
     }
 }
 each_set!(async our_writer_waits_for_a_go_process: "containers-storage");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_an_item_is_complete_before_the_lock_is_waited_for() {
+    needs!("python3");
+    let root = TestRoot::new();
+    let store = root.open().await;
+    let id = |id: &str| LayerOptions::default().id(id);
+    store.create_layer(None, id("layer")).await.unwrap();
+    let holder = Holder::posix(&root.layers_lock(), true);
+    let size = 3 << 20;
+    let setter = tokio::spawn({
+        let (store, data) = (store.clone(), io::Cursor::new(vec![7; size]));
+        async move { store.set_layer_big_data("layer", "item", data).await }
+    });
+    wait_for_waiter(&root.layers_lock());
+    let layers = root.metadata_dir("layers");
+    let temporary = std::fs::read_dir(layers.join("tmp")).unwrap();
+    let dirs = temporary
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
+    let waiting: Vec<_> = dirs
+        .map(|dir| dir.join("0-addition").metadata().unwrap())
+        .collect();
+    assert_eq!(
+        waiting.iter().map(Metadata::len).collect::<Vec<_>>(),
+        [size as u64]
+    );
+    assert!(!setter.is_finished());
+    assert!(holder.release());
+    setter.await.unwrap().unwrap();
+    let item = layers.join("layer/item").metadata().unwrap();
+    assert_eq!(item.ino(), waiting[0].ino(), "it was not written once more");
+    assert_eq!((item.len(), item.mode() & 0o7777), (size as u64, 0o600));
+    assert!(root.temporary_files().is_empty());
+}
 
 async fn a_limited_wait_ends_with_an_error_that_names_the_lock(set: PeerSet) {
     let root = TestRoot::new().of(set);

@@ -1,7 +1,8 @@
 //! Named data of layers.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -109,7 +110,7 @@ impl Store {
 
     /// Stores a big data item with a layer of the primary store, replacing the old one only if `data` ends well.
     ///
-    /// The stream is read to a temporary file first; then the layer lock is taken exclusively for one step.
+    /// The stream is written to a temporary file and synced first; then the layer lock is taken exclusively for one step.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`](crate::ErrorKind::LayerUnknown), [`ErrorKind::InvalidBigDataName`](crate::ErrorKind::InvalidBigDataName), [`ErrorKind::Io`](crate::ErrorKind::Io) for what `data` reports.
@@ -120,50 +121,63 @@ impl Store {
         check_new(key, "layer")?;
         let (temp, path) = self.spool(data).await?;
         let (layer, key) = (id.to_owned(), key.to_owned());
-        self.write_to_layer_store(move |layers| {
-            let row = layers.find_complete(&layer)?;
-            let dir = layers.inner.dirs.layer_data(&row.id)?;
-            make_private_subdir(&dir)?;
-            let mut file = File::open(&path).map_err(|error| Error::io_at("opening", &path, error))?;
-            big_data::write_stream(&dir, &key, &mut file, true)?;
+        let temp = self
+            .write_to_layer_store(move |layers| {
+                let row = layers.find_complete(&layer)?;
+                let dir = layers.inner.dirs.layer_data(&row.id)?;
+                make_private_subdir(&dir)?;
+                let target = dir.join(&*big_data::file_name(&key)?);
+                std::fs::rename(&path, &target).at("moving a big data item to", &target)?;
+                layers.rely_on_data(dir);
+                if !row.big_data_names.contains(&key) {
+                    layers
+                        .table_mut()
+                        .update(&row.id, |row| row.big_data_names.push(key))?;
+                }
+                Ok(temp)
+            })
+            .await?;
+        // Its directory is empty now, and nobody has to wait for its removal.
+        bridge::run(move || {
             drop(temp.into_inner());
-            layers.rely_on_data(dir);
-            if row.big_data_names.contains(&key) {
-                return Ok(());
-            }
-            layers
-                .table_mut()
-                .update(&row.id, |row| row.big_data_names.push(key))
-                .map(drop)
+            Ok(())
         })
         .await
     }
 
-    /// Writes a stream to a temporary file; each step on the pool writes what has arrived by then.
+    /// Writes a stream to a temporary file that can become an item; each step on the pool writes what has arrived by then.
     async fn spool(&self, data: impl AsyncRead + Send) -> Result<(Detached<TempDir>, PathBuf)> {
         let failed = |error| Error::io("receiving a big data item", error);
         let dir = self.inner.dirs.layers_tmp();
         let (mut file, path, temp) = bridge::run(move || {
             let mut temp = TempDir::create(&dir)?;
             let path = temp.addition();
-            let file = File::create_new(&path).at("creating", &path)?;
-            Ok((file, path, Detached::new(temp)))
+            let mut new = File::options();
+            let file = new.write(true).create_new(true).mode(0o600).open(&path);
+            Ok((file.at("creating", &path)?, path, Detached::new(temp)))
         })
         .await?;
         let mut data = Box::pin(data);
         let mut buffer = bytes::BytesMut::with_capacity(SPOOL_STEP);
         loop {
             let count = data.read_buf(&mut buffer).await.map_err(failed)?;
-            if !buffer.is_empty() && (count == 0 || buffer.len() >= SPOOL_STEP) {
+            let is_over = count == 0;
+            if is_over || buffer.len() >= SPOOL_STEP {
                 let chunk = buffer.split().freeze();
                 file = bridge::run(move || {
                     file.write_all(&chunk).map_err(failed)?;
+                    if is_over {
+                        // Whatever the umask is.
+                        file.set_permissions(Permissions::from_mode(0o600))
+                            .map_err(failed)?;
+                        file.sync_all().map_err(failed)?;
+                    }
                     Ok(file)
                 })
                 .await?;
                 buffer.reserve(SPOOL_STEP);
             }
-            if count == 0 {
+            if is_over {
                 return Ok((temp, path));
             }
         }
