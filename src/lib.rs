@@ -87,7 +87,7 @@
 //!   of it, and none of its dependencies, is there without it.
 //! * `test-util`: the module `test_util`, stores that unmount and remove themselves and a builder of tar archives, for
 //!   tests of programs that use a store.
-//! * `bench`: what the benchmarks of the parts measure; no part of the API.
+//! * `bench`, `fuzz`: what the benchmarks of the parts and the fuzz targets reach in by; no part of the API.
 //!
 //! # Debug builds
 //!
@@ -121,6 +121,9 @@ mod digest;
 mod digest_reader;
 mod driver;
 mod error;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod idmap;
 mod json;
 mod lock;

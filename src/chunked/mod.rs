@@ -32,4 +32,6 @@ pub use pack::{PackedDirectory, pack_directory};
 pub(crate) use read::read_text;
 pub(crate) use read::{TarSplitText, read, read_tar_split};
 pub use source::BlobSource;
+#[cfg(feature = "fuzz")]
+pub(crate) use toc::{Bounds, MAX_MEMORY, parse};
 pub use toc::{Chunk, EntryKind, Toc, TocEntry};

@@ -97,7 +97,7 @@ const ROWS: &[Row] = &[
     // Users of a store, and what benchmarks and tests reach in by.
     Row {
         rank: 8,
-        rooms: &["oci", "bench", "test_util", "compat"],
+        rooms: &["oci", "bench", "fuzz", "test_util", "compat"],
         among: false,
     },
     // The command, a crate of its own.

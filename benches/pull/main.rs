@@ -8,19 +8,27 @@
 //! A registry in memory (`docker-registry`) gets images with a common base; one of them, then all eight, are pulled
 //! into fresh stores in `$GRAPHROOT_BENCH_DIR`, else `/dev/shm`. The table shows medians and ranges, and ratios to the
 //! first row. Skopeo pulls one image per call; all eight are started at the same time. Needs root.
+//!
+//! Then images of zstd:chunked layers are written, pulled as a whole and in parts, and updated, beside Skopeo and Podman
+//! of Debian testing where `tests/peers/make` has put them: with the bytes of blobs that the registry sends for each.
+//! `-- parts` measures nothing else.
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
 #[expect(dead_code, reason = "not every benchmark uses all of it")]
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::io::{BufRead as _, BufReader};
+mod in_parts;
+mod registry;
+
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use graphroot::oci::{ImageRef, PullOptions, Puller};
 use graphroot::{Durability, Store};
 
+use registry::Registry;
 use support::{Res, overlay, print_rows, remove, run, timed};
 
 /// How often each contender runs.
@@ -37,22 +45,12 @@ const BASE: [&str; 6] = [
     "usr/lib/python3",
 ];
 
-/// Ends with the benchmark.
-struct Registry {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // It has nothing to lose.
-        self.child.kill().and_then(|()| self.child.wait()).ok();
-    }
-}
-
 fn main() -> Res<()> {
     let dir = support::directory()?;
-    let registry = start(dir.path())?;
+    let registry = Registry::start(dir.path())?;
+    if std::env::args().any(|argument| argument == "parts") {
+        return in_parts::measure(dir.path(), &registry);
+    }
     let names = fill(dir.path(), &registry.address)?;
     for count in [1, IMAGES] {
         let images = names.get(..count).unwrap_or_default();
@@ -80,38 +78,7 @@ fn main() -> Res<()> {
         }
         print_rows(rows.iter().map(|(name, times)| (*name, times.as_slice())));
     }
-    Ok(())
-}
-
-fn start(dir: &Path) -> Res<Registry> {
-    let config = dir.join("registry.yml");
-    let text = format!(
-        "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\n\
-         storage: {{filesystem: {{rootdirectory: {}/registry}}}}\nhttp: {{addr: 127.0.0.1:0}}\n",
-        dir.display()
-    );
-    std::fs::write(&config, text)?;
-    let mut child = Command::new("docker-registry")
-        .arg("serve")
-        .arg(&config)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut messages = BufReader::new(child.stderr.take().ok_or("no messages")?);
-    let mut registry = Registry {
-        child,
-        address: String::new(),
-    };
-    let mut line = String::new();
-    while messages.read_line(&mut line)? > 0 {
-        if let Some((_, rest)) = line.split_once("listening on ") {
-            registry.address = rest.split([',', '"', ' ']).next().unwrap_or_default().to_owned();
-            std::thread::spawn(move || std::io::copy(&mut messages, &mut std::io::sink()));
-            return Ok(registry);
-        }
-        line.clear();
-    }
-    Err("the registry does not listen".into())
+    in_parts::measure(dir.path(), &registry)
 }
 
 /// Builds the images by Buildah and pushes them by Skopeo; returns their names.

@@ -1,0 +1,273 @@
+//! Images of zstd:chunked layers: written, pulled as a whole and in parts, and updated, beside Skopeo and Podman of Debian
+//! testing.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use graphroot::oci::{ImageRef, PullOptions, Puller, PushOptions, push};
+use graphroot::{Compression, Durability, ImageBuilder, Store, StoreOptions};
+
+use crate::registry::Registry;
+use crate::support::{Res, overlay, print_rows, remove, run, runtime, timed};
+use crate::{BASE, ROUNDS, clean};
+
+/// In the update, one of so many files has other content.
+const CHANGED: u64 = 10;
+
+/// What is read of the registry for an image.
+struct Pulled {
+    time: Duration,
+    bytes: u64,
+}
+
+/// Who pulls.
+#[derive(Clone, Copy)]
+enum Who<'a> {
+    Ours { parts: bool },
+    Podman(&'a Programs),
+}
+
+/// Programs of Debian testing, as the tests have them.
+struct Programs {
+    bin: PathBuf,
+    home: PathBuf,
+}
+
+impl Programs {
+    /// `None` if they are not there.
+    fn find(dir: &Path) -> Res<Option<Self>> {
+        let peers = std::env::var_os("GRAPHROOT_TEST_PEERS").unwrap_or("/var/cache/graphroot-peers".into());
+        let bin = PathBuf::from(peers).join("forky/bin");
+        if !bin.join("podman").is_file() {
+            println!("SKIPPED podman and skopeo of Debian testing: tests/peers/make makes them");
+            return Ok(None);
+        }
+        let home = dir.join("home");
+        let policy = home.join(".config/containers");
+        std::fs::create_dir_all(&policy)?;
+        let accept = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        std::fs::write(policy.join("policy.json"), accept)?;
+        let conf = format!(
+            "[containers]\ncgroups = \"disabled\"\n[engine]\nhelper_binaries_dir = [{bin:?}]\nevents_logger = \"none\"\n\
+             cgroup_manager = \"cgroupfs\"\ntmp_dir = {:?}\n",
+            home.join("tmp")
+        );
+        std::fs::write(home.join("containers.conf"), conf)?;
+        std::fs::write(
+            home.join("registries.conf"),
+            "unqualified-search-registries = []\n",
+        )?;
+        Ok(Some(Self { bin, home }))
+    }
+
+    /// One of them, on a store in `root` that is asked for partial pulls.
+    fn command(&self, program: &str, root: &Path) -> Res<Command> {
+        let storage = root.join("storage.conf");
+        let text = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = {:?}\nrunroot = {:?}\n\
+             [storage.options.pull_options]\nenable_partial_images = \"true\"\n",
+            root.join("graph"),
+            root.join("run")
+        );
+        std::fs::write(&storage, text)?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(self.bin.clone()).chain(std::env::split_paths(&path));
+        let mut command = Command::new(self.bin.join(program));
+        command
+            .env("PATH", std::env::join_paths(path)?)
+            .env("HOME", &self.home)
+            .env("CONTAINERS_CONF", self.home.join("containers.conf"))
+            .env("CONTAINERS_REGISTRIES_CONF", self.home.join("registries.conf"))
+            .env("CONTAINERS_STORAGE_CONF", storage);
+        Ok(command)
+    }
+}
+
+pub(crate) fn measure(dir: &Path, registry: &Registry) -> Res<()> {
+    let programs = Programs::find(dir)?;
+    let source = tempfile::tempdir_in(dir)?;
+    let images = make(source.path())?;
+    write(dir, source.path(), programs.as_ref())?;
+    let names = ["first", "update"].map(|tag| format!("{}/parts/image:{tag}", registry.address));
+    for (image, name) in images.iter().zip(&names) {
+        let to: ImageRef = format!("docker://{name}").parse()?;
+        runtime()?.block_on(async {
+            let store = Store::open(overlay(source.path())).await?;
+            push(&store, image, &to, chunked()).await
+        })?;
+    }
+    clean(&source.path().join("graph"));
+    drop(source);
+    let [first, update] = &names;
+    for (what, before) in [("an image", None), ("its update", Some(&**first))] {
+        println!("{what} of zstd:chunked layers, one of {CHANGED} files changed, {ROUNDS} rounds");
+        let image = if before.is_some() { update } else { first };
+        let mut contenders = vec![
+            ("graphroot, layers as a whole", Who::Ours { parts: false }),
+            ("graphroot, layers in parts", Who::Ours { parts: true }),
+        ];
+        contenders.extend(
+            programs
+                .as_ref()
+                .map(|programs| ("podman pull, layers in parts", Who::Podman(programs))),
+        );
+        let mut rows: Vec<(String, Vec<Duration>)> = Vec::new();
+        for _ in 0..ROUNDS {
+            for (index, (name, who)) in contenders.iter().enumerate() {
+                let pulled = pull(dir, registry, *who, before, image)?;
+                let megabytes = pulled.bytes / 1_000_000;
+                match rows.get_mut(index) {
+                    Some((_, times)) => times.push(pulled.time),
+                    None => rows.push((format!("{name}, {megabytes} MB"), vec![pulled.time])),
+                }
+            }
+        }
+        print_rows(rows.iter().map(|(name, times)| (name.as_str(), times.as_slice())));
+    }
+    Ok(())
+}
+
+fn chunked() -> PushOptions {
+    PushOptions::default().compression(Compression::ZstdChunked)
+}
+
+/// Makes an image and its update in a store; returns their IDs.
+fn make(root: &Path) -> Res<[String; 2]> {
+    runtime()?.block_on(async {
+        let store = Store::open(overlay(root).durability(Durability::None)).await?;
+        let mut ids = Vec::new();
+        for is_update in [false, true] {
+            let mut top: Option<String> = None;
+            for path in BASE.iter().filter(|path| Path::new("/").join(path).is_dir()) {
+                let tar = root.join("layer.tar");
+                run(Command::new("tar").args(["-C", "/", "-cf"]).arg(&tar).arg(path))?;
+                if is_update {
+                    change(&tar)?;
+                }
+                let blob = tokio::fs::File::open(&tar).await?;
+                top = Some(store.put_image_layer(top.as_deref(), blob).await?.id().to_owned());
+                std::fs::remove_file(tar)?;
+            }
+            let name = if is_update {
+                "localhost/update:v1"
+            } else {
+                "localhost/first:v1"
+            };
+            let builder = ImageBuilder::new().top_layer(top.ok_or("no layers")?).name(name);
+            ids.push(builder.build(&store).await?.id().to_owned());
+        }
+        <[String; 2]>::try_from(ids).map_err(|_other| "two images were made".into())
+    })
+}
+
+/// Changes the content of some of the files of a tar stream.
+fn change(tar: &Path) -> Res<()> {
+    let file = File::options().read(true).write(true).open(tar)?;
+    let mut header = [0; 512];
+    let (mut at, mut number) = (0, 0_u64);
+    while file.read_exact_at(&mut header, at).is_ok() {
+        at += 512;
+        let size = header.get(124..135).unwrap_or_default();
+        let size =
+            u64::from_str_radix(std::str::from_utf8(size)?.trim_end_matches(['\0', ' ']), 8).unwrap_or(0);
+        if matches!(header.get(156), Some(b'0' | 0)) && size > 0 {
+            number += 1;
+            if number.is_multiple_of(CHANGED) {
+                let mut content = vec![0; usize::try_from(size)?];
+                file.read_exact_at(&mut content, at)?;
+                content.iter_mut().step_by(97).for_each(|byte| *byte ^= 0x5a);
+                file.write_all_at(&content, at)?;
+            }
+        }
+        at += size.next_multiple_of(512);
+    }
+    Ok(())
+}
+
+/// Times how an image is written as zstd:chunked.
+fn write(dir: &Path, source: &Path, programs: Option<&Programs>) -> Res<()> {
+    println!("an image written to a directory as zstd:chunked, {ROUNDS} rounds");
+    let mut rows: [(&str, Vec<Duration>, u64); 2] =
+        [("graphroot, push", Vec::new(), 0), ("skopeo copy", Vec::new(), 0)];
+    for _ in 0..ROUNDS {
+        let out = tempfile::tempdir_in(dir)?;
+        let to: ImageRef = format!("oci:{}", out.path().display()).parse()?;
+        let time = runtime()?.block_on(async {
+            let started = Instant::now();
+            let store = Store::open(overlay(source)).await?;
+            push(&store, "localhost/first:v1", &to, chunked()).await?;
+            Ok::<_, graphroot::Error>(started.elapsed())
+        })?;
+        rows[0].1.push(time);
+        rows[0].2 = size(out.path())?;
+        let Some(programs) = programs else { continue };
+        let out = tempfile::tempdir_in(dir)?;
+        let mut command = programs.command("skopeo", source)?;
+        command.args(["copy", "--quiet", "--dest-compress-format", "zstd:chunked"]);
+        let store = format!("overlay@{0}/graph+{0}/run", source.display());
+        command.arg(format!("containers-storage:[{store}]localhost/first:v1"));
+        command.arg(format!("oci:{}", out.path().display()));
+        rows[1].1.push(timed(&mut command)?);
+        rows[1].2 = size(out.path())?;
+        clean(&source.join("graph"));
+    }
+    let rows = rows.map(|(name, times, size)| (format!("{name}, {:.1} MB", megabytes(size)), times));
+    print_rows(rows.iter().map(|(name, times)| (name.as_str(), times.as_slice())));
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "it is for reading")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// Bytes of the blobs of a layout.
+fn size(layout: &Path) -> Res<u64> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(layout.join("blobs/sha256"))? {
+        sum += entry?.metadata()?.len();
+    }
+    Ok(sum)
+}
+
+/// Pulls an image into a fresh store, after another one if there is one.
+fn pull(dir: &Path, registry: &Registry, who: Who<'_>, before: Option<&str>, image: &str) -> Res<Pulled> {
+    let root = tempfile::tempdir_in(dir)?;
+    let mut sent = 0;
+    let mut time = Duration::ZERO;
+    for image in before.into_iter().chain([image]) {
+        sent = registry.sent()?;
+        time = match who {
+            Who::Ours { parts } => {
+                let options = overlay(root.path()).durability(Durability::None);
+                runtime()?.block_on(ours(
+                    options.pull_option("enable_partial_images", parts.to_string()),
+                    image,
+                ))?
+            }
+            Who::Podman(programs) => {
+                let mut command = programs.command("podman", root.path())?;
+                command.args(["pull", "--quiet", "--tls-verify=false", image]);
+                timed(&mut command)?
+            }
+        };
+    }
+    let bytes = registry.sent()? - sent;
+    if let Who::Ours { .. } = who {
+        let options = overlay(root.path());
+        runtime()?.block_on(async { remove(&Store::open(options).await?).await })?;
+    }
+    clean(&root.path().join("graph"));
+    Ok(Pulled { time, bytes })
+}
+
+async fn ours(options: StoreOptions, image: &str) -> Res<Duration> {
+    let image: ImageRef = format!("docker://{image}").parse()?;
+    let started = Instant::now();
+    let store = Store::open(options).await?;
+    Puller::new(&store, PullOptions::default()).pull(&image).await?;
+    Ok(started.elapsed())
+}
