@@ -1,4 +1,5 @@
-//! Layers whose files are hard links to those of others, and layers that get a table of contents while they are unpacked.
+//! Layers whose files take less space than their content, since they are hard links to those of others or have holes, and layers
+//! that get a table of contents while they are unpacked.
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -331,6 +332,36 @@ fn a_diff_changes_no_file_of_another_layer() {
                 assert_eq!(inode(&test, id, "same"), inode(&test, id, "link"));
             }
             store.unmount("third").await.unwrap();
+        })
+    });
+}
+
+#[test]
+fn long_runs_of_zeros_take_no_space() {
+    on_overlay(|test| {
+        Box::pin(async move {
+            let content = [
+                &text(5000, 1)[..],
+                &vec![0; 8 << 20],
+                &text(5000, 2),
+                &vec![0; 8 << 20],
+            ]
+            .concat();
+            let tar = TarBuilder::new().file("zeros", &content).build();
+            let image = chunked(&test, &tar).await;
+            put_parts(&test, &image, "in-parts").await;
+            convert(&test, &tar, "converted").await.unwrap();
+            let options = LayerOptions::default().id("whole");
+            test.put_layer(None, options, Cursor::new(tar.clone()))
+                .await
+                .unwrap();
+            for id in ["in-parts", "converted", "whole"] {
+                let path = tree_of(&test, id).join("zeros");
+                assert!(std::fs::read(&path).unwrap() == content);
+                let taken = path.metadata().unwrap().blocks() * 512;
+                assert!(taken < 256 << 10, "{id}: {taken} bytes");
+                assert!(read_all(&test, id).await == tar);
+            }
         })
     });
 }

@@ -6,6 +6,7 @@ mod digests;
 mod extract;
 mod extract_state;
 mod hard_links;
+mod holes;
 mod linked_files;
 mod links;
 pub(crate) mod marks;

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 
+use crate::archive::apply::holes::{HoleWriter, MIN_HOLE};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::error::{IoContext as _, Result};
 
-/// Writes a payload to a new file, with holes where a sparse file has them; or only reads it, if the file has it already.
+/// Writes a payload to a new file, with holes where a sparse file has them and in the place of long runs of zeros; or only reads it, if the file has it already.
 pub(crate) fn write_payload<S: ChunkSource>(
     entry: &Entry,
     file: Option<&File>,
@@ -16,13 +17,18 @@ pub(crate) fn write_payload<S: ChunkSource>(
 ) -> Result<()> {
     let doing = "writing a file";
     let (Some(map), Some(file)) = (&entry.sparse, file) else {
+        let mut holes = file
+            .filter(|_| entry.size >= MIN_HOLE as u64)
+            .map(HoleWriter::new);
         while let Some(piece) = reader.payload()? {
-            if let Some(mut file) = file {
-                file.write_all(&piece).during(doing)?;
+            match (&mut holes, file) {
+                (Some(holes), _) => holes.write(&piece).during(doing)?,
+                (None, Some(mut file)) => file.write_all(&piece).during(doing)?,
+                (None, None) => {}
             }
             recorder(&piece)?;
         }
-        return Ok(());
+        return holes.map_or(Ok(()), HoleWriter::finish).during(doing);
     };
     file.set_len(entry.size).during("making a sparse file")?;
     let mut fragments = map.iter().copied();
