@@ -96,7 +96,7 @@
 //!
 //! # Coming from Go
 //!
-//! 86 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
+//! 88 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
 //! [`coming_from_go`] has the whole table.
 //!
 //! [tokio]: https://tokio.rs
@@ -142,9 +142,9 @@ mod whiteout;
 
 // The store, and what it is opened with.
 pub use options::{
-    BoxReader, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag, IdMappingOptions,
-    ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions,
-    PartialPullOptions, Remap, StoreOptions,
+    BoxReader, CheckEvent, CheckOptions, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag,
+    IdMappingOptions, ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions,
+    PartialPullOptions, Remap, RepairOptions, StoreOptions,
 };
 pub use store::Store;
 
@@ -153,9 +153,14 @@ pub use store::views::{Container, Image, Layer};
 
 // What its methods give.
 pub use archive::diff::changes::{Change, ChangeKind};
+pub use archive::verify::difference::{AttributeChange, Difference, DifferenceKind};
 pub use lock::owners::LockOwner;
 pub use store::additional_layer::{AdditionalBlob, AdditionalLayer};
 pub use store::big_data::{BigDataReader, ManifestDigest};
+pub use store::check::finding::{CheckedItem, DataProblem, Finding, ItemKind, Problem};
+pub use store::check::repair::{Kept, KeptReason, RepairFailure, RepairReport};
+pub use store::check::report::{CheckReport, StoreProblem};
+pub use store::check::strays::{Stray, StrayKind};
 pub use store::chunked_differ::{ChunkedDiffer, Savings};
 pub use store::commit::CommitOptions;
 pub use store::converting_differ::ConvertingDiffer;

@@ -36,3 +36,4 @@ pub(crate) mod tar;
 pub(crate) mod tar_split;
 #[cfg(test)]
 mod tests;
+pub(crate) mod verify;

@@ -5,6 +5,7 @@
 //! serialised; the names are those of the fields, and what is missing is the default.
 
 mod base64_bytes;
+pub(crate) mod check;
 pub(crate) mod container;
 pub(crate) mod diff;
 pub(crate) mod driver;
@@ -17,6 +18,7 @@ pub(crate) mod multi_list;
 mod partial_pull;
 pub(crate) mod store;
 
+pub use check::{CheckEvent, CheckOptions, RepairOptions};
 pub use container::{ContainerBigData, ContainerOptions};
 pub use diff::DiffOptions;
 pub use flag::Flag;

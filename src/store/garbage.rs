@@ -4,33 +4,14 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::big_data::{self, Items as _};
 use crate::record::{TAR_SPLIT, lost};
 use crate::store::Store;
 use crate::store::all_stores::AllStores;
+use crate::store::check::strays::ids_in;
 use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode, was_lost};
-use crate::store::ids::is_usual_id;
-
-/// The usual IDs among the names in `dir` that end in `suffix`; none if `dir` is missing.
-fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.at("listing", dir)?,
-    };
-    let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry.at("listing", dir)?.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.strip_suffix(suffix)) else {
-            continue;
-        };
-        if is_usual_id(id) {
-            ids.push(id.to_owned());
-        }
-    }
-    Ok(ids)
-}
 
 /// Removes the directories of items `ids` in `dir`. One that cannot be removed does not keep the others; the first failure
 /// is returned.
@@ -117,13 +98,42 @@ impl AllStores<'_> {
         for row in layers.table().rows() {
             big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
         }
+        let mut result = Ok(());
+        for id in self.layers_without_record(dirs, transient)? {
+            tracing::info!(layer = id, "removing a layer without a record");
+            match self.layers.move_away(&id) {
+                Ok(()) => {}
+                Err(error) if result.is_ok() => result = Err(error),
+                Err(error) => {
+                    tracing::warn!(layer = id, error = %error.chain(), "cannot remove a layer without a record");
+                }
+            }
+        }
+        recovered.and(result)
+    }
+
+    /// Removes what is left of a layer, if it has no record and nothing refers to it; whether there was something.
+    pub(crate) fn remove_without_record(&mut self, dirs: &Dirs, transient: bool, id: &str) -> Result<bool> {
+        let is_unknown = self.layers_without_record(dirs, transient)?.contains(id);
+        match is_unknown {
+            true => self.layers.move_away(id).map(|()| true),
+            false => Ok(false),
+        }
+    }
+
+    /// The layers that are there without a record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CorruptMetadata`] if the records are not complete.
+    fn layers_without_record(&self, dirs: &Dirs, transient: bool) -> Result<BTreeSet<String>> {
+        let layers = &self.layers;
         let mut unknown: BTreeSet<String> = layers.driver.list_layers()?.into_iter().collect();
         unknown.extend(ids_in(&dirs.layers(), "")?);
         unknown.extend(ids_in(&dirs.layers(), TAR_SPLIT)?);
         let elsewhere = layers_of_other_mode(dirs, transient)?;
         unknown.retain(|id| layers.table().get(id).is_none() && !elsewhere.contains(id));
         let Some(example) = unknown.first() else {
-            return recovered;
+            return Ok(unknown);
         };
         // Without the stable records the lock is not given.
         let volatile = layers.unwritten(layer_location::VOLATILE);
@@ -152,18 +162,7 @@ impl AllStores<'_> {
                 return Err(missing_record("layer", &row.layer, &by));
             }
         }
-        let mut result = Ok(());
-        for id in unknown {
-            tracing::info!(layer = id, "removing a layer without a record");
-            match self.layers.move_away(&id) {
-                Ok(()) => {}
-                Err(error) if result.is_ok() => result = Err(error),
-                Err(error) => {
-                    tracing::warn!(layer = id, error = %error.chain(), "cannot remove a layer without a record");
-                }
-            }
-        }
-        recovered.and(result)
+        Ok(unknown)
     }
 }
 

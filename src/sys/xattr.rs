@@ -89,6 +89,12 @@ pub(crate) fn get_at(
     ))
 }
 
+/// Whether `name` in `dir` can have an attribute of this name.
+pub(crate) fn is_supported_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &str) -> bool {
+    let mut probe: [u8; 0] = [];
+    rustix::fs::lgetxattr(proc_path(dir, name), attribute, &mut probe) != Err(Errno::OPNOTSUPP)
+}
+
 /// Sets one attribute of `name` in `dir`; `name` must be a single component and is not followed.
 pub(crate) fn set_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8], value: &[u8]) -> Result<()> {
     rustix::fs::lsetxattr(proc_path(dir, name), attribute, value, XattrFlags::empty())

@@ -96,7 +96,7 @@ fn unknown_things_are_named() {
 #[test]
 fn what_is_not_implemented_says_so() {
     let root = filled();
-    for line in ["check", "check -r -j", "dedup", "dedup -j"] {
+    for line in ["dedup", "dedup -j"] {
         let answer = fails(&root, line);
         let name = line.split(' ').next().unwrap();
         let expected = format!("{name}: not implemented in this version\n");

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use graphroot::{BoxReader, ChangeKind, DiffOptions, LayerOptions, MountOptions, Store};
+use graphroot::{BoxReader, ChangeKind, CheckOptions, DiffOptions, LayerOptions, MountOptions, Store};
 use tokio::io::AsyncReadExt as _;
 
 use crate::layer_model::{Item, Kind, Node, Tree, What, apply, archive};
@@ -310,7 +310,18 @@ async fn compare(
             return Err(format!("the diff of layer {index} is not what came in"));
         }
     }
-    Ok(())
+    if !at_once {
+        return Ok(());
+    }
+    let report = store.check(CheckOptions::everything()).await;
+    let report = report.map_err(|error| format!("the check fails: {}", error.chain()))?;
+    // See above.
+    let is_program_fault =
+        |finding: &graphroot::Finding| uses_program(store) && finding.to_string().contains(NO_MEMORY);
+    match report.findings.iter().all(is_program_fault) && report.strays.is_empty() {
+        true => Ok(()),
+        false => Err(format!("the check finds {report:#?}")),
+    }
 }
 
 /// What a failed listing says.

@@ -25,6 +25,7 @@ mod applied_diffs;
 mod applied_links;
 mod big_data;
 mod built_images;
+mod check;
 mod coming_from_go;
 mod composefs;
 mod concurrency;

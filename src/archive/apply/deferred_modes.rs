@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::Mode;
 
+use crate::archive::apply::settle::literal_dir;
 use crate::archive::path::show;
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::{IoContext as _, Result, ResultExt as _};
 use crate::sys::{at, privilege};
 
 /// Permissions that an owner needs to create and replace files.
@@ -98,11 +98,9 @@ impl DeferredModes {
                 at::chmod_open(root, mode).during(doing())?;
                 continue;
             }
-            // Nothing, or something else, may be there by now.
-            match at::open_in_root(root, &path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
-                Ok(dir) => at::chmod_open(dir.as_fd(), mode).during(doing())?,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(error) => return Err(Error::io(doing(), error)),
+            // Nothing, or something else, may be there by now, perhaps a link to another directory.
+            if let Some(dir) = literal_dir(root, &path).context(doing)? {
+                at::chmod_open(dir.as_fd(), mode).during(doing())?;
             }
         }
         Ok(())

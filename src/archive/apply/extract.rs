@@ -68,12 +68,6 @@ pub(crate) struct Setup {
     pub(crate) inspect: Option<Box<dyn Inspect>>,
 }
 
-/// The number of the device that an entry stands for, by the kernel's own split: 12 bits of major number, 20 of minor.
-fn device_number(entry: &Entry) -> u64 {
-    let part = |number: i64, mask: i64| u32::try_from(number & mask).unwrap_or(0);
-    rustix::fs::makedev(part(entry.dev_major, 0xfff), part(entry.dev_minor, 0xf_ffff))
-}
-
 /// Unpacks one archive. See the module's head.
 pub(crate) struct Extractor {
     tree: Tree,
@@ -154,6 +148,10 @@ impl Extractor {
             let Found::Directory(parent) = self.tree.parents.find(parent)? else {
                 continue;
             };
+            if parent.via_link() {
+                // It has taken the place of a directory: the one that this is about is gone.
+                continue;
+            }
             if self.tree.dirs_gone {
                 let stat = at::lstat_at(parent.fd(), name).during(doing)?;
                 if stat.is_none_or(|stat| kind(&stat) != FileType::Directory) {
@@ -239,7 +237,8 @@ impl Extractor {
         let is_device = matches!(entry.kind, b'3' | b'4');
         let masked = self.tree.rules.force_mask.is_some();
         // On disk it would be overlayfs' mark for a deleted name, and listed where no layer below has the name.
-        let is_mark = entry.kind == b'3' && device_number(entry) == 0 && self.content == Content::Layer;
+        let is_mark =
+            entry.kind == b'3' && metadata::device_number(entry) == 0 && self.content == Content::Layer;
         if (is_device && self.tree.rules.in_user_namespace || is_mark) && !masked {
             // It hides what the layers below have, although it cannot be made.
             self.tree.marks.delete(path.to_vec(), None)?;
@@ -373,7 +372,7 @@ impl Extractor {
         };
         let device = match kind {
             FileType::Fifo => 0,
-            _ => device_number(entry),
+            _ => metadata::device_number(entry),
         };
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = || rustix::fs::mknodat(parent.fd(), base, kind, mode, device);

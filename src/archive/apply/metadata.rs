@@ -61,6 +61,12 @@ pub(crate) fn kind(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
+/// The number of the device that an entry stands for, by the kernel's own split: 12 bits of major number, 20 of minor.
+pub(crate) fn device_number(entry: &Entry) -> u64 {
+    let part = |number: i64, mask: i64| u32::try_from(number & mask).unwrap_or(0);
+    rustix::fs::makedev(part(entry.dev_major, 0xfff), part(entry.dev_minor, 0xf_ffff))
+}
+
 /// Makes overlayfs hide what the layers below have in this directory.
 pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
     // Through a path, since the descriptor may be one that cannot be read.
@@ -69,7 +75,7 @@ pub(crate) fn mark_opaque(dir: BorrowedFd<'_>, namespace: Namespace) -> Result<(
 }
 
 /// Whether an attribute belongs to a driver or to the host and not to a layer.
-fn is_foreign(name: &[u8]) -> bool {
+pub(crate) fn is_foreign(name: &[u8]) -> bool {
     whiteout::is_driver_attribute(name) || name == b"security.selinux"
 }
 

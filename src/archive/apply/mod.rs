@@ -11,7 +11,7 @@ mod linked_files;
 mod links;
 pub(crate) mod marks;
 pub(crate) mod merge;
-mod metadata;
+pub(crate) mod metadata;
 mod new_file;
 pub(crate) mod origins;
 mod parents;

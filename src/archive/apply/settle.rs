@@ -82,7 +82,7 @@ struct Settlement<'a> {
 }
 
 /// The directory at `path`, for `*at` calls; `None` unless it and everything above it are directories.
-pub(super) fn literal_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>> {
+pub(crate) fn literal_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut dir = rustix::fs::openat(root, ".", flags, Mode::empty()).during(DOING)?;
     for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {

@@ -3,4 +3,4 @@
 pub(crate) mod changes;
 pub(crate) mod export;
 pub(crate) mod lowers;
-mod walk;
+pub(crate) mod walk;

@@ -5,6 +5,9 @@
 //! the tree; the file itself must be a regular one and no link. Nothing is produced of a file whose size is not the
 //! recorded one, and never more bytes than recorded. A wrong checksum shows only after the bytes were handed out:
 //! a reader of the stream has to treat an error at any point as fatal.
+//!
+//! A check of a layer goes on instead ([`Replay::examining`]): it collects what is wrong with files and puts zeros in
+//! their place. Headers can also be read alone, with zeros for all files ([`Replay::headers`]).
 
 use std::borrow::Cow;
 use std::io::{BufReader, Read};
@@ -43,6 +46,37 @@ pub(crate) struct Replay<R: Read> {
     /// Of the current file.
     crc: Crc,
     clean: Vec<u8>,
+    contents: Contents,
+    damaged: Vec<DamagedFile>,
+}
+
+/// What becomes of the files.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    /// Their bytes; anything wrong with one ends the stream.
+    Restored,
+    /// Their bytes, or zeros in the place of what is damaged.
+    Examined,
+    /// Zeros.
+    Omitted,
+}
+
+/// A file that is not as recorded.
+#[derive(Debug)]
+pub(crate) struct DamagedFile {
+    /// Its name in the archive, not cleaned.
+    pub(crate) name: Vec<u8>,
+    /// What is wrong with it.
+    pub(crate) error: Error,
+}
+
+/// Where bytes of the stream come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The tar-split file.
+    TarSplit,
+    /// A file with this recorded checksum.
+    File([u8; 8]),
 }
 
 /// The tar-split file. Its reader has buffers, which a stream that is not read does not need.
@@ -62,8 +96,15 @@ enum Current {
         name: Vec<u8>,
         file: OwnedFd,
         rest: u64,
-        /// `None` if the start of the file was passed over, which leaves nothing to compare with.
-        crc: Option<[u8; 8]>,
+        /// The recorded checksum.
+        crc: [u8; 8],
+        /// Whether the file is read from its start; else there is nothing to compare with.
+        whole: bool,
+    },
+    /// Zeros in the place of a file.
+    Zeros {
+        rest: u64,
+        crc: [u8; 8],
     },
 }
 
@@ -95,7 +136,35 @@ impl<R: Read> Replay<R> {
             current: Current::Nothing,
             crc: Crc::new(),
             clean: Vec::new(),
+            contents: Contents::Restored,
+            damaged: Vec::new(),
         }
+    }
+
+    /// The whole stream, with zeros in the place of what is damaged: see [`Replay::damaged`].
+    pub(crate) fn examining(tar_split: R, trees: Vec<OwnedFd>) -> Self {
+        Self {
+            contents: Contents::Examined,
+            ..Self::new(tar_split, trees, 0)
+        }
+    }
+
+    /// The whole stream with zeros in the place of all files, none of which is opened.
+    pub(crate) fn headers(tar_split: R) -> Self {
+        Self {
+            contents: Contents::Omitted,
+            ..Self::new(tar_split, Vec::new(), 0)
+        }
+    }
+
+    /// What was found to be wrong with files so far.
+    pub(crate) fn damaged(&self) -> &[DamagedFile] {
+        &self.damaged
+    }
+
+    /// The same, handed over.
+    pub(crate) fn take_damaged(&mut self) -> Vec<DamagedFile> {
+        std::mem::take(&mut self.damaged)
     }
 
     /// Takes up the next entry; `false` at the end.
@@ -125,21 +194,61 @@ impl<R: Read> Replay<R> {
                 position: usize::try_from(skipped).unwrap_or(usize::MAX),
             },
             Entry::File { name, size, crc } => {
-                path::clean(&name, &mut self.clean);
-                let file = open(&mut self.trees, &self.clean, size).context(|| of(&name))?;
-                if skipped > 0 {
-                    let sought = rustix::fs::seek(&file, SeekFrom::Start(skipped));
-                    sought.during("seeking in it").context(|| of(&name))?;
-                }
-                Current::File {
-                    name,
-                    file,
-                    rest: size - skipped,
-                    crc: (skipped == 0).then_some(crc),
+                let rest = size - skipped;
+                let opened = match self.contents {
+                    Contents::Omitted => Ok(None),
+                    _ => self.open(&name, size, skipped).map(Some),
+                };
+                match opened {
+                    Ok(Some(file)) => Current::File {
+                        name,
+                        file,
+                        rest,
+                        crc,
+                        whole: skipped == 0,
+                    },
+                    Ok(None) => Current::Zeros { rest, crc },
+                    Err(error) => {
+                        self.note(name, error)?;
+                        Current::Zeros { rest, crc }
+                    }
                 }
             }
         };
         Ok(true)
+    }
+
+    /// Opens the file of an entry at an offset.
+    fn open(&mut self, name: &[u8], size: u64, offset: u64) -> Result<OwnedFd> {
+        path::clean(name, &mut self.clean);
+        let file = open(&mut self.trees, &self.clean, size).context(|| of(name))?;
+        if offset > 0 {
+            let sought = rustix::fs::seek(&file, SeekFrom::Start(offset));
+            sought.during("seeking in it").context(|| of(name))?;
+        }
+        Ok(file)
+    }
+
+    /// What is wrong with a file: noted, or the end of the stream.
+    fn note(&mut self, name: Vec<u8>, error: Error) -> Result<()> {
+        if self.contents != Contents::Examined {
+            return Err(error);
+        }
+        self.damaged.push(DamagedFile { name, error });
+        Ok(())
+    }
+
+    /// Appends at most `room` bytes that come from one place. `None` at the end; perhaps nothing was appended otherwise.
+    pub(crate) fn part(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Option<Origin>> {
+        if matches!(self.current, Current::Nothing) && !self.next()? {
+            return Ok(None);
+        }
+        let origin = match self.current {
+            Current::File { crc, .. } | Current::Zeros { crc, .. } => Origin::File(crc),
+            Current::Nothing | Current::Segment { .. } => Origin::TarSplit,
+        };
+        self.fill(out, room)?;
+        Ok(Some(origin))
     }
 
     /// Appends at most `room` bytes of the current entry.
@@ -155,31 +264,58 @@ impl<R: Read> Replay<R> {
                     self.current = Current::Nothing;
                 }
             }
+            Current::Zeros { rest, .. } => {
+                let count = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
+                out.resize(out.len() + count, 0);
+                *rest = rest.saturating_sub(count as u64);
+                if *rest == 0 {
+                    self.current = Current::Nothing;
+                }
+            }
             Current::File {
                 name,
                 file,
                 rest,
                 crc,
+                whole,
             } => {
                 let room = room.min(READ_PART);
                 let limit = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
                 let start = out.len();
-                let count = read_spare(file.as_fd(), out, limit)
+                out.reserve(limit);
+                let read = read_spare(file.as_fd(), out, limit)
                     .during("copying its content")
-                    .context(|| of(name))?;
-                if count == 0 {
-                    return Err(modified(format!("it ends {rest} bytes early")).context(of(name)));
-                }
+                    .context(|| of(name));
+                let early = || modified(format!("it ends {rest} bytes early")).context(of(name));
+                let count = match read.and_then(|count| if count == 0 { Err(early()) } else { Ok(count) }) {
+                    Ok(count) => count,
+                    Err(error) => {
+                        let (name, zeros) = (
+                            std::mem::take(name),
+                            Current::Zeros {
+                                rest: *rest,
+                                crc: *crc,
+                            },
+                        );
+                        self.crc = Crc::new();
+                        self.current = zeros;
+                        return self.note(name, error);
+                    }
+                };
                 *rest = rest.saturating_sub(count as u64);
-                if let Some(recorded) = crc {
+                let mut damage = None;
+                if *whole {
                     self.crc.update(out.get(start..).unwrap_or_default());
-                    if *rest == 0 && self.crc.take() != *recorded {
-                        let name = path::show(name);
-                        return Err(modified(format!("file integrity checksum failed for {name}")));
+                    if *rest == 0 && self.crc.take() != *crc {
+                        let what = format!("file integrity checksum failed for {}", path::show(name));
+                        damage = Some((std::mem::take(name), modified(what)));
                     }
                 }
                 if *rest == 0 {
                     self.current = Current::Nothing;
+                }
+                if let Some((name, error)) = damage {
+                    self.note(name, error)?;
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::time::Duration;
 
 /// A text in double quotes, escaped as by Go's `%q`.
 pub(crate) fn go_quote(text: &[u8]) -> String {
@@ -84,6 +85,43 @@ pub(crate) fn human_size(bytes: u64) -> String {
     }
 }
 
+/// A duration in the form of Go's `time.ParseDuration`, such as `1h30m` or `1.5s`. A negative one is none.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 8] = [
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("µs", 1e-6),
+        ("μs", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    let is_negative = text.starts_with('-');
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if rest == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut seconds = 0.0;
+    let mut any = false;
+    while !rest.is_empty() {
+        let after = rest.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
+        let digits = rest.strip_suffix(after).unwrap_or_default();
+        // The longest unit that matches: `ms` is milliseconds, not minutes.
+        let matching = UNITS.iter().filter(|(unit, _)| after.starts_with(unit));
+        let (unit, factor) = matching.max_by_key(|(unit, _)| unit.len())?;
+        let dots = digits.bytes().filter(|byte| *byte == b'.').count();
+        if dots > 1 || digits.len() == dots {
+            return None;
+        }
+        seconds += format!("0{digits}0").parse::<f64>().ok()? / if dots == 0 { 10.0 } else { 1.0 } * factor;
+        rest = after.strip_prefix(unit).unwrap_or_default();
+        any = true;
+    }
+    let seconds = if is_negative { 0.0 } else { seconds };
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| any)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +151,26 @@ mod tests {
         assert_eq!(human_size(u64::MAX), "16777215.9 TiB");
         assert_eq!(numbers(&[]), "[]");
         assert_eq!(numbers(&[1, 2]), "[1 2]");
+    }
+
+    #[test]
+    fn durations_are_those_of_go() {
+        for (good, millis) in [
+            ("24h", 86_400_000),
+            ("1h30m", 5_400_000),
+            ("-1.5s", 0),
+            ("0", 0),
+            ("+0", 0),
+            ("3ms", 3),
+            (".5h", 1_800_000),
+            ("1.h", 3_600_000),
+            ("2000µs", 2),
+        ] {
+            assert_eq!(duration(good), Some(Duration::from_millis(millis)), "{good}");
+        }
+        for bad in ["", "24", "h", "1x", "1..5s", ".s", "foo", "1h30", "-"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
     }
 
     fn libc_enoent() -> i32 {

@@ -22,6 +22,7 @@ mod batch;
 mod boundary;
 mod claims;
 mod containers;
+pub(crate) mod everything;
 mod held;
 mod images;
 pub(crate) mod in_flight;

@@ -1,6 +1,7 @@
 //! Every command, in the order in which the usage lists them. The parser, the usage texts, the completion scripts and
 //! the manual pages use these tables.
 
+mod check;
 mod copy;
 mod create;
 mod data;
@@ -22,7 +23,7 @@ use crate::command::Command;
 use crate::flags::{
     ADD_NAME, BZIP2, CHOWN, DEBUG, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, HELP, IS_CONTAINER,
     IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
-    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check, file, new,
+    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check as check_flags, file, new,
 };
 #[cfg(feature = "pull")]
 use crate::flags::{QUIET_TRANSFER, transfer as transfer_flags};
@@ -70,7 +71,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Command> {
 #[rustfmt::skip]
 pub(crate) static COMMANDS: [Command; 61] = [
     command!(["check"], "", "Check storage consistency", 0, Some(0),
-        [JSON, check::MAX, check::REPAIR, check::FORCE, check::QUICK], service::check, ["graphroot check --quick"]),
+        [JSON, check_flags::MAX, check_flags::REPAIR, check_flags::FORCE, check_flags::QUICK], check::check, ["graphroot check --quick"]),
     command!(["config"], "[configurationFile]", "Print storage library configuration as JSON", 0, Some(1),
         [], service::config, ["graphroot config"]),
     command!(["container"], "[options [...]] containerNameOrID [...]", "Examine a container", 1, ANY,

@@ -7,11 +7,10 @@ use graphroot::config::Loader;
 use serde::Serialize;
 
 use crate::call::Call;
-use crate::flags::{FORCE_SHUTDOWN, HASH_METHOD, check as check_flags};
+use crate::flags::{FORCE_SHUTDOWN, HASH_METHOD};
 use crate::input::spinner;
-use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe, file_failure};
+use crate::outcome::{DONE, FAILED, Outcome, describe, file_failure};
 use crate::output::Output;
-use crate::text::go_quote;
 
 /// The outcome of a command whose part of the library does not exist.
 pub(crate) fn not_implemented(call: &Call) -> Outcome {
@@ -111,17 +110,6 @@ pub(crate) async fn dedup(call: &Call, _out: &mut Output) -> Outcome {
     not_implemented(call)
 }
 
-pub(crate) async fn check(call: &Call, _out: &mut Output) -> Outcome {
-    let max_age = call.flags.text(&check_flags::MAX);
-    if !max_age.is_empty() && !is_duration(max_age) {
-        return Err(CommandError::from(format!(
-            "time: invalid duration {}",
-            go_quote(max_age.as_bytes())
-        )));
-    }
-    not_implemented(call)
-}
-
 #[derive(Serialize)]
 struct LockRow {
     file: String,
@@ -150,46 +138,4 @@ pub(crate) async fn locks(call: &Call, out: &mut Output) -> Outcome {
         out.line(format!("{} {mode} {} {}", lock.file, lock.pid, lock.command))?;
     }
     DONE
-}
-
-/// Whether Go's `time.ParseDuration` accepts a text, such as `1h30m` or `-1.5s`.
-fn is_duration(text: &str) -> bool {
-    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return true;
-    }
-    let mut any = false;
-    while !rest.is_empty() {
-        let number = rest.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
-        let digits = rest.strip_suffix(number).unwrap_or_default();
-        let units = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"];
-        // The longest unit that matches: `ms` is milliseconds, not minutes.
-        let unit = units
-            .iter()
-            .filter(|unit| number.starts_with(**unit))
-            .max_by_key(|unit| unit.len());
-        let Some(unit) = unit else { return false };
-        let dots = digits.bytes().filter(|byte| *byte == b'.').count();
-        if dots > 1 || digits.len() == dots {
-            return false;
-        }
-        rest = number.strip_prefix(unit).unwrap_or_default();
-        any = true;
-    }
-    any
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_those_of_go() {
-        for good in ["24h", "1h30m", "-1.5s", "0", "+0", "3ms", ".5h", "1.h", "2µs"] {
-            assert!(is_duration(good), "{good}");
-        }
-        for bad in ["", "24", "h", "1x", "1..5s", ".s", "foo", "1h30", "-"] {
-            assert!(!is_duration(bad), "{bad}");
-        }
-    }
 }

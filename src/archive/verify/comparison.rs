@@ -1,0 +1,580 @@
+//! Compares a tree with the one that is expected, in one walk of bounded steps.
+//!
+//! Compared are types, owners, permissions, sizes, times of files, targets of links, device numbers and extended attributes;
+//! and the content of files that the reading of the layer has not compared already. Not compared are the root directory and
+//! the times of directories: mounting and creating containers can change them (podman's issue 25101), and a name that was
+//! added or removed is found anyway.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+
+use crate::archive::apply::metadata::kind;
+use crate::archive::apply::settle::literal_dir;
+use crate::archive::diff::walk::{TreeWalk, absolute};
+use crate::archive::path::split;
+use crate::archive::tar_split::format::Crc;
+use crate::archive::verify::difference::{AttributeChange, Difference, DifferenceKind};
+use crate::archive::verify::expected_tree::{Attributes, Content, ExpectedTree, Item, What, key, path_of};
+use crate::error::{IoContext as _, Result};
+use crate::idmap::{IdMappings, Owner};
+use crate::sys::{at, privilege, xattr};
+use crate::whiteout::{self, Namespace};
+
+const DOING: &str = "looking at a file of the layer";
+
+/// Differences of one layer that are told of one by one.
+pub(crate) const MAX_DIFFERENCES: usize = 1000;
+
+/// Bytes of a file that are read at a time.
+const READ_SIZE: usize = 128 * 1024;
+
+/// What is not compared, and how owners are read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Comparing {
+    /// Owners on disk are the host's.
+    pub(crate) mappings: IdMappings,
+    /// Owners may be others.
+    pub(crate) ignore_owners: bool,
+    /// Permissions may be others.
+    pub(crate) ignore_modes: bool,
+    /// Types may be others.
+    pub(crate) ignore_types: bool,
+    /// Times may be others.
+    pub(crate) ignore_times: bool,
+    /// Devices cannot be made, and some attributes not be set.
+    pub(crate) in_user_namespace: bool,
+}
+
+/// A layer's own changes in overlayfs' form.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    /// The trees of the layers below, topmost first.
+    pub(crate) lowers: Vec<OwnedFd>,
+    /// Which attributes mark opaque directories.
+    pub(crate) namespace: Namespace,
+}
+
+impl Marks {
+    /// The type of what the layers below have at a path, through no link.
+    fn below(&self, path: &[u8]) -> Result<Option<FileType>> {
+        let (parent, name) = split(path);
+        for lower in &self.lowers {
+            let Some(dir) = literal_dir(lower.as_fd(), parent)? else {
+                continue;
+            };
+            if let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)? {
+                let is_whiteout = kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0;
+                return Ok((!is_whiteout).then(|| kind(&stat)));
+            }
+            if self.is_hidden_above(lower.as_fd(), path)? {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_opaque(&self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+        let value = xattr::get_at(dir, name, self.namespace.opaque());
+        value.is_ok_and(|value| value.as_deref() == Some(whiteout::OPAQUE_VALUE))
+    }
+
+    /// Whether a directory above `path` in a tree is opaque, or no directory, and so hides everything below it.
+    fn is_hidden_above(&self, root: BorrowedFd<'_>, path: &[u8]) -> Result<bool> {
+        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        for (end, _) in slashes {
+            let (parent, name) = split(path.get(..end).unwrap_or_default());
+            let Some(dir) = literal_dir(root, parent)? else {
+                return Ok(false);
+            };
+            let stat = at::lstat_at(dir.as_fd(), name).during(DOING)?;
+            if stat.is_some_and(|stat| kind(&stat) != FileType::Directory)
+                || self.is_opaque(dir.as_fd(), name)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// See the module's head.
+pub(crate) struct TreeCheck {
+    walk: TreeWalk,
+    expected: ExpectedTree,
+    comparing: Comparing,
+    marks: Option<Marks>,
+    /// The walk's current entry has not been dealt with yet.
+    pending: bool,
+    walk_is_over: bool,
+    /// The key of the expected name that was dealt with last.
+    cursor: Option<Box<[u8]>>,
+    reading: Option<Reading>,
+    /// Whether this process is bound by permissions, and what it unpacks has those that it needs.
+    checked: bool,
+    buffer: Vec<u8>,
+    differences: Vec<Difference>,
+    /// How many there are beyond those.
+    more: u64,
+}
+
+/// A file whose content is being compared.
+struct Reading {
+    path: Vec<u8>,
+    file: File,
+    crc: Crc,
+    expected: [u8; 8],
+    changes: Vec<AttributeChange>,
+}
+
+/// What a comparison has found.
+#[derive(Debug)]
+pub(crate) struct Compared {
+    pub(crate) differences: Vec<Difference>,
+    /// How many there are beyond those.
+    pub(crate) more: u64,
+    pub(crate) expected: ExpectedTree,
+}
+
+impl TreeCheck {
+    /// Compares the tree `root`. With `marks` it has the layer's own changes alone, else everything.
+    pub(crate) fn new(
+        root: BorrowedFd<'_>,
+        expected: ExpectedTree,
+        comparing: Comparing,
+        marks: Option<Marks>,
+    ) -> Result<Self> {
+        Ok(Self {
+            walk: TreeWalk::new(root)?,
+            expected,
+            comparing,
+            marks,
+            pending: false,
+            walk_is_over: false,
+            cursor: None,
+            reading: None,
+            checked: !privilege::overrides_modes(),
+            buffer: Vec::new(),
+            differences: Vec::new(),
+            more: 0,
+        })
+    }
+
+    /// Goes on for `entries` names, or as many pieces of files; `false` at the end.
+    pub(crate) fn step(&mut self, entries: usize) -> Result<bool> {
+        for _ in 0..entries {
+            if let Some(reading) = self.reading.take() {
+                self.read_on(reading);
+                continue;
+            }
+            if !self.pending && !self.walk_is_over {
+                self.pending = self.walk.next()?;
+                self.walk_is_over = !self.pending;
+            }
+            let next = self.expected.after(self.cursor.as_deref());
+            let next = next.map(|(name, _)| Box::<[u8]>::from(name));
+            let found = self.pending.then(|| key(self.walk.path()));
+            match (found, next) {
+                (None, None) => {
+                    self.marks_kept()?;
+                    return Ok(false);
+                }
+                (Some(found), Some(next)) if found == next => {
+                    self.cursor = Some(next);
+                    self.pending = false;
+                    self.both()?;
+                }
+                (Some(found), next) if next.as_ref().is_none_or(|next| found < *next) => {
+                    self.pending = false;
+                    self.added()?;
+                }
+                (_, Some(next)) => {
+                    self.missing(&next)?;
+                    self.cursor = Some(next);
+                }
+                (Some(_), None) => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// What was found, after the last step.
+    pub(crate) fn into_compared(self) -> Compared {
+        Compared {
+            differences: self.differences,
+            more: self.more,
+            expected: self.expected,
+        }
+    }
+
+    fn note(&mut self, path: &[u8], kind: DifferenceKind) {
+        if self.differences.len() >= MAX_DIFFERENCES {
+            self.more += 1;
+            return;
+        }
+        self.differences.push(Difference {
+            path: absolute(path),
+            kind,
+        });
+    }
+
+    /// A name that is there and was not expected.
+    fn added(&mut self) -> Result<()> {
+        let path = self.walk.path().to_vec();
+        let Some(stat) = self.walk.stat()? else {
+            return Ok(());
+        };
+        let is_dir = kind(&stat) == FileType::Directory;
+        let unsure = self.expected.is_unsure(&path);
+        if self.is_whiteout(&stat) {
+            // An opaque root is written as whiteouts of everything in it.
+            let is_told = self.expected.deletes(&path) || self.expected.empties(split(&path).0);
+            if !unsure && !is_told {
+                self.note(&path, DifferenceKind::Hidden);
+            }
+            return Ok(());
+        }
+        // Made so that something in it can be hidden.
+        let leads = is_dir && self.marks.is_some() && self.expected.leads_to_mark(&path);
+        if !unsure && !leads {
+            self.note(&path, DifferenceKind::Added { is_dir });
+        }
+        if is_dir {
+            self.opaque(&path)?;
+            self.walk.enter()?;
+        }
+        Ok(())
+    }
+
+    /// A name that was expected and is not there.
+    fn missing(&mut self, name: &[u8]) -> Result<()> {
+        let path = path_of(name);
+        let Some(item) = self.expected.get(&path) else {
+            return Ok(());
+        };
+        let is_device = matches!(item.what, What::Device { .. });
+        let is_dir = matches!(item.what, What::Directory { .. });
+        let may_be_left_out = match item.what {
+            // It is a mark and not a file.
+            What::Device { number: 0, .. } => self.marks.is_some(),
+            _ => is_device && self.comparing.in_user_namespace,
+        };
+        if !may_be_left_out && !self.expected.is_unsure(&path) {
+            self.note(&path, DifferenceKind::Missing { is_dir });
+        }
+        Ok(())
+    }
+
+    fn is_whiteout(&self, stat: &Stat) -> bool {
+        self.marks.is_some() && kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+    }
+
+    /// A name that is there and was expected.
+    fn both(&mut self) -> Result<()> {
+        let path = self.walk.path().to_vec();
+        let (Some(stat), Some(item)) = (self.walk.stat()?, self.expected.get(&path)) else {
+            return Ok(());
+        };
+        let is_dir = kind(&stat) == FileType::Directory;
+        if self.expected.is_unsure(&path) {
+            // What is below is looked at, to get past it.
+            if is_dir {
+                self.walk.enter()?;
+            }
+            return Ok(());
+        }
+        let mut changes = self.compare(&stat, item);
+        let has_type = !changes
+            .iter()
+            .any(|change| matches!(change, AttributeChange::Type { .. }));
+        let content = match item.what {
+            What::File { size, content }
+                if has_type && Ok(size) == u64::try_from(stat.st_size) && size > 0 =>
+            {
+                match content {
+                    Content::Recorded(sum) => Some(sum),
+                    Content::Read(sum) if !item.own => Some(sum),
+                    Content::Read(_) | Content::Unknown => None,
+                }
+            }
+            _ => None,
+        };
+        if is_dir {
+            if has_type {
+                self.opaque(&path)?;
+            }
+            self.walk.enter()?;
+        } else if let Some(expected) = content {
+            match self.open() {
+                Ok(file) => {
+                    self.reading = Some(Reading {
+                        path,
+                        file,
+                        crc: Crc::new(),
+                        expected,
+                        changes,
+                    });
+                    return Ok(());
+                }
+                Err(error) => changes.push(AttributeChange::Unreadable(error.to_string())),
+            }
+        }
+        if !changes.is_empty() {
+            self.note(&path, DifferenceKind::Changed(changes));
+        }
+        Ok(())
+    }
+
+    /// Opens the walk's current entry, a regular file.
+    fn open(&self) -> std::io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let dir = self.walk.dir().map_err(std::io::Error::from)?;
+        let file = rustix::fs::openat(dir, self.walk.name(), flags, Mode::empty())?;
+        Ok(file.into())
+    }
+
+    /// Reads a piece of a file.
+    fn read_on(&mut self, mut reading: Reading) {
+        self.buffer.resize(READ_SIZE, 0);
+        match reading.file.read(&mut self.buffer) {
+            Ok(0) => {
+                if reading.crc.take() != reading.expected {
+                    reading.changes.push(AttributeChange::Content);
+                }
+            }
+            Ok(count) => {
+                reading.crc.update(self.buffer.get(..count).unwrap_or_default());
+                self.reading = Some(reading);
+                return;
+            }
+            Err(error) => reading
+                .changes
+                .push(AttributeChange::Unreadable(error.to_string())),
+        }
+        if !reading.changes.is_empty() {
+            self.note(&reading.path, DifferenceKind::Changed(reading.changes));
+        }
+    }
+
+    /// Notes a directory that hides what the layers below have, although the layer does not say so.
+    fn opaque(&mut self, path: &[u8]) -> Result<()> {
+        let Some(marks) = &self.marks else {
+            return Ok(());
+        };
+        let is_opaque = marks.is_opaque(self.walk.dir()?, self.walk.name());
+        if is_opaque && !self.expected.may_be_opaque(path) && marks.below(path)? == Some(FileType::Directory)
+        {
+            self.note(path, DifferenceKind::Hidden);
+        }
+        Ok(())
+    }
+
+    /// After the walk: whether everything that the layer deletes is hidden.
+    fn marks_kept(&mut self) -> Result<()> {
+        let Some(marks) = self.marks.take() else {
+            return Ok(());
+        };
+        let root = rustix::io::fcntl_dupfd_cloexec(self.walk.dir()?, 0).during("using the root directory")?;
+        let sure = |path: &Vec<u8>| !self.expected.is_unsure(path);
+        let deleted: Vec<Vec<u8>> = self.expected.deleted().filter(sure).collect();
+        let opaque = self.expected.opaque().filter(sure);
+        let opaque: Vec<Vec<u8>> = opaque.filter(|path| !path.is_empty()).collect();
+        for path in &deleted {
+            if marks.is_hidden_above(root.as_fd(), path)? {
+                continue;
+            }
+            let Some(below) = marks.below(path)? else { continue };
+            let (parent, name) = split(path);
+            let dir = literal_dir(root.as_fd(), parent)?;
+            let own = match &dir {
+                Some(dir) => at::lstat_at(dir.as_fd(), name).during(DOING)?,
+                None => None,
+            };
+            let hides = match (&own, &dir) {
+                (Some(own), Some(dir)) if kind(own) == FileType::Directory => {
+                    below != FileType::Directory || marks.is_opaque(dir.as_fd(), name)
+                }
+                (own, _) => own.is_some(),
+            };
+            if !hides {
+                self.note(path, DifferenceKind::NotDeleted);
+            }
+        }
+        for path in &opaque {
+            if marks.is_hidden_above(root.as_fd(), path)? || marks.below(path)? != Some(FileType::Directory) {
+                continue;
+            }
+            let (parent, name) = split(path);
+            let hides = match literal_dir(root.as_fd(), parent)? {
+                Some(dir) => {
+                    let own = at::lstat_at(dir.as_fd(), name).during(DOING)?;
+                    own.is_some_and(|own| kind(&own) != FileType::Directory)
+                        || marks.is_opaque(dir.as_fd(), name)
+                }
+                None => false,
+            };
+            if !hides {
+                self.note(path, DifferenceKind::NotDeleted);
+            }
+        }
+        Ok(())
+    }
+
+    /// What of an item's metadata is different.
+    fn compare(&self, stat: &Stat, item: &Item) -> Vec<AttributeChange> {
+        let mut changes = Vec::new();
+        let found = letter(kind(stat));
+        let expected = match &item.what {
+            What::Directory { implied: true } if found == b'5' => return changes,
+            What::Unknown => return changes,
+            What::Directory { .. } => b'5',
+            What::File { .. } => b'0',
+            What::SymbolicLink(_) => b'2',
+            What::Device { kind, .. } => *kind,
+            What::Fifo => b'6',
+        };
+        if expected != found {
+            if !self.comparing.ignore_types {
+                changes.push(AttributeChange::Type { expected, found });
+            }
+            return changes;
+        }
+        self.compare_owner(stat, item, &mut changes);
+        let mode = stat.st_mode & 0o7777;
+        let readable = if expected == b'5' { 0o500 } else { 0o400 };
+        let may_be_readable = self.checked && mode == item.mode | readable;
+        if expected != b'2' && mode != item.mode && !may_be_readable && !self.comparing.ignore_modes {
+            changes.push(AttributeChange::Mode {
+                expected: item.mode,
+                found: mode,
+            });
+        }
+        if expected != b'5' && !self.comparing.ignore_times && !same_time(item.mtime, stat.st_mtime) {
+            changes.push(AttributeChange::ModificationTime {
+                expected: item.mtime,
+                found: stat.st_mtime,
+            });
+        }
+        match &item.what {
+            What::File { size, .. } => {
+                let found = u64::try_from(stat.st_size).unwrap_or(0);
+                if found != *size {
+                    changes.push(AttributeChange::Size {
+                        expected: *size,
+                        found,
+                    });
+                }
+            }
+            What::Device { number, .. } if stat.st_rdev != *number => {
+                changes.push(AttributeChange::Device {
+                    expected: *number,
+                    found: stat.st_rdev,
+                });
+            }
+            What::SymbolicLink(target) => {
+                let found = self
+                    .walk
+                    .dir()
+                    .ok()
+                    .map(|dir| at::read_link_at(dir, self.walk.name()));
+                if !matches!(found, Some(Ok(found)) if *found == **target) {
+                    changes.push(AttributeChange::LinkTarget);
+                }
+            }
+            _ => {}
+        }
+        self.compare_attributes(item, &mut changes);
+        changes
+    }
+
+    fn compare_owner(&self, stat: &Stat, item: &Item, changes: &mut Vec<AttributeChange>) {
+        if self.comparing.ignore_owners {
+            return;
+        }
+        let (uid, gid) = (stat.st_uid, stat.st_gid);
+        let Ok(found) = self.comparing.mappings.to_container(Owner { uid, gid }) else {
+            changes.push(AttributeChange::Unmapped { uid, gid });
+            return;
+        };
+        // The largest ID means "leave it" to the kernel.
+        if item.uid != found.uid && item.uid != u32::MAX {
+            changes.push(AttributeChange::Owner {
+                expected: item.uid,
+                found: found.uid,
+            });
+        }
+        if item.gid != found.gid && item.gid != u32::MAX {
+            changes.push(AttributeChange::Group {
+                expected: item.gid,
+                found: found.gid,
+            });
+        }
+    }
+
+    fn compare_attributes(&self, item: &Item, changes: &mut Vec<AttributeChange>) {
+        let Ok(dir) = self.walk.dir() else { return };
+        let name = self.walk.name();
+        let found = xattr::list_at(dir, name).unwrap_or_default();
+        let expected: &[_] = item.attributes.as_deref().unwrap_or_default();
+        for (attribute, value) in expected {
+            let Ok(attribute) = std::str::from_utf8(attribute) else {
+                continue;
+            };
+            let same = match xattr::get_at(dir, name, attribute) {
+                Ok(Some(found)) => same_value(attribute, value, &found),
+                // What could not be set, for the file system or the user namespace.
+                Ok(None) => self.comparing.in_user_namespace || !xattr::is_supported_at(dir, name, attribute),
+                Err(_unreadable) => true,
+            };
+            if !same {
+                changes.push(AttributeChange::Attribute(attribute.to_owned()));
+            }
+        }
+        for attribute in found {
+            let known = |list: &Attributes| list.iter().any(|(name, _)| **name == *attribute.as_bytes());
+            if is_content(&attribute) && !item.attributes.as_ref().is_some_and(known) {
+                changes.push(AttributeChange::Attribute(attribute));
+            }
+        }
+    }
+}
+
+/// The letter of a type in a tar header.
+fn letter(kind: FileType) -> u8 {
+    match kind {
+        FileType::Directory => b'5',
+        FileType::Symlink => b'2',
+        FileType::CharacterDevice => b'3',
+        FileType::BlockDevice => b'4',
+        FileType::Fifo => b'6',
+        FileType::RegularFile => b'0',
+        _ => b'?',
+    }
+}
+
+/// Whether a file was given a time. Some programs and file systems have no times before 1970, others none after 2038.
+fn same_time(expected: i64, found: i64) -> bool {
+    expected == found
+        || (expected < 0 && found == 0)
+        || (!(i64::from(i32::MIN)..=i64::from(i32::MAX)).contains(&expected)
+            && (found == i64::from(i32::MAX) || found == i64::from(i32::MIN)))
+}
+
+/// Whether an attribute that was not expected is a change of the layer: others are inherited, or set by the host.
+fn is_content(name: &str) -> bool {
+    name == "security.capability"
+        || name.starts_with("user.") && !whiteout::is_driver_attribute(name.as_bytes())
+}
+
+/// Whether an attribute has the value. The kernel converts file capabilities between its versions.
+fn same_value(name: &str, expected: &[u8], found: &[u8]) -> bool {
+    if name == "security.capability" {
+        // Version and flags; two words of permitted and inheritable capabilities each; perhaps the root user of a namespace.
+        let sets = |value: &[u8]| value.get(4..20).map(<[u8]>::to_vec);
+        let effective = |value: &[u8]| value.first().map(|byte| byte & 1);
+        return sets(expected) == sets(found) && effective(expected) == effective(found);
+    }
+    expected == found
+}

@@ -1,0 +1,584 @@
+//! The tree that the headers of a layer describe. Pure.
+//!
+//! Paths are kept flat, with NUL in the place of slashes: then the order of the bytes is the order of a walk that lists a
+//! directory before what is in it, and everything below a directory is one range. Names that hard links share stand for one
+//! item.
+//!
+//! A layer's own tree is filled from its headers ([`ExpectedTree::add`]). Where a driver keeps complete trees, it is then
+//! put on the tree of the layers below ([`ExpectedTree::put_on`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use crate::archive::apply::metadata;
+use crate::archive::path::{MAX_PATH, clean, push, split};
+use crate::archive::tar::reader::Entry;
+use crate::error::{ErrorKind, Result};
+use crate::whiteout::{self, WhiteoutName};
+
+/// Symbolic links that are followed for one name.
+const MAX_LINKS: usize = 40;
+
+/// The attribute of file capabilities.
+const CAPABILITIES: &[u8] = b"security.capability";
+
+/// How much memory the expectations of one layer may take.
+const MAX_SIZE: usize = 256 << 20;
+
+/// What a name takes besides its path.
+const NAME_SIZE: usize = 160;
+
+/// The attributes of an item, as pairs of name and value.
+pub(crate) type Attributes = Box<[(Box<[u8]>, Box<[u8]>)]>;
+
+/// What is expected at a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) what: What,
+    /// Permissions and the bits above them. Of implied directories nothing is known.
+    pub(crate) mode: u32,
+    /// As in the archive.
+    pub(crate) uid: u32,
+    /// As in the archive.
+    pub(crate) gid: u32,
+    /// Seconds since 1970.
+    pub(crate) mtime: i64,
+    /// Of the archive's attributes those that are content; `None` for none.
+    pub(crate) attributes: Option<Attributes>,
+    /// Whether the layer itself has brought it, and not one below.
+    pub(crate) own: bool,
+}
+
+/// The type of an item, with what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Directory {
+        /// No entry describes it.
+        implied: bool,
+    },
+    File {
+        size: u64,
+        content: Content,
+    },
+    SymbolicLink(Box<[u8]>),
+    /// With the letter of the entry's type.
+    Device {
+        kind: u8,
+        number: u64,
+    },
+    Fifo,
+    /// Something is there, and the headers do not tell what.
+    Unknown,
+}
+
+/// What is known of a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Its checksum, which the reading of the layer compares.
+    Read([u8; 8]),
+    /// Its checksum, which nothing has been compared with: the layer's record has the content too.
+    Recorded([u8; 8]),
+    /// Nothing.
+    Unknown,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ExpectedTree {
+    items: Vec<Item>,
+    names: BTreeMap<Box<[u8]>, u32>,
+    /// Names that the layers below shall not have.
+    deleted: BTreeSet<Box<[u8]>>,
+    /// Directories in which the layers below shall have nothing.
+    opaque: BTreeSet<Box<[u8]>>,
+    /// Below these nothing is compared: programs disagree on what is there.
+    unsure: BTreeSet<Box<[u8]>>,
+    /// Memory that all of it takes.
+    size: usize,
+    /// The directory in which the last entry was.
+    last_parent: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A path as it is kept.
+pub(crate) fn key(path: &[u8]) -> Box<[u8]> {
+    path.iter()
+        .map(|byte| if *byte == b'/' { 0 } else { *byte })
+        .collect()
+}
+
+/// The path of a key.
+pub(crate) fn path_of(key: &[u8]) -> Vec<u8> {
+    key.iter()
+        .map(|byte| if *byte == 0 { b'/' } else { *byte })
+        .collect()
+}
+
+/// What everything below a path begins with, and what comes after all of that.
+fn below(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut start = key(path).into_vec();
+    let mut end = start.clone();
+    start.push(0);
+    end.push(1);
+    (start, end)
+}
+
+/// Whether a set has the path, or one above it.
+fn covers(set: &BTreeSet<Box<[u8]>>, path: &[u8]) -> bool {
+    if set.is_empty() {
+        return false;
+    }
+    let key = key(path);
+    let ends = key
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == 0)
+        .map(|(index, _)| index);
+    ends.chain([key.len()])
+        .any(|end| set.contains(key.get(..end).unwrap_or_default()))
+}
+
+impl ExpectedTree {
+    /// What is expected at a path.
+    pub(crate) fn get(&self, path: &[u8]) -> Option<&Item> {
+        self.item(*self.names.get(&*key(path))?)
+    }
+
+    /// The first name after `cursor` in the order of a walk, with its key.
+    pub(crate) fn after(&self, cursor: Option<&[u8]>) -> Option<(&[u8], &Item)> {
+        let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
+        let (name, index) = self.names.range::<[u8], _>((from, Bound::Unbounded)).next()?;
+        Some((name, self.item(*index)?))
+    }
+
+    fn item(&self, index: u32) -> Option<&Item> {
+        self.items.get(usize::try_from(index).ok()?)
+    }
+
+    /// Whether the layer says that the layers below do not have this name.
+    pub(crate) fn deletes(&self, path: &[u8]) -> bool {
+        self.deleted.contains(&*key(path))
+    }
+
+    /// Names that the layers below shall not have.
+    pub(crate) fn deleted(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.deleted.iter().map(|key| path_of(key))
+    }
+
+    /// Directories in which the layers below shall have nothing.
+    pub(crate) fn opaque(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.opaque.iter().map(|key| path_of(key))
+    }
+
+    /// Whether the layers below shall have nothing in the directory at a path.
+    pub(crate) fn empties(&self, path: &[u8]) -> bool {
+        self.opaque.contains(&*key(path))
+    }
+
+    /// Whether the directory at a path may be marked opaque.
+    pub(crate) fn may_be_opaque(&self, path: &[u8]) -> bool {
+        self.empties(path) || self.deletes(path) || self.empties(split(path).0)
+    }
+
+    /// Whether nothing is known of what is at a path.
+    pub(crate) fn is_unsure(&self, path: &[u8]) -> bool {
+        covers(&self.unsure, path)
+    }
+
+    /// Whether a directory may be there only so that something below it can be hidden.
+    pub(crate) fn leads_to_mark(&self, path: &[u8]) -> bool {
+        let (start, end) = below(path);
+        let has = |set: &BTreeSet<Box<[u8]>>| {
+            let range = (Bound::Included(&*start), Bound::Excluded(&*end));
+            set.range::<[u8], _>(range).next().is_some()
+        };
+        self.opaque.contains(&*key(path)) || has(&self.deleted) || has(&self.opaque)
+    }
+
+    fn count(&mut self, path: &[u8], more: usize) -> Result<()> {
+        self.size = self.size.saturating_add(path.len() + more + NAME_SIZE);
+        if self.size > MAX_SIZE {
+            return Err(ErrorKind::NotSupported.err("checking a layer with so many names"));
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, path: &[u8], item: Item) -> Result<()> {
+        let attributes = item.attributes.iter().flat_map(|list| list.iter());
+        let more = attributes.map(|(name, value)| name.len() + value.len()).sum();
+        self.count(path, more)?;
+        let index = u32::try_from(self.items.len()).unwrap_or(u32::MAX);
+        self.items.push(item);
+        self.names.insert(key(path), index);
+        Ok(())
+    }
+
+    fn remove_below(&mut self, path: &[u8]) {
+        let (start, end) = below(path);
+        let range = (Bound::Included(&*start), Bound::Excluded(&*end));
+        let names: Vec<Box<[u8]>> = self
+            .names
+            .range::<[u8], _>(range)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.names.remove(&name);
+        }
+    }
+
+    /// Makes room for something that is no directory, or for a directory where there is none.
+    fn displace(&mut self, path: &[u8]) {
+        if let Some(Item {
+            what: What::Directory { .. },
+            ..
+        }) = self.get(path)
+        {
+            self.remove_below(path);
+        }
+        self.names.remove(&*key(path));
+        self.last_parent = None;
+    }
+
+    fn unsure(&mut self, path: &[u8]) {
+        self.unsure.insert(key(path));
+    }
+
+    /// Takes up an entry. `content` is what its payload is; it counts for files only. Nothing is taken up of what is never
+    /// unpacked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] for more names than fit into memory.
+    pub(crate) fn add(&mut self, entry: &Entry, content: Content) -> Result<()> {
+        let mut path = Vec::new();
+        clean(&entry.name, &mut path);
+        if entry.kind == b'g' || path.is_empty() || path.contains(&0) || path.len() > MAX_PATH {
+            return Ok(());
+        }
+        let (parent, base) = split(&path);
+        match whiteout::parse(base) {
+            WhiteoutName::None => {}
+            WhiteoutName::Invalid => return Ok(()),
+            WhiteoutName::Opaque => {
+                self.count(parent, 0)?;
+                self.opaque.insert(key(parent));
+                return Ok(());
+            }
+            WhiteoutName::Deleted(name) => {
+                let mut path = parent.to_vec();
+                push(&mut path, name);
+                self.count(&path, 0)?;
+                if self.names.contains_key(&*key(&path)) {
+                    // Some programs take away what the archive itself has brought.
+                    self.unsure(&path);
+                }
+                self.deleted.insert(key(&path));
+                return Ok(());
+            }
+        }
+        if self.deletes(&path) {
+            self.unsure(&path);
+        }
+        let Some(parent) = self.parent(parent)? else {
+            self.unsure(&path);
+            return Ok(());
+        };
+        let mut path = parent;
+        push(&mut path, base);
+        if entry.kind == b'1' {
+            return self.hard_link(&path, entry);
+        }
+        let what = match entry.kind {
+            b'5' => What::Directory { implied: false },
+            b'2' => What::SymbolicLink(entry.link.as_slice().into()),
+            b'3' | b'4' => What::Device {
+                kind: entry.kind,
+                number: metadata::device_number(entry),
+            },
+            b'6' => What::Fifo,
+            b'0' | b'7' | b'S' => What::File {
+                size: entry.size,
+                content,
+            },
+            _ => return Ok(()),
+        };
+        let is_dir = matches!(what, What::Directory { .. });
+        let item = described(entry, what);
+        if let (true, Some(index)) = (is_dir, self.names.get(&*key(&path)).copied())
+            && let Some(now) = usize::try_from(index)
+                .ok()
+                .and_then(|index| self.items.get_mut(index))
+            && matches!(now.what, What::Directory { .. })
+        {
+            let before = now.attributes.take();
+            *now = item;
+            now.attributes = added(before, now.attributes.take());
+            return Ok(());
+        }
+        self.displace(&path);
+        self.insert(&path, item)
+    }
+
+    fn hard_link(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        let mut target = Vec::new();
+        clean(&entry.link, &mut target);
+        let (above, name) = split(&target);
+        let target = match self.find_dir(above) {
+            Some(mut dir) => {
+                push(&mut dir, name);
+                dir
+            }
+            None => target,
+        };
+        let shared = self.names.get(&*key(&target)).copied();
+        self.count(path, 0)?;
+        if target != path {
+            self.displace(path);
+        }
+        let shared = shared.filter(|_| self.names.contains_key(&*key(&target)));
+        let Some((index, item)) = shared.and_then(|index| {
+            let item = self.items.get_mut(usize::try_from(index).ok()?)?;
+            Some((index, item))
+        }) else {
+            // Perhaps the layers below have it.
+            return self.insert(path, described(entry, What::Unknown));
+        };
+        if let What::Directory { .. } = item.what {
+            self.unsure(path);
+            return Ok(());
+        }
+        // The header of a link describes the file that it shares.
+        let described = described(entry, item.what.clone());
+        // A change of the owner takes capabilities away.
+        let owner_changes = (described.uid, described.gid) != (item.uid, item.gid);
+        let before = item.attributes.take().map(|list| {
+            let kept = list
+                .into_iter()
+                .filter(|(name, _)| !owner_changes || **name != *CAPABILITIES);
+            kept.collect()
+        });
+        *item = described;
+        item.attributes = added(before, item.attributes.take());
+        self.names.insert(key(path), index);
+        Ok(())
+    }
+
+    /// The path without links of the directory that an entry goes into, made where it is missing; `None` if something else
+    /// is in the way.
+    fn parent(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        if let Some((last, real)) = &self.last_parent
+            && last == path
+        {
+            return Ok(Some(real.clone()));
+        }
+        let real = self.make_dir(path)?;
+        if let Some(real) = &real {
+            self.last_parent = Some((path.to_vec(), real.clone()));
+        }
+        Ok(real)
+    }
+
+    fn make_dir(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        enum Next {
+            Enter,
+            Follow(Vec<u8>),
+            Make,
+        }
+        let mut links = 0;
+        // Components still to come, the next one last.
+        let mut rest: Vec<Vec<u8>> = components(path);
+        let mut real = Vec::new();
+        while let Some(name) = rest.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    let above = split(&real).0.len();
+                    real.truncate(above);
+                    continue;
+                }
+                _ => {}
+            }
+            let mut next = real.clone();
+            push(&mut next, &name);
+            let found = match self.get(&next).map(|item| &item.what) {
+                Some(What::Directory { .. }) => Next::Enter,
+                Some(What::SymbolicLink(target)) => Next::Follow(target.to_vec()),
+                Some(_) => return Ok(None),
+                None => Next::Make,
+            };
+            match found {
+                Next::Enter => real = next,
+                Next::Make => {
+                    if next.len() > MAX_PATH {
+                        return Ok(None);
+                    }
+                    let what = What::Directory { implied: true };
+                    self.insert(&next, nameless(what))?;
+                    real = next;
+                }
+                Next::Follow(target) => {
+                    links += 1;
+                    if links > MAX_LINKS || target.len() > MAX_PATH {
+                        return Ok(None);
+                    }
+                    if target.starts_with(b"/") {
+                        real.clear();
+                    }
+                    rest.extend(components(&target));
+                }
+            }
+        }
+        Ok(Some(real))
+    }
+
+    /// The path without links of a directory that is there.
+    fn find_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let mut links = 0;
+        let mut rest: Vec<Vec<u8>> = components(path);
+        let mut real = Vec::new();
+        while let Some(name) = rest.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    let above = split(&real).0.len();
+                    real.truncate(above);
+                    continue;
+                }
+                _ => {}
+            }
+            push(&mut real, &name);
+            match &self.get(&real)?.what {
+                What::Directory { .. } => {}
+                What::SymbolicLink(target) if links < MAX_LINKS => {
+                    links += 1;
+                    let above = match target.starts_with(b"/") {
+                        true => 0,
+                        false => split(&real).0.len(),
+                    };
+                    real.truncate(above);
+                    rest.extend(components(target));
+                }
+                _ => return None,
+            }
+        }
+        Some(real)
+    }
+
+    /// Puts the tree of a layer on that of the layers below, which becomes the tree of all of them.
+    ///
+    /// # Errors
+    /// As [`ExpectedTree::add`].
+    pub(crate) fn put_on(self, lower: &mut Self) -> Result<()> {
+        lower.last_parent = None;
+        for item in &mut lower.items {
+            item.own = false;
+        }
+        for path in self.deleted() {
+            lower.displace(&path);
+        }
+        for path in self.opaque() {
+            match path.is_empty() {
+                true => lower.names.clear(),
+                false => lower.remove_below(&path),
+            }
+        }
+        // Some programs follow a link of the layers below where others replace it.
+        let implied: Vec<Vec<u8>> = self
+            .names
+            .iter()
+            .filter(|(_, index)| {
+                let item = self.item(**index);
+                item.is_some_and(|item| matches!(item.what, What::Directory { implied: true }))
+            })
+            .map(|(name, _)| path_of(name))
+            .collect();
+        for path in implied {
+            let link = matches!(
+                lower.get(&path).map(|item| &item.what),
+                Some(What::SymbolicLink(_))
+            );
+            if link {
+                lower.unsure(&path);
+                if let Some(target) = lower.find_dir(&path) {
+                    lower.unsure(&target);
+                }
+            }
+        }
+        let mut moved: BTreeMap<u32, u32> = BTreeMap::new();
+        for (name, index) in &self.names {
+            let Some(item) = self.item(*index) else { continue };
+            let path = path_of(name);
+            let here = lower.names.get(name).copied();
+            let dir_here = here.filter(|index| {
+                let item = lower.item(*index);
+                item.is_some_and(|item| matches!(item.what, What::Directory { .. }))
+            });
+            if let What::Directory { implied } = item.what {
+                if let Some(index) = dir_here {
+                    let here = usize::try_from(index).ok();
+                    if let (false, Some(here)) = (implied, here.and_then(|here| lower.items.get_mut(here))) {
+                        *here = item.clone();
+                    }
+                    continue;
+                }
+            }
+            lower.displace(&path);
+            if let Some(index) = moved.get(index) {
+                lower.count(&path, 0)?;
+                lower.names.insert(name.clone(), *index);
+                continue;
+            }
+            lower.insert(&path, item.clone())?;
+            let last = u32::try_from(lower.items.len() - 1).unwrap_or(u32::MAX);
+            moved.insert(*index, last);
+        }
+        lower.unsure.extend(self.unsure);
+        Ok(())
+    }
+}
+
+/// The components of a path, the first one last.
+fn components(path: &[u8]) -> Vec<Vec<u8>> {
+    let mut list: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+    list.reverse();
+    list
+}
+
+/// The attributes that a file has after one entry and then another have described it: none is taken away.
+fn added(before: Option<Attributes>, after: Option<Attributes>) -> Option<Attributes> {
+    let (Some(before), Some(after)) = (&before, &after) else {
+        return before.or(after);
+    };
+    let is_new = |name: &[u8]| after.iter().all(|(other, _)| **other != *name);
+    let kept = before.iter().filter(|(name, _)| is_new(name));
+    Some(kept.chain(after.iter()).cloned().collect())
+}
+
+fn nameless(what: What) -> Item {
+    Item {
+        what,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: 0,
+        attributes: None,
+        own: true,
+    }
+}
+
+fn described(entry: &Entry, what: What) -> Item {
+    let attributes: Vec<(Box<[u8]>, Box<[u8]>)> = entry
+        .records
+        .xattrs()
+        .filter(|(name, _)| !metadata::is_foreign(name))
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let id = |number: i64| metadata::id(number).unwrap_or(u32::MAX);
+    Item {
+        what,
+        mode: entry.mode & 0o7777,
+        uid: id(entry.uid),
+        gid: id(entry.gid),
+        mtime: entry.mtime.secs,
+        attributes: (!attributes.is_empty()).then(|| attributes.into_boxed_slice()),
+        own: true,
+    }
+}

@@ -1,0 +1,185 @@
+//! Reads a layer's tar stream as its tar-split file describes it, in bounded steps: the digest and size of the whole, what is
+//! wrong with single files, and the tree that the headers describe.
+//!
+//! A file that is missing or not as recorded does not end the reading: all of them are found. Then the digest of the stream
+//! says nothing and is not computed.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use bytes::Bytes;
+
+use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::replay::{DamagedFile, Origin, Replay};
+use crate::archive::verify::expected_tree::{Content, ExpectedTree};
+use crate::digest::{Digest, Hasher};
+use crate::error::Result;
+
+/// Bytes that are read in one piece.
+const PIECE: usize = 128 * 1024;
+
+/// What the reading of a layer has found.
+#[derive(Debug)]
+pub(crate) struct LayerContent {
+    /// Digest of the stream; `None` if files are damaged or nothing was hashed.
+    pub(crate) digest: Option<Digest>,
+    /// Bytes of the stream.
+    pub(crate) size: u64,
+    /// Files that are not as recorded.
+    pub(crate) damaged: Vec<DamagedFile>,
+    /// What the headers describe, if it was asked for.
+    pub(crate) expected: Option<ExpectedTree>,
+}
+
+/// See the module's head.
+pub(crate) struct LayerReading {
+    reader: TarReader<Pieces>,
+    entry: Entry,
+    expected: Option<ExpectedTree>,
+    state: State,
+    crc: Crc,
+    /// Whether bytes of the current payload came from the tar-split file.
+    recorded: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// At the start, or between two entries.
+    Between,
+    /// The payload of an entry is being read.
+    InPayload,
+    /// After the end of the archive.
+    AfterEnd,
+}
+
+/// The stream, with where its last piece came from.
+struct Pieces {
+    replay: Replay<File>,
+    hasher: Option<Hasher>,
+    origin: Origin,
+    size: u64,
+}
+
+impl ChunkSource for Pieces {
+    fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        let mut piece = Vec::new();
+        let Some(origin) = self.replay.part(&mut piece, PIECE)? else {
+            return Ok(None);
+        };
+        self.origin = origin;
+        self.size = self.size.saturating_add(piece.len() as u64);
+        if self.replay.damaged().is_empty() {
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(&piece);
+            }
+        } else {
+            self.hasher = None;
+        }
+        Ok(Some(piece.into()))
+    }
+}
+
+impl LayerReading {
+    /// Reads everything. `tar_split` is the compressed file; `trees` are where the files are found, the layer's own first.
+    /// The digest has the algorithm of `like`.
+    pub(crate) fn contents(tar_split: File, trees: Vec<OwnedFd>, like: &Digest, wants_tree: bool) -> Self {
+        let replay = Replay::examining(tar_split, trees);
+        Self::of(replay, Some(Hasher::like(like)), wants_tree)
+    }
+
+    /// Reads the headers alone.
+    pub(crate) fn headers(tar_split: File) -> Self {
+        Self::of(Replay::headers(tar_split), None, true)
+    }
+
+    fn of(replay: Replay<File>, hasher: Option<Hasher>, wants_tree: bool) -> Self {
+        let pieces = Pieces {
+            replay,
+            hasher,
+            origin: Origin::TarSplit,
+            size: 0,
+        };
+        Self {
+            reader: TarReader::new(pieces),
+            entry: Entry::default(),
+            expected: wants_tree.then(ExpectedTree::default),
+            state: State::Between,
+            crc: Crc::new(),
+            recorded: false,
+        }
+    }
+
+    /// Bytes of the stream that were read so far.
+    pub(crate) fn offset(&self) -> u64 {
+        self.reader.offset()
+    }
+
+    /// Reads on, for about `budget` bytes; `false` at the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerContentModified`](crate::ErrorKind::LayerContentModified) and others for tar-split data that cannot
+    /// be read, [`ErrorKind::InvalidArchive`](crate::ErrorKind::InvalidArchive) for a stream that is no archive.
+    pub(crate) fn step(&mut self, budget: u64) -> Result<bool> {
+        let limit = self.reader.offset().saturating_add(budget);
+        while self.reader.offset() < limit {
+            match self.state {
+                State::Between => {
+                    if self.reader.next(&mut self.entry, &mut |_| Ok(()))? {
+                        self.state = State::InPayload;
+                        self.recorded = false;
+                    } else {
+                        self.state = State::AfterEnd;
+                    }
+                }
+                State::InPayload => match self.reader.payload()? {
+                    Some(piece) => {
+                        let is_recorded = self.reader.source().origin == Origin::TarSplit;
+                        if is_recorded && self.expected.is_some() {
+                            self.crc.update(&piece);
+                        }
+                        self.recorded |= is_recorded;
+                    }
+                    None => {
+                        self.state = State::Between;
+                        self.take_up()?;
+                    }
+                },
+                State::AfterEnd => {
+                    if self.reader.rest()?.is_none() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Tells the expected tree of the entry whose payload was read.
+    fn take_up(&mut self) -> Result<()> {
+        let Some(expected) = &mut self.expected else {
+            return Ok(());
+        };
+        let sum = self.crc.take();
+        let content = match self.reader.source().origin {
+            // In the form of an archive, a sparse file is not what is on disk.
+            _ if self.entry.sparse.is_some() => Content::Unknown,
+            Origin::File(sum) if !self.recorded && self.entry.size > 0 => Content::Read(sum),
+            _ => Content::Recorded(sum),
+        };
+        expected.add(&self.entry, content)
+    }
+
+    /// What was found, after the last step.
+    pub(crate) fn into_content(mut self) -> LayerContent {
+        let pieces = self.reader.source();
+        let damaged = pieces.replay.take_damaged();
+        let hasher = pieces.hasher.take().filter(|_| damaged.is_empty());
+        LayerContent {
+            digest: hasher.map(Hasher::finish),
+            size: pieces.size,
+            damaged,
+            expected: self.expected,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The command that looks for damage in a store, and removes it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use graphroot::{CheckOptions, CheckReport, Finding, ItemKind, RepairOptions, RepairReport};
+use serde::Serialize;
+
+use crate::call::Call;
+use crate::flags::check as flags;
+use crate::input::spinner;
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, describe};
+use crate::output::Output;
+use crate::text::{duration, go_quote};
+
+/// A finding in JSON. The Go program encodes an error value as an empty object.
+#[derive(Serialize)]
+struct FindingRow<'a> {
+    error: String,
+    #[serde(flatten)]
+    finding: &'a Finding,
+}
+
+/// A report in JSON, with the fields of the Go program and, where there is something to say, others.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReportRow<'a> {
+    layers: BTreeMap<&'a str, Vec<FindingRow<'a>>>,
+    #[serde(rename = "ROLayers")]
+    read_only_layers: BTreeMap<&'a str, Vec<FindingRow<'a>>>,
+    images: BTreeMap<&'a str, Vec<FindingRow<'a>>>,
+    #[serde(rename = "ROImages")]
+    read_only_images: BTreeMap<&'a str, Vec<FindingRow<'a>>>,
+    containers: BTreeMap<&'a str, Vec<FindingRow<'a>>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    store: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    strays: Vec<String>,
+}
+
+/// A failure of the repair in JSON.
+#[derive(Serialize)]
+struct FailureRow {
+    error: String,
+}
+
+const SECTIONS: [(ItemKind, bool); 5] = [
+    (ItemKind::Layer, false),
+    (ItemKind::Layer, true),
+    (ItemKind::Image, false),
+    (ItemKind::Image, true),
+    (ItemKind::Container, false),
+];
+
+fn rows(report: &CheckReport, kind: ItemKind, read_only: bool) -> BTreeMap<&str, Vec<FindingRow<'_>>> {
+    let row = |finding| FindingRow {
+        error: Finding::to_string(finding),
+        finding,
+    };
+    let damaged = report.damaged(kind, read_only).into_iter();
+    damaged
+        .map(|(id, findings)| (id, findings.into_iter().map(row).collect()))
+        .collect()
+}
+
+fn print_report(call: &Call, out: &mut Output, report: &CheckReport) -> Result<(), CommandError> {
+    if call.json() {
+        return out.json(&ReportRow {
+            layers: rows(report, ItemKind::Layer, false),
+            read_only_layers: rows(report, ItemKind::Layer, true),
+            images: rows(report, ItemKind::Image, false),
+            read_only_images: rows(report, ItemKind::Image, true),
+            containers: rows(report, ItemKind::Container, false),
+            store: report.store_problems.iter().map(ToString::to_string).collect(),
+            strays: report.strays.iter().map(ToString::to_string).collect(),
+        });
+    }
+    for (kind, read_only) in SECTIONS {
+        for findings in report.damaged(kind, read_only).values() {
+            if let Some(first) = findings.first() {
+                out.line(format!("{}:", first.item))?;
+            }
+            for finding in findings {
+                out.line(format!(" {finding}"))?;
+            }
+        }
+    }
+    for problem in &report.store_problems {
+        out.stderr_line(problem.to_string())?;
+    }
+    for stray in &report.strays {
+        out.stderr_line(format!("{stray} (gc removes it)"))?;
+    }
+    Ok(())
+}
+
+/// Damaged items by kind, as the Go program counts them.
+fn counts(report: &CheckReport, sections: &[(ItemKind, bool)]) -> Option<String> {
+    let count = |(kind, read_only): &(ItemKind, bool)| report.damaged(*kind, *read_only).len();
+    let text = |section: &(ItemKind, bool)| {
+        let noun = match section {
+            (ItemKind::Layer, false) => "layer",
+            (ItemKind::Layer, true) => "read-only layer",
+            (ItemKind::Image, false) => "image",
+            (ItemKind::Image, true) => "read-only image",
+            _ => "container",
+        };
+        format!("{} {noun} errors", count(section))
+    };
+    let any = sections.iter().any(|section| count(section) > 0);
+    any.then(|| sections.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
+fn print_repair(call: &Call, out: &mut Output, repaired: &RepairReport) -> Result<(), CommandError> {
+    if !call.json() {
+        for kept in &repaired.kept {
+            out.stderr_line(format!("{} was left: {}", kept.item, kept.reason))?;
+        }
+    }
+    let failures = repaired.failures.iter().map(|failure| describe(&failure.error));
+    if call.json() && !repaired.failures.is_empty() {
+        let rows: Vec<FailureRow> = failures.map(|error| FailureRow { error }).collect();
+        return out.json(&rows);
+    }
+    for failure in failures {
+        out.stderr_line(failure)?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
+    let mut options = match call.flags.is_on(&flags::QUICK) {
+        true => CheckOptions::most(),
+        false => CheckOptions::everything(),
+    };
+    let max_age = call.flags.text(&flags::MAX);
+    if !max_age.is_empty() {
+        let invalid = || format!("time: invalid duration {}", go_quote(max_age.as_bytes()));
+        let age: Duration = duration(max_age).ok_or_else(invalid)?;
+        options = options.layer_unreferenced_maximum_age(age);
+    }
+    let removes_containers = call.flags.is_on(&flags::FORCE);
+    let store = call.store()?;
+    let busy = spinner("Checking");
+    let report = store.check(options).await;
+    busy.finish_and_clear();
+    let report = report?;
+    print_report(call, out, &report)?;
+    if !removes_containers && !call.flags.is_on(&flags::REPAIR) {
+        return match counts(&report, &SECTIONS) {
+            Some(counts) => Err(counts.into()),
+            None if report.is_clean() => DONE,
+            None => FAILED,
+        };
+    }
+    let options = RepairOptions::everything().remove_containers(removes_containers);
+    let repaired = store.repair(&report, options).await?;
+    print_repair(call, out, &repaired)?;
+    if let Some(failure) = repaired.failures.first() {
+        return Err(describe(&failure.error).into());
+    }
+    let mut left = vec![(ItemKind::Layer, true), (ItemKind::Image, true)];
+    if !removes_containers {
+        left.push((ItemKind::Container, false));
+    }
+    match counts(&report, &left) {
+        Some(counts) => Err(counts.into()),
+        None if report.store_problems.is_empty() => DONE,
+        None => FAILED,
+    }
+}

@@ -1,0 +1,90 @@
+//! Whether big data items are there, can be read, and are as recorded.
+
+use bytes::Bytes;
+use tokio::io::AsyncReadExt as _;
+
+use crate::bridge;
+use crate::digest::Hasher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::big_data::Items;
+use crate::store::big_data::BigDataReader;
+use crate::store::check::finding::{DataProblem, Problem};
+
+/// Bytes that are read at a time.
+const READ_SIZE: usize = 64 * 1024;
+
+fn problem(key: &str, problem: DataProblem) -> Problem {
+    let key = key.to_owned();
+    Problem::Data { key, problem }
+}
+
+fn failure(key: &str, error: &Error) -> Problem {
+    let reason = || error.chain().to_string();
+    problem(
+        key,
+        match error.kind() {
+            ErrorKind::NotFound => DataProblem::Missing,
+            _ => DataProblem::Unreadable { reason: reason() },
+        },
+    )
+}
+
+/// What is wrong with an item of a layer, of which the record tells neither size nor digest.
+pub(super) async fn of_layer(key: &str, opened: Result<BigDataReader>) -> Option<Problem> {
+    let mut reader = match opened {
+        Ok(reader) => reader,
+        Err(error) => return Some(failure(key, &error)),
+    };
+    let mut buffer = vec![0; READ_SIZE];
+    loop {
+        match reader.read(&mut buffer).await {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(error) => {
+                let reason = error.to_string();
+                return Some(problem(key, DataProblem::Unreadable { reason }));
+            }
+        }
+    }
+}
+
+/// What is wrong with an item of an image or container. What the record does not tell is not compared.
+pub(super) async fn of_record<R: Items>(row: &R, key: &str, content: Result<Bytes>) -> Option<Problem> {
+    let content = match content {
+        Ok(content) => content,
+        Err(error) => return Some(failure(key, &error)),
+    };
+    let (_, sizes, digests) = row.items();
+    let found = content.len() as u64;
+    if let Some(expected) = sizes.get(key).copied()
+        && u64::try_from(expected) != Ok(found)
+    {
+        return Some(problem(key, DataProblem::Size { expected, found }));
+    }
+    let expected = digests.get(key)?.valid()?.clone();
+    if has_own_digest(key, &content) {
+        return None;
+    }
+    let like = expected.clone();
+    let hash = move || {
+        let mut hasher = Hasher::like(&like);
+        hasher.update(&content);
+        Ok(hasher.finish())
+    };
+    match bridge::run(hash).await {
+        Ok(found) if found == expected => None,
+        Ok(found) => Some(problem(key, DataProblem::Digest { expected, found })),
+        Err(error) => Some(failure(key, &error)),
+    }
+}
+
+/// Whether the digest of an item is not that of its bytes: that of a manifest of the first schema leaves out signatures.
+fn has_own_digest(key: &str, content: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Schema {
+        #[serde(rename = "schemaVersion")]
+        version: i64,
+    }
+    let schema = || serde_json::from_slice::<Schema>(content);
+    key.starts_with("manifest") && schema().is_ok_and(|schema| schema.version == 1)
+}

@@ -1,0 +1,335 @@
+//! Removes what is damaged, and what cannot exist without it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+
+use crate::error::{Error, ErrorKind, Result, ResultExt as _};
+use crate::options::RepairOptions;
+use crate::store::Store;
+use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
+use crate::store::check::report::CheckReport;
+
+/// What [`Store::repair`] has done, or would do.
+#[non_exhaustive]
+#[derive(Debug, Default)]
+pub struct RepairReport {
+    /// What was removed, in that order; in a dry run what would be.
+    pub removed: Vec<CheckedItem>,
+    /// What was left, and why.
+    pub kept: Vec<Kept>,
+    /// What could not be removed.
+    pub failures: Vec<RepairFailure>,
+}
+
+impl RepairReport {
+    /// Whether nothing failed.
+    pub fn is_success(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+/// A damaged item that was left as it is.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The item.
+    pub item: CheckedItem,
+    /// Why.
+    pub reason: KeptReason,
+}
+
+/// Why a damaged item was left as it is.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptReason {
+    /// It is in a store that can only be read.
+    ReadOnly,
+    /// It is a container, and the options do not say that those go.
+    Container,
+    /// A container that stays needs it.
+    NeededByContainer,
+    /// It may be whole: records are lost, or an additional store is missing.
+    MayBeWhole,
+    /// It is not the item any more that was checked, or is gone.
+    Changed,
+}
+
+impl fmt::Display for KeptReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReadOnly => "it is in a store that can only be read",
+            Self::Container => "it is a container",
+            Self::NeededByContainer => "a container needs it",
+            Self::MayBeWhole => "it may be whole: records are lost, or an additional store is missing",
+            Self::Changed => "it has changed since, or is gone",
+        })
+    }
+}
+
+/// A damaged item that could not be removed.
+#[non_exhaustive]
+#[derive(Debug)]
+pub struct RepairFailure {
+    /// The item.
+    pub item: CheckedItem,
+    /// Why.
+    pub error: Error,
+}
+
+/// The damaged items of a report, in the order in which they can be removed.
+struct Plan<'a> {
+    /// Each with its findings.
+    items: Vec<(&'a CheckedItem, Vec<&'a Finding>)>,
+}
+
+impl<'a> Plan<'a> {
+    /// Containers, images, then layers from the top downwards, and those without a record last.
+    fn of(report: &'a CheckReport, depths: &HashMap<String, usize>) -> Self {
+        let mut by_item: BTreeMap<&CheckedItem, Vec<&Finding>> = BTreeMap::new();
+        for finding in &report.findings {
+            by_item.entry(&finding.item).or_default().push(finding);
+        }
+        let mut items: Vec<_> = by_item.into_iter().collect();
+        items.sort_by_key(|(item, _)| {
+            let depth = depths.get(&item.id).copied();
+            let kind = match item.kind {
+                ItemKind::Container => 0,
+                ItemKind::Image => 1,
+                ItemKind::Layer if depth.is_some() => 2,
+                ItemKind::Layer => 3,
+            };
+            (kind, std::cmp::Reverse(depth))
+        });
+        Self { items }
+    }
+}
+
+/// What is known of the items while they are removed.
+#[derive(Default)]
+struct State {
+    /// Layers that went with images.
+    gone: HashSet<String>,
+    /// Images and layers that containers need which stay.
+    needed: BTreeSet<String>,
+}
+
+/// # Repair
+impl Store {
+    /// Removes the damaged items of a report, and what cannot exist without them: containers if the options say so, images
+    /// with the layers that nothing else needs, layers. Items of additional stores are never touched. Nothing is
+    /// removed whose damage may not be its own: see [`CheckReport::store_problems`].
+    ///
+    /// Each item is deleted by itself, with the locks of [`Store::delete_container`], [`Store::delete_image`] and
+    /// [`Store::delete_layer`]. One that was deleted, or made anew, since the check stays as it is. A failure with one
+    /// does not keep the others.
+    ///
+    /// # Errors
+    /// If the records cannot be read. Failures with single items are in the result.
+    ///
+    /// # Cancellation
+    /// Items that were not reached are not removed. To repair again completes what was not done.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
+    /// use graphroot::{CheckOptions, RepairOptions};
+    /// let report = store.check(CheckOptions::everything()).await?;
+    /// let repaired = store.repair(&report, RepairOptions::keeping_containers()).await?;
+    /// for kept in &repaired.kept {
+    ///     eprintln!("{}: {}", kept.item, kept.reason);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn repair(&self, report: &CheckReport, options: RepairOptions) -> Result<RepairReport> {
+        let mut result = RepairReport::default();
+        let plan = Plan::of(report, &self.layer_depths().await?);
+        let mut state = State::default();
+        for (item, findings) in plan.items {
+            let reason = match self
+                .reason_to_keep(report, item, &findings, &options, &state)
+                .await?
+            {
+                Some(reason) => reason,
+                None => match self.remove(report, item, &findings, &options, &mut state).await {
+                    Ok(true) => {
+                        result.removed.push(item.clone());
+                        continue;
+                    }
+                    Ok(false) => KeptReason::Changed,
+                    Err(error) => {
+                        let item = item.clone();
+                        result.failures.push(RepairFailure { item, error });
+                        continue;
+                    }
+                },
+            };
+            if item.kind == ItemKind::Container && reason != KeptReason::Changed {
+                state.needed.extend(self.needs_of_container(&item.id).await?);
+            }
+            let item = item.clone();
+            result.kept.push(Kept { item, reason });
+        }
+        Ok(result)
+    }
+
+    async fn reason_to_keep(
+        &self,
+        report: &CheckReport,
+        item: &CheckedItem,
+        findings: &[&Finding],
+        options: &RepairOptions,
+        state: &State,
+    ) -> Result<Option<KeptReason>> {
+        if item.read_only {
+            return Ok(Some(KeptReason::ReadOnly));
+        }
+        if item.kind == ItemKind::Container && !options.remove_containers {
+            return Ok(Some(KeptReason::Container));
+        }
+        let may_be_whole = !report.store_problems.is_empty()
+            && findings
+                .iter()
+                .all(|finding| finding.problem.depends_on_records());
+        if may_be_whole {
+            return Ok(Some(KeptReason::MayBeWhole));
+        }
+        Ok(state
+            .needed
+            .contains(&item.id)
+            .then_some(KeptReason::NeededByContainer))
+    }
+
+    /// Removes an item; `false` if it is not there any more, or is another one by now.
+    async fn remove(
+        &self,
+        report: &CheckReport,
+        item: &CheckedItem,
+        findings: &[&Finding],
+        options: &RepairOptions,
+        state: &mut State,
+    ) -> Result<bool> {
+        let id = item.id.as_str();
+        if !self.is_same(report, item).await {
+            return Ok(false);
+        }
+        let gone = |result: Result<()>, kinds: &[ErrorKind]| match result {
+            Ok(()) => Ok(true),
+            Err(error) if kinds.contains(&error.kind()) => Ok(false),
+            Err(error) => Err(error),
+        };
+        match item.kind {
+            ItemKind::Container => {
+                if options.dry_run {
+                    return Ok(self.container(id).await.is_ok());
+                }
+                let kinds = [ErrorKind::NotAContainer, ErrorKind::ContainerUnknown];
+                let deleted = self.delete_container(id).await;
+                gone(deleted, &kinds).context(|| format!("deleting container {id}"))
+            }
+            ItemKind::Image => {
+                if options.dry_run {
+                    return Ok(self.image(id).await.is_ok());
+                }
+                let kinds = [ErrorKind::NotAnImage, ErrorKind::ImageUnknown];
+                let deleted = self
+                    .delete_image(id)
+                    .await
+                    .map(|layers| state.gone.extend(layers));
+                gone(deleted, &kinds).context(|| format!("deleting image {id}"))
+            }
+            ItemKind::Layer
+                if findings
+                    .iter()
+                    .any(|finding| finding.problem == Problem::Unaccounted) =>
+            {
+                self.remove_unaccounted(id, options).await
+            }
+            ItemKind::Layer => {
+                if state.gone.contains(id) {
+                    return Ok(true);
+                }
+                if options.dry_run {
+                    return Ok(self.layer(id).await.is_ok());
+                }
+                let kinds = [ErrorKind::NotALayer, ErrorKind::LayerUnknown];
+                let deleted = self.delete_layer(id).await;
+                gone(deleted, &kinds).context(|| format!("deleting layer {id}"))
+            }
+        }
+    }
+
+    /// Whether an item that has a record is the one that was checked.
+    async fn is_same(&self, report: &CheckReport, item: &CheckedItem) -> bool {
+        let id = item.id.as_str();
+        let now = match item.kind {
+            ItemKind::Container => self.container(id).await.map(|container| container.created()),
+            ItemKind::Image => self.image(id).await.map(|image| image.created()),
+            ItemKind::Layer => self.layer(id).await.map(|layer| layer.created()),
+        };
+        match (report.created.get(item), now) {
+            (Some(then), Ok(now)) => *then == now,
+            // What went with an image, or has no record.
+            (_, Err(_)) => true,
+            (None, Ok(_)) => false,
+        }
+    }
+
+    /// Removes a layer that only the driver has.
+    async fn remove_unaccounted(&self, id: &str, options: &RepairOptions) -> Result<bool> {
+        if options.dry_run {
+            return Ok(true);
+        }
+        let (dirs, transient) = (self.inner.dirs.clone(), self.inner.options.transient);
+        let layer = id.to_owned();
+        let removed =
+            self.write_to_all_stores_alone(move |all| all.remove_without_record(&dirs, transient, &layer));
+        removed.await.context(|| format!("deleting storage layer {id}"))
+    }
+
+    /// The image of a container, its layer, and the layers below both.
+    async fn needs_of_container(&self, id: &str) -> Result<Vec<String>> {
+        let Ok(container) = self.container(id).await else {
+            return Ok(Vec::new());
+        };
+        let mut needed = Vec::new();
+        let mut tops = vec![container.layer_id().to_owned()];
+        if let Some(image) = container.image_id() {
+            needed.push(image.to_owned());
+            if let Ok(image) = self.image(image).await {
+                let copies = image.mapped_top_layers().iter().map(String::as_str);
+                tops.extend(image.top_layer().into_iter().chain(copies).map(str::to_owned));
+            }
+        }
+        for top in tops {
+            let mut next = Some(top);
+            while let Some(id) = next.take().filter(|id| !needed.contains(id)) {
+                if let Ok(layer) = self.layer(&id).await {
+                    next = layer.parent().map(str::to_owned);
+                }
+                needed.push(id);
+            }
+        }
+        Ok(needed)
+    }
+
+    /// How many layers each one stands on.
+    async fn layer_depths(&self) -> Result<HashMap<String, usize>> {
+        let parents: HashMap<String, String> = {
+            let layers = self.layers().await?;
+            let pairs = layers.iter().map(|layer| {
+                let parent = layer.parent().unwrap_or_default();
+                (layer.id().to_owned(), parent.to_owned())
+            });
+            pairs.collect()
+        };
+        let depth = |id: &String| {
+            let mut seen = HashSet::new();
+            let mut next = parents.get(id);
+            while let Some(parent) = next.filter(|parent| seen.insert(*parent)) {
+                next = parents.get(parent);
+            }
+            seen.len()
+        };
+        Ok(parents.keys().map(|id| (id.clone(), depth(id))).collect())
+    }
+}

@@ -1,0 +1,88 @@
+//! The result of a check.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::store::check::finding::{CheckedItem, Finding, ItemKind};
+use crate::store::check::strays::Stray;
+
+/// What is wrong with a store as a whole.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreProblem {
+    /// A file of records is missing or says nothing, although there is what belongs to its rows.
+    RecordsLost {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An additional store is not there, perhaps not mounted, and layers are missing.
+    AdditionalStoreMissing {
+        /// Its directory of layer records.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for StoreProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RecordsLost { path } => write!(f, "{}: the records are lost", path.display()),
+            Self::AdditionalStoreMissing { path } => {
+                write!(
+                    f,
+                    "{}: the additional store is missing; is it mounted?",
+                    path.display()
+                )
+            }
+        }
+    }
+}
+
+/// What [`Store::check`](crate::Store::check) has found.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// What is wrong, ordered by item: layers, images, containers.
+    pub findings: Vec<Finding>,
+    /// What is wrong with the store as a whole. As long as there is such a thing, [`Store::repair`](crate::Store::repair)
+    /// removes nothing that may be whole in truth.
+    pub store_problems: Vec<StoreProblem>,
+    /// Files and directories that belong to no item. They do no harm; [`Store::garbage_collect`](crate::Store::garbage_collect)
+    /// removes them.
+    pub strays: Vec<Stray>,
+    /// When each damaged item was created.
+    #[serde(skip)]
+    pub(crate) created: BTreeMap<CheckedItem, SystemTime>,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong. Strays do not count.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty() && self.store_problems.is_empty()
+    }
+
+    /// The damaged items of a kind, with what is wrong with each.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
+    /// use graphroot::{CheckOptions, ItemKind};
+    /// let report = store.check(CheckOptions::everything()).await?;
+    /// for (image, findings) in report.damaged(ItemKind::Image, false) {
+    ///     println!("image {image}: {} problems, the first: {}", findings.len(), findings[0]);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn damaged(&self, kind: ItemKind, read_only: bool) -> BTreeMap<&str, Vec<&Finding>> {
+        let mut damaged: BTreeMap<&str, Vec<&Finding>> = BTreeMap::new();
+        let of_kind = |item: &CheckedItem| item.kind == kind && item.read_only == read_only;
+        for finding in self.findings.iter().filter(|finding| of_kind(&finding.item)) {
+            damaged.entry(&finding.item.id).or_default().push(finding);
+        }
+        damaged
+    }
+}

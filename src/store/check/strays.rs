@@ -1,0 +1,96 @@
+//! Files and directories that belong to no item.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{IoContext as _, Result};
+use crate::record::TAR_SPLIT;
+use crate::store::ids::is_usual_id;
+
+/// Something in the directories of a store that belongs to no item.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Stray {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: StrayKind,
+}
+
+/// What a stray is.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StrayKind {
+    /// The tar-split file of a layer that has no record.
+    TarSplit,
+    /// The big data of a layer that has no record.
+    LayerData,
+    /// The data of an image that has no record.
+    ImageData,
+    /// The data of a container that has no record.
+    ContainerData,
+}
+
+impl StrayKind {
+    /// Which operation leaves such a thing, if its process is killed.
+    pub const fn left_by(self) -> &'static str {
+        match self {
+            Self::TarSplit => "putting a layer or deleting one",
+            Self::LayerData => "setting big data of a layer or deleting one",
+            Self::ImageData => "creating an image or deleting one",
+            Self::ContainerData => "creating a container or deleting one",
+        }
+    }
+}
+
+impl fmt::Display for Stray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            StrayKind::TarSplit => "tar-split file of a layer without a record",
+            StrayKind::LayerData => "big data of a layer without a record",
+            StrayKind::ImageData => "data of an image without a record",
+            StrayKind::ContainerData => "data of a container without a record",
+        };
+        let left_by = self.kind.left_by();
+        write!(f, "{}: {what}; left by {left_by}", self.path.display())
+    }
+}
+
+/// The usual IDs among the names in `dir` that end in `suffix`; none if `dir` is missing.
+pub(crate) fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.at("listing", dir)?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.at("listing", dir)?.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.strip_suffix(suffix)) else {
+            continue;
+        };
+        if is_usual_id(id) {
+            ids.push(id.to_owned());
+        }
+    }
+    Ok(ids)
+}
+
+/// The strays of one kind in a directory, where `known` are the IDs of items.
+pub(super) fn strays_in(dir: &Path, kind: StrayKind, known: &HashSet<&str>) -> Result<Vec<Stray>> {
+    let suffix = match kind {
+        StrayKind::TarSplit => TAR_SPLIT,
+        _ => "",
+    };
+    let ids = ids_in(dir, suffix)?.into_iter();
+    let unknown = ids.filter(|id| !known.contains(id.as_str()));
+    Ok(unknown
+        .map(|id| Stray {
+            path: dir.join(format!("{id}{suffix}")),
+            kind,
+        })
+        .collect())
+}

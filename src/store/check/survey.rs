@@ -1,0 +1,203 @@
+//! All records of a store at one moment, and what the driver has.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::bridge;
+use crate::error::Result;
+use crate::record::container::ContainerRow;
+use crate::record::image::ImageRow;
+use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record;
+use crate::record::table::Table;
+use crate::store::Store;
+use crate::store::check::finding::{CheckedItem, ItemKind};
+use crate::store::check::strays::{Stray, StrayKind, strays_in};
+use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode};
+use crate::store::inner::StoreOrigin;
+
+/// See the module's head. Of items with one ID in several stores only the first is there, which is the one that is used.
+pub(super) struct Survey {
+    pub(super) layers: Vec<(StoreOrigin, Arc<LayerRow>)>,
+    pub(super) images: Vec<(StoreOrigin, Arc<ImageRow>)>,
+    pub(super) containers: Vec<Arc<ContainerRow>>,
+    /// Layers of the driver that have no record anywhere.
+    pub(super) unaccounted: Vec<String>,
+    pub(super) strays: Vec<Stray>,
+    /// Files of records that say nothing, although there is what belongs to their rows.
+    pub(super) lost: Vec<PathBuf>,
+    /// Directories of additional stores in which there are no records of layers.
+    pub(super) absent: Vec<PathBuf>,
+    positions: HashMap<String, usize>,
+}
+
+/// Whether a file is missing or has nothing in it, or nothing but zeros.
+fn says_nothing(file: &Path) -> bool {
+    match std::fs::read(file) {
+        Ok(content) => content
+            .iter()
+            .all(|byte| *byte == 0 || byte.is_ascii_whitespace()),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+fn first_of_each<'a, R: Record>(
+    stores: impl Iterator<Item = (StoreOrigin, &'a Table<R>)>,
+) -> Vec<(StoreOrigin, Arc<R>)> {
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for (home, table) in stores {
+        for row in table.rows() {
+            if seen.insert(row.id().to_owned()) {
+                found.push((home, Arc::clone(row)));
+            }
+        }
+    }
+    found
+}
+
+impl Survey {
+    /// Looks at everything.
+    pub(super) async fn of(store: &Store) -> Result<Self> {
+        let held = store.hold_everything().await?;
+        let layers = first_of_each(held.layers.iter().map(|(home, table)| (*home, &**table)));
+        let images = first_of_each(held.images.iter().map(|(home, table)| (*home, &**table)));
+        let containers: Vec<_> = held.containers.rows().map(Arc::clone).collect();
+        let (driver, dirs) = (store.inner.driver(), store.inner.dirs.clone());
+        let transient = store.inner.options.transient;
+        let positions = layers
+            .iter()
+            .enumerate()
+            .map(|(index, (_, row))| (row.id.to_string(), index))
+            .collect();
+        let mut survey = Self {
+            layers,
+            images,
+            containers,
+            unaccounted: Vec::new(),
+            strays: Vec::new(),
+            lost: Vec::new(),
+            absent: Vec::new(),
+            positions,
+        };
+        let additional: Vec<PathBuf> = store
+            .inner
+            .additional_layers
+            .iter()
+            .map(|store| store.dir.clone())
+            .collect();
+        // While nothing can be made or deleted.
+        let survey = bridge::run(move || {
+            let other_layers = layers_of_other_mode(&dirs, transient)?;
+            let other_containers = containers_of_other_mode(&dirs, transient)?;
+            let layers: HashSet<&str> = survey.layers.iter().map(|(_, row)| &*row.id).collect();
+            let of_containers: HashSet<&str> = survey.containers.iter().map(|row| &*row.layer).collect();
+            let is_known =
+                |id: &str| layers.contains(id) || other_layers.contains(id) || of_containers.contains(id);
+            let unaccounted = driver
+                .list_layers()?
+                .into_iter()
+                .filter(|id| !is_known(id))
+                .collect();
+            let layers = layers
+                .into_iter()
+                .chain(other_layers.iter().map(String::as_str))
+                .collect();
+            let images = survey.images.iter().map(|(_, row)| &*row.id).collect();
+            let containers = survey.containers.iter().map(|row| &*row.id);
+            let containers = containers
+                .chain(other_containers.iter().map(String::as_str))
+                .collect();
+            let mut strays = strays_in(&dirs.layers(), StrayKind::TarSplit, &layers)?;
+            strays.extend(strays_in(&dirs.layers(), StrayKind::LayerData, &layers)?);
+            strays.extend(strays_in(&dirs.images(), StrayKind::ImageData, &images)?);
+            strays.extend(strays_in(
+                &dirs.containers(),
+                StrayKind::ContainerData,
+                &containers,
+            )?);
+            strays.sort();
+            let has = |kind| strays.iter().any(|stray: &Stray| stray.kind == kind);
+            let files = [
+                (dirs.layers().join("layers.json"), !Vec::is_empty(&unaccounted)),
+                (dirs.images().join("images.json"), has(StrayKind::ImageData)),
+                (
+                    dirs.containers().join("containers.json"),
+                    !transient && has(StrayKind::ContainerData),
+                ),
+            ];
+            let lost = files
+                .into_iter()
+                .filter(|(file, evidence)| *evidence && says_nothing(file));
+            survey.lost = lost.map(|(file, _)| file).collect();
+            survey.absent = additional
+                .into_iter()
+                .filter(|dir| !dir.join("layers.json").exists())
+                .collect();
+            survey.unaccounted = unaccounted;
+            survey.strays = strays;
+            Ok(survey)
+        })
+        .await;
+        drop(held);
+        survey
+    }
+
+    /// When each item was created.
+    pub(super) fn created(&self) -> BTreeMap<CheckedItem, SystemTime> {
+        let layers = self
+            .layers
+            .iter()
+            .map(|(home, row)| (ItemKind::Layer, &row.id, home.read_only(), &row.created));
+        let images = self
+            .images
+            .iter()
+            .map(|(home, row)| (ItemKind::Image, &row.id, home.read_only(), &row.created));
+        let containers = self
+            .containers
+            .iter()
+            .map(|row| (ItemKind::Container, &row.id, false, &row.created));
+        let all = layers.chain(images).chain(containers);
+        all.map(|(kind, id, read_only, created)| {
+            (CheckedItem::new(kind, id, read_only), created.system_time())
+        })
+        .collect()
+    }
+
+    /// A layer by its ID.
+    pub(super) fn layer(&self, id: &str) -> Option<&(StoreOrigin, Arc<LayerRow>)> {
+        self.layers.get(*self.positions.get(id)?)
+    }
+
+    /// The layers below one, nearest first, each with its ID; `None` for one that is missing, which is the last. Ends where
+    /// the layers come back to one that was there before.
+    pub(super) fn below<'a>(
+        &'a self,
+        row: &'a LayerRow,
+    ) -> impl Iterator<Item = (&'a str, Option<&'a Arc<LayerRow>>)> {
+        let mut seen: HashSet<&str> = HashSet::from([&*row.id]);
+        let mut next = Some(&*row.parent).filter(|parent| !parent.is_empty());
+        std::iter::from_fn(move || {
+            let id = next.take()?;
+            if !seen.insert(id) {
+                return None;
+            }
+            let found = self.layer(id).map(|(_, row)| row);
+            next = found.map(|row| &*row.parent).filter(|parent| !parent.is_empty());
+            Some((id, found))
+        })
+    }
+
+    /// Whether the layers below one come back to it.
+    pub(super) fn loops(&self, row: &LayerRow) -> bool {
+        let last = self.below(row).last();
+        let parent = match last {
+            None => &*row.parent,
+            Some((_, Some(last))) => &*last.parent,
+            Some((_, None)) => return false,
+        };
+        !parent.is_empty() && *parent == *row.id
+    }
+}
