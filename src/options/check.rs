@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How old a layer must be at least before it is reported that nothing refers to it: a day.
-pub(crate) const UNREFERENCED_AGE: Duration = Duration::from_hours(24);
+pub(crate) const UNREFERENCED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What [`Store::check`](crate::Store::check) looks at. The default is [`CheckOptions::most`].
 ///

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
@@ -17,11 +17,12 @@ use crate::archive::diff::walk::{TreeWalk, absolute};
 use crate::archive::path::split;
 use crate::archive::tar_split::format::Crc;
 use crate::archive::verify::difference::{AttributeChange, Difference, DifferenceKind};
-use crate::archive::verify::expected_tree::{Attributes, Content, ExpectedTree, Item, What, key, path_of};
+use crate::archive::verify::expected_item::{Content, What};
+use crate::archive::verify::expected_tree::{ExpectedTree, key, path_of};
+use crate::archive::verify::item_comparison::Comparing;
+use crate::archive::verify::overlay_marks::Marks;
 use crate::error::{IoContext as _, Result};
-use crate::idmap::{IdMappings, Owner};
-use crate::sys::{at, privilege, xattr};
-use crate::whiteout::{self, Namespace};
+use crate::sys::at;
 
 const DOING: &str = "looking at a file of the layer";
 
@@ -30,75 +31,6 @@ pub(crate) const MAX_DIFFERENCES: usize = 1000;
 
 /// Bytes of a file that are read at a time.
 const READ_SIZE: usize = 128 * 1024;
-
-/// What is not compared, and how owners are read.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Comparing {
-    /// Owners on disk are the host's.
-    pub(crate) mappings: IdMappings,
-    /// Owners may be others.
-    pub(crate) ignore_owners: bool,
-    /// Permissions may be others.
-    pub(crate) ignore_modes: bool,
-    /// Types may be others.
-    pub(crate) ignore_types: bool,
-    /// Times may be others.
-    pub(crate) ignore_times: bool,
-    /// Devices cannot be made, and some attributes not be set.
-    pub(crate) in_user_namespace: bool,
-}
-
-/// A layer's own changes in overlayfs' form.
-#[derive(Debug)]
-pub(crate) struct Marks {
-    /// The trees of the layers below, topmost first.
-    pub(crate) lowers: Vec<OwnedFd>,
-    /// Which attributes mark opaque directories.
-    pub(crate) namespace: Namespace,
-}
-
-impl Marks {
-    /// The type of what the layers below have at a path, through no link.
-    fn below(&self, path: &[u8]) -> Result<Option<FileType>> {
-        let (parent, name) = split(path);
-        for lower in &self.lowers {
-            let Some(dir) = literal_dir(lower.as_fd(), parent)? else {
-                continue;
-            };
-            if let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)? {
-                let is_whiteout = kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0;
-                return Ok((!is_whiteout).then(|| kind(&stat)));
-            }
-            if self.is_hidden_above(lower.as_fd(), path)? {
-                break;
-            }
-        }
-        Ok(None)
-    }
-
-    fn is_opaque(&self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
-        let value = xattr::get_at(dir, name, self.namespace.opaque());
-        value.is_ok_and(|value| value.as_deref() == Some(whiteout::OPAQUE_VALUE))
-    }
-
-    /// Whether a directory above `path` in a tree is opaque, or no directory, and so hides everything below it.
-    fn is_hidden_above(&self, root: BorrowedFd<'_>, path: &[u8]) -> Result<bool> {
-        let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        for (end, _) in slashes {
-            let (parent, name) = split(path.get(..end).unwrap_or_default());
-            let Some(dir) = literal_dir(root, parent)? else {
-                return Ok(false);
-            };
-            let stat = at::lstat_at(dir.as_fd(), name).during(DOING)?;
-            if stat.is_some_and(|stat| kind(&stat) != FileType::Directory)
-                || self.is_opaque(dir.as_fd(), name)
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-}
 
 /// See the module's head.
 pub(crate) struct TreeCheck {
@@ -112,8 +44,6 @@ pub(crate) struct TreeCheck {
     /// The key of the expected name that was dealt with last.
     cursor: Option<Box<[u8]>>,
     reading: Option<Reading>,
-    /// Whether this process is bound by permissions, and what it unpacks has those that it needs.
-    checked: bool,
     buffer: Vec<u8>,
     differences: Vec<Difference>,
     /// How many there are beyond those.
@@ -155,7 +85,6 @@ impl TreeCheck {
             walk_is_over: false,
             cursor: None,
             reading: None,
-            checked: !privilege::overrides_modes(),
             buffer: Vec::new(),
             differences: Vec::new(),
             more: 0,
@@ -285,7 +214,8 @@ impl TreeCheck {
             }
             return Ok(());
         }
-        let mut changes = self.compare(&stat, item);
+        let (dir, name) = (self.walk.dir()?, self.walk.name());
+        let mut changes = self.comparing.compare(dir, name, &stat, item);
         let has_type = !changes
             .iter()
             .any(|change| matches!(change, AttributeChange::Type { .. }));
@@ -421,160 +351,4 @@ impl TreeCheck {
         }
         Ok(())
     }
-
-    /// What of an item's metadata is different.
-    fn compare(&self, stat: &Stat, item: &Item) -> Vec<AttributeChange> {
-        let mut changes = Vec::new();
-        let found = letter(kind(stat));
-        let expected = match &item.what {
-            What::Directory { implied: true } if found == b'5' => return changes,
-            What::Unknown => return changes,
-            What::Directory { .. } => b'5',
-            What::File { .. } => b'0',
-            What::SymbolicLink(_) => b'2',
-            What::Device { kind, .. } => *kind,
-            What::Fifo => b'6',
-        };
-        if expected != found {
-            if !self.comparing.ignore_types {
-                changes.push(AttributeChange::Type { expected, found });
-            }
-            return changes;
-        }
-        self.compare_owner(stat, item, &mut changes);
-        let mode = stat.st_mode & 0o7777;
-        let readable = if expected == b'5' { 0o500 } else { 0o400 };
-        let may_be_readable = self.checked && mode == item.mode | readable;
-        if expected != b'2' && mode != item.mode && !may_be_readable && !self.comparing.ignore_modes {
-            changes.push(AttributeChange::Mode {
-                expected: item.mode,
-                found: mode,
-            });
-        }
-        if expected != b'5' && !self.comparing.ignore_times && !same_time(item.mtime, stat.st_mtime) {
-            changes.push(AttributeChange::ModificationTime {
-                expected: item.mtime,
-                found: stat.st_mtime,
-            });
-        }
-        match &item.what {
-            What::File { size, .. } => {
-                let found = u64::try_from(stat.st_size).unwrap_or(0);
-                if found != *size {
-                    changes.push(AttributeChange::Size {
-                        expected: *size,
-                        found,
-                    });
-                }
-            }
-            What::Device { number, .. } if stat.st_rdev != *number => {
-                changes.push(AttributeChange::Device {
-                    expected: *number,
-                    found: stat.st_rdev,
-                });
-            }
-            What::SymbolicLink(target) => {
-                let found = self
-                    .walk
-                    .dir()
-                    .ok()
-                    .map(|dir| at::read_link_at(dir, self.walk.name()));
-                if !matches!(found, Some(Ok(found)) if *found == **target) {
-                    changes.push(AttributeChange::LinkTarget);
-                }
-            }
-            _ => {}
-        }
-        self.compare_attributes(item, &mut changes);
-        changes
-    }
-
-    fn compare_owner(&self, stat: &Stat, item: &Item, changes: &mut Vec<AttributeChange>) {
-        if self.comparing.ignore_owners {
-            return;
-        }
-        let (uid, gid) = (stat.st_uid, stat.st_gid);
-        let Ok(found) = self.comparing.mappings.to_container(Owner { uid, gid }) else {
-            changes.push(AttributeChange::Unmapped { uid, gid });
-            return;
-        };
-        // The largest ID means "leave it" to the kernel.
-        if item.uid != found.uid && item.uid != u32::MAX {
-            changes.push(AttributeChange::Owner {
-                expected: item.uid,
-                found: found.uid,
-            });
-        }
-        if item.gid != found.gid && item.gid != u32::MAX {
-            changes.push(AttributeChange::Group {
-                expected: item.gid,
-                found: found.gid,
-            });
-        }
-    }
-
-    fn compare_attributes(&self, item: &Item, changes: &mut Vec<AttributeChange>) {
-        let Ok(dir) = self.walk.dir() else { return };
-        let name = self.walk.name();
-        let found = xattr::list_at(dir, name).unwrap_or_default();
-        let expected: &[_] = item.attributes.as_deref().unwrap_or_default();
-        for (attribute, value) in expected {
-            let Ok(attribute) = std::str::from_utf8(attribute) else {
-                continue;
-            };
-            let same = match xattr::get_at(dir, name, attribute) {
-                Ok(Some(found)) => same_value(attribute, value, &found),
-                // What could not be set, for the file system or the user namespace.
-                Ok(None) => self.comparing.in_user_namespace || !xattr::is_supported_at(dir, name, attribute),
-                Err(_unreadable) => true,
-            };
-            if !same {
-                changes.push(AttributeChange::Attribute(attribute.to_owned()));
-            }
-        }
-        for attribute in found {
-            let known = |list: &Attributes| list.iter().any(|(name, _)| **name == *attribute.as_bytes());
-            if is_content(&attribute) && !item.attributes.as_ref().is_some_and(known) {
-                changes.push(AttributeChange::Attribute(attribute));
-            }
-        }
-    }
-}
-
-/// The letter of a type in a tar header.
-fn letter(kind: FileType) -> u8 {
-    match kind {
-        FileType::Directory => b'5',
-        FileType::Symlink => b'2',
-        FileType::CharacterDevice => b'3',
-        FileType::BlockDevice => b'4',
-        FileType::Fifo => b'6',
-        FileType::RegularFile => b'0',
-        _ => b'?',
-    }
-}
-
-/// Whether a file was given a time. Some programs and file systems have no times before 1970, others none after 2038.
-fn same_time(expected: i64, found: i64) -> bool {
-    expected == found
-        || (expected < 0 && found == 0)
-        || (!(i64::from(i32::MIN)..=i64::from(i32::MAX)).contains(&expected)
-            && (found == i64::from(i32::MAX) || found == i64::from(i32::MIN)))
-}
-
-/// Whether an attribute that was not expected is a change of the layer: others are inherited, or set by the host.
-fn is_content(name: &str) -> bool {
-    name == "security.capability"
-        || name.starts_with("user.") && !whiteout::is_driver_attribute(name.as_bytes())
-}
-
-/// Whether an attribute has the value. The kernel converts file capabilities between its versions.
-fn same_value(name: &str, expected: &[u8], found: &[u8]) -> bool {
-    if name == "security.capability" {
-        // Version and flags; two words of permitted and inheritable capabilities each; perhaps the root user of a namespace.
-        let sets = |value: &[u8]| value.get(4..20).map(<[u8]>::to_vec);
-        let effective = |value: &[u8]| value.first().map(|byte| byte & 1);
-        return sets(expected) == sets(found) && effective(expected) == effective(found);
-    }
-    expected == found
 }

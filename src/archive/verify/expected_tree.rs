@@ -13,74 +13,18 @@ use std::ops::Bound;
 use crate::archive::apply::metadata;
 use crate::archive::path::{MAX_PATH, clean, push, split};
 use crate::archive::tar::reader::Entry;
+use crate::archive::verify::expected_item::{CAPABILITIES, Content, Item, What, added};
 use crate::error::{ErrorKind, Result};
 use crate::whiteout::{self, WhiteoutName};
 
 /// Symbolic links that are followed for one name.
 const MAX_LINKS: usize = 40;
 
-/// The attribute of file capabilities.
-const CAPABILITIES: &[u8] = b"security.capability";
-
 /// How much memory the expectations of one layer may take.
 const MAX_SIZE: usize = 256 << 20;
 
 /// What a name takes besides its path.
 const NAME_SIZE: usize = 160;
-
-/// The attributes of an item, as pairs of name and value.
-pub(crate) type Attributes = Box<[(Box<[u8]>, Box<[u8]>)]>;
-
-/// What is expected at a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Item {
-    pub(crate) what: What,
-    /// Permissions and the bits above them. Of implied directories nothing is known.
-    pub(crate) mode: u32,
-    /// As in the archive.
-    pub(crate) uid: u32,
-    /// As in the archive.
-    pub(crate) gid: u32,
-    /// Seconds since 1970.
-    pub(crate) mtime: i64,
-    /// Of the archive's attributes those that are content; `None` for none.
-    pub(crate) attributes: Option<Attributes>,
-    /// Whether the layer itself has brought it, and not one below.
-    pub(crate) own: bool,
-}
-
-/// The type of an item, with what belongs to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    Directory {
-        /// No entry describes it.
-        implied: bool,
-    },
-    File {
-        size: u64,
-        content: Content,
-    },
-    SymbolicLink(Box<[u8]>),
-    /// With the letter of the entry's type.
-    Device {
-        kind: u8,
-        number: u64,
-    },
-    Fifo,
-    /// Something is there, and the headers do not tell what.
-    Unknown,
-}
-
-/// What is known of a file's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// Its checksum, which the reading of the layer compares.
-    Read([u8; 8]),
-    /// Its checksum, which nothing has been compared with: the layer's record has the content too.
-    Recorded([u8; 8]),
-    /// Nothing.
-    Unknown,
-}
 
 /// See the module's head.
 #[derive(Clone, Debug, Default)]
@@ -301,7 +245,7 @@ impl ExpectedTree {
             _ => return Ok(()),
         };
         let is_dir = matches!(what, What::Directory { .. });
-        let item = described(entry, what);
+        let item = Item::of(entry, what);
         if let (true, Some(index)) = (is_dir, self.names.get(&*key(&path)).copied())
             && let Some(now) = usize::try_from(index)
                 .ok()
@@ -339,14 +283,14 @@ impl ExpectedTree {
             Some((index, item))
         }) else {
             // Perhaps the layers below have it.
-            return self.insert(path, described(entry, What::Unknown));
+            return self.insert(path, Item::of(entry, What::Unknown));
         };
         if let What::Directory { .. } = item.what {
             self.unsure(path);
             return Ok(());
         }
         // The header of a link describes the file that it shares.
-        let described = described(entry, item.what.clone());
+        let described = Item::of(entry, item.what.clone());
         // A change of the owner takes capabilities away.
         let owner_changes = (described.uid, described.gid) != (item.uid, item.gid);
         let before = item.attributes.take().map(|list| {
@@ -410,8 +354,7 @@ impl ExpectedTree {
                     if next.len() > MAX_PATH {
                         return Ok(None);
                     }
-                    let what = What::Directory { implied: true };
-                    self.insert(&next, nameless(what))?;
+                    self.insert(&next, Item::implied_directory())?;
                     real = next;
                 }
                 Next::Follow(target) => {
@@ -511,14 +454,14 @@ impl ExpectedTree {
                 let item = lower.item(*index);
                 item.is_some_and(|item| matches!(item.what, What::Directory { .. }))
             });
-            if let What::Directory { implied } = item.what {
-                if let Some(index) = dir_here {
-                    let here = usize::try_from(index).ok();
-                    if let (false, Some(here)) = (implied, here.and_then(|here| lower.items.get_mut(here))) {
-                        *here = item.clone();
-                    }
-                    continue;
+            if let What::Directory { implied } = item.what
+                && let Some(index) = dir_here
+            {
+                let here = usize::try_from(index).ok();
+                if let (false, Some(here)) = (implied, here.and_then(|here| lower.items.get_mut(here))) {
+                    *here = item.clone();
                 }
+                continue;
             }
             lower.displace(&path);
             if let Some(index) = moved.get(index) {
@@ -540,45 +483,4 @@ fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let mut list: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
     list.reverse();
     list
-}
-
-/// The attributes that a file has after one entry and then another have described it: none is taken away.
-fn added(before: Option<Attributes>, after: Option<Attributes>) -> Option<Attributes> {
-    let (Some(before), Some(after)) = (&before, &after) else {
-        return before.or(after);
-    };
-    let is_new = |name: &[u8]| after.iter().all(|(other, _)| **other != *name);
-    let kept = before.iter().filter(|(name, _)| is_new(name));
-    Some(kept.chain(after.iter()).cloned().collect())
-}
-
-fn nameless(what: What) -> Item {
-    Item {
-        what,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: 0,
-        attributes: None,
-        own: true,
-    }
-}
-
-fn described(entry: &Entry, what: What) -> Item {
-    let attributes: Vec<(Box<[u8]>, Box<[u8]>)> = entry
-        .records
-        .xattrs()
-        .filter(|(name, _)| !metadata::is_foreign(name))
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect();
-    let id = |number: i64| metadata::id(number).unwrap_or(u32::MAX);
-    Item {
-        what,
-        mode: entry.mode & 0o7777,
-        uid: id(entry.uid),
-        gid: id(entry.gid),
-        mtime: entry.mtime.secs,
-        attributes: (!attributes.is_empty()).then(|| attributes.into_boxed_slice()),
-        own: true,
-    }
 }

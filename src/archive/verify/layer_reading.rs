@@ -12,7 +12,8 @@ use bytes::Bytes;
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar_split::format::Crc;
 use crate::archive::tar_split::replay::{DamagedFile, Origin, Replay};
-use crate::archive::verify::expected_tree::{Content, ExpectedTree};
+use crate::archive::verify::expected_item::Content;
+use crate::archive::verify::expected_tree::ExpectedTree;
 use crate::digest::{Digest, Hasher};
 use crate::error::Result;
 

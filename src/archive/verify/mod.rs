@@ -12,5 +12,8 @@
 
 pub(crate) mod comparison;
 pub(crate) mod difference;
+mod expected_item;
 pub(crate) mod expected_tree;
+pub(crate) mod item_comparison;
 pub(crate) mod layer_reading;
+pub(crate) mod overlay_marks;

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt as _;
 
 use crate::archive::path::clean;
-use crate::archive::verify::comparison::{Compared, Comparing, Marks, TreeCheck};
+use crate::archive::verify::comparison::{Compared, TreeCheck};
 use crate::archive::verify::expected_tree::ExpectedTree;
+use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::layer_reading::{LayerContent, LayerReading};
+use crate::archive::verify::overlay_marks::Marks;
 use crate::bridge;
 use crate::digest::{Digest, Hasher};
 use crate::driver::{Driver, OverlayDiff};
@@ -29,6 +31,7 @@ use crate::store::check::finding::Problem;
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
 use crate::store::layer_store::new_layer::mappings_on_disk;
+use crate::sys::privilege;
 
 /// Bytes of a stream that one step reads.
 const READ_STEP: u64 = 4 << 20;
@@ -74,6 +77,7 @@ pub(super) fn comparing(
         ignore_types: masked,
         ignore_times,
         in_user_namespace: tree.in_user_namespace,
+        checked: !privilege::overrides_modes(),
     })
 }
 
@@ -214,7 +218,7 @@ impl Store {
             Ok(Source::Blob) => {
                 match self.hash_blob(row, expected).await {
                     Ok((digest, size)) => {
-                        compare_stream(row, expected, Some(digest), size, &mut result.problems)
+                        compare_stream(row, expected, Some(digest), size, &mut result.problems);
                     }
                     Err(error) => result.problems.push(unreadable(&error)),
                 }
