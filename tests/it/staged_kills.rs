@@ -78,11 +78,18 @@ pub(crate) fn work(what: &str, dir: &str) {
     });
 }
 
+/// The options of a store in which that is done.
+fn with_options(what: &str, options: StoreOptions) -> StoreOptions {
+    match what {
+        "composefs" => options.driver_option("overlay.use_composefs=true"),
+        _ => options,
+    }
+}
+
 async fn prepare(what: &str, dir: &str) {
     let (graph, run, driver) = store_location();
-    let store = Store::open(StoreOptions::new(graph, run).driver(driver))
-        .await
-        .unwrap();
+    let options = with_options(what, StoreOptions::new(graph, run).driver(driver));
+    let store = Store::open(options).await.unwrap();
     let staged = match what {
         "one-file" => one_file(&store).await,
         _ => chunked_layer(&store, Path::new(dir)).await,
@@ -274,7 +281,10 @@ impl Case {
 
     /// Remembers what the victim is before and after.
     async fn learn(&mut self, old: Option<PathBuf>, what: &str, dir: &Path) {
-        let store = self.root.open().await;
+        // Opened once more, it would be the same.
+        self.root.open().await.free();
+        let options = with_options(what, self.root.options());
+        let store = Store::open(options).await.unwrap();
         if let Some(dir) = old {
             let empty = Whole::of_nothing();
             self.old = Some((dir.clone(), empty));
@@ -390,6 +400,26 @@ async fn killed_at_system_calls_of_a_staged_layer() {
     case.learn(None, "chunked", &dir).await;
     let total = case.kill_at_every_call(&CALLS, "chunked", &dir).await;
     assert!(total >= 20, "only {total} moments");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_a_layer_gets_an_image() {
+    needs!("strace");
+    if !is_ready(PeerSet::Forky) {
+        return;
+    }
+    let mut case = Case::new(PeerSet::Forky).await;
+    let dir = pack(&case.root, "new", 3).await;
+    case.learn(None, "composefs", &dir).await;
+    let image = case
+        .root
+        .graph()
+        .join("overlay")
+        .join(VICTIM)
+        .join("composefs-data/composefs.blob");
+    assert!(!image.exists());
+    let total = case.kill_at_every_call(&CALLS, "composefs", &dir).await;
+    assert!(total >= 40, "only {total} moments");
 }
 
 #[tokio::test(flavor = "multi_thread")]

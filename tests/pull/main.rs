@@ -21,6 +21,7 @@ mod text;
 mod archives;
 mod caches;
 mod chunked;
+mod composefs;
 mod converted;
 mod fake_ranges;
 mod fake_registry;

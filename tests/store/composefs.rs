@@ -277,6 +277,19 @@ fn a_layer_with_an_image_is_not_changed() {
     });
 }
 
+/// Whether a mount of the layer in `dir` verifies contents: the file system has fs-verity, and the kernel is 6.6 or newer.
+fn verifies(dir: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    let image = dir.join("composefs-data/composefs.blob");
+    let stat = statx(CWD, &image, AtFlags::empty(), StatxFlags::BASIC_STATS).unwrap();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    stat.stx_attributes.contains(StatxAttributes::VERITY) && version >= (6, 6)
+}
+
 #[test]
 fn what_was_damaged_is_refused() {
     composefs(|store| {
@@ -311,6 +324,16 @@ fn what_was_damaged_is_refused() {
             // Another content is noticed by who makes the stream again.
             fs::remove_file(&object).unwrap();
             fs::write(&object, "CONTENT").unwrap();
+            // So does a mount, where the kernel verifies contents by the digests in the image.
+            let root = store
+                .mount("parts", MountOptions::default().option("ro"))
+                .await
+                .unwrap();
+            match fs::read_to_string(root.join("file")) {
+                Ok(content) => assert!(content == "CONTENT" && !verifies(&layer)),
+                Err(error) => assert!(verifies(&layer), "{error}"),
+            }
+            store.unmount("parts").await.unwrap();
             let mut stream = store
                 .diff(None, "parts", DiffOptions::uncompressed())
                 .await

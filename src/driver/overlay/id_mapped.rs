@@ -51,6 +51,8 @@ pub(super) struct MappedLowers {
 impl MappedLowers {
     /// Mounts what `lowers` needs at numbered directories in `dir`. Images have mounts of their own.
     pub(super) fn make(dir: &Path, lowers: &[Lower], namespace: &OwnedFd) -> Result<Self> {
+        // Of a killed process.
+        sweep(dir);
         let mut made = Self {
             dir: dir.to_owned(),
             paths: Vec::with_capacity(lowers.len()),

@@ -43,6 +43,10 @@ impl Images {
             map_owners(mount.as_fd(), owners.as_fd()).at("mapping owners of the image in", layer)?;
         }
         let target = self.dir.join(self.count.to_string());
+        if !self.is_made {
+            // Of a killed process.
+            sweep(&self.dir);
+        }
         self.is_made = true;
         make_private_subdir(&self.dir)?;
         make_private_subdir(&target)?;

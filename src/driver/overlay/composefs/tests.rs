@@ -13,7 +13,7 @@ use super::image::{DATA, IMAGE, Image, open_root};
 use crate::driver::conformance::need_overlay;
 use crate::error::ErrorKind;
 use crate::skip::skip;
-use crate::sys::{at, xattr};
+use crate::sys::{at, verity, xattr};
 
 /// A layer directory with a tree that is to be converted.
 struct Layer {
@@ -51,6 +51,16 @@ impl Layer {
 
     fn image(&self) -> PathBuf {
         self.path(DATA).join(IMAGE)
+    }
+
+    /// Whether the file system can verify files.
+    fn has_verity(&self) -> bool {
+        let path = self.path("probe");
+        if !path.exists() {
+            fs::write(&path, "x").unwrap();
+        }
+        let file = fs::File::open(&path).unwrap();
+        verity::enable(file.as_fd()).unwrap().is_some()
     }
 
     fn mount(&self) -> Mounted {
@@ -203,6 +213,8 @@ fn an_image_shows_the_tree_and_its_contents_are_stored_once() {
     assert_eq!(layer.convert(&[]), Converted::Yes);
     let mounted = layer.mount();
     assert_eq!(description(&mounted.path("")), expected);
+    let is_verified = Image::open(layer.tmp.path()).unwrap().is_verified();
+    assert_eq!(is_verified, layer.has_verity());
     // By a loop device, as before Linux 6.12.
     let device = Image::open(layer.tmp.path()).unwrap().mount_device().unwrap();
     let device = Mounted(open_root(&device).unwrap());
@@ -217,7 +229,15 @@ fn an_image_shows_the_tree_and_its_contents_are_stored_once() {
             redirect.replace('/', ""),
             sum.as_str().trim_start_matches("sha256:")
         );
-        assert_eq!(mounted.attribute(name, "trusted.overlay.metacopy").unwrap(), b"");
+        let file = fs::File::open(&object).unwrap();
+        let verity = verity::measure(file.as_fd()).unwrap();
+        assert_eq!(verity.is_some(), layer.has_verity());
+        let head = [0, 36, 0, 1];
+        let metacopy = verity.map_or(Vec::new(), |digest| [&head[..], &digest].concat());
+        assert_eq!(
+            mounted.attribute(name, "trusted.overlay.metacopy").unwrap(),
+            metacopy
+        );
     }
     let mut objects = 0;
     for dir in fs::read_dir(layer.path("diff")).unwrap() {
