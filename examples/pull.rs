@@ -5,14 +5,16 @@
 //! ```
 //!
 //! `STORE` is a directory; images are named as in `docker://localhost:5000/app:1`, `oci:layout`, `docker-archive:a.tar`.
-//! A download that was interrupted is resumed when the command is run again.
+//! A download that was interrupted is resumed when the command is run again. Layers that can be are pulled in parts: of those
+//! that have a table of contents, as `graphroot push --compression zstd:chunked` writes them, only the files are fetched
+//! that the store does not have.
 
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
 use std::error::Error;
 
 use graphroot::oci::{BlobState, Event, ImageRef, Progress, PullOptions, Puller};
-use graphroot::{Store, StoreOptions};
+use graphroot::{PartialPullOptions, Store, StoreOptions};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -25,7 +27,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let images = arguments
         .map(|image| image.parse())
         .collect::<Result<Vec<ImageRef>, _>>()?;
-    let store = Store::open(StoreOptions::new(home.join("graph"), home.join("run"))).await?;
+    let parts = PartialPullOptions::default().enable_partial_images(true);
+    let options = StoreOptions::new(home.join("graph"), home.join("run")).partial_pulls(parts);
+    let store = Store::open(options).await?;
 
     let (progress, mut events) = Progress::channel();
     let printer = tokio::spawn(async move {
@@ -39,6 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 }
                 BlobState::Retrying { reason, .. } => println!("{digest}: {reason}"),
                 BlobState::Reused { .. } => println!("{digest}: reused"),
+                BlobState::PartlyReused { bytes } => println!("{digest}: {bytes} bytes are in other layers"),
                 BlobState::Committed { .. } => println!("{digest}: done"),
                 _ => {}
             }

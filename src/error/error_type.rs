@@ -35,6 +35,20 @@ struct Inner {
 }
 
 impl Error {
+    /// An error of a [`Differ`](crate::Differ) or a [`BlobSource`](crate::chunked::BlobSource) of one's own: `what` says
+    /// which item, or what was being done. [`Error::with_source`] adds the cause.
+    ///
+    /// ```
+    /// use graphroot::{Error, ErrorKind};
+    ///
+    /// let cause = std::io::Error::other("connection refused");
+    /// let error = Error::new(ErrorKind::Registry, "fetching a range of the blob").with_source(cause);
+    /// assert_eq!(error.chain(), "fetching a range of the blob: connection refused");
+    /// ```
+    pub fn new(kind: ErrorKind, what: impl Into<Cow<'static, str>>) -> Self {
+        kind.err(what)
+    }
+
     /// What went wrong, to match on.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -150,7 +164,8 @@ impl Error {
     }
 
     /// Attaches the cause.
-    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
     }

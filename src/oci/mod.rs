@@ -23,7 +23,9 @@
 //! * **In part.** Where the store's options ask for it
 //!   ([`enable_partial_images`](crate::PartialPullOptions::enable_partial_images)), of a layer with a table of contents only
 //!   the files are fetched that no layer of the store has. What comes out is the same, digests verified included. If that
-//!   is not possible, the layer is pulled as a whole, and an event of `tracing` says why.
+//!   is not possible, the layer is pulled as a whole, and an event of `tracing` says why. With
+//!   [`insecure_allow_unpredictable_image_contents`](crate::PartialPullOptions::insecure_allow_unpredictable_image_contents)
+//!   that holds for layers, too, of which nobody can know the diff ID, such as all of eStargz.
 //! * **Verified.** The digests of manifests, configs, blobs and uncompressed layers are verified; nothing is kept of
 //!   what does not match.
 //! * **Resumable downloads.** After a broken connection, a download is resumed at the first missing byte. With

@@ -9,9 +9,10 @@ use std::path::PathBuf;
 /// ```
 /// use graphroot::{PartialPullOptions, StoreOptions};
 ///
-/// let options = StoreOptions::default().pull_option("enable_partial_images", "true");
-/// assert!(PartialPullOptions::new(&options.pull_options).enable_partial_images);
-/// assert!(!PartialPullOptions::default().enable_partial_images);
+/// let parts = PartialPullOptions::default().enable_partial_images(true);
+/// let options = StoreOptions::default().partial_pulls(parts.clone());
+/// assert_eq!(options.pull_options["enable_partial_images"], "true");
+/// assert_eq!(PartialPullOptions::new(&options.pull_options), parts);
 /// ```
 #[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,7 +37,7 @@ pub struct PartialPullOptions {
     /// Layers with tar-split data have their diff IDs verified all the same, other than by the Go library. A layer of the
     /// store that is known by its table of contents is used by pulls whether this is set or not, as by the Go library.
     pub insecure_allow_unpredictable_image_contents: bool,
-    /// OSTree repositories that contents are taken from.
+    /// OSTree repositories that contents are taken from. Colons separate them in `storage.conf`, so no path can have one.
     pub ostree_repos: Vec<PathBuf>,
 }
 
@@ -57,6 +58,27 @@ impl PartialPullOptions {
                 .map(PathBuf::from)
                 .collect(),
         }
+    }
+
+    /// The pairs that [`PartialPullOptions::new`] reads.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (String, String)> {
+        let repos: Vec<_> = self
+            .ostree_repos
+            .iter()
+            .map(|repo| repo.to_string_lossy())
+            .collect();
+        [
+            ("enable_partial_images", self.enable_partial_images.to_string()),
+            ("convert_images", self.convert_images.to_string()),
+            ("use_hard_links", self.use_hard_links.to_string()),
+            (
+                "insecure_allow_unpredictable_image_contents",
+                self.insecure_allow_unpredictable_image_contents.to_string(),
+            ),
+            ("ostree_repos", repos.join(":")),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
     }
 
     /// Sets [`PartialPullOptions::enable_partial_images`].
@@ -141,5 +163,18 @@ mod tests {
     fn repositories_are_separated_by_colons() {
         let found = read(&[("ostree_repos", ":/a::/b c:")]);
         assert_eq!(found.ostree_repos, [PathBuf::from("/a"), PathBuf::from("/b c")]);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for on in [false, true] {
+            let options = PartialPullOptions::default()
+                .enable_partial_images(on)
+                .convert_images(!on)
+                .use_hard_links(on)
+                .insecure_allow_unpredictable_image_contents(!on)
+                .ostree_repos(["/a".into(), "/b c".into()]);
+            assert_eq!(PartialPullOptions::new(&options.pairs().collect()), options);
+        }
     }
 }

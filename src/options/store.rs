@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
 use crate::idmap::{IdMap, IdMappings};
+use crate::options::partial_pull::PartialPullOptions;
 
 /// How much is forced to disk before a call reports success, with every driver and in a separate image store too.
 ///
@@ -94,8 +95,8 @@ pub struct StoreOptions {
     pub driver_options: Vec<String>,
     /// Owner mapping of layers that have no parent and ask for none.
     pub id_mappings: IdMappings,
-    /// Options for pulling images, as `storage.conf` has them: see
-    /// [`PartialPullOptions`](crate::PartialPullOptions).
+    /// Options for pulling images, as `storage.conf` has them: see [`PartialPullOptions`], which
+    /// [`StoreOptions::partial_pulls`] sets.
     pub pull_options: BTreeMap<String, String>,
     /// Keep container records in the run root only.
     pub transient: bool,
@@ -198,6 +199,13 @@ impl StoreOptions {
     #[must_use]
     pub fn pull_options(mut self, pull_options: impl IntoIterator<Item = (String, String)>) -> Self {
         self.pull_options.extend(pull_options);
+        self
+    }
+
+    /// Sets those of [`StoreOptions::pull_options`] that are about partial pulls, all of them.
+    #[must_use]
+    pub fn partial_pulls(mut self, options: PartialPullOptions) -> Self {
+        self.pull_options.extend(options.pairs());
         self
     }
 

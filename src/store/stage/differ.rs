@@ -16,14 +16,15 @@ use crate::store::stage::differ_output::DifferOutput;
 /// only what the store does not have.
 ///
 /// ```no_run
-/// use graphroot::{Differ, DifferOutput, Result, StagedContent, StagingArea};
+/// use graphroot::{Differ, Error, ErrorKind, Result, StagedContent, StagingArea};
 ///
 /// /// Takes a tar stream out of a cache of its own.
 /// struct Cached(std::path::PathBuf);
 ///
 /// impl Differ for Cached {
 ///     async fn apply(&mut self, area: StagingArea) -> Result<StagedContent> {
-///         let tar = tokio::fs::File::open(&self.0).await.expect("a cached layer");
+///         let failed = |error| Error::new(ErrorKind::Io, "opening a cached layer").with_source(error);
+///         let tar = tokio::fs::File::open(&self.0).await.map_err(failed)?;
 ///         area.unpack(tar).await
 ///     }
 /// }
