@@ -168,6 +168,26 @@ pub(crate) struct Entry {
     pub(crate) kind: EntryKind,
 }
 
+/// A layer, and what it stands on by the records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The layer.
+    pub(crate) id: String,
+    /// The layers below, nearest first.
+    pub(crate) below: Vec<String>,
+}
+
+/// A file of the driver that does not agree with the records about what a layer stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StandingDamage {
+    /// The layer.
+    pub(crate) id: String,
+    /// The name of the file in the layer's directory.
+    pub(crate) file: &'static str,
+    /// What is wrong with it.
+    pub(crate) reason: String,
+}
+
 /// Whether a layer is mounted at its mount target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MountState {
@@ -288,6 +308,20 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
             .filter(|entry| entry.kind == EntryKind::Layer)
             .filter_map(|entry| entry.name.into_string().ok())
             .collect())
+    }
+
+    /// Which of the driver's own files do not agree with what layers stand on. Changes nothing. Layers that the driver
+    /// does not have are passed over.
+    fn examine(&self, _layers: &[Standing]) -> Result<Vec<StandingDamage>> {
+        Ok(Vec::new())
+    }
+
+    /// Makes these files of a layer anew. Needs the layer store's lock exclusively.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if the driver lacks one of the layers.
+    fn mend(&self, _layer: &Standing) -> Result<()> {
+        Ok(())
     }
 
     /// Removes what the driver has in its directories for layers that are not there. Needs the layer store's lock

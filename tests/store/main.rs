@@ -26,6 +26,7 @@ mod applied_links;
 mod big_data;
 mod built_images;
 mod check;
+mod check_records;
 mod coming_from_go;
 mod composefs;
 mod concurrency;

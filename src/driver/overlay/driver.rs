@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering;
 use crate::digest::Digest;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, MountState,
-    OverlayDiff, Staged,
+    OverlayDiff, Staged, Standing, StandingDamage,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_use::LayerUse;
 use crate::driver::overlay::additional_layers;
 use crate::driver::overlay::composefs::{Image, open_root};
+use crate::driver::overlay::examine;
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::open_tree;
 use crate::driver::overlay::repair::remove_dangling;
@@ -118,6 +119,15 @@ impl Driver for Overlay {
             entries.push(Entry { name, kind });
         }
         Ok(entries)
+    }
+
+    fn examine(&self, layers: &[Standing]) -> Result<Vec<StandingDamage>> {
+        examine::examine(self.stores.all(), layers)
+    }
+
+    fn mend(&self, layer: &Standing) -> Result<()> {
+        let writable = self.stores.writable().count();
+        examine::mend(self.stores.all(), writable, layer)
     }
 
     fn remove_strays(&self) -> Result<()> {

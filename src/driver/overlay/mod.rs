@@ -15,6 +15,7 @@ mod additional_layers;
 mod build;
 mod composefs;
 mod driver;
+mod examine;
 mod flags;
 mod home_state;
 mod id_mapped;

@@ -131,6 +131,14 @@ pub enum Problem {
         /// Why.
         reason: String,
     },
+    /// A file in which the driver keeps what the layer stands on does not agree with the records. [`Store::repair`](crate::Store::repair)
+    /// writes it anew.
+    DriverData {
+        /// Its name in the layer's directory.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The layer's record says that its content is not complete; in a store that can be written it would be removed.
     Incomplete,
     /// The layer below is missing.
@@ -191,6 +199,16 @@ pub enum DataProblem {
 }
 
 impl Problem {
+    /// The layers whose driver files do not agree with the records, if that is what this, or what it is inherited from, is
+    /// about.
+    pub(crate) fn mendable_layer<'a>(&'a self, item: &'a CheckedItem) -> Option<&'a str> {
+        match self {
+            Self::Inherited(finding) => finding.problem.mendable_layer(&finding.item),
+            Self::DriverData { .. } => Some(&item.id),
+            _ => None,
+        }
+    }
+
     /// Whether it may be that what is missing lies in an additional store.
     pub(crate) fn is_missing_layer(&self) -> bool {
         match self {
@@ -216,7 +234,9 @@ impl Problem {
     pub fn kind(&self, item: ItemKind) -> ErrorKind {
         match self {
             Self::Data { problem, .. } => problem.kind(item),
-            Self::InvalidDigest { .. } | Self::Incomplete | Self::ParentLoop => ErrorKind::CorruptMetadata,
+            Self::InvalidDigest { .. } | Self::DriverData { .. } | Self::Incomplete | Self::ParentLoop => {
+                ErrorKind::CorruptMetadata
+            }
             Self::TarSplitMissing | Self::IncorrectDigest { .. } => ErrorKind::LayerIncorrectContentDigest,
             Self::DiffUnreadable { .. } | Self::NotMountable { .. } => ErrorKind::Io,
             Self::FileModified { .. } | Self::ContentModified(_) | Self::MoreModified { .. } => {
@@ -295,6 +315,7 @@ impl fmt::Display for Finding {
             }
             Problem::ContentModified(difference) => write!(f, "{item}: {difference}, {kind}"),
             Problem::MoreModified { count } => write!(f, "{item}: {count} more, {kind}"),
+            Problem::DriverData { file, reason } => write!(f, "{item}: {file}: {reason}"),
             Problem::Incomplete => write!(f, "{item}: content is not complete"),
             Problem::ParentMissing { parent } => write!(f, "layer {parent}: {kind}"),
             Problem::ParentLoop => write!(f, "{item}: the layers below come back to this one"),

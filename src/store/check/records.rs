@@ -99,6 +99,13 @@ fn unreferenced<'a>(survey: &'a Survey, referenced: &HashSet<&str>, age: Duratio
 
 /// What is wrong with the parents of layers.
 fn layers(survey: &Survey, findings: &mut Findings) {
+    for damage in &survey.driver_damage {
+        let (file, reason) = (damage.file.to_owned(), damage.reason.clone());
+        findings.add(
+            &layer_item(survey, &damage.id),
+            Problem::DriverData { file, reason },
+        );
+    }
     for (home, row) in &survey.layers {
         let item = layer_item(survey, &row.id);
         if !row.parent.is_empty() && survey.layer(&row.parent).is_none() {

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
+use crate::driver::Standing;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::options::RepairOptions;
 use crate::store::Store;
+use crate::store::access::Needs;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
 use crate::store::check::report::CheckReport;
 
@@ -13,6 +15,9 @@ use crate::store::check::report::CheckReport;
 #[non_exhaustive]
 #[derive(Debug, Default)]
 pub struct RepairReport {
+    /// Layers whose driver files were made anew. They, and what stands on them, were not removed; another check tells
+    /// whether anything else is wrong with them.
+    pub mended: Vec<CheckedItem>,
     /// What was removed, in that order; in a dry run what would be.
     pub removed: Vec<CheckedItem>,
     /// What was left, and why.
@@ -50,6 +55,8 @@ pub enum KeptReason {
     NeededByContainer,
     /// It may be whole: records are lost, or an additional store is missing.
     MayBeWhole,
+    /// It, or what it stands on, was mended: see [`RepairReport::mended`].
+    Mended,
     /// It is not the item any more that was checked, or is gone.
     Changed,
 }
@@ -61,6 +68,7 @@ impl fmt::Display for KeptReason {
             Self::Container => "it is a container",
             Self::NeededByContainer => "a container needs it",
             Self::MayBeWhole => "it may be whole: records are lost, or an additional store is missing",
+            Self::Mended => "it, or what it stands on, was mended; check it again",
             Self::Changed => "it has changed since, or is gone",
         })
     }
@@ -111,6 +119,8 @@ struct State {
     gone: HashSet<String>,
     /// Images and layers that containers need which stay.
     needed: BTreeSet<String>,
+    /// Layers whose driver files were made anew, or should have been.
+    mended: HashSet<String>,
 }
 
 /// # Repair
@@ -143,7 +153,10 @@ impl Store {
     pub async fn repair(&self, report: &CheckReport, options: RepairOptions) -> Result<RepairReport> {
         let mut result = RepairReport::default();
         let plan = Plan::of(report, &self.layer_depths().await?);
-        let mut state = State::default();
+        let mut state = State {
+            mended: self.mend_driver_data(report, &options, &mut result).await?,
+            ..State::default()
+        };
         for (item, findings) in plan.items {
             let reason = match self
                 .reason_to_keep(report, item, &findings, &options, &state)
@@ -172,6 +185,53 @@ impl Store {
         Ok(result)
     }
 
+    /// Makes the driver's files anew where they do not agree with the records. Returns the layers, also those with which it failed.
+    async fn mend_driver_data(
+        &self,
+        report: &CheckReport,
+        options: &RepairOptions,
+        result: &mut RepairReport,
+    ) -> Result<HashSet<String>> {
+        let mut mended = HashSet::new();
+        let is_about_driver = |finding: &&Finding| matches!(finding.problem, Problem::DriverData { .. });
+        for finding in report.findings.iter().filter(is_about_driver) {
+            let item = &finding.item;
+            if item.read_only || mended.contains(&item.id) {
+                continue;
+            }
+            let done = match options.dry_run {
+                true => Ok(()),
+                false => self.mend_layer(&item.id).await,
+            };
+            // What could not be mended is no reason to remove anything either.
+            mended.insert(item.id.clone());
+            match done {
+                Ok(()) => result.mended.push(item.clone()),
+                Err(error) => {
+                    let item = item.clone();
+                    result.failures.push(RepairFailure { item, error });
+                }
+            }
+        }
+        Ok(mended)
+    }
+
+    async fn mend_layer(&self, id: &str) -> Result<()> {
+        let mut below = Vec::new();
+        let mut next = self.layer(id).await?.parent().map(str::to_owned);
+        while let Some(parent) = next.take().filter(|parent| !below.contains(parent)) {
+            next = self.layer(&parent).await?.parent().map(str::to_owned);
+            below.push(parent);
+        }
+        let id = id.to_owned();
+        let mended = self.step(Needs::LAYERS, move |held| {
+            let layers = held.layers()?;
+            layers.get(&id)?;
+            layers.driver.mend(&Standing { id, below })
+        });
+        mended.await
+    }
+
     async fn reason_to_keep(
         &self,
         report: &CheckReport,
@@ -182,6 +242,13 @@ impl Store {
     ) -> Result<Option<KeptReason>> {
         if item.read_only {
             return Ok(Some(KeptReason::ReadOnly));
+        }
+        let is_mended = |finding: &&Finding| {
+            let layer = finding.problem.mendable_layer(&finding.item);
+            layer.is_some_and(|layer| state.mended.contains(layer))
+        };
+        if findings.iter().any(is_mended) {
+            return Ok(Some(KeptReason::Mended));
         }
         if item.kind == ItemKind::Container && !options.remove_containers {
             return Ok(Some(KeptReason::Container));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::bridge;
+use crate::driver::{Standing, StandingDamage};
 use crate::error::Result;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
@@ -26,6 +27,8 @@ pub(super) struct Survey {
     /// Layers of the driver that have no record anywhere.
     pub(super) unaccounted: Vec<String>,
     pub(super) strays: Vec<Stray>,
+    /// Files of the driver that do not agree with the records.
+    pub(super) driver_damage: Vec<StandingDamage>,
     /// Files of records that say nothing, although there is what belongs to their rows.
     pub(super) lost: Vec<PathBuf>,
     /// Directories of additional stores in which there are no records of layers.
@@ -78,6 +81,7 @@ impl Survey {
             containers,
             unaccounted: Vec::new(),
             strays: Vec::new(),
+            driver_damage: Vec::new(),
             lost: Vec::new(),
             absent: Vec::new(),
             positions,
@@ -90,6 +94,7 @@ impl Survey {
             .collect();
         // While nothing can be made or deleted.
         let survey = bridge::run(move || {
+            survey.driver_damage = driver.examine(&survey.standings())?;
             let other_layers = layers_of_other_mode(&dirs, transient)?;
             let other_containers = containers_of_other_mode(&dirs, transient)?;
             let layers: HashSet<&str> = survey.layers.iter().map(|(_, row)| &*row.id).collect();
@@ -143,6 +148,20 @@ impl Survey {
         .await;
         drop(held);
         survey
+    }
+
+    /// What the layers of the primary store stand on, as far as all of that is there.
+    fn standings(&self) -> Vec<Standing> {
+        let own = self.layers.iter().filter(|(home, _)| !home.read_only());
+        let standing = |(_, row): &(StoreOrigin, Arc<LayerRow>)| {
+            let below = self.below(row).map(|(id, found)| found.map(|_| id.to_owned()));
+            let below = below.collect::<Option<Vec<String>>>()?;
+            Some(Standing {
+                id: row.id.to_string(),
+                below,
+            })
+        };
+        own.filter_map(standing).collect()
     }
 
     /// When each item was created.

@@ -142,6 +142,7 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
     let removes_containers = call.flags.is_on(&flags::FORCE);
     let store = call.store()?;
     let busy = spinner("Checking");
+    let check_options = options.clone();
     let report = store.check(options).await;
     busy.finish_and_clear();
     let report = report?;
@@ -154,7 +155,15 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
         };
     }
     let options = RepairOptions::everything().remove_containers(removes_containers);
-    let repaired = store.repair(&report, options).await?;
+    let mut report = report;
+    let mut repaired = store.repair(&report, options.clone()).await?;
+    if !repaired.mended.is_empty() && repaired.is_success() {
+        for item in &repaired.mended {
+            out.stderr_line(format!("{item} was mended"))?;
+        }
+        report = store.check(check_options).await?;
+        repaired = store.repair(&report, options).await?;
+    }
     print_repair(call, out, &repaired)?;
     if let Some(failure) = repaired.failures.first() {
         return Err(describe(&failure.error).into());
