@@ -264,7 +264,11 @@ impl ChunkedDiffer {
             true => Some(self.store.local_content().await?),
             false => None,
         };
-        let local = local.filter(|local| !local.is_empty());
+        let may_link = area.0.may_link();
+        let local = local.filter(|local| !local.is_empty()).map(|local| {
+            let links = local.links() && may_link;
+            local.with_links(links)
+        });
         let (toc, tar_split) = (Arc::clone(&self.toc), self.tar_split.clone());
         let how = (self.location.format(), self.diff_id.is_none());
         let (assembler, savings) = bridge::run(move || {

@@ -82,7 +82,7 @@ impl<R: AsyncRead + Send> Differ for ConvertingDiffer<R> {
             return Err(ErrorKind::InvalidInput.err("a blob that was read already"));
         };
         let local = self.store.local_content().await?;
-        let links = local.links();
+        let links = local.links() && area.0.may_link();
         let finder = (!local.is_empty()).then(|| Box::new(local) as Box<dyn FindContent>);
         let dir = self.store.inner.dirs.layers_tmp();
         let file = bridge::run(move || {

@@ -365,3 +365,20 @@ fn long_runs_of_zeros_take_no_space() {
         })
     });
 }
+
+#[test]
+fn a_layer_that_is_stored_by_digests_changes_no_file_of_another_one() {
+    on_overlay(|test| {
+        Box::pin(async move {
+            let image = chunked(&test, &first()).await;
+            put_parts(&test, &image, "first").await;
+            let before = tree(&test, "first");
+            let store = test
+                .reopen_as_with(Layout::Composefs, "use_hard_links", "true")
+                .await;
+            put_parts(&store, &image, "second").await;
+            convert(&store, &first(), "third").await.unwrap();
+            assert_same("before", &before, "after", &tree(&test, "first"));
+        })
+    });
+}

@@ -113,9 +113,14 @@ impl TestStore {
 
     /// As [`TestStore::reopen`], with an option for pulls.
     pub async fn reopen_with(&self, key: &str, value: &str) -> Store {
+        self.reopen_as_with(self.layout, key, value).await
+    }
+
+    /// As [`TestStore::reopen_as`], with an option for pulls.
+    pub async fn reopen_as_with(&self, layout: Layout, key: &str, value: &str) -> Store {
         self.store.free();
         let driver = self.store.graph_driver_name();
-        let options = options(self.root.path(), driver, self.layout);
+        let options = options(self.root.path(), driver, layout);
         Store::open(options.pull_option(key, value)).await.unwrap()
     }
 

@@ -30,6 +30,7 @@ pub(crate) struct Area {
     /// The driver's directory.
     path: PathBuf,
     sync: bool,
+    may_link: bool,
 }
 
 #[derive(Debug)]
@@ -87,6 +88,8 @@ impl Area {
             }
             Ok(Self {
                 path: staged.path(),
+                // Files of others are not written to, nor changed for being stored otherwise.
+                may_link: !create.read_write && !staged.stores_by_digest(),
                 place: Detached::new(Place {
                     staged,
                     tar_split: StagedTarSplit { path, temp },
@@ -104,6 +107,11 @@ impl Area {
         &self.path
     }
 
+    /// Whether its files may be hard links to those of other layers.
+    pub(crate) fn may_link(&self) -> bool {
+        self.may_link
+    }
+
     /// Unpacks a stream of which nothing is known.
     pub(crate) async fn unpack(self, diff: Source<'_>) -> Result<StagedContent> {
         self.unpack_with(Inflow::Blob(diff), ApplyOptions::default())
@@ -112,7 +120,9 @@ impl Area {
 
     /// Unpacks a stream. Of the options, where the tar-split goes and what is synced are set here.
     pub(crate) async fn unpack_with(self, diff: Inflow<'_>, options: ApplyOptions) -> Result<StagedContent> {
-        let Self { place, path, sync } = self;
+        let Self {
+            place, path, sync, ..
+        } = self;
         let Place {
             staged,
             tar_split,
@@ -144,7 +154,9 @@ impl Area {
 
     /// Takes what was written into the directory for the content.
     pub(crate) async fn finish(self, output: DifferOutput) -> Result<StagedContent> {
-        let Self { place, path, sync } = self;
+        let Self {
+            place, path, sync, ..
+        } = self;
         let applied = nothing_unpacked(&output);
         let content = bridge::run(move || {
             let Place {
