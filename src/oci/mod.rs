@@ -68,6 +68,7 @@ mod range_limits;
 mod ranges;
 mod reference;
 mod registry;
+mod registry_name;
 mod registry_options;
 mod repository;
 mod response;

@@ -4,9 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use oci_spec::distribution::Reference;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::registry_name;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -111,17 +111,12 @@ impl FromStr for RegistryRef {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let parsed: Reference = text.parse().map_err(|error| {
-            ErrorKind::InvalidInput
-                .err(format!("image name {text:?}"))
-                .with_source(error)
-        })?;
-        let digest: Option<Digest> = parsed.digest().map(str::parse).transpose()?;
+        let name = registry_name::parse(text)?;
         Ok(Self {
-            registry: parsed.registry().to_owned(),
-            repository: parsed.repository().to_owned(),
-            tag: parsed.tag().filter(|_| digest.is_none()).map(str::to_owned),
-            digest,
+            registry: name.domain,
+            repository: name.path,
+            tag: name.tag.filter(|_| name.digest.is_none()),
+            digest: name.digest,
         })
     }
 }

@@ -13,7 +13,7 @@ use super::super::location::TocFormat;
 use super::super::toc::{Toc, TocEntry};
 use super::check::{missing_in_tar_split, missing_in_toc};
 use super::frames::Frames;
-use super::plan::{Origin, PartOrigin, Plan};
+use super::plan::{Origin, PartOrigin, Plan, has_content};
 use crate::archive::apply::origins::{LocalFile, Origins};
 use crate::archive::path::show;
 use crate::archive::tar_split::format::{Entry, TarSplitReader};
@@ -70,8 +70,9 @@ pub(crate) struct Assembler {
     /// pulls, also of other programs, believe the table of contents that is kept with the layer.
     verify_local: bool,
     current: Current,
-    /// The next file of the plan.
+    /// The next file of the plan, and the entry that it is, or one before that.
     next_file: usize,
+    next_entry: usize,
     position: Position,
     /// Where in the tar stream the next line lies.
     offset: u64,
@@ -102,6 +103,8 @@ struct Content {
     hasher: Option<Box<Hasher>>,
     /// The parts that are to come.
     parts: Range<usize>,
+    /// Whether those are the one that the table of contents has, else they are some of the plan.
+    as_in_toc: bool,
     part: Source,
 }
 
@@ -180,6 +183,7 @@ impl Assembler {
             verify_local,
             current: Current::Nothing,
             next_file: 0,
+            next_entry: 0,
             offset: 0,
             origins: Arc::new(Origins::new(links, None)),
         })
@@ -245,9 +249,9 @@ impl Assembler {
             Some(Entry::File { name, size, .. }) => (name, size),
         };
         let toc = Arc::clone(&self.toc);
-        let file = self.plan.files.get(self.next_file);
-        let planned = file.and_then(|file| toc.entry(file.entry as usize));
-        let (Some(file), Some(entry)) = (file, planned) else {
+        let origin = self.plan.origin(self.next_file);
+        let planned = self.next_content(&toc);
+        let (Some(origin), Some((index, entry))) = (origin, planned) else {
             return Err(missing_in_toc(&name));
         };
         if entry.name() != name {
@@ -267,8 +271,8 @@ impl Assembler {
             );
             return Err(ErrorKind::InvalidArchive.err(what));
         }
-        let index = file.entry as usize;
-        let (parts, part) = match file.origin {
+        let (parts, part) = match origin {
+            Origin::Blob => (0..1, Source::Ended),
             Origin::Local(place) => {
                 let file = self.open(place, &entry, size)?;
                 let may_link = self.local.as_ref().is_some_and(|local| local.may_link(place));
@@ -281,22 +285,30 @@ impl Assembler {
                 (first..first + entry.parts().len(), Source::Ended)
             }
         };
-        let is_local = matches!(file.origin, Origin::Local(_));
+        let is_local = matches!(origin, Origin::Local(_));
         self.next_file += 1;
+        self.next_entry = index + 1;
         self.offset = self.offset.saturating_add(size);
         self.current = Current::Content(Content {
             entry: index,
             hasher: (self.verify_local || !is_local).then(|| Box::new(Hasher::sha256())),
+            as_in_toc: matches!(origin, Origin::Blob),
             parts,
             part,
         });
         Ok(true)
     }
 
+    /// The next regular file that is not empty, and which entry it is.
+    fn next_content<'a>(&self, toc: &'a Toc) -> Option<(usize, TocEntry<'a>)> {
+        let mut entries = (self.next_entry..toc.len()).filter_map(|index| Some((index, toc.entry(index)?)));
+        entries.find(|(_, entry)| has_content(entry))
+    }
+
     /// All lines were read.
     fn end(&self) -> Result<()> {
-        match self.plan.files.get(self.next_file) {
-            Some(left) => Err(missing_in_tar_split(&self.toc, left.entry as usize)),
+        match self.next_content(&self.toc) {
+            Some((left, _)) => Err(missing_in_tar_split(&self.toc, left)),
             None => Ok(()),
         }
     }
@@ -324,16 +336,23 @@ impl Assembler {
                 self.current = Current::Nothing;
                 return verify(hasher, &entry).map(|()| true);
             };
-            let Some(part) = self.plan.parts.get(index) else {
+            let part = match content.as_in_toc {
+                true => entry
+                    .parts()
+                    .next()
+                    .map(|part| (part.size, PartOrigin::Blob(part.blob))),
+                false => self
+                    .plan
+                    .parts
+                    .get(index)
+                    .map(|part| (part.size, part.from.clone())),
+            };
+            let Some((size, from)) = part else {
                 return Err(missing_in_toc(entry.name()));
             };
-            let size = part.size;
-            let part = match &part.from {
+            let part = match from {
                 PartOrigin::Hole => Source::Zeros(size),
-                PartOrigin::Local(place) => {
-                    let place = *place;
-                    Source::Local(self.open(place, &entry, size)?, size)
-                }
+                PartOrigin::Local(place) => Source::Local(self.open(place, &entry, size)?, size),
                 PartOrigin::Blob(range) => {
                     self.position.go_to(range.start, self.plan.requests());
                     self.frames.restart()?;

@@ -22,11 +22,21 @@ const FRAME: u64 = 64;
 /// Where the content of one file comes from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Origin {
+    /// All of it from the blob, where the table of contents says.
+    Blob,
     /// A local file as a whole.
     Local(Place),
-    /// Several parts, of which this is the first; they go up to the first of the next file.
+    /// Several parts, of which this is the first; there are as many as in the table of contents.
     Parts(u32),
 }
+
+/// An origin in little space: there is one for each file. The top bit is set for one of [`Plan::places`].
+#[derive(Clone, Copy, Debug)]
+struct Code(u32);
+
+const BLOB: u32 = u32::MAX;
+
+const IN_PLACES: u32 = 1 << 31;
 
 /// A part of a file.
 #[derive(Clone, Debug)]
@@ -45,19 +55,12 @@ pub(super) enum PartOrigin {
     Local(Place),
 }
 
-/// A regular file that is not empty.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FilePlan {
-    /// Which entry of the table of contents.
-    pub(super) entry: u32,
-    pub(super) origin: Origin,
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// In the order of the table of contents.
-    pub(super) files: Vec<FilePlan>,
+    /// Those of the regular files that are not empty, in the order of the table of contents.
+    files: Vec<Code>,
+    places: Vec<Place>,
     pub(super) parts: Vec<PartPlan>,
     /// The ranges of the blob that are needed: ascending, disjoint.
     requests: Vec<Range<u64>>,
@@ -71,47 +74,56 @@ impl Plan {
     /// [`ErrorKind::NotSupported`] if content is needed in another order than the blob has it; the layer can be pulled as
     /// a whole. [`ErrorKind::InvalidArchive`] for more content than its compressed bytes can hold.
     pub(crate) fn new(toc: &Toc, local: Option<&LocalContent>) -> Result<Self> {
-        let has_content = |entry: &TocEntry<'_>| entry.kind() == EntryKind::File && entry.size() > 0;
         // For a large table, growing by doubling would take twice the memory.
         let count = toc.entries().filter(has_content).count();
         let mut plan = Self {
             files: Vec::with_capacity(count),
+            places: Vec::new(),
             parts: Vec::new(),
             requests: Vec::new(),
             reused: 0,
         };
-        let files = toc.entries().enumerate();
-        for (index, entry) in files.filter(|(_, entry)| has_content(entry)) {
-            if plan.parts.len() == plan.parts.capacity() {
-                plan.parts.reserve_exact(plan.parts.len() / 8 + 256);
-            }
+        for entry in toc.entries().filter(has_content) {
             let like = |stat: &Stat| is_like(stat, &entry);
             let found = local.and_then(|local| local.find_like(entry.sum(), entry.size(), like));
-            let origin = match found {
+            let code = match found {
                 Some(place) => {
                     let bytes = entry
                         .parts()
                         .map(|part| part.blob.end.saturating_sub(part.blob.start));
                     plan.reused = plan.reused.saturating_add(bytes.sum());
-                    Origin::Local(place)
+                    grow_little(&mut plan.places);
+                    plan.places.push(place);
+                    number_of(plan.places.len() - 1)? | IN_PLACES
                 }
-                None => Origin::Parts(plan.parts_of(&entry, local)?),
+                None => plan.parts_of(&entry, local)?,
             };
-            plan.files.push(FilePlan {
-                entry: u32::try_from(index).map_err(|_too_many| too_many())?,
-                origin,
-            });
+            plan.files.push(Code(code));
         }
         Ok(plan)
     }
 
-    /// Plans a file that is not there as a whole. Returns its first part.
+    /// Where the content of the file with this number comes from.
+    pub(super) fn origin(&self, file: usize) -> Option<Origin> {
+        let Code(code) = *self.files.get(file)?;
+        Some(match code {
+            BLOB => Origin::Blob,
+            _ if code & IN_PLACES != 0 => Origin::Local(*self.places.get((code & !IN_PLACES) as usize)?),
+            first => Origin::Parts(first),
+        })
+    }
+
+    /// Plans a file that is not there as a whole. Returns its code.
     fn parts_of(&mut self, entry: &TocEntry<'_>, local: Option<&LocalContent>) -> Result<u32> {
-        let first = u32::try_from(self.parts.len()).map_err(|_too_many| too_many())?;
+        let first = number_of(self.parts.len())?;
         let parts = entry.parts();
         let is_whole = parts.len() == 1;
         for part in parts {
             check_size(entry, &part)?;
+            if is_whole && !part.is_hole {
+                self.need(entry, &part.blob)?;
+                return Ok(BLOB);
+            }
             let found = match is_whole || part.is_hole {
                 true => None,
                 false => local.and_then(|local| local.find_chunk(&part.sum, part.size)),
@@ -124,19 +136,25 @@ impl Plan {
                     PartOrigin::Local(place)
                 }
                 None => {
-                    self.request(&part.blob).ok_or_else(|| {
-                        let what = format!("{} lies before other files in the blob", show(entry.name()));
-                        ErrorKind::NotSupported.err(what)
-                    })?;
+                    self.need(entry, &part.blob)?;
                     PartOrigin::Blob(part.blob.clone())
                 }
             };
+            grow_little(&mut self.parts);
             self.parts.push(PartPlan {
                 size: part.size,
                 from,
             });
         }
         Ok(first)
+    }
+
+    /// Has a range fetched.
+    fn need(&mut self, entry: &TocEntry<'_>, range: &Range<u64>) -> Result<()> {
+        self.request(range).ok_or_else(|| {
+            let what = format!("{} lies before other files in the blob", show(entry.name()));
+            ErrorKind::NotSupported.err(what)
+        })
     }
 
     /// Adds a range; `None` if it lies before the last one.
@@ -165,6 +183,23 @@ impl Plan {
     }
 }
 
+/// Whether it is a regular file that is not empty.
+pub(super) fn has_content(entry: &TocEntry<'_>) -> bool {
+    entry.kind() == EntryKind::File && entry.size() > 0
+}
+
+/// Makes room for one more by little, since there may be as many as files.
+fn grow_little<T>(list: &mut Vec<T>) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len() / 8 + 256);
+    }
+}
+
+fn number_of(index: usize) -> Result<u32> {
+    let number = u32::try_from(index).ok().filter(|number| number & IN_PLACES == 0);
+    number.ok_or_else(too_many)
+}
+
 /// Whether a file may be what the entry is in everything. Its owner depends on where the layer is made.
 fn is_like(stat: &Stat, entry: &TocEntry<'_>) -> bool {
     let time = entry.time().unwrap_or_default();
@@ -188,5 +223,5 @@ fn check_size(entry: &TocEntry<'_>, part: &Part) -> Result<()> {
 }
 
 fn too_many() -> Error {
-    ErrorKind::NotSupported.err("more than four billion parts of files")
+    ErrorKind::NotSupported.err("more than two billion parts of files")
 }

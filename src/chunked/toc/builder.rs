@@ -80,6 +80,7 @@ impl Builder {
         let taken = toc.text.len()
             + toc.records.len() * size_of::<Record>()
             + toc.chunks.len() * size_of::<ChunkRecord>()
+            + toc.sums.len() * size_of::<(u32, Sum)>()
             + toc.extras.len() * size_of::<Extra>()
             + self.xattrs * size_of::<(Span, Span)>()
             + self.paths.len() * 2 * size_of::<u64>();
@@ -115,20 +116,23 @@ impl Builder {
             Span::default()
         };
         let first_chunk = index(self.toc.chunks.len())?;
-        let (sum, end) = self.content(raw, size)?;
+        let end = self.content(raw, size)?;
         let number = index(self.toc.extras.len())?;
+        let mode: u32 = in_range(raw.mode, "mode")?;
+        let Moment { seconds, nanoseconds } = time.unwrap_or_default();
         let record = Record {
             kind,
             has_extra: extra.is_some(),
             has_time: time.is_some(),
-            name,
-            link,
-            mode: in_range(raw.mode, "mode")?,
+            mode: u16::try_from(mode & 0o7777).unwrap_or_default(),
+            text: name.start,
+            name_length: name.length,
+            link_length: link.length,
             uid: in_range(raw.uid, "user ID")?,
             gid: in_range(raw.gid, "group ID")?,
-            time: time.unwrap_or_default(),
+            nanoseconds,
+            seconds,
             size,
-            sum,
             end,
             first_chunk,
             extra: number,
@@ -191,15 +195,15 @@ impl Builder {
         Ok((time, is_needed.then_some(extra)))
     }
 
-    /// Checks what an entry says of its content, and begins the chunks of a file; returns its sum and its end.
-    fn content(&mut self, raw: &RawEntry, size: u64) -> Result<(Sum, u64)> {
+    /// Checks what an entry says of its content, and begins the chunks of a file; returns its end.
+    fn content(&mut self, raw: &RawEntry, size: u64) -> Result<u64> {
         self.covered = 0;
         self.is_first_given = false;
         if size == 0 {
             if !raw.digest.is_empty() && raw.digest != SUM_OF_NOTHING.as_bytes() && raw.kind == b"reg" {
                 return Err(bad("an empty file with the digest of another one"));
             }
-            return Ok((Sum::default(), 0));
+            return Ok(0);
         }
         let sum = sum(&raw.digest, "digest")?;
         let (offset, end) = (self.position(raw.offset, "offset")?, self.end(raw)?);
@@ -212,8 +216,14 @@ impl Builder {
         } else {
             size
         };
-        self.push_chunk(raw, offset, length, size)?;
-        Ok((sum, end))
+        // The only chunk of a file is its content.
+        let file_sum = (length == size).then_some(sum);
+        self.push_chunk(raw, offset, (length, size), file_sum)?;
+        if file_sum.is_none() {
+            let entry = index(self.toc.records.len())?;
+            push(&mut self.toc.sums, (entry, sum));
+        }
+        Ok(end)
     }
 
     fn end(&self, raw: &RawEntry) -> Result<u64> {
@@ -238,7 +248,13 @@ impl Builder {
         }
     }
 
-    fn push_chunk(&mut self, raw: &RawEntry, offset: u64, length: u64, size: u64) -> Result<()> {
+    fn push_chunk(
+        &mut self,
+        raw: &RawEntry,
+        offset: u64,
+        (length, size): (u64, u64),
+        file_sum: Option<Sum>,
+    ) -> Result<()> {
         let is_hole = match &*raw.chunk_type {
             b"" => false,
             b"zeros" => true,
@@ -247,20 +263,17 @@ impl Builder {
         if length == 0 || length > size - self.covered {
             return Err(bad(format!("chunks that are not the {size} bytes of the file")));
         }
-        // The only chunk of a file is its content, whose digest is known.
-        let sum = match length == size && raw.chunk_digest.is_empty() {
-            true => Sum::default(),
-            false => sum(&raw.chunk_digest, "chunkDigest")?,
+        let sum = match file_sum {
+            Some(file_sum) if raw.chunk_digest.is_empty() => file_sum,
+            file_sum => {
+                let sum = sum(&raw.chunk_digest, "chunkDigest")?;
+                file_sum.unwrap_or(sum)
+            }
         };
         self.covered += length;
         push(
             &mut self.toc.chunks,
-            ChunkRecord {
-                offset,
-                size: length,
-                is_hole,
-                sum,
-            },
+            ChunkRecord::new(offset, length, is_hole, sum),
         );
         Ok(())
     }
@@ -270,7 +283,7 @@ impl Builder {
         let Some(file) = self.toc.records.last().filter(|_| self.is_file) else {
             return Err(bad("chunk type without a regular file"));
         };
-        if self.toc.bytes(file.name) != raw.name {
+        if self.toc.bytes(file.name()) != raw.name {
             return Err(bad("a chunk that follows another file"));
         }
         if !self.is_first_given {
@@ -298,7 +311,7 @@ impl Builder {
             0 => size - self.covered,
             length => in_range(length, "chunkSize")?,
         };
-        self.push_chunk(raw, offset, length, size)?;
+        self.push_chunk(raw, offset, (length, size), None)?;
         self.check_memory()
     }
 
@@ -310,7 +323,7 @@ impl Builder {
         {
             let what = format!(
                 "{}: chunks of {} bytes in a file of {}",
-                show(self.toc.bytes(file.name)),
+                show(self.toc.bytes(file.name())),
                 self.covered,
                 file.size
             );
@@ -327,6 +340,7 @@ impl Builder {
         self.toc.text.shrink_to_fit();
         self.toc.records.shrink_to_fit();
         self.toc.chunks.shrink_to_fit();
+        self.toc.sums.shrink_to_fit();
         self.toc.extras.shrink_to_fit();
         Ok(self.toc)
     }
@@ -356,7 +370,7 @@ impl Builder {
             if record.end == 0 {
                 record.end = next;
             }
-            let (name, end) = (record.name, record.end);
+            let (name, end) = (record.name(), record.end);
             if end <= last || end > next {
                 let what = format!(
                     "{}: its content ends at {end}, but begins at {last} or is that of another file from {next} on",
