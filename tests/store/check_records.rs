@@ -208,7 +208,7 @@ each_driver! {
                     let repaired = again.repair(&report, RepairOptions::keeping_containers().dry_run(true)).await;
                     repaired.unwrap();
                 }
-                Err(error) => assert_eq!(error.kind(), ErrorKind::LoadError, "{name}: {}", error.chain()),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::CorruptMetadata, "{name}: {}", error.chain()),
             }
             assert!(victim.join("precious").exists() && victim.join("diff").exists(), "{name}");
             again.free();
