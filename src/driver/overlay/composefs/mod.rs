@@ -10,7 +10,7 @@
 //!
 //! A layer is one of these because it has the directory, whatever the driver's options say. With the option
 //! `use_composefs` layers that are put together from parts become such ones: they are unpacked as all others and fitted to
-//! the layers below; then [`convert`] moves contents to their places and writes the image. So the tree is that of an ordinary layer,
+//! the layers below; then [`convert()`] moves contents to their places and writes the image. So the tree is that of an ordinary layer,
 //! whiteouts included. An image is part of an overlay mount as a plain directory is: deletions and opaque directories are in it in the
 //! kernel's form, as in a directory. (The Go library hands the table of contents to the program `mkcomposefs`, which makes
 //! images that show such marks instead of acting on them; it has no way to write deletions.)
