@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use graphroot::chunked::pack_directory;
-use graphroot::{ChunkedDiffer, LayerOptions, StagingOptions, Store};
+use graphroot::{ChunkedDiffer, ConvertingDiffer, DiffOptions, LayerOptions, StagingOptions, Store};
+use tokio::io::AsyncReadExt as _;
 
 use crate::support::loop_fs::{LoopFs, format};
 use crate::support::needs;
@@ -65,6 +66,27 @@ fn files_of_other_layers_are_shared_where_that_works() {
         assert!(taken < SIZE as u64 / 4, "{taken} bytes");
         let tree = root.graph().join("overlay/second/diff");
         assert!(std::fs::read(tree.join("large")).unwrap() == content);
+        // What comes as a whole, and is given a table of contents, is found to be there.
+        let mut tar = Vec::new();
+        let mut diff = store
+            .diff(None, "first", DiffOptions::uncompressed())
+            .await
+            .unwrap();
+        diff.read_to_end(&mut tar).await.unwrap();
+        rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
+        let before = free(disk.path());
+        let differ = ConvertingDiffer::new(&store, std::io::Cursor::new(tar));
+        let staged = store
+            .prepare_staged_layer(StagingOptions::default(), differ)
+            .await
+            .unwrap();
+        let options = LayerOptions::default().id("converted");
+        store.apply_staged_layer(None, options, staged).await.unwrap();
+        rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
+        let taken = before.saturating_sub(free(disk.path()));
+        assert!(taken < SIZE as u64 / 4, "{taken} bytes");
+        let converted = root.graph().join("overlay/converted/diff/large");
+        assert!(std::fs::read(converted).unwrap() == content);
         // Writing to one leaves the other as it is.
         std::fs::write(tree.join("large"), "changed").unwrap();
         let other = root.graph().join("overlay/first/diff/large");
