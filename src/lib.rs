@@ -67,7 +67,8 @@
 //!
 //! Layers can be written as zstd:chunked blobs, of which single files can be fetched. A [`ChunkedDiffer`] makes a layer of
 //! such a blob and fetches only what no layer of the store has; it is the library's own [`Differ`], and pulls use it where
-//! [`PartialPullOptions::enable_partial_images`] is set ([`StoreOptions::partial_pulls`], or `storage.conf`). The module [`chunked`] reads the tables of contents of such blobs
+//! [`PartialPullOptions::enable_partial_images`] is set ([`StoreOptions::partial_pulls`], or `storage.conf`). A
+//! [`ConvertingDiffer`] gives a layer a table that has none. The module [`chunked`] reads the tables of contents of such blobs
 //! and of eStargz.
 //!
 //! # Whose things are touched
