@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
-use graphroot::{ChangeKind, DiffOptions, ErrorKind, LayerOptions, MountOptions};
+use graphroot::{ChangeKind, CheckOptions, DiffOptions, ErrorKind, LayerOptions, MountOptions};
 use tokio::io::AsyncReadExt as _;
 
 use crate::hostile_blobs::{Blob, Draft, Member, dir, file};
@@ -258,6 +258,8 @@ fn a_layer_with_an_image_is_not_changed() {
             assert_eq!(error.kind(), ErrorKind::NotSupported, "{}", error.chain());
             assert_eq!(seen(&store, "parts", &[]).await, before);
             assert_eq!(exported(&store, None, "parts").await, blob.tar);
+            let report = store.check(CheckOptions::everything()).await.unwrap();
+            assert!(report.findings.is_empty(), "{:?}", report.findings);
             // An ordinary layer gets new content in the ordinary form.
             store.put(None, "plain", &[("old", "1")]).await;
             let plain = store.layer("plain").await.unwrap();

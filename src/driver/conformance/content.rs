@@ -147,6 +147,13 @@ pub(super) fn owners_can_be_mapped_by_a_copy(setup: &Setup) {
         assert_eq!(inode("dir/file"), inode("link"), "{id}");
         assert_eq!(fs::read_to_string(root.join("link")).unwrap(), "content");
         setup.driver.unmount(id).unwrap();
+        // Files that were given owners may have been copied without their contents.
+        let trees = setup.driver.file_trees(id).unwrap();
+        let mut paths = trees
+            .iter()
+            .map(|tree| PathBuf::from(format!("/proc/self/fd/{}/a", tree.as_raw_fd())));
+        let first = paths.find(|path| path.exists()).unwrap();
+        assert_eq!(fs::read_to_string(first).unwrap(), "one letter", "{id}");
     }
     // A second time: back to the first owners.
     setup

@@ -20,7 +20,7 @@ use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::open_tree;
 use crate::driver::overlay::repair::remove_dangling;
 use crate::driver::overlay::state::Overlay;
-use crate::driver::overlay::stores::generations;
+use crate::driver::overlay::stores::{Lower, generations};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::StagingLock;
@@ -189,11 +189,14 @@ impl Driver for Overlay {
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
-        self.trees(id, |dir, contents| self.open_contents(dir, contents))
+        let mut lowers = self.below(id)?;
+        // In an older generation files may be without the contents that they have further down, and have no others.
+        lowers.sort_by_key(Lower::is_older);
+        self.trees(id, lowers, |dir, contents| self.open_contents(dir, contents))
     }
 
     fn name_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
-        self.trees(id, |dir, _contents| {
+        self.trees(id, self.below(id)?, |dir, _contents| {
             let mount = Image::open(dir)?.mount()?;
             open_root(&mount).at("opening the image of a layer in", dir)
         })
@@ -292,6 +295,7 @@ impl Overlay {
     fn trees(
         &self,
         id: &str,
+        lowers: Vec<Lower>,
         open_image: impl Fn(&Path, PathBuf) -> Result<OwnedFd>,
     ) -> Result<Vec<OwnedFd>> {
         let dir = self.stores.require(id)?.dir;
@@ -301,16 +305,21 @@ impl Overlay {
             false => open_tree(&own)?,
         };
         let mut trees = vec![own];
-        for older in generations(dir.parent().unwrap_or(&dir), id)? {
-            trees.push(open_tree(&older.full())?);
-        }
-        for lower in self.stores.lowers(id, &dir)? {
+        for lower in lowers {
             trees.push(match lower.image() {
                 Some(dir) => open_image(dir, lower.full())?,
                 None => open_tree(&lower.full())?,
             });
         }
         Ok(trees)
+    }
+
+    /// What lies below a layer's own tree: its older generations, and the layers below.
+    fn below(&self, id: &str) -> Result<Vec<Lower>> {
+        let dir = self.stores.require(id)?.dir;
+        let mut lowers = generations(dir.parent().unwrap_or(&dir), id)?;
+        lowers.extend(self.stores.lowers(id, &dir)?);
+        Ok(lowers)
     }
 
     /// Removes staged layers of the Go library that no process uses any more. Returns whether some are in use.

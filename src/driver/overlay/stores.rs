@@ -91,6 +91,11 @@ impl Lower {
         }
     }
 
+    /// Whether it is an older generation of a layer.
+    pub(super) fn is_older(&self) -> bool {
+        !self.path.ends_with("/diff")
+    }
+
     /// The directory of a layer whose tree is in an image.
     pub(super) fn image(&self) -> Option<&Path> {
         self.image.as_deref()
