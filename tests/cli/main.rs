@@ -15,6 +15,7 @@ mod support;
 
 mod accepted_failures;
 mod bad_layers;
+mod check;
 mod config;
 mod copy;
 mod extra_commands;
