@@ -92,34 +92,34 @@ fn cases() -> Vec<Case> {
     vec![
         case("nothing", &[], Same, |_| {}),
         case("a file is missing", LAYER, Same, |s| {
-            fs::remove_file(s.file("L1", "dir/file")).unwrap()
+            fs::remove_file(s.file("L1", "dir/file")).unwrap();
         }),
         case("an empty file is missing", LAYER, Same, |s| {
-            fs::remove_file(s.file("L1", "dir/empty")).unwrap()
+            fs::remove_file(s.file("L1", "dir/empty")).unwrap();
         }),
         case("a file is shorter", LAYER, Same, |s| {
-            overwrite(&s.file("L1", "dir/file"), "cont")
+            overwrite(&s.file("L1", "dir/file"), "cont");
         }),
         case("a file has other content", LAYER, Same, |s| {
-            overwrite(&s.file("L1", "dir/file"), "CONTENT")
+            overwrite(&s.file("L1", "dir/file"), "CONTENT");
         }),
         case("a file of the top layer has other content", TOP, Same, |s| {
-            overwrite(&s.file("L2", "dir/new"), "NEW")
+            overwrite(&s.file("L2", "dir/new"), "NEW");
         }),
         case("a file was added", LAYER, Same, |s| {
-            fs::write(s.file("L1", "dir/added"), "").unwrap()
+            fs::write(s.file("L1", "dir/added"), "").unwrap();
         }),
         case("a directory was added", LAYER, Same, |s| {
-            fs::create_dir(s.file("L1", "added")).unwrap()
+            fs::create_dir(s.file("L1", "added")).unwrap();
         }),
         case("a file has another mode", LAYER, Same, |s| {
-            set_mode(&s.file("L1", "dir/file"), 0o600)
+            set_mode(&s.file("L1", "dir/file"), 0o600);
         }),
         case("a set-ID bit is gone", LAYER, Misses, |s| {
-            set_mode(&s.file("L1", "dir/set-id"), 0o755)
+            set_mode(&s.file("L1", "dir/set-id"), 0o755);
         }),
         case("a set-ID bit was added", LAYER, Misses, |s| {
-            set_mode(&s.file("L1", "dir/file"), 0o4644)
+            set_mode(&s.file("L1", "dir/file"), 0o4644);
         }),
         case("a file has another owner", LAYER, Same, |s| {
             std::os::unix::fs::lchown(s.file("L1", "dir/file"), Some(1), None).unwrap();
@@ -149,7 +149,7 @@ fn cases() -> Vec<Case> {
             );
         }),
         case("a file has another attribute", LAYER, Misses, |s| {
-            attribute(&s.file("L1", "dir/file"), "user.x", b"1")
+            attribute(&s.file("L1", "dir/file"), "user.x", b"1");
         }),
         case("a file is a directory", LAYER, Same, |s| {
             fs::remove_file(s.file("L1", "dir/file")).unwrap();
@@ -204,7 +204,7 @@ fn cases() -> Vec<Case> {
             },
         ),
         case("the data of a layer is missing", TOP, Same, |s| {
-            fs::remove_file(s.data("layers", "L2/item")).unwrap()
+            fs::remove_file(s.data("layers", "L2/item")).unwrap();
         }),
         case("a layer without a record", &["layer S1"], Same, |s| {
             good(s.root, "create-storage-layer -i S1");

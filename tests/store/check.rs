@@ -8,7 +8,7 @@ use graphroot::{
     CheckOptions, CheckReport, ContainerOptions, ImageOptions, ItemKind, LayerOptions, RepairOptions,
 };
 
-use crate::support::{TestStore, tree_of};
+use crate::support::{TestStore, tree_of, writable};
 
 /// A layer with something of every kind.
 fn base() -> Vec<u8> {
@@ -273,7 +273,7 @@ each_driver! {
         for case in damages() {
             let ids = fill(&store).await;
             let layer = if case.in_top { &ids.top } else { &ids.base };
-            (case.damage)(&tree_of(&store, layer));
+            (case.damage)(&writable(tree_of(&store, layer)));
             let report = check(&store).await;
             let found = lines(&report, ItemKind::Layer, layer);
             let whole = format!("{}: {report:#?}", case.name);
