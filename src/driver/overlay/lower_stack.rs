@@ -83,18 +83,23 @@ impl Overlay {
             .into_iter()
             .zip(images_below)
             .map(|(path, image)| (path, image, owners));
+        let data_only = !trees.has_image() || self.probe().data_only_layers();
+        let mut has_images = false;
         let mut paths = Vec::new();
         for (path, image, owners) in own.into_iter().chain(below) {
             match image {
                 Some(layer) => {
                     self.check_images()?;
+                    has_images = true;
                     paths.push(images.add(layer, owners)?);
-                    contents.push(path);
+                    // Else right below their image: it hides their directories, and the next one would hide them from it.
+                    let group = if data_only { &mut contents } else { &mut paths };
+                    group.push(path);
                 }
                 None => paths.push(path),
             }
         }
-        if !contents.is_empty() {
+        if has_images {
             options
                 .data
                 .extend(["metacopy=on", "redirect_dir=on"].map(str::to_owned));
@@ -103,10 +108,7 @@ impl Overlay {
                 options.data.push("verity=on".into());
             }
         }
-        let contents = Contents {
-            as_lowers: !contents.is_empty() && !self.probe().data_only_layers(),
-            dirs: contents,
-        };
+        let contents = Contents { dirs: contents };
         let attached = LowerStack {
             _images: images,
             _mapped: mapped,

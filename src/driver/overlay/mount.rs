@@ -44,8 +44,6 @@ pub(super) struct OverlayMount<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) dirs: Vec<PathBuf>,
-    /// The kernel does not know directories of contents (Linux 6.5): they are the lowest layers.
-    pub(super) as_lowers: bool,
 }
 
 /// The ways to mount, for tests.
@@ -185,7 +183,7 @@ impl OverlayMount<'_> {
     ) -> Vec<u8> {
         let mut data = Data::default();
         data.push("lowerdir", lowers);
-        data.append(if self.contents.as_lowers { ":" } else { "::" }, contents);
+        data.append("::", contents);
         if let Some((upper, work)) = upper {
             data.push("upperdir", &[upper]);
             data.push("workdir", &[work]);
@@ -236,12 +234,7 @@ impl OverlayMount<'_> {
         // Directories whose paths are too long or would be read differently; open until the mount is made.
         let mut open = Vec::new();
         let lowers = self.lowers.iter().map(|lower| ("lowerdir+", lower));
-        let key = if self.contents.as_lowers {
-            "lowerdir+"
-        } else {
-            "datadir+"
-        };
-        let contents = self.contents.dirs.iter().map(|dir| (key, dir));
+        let contents = self.contents.dirs.iter().map(|dir| ("datadir+", dir));
         for (index, (key, lower)) in lowers.chain(contents).enumerate() {
             let value = parameter(lower, &mut open)?;
             fsconfig_set_string(&context, OsStr::new(key), &*value).map_err(|errno| {

@@ -287,7 +287,6 @@ impl Probe<'_> {
                 lowers: vec![trial.path("lower")],
                 contents: Contents {
                     dirs: vec![trial.path("contents")],
-                    as_lowers: false,
                 },
                 upper: None,
                 options: flags::sort(["ro,metacopy=on"])?,

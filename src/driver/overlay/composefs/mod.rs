@@ -20,7 +20,7 @@
 //! digests, which the Go library does not, and which not every file system has.
 //!
 //! A mount attaches each image below `composefs-layers/` while it is made ([`images`]); the directories of contents are
-//! data-only layers at its bottom.
+//! data-only layers at its bottom; before Linux 6.5 each is the layer below its image.
 
 mod convert;
 mod erofs;
