@@ -184,9 +184,18 @@ fn we_read_what_podman_has_pulled() {
         let mut paths: Vec<_> = changes.iter().map(|change| change.to_string()).collect();
         paths.sort();
         assert_eq!(paths, ["A /dir/new", "C /dir", "D /dir/above"]);
-        // Contents are found in it.
+        // One that we pull ourselves is the same.
         let third = partial_root(set);
         pull(&open(&third).await, &name).await;
+        // Contents that Podman has stored by their digests are found; parts of them are in no cache file.
+        let update = registry.image("update");
+        publish(set, &update, &[crate::in_parts::update()]).await;
+        // Opened once more, it would be the same, without partial pulls.
+        store.free();
+        let store = open(&theirs).await;
+        let (_, bytes) = crate::in_parts::pull(&store, &update).await.unwrap();
+        assert!(bytes.reused > 500, "{bytes:?}");
+        store.delete_image(&update).await.unwrap();
         let mut ours = open(&theirs).await;
         ours.delete("box").await.unwrap();
         ours.delete_image(&name).await.unwrap();
