@@ -1,11 +1,12 @@
 //! What a check finds in the files of layers, images and containers, and what a repair does about it.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use graphroot::test_util::{TarBuilder, TarEntry};
 use graphroot::{
-    CheckOptions, CheckReport, ContainerOptions, ImageOptions, ItemKind, LayerOptions, RepairOptions,
+    CheckOptions, CheckReport, ContainerOptions, ErrorKind, ImageOptions, ItemKind, LayerOptions,
+    RepairOptions,
 };
 
 use crate::support::{TestStore, tree_of, writable};
@@ -282,6 +283,8 @@ each_driver! {
                 assert!(matches(&found, case.expected), "{}: {found:#?}", case.name);
             }
             assert!(!found.is_empty(), "{whole}");
+            let is_about_content = |finding: &graphroot::Finding| finding.kind() == ErrorKind::LayerContentModified;
+            assert!(report.findings.iter().all(is_about_content), "{whole}");
             for (kind, id) in [(ItemKind::Image, &ids.image), (ItemKind::Container, &ids.container)] {
                 assert_eq!(lines(&report, kind, id).len(), found.len(), "{whole}");
             }
@@ -322,29 +325,37 @@ each_driver! {
     async fn data_is_compared_with_the_record(store) {
         let ids = fill(&store).await;
         store.set_layer_big_data(&ids.top, "item", std::io::Cursor::new(b"data".to_vec())).await.unwrap();
-        let image = |name: &str| store.records("images").join(&ids.image).join(name);
-        let cases: [(PathBuf, Option<&str>, ItemKind, &str, &str); 6] = [
-            (image("manifest"), None, ItemKind::Image, &ids.image, "data item \"manifest\": image data item is missing"),
-            (image("manifest"), Some("{}"), ItemKind::Image, &ids.image,
+        let image = store.records("images").join(&ids.image).join("manifest");
+        let container = store.records("containers").join(&ids.container).join("state");
+        let layer = store.records("layers").join(&ids.top).join("item");
+        let (of_image, of_container, of_layer) = (
+            (ItemKind::Image, &ids.image),
+            (ItemKind::Container, &ids.container),
+            (ItemKind::Layer, &ids.top),
+        );
+        let cases = [
+            (&image, None, of_image, ErrorKind::ImageDataMissing, "data item \"manifest\": image data item is missing"),
+            (&image, Some("{}"), of_image, ErrorKind::ImageDataIncorrectSize,
                 "data item \"manifest\": 2 bytes instead of 7 bytes: image data item has incorrect size"),
-            (image("manifest"), Some("{\"b\":1}"), ItemKind::Image, &ids.image, "data item \"manifest\": digest "),
-            (store.records("containers").join(&ids.container).join("state"), Some("stopped"), ItemKind::Container,
-                &ids.container, "data item \"state\": digest "),
-            (store.records("containers").join(&ids.container).join("state"), None, ItemKind::Container,
-                &ids.container, "data item \"state\": container data item is missing"),
-            (store.records("layers").join(&ids.top).join("item"), None, ItemKind::Layer, &ids.top,
-                "data item \"item\": layer data item is missing"),
+            (&image, Some("{\"b\":1}"), of_image, ErrorKind::DigestMismatch, "data item \"manifest\": digest "),
+            (&container, Some("stopped"), of_container, ErrorKind::DigestMismatch, "data item \"state\": digest "),
+            (&container, Some("gone"), of_container, ErrorKind::ContainerDataIncorrectSize,
+                "data item \"state\": 4 bytes instead of 7 bytes: container data item has incorrect size"),
+            (&container, None, of_container, ErrorKind::ContainerDataMissing,
+                "data item \"state\": container data item is missing"),
+            (&layer, None, of_layer, ErrorKind::LayerDataMissing, "data item \"item\": layer data item is missing"),
         ];
-        for (path, content, kind, id, expected) in cases {
-            let before = std::fs::read(&path).unwrap();
+        for (path, content, (kind, id), error, expected) in cases {
+            let before = std::fs::read(path).unwrap();
             match content {
-                Some(content) => std::fs::write(&path, content).unwrap(),
-                None => std::fs::remove_file(&path).unwrap(),
+                Some(content) => std::fs::write(path, content).unwrap(),
+                None => std::fs::remove_file(path).unwrap(),
             }
             let report = check(&store).await;
             let found = lines(&report, kind, id);
             assert!(found.len() == 1 && found[0].contains(expected), "{}: {report:#?}", path.display());
-            std::fs::write(&path, before).unwrap();
+            assert_eq!(report.findings[0].kind(), error);
+            std::fs::write(path, before).unwrap();
             assert!(check(&store).await.is_clean());
         }
     }

@@ -43,6 +43,7 @@ each_driver! {
         assert!(kinds.contains(&ErrorKind::LayerMissing) && kinds.contains(&ErrorKind::ImageLayerMissing));
         store.delete(&ids.image).await.unwrap();
         let report = check(&store).await;
+        assert!(report.findings.iter().any(|finding| finding.kind() == ErrorKind::ContainerImageMissing));
         let lacks = format!("image {}: image missing", ids.image);
         assert!(lines(&report, ItemKind::Container, &ids.container).contains(&lacks), "{report:#?}");
         let layer = store.container("box").await.unwrap().layer_id().to_owned();
@@ -205,6 +206,10 @@ each_driver! {
                     // The first row counts.
                     let is_dropped = name == "an ID twice";
                     assert_eq!(report.is_clean(), is_dropped, "{name}: {report:#?}");
+                    if name == "a size that is another one" {
+                        let kind = report.findings[0].kind();
+                        assert_eq!(kind, ErrorKind::LayerIncorrectContentSize, "{report:#?}");
+                    }
                     let repaired = again.repair(&report, RepairOptions::keeping_containers().dry_run(true)).await;
                     repaired.unwrap();
                 }
@@ -236,6 +241,7 @@ each_driver! {
         let report = check(&store).await;
         let found = lines(&report, ItemKind::Layer, &stray);
         assert_eq!(found, ["layer in lower level storage driver not accounted for"], "{report:#?}");
+        assert_eq!(report.findings[0].kind(), ErrorKind::LayerUnaccounted);
         let repaired = store.repair(&report, RepairOptions::everything()).await.unwrap();
         assert!(repaired.is_success() && !dir.exists(), "{repaired:#?}");
         assert!(check(&store).await.is_clean());
@@ -248,6 +254,7 @@ each_driver! {
         assert!(check(&store).await.is_clean());
         let options = CheckOptions::records().layer_unreferenced_maximum_age(Duration::ZERO);
         let report = store.check(options).await.unwrap();
+        assert!(report.findings.iter().all(|finding| finding.kind() == ErrorKind::LayerUnreferenced));
         let found: Vec<&str> = report.damaged(ItemKind::Layer, false).into_keys().collect();
         let mut expected = [alone.as_str(), above.as_str()];
         expected.sort_unstable();
@@ -278,5 +285,29 @@ each_driver! {
         assert!(report.strays.iter().all(|stray| !stray.to_string().is_empty()));
         store.garbage_collect().await.unwrap();
         assert!(check(&store).await.strays.is_empty());
+    }
+
+    /// A stream that is another one, and one that cannot be made again.
+    async fn streams_are_compared_with_the_record(store) {
+        let ids = fill(&store).await;
+        let tar_split = store.records("layers").join(format!("{}.tar-split.gz", ids.base));
+        let other = store.records("layers").join(format!("{}.tar-split.gz", ids.top));
+        let before = std::fs::read(&tar_split).unwrap();
+        for (content, kind) in [
+            (None, ErrorKind::LayerIncorrectContentDigest),
+            (Some(before.get(..before.len() / 2).unwrap().to_vec()), ErrorKind::Io),
+            (Some(b"no gzip".to_vec()), ErrorKind::Io),
+            (Some(std::fs::read(&other).unwrap()), ErrorKind::LayerContentModified),
+        ] {
+            match content {
+                Some(content) => std::fs::write(&tar_split, content).unwrap(),
+                None => std::fs::remove_file(&tar_split).unwrap(),
+            }
+            let report = check(&store).await;
+            assert_eq!(report.findings[0].item.id, ids.base, "{report:#?}");
+            assert_eq!(report.findings[0].kind(), kind, "{report:#?}");
+            std::fs::write(&tar_split, &before).unwrap();
+        }
+        assert!(check(&store).await.is_clean());
     }
 }
