@@ -97,7 +97,7 @@
 //!
 //! # Coming from Go
 //!
-//! 88 of the 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
+//! All 89 methods of the Go library's `Store` have their names in snake case on [`Store`]; the page
 //! [`coming_from_go`] has the whole table.
 //!
 //! [tokio]: https://tokio.rs
@@ -143,9 +143,9 @@ mod whiteout;
 
 // The store, and what it is opened with.
 pub use options::{
-    BoxReader, CheckEvent, CheckOptions, ContainerBigData, ContainerOptions, DiffOptions, Durability, Flag,
-    IdMappingOptions, ImageBigData, ImageOptions, LayerBigData, LayerOptions, MountOptions, MultiListOptions,
-    PartialPullOptions, Remap, RepairOptions, StoreOptions,
+    BoxReader, CheckEvent, CheckOptions, ContainerBigData, ContainerOptions, DedupHashMethod, DedupOptions,
+    DiffOptions, Durability, Flag, IdMappingOptions, ImageBigData, ImageOptions, LayerBigData, LayerOptions,
+    MountOptions, MultiListOptions, PartialPullOptions, Remap, RepairOptions, StoreOptions,
 };
 pub use store::Store;
 
@@ -165,6 +165,7 @@ pub use store::check::strays::{Stray, StrayKind};
 pub use store::chunked_differ::{ChunkedDiffer, Savings};
 pub use store::commit::CommitOptions;
 pub use store::converting_differ::ConvertingDiffer;
+pub use store::dedup::DedupResult;
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, DriverCapabilities, GraphDriver};

@@ -32,6 +32,7 @@ pub(crate) mod compress;
 pub(crate) mod diff;
 mod lookup;
 pub(crate) mod path;
+pub(crate) mod same_files;
 pub(crate) mod tar;
 pub(crate) mod tar_split;
 #[cfg(test)]

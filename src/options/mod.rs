@@ -7,6 +7,7 @@
 mod base64_bytes;
 pub(crate) mod check;
 pub(crate) mod container;
+mod dedup;
 pub(crate) mod diff;
 pub(crate) mod driver;
 pub(crate) mod flag;
@@ -20,6 +21,7 @@ pub(crate) mod store;
 
 pub use check::{CheckEvent, CheckOptions, RepairOptions};
 pub use container::{ContainerBigData, ContainerOptions};
+pub use dedup::{DedupHashMethod, DedupOptions};
 pub use diff::DiffOptions;
 pub use flag::Flag;
 pub use id_mapping::IdMappingOptions;

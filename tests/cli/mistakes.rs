@@ -94,18 +94,6 @@ fn unknown_things_are_named() {
 }
 
 #[test]
-fn what_is_not_implemented_says_so() {
-    let root = filled();
-    for line in ["dedup", "dedup -j"] {
-        let answer = fails(&root, line);
-        let name = line.split(' ').next().unwrap();
-        let expected = format!("{name}: not implemented in this version\n");
-        assert_eq!((answer.code, answer.out.as_str()), (1, ""), "{line}: {answer:?}");
-        assert_eq!(answer.err, expected);
-    }
-}
-
-#[test]
 fn flags_and_arguments() {
     let root = filled();
     for (line, err) in [

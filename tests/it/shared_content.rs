@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use graphroot::chunked::pack_directory;
-use graphroot::{ChunkedDiffer, ConvertingDiffer, DiffOptions, LayerOptions, StagingOptions, Store};
+use graphroot::test_util::TarBuilder;
+use graphroot::{
+    CheckOptions, ChunkedDiffer, ConvertingDiffer, DedupHashMethod, DedupOptions, DiffOptions, ImageOptions,
+    LayerOptions, StagingOptions, Store,
+};
 use tokio::io::AsyncReadExt as _;
 
 use crate::support::loop_fs::{LoopFs, format};
@@ -92,4 +96,72 @@ fn files_of_other_layers_are_shared_where_that_works() {
         let other = root.graph().join("overlay/first/diff/large");
         assert!(std::fs::read(other).unwrap() == content);
     });
+}
+
+/// Two images whose layers have a large file in common, and one that differs from it in one byte.
+async fn images(store: &Store, content: &[u8]) {
+    let mut other = content.to_vec();
+    other[SIZE / 2] ^= 1;
+    for (id, large) in [("first", content), ("second", content), ("third", &other)] {
+        let tar = TarBuilder::new()
+            .file("large", large)
+            .file(format!("only-{id}"), id)
+            .build();
+        let options = LayerOptions::default().id(id);
+        store
+            .put_layer(None, options, std::io::Cursor::new(tar))
+            .await
+            .unwrap();
+        store
+            .create_image(Some(id), ImageOptions::default())
+            .await
+            .unwrap();
+    }
+}
+
+fn deduplicated(kind: &str, driver: &'static str, method: DedupHashMethod) {
+    let place = tempfile::tempdir().unwrap();
+    let image = place.path().join("image");
+    format(kind, &image, 1 << 30);
+    let disk = LoopFs::mount(&image, &place.path().join("disk"));
+    let root = TestRoot::in_dir(disk.path(), driver);
+    let sync = || rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
+    let content = noise();
+    block_on(async {
+        let store = root.open().await;
+        images(&store, &content).await;
+        sync();
+        let before = free(disk.path());
+        let result = store
+            .dedup(DedupOptions::default().hash_method(method))
+            .await
+            .unwrap();
+        sync();
+        let works = kind != "ext4";
+        assert_eq!(result.unsupported.is_none(), works, "{result:?}");
+        assert_eq!(result.deduped, if works { SIZE as u64 } else { 0 }, "{result:?}");
+        let won = free(disk.path()).saturating_sub(before);
+        assert_eq!(won > SIZE as u64 * 3 / 4, works, "{won} bytes");
+        // Nothing has changed, and nothing is changed by writing to one of them.
+        let report = store.check(CheckOptions::everything()).await.unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        let again = store
+            .dedup(DedupOptions::default().hash_method(method))
+            .await
+            .unwrap();
+        assert_eq!(again, result);
+    });
+}
+
+#[test]
+fn files_of_images_share_their_content_after_dedup() {
+    needs!("mkfs.xfs", "mkfs.btrfs", "mkfs.ext4");
+    for (kind, driver, method) in [
+        ("xfs", "overlay", DedupHashMethod::Crc),
+        ("xfs", "vfs", DedupHashMethod::FileSize),
+        ("btrfs", "vfs", DedupHashMethod::Sha256),
+        ("ext4", "overlay", DedupHashMethod::Crc),
+    ] {
+        deduplicated(kind, driver, method);
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::io::IsTerminal as _;
 
-use graphroot::Store;
 use graphroot::config::Loader;
+use graphroot::{DedupHashMethod, DedupOptions, Store};
 use serde::Serialize;
 
 use crate::call::Call;
@@ -11,11 +11,6 @@ use crate::flags::{FORCE_SHUTDOWN, HASH_METHOD};
 use crate::input::spinner;
 use crate::outcome::{DONE, FAILED, Outcome, describe, file_failure};
 use crate::output::Output;
-
-/// The outcome of a command whose part of the library does not exist.
-pub(crate) fn not_implemented(call: &Call) -> Outcome {
-    Err(format!("{}: not implemented in this version", call.name).into())
-}
 
 fn pairs(call: &Call, out: &mut Output, pairs: &[(String, String)]) -> Outcome {
     if call.json() {
@@ -102,12 +97,44 @@ pub(crate) async fn gc(call: &Call, out: &mut Output) -> Outcome {
     DONE
 }
 
-pub(crate) async fn dedup(call: &Call, _out: &mut Output) -> Outcome {
-    let method = call.flags.text(&HASH_METHOD);
-    if !["crc", "size", "sha256"].contains(&method) {
-        return Err(format!("invalid hash method: {method}").into());
+/// The result of `dedup` in JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DedupRow {
+    deduped: u64,
+}
+
+pub(crate) async fn dedup(call: &Call, out: &mut Output) -> Outcome {
+    let method = match call.flags.text(&HASH_METHOD) {
+        "crc" => DedupHashMethod::Crc,
+        "size" => DedupHashMethod::FileSize,
+        "sha256" => DedupHashMethod::Sha256,
+        method => return Err(format!("invalid hash method: {method}").into()),
+    };
+    let busy = spinner("Deduplicating");
+    let result = call
+        .store()?
+        .dedup(DedupOptions::default().hash_method(method))
+        .await;
+    busy.finish_and_clear();
+    let result = match result {
+        // Go encodes an error value as an empty object.
+        Err(_) if call.json() => return out.line("{}").and(FAILED),
+        result => result?,
+    };
+    if call.json() {
+        out.json(&DedupRow {
+            deduped: result.deduped,
+        })?;
+    } else {
+        out.line(format!("Deduplicated {} bytes", result.deduped))?;
     }
-    not_implemented(call)
+    if let Some(reason) = result.unsupported {
+        out.stderr_line(format!(
+            "files cannot share their content on this file system: {reason}"
+        ))?;
+    }
+    DONE
 }
 
 #[derive(Serialize)]

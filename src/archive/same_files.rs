@@ -1,0 +1,288 @@
+//! Files of several trees that have the same content, which are made to share it.
+//!
+//! Trees are walked and files read in bounded steps. Of a file its place is remembered and not its descriptor; it is opened
+//! again for each use, and must still be the same inode. What vanishes meanwhile is passed over. The kernel locks both
+//! files and compares them before they share anything, so that nobody has to be kept from writing to them.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use sha2::Digest as _;
+
+use crate::archive::apply::metadata::kind;
+use crate::archive::diff::walk::TreeWalk;
+use crate::archive::lookup::open_dir;
+use crate::archive::path::{show, split};
+use crate::archive::tar_split::format::Crc;
+use crate::error::{IoContext as _, Result};
+use crate::sys::dedupe;
+
+/// Names that one step looks at.
+const WALKED: usize = 1024;
+
+/// Bytes of files that one step reads.
+const READ_STEP: u64 = 8 << 20;
+
+/// Bytes that are read at a time.
+const READ_SIZE: usize = 256 * 1024;
+
+/// Files of one key that others are compared with: more of them have different contents, which a good key does not have.
+const MAX_SOURCES: usize = 16;
+
+/// A regular file with content.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    root: Arc<OwnedFd>,
+    path: Box<[u8]>,
+    identity: (u64, u64),
+    size: u64,
+}
+
+/// The files in one tree.
+pub(crate) struct Files {
+    root: Arc<OwnedFd>,
+    walk: TreeWalk,
+    found: Vec<Candidate>,
+}
+
+impl Files {
+    /// Those below `root`.
+    pub(crate) fn new(root: OwnedFd) -> Result<Self> {
+        let walk = TreeWalk::new(root.as_fd())?;
+        Ok(Self {
+            root: Arc::new(root),
+            walk,
+            found: Vec::new(),
+        })
+    }
+
+    /// Looks at some more names; `false` at the end.
+    pub(crate) fn step(&mut self) -> Result<bool> {
+        for _ in 0..WALKED {
+            if !self.walk.next()? {
+                return Ok(false);
+            }
+            let Some(stat) = self.walk.stat()? else { continue };
+            match kind(&stat) {
+                FileType::Directory => {
+                    self.walk.enter()?;
+                }
+                FileType::RegularFile if stat.st_size > 0 => self.found.push(Candidate {
+                    root: Arc::clone(&self.root),
+                    path: self.walk.path().into(),
+                    identity: (stat.st_dev, stat.st_ino),
+                    size: u64::try_from(stat.st_size).unwrap_or(0),
+                }),
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// What was found, after the last step.
+    pub(crate) fn into_found(self) -> Vec<Candidate> {
+        self.found
+    }
+}
+
+impl Candidate {
+    /// Opens the file; `None` if it is another one by now, or gone.
+    fn open(&self) -> Result<Option<File>> {
+        let (parent, name) = split(&self.path);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = open_dir(self.root.as_fd(), parent)
+            .and_then(|dir| rustix::fs::openat(dir, name, flags, Mode::empty()));
+        let doing = || format!("opening {}", show(&self.path));
+        let file = match opened {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::PERM) => return Ok(None),
+            Err(error) => return Err(error).during(doing()),
+        };
+        let stat = rustix::fs::fstat(&file).during(doing())?;
+        let is_same =
+            (stat.st_dev, stat.st_ino) == self.identity && u64::try_from(stat.st_size) == Ok(self.size);
+        Ok(is_same.then(|| file.into()))
+    }
+}
+
+/// The candidates that may have the same content: on one file system and of one size, each inode once. Others are left out.
+pub(crate) fn of_one_size(candidates: Vec<Candidate>) -> Vec<Vec<Candidate>> {
+    let mut seen = HashSet::new();
+    let mut groups: HashMap<(u64, u64), Vec<Candidate>> = HashMap::new();
+    for candidate in candidates {
+        if seen.insert(candidate.identity) {
+            let group = groups.entry((candidate.identity.0, candidate.size));
+            group.or_default().push(candidate);
+        }
+    }
+    groups.into_values().filter(|group| group.len() > 1).collect()
+}
+
+/// What the content of a file is told by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    Crc,
+    /// Nothing.
+    Size,
+    Sha256,
+}
+
+/// The hash of a file's content.
+enum Hash {
+    Crc(Crc),
+    Sha256(sha2::Sha256),
+}
+
+/// Reads the files of a group and divides it into those of one content.
+pub(crate) struct Division {
+    todo: Vec<Candidate>,
+    key: Key,
+    reading: Option<(Candidate, File, Hash)>,
+    groups: HashMap<Vec<u8>, Vec<Candidate>>,
+    buffer: Vec<u8>,
+}
+
+impl Division {
+    pub(crate) fn new(group: Vec<Candidate>, key: Key) -> Self {
+        Self {
+            todo: group,
+            key,
+            reading: None,
+            groups: HashMap::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Reads some more; `false` at the end.
+    pub(crate) fn step(&mut self) -> Result<bool> {
+        if self.key == Key::Size {
+            self.groups.insert(Vec::new(), std::mem::take(&mut self.todo));
+            return Ok(false);
+        }
+        self.buffer.resize(READ_SIZE, 0);
+        let mut read = 0;
+        while read < READ_STEP {
+            let Some((candidate, mut file, mut hash)) = self.reading.take() else {
+                let Some(candidate) = self.todo.pop() else {
+                    return Ok(false);
+                };
+                let hash = match self.key {
+                    Key::Sha256 => Hash::Sha256(sha2::Sha256::new()),
+                    Key::Crc | Key::Size => Hash::Crc(Crc::new()),
+                };
+                if let Some(file) = candidate.open()? {
+                    self.reading = Some((candidate, file, hash));
+                }
+                continue;
+            };
+            let doing = || format!("reading {}", show(&candidate.path));
+            let count = file.read(&mut self.buffer).during(doing())?;
+            read += count as u64;
+            let bytes = self.buffer.get(..count).unwrap_or_default();
+            if count > 0 {
+                match &mut hash {
+                    Hash::Crc(crc) => crc.update(bytes),
+                    Hash::Sha256(hasher) => hasher.update(bytes),
+                }
+                self.reading = Some((candidate, file, hash));
+                continue;
+            }
+            let sum = match hash {
+                Hash::Crc(mut crc) => crc.take().to_vec(),
+                Hash::Sha256(hasher) => hasher.finalize().to_vec(),
+            };
+            self.groups.entry(sum).or_default().push(candidate);
+        }
+        Ok(true)
+    }
+
+    /// Files that have the same content by what they are told by, after the last step.
+    pub(crate) fn into_groups(self) -> Vec<Vec<Candidate>> {
+        let groups = self.groups.into_values();
+        groups.filter(|group| group.len() > 1).collect()
+    }
+}
+
+/// What sharing has come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shared {
+    /// Bytes of files that share their content with another one now.
+    pub(crate) bytes: u64,
+    /// How many files that are.
+    pub(crate) files: u64,
+    /// Why files cannot share their content there.
+    pub(crate) unsupported: Option<String>,
+}
+
+/// Has the files of a group share their content, as far as it is the same.
+pub(crate) struct Sharing {
+    todo: Vec<Candidate>,
+    sources: Vec<Candidate>,
+    shared: Shared,
+}
+
+impl Sharing {
+    pub(crate) fn new(group: Vec<Candidate>) -> Self {
+        Self {
+            todo: group,
+            sources: Vec::new(),
+            shared: Shared::default(),
+        }
+    }
+
+    /// Goes on with some more files; `false` at the end.
+    pub(crate) fn step(&mut self) -> Result<bool> {
+        let mut done = 0;
+        while done < READ_STEP {
+            let Some(candidate) = self.todo.pop() else {
+                return Ok(false);
+            };
+            let Some(file) = candidate.open()? else { continue };
+            done += candidate.size;
+            let mut is_shared = false;
+            for source in &self.sources {
+                let Some(from) = source.open()? else { continue };
+                match dedupe::share(&from, &file, candidate.size) {
+                    Ok(true) => {
+                        self.shared.bytes += candidate.size;
+                        self.shared.files += 1;
+                        is_shared = true;
+                        break;
+                    }
+                    Ok(false) => {}
+                    Err(error) if is_unsupported(&error) => {
+                        self.shared.unsupported = Some(error.to_string());
+                        return Ok(false);
+                    }
+                    Err(error) => {
+                        tracing::debug!(file = show(&candidate.path), %error, "a file cannot share its content");
+                        is_shared = true;
+                        break;
+                    }
+                }
+            }
+            if !is_shared && self.sources.len() < MAX_SOURCES {
+                self.sources.push(candidate);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What it came to, after the last step.
+    pub(crate) fn into_shared(self) -> Shared {
+        self.shared
+    }
+}
+
+/// Whether no file there can share its content.
+fn is_unsupported(error: &std::io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS)
+    )
+}

@@ -1,0 +1,164 @@
+//! Files of image layers that have the same content are made to share it.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use futures::StreamExt as _;
+
+use crate::archive::same_files::{Candidate, Division, Files, Key, Shared, Sharing, of_one_size};
+use crate::bridge;
+use crate::error::{ErrorKind, Result};
+use crate::options::{DedupHashMethod, DedupOptions};
+use crate::store::Store;
+
+/// Trees and groups of files that are worked on at the same time at the most.
+const MAX_PARALLEL: usize = 8;
+
+/// What [`Store::dedup`] has done.
+#[non_exhaustive]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DedupResult {
+    /// Bytes of files that share their content with that of another one. As in the Go library these are all files that do
+    /// so, those included that have done so before.
+    pub deduped: u64,
+    /// How many files that are.
+    pub files: u64,
+    /// Why files cannot share their content, if the file system does not support it; then nothing was done.
+    pub unsupported: Option<String>,
+}
+
+fn parallelism() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(MAX_PARALLEL))
+}
+
+/// # Deduplication
+impl Store {
+    /// Makes files of the layers of images that have the same content share it on disk, where the file system can do that
+    /// (xfs, btrfs and others with reflinks). Contents, times and digests stay as they are; writing to one file
+    /// changes no other one. Layers of containers, and those of additional stores, are left alone.
+    ///
+    /// Memory grows with the number of files. The layer lock is taken shared for the moment in which a layer is opened.
+    /// Layers that are deleted meanwhile are passed over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] and others if records or files cannot be read. A file system that cannot do it is no error: see
+    /// [`DedupResult::unsupported`].
+    ///
+    /// # Cancellation
+    /// The files that were not reached stay as they are.
+    ///
+    /// ```no_run
+    /// # async fn demo(store: graphroot::Store) -> graphroot::Result<()> {
+    /// let result = store.dedup(graphroot::DedupOptions::default()).await?;
+    /// println!("{} files share {} bytes", result.files, result.deduped);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn dedup(&self, options: DedupOptions) -> Result<DedupResult> {
+        let key = match options.hash_method {
+            DedupHashMethod::Crc => Key::Crc,
+            DedupHashMethod::FileSize => Key::Size,
+            DedupHashMethod::Sha256 => Key::Sha256,
+        };
+        let parallel = parallelism();
+        let layers = self.layers_of_images().await?;
+        let walks = layers.into_iter().map(|id| self.files_of_layer(id));
+        let mut walks = futures::stream::iter(walks).buffer_unordered(parallel);
+        let mut candidates = Vec::new();
+        while let Some(found) = walks.next().await {
+            candidates.extend(found?);
+        }
+        let groups = bridge::run(move || Ok(of_one_size(candidates))).await?;
+        let works = groups.into_iter().map(|group| share_group(group, key));
+        let mut works = futures::stream::iter(works).buffer_unordered(parallel);
+        let mut result = DedupResult::default();
+        while let Some(shared) = works.next().await {
+            let shared = shared?;
+            result.deduped += shared.bytes;
+            result.files += shared.files;
+            if shared.unsupported.is_some() {
+                result.unsupported = shared.unsupported;
+                break;
+            }
+        }
+        Ok(result)
+    }
+
+    /// The layers of the primary store that images of any store are made of.
+    async fn layers_of_images(&self) -> Result<Vec<String>> {
+        let mut todo = Vec::new();
+        let _none: Option<()> = self
+            .read_all_image_stores(|_, table| {
+                let tops = table.rows().flat_map(|row| row.top_layers().map(str::to_owned));
+                todo.extend(tops.collect::<Vec<_>>());
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        let layers = self.read_layers().await?;
+        let mut found = HashSet::new();
+        while let Some(id) = todo.pop() {
+            if let Some(row) = layers.get(&id)
+                && found.insert(id)
+            {
+                todo.push(row.parent.to_string());
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// The files of a layer; none if it is gone.
+    async fn files_of_layer(&self, id: String) -> Result<Vec<Candidate>> {
+        let held = self.read_layers().await?;
+        let driver = self.inner.driver();
+        let opened = bridge::run(move || {
+            let files = driver.layer_tree(&id).and_then(|tree| Files::new(tree.dir));
+            match files {
+                Err(error) if error.kind() == ErrorKind::LayerUnknown || error.is_not_found() => Ok(None),
+                files => files.map(Some),
+            }
+        })
+        .await;
+        drop(held);
+        let Some(mut files) = opened? else {
+            return Ok(Vec::new());
+        };
+        loop {
+            let more;
+            (more, files) = bridge::run(move || Ok((files.step()?, files))).await?;
+            if !more {
+                return Ok(files.into_found());
+            }
+        }
+    }
+}
+
+/// Finds the files of a group that have the same content, and makes them share it.
+async fn share_group(group: Vec<Candidate>, key: Key) -> Result<Shared> {
+    let mut division = Division::new(group, key);
+    loop {
+        let more;
+        (more, division) = bridge::run(move || Ok((division.step()?, division))).await?;
+        if !more {
+            break;
+        }
+    }
+    let mut total = Shared::default();
+    for group in division.into_groups() {
+        let mut sharing = Sharing::new(group);
+        loop {
+            let more;
+            (more, sharing) = bridge::run(move || Ok((sharing.step()?, sharing))).await?;
+            if !more {
+                break;
+            }
+        }
+        let shared = sharing.into_shared();
+        total.bytes += shared.bytes;
+        total.files += shared.files;
+        if shared.unsupported.is_some() {
+            total.unsupported = shared.unsupported;
+            break;
+        }
+    }
+    Ok(total)
+}
