@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use graphroot::{DiffOptions, ErrorKind, Store};
+use graphroot::{CheckOptions, DiffOptions, ErrorKind, Store};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::runtime::Runtime;
@@ -359,6 +359,7 @@ impl<'a> Bench<'a> {
             }
         }
         self.exports()?;
+        self.check_finds_nothing(with_kills)?;
         if with_kills {
             let collected = self.runtime.block_on(self.here.garbage_collect());
             match collected {
@@ -377,6 +378,25 @@ impl<'a> Bench<'a> {
             return Err(format!("after wiping: {seen}"));
         }
         self.disk("after wiping", with_kills)
+    }
+
+    /// Nothing is found that nobody has damaged.
+    fn check_finds_nothing(&self, with_kills: bool) -> Result<(), String> {
+        let report = self.runtime.block_on(self.here.check(CheckOptions::everything()));
+        let report = report.map_err(|error| format!("checking: {}", error.chain()))?;
+        let is_known = |kind: ErrorKind| match kind {
+            // What was deleted whether or not it was used.
+            ErrorKind::LayerMissing | ErrorKind::ImageLayerMissing | ErrorKind::ContainerImageMissing => {
+                self.model.has_lost_references()
+            }
+            // What a killed process has left, and garbage collection removes.
+            ErrorKind::LayerUnaccounted => with_kills,
+            _ => false,
+        };
+        match report.findings.iter().find(|finding| !is_known(finding.kind())) {
+            Some(finding) => Err(format!("the check finds {finding}")),
+            None => Ok(()),
+        }
     }
 
     fn disk(&self, when: &str, with_kills: bool) -> Result<(), String> {
