@@ -262,6 +262,8 @@ pub(crate) struct Model {
     pub(crate) stacked: bool,
     /// How many layers there were so far.
     pub(crate) births: u64,
+    /// Layers that had content when a diff was applied to them: they have more than that diff, whose digest they say.
+    pub(crate) mixed: BTreeSet<String>,
 }
 
 impl Model {
@@ -271,6 +273,12 @@ impl Model {
             stacked: driver == "overlay",
             ..Self::default()
         }
+    }
+
+    /// Whether a layer, or one below it, has more than the stream whose digest it says.
+    pub(crate) fn is_mixed(&self, id: &str) -> bool {
+        let layer = self.layers.get(id);
+        layer.is_some_and(|layer| layer.ids.iter().any(|id| self.mixed.contains(id)))
     }
 
     /// Whether all layers that this one shows are still there.

@@ -288,6 +288,9 @@ impl Model {
             return Err(vec!["InvalidArchive", "Io"]);
         }
         if let Some(layer) = self.layers.get_mut(&id) {
+            if layer.diff.is_some() {
+                self.mixed.insert(id);
+            }
             blob.change(&mut layer.files);
             layer.diff = Some(Diff::of(blob));
         }
