@@ -260,9 +260,8 @@ impl Sharing {
                         return Ok(false);
                     }
                     Err(error) => {
-                        tracing::debug!(file = show(&candidate.path), %error, "a file cannot share its content");
-                        is_shared = true;
-                        break;
+                        // Perhaps with another one.
+                        tracing::debug!(file = show(&candidate.path), %error, "two files cannot share their content");
                     }
                 }
             }

@@ -251,6 +251,8 @@ impl Driver for Vfs {
             _ => EntryKind::Unknown,
         })?;
         entries.extend(list_dir(&self.home.join(LAYERS), |name, is_dir| match name {
+            // Of a file system that is mounted there.
+            Some("lost+found") => EntryKind::Unknown,
             Some(name) if is_dir && check_id(name).is_ok() => EntryKind::Layer,
             _ => EntryKind::Unknown,
         })?);

@@ -249,6 +249,19 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
     exchanged.and(restored.collect())
 }
 
+/// Opens a regular file for reading, links followed. Anything else is an error; a FIFO does not block.
+pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use graphroot::{
     RepairOptions,
 };
 
-use crate::support::{TestStore, tree_of, writable};
+use crate::support::{PATIENCE, TestStore, tree_of, writable};
 
 /// A layer with something of every kind.
 fn base() -> Vec<u8> {
@@ -408,4 +408,61 @@ each_driver! {
         }
     }
 
+    /// What a layer in the middle hides needs no whiteout above.
+    async fn nothing_is_found_in_layers_that_delete_what_is_deleted(store) {
+        let layers = [
+            TarBuilder::new().entry(TarEntry::dir("d/")).file("d/a", "1").build(),
+            TarBuilder::new().entry(TarEntry::whiteout("d")).build(),
+            TarBuilder::new().entry(TarEntry::dir("d/")).file("d/n", "1").build(),
+            TarBuilder::new().entry(TarEntry::dir("d/")).entry(TarEntry::whiteout("d/a")).build(),
+        ];
+        let mut parent: Option<String> = None;
+        for layer in layers {
+            let reader = std::io::Cursor::new(layer);
+            let put = store.put_layer(parent.as_deref(), LayerOptions::default(), reader).await;
+            parent = Some(put.unwrap().layer.id().to_owned());
+        }
+        let report = check(&store).await;
+        assert!(report.is_clean(), "{report:#?}");
+    }
+
+    /// Attributes that make overlayfs show something else.
+    async fn attributes_of_overlayfs_are_found(store) {
+        if store.graph_driver_name() != "overlay" || uses_program(&store) {
+            return;
+        }
+        let ids = fill(&store).await;
+        let tree = tree_of(&store, &ids.base);
+        for (path, attribute, value) in [
+            ("emptied", "trusted.overlay.redirect", "/dir"),
+            ("dir/one", "trusted.overlay.metacopy", ""),
+            ("dir/empty", "trusted.overlay.whiteout", "y"),
+            ("dir", "trusted.overlay.opaque", "x"),
+            ("deep", "trusted.overlay.redirect", "/dir"),
+        ] {
+            let path = tree.join(path);
+            rustix::fs::lsetxattr(&path, attribute, value.as_bytes(), rustix::fs::XattrFlags::empty()).unwrap();
+            let found = lines(&check(&store).await, ItemKind::Layer, &ids.base);
+            assert!(found.len() == 1 && found[0].contains(attribute), "{}: {found:#?}", path.display());
+            rustix::fs::lremovexattr(&path, attribute).unwrap();
+        }
+        assert!(check(&store).await.is_clean());
+    }
+
+    /// A pipe in the place of a file does not keep anybody waiting.
+    async fn pipes_are_no_files(store) {
+        let ids = fill(&store).await;
+        for path in [
+            store.records("layers").join(format!("{}.tar-split.gz", ids.base)),
+            store.records("images").join(&ids.image).join("manifest"),
+        ] {
+            let before = std::fs::read(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+            let checked = tokio::time::timeout(PATIENCE, check(&store)).await;
+            assert!(!checked.unwrap().is_clean());
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, before).unwrap();
+        }
+    }
 }

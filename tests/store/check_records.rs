@@ -310,4 +310,40 @@ each_driver! {
         }
         assert!(check(&store).await.is_clean());
     }
+
+    /// Records of containers that are gone cost no layer of a container: its data is still there.
+    async fn layers_stay_while_there_is_data_without_a_record(store) {
+        let ids = fill(&store).await;
+        let layer = store.container("box").await.unwrap().layer_id().to_owned();
+        let dirs = [
+            store.records("containers"),
+            store.path().join("run").join(format!("{}-containers", store.graph_driver_name())),
+        ];
+        let mut before = Vec::new();
+        for path in dirs.iter().flat_map(|dir| [dir.join("containers.json"), dir.join("volatile-containers.json")]) {
+            if let Ok(content) = std::fs::read(&path) {
+                std::fs::write(&path, "[]").unwrap();
+                before.push((path, content));
+            }
+        }
+        // What a program leaves that has made a directory for the container.
+        let data = store.records("containers").join("6".repeat(64));
+        std::fs::create_dir_all(&data).unwrap();
+        store.free();
+        let again = store.reopen().await;
+        let options = CheckOptions::records().layer_unreferenced_maximum_age(Duration::ZERO);
+        let report = again.check(options).await.unwrap();
+        assert!(report.damaged(ItemKind::Layer, false).contains_key(layer.as_str()), "{report:#?}");
+        let repaired = again.repair(&report, RepairOptions::keeping_containers()).await.unwrap();
+        assert!(repaired.is_success() && repaired.removed.is_empty(), "{repaired:#?}");
+        assert!(again.exists(&layer).await.unwrap());
+        again.free();
+        for (path, content) in before {
+            std::fs::write(path, content).unwrap();
+        }
+        std::fs::remove_dir(data).unwrap();
+        let again = store.reopen().await;
+        assert!(again.check(CheckOptions::everything()).await.unwrap().is_clean());
+        assert!(again.exists(&ids.container).await.unwrap());
+    }
 }

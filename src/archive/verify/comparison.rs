@@ -215,7 +215,15 @@ impl TreeCheck {
             return Ok(());
         }
         let (dir, name) = (self.walk.dir()?, self.walk.name());
-        let mut changes = self.comparing.compare(dir, name, &stat, item);
+        let mut changes = match item.what {
+            // overlayfs' mark is what was made of such an entry.
+            What::Device { number: 0, .. } if self.is_whiteout(&stat) => Vec::new(),
+            _ => self.comparing.compare(dir, name, &stat, item),
+        };
+        if let Some(marks) = &self.marks {
+            let foreign = marks.foreign_attributes(dir, name);
+            changes.extend(foreign.into_iter().map(AttributeChange::Attribute));
+        }
         let has_type = !changes
             .iter()
             .any(|change| matches!(change, AttributeChange::Type { .. }));

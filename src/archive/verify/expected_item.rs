@@ -6,6 +6,9 @@ use crate::archive::tar::reader::Entry;
 /// The attribute of file capabilities.
 pub(super) const CAPABILITIES: &[u8] = b"security.capability";
 
+/// The time of something of which nobody knows it.
+pub(super) const UNSURE_TIME: i64 = i64::MIN;
+
 /// The name and the value of an attribute.
 type Attribute = (Box<[u8]>, Box<[u8]>);
 

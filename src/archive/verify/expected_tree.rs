@@ -13,7 +13,7 @@ use std::ops::Bound;
 use crate::archive::apply::metadata;
 use crate::archive::path::{MAX_PATH, clean, push, split};
 use crate::archive::tar::reader::Entry;
-use crate::archive::verify::expected_item::{CAPABILITIES, Content, Item, What, added};
+use crate::archive::verify::expected_item::{CAPABILITIES, Content, Item, UNSURE_TIME, What, added};
 use crate::error::{ErrorKind, Result};
 use crate::whiteout::{self, WhiteoutName};
 
@@ -301,6 +301,10 @@ impl ExpectedTree {
         });
         *item = described;
         item.attributes = added(before, item.attributes.take());
+        if let What::SymbolicLink(_) = item.what {
+            // Not all programs give a link the time of another name of it.
+            item.mtime = UNSURE_TIME;
+        }
         self.names.insert(key(path), index);
         Ok(())
     }

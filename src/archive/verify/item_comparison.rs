@@ -6,7 +6,7 @@ use rustix::fs::{FileType, Stat};
 
 use crate::archive::apply::metadata::kind;
 use crate::archive::verify::difference::AttributeChange;
-use crate::archive::verify::expected_item::{Attributes, CAPABILITIES, Item, What};
+use crate::archive::verify::expected_item::{Attributes, CAPABILITIES, Item, UNSURE_TIME, What};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::{at, xattr};
 use crate::whiteout;
@@ -169,10 +169,15 @@ fn letter(kind: FileType) -> u8 {
     }
 }
 
+/// The last second that ext4 has; what becomes of later ones is different everywhere.
+const LAST_TIME: i64 = 0x3_7fff_ffff;
+
 /// Whether a file was given a time. Some programs and file systems have no times before 1970, others none after 2038.
 fn same_time(expected: i64, found: i64) -> bool {
     expected == found
+        || expected == UNSURE_TIME
         || (expected < 0 && found == 0)
+        || expected > LAST_TIME
         || (!(i64::from(i32::MIN)..=i64::from(i32::MAX)).contains(&expected)
             && (found == i64::from(i32::MAX) || found == i64::from(i32::MIN)))
 }

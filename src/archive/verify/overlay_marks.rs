@@ -27,10 +27,10 @@ impl Marks {
     pub(super) fn below(&self, path: &[u8]) -> Result<Option<FileType>> {
         let (parent, name) = split(path);
         for lower in &self.lowers {
-            let Some(dir) = literal_dir(lower.as_fd(), parent)? else {
-                continue;
-            };
-            if let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)? {
+            let dir = literal_dir(lower.as_fd(), parent)?;
+            if let Some(dir) = dir
+                && let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)?
+            {
                 let is_whiteout = kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0;
                 return Ok((!is_whiteout).then(|| kind(&stat)));
             }
@@ -39,6 +39,24 @@ impl Marks {
             }
         }
         Ok(None)
+    }
+
+    /// Attributes by which overlayfs would show something else than what is there. No layer that was unpacked has them.
+    pub(super) fn foreign_attributes(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Vec<String> {
+        const NAMES: [&str; 4] = ["redirect", "metacopy", "whiteout", "protattr"];
+        let found = xattr::list_at(dir, name).unwrap_or_default();
+        let is_foreign = |attribute: &String| {
+            let own = ["trusted.overlay.", "user.overlay."];
+            let Some(what) = own.iter().find_map(|prefix| attribute.strip_prefix(prefix)) else {
+                return false;
+            };
+            let has_value = |value: &[u8]| {
+                let found = xattr::get_at(dir, name, attribute);
+                found.is_ok_and(|found| found.as_deref() == Some(value))
+            };
+            NAMES.contains(&what) || what == "opaque" && !has_value(whiteout::OPAQUE_VALUE)
+        };
+        found.into_iter().filter(is_foreign).collect()
     }
 
     pub(super) fn is_opaque(&self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {

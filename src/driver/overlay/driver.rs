@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use crate::digest::Digest;
 use crate::driver::contract::{
-    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, LayerTree, MountOptions, MountState,
-    OverlayDiff, Staged, Standing, StandingDamage,
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
+    MountState, OverlayDiff, Staged, Standing, StandingDamage,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_use::LayerUse;
@@ -17,7 +17,7 @@ use crate::driver::overlay::additional_layers;
 use crate::driver::overlay::composefs::{Image, open_root};
 use crate::driver::overlay::examine;
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
-use crate::driver::overlay::link_files::open_tree;
+use crate::driver::overlay::link_files::{exists, open_tree};
 use crate::driver::overlay::repair::remove_dangling;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{Lower, generations};
@@ -115,7 +115,10 @@ impl Driver for Overlay {
             let entry = entry.at("listing", home)?;
             let (name, is_dir) = (entry.file_name(), entry.file_type().at("listing", home)?.is_dir());
             // No ID is anything but UTF-8.
-            let kind = layout::kind_of(name.to_str().unwrap_or_default(), is_dir);
+            let mut kind = layout::kind_of(name.to_str().unwrap_or_default(), is_dir);
+            if kind == EntryKind::Layer && !looks_like_a_layer(&home.join(&name), &name)? {
+                kind = EntryKind::Unknown;
+            }
             entries.push(Entry { name, kind });
         }
         Ok(entries)
@@ -363,4 +366,11 @@ impl Overlay {
         };
         Ok(device(home)? == device(parent)?)
     }
+}
+
+/// Whether a directory in the home is a layer, or what is left of one: it has a layer's files, or a name as programs give
+/// them. `lost+found`, for example, is none.
+fn looks_like_a_layer(dir: &Path, name: &std::ffi::OsStr) -> Result<bool> {
+    let is_usual = name.len() == 64 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+    Ok(is_usual || exists(&dir.join("diff"))? || exists(&dir.join("link"))? || exists(&dir.join("lower"))?)
 }

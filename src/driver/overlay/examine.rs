@@ -146,7 +146,15 @@ pub(super) fn mend<'a>(
     }
     atomic::write_file(&dir.join(LINK), link.as_bytes(), 0o644, true)?;
     let Some((parent, below)) = standing.below.split_first() else {
-        return Ok(());
+        let layer = survey.homes.get(home).and_then(|home| home.layers.get(id));
+        let lists =
+            layer.map(|layer| !layer.lower.names().is_empty() || !layer.lower_layers.names().is_empty());
+        return match lists {
+            Some(true) => Err(ErrorKind::CorruptMetadata.err(format!(
+                "layer {id:?} stands on layers, of which the records say nothing: they may not be complete"
+            ))),
+            _ => Ok(()),
+        };
     };
     let mut links = Vec::new();
     for id in &standing.below {

@@ -31,7 +31,7 @@ use crate::store::check::finding::Problem;
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
 use crate::store::layer_store::new_layer::mappings_on_disk;
-use crate::sys::privilege;
+use crate::sys::{at, privilege};
 
 /// Bytes of a stream that one step reads.
 const READ_STEP: u64 = 4 << 20;
@@ -156,7 +156,7 @@ impl Store {
             if files_of(id, driver.additional_layer(id))?.is_some() {
                 return Ok(Source::Blob);
             }
-            let tar_split = match File::open(&path) {
+            let tar_split = match at::open_regular(&path) {
                 Ok(tar_split) => tar_split,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Source::Missing),
                 Err(error) => return Err(Error::io_at("opening", path, error)),

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
+use crate::bridge;
 use crate::driver::Standing;
-use crate::error::{Error, ErrorKind, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::options::RepairOptions;
 use crate::store::Store;
 use crate::store::access::Needs;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
 use crate::store::check::report::CheckReport;
+use crate::store::check::strays::{Stray, StrayKind};
 
 /// What [`Store::repair`] has done, or would do.
 #[non_exhaustive]
@@ -53,7 +55,8 @@ pub enum KeptReason {
     Container,
     /// A container that stays needs it.
     NeededByContainer,
-    /// It may be whole: records are lost, or an additional store is missing.
+    /// It may be whole: records are lost, an additional store is missing, or there is data of images or containers without a
+    /// record ([`CheckReport::strays`]), which [`Store::garbage_collect`] removes if it belongs to nothing.
     MayBeWhole,
     /// It, or what it stands on, was mended: see [`RepairReport::mended`].
     Mended,
@@ -67,7 +70,10 @@ impl fmt::Display for KeptReason {
             Self::ReadOnly => "it is in a store that can only be read",
             Self::Container => "it is a container",
             Self::NeededByContainer => "a container needs it",
-            Self::MayBeWhole => "it may be whole: records are lost, or an additional store is missing",
+            Self::MayBeWhole => {
+                "it may be whole: records are lost, an additional store is missing, or there is data of images or containers \
+                 without a record, which garbage collection removes"
+            }
             Self::Mended => "it, or what it stands on, was mended; check it again",
             Self::Changed => "it has changed since, or is gone",
         })
@@ -134,7 +140,8 @@ impl Store {
     /// does not keep the others.
     ///
     /// # Errors
-    /// If the records cannot be read. Failures with single items are in the result.
+    /// [`ErrorKind::NotSupported`] for a store of another user, in which all owners look wrong; others if the records
+    /// cannot be read. Failures with single items are in the result.
     ///
     /// # Cancellation
     /// Items that were not reached are not removed. To repair again completes what was not done.
@@ -151,6 +158,9 @@ impl Store {
     /// # }
     /// ```
     pub async fn repair(&self, report: &CheckReport, options: RepairOptions) -> Result<RepairReport> {
+        if !options.dry_run {
+            self.refuse_to_repair_for_others().await?;
+        }
         let mut result = RepairReport::default();
         let plan = Plan::of(report, &self.layer_depths().await?);
         let mut state = State {
@@ -183,6 +193,23 @@ impl Store {
             result.kept.push(Kept { item, reason });
         }
         Ok(result)
+    }
+
+    /// Refuses a store that belongs to another user: what is on disk looks different to him, in his user namespace.
+    async fn refuse_to_repair_for_others(&self) -> Result<()> {
+        let root = self.inner.options.graph_root.clone();
+        let owner = bridge::run(move || {
+            let stat = rustix::fs::stat(&root).at("looking at", root)?;
+            Ok(stat.st_uid)
+        });
+        let owner = owner.await?;
+        let own = rustix::process::geteuid().as_raw();
+        if owner == own {
+            return Ok(());
+        }
+        Err(ErrorKind::NotSupported.err(format!(
+            "repairing a store of user {owner} as user {own}: what is on disk looks different to that user"
+        )))
     }
 
     /// Makes the driver's files anew where they do not agree with the records. Returns the layers, also those with which it failed.
@@ -257,7 +284,15 @@ impl Store {
             && findings
                 .iter()
                 .all(|finding| finding.problem.depends_on_records());
-        if may_be_whole {
+        // There were images or containers of which nobody knows the layers.
+        let has_strays = || {
+            let of_user =
+                |stray: &Stray| matches!(stray.kind, StrayKind::ImageData | StrayKind::ContainerData);
+            report.strays.iter().any(of_user)
+        };
+        let is_unused =
+            |finding: &&Finding| matches!(finding.problem, Problem::Unreferenced | Problem::Unaccounted);
+        if may_be_whole || findings.iter().all(is_unused) && has_strays() {
             return Ok(Some(KeptReason::MayBeWhole));
         }
         Ok(state

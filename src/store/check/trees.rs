@@ -4,7 +4,6 @@
 //! that the headers of each are read once; a tree is kept only while one above it is still to be made.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -21,6 +20,7 @@ use crate::store::check::contents::{compare_tree, comparing, read_to_end, tell_d
 use crate::store::check::finding::Problem;
 use crate::store::check::survey::Survey;
 use crate::store::inner::StoreOrigin;
+use crate::sys::at;
 
 /// A layer in the order of the work.
 struct Next {
@@ -120,7 +120,7 @@ impl Store {
         options: &CheckOptions,
     ) -> Option<ExpectedTree> {
         let path = self.tar_split_of(*home, &row.id).ok()?;
-        let open = move || File::open(&path).at("opening", &path);
+        let open = move || at::open_regular(&path).at("opening", &path);
         let tar_split = bridge::run(open).await.ok()?;
         let silent = CheckOptions {
             progress: None,
