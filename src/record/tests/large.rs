@@ -253,13 +253,13 @@ proptest! {
         let dir = tmp.path();
         let here = filled(dir);
         let there: Records<LayerRow> = Records::open(config(dir)).unwrap();
-        for (number, length, other) in steps {
+        for (turn, (number, length, other)) in steps.into_iter().enumerate() {
             match other {
                 None => change(&here, dir, number, length),
                 Some(Other::Handle) => change(&there, dir, number, length),
                 Some(Other::Go) => {
                     let mut guard = there.write_blocking().unwrap();
-                    let id = format!("go-{}", guard.len());
+                    let id = format!("go-{turn}");
                     guard.table_mut().insert(layer(&id), 0).unwrap();
                     let rows: Vec<_> = guard.rows().map(|row| serde_json::to_value(&**row).unwrap()).collect();
                     crate::sys::atomic::write_file(&path(dir), serde_json::to_string(&rows).unwrap().as_bytes(), 0o600, false)
