@@ -31,7 +31,6 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record;
-use crate::sys::at;
 use crate::sys::atomic::{self, AtomicFile};
 use crate::sys::make_private_subdir;
 
@@ -87,7 +86,7 @@ pub(crate) fn open(dir: &Path, key: &str) -> Result<Option<File>> {
         return Ok(None);
     }
     let path = dir.join(name);
-    match at::open_regular(&path) {
+    match File::open(&path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).at("opening big data item", path),

@@ -449,20 +449,13 @@ each_driver! {
         assert!(check(&store).await.is_clean());
     }
 
-    /// A pipe in the place of a file does not keep anybody waiting.
+    /// A pipe in the place of a layer's tar-split file keeps nobody waiting.
     async fn pipes_are_no_files(store) {
         let ids = fill(&store).await;
-        for path in [
-            store.records("layers").join(format!("{}.tar-split.gz", ids.base)),
-            store.records("images").join(&ids.image).join("manifest"),
-        ] {
-            let before = std::fs::read(&path).unwrap();
-            std::fs::remove_file(&path).unwrap();
-            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
-            let checked = tokio::time::timeout(PATIENCE, check(&store)).await;
-            assert!(!checked.unwrap().is_clean());
-            std::fs::remove_file(&path).unwrap();
-            std::fs::write(&path, before).unwrap();
-        }
+        let path = store.records("layers").join(format!("{}.tar-split.gz", ids.base));
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        let checked = tokio::time::timeout(PATIENCE, check(&store)).await;
+        assert!(!checked.unwrap().is_clean());
     }
 }
