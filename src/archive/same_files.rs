@@ -10,7 +10,7 @@ use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use sha2::Digest as _;
 
@@ -20,7 +20,7 @@ use crate::archive::lookup::open_dir;
 use crate::archive::path::{show, split};
 use crate::archive::tar_split::format::Crc;
 use crate::error::{IoContext as _, Result};
-use crate::sys::dedupe;
+use crate::sys::{at, dedupe};
 
 /// Names that one step looks at.
 const WALKED: usize = 1024;
@@ -94,9 +94,7 @@ impl Candidate {
     /// Opens the file; `None` if it is another one by now, or gone.
     fn open(&self) -> Result<Option<File>> {
         let (parent, name) = split(&self.path);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let opened = open_dir(self.root.as_fd(), parent)
-            .and_then(|dir| rustix::fs::openat(dir, name, flags, Mode::empty()));
+        let opened = open_dir(self.root.as_fd(), parent).and_then(|dir| at::open_file_at(dir.as_fd(), name));
         let doing = || format!("opening {}", show(&self.path));
         let file = match opened {
             Ok(file) => file,
@@ -217,6 +215,15 @@ pub(crate) struct Shared {
     pub(crate) files: u64,
     /// Why files cannot share their content there.
     pub(crate) unsupported: Option<String>,
+}
+
+impl Shared {
+    /// Adds what the sharing of other files has come to.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.files += other.files;
+        self.unsupported = self.unsupported.take().or(other.unsupported);
+    }
 }
 
 /// Has the files of a group share their content, as far as it is the same.

@@ -17,5 +17,5 @@ pub(crate) use incoming::{ChunkReader, ChunkSender, chunks_in};
 #[cfg(test)]
 pub(crate) use outgoing::run_to_end;
 pub(crate) use outgoing::{ByteStream, PollChunks, Producer, Progress};
-pub(crate) use pool::{Detached, Pool, Running, park, run, runtime, spawn_detached};
+pub(crate) use pool::{Detached, Pool, Running, park, run, run_to_completion, runtime, spawn_detached};
 pub(crate) use unpack_threads::unpack;

@@ -28,6 +28,22 @@ where
     }
 }
 
+/// Runs a long computation in bounded steps, as [`run`] each. `step` says whether there is more to do. A caller that goes
+/// away ends it with the current step.
+pub(crate) async fn run_to_completion<S, F>(mut state: S, step: F) -> Result<S>
+where
+    S: Send + 'static,
+    F: Fn(&mut S) -> Result<bool> + Copy + Send + 'static,
+{
+    loop {
+        let more;
+        (more, state) = run(move || Ok((step(&mut state)?, state))).await?;
+        if !more {
+            return Ok(state);
+        }
+    }
+}
+
 /// The runtime of the caller.
 ///
 /// # Errors

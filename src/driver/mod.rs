@@ -28,5 +28,5 @@ pub(crate) use crate::driver::contract::{
     CreateOptions, Driver, LayerTree, MountOptions, MountState, OverlayDiff, Staged, Standing, StandingDamage,
 };
 pub(crate) use crate::driver::layer_copy::{Copied, LayerCopy};
-pub(crate) use crate::driver::layer_id::check_id;
+pub(crate) use crate::driver::layer_id::{check_id, is_usual_id};
 pub(crate) use crate::driver::layer_use::LayerUse;

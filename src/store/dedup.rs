@@ -6,10 +6,11 @@ use std::ops::ControlFlow;
 use futures::StreamExt as _;
 
 use crate::archive::same_files::{Candidate, Division, Files, Key, Shared, Sharing, of_one_size};
-use crate::bridge;
+use crate::bridge::{self, run_to_completion};
 use crate::error::{ErrorKind, Result};
 use crate::options::{DedupHashMethod, DedupOptions};
 use crate::store::Store;
+use crate::sys::processors;
 
 /// Trees and groups of files that are worked on at the same time at the most.
 const MAX_PARALLEL: usize = 8;
@@ -25,10 +26,6 @@ pub struct DedupResult {
     pub files: u64,
     /// Why files cannot share their content, if the file system does not support it; then nothing was done.
     pub unsupported: Option<String>,
-}
-
-fn parallelism() -> usize {
-    std::thread::available_parallelism().map_or(1, |count| count.get().min(MAX_PARALLEL))
 }
 
 /// # Deduplication
@@ -60,7 +57,7 @@ impl Store {
             DedupHashMethod::FileSize => Key::Size,
             DedupHashMethod::Sha256 => Key::Sha256,
         };
-        let parallel = parallelism();
+        let parallel = processors().min(MAX_PARALLEL);
         let layers = self.layers_of_images().await?;
         let walks = layers.into_iter().map(|id| self.files_of_layer(id));
         let mut walks = futures::stream::iter(walks).buffer_unordered(parallel);
@@ -71,17 +68,18 @@ impl Store {
         let groups = bridge::run(move || Ok(of_one_size(candidates))).await?;
         let works = groups.into_iter().map(|group| share_group(group, key));
         let mut works = futures::stream::iter(works).buffer_unordered(parallel);
-        let mut result = DedupResult::default();
+        let mut total = Shared::default();
         while let Some(shared) = works.next().await {
-            let shared = shared?;
-            result.deduped += shared.bytes;
-            result.files += shared.files;
-            if shared.unsupported.is_some() {
-                result.unsupported = shared.unsupported;
+            total.add(shared?);
+            if total.unsupported.is_some() {
                 break;
             }
         }
-        Ok(result)
+        Ok(DedupResult {
+            deduped: total.bytes,
+            files: total.files,
+            unsupported: total.unsupported,
+        })
     }
 
     /// The layers of the primary store that images of any store are made of.
@@ -119,44 +117,21 @@ impl Store {
         })
         .await;
         drop(held);
-        let Some(mut files) = opened? else {
-            return Ok(Vec::new());
-        };
-        loop {
-            let more;
-            (more, files) = bridge::run(move || Ok((files.step()?, files))).await?;
-            if !more {
-                return Ok(files.into_found());
-            }
+        match opened? {
+            Some(files) => Ok(run_to_completion(files, Files::step).await?.into_found()),
+            None => Ok(Vec::new()),
         }
     }
 }
 
 /// Finds the files of a group that have the same content, and makes them share it.
 async fn share_group(group: Vec<Candidate>, key: Key) -> Result<Shared> {
-    let mut division = Division::new(group, key);
-    loop {
-        let more;
-        (more, division) = bridge::run(move || Ok((division.step()?, division))).await?;
-        if !more {
-            break;
-        }
-    }
+    let division = run_to_completion(Division::new(group, key), Division::step).await?;
     let mut total = Shared::default();
     for group in division.into_groups() {
-        let mut sharing = Sharing::new(group);
-        loop {
-            let more;
-            (more, sharing) = bridge::run(move || Ok((sharing.step()?, sharing))).await?;
-            if !more {
-                break;
-            }
-        }
-        let shared = sharing.into_shared();
-        total.bytes += shared.bytes;
-        total.files += shared.files;
-        if shared.unsupported.is_some() {
-            total.unsupported = shared.unsupported;
+        let sharing = run_to_completion(Sharing::new(group), Sharing::step).await?;
+        total.add(sharing.into_shared());
+        if total.unsupported.is_some() {
             break;
         }
     }

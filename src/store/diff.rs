@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::archive::diff::changes::{Change, Counted, changes_size};
-use crate::bridge;
+use crate::bridge::{self, run_to_completion};
 use crate::compression::Compression;
 use crate::driver::LayerUse;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
@@ -24,7 +24,9 @@ use crate::store::Store;
 use crate::store::access::{Needs, hit};
 use crate::store::additional_blob::StoredBlob;
 use crate::store::deleted::ReadLayers;
-use crate::store::diff_stream::{COMPARED_ENTRIES, Comparison, DiffSource, DiffStream, check_compression};
+use crate::store::diff_stream::{
+    COMPARED_ENTRIES, ChangeSearch, Comparison, DiffSource, DiffStream, check_compression,
+};
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
 use crate::sys::tree::UsageWalk;
@@ -32,28 +34,17 @@ use crate::sys::tree::UsageWalk;
 /// What has changed, and the tree with it. Each step is bounded, so that a large layer keeps no thread from others, and a
 /// caller that goes away ends the search with the current step.
 async fn find_changes(comparison: Comparison) -> Result<(Vec<Change>, OwnedFd)> {
-    let (mut search, tree) = bridge::run(move || comparison.search()).await?;
-    loop {
-        let more;
-        (more, search) = bridge::run(move || Ok((search.step()?, search))).await?;
-        if !more {
-            return bridge::run(move || Ok((search.into_changes(), tree))).await;
-        }
-    }
+    let (search, tree) = bridge::run(move || comparison.search()).await?;
+    let search = run_to_completion(search, ChangeSearch::step).await?;
+    bridge::run(move || Ok((search.into_changes(), tree))).await
 }
 
 /// Bytes in everything below a directory but directories. In bounded steps, as [`find_changes`].
 async fn size_of_tree(dir: OwnedFd) -> Result<u64> {
     const DOING: &str = "measuring a layer";
-    let mut walk = bridge::run(move || UsageWalk::new(dir.as_fd()).during(DOING)).await?;
-    loop {
-        let step = move || Ok((walk.step(COMPARED_ENTRIES as u64).during(DOING)?, walk));
-        let more;
-        (more, walk) = bridge::run(step).await?;
-        if !more {
-            return Ok(walk.usage.size);
-        }
-    }
+    let walk = bridge::run(move || UsageWalk::new(dir.as_fd()).during(DOING)).await?;
+    let step = |walk: &mut UsageWalk| walk.step(COMPARED_ENTRIES as u64).during(DOING);
+    Ok(run_to_completion(walk, step).await?.usage.size)
 }
 
 /// Bytes in the files of the tree that were added or changed. In bounded steps, as [`find_changes`].

@@ -3,11 +3,6 @@
 use crate::error::{ErrorKind, Result};
 use crate::sys::random;
 
-/// Whether a name is an ID as programs give them: 64 hexadecimal digits, in lower case.
-pub(crate) fn is_usual_id(name: &str) -> bool {
-    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 /// An ID for a new layer, image or container: 64 hexadecimal digits of which the first twelve are not all decimal
 /// (so that a shortened ID never looks like a number).
 pub(crate) fn random_id(taken: impl Fn(&str) -> bool) -> Result<String> {

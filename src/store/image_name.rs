@@ -4,8 +4,8 @@
 //! others, so what makes images checks their names.
 
 use crate::digest::Digest;
+use crate::driver::is_usual_id;
 use crate::error::{ErrorKind, Result};
-use crate::store::ids::is_usual_id;
 
 /// Bytes of a name without its tag and digest at the most.
 const MAX_NAME: usize = 255;

@@ -249,6 +249,13 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
     exchanged.and(restored.collect())
 }
 
+/// Opens a file for reading that should be a regular one; links are not followed. If it has become a FIFO or a terminal by
+/// now that has no effect.
+pub(crate) fn open_file_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
 /// Opens a regular file for reading, links followed. Anything else is an error; a FIFO does not block.
 pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use tar_core::EntryType;
 
@@ -244,8 +244,7 @@ impl Object {
             }
         }
         // Should it have become a FIFO by now, do not wait for its other end.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        let file = match at::open_file_at(dir, name) {
             Ok(file) => file,
             // Gone, or something else by now; a file that changes like that has no right state to be written in.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Ok(None),

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 
 use crate::bridge::{Producer, Progress, read_spare};
@@ -374,8 +374,7 @@ fn open(trees: &mut [Lookup<OwnedFd>], clean: &[u8], size: u64) -> Result<OwnedF
                 stat.st_size
             )));
         }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        return rustix::fs::openat(dir, name, flags, Mode::empty()).during("opening it");
+        return at::open_file_at(dir, name).during("opening it");
     }
     Err(modified("it is missing").with_source(std::io::Error::from(Errno::NOENT)))
 }

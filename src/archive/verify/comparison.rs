@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 
 use crate::archive::apply::metadata::kind;
 use crate::archive::apply::settle::literal_dir;
@@ -267,10 +267,8 @@ impl TreeCheck {
 
     /// Opens the walk's current entry, a regular file.
     fn open(&self) -> std::io::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let dir = self.walk.dir().map_err(std::io::Error::from)?;
-        let file = rustix::fs::openat(dir, self.walk.name(), flags, Mode::empty())?;
-        Ok(file.into())
+        Ok(at::open_file_at(dir, self.walk.name())?.into())
     }
 
     /// Reads a piece of a file.

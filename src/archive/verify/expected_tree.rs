@@ -43,6 +43,16 @@ pub(crate) struct ExpectedTree {
     last_parent: Option<(Vec<u8>, Vec<u8>)>,
 }
 
+/// What following a path to a directory comes to.
+enum Resolved {
+    /// It is there, at this path without links.
+    Directory(Vec<u8>),
+    /// Nothing is at this path without links; the components after it, the first one last.
+    Missing { real: Vec<u8>, rest: Vec<Vec<u8>> },
+    /// Something else is in the way, or too many links.
+    Blocked,
+}
+
 /// A path as it is kept.
 pub(crate) fn key(path: &[u8]) -> Box<[u8]> {
     path.iter()
@@ -324,89 +334,63 @@ impl ExpectedTree {
         Ok(real)
     }
 
-    fn make_dir(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        enum Next {
-            Enter,
-            Follow(Vec<u8>),
-            Make,
-        }
-        let mut links = 0;
+    /// Follows a path to a directory, through the links of this tree, which are counted in `links`.
+    fn resolve(&self, path: &[u8], links: &mut usize) -> Resolved {
         // Components still to come, the next one last.
         let mut rest: Vec<Vec<u8>> = components(path);
         let mut real = Vec::new();
         while let Some(name) = rest.pop() {
+            let above = split(&real).0.len();
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    let above = split(&real).0.len();
                     real.truncate(above);
                     continue;
                 }
                 _ => {}
             }
-            let mut next = real.clone();
-            push(&mut next, &name);
-            let found = match self.get(&next).map(|item| &item.what) {
-                Some(What::Directory { .. }) => Next::Enter,
-                Some(What::SymbolicLink(target)) => Next::Follow(target.to_vec()),
-                Some(_) => return Ok(None),
-                None => Next::Make,
-            };
-            match found {
-                Next::Enter => real = next,
-                Next::Make => {
-                    if next.len() > MAX_PATH {
-                        return Ok(None);
-                    }
-                    self.insert(&next, Item::implied_directory())?;
-                    real = next;
+            let parent = real.len();
+            push(&mut real, &name);
+            match self.get(&real).map(|item| &item.what) {
+                Some(What::Directory { .. }) => {}
+                Some(What::SymbolicLink(target)) if *links < MAX_LINKS && target.len() <= MAX_PATH => {
+                    *links += 1;
+                    real.truncate(if target.starts_with(b"/") { 0 } else { parent });
+                    rest.extend(components(target));
                 }
-                Next::Follow(target) => {
-                    links += 1;
-                    if links > MAX_LINKS || target.len() > MAX_PATH {
-                        return Ok(None);
-                    }
-                    if target.starts_with(b"/") {
-                        real.clear();
-                    }
-                    rest.extend(components(&target));
-                }
+                Some(_) => return Resolved::Blocked,
+                None => return Resolved::Missing { real, rest },
             }
         }
-        Ok(Some(real))
+        Resolved::Directory(real)
+    }
+
+    fn make_dir(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut path = path.to_vec();
+        let mut links = 0;
+        loop {
+            let (real, rest) = match self.resolve(&path, &mut links) {
+                Resolved::Directory(real) => return Ok(Some(real)),
+                Resolved::Blocked => return Ok(None),
+                Resolved::Missing { real, rest } => (real, rest),
+            };
+            if real.len() > MAX_PATH {
+                return Ok(None);
+            }
+            self.insert(&real, Item::implied_directory())?;
+            path = real;
+            for name in rest.iter().rev() {
+                push(&mut path, name);
+            }
+        }
     }
 
     /// The path without links of a directory that is there.
     fn find_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
-        let mut links = 0;
-        let mut rest: Vec<Vec<u8>> = components(path);
-        let mut real = Vec::new();
-        while let Some(name) = rest.pop() {
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    let above = split(&real).0.len();
-                    real.truncate(above);
-                    continue;
-                }
-                _ => {}
-            }
-            push(&mut real, &name);
-            match &self.get(&real)?.what {
-                What::Directory { .. } => {}
-                What::SymbolicLink(target) if links < MAX_LINKS => {
-                    links += 1;
-                    let above = match target.starts_with(b"/") {
-                        true => 0,
-                        false => split(&real).0.len(),
-                    };
-                    real.truncate(above);
-                    rest.extend(components(target));
-                }
-                _ => return None,
-            }
+        match self.resolve(path, &mut 0) {
+            Resolved::Directory(real) => Some(real),
+            Resolved::Missing { .. } | Resolved::Blocked => None,
         }
-        Some(real)
     }
 
     /// Puts the tree of a layer on that of the layers below, which becomes the tree of all of them.

@@ -12,6 +12,7 @@ use crate::driver::contract::{
     MountState, OverlayDiff, Staged, Standing, StandingDamage,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy};
+use crate::driver::layer_id::is_usual_id;
 use crate::driver::layer_use::LayerUse;
 use crate::driver::overlay::additional_layers;
 use crate::driver::overlay::composefs::{Image, open_root};
@@ -371,6 +372,6 @@ impl Overlay {
 /// Whether a directory in the home is a layer, or what is left of one: it has a layer's files, or a name as programs give
 /// them. `lost+found`, for example, is none.
 fn looks_like_a_layer(dir: &Path, name: &std::ffi::OsStr) -> Result<bool> {
-    let is_usual = name.len() == 64 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+    let is_usual = name.to_str().is_some_and(is_usual_id);
     Ok(is_usual || exists(&dir.join("diff"))? || exists(&dir.join("link"))? || exists(&dir.join("lower"))?)
 }

@@ -46,8 +46,7 @@ pub(super) fn examine<'a>(
         if let Some(reason) = list_damage(&survey, standing, &layer.lower, |link| survey.id_of(link)) {
             note(LOWER, reason);
         }
-        let has_none = matches!((&layer.lower, &layer.lower_layers), (List::Missing, _));
-        if has_none && !standing.below.is_empty() {
+        if matches!(layer.lower, List::Missing) && !standing.below.is_empty() {
             note(LOWER, "it is missing".into());
         }
     }

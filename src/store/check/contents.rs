@@ -17,7 +17,7 @@ use crate::archive::verify::expected_tree::ExpectedTree;
 use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::layer_reading::{LayerContent, LayerReading};
 use crate::archive::verify::overlay_marks::Marks;
-use crate::bridge;
+use crate::bridge::{self, run_to_completion};
 use crate::digest::{Digest, Hasher};
 use crate::driver::{Driver, OverlayDiff};
 use crate::error::{Error, IoContext as _, Result};
@@ -327,14 +327,9 @@ pub(super) async fn compare_tree(
     comparing: Comparing,
     marks: Option<Marks>,
 ) -> Result<Compared> {
-    let mut check = bridge::run(move || TreeCheck::new(root.as_fd(), expected, comparing, marks)).await?;
-    loop {
-        let more;
-        (more, check) = bridge::run(move || Ok((check.step(COMPARED)?, check))).await?;
-        if !more {
-            return bridge::run(move || Ok(check.into_compared())).await;
-        }
-    }
+    let check = bridge::run(move || TreeCheck::new(root.as_fd(), expected, comparing, marks)).await?;
+    let check = run_to_completion(check, |check| check.step(COMPARED)).await?;
+    bridge::run(move || Ok(check.into_compared())).await
 }
 
 /// The problems that differences of trees are.

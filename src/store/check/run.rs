@@ -20,6 +20,7 @@ use crate::store::check::report::{CheckReport, StoreProblem};
 use crate::store::check::survey::Survey;
 use crate::store::inner::StoreOrigin;
 use crate::store::views::Container;
+use crate::sys::processors;
 
 /// Layers that are checked at the same time at the most.
 const MAX_PARALLEL: usize = 8;
@@ -52,10 +53,6 @@ impl<R: PartialEq> Found<R> {
             .filter(|(row, _)| Arc::ptr_eq(row, now) || **row == **now);
         found.map(|(_, problems)| problems).unwrap_or_default()
     }
-}
-
-fn parallelism() -> usize {
-    std::thread::available_parallelism().map_or(1, |count| count.get().min(MAX_PARALLEL))
 }
 
 /// # Check
@@ -91,7 +88,7 @@ impl Store {
     /// # }
     /// ```
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
-        let survey = Survey::of(self).await?;
+        let survey = Survey::of_records(self).await?;
         options.tell(|| CheckEvent::Started {
             layers: survey.layers.len(),
             bytes: survey
@@ -141,7 +138,7 @@ impl Store {
     }
 
     async fn check_layers(&self, survey: &Survey, options: &CheckOptions) -> Result<Found<LayerRow>> {
-        let parallel = parallelism();
+        let parallel = processors().min(MAX_PARALLEL);
         // Owned, for the sake of callers who have to know that this can be sent to another thread.
         // Of one that stands on nothing, nothing else can be told.
         let whole =

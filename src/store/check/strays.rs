@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::driver::is_usual_id;
 use crate::error::{IoContext as _, Result};
 use crate::record::TAR_SPLIT;
-use crate::store::ids::is_usual_id;
 
 /// Something in the directories of a store that belongs to no item.
 #[non_exhaustive]

@@ -14,6 +14,7 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record;
 use crate::record::table::Table;
 use crate::store::Store;
+use crate::store::access::everything::Everything;
 use crate::store::check::finding::{CheckedItem, ItemKind};
 use crate::store::check::strays::{Stray, StrayKind, strays_in};
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode};
@@ -62,20 +63,21 @@ fn first_of_each<'a, R: Record>(
 }
 
 impl Survey {
-    /// Looks at everything.
-    pub(super) async fn of(store: &Store) -> Result<Self> {
-        let held = store.hold_everything().await?;
+    /// Looks at the records alone; what is on disk stays empty.
+    pub(super) async fn of_records(store: &Store) -> Result<Self> {
+        Ok(Self::of_held(&store.hold_everything().await?))
+    }
+
+    fn of_held(held: &Everything) -> Self {
         let layers = first_of_each(held.layers.iter().map(|(home, table)| (*home, &**table)));
         let images = first_of_each(held.images.iter().map(|(home, table)| (*home, &**table)));
         let containers: Vec<_> = held.containers.rows().map(Arc::clone).collect();
-        let (driver, dirs) = (store.inner.driver(), store.inner.dirs.clone());
-        let transient = store.inner.options.transient;
         let positions = layers
             .iter()
             .enumerate()
             .map(|(index, (_, row))| (row.id.to_string(), index))
             .collect();
-        let mut survey = Self {
+        Self {
             layers,
             images,
             containers,
@@ -85,7 +87,15 @@ impl Survey {
             lost: Vec::new(),
             absent: Vec::new(),
             positions,
-        };
+        }
+    }
+
+    /// Looks at everything.
+    pub(super) async fn of(store: &Store) -> Result<Self> {
+        let held = store.hold_everything().await?;
+        let mut survey = Self::of_held(&held);
+        let (driver, dirs) = (store.inner.driver(), store.inner.dirs.clone());
+        let transient = store.inner.options.transient;
         let additional: Vec<PathBuf> = store
             .inner
             .additional_layers

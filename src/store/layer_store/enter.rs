@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::driver::is_usual_id;
 use crate::error::Result;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
@@ -10,7 +11,6 @@ use crate::record::table::Table;
 use crate::record::{WriteGuard, lost};
 use crate::store::dirs::layer_location;
 use crate::store::evidence::{self, layers_of_other_mode};
-use crate::store::ids::is_usual_id;
 use crate::store::inner::Inner;
 use crate::store::layer_store::counts::HeldCounts;
 use crate::store::layer_store::locked::LayerStore;
