@@ -159,6 +159,8 @@ pub use lock::owners::LockOwner;
 pub use store::additional_layer::{AdditionalBlob, AdditionalLayer};
 pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::check::finding::{CheckedItem, DataProblem, Finding, ItemKind, Problem};
+pub use store::check::rebuild::damage::RecordDamage;
+pub use store::check::rebuild::report::{RebuiltRecord, ReplacedFile};
 pub use store::check::repair::{Kept, KeptReason, RepairFailure, RepairReport};
 pub use store::check::report::{CheckReport, StoreProblem};
 pub use store::check::strays::{Stray, StrayKind};

@@ -177,6 +177,20 @@ pub(crate) struct Standing {
     pub(crate) below: Vec<String>,
 }
 
+/// What the driver's directories tell of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FoundLayer {
+    /// Its ID.
+    pub(crate) id: String,
+    /// Its directory.
+    pub(crate) dir: PathBuf,
+    /// Whether it is in the separate image store.
+    pub(crate) in_image_store: bool,
+    /// The layers below, nearest first; `None` if the driver does not know. Of a copy of a layer with other owners that
+    /// layer is the first.
+    pub(crate) below: Option<Vec<String>>,
+}
+
 /// A file of the driver that does not agree with the records about what a layer stands on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StandingDamage {
@@ -309,6 +323,10 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
             .filter_map(|entry| entry.name.into_string().ok())
             .collect())
     }
+
+    /// The layers in the driver's home and in a separate image store, with what their directories tell of what they stand
+    /// on. Changes nothing.
+    fn found_layers(&self) -> Result<Vec<FoundLayer>>;
 
     /// Which of the driver's own files do not agree with what layers stand on. Changes nothing. Layers that the driver
     /// does not have are passed over.

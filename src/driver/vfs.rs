@@ -22,8 +22,8 @@ use rustix::io::Errno;
 
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::{
-    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
-    MountState, OverlayDiff, Staged,
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree,
+    MountOptions, MountState, OverlayDiff, Staged,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
@@ -164,6 +164,16 @@ impl Vfs {
     }
 }
 
+/// What an entry of the directory of layers is.
+fn kind_of(name: Option<&str>, is_dir: bool) -> EntryKind {
+    match name {
+        // Of a file system that is mounted there.
+        Some("lost+found") => EntryKind::Unknown,
+        Some(name) if is_dir && check_id(name).is_ok() => EntryKind::Layer,
+        _ => EntryKind::Unknown,
+    }
+}
+
 impl Driver for Vfs {
     fn name(&self) -> &'static str {
         NAME
@@ -245,17 +255,31 @@ impl Driver for Vfs {
         self.find(id).is_ok()
     }
 
+    fn found_layers(&self) -> Result<Vec<FoundLayer>> {
+        let mut found = Vec::new();
+        for (index, home) in self.writable().enumerate() {
+            let layers = home.join(LAYERS);
+            for entry in list_dir(&layers, kind_of)? {
+                let id = entry.name.into_string().ok();
+                if let Some(id) = id.filter(|_| entry.kind == EntryKind::Layer) {
+                    found.push(FoundLayer {
+                        dir: layers.join(&id),
+                        id,
+                        in_image_store: index > 0,
+                        below: None,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
     fn list(&self) -> Result<Vec<Entry>> {
         let mut entries = list_dir(&self.home, |name, is_dir| match name {
             Some(LAYERS | TEMP_DIRS) if is_dir => EntryKind::Internal,
             _ => EntryKind::Unknown,
         })?;
-        entries.extend(list_dir(&self.home.join(LAYERS), |name, is_dir| match name {
-            // Of a file system that is mounted there.
-            Some("lost+found") => EntryKind::Unknown,
-            Some(name) if is_dir && check_id(name).is_ok() => EntryKind::Layer,
-            _ => EntryKind::Unknown,
-        })?);
+        entries.extend(list_dir(&self.home.join(LAYERS), kind_of)?);
         Ok(entries)
     }
 

@@ -202,6 +202,9 @@ impl fmt::Debug for CheckOptions {
 pub struct RepairOptions {
     /// Damaged containers, and those on damaged images, are deleted. Without, they and what they stand on stay.
     pub remove_containers: bool,
+    /// Files of records that are damaged are written anew, from what can be read of them and what the disk tells. Nothing
+    /// is lost by it: the damaged file is kept beside the new one. Then nothing else is done; another check tells what is.
+    pub rebuild_records: bool,
     /// Nothing is changed; the result says what would be.
     pub dry_run: bool,
 }
@@ -211,6 +214,7 @@ impl RepairOptions {
     pub const fn everything() -> Self {
         Self {
             remove_containers: true,
+            rebuild_records: true,
             dry_run: false,
         }
     }
@@ -219,6 +223,7 @@ impl RepairOptions {
     pub const fn keeping_containers() -> Self {
         Self {
             remove_containers: false,
+            rebuild_records: true,
             dry_run: false,
         }
     }
@@ -227,6 +232,13 @@ impl RepairOptions {
     #[must_use]
     pub fn remove_containers(mut self, remove: bool) -> Self {
         self.remove_containers = remove;
+        self
+    }
+
+    /// Sets [`RepairOptions::rebuild_records`].
+    #[must_use]
+    pub fn rebuild_records(mut self, rebuild: bool) -> Self {
+        self.rebuild_records = rebuild;
         self
     }
 

@@ -37,6 +37,11 @@ use crate::sys::make_private_subdir;
 /// The prefix of the name of a file that waits to replace the file of an item.
 const WAITING: &str = ".new-";
 
+/// Whether a file waits to replace that of an item.
+pub(crate) fn is_waiting(name: &std::ffi::OsStr) -> bool {
+    name.as_bytes().starts_with(WAITING.as_bytes())
+}
+
 /// The longest name of a file on Linux.
 const NAME_MAX: usize = 255;
 
@@ -177,7 +182,7 @@ pub(crate) fn remove_stale<'a>(
     let mut stale = Vec::new();
     for entry in entries {
         let name = entry.at("listing", dir)?.file_name();
-        if name.as_bytes().starts_with(WAITING.as_bytes()) || atomic::is_temporary(&name) {
+        if is_waiting(&name) || atomic::is_temporary(&name) {
             stale.push(dir.join(name));
         }
     }

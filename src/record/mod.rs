@@ -28,6 +28,7 @@ mod cache;
 pub(crate) mod container;
 mod files;
 mod guard;
+pub(crate) mod held_files;
 pub(crate) mod image;
 mod index;
 pub(crate) mod inline_id;

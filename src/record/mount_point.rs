@@ -166,6 +166,16 @@ impl MountPoints {
         })))
     }
 
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The lock, and how long to wait for it.
+    pub(super) fn lock(&self) -> (&Arc<LockFile>, Option<Duration>) {
+        (&self.0.lock, self.0.lock_timeout)
+    }
+
     /// Makes reserves for which there was no space. Takes no lock.
     pub(crate) fn renew_reserves(&self) {
         let stat = rustix::fs::stat(&self.0.path);

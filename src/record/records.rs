@@ -35,6 +35,11 @@ impl<R: Record> Records<R> {
         Ok(Self(RecordsInner::new(config, locks, false)))
     }
 
+    /// What all handles share.
+    pub(super) fn inner(&self) -> &Arc<RecordsInner<R>> {
+        &self.0
+    }
+
     /// See [`RecordsInner::renew_reserves`].
     pub(crate) fn renew_reserves(&self) {
         self.0.renew_reserves();
@@ -186,6 +191,11 @@ impl<R: Record> ReadOnlyRecords<R> {
             }
         }
         Ok(Self(RecordsInner::new(config, locks, true)))
+    }
+
+    /// What all handles share.
+    pub(super) fn inner(&self) -> &Arc<RecordsInner<R>> {
+        &self.0
     }
 
     /// Takes the locks shared and returns the rows as they are on disk.

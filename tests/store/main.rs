@@ -14,6 +14,9 @@ mod support;
 mod by_toc;
 #[path = "../support/manifest.rs"]
 mod manifest;
+#[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
+#[path = "../support/oci.rs"]
+mod oci;
 #[path = "../support/text.rs"]
 mod text;
 #[path = "../support/user.rs"]
@@ -54,6 +57,7 @@ mod names;
 mod obstacles;
 mod odd_layers;
 mod options;
+mod rebuild;
 mod rootless;
 mod roots;
 mod shared_inodes;

@@ -49,6 +49,7 @@ pub(crate) mod check {
     pub(crate) const REPAIR: Flag = Flag::bool(&["-repair", "r"], "Remove damaged images and layers");
     pub(crate) const FORCE: Flag = Flag::bool(&["-force", "f"], "Remove damaged containers");
     pub(crate) const QUICK: Flag = Flag::bool(&["-quick", "q"], "Perform only quick checks");
+    pub(crate) const DRY_RUN: Flag = Flag::bool(&["-dry-run"], "Only tell what a repair would do, and why");
 }
 
 /// Flags of commands that create something.

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use crate::digest::Digest;
 use crate::driver::contract::{
-    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, LayerTree, MountOptions,
-    MountState, OverlayDiff, Staged, Standing, StandingDamage,
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree,
+    MountOptions, MountState, OverlayDiff, Staged, Standing, StandingDamage,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::is_usual_id;
@@ -123,6 +123,20 @@ impl Driver for Overlay {
             entries.push(Entry { name, kind });
         }
         Ok(entries)
+    }
+
+    fn found_layers(&self) -> Result<Vec<FoundLayer>> {
+        let writable = self.stores.writable().count();
+        let mut found = examine::found_layers(self.stores.all(), writable)?;
+        let mut result = Ok(());
+        found.retain(|layer| match looks_like_a_layer(&layer.dir, layer.id.as_ref()) {
+            Ok(is_one) => is_one,
+            Err(error) => {
+                result = Err(error);
+                false
+            }
+        });
+        result.map(|()| found)
     }
 
     fn examine(&self, layers: &[Standing]) -> Result<Vec<StandingDamage>> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::driver::contract::{Standing, StandingDamage};
+use crate::driver::contract::{FoundLayer, Standing, StandingDamage};
 use crate::driver::overlay::layer::make_link;
 use crate::driver::overlay::layout::{self, LINKS, LOWER, LOWER_LAYERS};
 use crate::driver::overlay::survey::{List, Survey, SurveyedLayer};
@@ -48,6 +48,36 @@ pub(super) fn examine<'a>(
         }
         if matches!(layer.lower, List::Missing) && !standing.below.is_empty() {
             note(LOWER, "it is missing".into());
+        }
+    }
+    Ok(found)
+}
+
+/// The layers in the first `writable` of the overlay directories `homes`, and what they stand on.
+pub(super) fn found_layers<'a>(
+    homes: impl Iterator<Item = &'a Path>,
+    writable: usize,
+) -> Result<Vec<FoundLayer>> {
+    let survey = Survey::of(homes)?;
+    let mut found = Vec::new();
+    for (index, home) in survey.homes.iter().enumerate().take(writable) {
+        for (id, layer) in &home.layers {
+            let by_link = |links: &[String]| {
+                let ids = links.iter().map(|link| survey.id_of(link).map(str::to_owned));
+                ids.collect::<Option<Vec<String>>>()
+            };
+            let below = match (&layer.lower_layers, &layer.lower) {
+                (List::Of(ids), _) if !ids.is_empty() => Some(ids.clone()),
+                (_, List::Of(links)) => by_link(links),
+                (List::Missing | List::Of(_), List::Missing) => Some(Vec::new()),
+                _ => None,
+            };
+            found.push(FoundLayer {
+                id: id.clone(),
+                dir: home.dir.join(id),
+                in_image_store: index > 0,
+                below,
+            });
         }
     }
     Ok(found)

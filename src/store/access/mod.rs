@@ -23,6 +23,7 @@ mod boundary;
 mod claims;
 mod containers;
 pub(crate) mod everything;
+pub(crate) mod files;
 mod held;
 mod images;
 pub(crate) mod in_flight;

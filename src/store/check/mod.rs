@@ -12,6 +12,7 @@
 mod contents;
 mod data;
 pub(crate) mod finding;
+pub(crate) mod rebuild;
 mod records;
 pub(crate) mod repair;
 pub(crate) mod report;

@@ -10,6 +10,7 @@ use crate::options::RepairOptions;
 use crate::store::Store;
 use crate::store::access::Needs;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
+use crate::store::check::rebuild::report::{RebuiltRecord, ReplacedFile};
 use crate::store::check::report::CheckReport;
 use crate::store::check::strays::{Stray, StrayKind};
 
@@ -17,6 +18,10 @@ use crate::store::check::strays::{Stray, StrayKind};
 #[non_exhaustive]
 #[derive(Debug, Default)]
 pub struct RepairReport {
+    /// Files of records that were written anew. If there are some nothing else was done; another check tells what is left.
+    pub replaced_files: Vec<ReplacedFile>,
+    /// The records in them that were made anew or changed, each with what is known, inferred and lost.
+    pub rebuilt: Vec<RebuiltRecord>,
     /// Layers whose driver files were made anew. They, and what stands on them, were not removed; another check tells
     /// whether anything else is wrong with them.
     pub mended: Vec<CheckedItem>,
@@ -60,6 +65,8 @@ pub enum KeptReason {
     MayBeWhole,
     /// It, or what it stands on, was mended: see [`RepairReport::mended`].
     Mended,
+    /// Records were rebuilt: see [`RepairReport::rebuilt`].
+    RecordsRebuilt,
     /// It is not the item any more that was checked, or is gone.
     Changed,
 }
@@ -75,6 +82,7 @@ impl fmt::Display for KeptReason {
                  without a record, which garbage collection removes"
             }
             Self::Mended => "it, or what it stands on, was mended; check it again",
+            Self::RecordsRebuilt => "records were rebuilt; check it again",
             Self::Changed => "it has changed since, or is gone",
         })
     }
@@ -135,6 +143,9 @@ impl Store {
     /// with the layers that nothing else needs, layers. Items of additional stores are never touched. Nothing is
     /// removed whose damage may not be its own: see [`CheckReport::store_problems`].
     ///
+    /// Damaged files of records are written anew first ([`RepairOptions::rebuild_records`]), under the exclusive locks of all
+    /// stores; the streams of layers whose records are lost are read before, without a lock.
+    ///
     /// Each item is deleted by itself, with the locks of [`Store::delete_container`], [`Store::delete_image`] and
     /// [`Store::delete_layer`]. One that was deleted, or made anew, since the check stays as it is. A failure with one
     /// does not keep the others.
@@ -162,6 +173,23 @@ impl Store {
             self.refuse_to_repair_for_others().await?;
         }
         let mut result = RepairReport::default();
+        if options.rebuild_records && report.has_damaged_records() {
+            let rebuilt = self.rebuild_records(options.dry_run).await?;
+            if !rebuilt.files.is_empty() {
+                let items: BTreeSet<&CheckedItem> =
+                    report.findings.iter().map(|finding| &finding.item).collect();
+                let kept = |item: &CheckedItem| Kept {
+                    item: item.clone(),
+                    reason: KeptReason::RecordsRebuilt,
+                };
+                return Ok(RepairReport {
+                    replaced_files: rebuilt.files,
+                    rebuilt: rebuilt.records,
+                    kept: items.into_iter().map(kept).collect(),
+                    ..result
+                });
+            }
+        }
         let plan = Plan::of(report, &self.layer_depths().await?);
         let mut state = State {
             mended: self.mend_driver_data(report, &options, &mut result).await?,

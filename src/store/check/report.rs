@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind};
+use crate::store::check::rebuild::damage::RecordDamage;
 use crate::store::check::strays::Stray;
 
 /// What is wrong with a store as a whole.
@@ -20,6 +21,14 @@ pub enum StoreProblem {
         /// The file.
         path: PathBuf,
     },
+    /// A file of records, or something in it, is damaged. As long as programs cannot load it, the contents of layers, images
+    /// and containers are not checked.
+    RecordsDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        damage: RecordDamage,
+    },
     /// An additional store is not there, perhaps not mounted, and layers are missing.
     AdditionalStoreMissing {
         /// Its directory of layer records.
@@ -31,6 +40,7 @@ impl fmt::Display for StoreProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RecordsLost { path } => write!(f, "{}: the records are lost", path.display()),
+            Self::RecordsDamaged { path, damage } => write!(f, "{}: {damage}", path.display()),
             Self::AdditionalStoreMissing { path } => {
                 write!(
                     f,
@@ -63,6 +73,17 @@ impl CheckReport {
     /// Whether nothing is wrong. Strays do not count.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.store_problems.is_empty()
+    }
+
+    /// Whether files of records are lost or damaged.
+    pub(crate) fn has_damaged_records(&self) -> bool {
+        let is_about_records = |problem: &StoreProblem| {
+            matches!(
+                problem,
+                StoreProblem::RecordsLost { .. } | StoreProblem::RecordsDamaged { .. }
+            )
+        };
+        self.store_problems.iter().any(is_about_records)
     }
 
     /// The damaged items of a kind, with what is wrong with each.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
+use crate::bridge;
 use crate::error::Result;
 use crate::options::{CheckEvent, CheckOptions};
 use crate::record::container::ContainerRow;
@@ -15,6 +16,7 @@ use crate::store::Store;
 use crate::store::check::contents::LayerResult;
 use crate::store::check::data;
 use crate::store::check::finding::{CheckedItem, ItemKind, Problem};
+use crate::store::check::rebuild::examined::Examined;
 use crate::store::check::records::{Findings, examine, layer_item};
 use crate::store::check::report::{CheckReport, StoreProblem};
 use crate::store::check::survey::Survey;
@@ -55,6 +57,24 @@ impl<R: PartialEq> Found<R> {
     }
 }
 
+/// The report of a check, with what is wrong with the files of records.
+fn report_of(survey: Survey, findings: Findings, damage: Vec<StoreProblem>) -> CheckReport {
+    let findings = findings.into_list();
+    let lost = survey.lost.iter().cloned();
+    let mut store_problems: Vec<_> = lost.map(|path| StoreProblem::RecordsLost { path }).collect();
+    store_problems.extend(damage);
+    if findings.iter().any(|finding| finding.problem.is_missing_layer()) {
+        let absent = survey.absent.iter().cloned();
+        store_problems.extend(absent.map(|path| StoreProblem::AdditionalStoreMissing { path }));
+    }
+    CheckReport {
+        created: survey.created(),
+        findings,
+        store_problems,
+        strays: survey.strays,
+    }
+}
+
 /// # Check
 impl Store {
     /// Looks for damage: records that refer to what is not there, data and contents that are not as recorded, layers that
@@ -69,6 +89,10 @@ impl Store {
     ///
     /// As the Go library does, it looks at the layers, images and containers of all stores; of those in additional stores, at
     /// everything but mounts.
+    ///
+    /// A file of records that is damaged, so that no program can load it, is told of in [`CheckReport::store_problems`], with
+    /// what the records say that can be read; contents are not checked then. [`Store::repair`](crate::Store::repair) rebuilds
+    /// it.
     ///
     /// # Errors
     /// [`ErrorKind::LoadError`](crate::ErrorKind::LoadError), [`ErrorKind::Io`](crate::ErrorKind::Io) and others, if records
@@ -88,6 +112,10 @@ impl Store {
     /// # }
     /// ```
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
+        let examined = self.examine_records().await?;
+        if !examined.can_be_loaded() {
+            return self.check_damaged_records(&options).await;
+        }
         let survey = Survey::of_records(self).await?;
         options.tell(|| CheckEvent::Started {
             layers: survey.layers.len(),
@@ -122,19 +150,27 @@ impl Store {
             }
         }
         examine(&survey, options.layer_unreferenced_maximum_age, &mut findings);
-        let findings = findings.into_list();
-        let lost = survey.lost.iter().cloned();
-        let mut store_problems: Vec<_> = lost.map(|path| StoreProblem::RecordsLost { path }).collect();
-        if findings.iter().any(|finding| finding.problem.is_missing_layer()) {
-            let absent = survey.absent.iter().cloned();
-            store_problems.extend(absent.map(|path| StoreProblem::AdditionalStoreMissing { path }));
-        }
-        Ok(CheckReport {
-            created: survey.created(),
-            findings,
-            store_problems,
-            strays: survey.strays,
+        Ok(report_of(survey, findings, examined.problems()))
+    }
+
+    /// What the records tell that can be read of damaged files. No content is checked: for that the files have to be loaded.
+    async fn check_damaged_records(&self, options: &CheckOptions) -> Result<CheckReport> {
+        let files = self.hold_files(false).await?;
+        let (files, examined) = bridge::run(move || {
+            let texts = files.read()?;
+            Ok((files, Examined::of(&texts)))
         })
+        .await?;
+        let mut survey = Survey::of_examined(self, &examined).with_disk(self).await?;
+        drop(files);
+        let mut findings = Findings::default();
+        let damaged = examined.losing();
+        // Nobody knows all records: neither what refers to a layer, nor what has none.
+        survey.lost.retain(|file| !damaged.contains(file));
+        let lost = std::mem::replace(&mut survey.lost, damaged);
+        examine(&survey, options.layer_unreferenced_maximum_age, &mut findings);
+        survey.lost = lost;
+        Ok(report_of(survey, findings, examined.problems()))
     }
 
     async fn check_layers(&self, survey: &Survey, options: &CheckOptions) -> Result<Found<LayerRow>> {

@@ -12,10 +12,10 @@ use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record;
-use crate::record::table::Table;
 use crate::store::Store;
 use crate::store::access::everything::Everything;
 use crate::store::check::finding::{CheckedItem, ItemKind};
+use crate::store::check::rebuild::examined::Examined;
 use crate::store::check::strays::{Stray, StrayKind, strays_in};
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode};
 use crate::store::inner::StoreOrigin;
@@ -47,13 +47,13 @@ fn says_nothing(file: &Path) -> bool {
     }
 }
 
-fn first_of_each<'a, R: Record>(
-    stores: impl Iterator<Item = (StoreOrigin, &'a Table<R>)>,
+fn first_of_each<'a, R: Record, I: Iterator<Item = &'a Arc<R>>>(
+    stores: impl Iterator<Item = (StoreOrigin, I)>,
 ) -> Vec<(StoreOrigin, Arc<R>)> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
-    for (home, table) in stores {
-        for row in table.rows() {
+    for (home, rows) in stores {
+        for row in rows {
             if seen.insert(row.id().to_owned()) {
                 found.push((home, Arc::clone(row)));
             }
@@ -69,9 +69,41 @@ impl Survey {
     }
 
     fn of_held(held: &Everything) -> Self {
-        let layers = first_of_each(held.layers.iter().map(|(home, table)| (*home, &**table)));
-        let images = first_of_each(held.images.iter().map(|(home, table)| (*home, &**table)));
-        let containers: Vec<_> = held.containers.rows().map(Arc::clone).collect();
+        let layers = first_of_each(held.layers.iter().map(|(home, table)| (*home, table.rows())));
+        let images = first_of_each(held.images.iter().map(|(home, table)| (*home, table.rows())));
+        Self::of_rows(layers, images, held.containers.rows().map(Arc::clone).collect())
+    }
+
+    /// What can be read of damaged files of records.
+    pub(super) fn of_examined(store: &Store, examined: &Examined) -> Self {
+        let additional = store.inner.additional_images.iter();
+        let read_only: Vec<bool> = additional.map(|store| store.read_only).collect();
+        let origin = |index: Option<usize>, read_only: bool| match index {
+            None => StoreOrigin::Primary,
+            Some(index) => StoreOrigin::Additional { index, read_only },
+        };
+        let of_layer = |(index, row)| (origin(index, true), std::iter::once(row));
+        let of_image = |(index, row): (Option<usize>, _)| {
+            let read_only = index.and_then(|index| read_only.get(index)) != Some(&false);
+            (origin(index, read_only), std::iter::once(row))
+        };
+        let containers = first_of_each(
+            examined
+                .container_rows()
+                .map(|row| (StoreOrigin::Primary, std::iter::once(row))),
+        );
+        Self::of_rows(
+            first_of_each(examined.layer_rows().map(of_layer)),
+            first_of_each(examined.image_rows().map(of_image)),
+            containers.into_iter().map(|(_, row)| row).collect(),
+        )
+    }
+
+    fn of_rows(
+        layers: Vec<(StoreOrigin, Arc<LayerRow>)>,
+        images: Vec<(StoreOrigin, Arc<ImageRow>)>,
+        containers: Vec<Arc<ContainerRow>>,
+    ) -> Self {
         let positions = layers
             .iter()
             .enumerate()
@@ -93,7 +125,16 @@ impl Survey {
     /// Looks at everything.
     pub(super) async fn of(store: &Store) -> Result<Self> {
         let held = store.hold_everything().await?;
-        let mut survey = Self::of_held(&held);
+        let survey = Self::of_held(&held);
+        // While nothing can be made or deleted.
+        let survey = survey.with_disk(store).await;
+        drop(held);
+        survey
+    }
+
+    /// Looks at what is on disk. The caller holds all locks shared.
+    pub(super) async fn with_disk(self, store: &Store) -> Result<Self> {
+        let mut survey = self;
         let (driver, dirs) = (store.inner.driver(), store.inner.dirs.clone());
         let transient = store.inner.options.transient;
         let additional: Vec<PathBuf> = store
@@ -102,8 +143,7 @@ impl Survey {
             .iter()
             .map(|store| store.dir.clone())
             .collect();
-        // While nothing can be made or deleted.
-        let survey = bridge::run(move || {
+        bridge::run(move || {
             survey.driver_damage = driver.examine(&survey.standings())?;
             let other_layers = layers_of_other_mode(&dirs, transient)?;
             let other_containers = containers_of_other_mode(&dirs, transient)?;
@@ -155,9 +195,7 @@ impl Survey {
             survey.strays = strays;
             Ok(survey)
         })
-        .await;
-        drop(held);
-        survey
+        .await
     }
 
     /// What the layers of the primary store stand on, as far as all of that is there.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use graphroot::{CheckOptions, CheckReport, Finding, ItemKind, RepairOptions, RepairReport};
+use graphroot::{CheckOptions, CheckReport, CheckedItem, Finding, ItemKind, RepairOptions, RepairReport};
 use serde::Serialize;
 
 use crate::call::Call;
@@ -43,6 +43,9 @@ struct ReportRow<'a> {
 struct FailureRow {
     error: String,
 }
+
+/// Checks and repairs after the first: one for records, one for the driver's files, one for the rest.
+const ROUNDS: usize = 3;
 
 const SECTIONS: [(ItemKind, bool); 5] = [
     (ItemKind::Layer, false),
@@ -111,6 +114,43 @@ fn counts(report: &CheckReport, sections: &[(ItemKind, bool)]) -> Option<String>
     any.then(|| sections.iter().map(text).collect::<Vec<_>>().join(", "))
 }
 
+/// What a repair has made anew.
+fn print_mended(out: &mut Output, repaired: &RepairReport) -> Result<(), CommandError> {
+    for file in &repaired.replaced_files {
+        out.stderr_line(file.to_string())?;
+    }
+    for record in &repaired.rebuilt {
+        out.stderr_line(record.to_string())?;
+    }
+    for item in &repaired.mended {
+        out.stderr_line(format!("{item} was mended"))?;
+    }
+    Ok(())
+}
+
+/// What a repair would do, and why.
+fn print_plan(out: &mut Output, report: &CheckReport, repaired: &RepairReport) -> Result<(), CommandError> {
+    let why = |item: &CheckedItem| {
+        let findings = report.findings.iter().filter(|finding| finding.item == *item);
+        let mut reasons: Vec<String> = findings.map(ToString::to_string).collect();
+        reasons.dedup();
+        reasons.join("; ")
+    };
+    for file in &repaired.replaced_files {
+        out.stderr_line(format!("would write {} anew", file.path.display()))?;
+    }
+    for record in &repaired.rebuilt {
+        out.stderr_line(format!("would do: {record}"))?;
+    }
+    for item in &repaired.mended {
+        out.stderr_line(format!("would mend {item}: {}", why(item)))?;
+    }
+    for item in &repaired.removed {
+        out.stderr_line(format!("would remove {item}: {}", why(item)))?;
+    }
+    Ok(())
+}
+
 fn print_repair(call: &Call, out: &mut Output, repaired: &RepairReport) -> Result<(), CommandError> {
     if !call.json() {
         for kept in &repaired.kept {
@@ -147,22 +187,34 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
     busy.finish_and_clear();
     let report = report?;
     print_report(call, out, &report)?;
-    if !removes_containers && !call.flags.is_on(&flags::REPAIR) {
+    let repairs = [&flags::REPAIR, &flags::DRY_RUN]
+        .iter()
+        .any(|flag| call.flags.is_on(flag));
+    if !removes_containers && !repairs {
         return match counts(&report, &SECTIONS) {
             Some(counts) => Err(counts.into()),
             None if report.is_clean() => DONE,
             None => FAILED,
         };
     }
-    let options = RepairOptions::everything().remove_containers(removes_containers);
+    let dry_run = call.flags.is_on(&flags::DRY_RUN);
+    let options = RepairOptions::everything()
+        .remove_containers(removes_containers)
+        .dry_run(dry_run);
     let mut report = report;
     let mut repaired = store.repair(&report, options.clone()).await?;
-    if !repaired.mended.is_empty() && repaired.is_success() {
-        for item in &repaired.mended {
-            out.stderr_line(format!("{item} was mended"))?;
+    // What was rebuilt or mended may be whole now, or show what else is wrong.
+    for _ in 0..ROUNDS {
+        let has_mended = !repaired.mended.is_empty() || !repaired.replaced_files.is_empty();
+        if dry_run || !has_mended || !repaired.is_success() {
+            break;
         }
-        report = store.check(check_options).await?;
-        repaired = store.repair(&report, options).await?;
+        print_mended(out, &repaired)?;
+        report = store.check(check_options.clone()).await?;
+        repaired = store.repair(&report, options.clone()).await?;
+    }
+    if dry_run {
+        print_plan(out, &report, &repaired)?;
     }
     print_repair(call, out, &repaired)?;
     if let Some(failure) = repaired.failures.first() {
@@ -172,7 +224,7 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
     if !removes_containers {
         left.push((ItemKind::Container, false));
     }
-    match counts(&report, &left) {
+    match counts(&report, if dry_run { &SECTIONS } else { &left }) {
         Some(counts) => Err(counts.into()),
         None if report.store_problems.is_empty() => DONE,
         None => FAILED,

@@ -71,7 +71,7 @@ pub(crate) fn find(name: &str) -> Option<&'static Command> {
 #[rustfmt::skip]
 pub(crate) static COMMANDS: [Command; 61] = [
     command!(["check"], "", "Check storage consistency", 0, Some(0),
-        [JSON, check_flags::MAX, check_flags::REPAIR, check_flags::FORCE, check_flags::QUICK], check::check, ["graphroot check --quick"]),
+        [JSON, check_flags::MAX, check_flags::REPAIR, check_flags::FORCE, check_flags::QUICK, check_flags::DRY_RUN], check::check, ["graphroot check --quick"]),
     command!(["config"], "[configurationFile]", "Print storage library configuration as JSON", 0, Some(1),
         [], service::config, ["graphroot config"]),
     command!(["container"], "[options [...]] containerNameOrID [...]", "Examine a container", 1, ANY,

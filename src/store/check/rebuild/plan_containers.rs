@@ -1,0 +1,178 @@
+//! The records of containers that were lost. Pure.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::record::container::ContainerRow;
+use crate::record::layer::LayerRow;
+use crate::store::check::rebuild::facts::{ContainerNotes, DataFacts};
+use crate::store::check::rebuild::plan::{Builder, parent_of};
+use crate::store::check::rebuild::rows::Rows;
+use crate::store::dirs::container_location;
+use crate::time::Time;
+
+impl Builder<'_> {
+    /// The records of containers that were lost.
+    pub(super) fn add_containers(&mut self) -> Result<()> {
+        let facts = self.facts;
+        let lost = |location: usize| facts.lost_containers.get(location) == Some(&true);
+        let location = match lost(container_location::STABLE) {
+            true => container_location::STABLE,
+            false => container_location::VOLATILE,
+        };
+        let mut without_layer = Vec::new();
+        for (facts, notes) in &facts.containers {
+            let row = self.container_row(facts, notes);
+            if row.layer.is_empty() {
+                without_layer.push(facts.id.clone());
+            }
+            self.containers.put(row, location)?;
+        }
+        if let [container] = without_layer.as_slice()
+            && let Some(layer) = self.only_layer_of_no_container()
+            && self
+                .containers
+                .get(container)
+                .is_some_and(|row| row.layer.is_empty())
+        {
+            self.containers
+                .update(container, |row| row.layer = layer.as_str().into())?;
+            let report = self.containers.report(container);
+            report.lost.retain(|lost| !lost.starts_with("its layer"));
+            report.inferred(format!(
+                "its layer {layer}: no other layer and no other container is left alone"
+            ));
+        }
+        for (facts, notes) in &facts.containers {
+            self.find_image(&facts.id, notes)?;
+        }
+        Ok(())
+    }
+
+    fn container_row(&mut self, facts: &DataFacts, notes: &ContainerNotes) -> ContainerRow {
+        let report = self.containers.report(&facts.id);
+        let mut row = ContainerRow {
+            id: facts.id.as_str().into(),
+            created: facts.created.clone(),
+            ..ContainerRow::default()
+        };
+        facts.record_items(&mut row);
+        report.known("the ID: its directory");
+        report.known("its big data and userdata: the files");
+        report.inferred("when it was created: the time of its directory");
+        match &notes.name {
+            Some((name, file)) => {
+                row.names.push(name.clone());
+                report.known(format!("its name: {file}"));
+            }
+            None => report.lost("its names"),
+        }
+        if let Some(label) = &notes.mount_label {
+            row.flags.insert("MountLabel".into(), label.as_str().into());
+            report.known("the label of its mounts: userdata/config.json");
+        }
+        report.lost("its ID mappings and flags");
+        let layer = notes.layer.as_ref();
+        match layer.filter(|(layer, _)| self.layers.get(layer).is_some()) {
+            Some((layer, file)) => {
+                row.layer = layer.as_str().into();
+                self.containers
+                    .report(&facts.id)
+                    .known(format!("its layer {layer}: {file}"));
+            }
+            None => self
+                .containers
+                .report(&facts.id)
+                .lost("its layer: nothing says which it is"),
+        }
+        row
+    }
+
+    /// The one layer without content that nothing stands on and no image or container has.
+    fn only_layer_of_no_container(&self) -> Option<String> {
+        let images = self.images.iter().flat_map(Rows::rows);
+        let mut used: HashSet<&str> = images.flat_map(|row| row.top_layers()).collect();
+        used.extend(self.containers.rows().map(|row| row.layer.as_str()));
+        used.extend(self.layers.rows().filter_map(|row| parent_of(row)));
+        let is_free = |row: &&Arc<LayerRow>| {
+            !used.contains(row.id.as_str()) && !row.has_diff() && row.may_be_of_container()
+        };
+        let mut found = self.layers.rows().filter(is_free).map(|row| row.id.to_string());
+        found.next().filter(|_| found.next().is_none())
+    }
+
+    /// The image of a container: what programs have written down, or the image with the layer below the container's.
+    fn find_image(&mut self, id: &str, notes: &ContainerNotes) -> Result<()> {
+        let images = || self.images.iter().flat_map(Rows::rows);
+        let noted = notes.image.as_ref();
+        let noted = noted.filter(|(image, _)| images().any(|row| row.id == *image));
+        let layer = self
+            .containers
+            .get(id)
+            .and_then(|row| self.layers.get(&row.layer));
+        let parent = layer.and_then(|row| parent_of(row));
+        let mut fitting =
+            images().filter(|row| parent.is_some_and(|parent| row.top_layers().any(|top| top == parent)));
+        let (first, second) = (fitting.next(), fitting.next());
+        let found = match (noted, first, second) {
+            (Some((image, file)), ..) => Some((image.clone(), format!("its image {image}: {file}"), true)),
+            (None, Some(image), None) => {
+                let text = format!(
+                    "its image {}: the only one with the layer below the container's",
+                    image.id
+                );
+                Some((image.id.to_string(), text, false))
+            }
+            _ => None,
+        };
+        let several = second.is_some();
+        let (image, created) = match found {
+            Some((image, text, is_known)) => {
+                let report = self.containers.report(id);
+                match is_known {
+                    true => report.known(text),
+                    false => report.inferred(text),
+                }
+                (image, self.containers.get(id).map(|row| row.created.clone()))
+            }
+            None => {
+                self.containers.report(id).lost(match several {
+                    true => "its image: several have the layer below the container's",
+                    false => "its image, if it had one",
+                });
+                (String::new(), None)
+            }
+        };
+        let name = notes
+            .name
+            .as_ref()
+            .map(|(name, _)| name.clone())
+            .unwrap_or_default();
+        let metadata = notes
+            .of_podman
+            .then(|| podman_metadata(&image, &name, created.as_ref(), notes));
+        if metadata.is_some() {
+            let text = "its metadata: what Podman needs of it";
+            self.containers.report(id).inferred(text);
+        }
+        self.containers.update(id, |row| {
+            row.image = image.as_str().into();
+            row.metadata = metadata.unwrap_or_default();
+        })
+    }
+}
+
+/// What Podman reads before it mounts a container.
+fn podman_metadata(image: &str, name: &str, created: Option<&Time>, notes: &ContainerNotes) -> String {
+    let mut metadata = serde_json::json!({
+        "image-name": "",
+        "image-id": image,
+        "name": name,
+        "created-at": created.map_or(0, |created| created.since_epoch().0),
+    });
+    if let (Some(fields), Some(label)) = (metadata.as_object_mut(), &notes.mount_label) {
+        fields.insert("mountlabel".into(), label.as_str().into());
+    }
+    metadata.to_string()
+}
