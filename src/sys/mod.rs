@@ -6,6 +6,7 @@ pub(crate) mod boot;
 pub(crate) mod child;
 mod clean_path;
 pub(crate) mod dedupe;
+mod heap;
 mod lease;
 pub(crate) mod loop_device;
 pub(crate) mod mount;
@@ -27,5 +28,6 @@ pub(crate) mod writeback;
 pub(crate) mod xattr;
 
 pub(crate) use clean_path::clean_path;
+pub use heap::return_memory_early;
 pub(crate) use private_dir::{make_private_dir, make_private_subdir};
 pub(crate) use processors::processors;

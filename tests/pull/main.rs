@@ -32,6 +32,7 @@ mod in_parts_faults;
 mod known_by_toc;
 mod layouts;
 mod library;
+mod memory;
 mod offered_layers;
 mod push;
 mod ranges;

@@ -15,6 +15,11 @@ async fn entry() {
     match work.as_str() {
         "pull" => pull(&images, false).await,
         "pull-keeping" => pull(&images, true).await,
+        "memory" => {
+            let (graph, run, driver) = store_location();
+            let options = StoreOptions::new(graph, run).driver(driver);
+            crate::memory::pull(options, &images[0]).await;
+        }
         "push-layout" => push_layout(&images).await,
         "push-archive" => push_archive(&images).await,
         _ => panic!("no such work: {work}"),

@@ -45,6 +45,7 @@ const WRONG_FLAGS: u8 = 125;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
+    graphroot::compat::return_memory_early();
     let mut out = Output::default();
     let outcome = run(&mut out).and_then(|code| out.flush().map(|()| code));
     match outcome {
