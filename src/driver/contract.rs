@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::layer_use::LayerUse;
+use crate::driver::new_owners::NewOwners;
 use crate::driver::quota::Quota;
 use crate::error::{ErrorKind, Result};
 use crate::idmap::IdMappings;
@@ -31,13 +32,21 @@ pub(crate) struct CreateOptions {
     pub(crate) read_write: bool,
     /// Owners inside the layer.
     pub(crate) mappings: IdMappings,
-    /// SELinux label, or empty.
-    pub(crate) mount_label: String,
+    /// The mappings of the parent's files, if they are others: what the layer shows of the parent gets new owners.
+    pub(crate) parent_mappings: Option<IdMappings>,
     /// `--storage-opt` of a container, such as `size`.
     pub(crate) storage_opt: BTreeMap<String, String>,
     /// The files that the driver makes are on disk before the layer is visible, or will be with what is written later on
     /// the same file system; see [`Driver::names_to_sync`] for the names.
     pub(crate) durable: bool,
+}
+
+impl CreateOptions {
+    /// The new owners of the parent's files.
+    pub(crate) fn new_owners(&self) -> Option<NewOwners<'_>> {
+        let (from, to) = (self.parent_mappings.as_ref()?, &self.mappings);
+        (from != to).then_some(NewOwners { from, to })
+    }
 }
 
 /// How to mount a layer.
@@ -88,6 +97,16 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
     /// Opens the directory of [`Staged::tree`] anew. Another process may have mounted the driver's home on itself meanwhile:
     /// nothing can be renamed from a directory that was opened before to one that is opened after that.
     fn reopen(&self) -> Result<OwnedFd>;
+
+    /// Gives what the layer shows of `parent` new owners, where it was not staged with them; before anything is fitted to
+    /// the parent. Returns the tree that shows them and hides what the parent has, if there is one. It is then committed on
+    /// this parent only. After an error the content is to be given up.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidMappings`], [`ErrorKind::Io`], [`ErrorKind::LayerUnknown`] if the parent is gone.
+    fn give_owners(&mut self, _parent: &str, _owners: NewOwners<'_>) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
 
     /// Whether [`Staged::store_by_digest`] can do something.
     fn stores_by_digest(&self) -> bool {
@@ -262,10 +281,6 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     fn additional_layer(&self, _id: &str) -> Result<Option<PathBuf>> {
         Ok(None)
     }
-
-    /// Changes the owners of the files that a new layer shows, from one mapping to another. The layer has no files of
-    /// its own yet.
-    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, mount_label: &str) -> Result<()>;
 
     /// Sets the limits of a container's layer.
     ///

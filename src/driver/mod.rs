@@ -2,19 +2,21 @@
 //!
 //! [`contract`] is what every driver does, [`select`] chooses one, and `conformance` tests each of them in the same way.
 
-mod chown;
 mod config;
 #[cfg(test)]
 pub(crate) mod conformance;
 mod contract;
 mod copy;
 mod copy_data;
+mod copy_entry;
+mod copy_walk;
 mod filesystem_type;
 #[cfg(test)]
 mod go_tests;
 mod layer_copy;
 mod layer_id;
 mod layer_use;
+mod new_owners;
 pub(crate) mod options;
 mod overlay;
 mod quota;
@@ -31,3 +33,4 @@ pub(crate) use crate::driver::contract::{
 pub(crate) use crate::driver::layer_copy::{Copied, LayerCopy};
 pub(crate) use crate::driver::layer_id::{check_id, is_usual_id};
 pub(crate) use crate::driver::layer_use::LayerUse;
+pub(crate) use crate::driver::new_owners::NewOwners;

@@ -25,10 +25,10 @@ use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree,
     MountOptions, MountState, OverlayDiff, Staged,
 };
+use crate::driver::copy::{self, CopyOptions};
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::options::VfsOptions;
-use crate::driver::{chown, copy};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::{self, TempDir};
@@ -112,8 +112,17 @@ impl Vfs {
         match parent {
             Some(parent) => {
                 let below = self.open_tree(parent)?;
-                let ignore_owners = self.options.ignore_chown_errors;
-                let copied = copy::copy_tree(below.as_fd(), dir.as_fd(), ignore_owners, options.durable);
+                let owners = options.new_owners();
+                if let Some(owners) = owners {
+                    // A layer whose root directory nobody in the container owns is of no use.
+                    owners.to.to_host(Owner::default())?;
+                }
+                let copied = CopyOptions {
+                    ignore_owners: self.options.ignore_chown_errors,
+                    durable: options.durable,
+                    owners,
+                };
+                let copied = copy::copy_tree(below.as_fd(), dir.as_fd(), copied);
                 // If the parent is being removed its files vanish during the copy.
                 copied
                     .map_err(|error| self.find(parent).map_or_else(|gone| gone, |_still_there| error))
@@ -190,17 +199,6 @@ impl Driver for Vfs {
 
     fn capabilities(&self) -> DriverCapabilities {
         DriverCapabilities::default()
-    }
-
-    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, _mount_label: &str) -> Result<()> {
-        let path = self.find(id)?;
-        if !self.writable().any(|home| path.starts_with(home)) {
-            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing owners in layer {id:?}")));
-        }
-        let dir = at::open_dir(&path).at("opening", &path)?;
-        chown::change_owners(dir.as_fd(), from, to, false)
-            .context(|| format!("mapping owners in layer {id:?}"))?;
-        self.own(&dir, &path, to)
     }
 
     fn supports_shifting(&self, _mappings: &IdMappings) -> bool {

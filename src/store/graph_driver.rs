@@ -108,7 +108,7 @@ impl GraphDriver {
                     uids: options.id_mappings.uid_map,
                     gids: options.id_mappings.gid_map,
                 },
-                mount_label: options.mount_label.unwrap_or_default(),
+                parent_mappings: None,
                 storage_opt: options.storage_opt,
                 durable: false,
             };

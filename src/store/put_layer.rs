@@ -14,12 +14,14 @@ use tracing::Instrument as _;
 
 use crate::archive::apply::pipeline::Source;
 use crate::bridge;
+use crate::driver::NewOwners;
 use crate::error::{ErrorKind, Result};
 use crate::options::{BoxReader, IdMappingOptions, LayerOptions};
 use crate::store::Store;
 use crate::store::access::{Batch, Needs};
 use crate::store::layer_steps::create_layer;
 use crate::store::layer_store::new_layer::{Start, Unpacked};
+use crate::store::stage::area::LayerOwners;
 use crate::store::stage::plan::{LayerPlan, new_layer};
 use crate::store::stage::staged_diff::StagedDiff;
 use crate::store::views::Layer;
@@ -127,7 +129,7 @@ impl Store {
         }
         let plan = self.plan_layer(parent, &options).await?;
         let below = plan.parent_id();
-        let unpacked = self.unpack(below, &plan.mappings, &options, diff).await?;
+        let unpacked = self.unpack(below, plan.owners(), &options, diff).await?;
         self.commit_unpacked(plan, options, unpacked.into_inner()).await
     }
 
@@ -177,7 +179,12 @@ impl Store {
             let on = base.parent_id();
             unpacking.spawn(
                 async move {
-                    let unpacked = store.unpack(on, &mappings, &options, diff).await;
+                    // What lies below may not be there yet: the owners of its files are changed later.
+                    let owners = LayerOwners {
+                        mappings,
+                        parent: None,
+                    };
+                    let unpacked = store.unpack(on, owners, &options, diff).await;
                     unpacked.map(|unpacked| (index, options, unpacked))
                 }
                 .in_current_span(),
@@ -210,13 +217,17 @@ impl Store {
         unpacked: Unpacked,
     ) -> Result<PutLayer> {
         let size = unpacked.applied.content_size;
-        let unpacked = if unpacked.depends_on_parent() {
-            let parent = plan.parent_id();
+        let parent_mappings = plan.parent_mappings();
+        let unpacked = if unpacked.depends_on_parent() || parent_mappings.is_some() {
+            let (parent, mappings) = (plan.parent_id(), plan.mappings.clone());
             let durable = self.inner.sync_content() && !options.volatile;
             let driver = self.inner.driver();
             let mut unpacked = unpacked;
             bridge::run(move || {
-                unpacked.fit(&*driver, parent.as_deref(), durable)?;
+                let owners = parent_mappings
+                    .as_ref()
+                    .map(|from| NewOwners { from, to: &mappings });
+                unpacked.fit(&*driver, parent.as_deref(), owners, durable)?;
                 Ok(unpacked)
             })
             .await?
@@ -251,8 +262,9 @@ impl Store {
     ) -> Result<StagedDiff> {
         let plan = self.plan_layer(on, options).await?;
         let below = plan.parent_id();
+        let owners = plan.owners();
+        let unpacked = self.unpack(below, owners, options, diff).await?;
         let mappings = plan.mappings;
-        let unpacked = self.unpack(below, &mappings, options, diff).await?;
         Ok(StagedDiff { unpacked, mappings })
     }
 

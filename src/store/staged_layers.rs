@@ -157,7 +157,7 @@ impl Store {
         let plan = self.plan_layer(above, options).await?;
         let below = plan.parent_id();
         loop {
-            let area = Area::make(&self.inner, below.clone(), &plan.mappings, options).await?;
+            let area = Area::make(&self.inner, below.clone(), plan.owners(), options).await?;
             match differ.apply(StagingArea(area)).await {
                 Ok(content) => {
                     return Ok(StagedLayer {

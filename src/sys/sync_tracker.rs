@@ -46,6 +46,17 @@ impl SyncTracker {
         }
     }
 
+    /// Takes over the files of another one.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.many |= other.many;
+        for file in other.files {
+            self.file(file);
+        }
+        if self.many {
+            self.files = Vec::new();
+        }
+    }
+
     /// Makes durable everything that was made on the file system of `root`: directories and links at the latest when
     /// something that comes later is. `root` must have been opened before the first write, so that write errors reach it.
     pub(crate) fn commit(self, root: BorrowedFd<'_>) -> Result<()> {

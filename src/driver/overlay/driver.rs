@@ -74,10 +74,6 @@ impl Driver for Overlay {
         Ok(tree.and_then(|tree| tree.parent().map(Path::to_owned)))
     }
 
-    fn update_id_map(&self, id: &str, from: &IdMappings, to: &IdMappings, mount_label: &str) -> Result<()> {
-        self.map_owners(id, from, to, mount_label)
-    }
-
     fn supports_shifting(&self, mappings: &IdMappings) -> bool {
         self.can_shift(mappings)
     }

@@ -50,6 +50,9 @@ impl Overlay {
         }
         let limited = built.and_then(|built| {
             quota.map_or(Ok(()), |quota| self.set_quota(id, &quota))?;
+            if let (Some(parent), Some(owners)) = (parent, options.new_owners()) {
+                self.give_owners(&dir, &built.diff, parent, owners, options)?;
+            }
             finish(&dir)?;
             Ok(built.link)
         });

@@ -69,22 +69,11 @@ impl Overlay {
 
     /// Mounts a layer, or counts one more use.
     pub(super) fn mount_layer(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
-        self.mount_at(id, options, false)
-    }
-
-    /// Mounts a layer for changing its owners: read-write also in the separate image store, whose layers are otherwise
-    /// mounted read-only.
-    pub(super) fn mount_for_owners(&self, id: &str, options: &MountOptions) -> Result<PathBuf> {
-        self.mount_at(id, options, true)
-    }
-
-    fn mount_at(&self, id: &str, options: &MountOptions, writable_anywhere: bool) -> Result<PathBuf> {
         let mut mounts = self.shared.mounts(id);
         let found = self.find_target(id, &mounts)?;
         let count = found.count.unwrap_or(0);
         if count == 0 {
-            let writable = writable_anywhere || found.place.own;
-            self.mount_new(id, &found, options, writable)?;
+            self.mount_new(id, &found, options)?;
         }
         mounts.set(found.merged.clone(), count + 1);
         Ok(found.merged)
@@ -121,13 +110,7 @@ impl Overlay {
         Ok(sorted)
     }
 
-    fn mount_new(
-        &self,
-        id: &str,
-        target: &MountTarget,
-        options: &MountOptions,
-        writable: bool,
-    ) -> Result<()> {
+    fn mount_new(&self, id: &str, target: &MountTarget, options: &MountOptions) -> Result<()> {
         let MountTarget { place, merged, count } = target;
         let dir = &place.dir;
         let mut sorted = self.sort_options(options)?;
@@ -140,7 +123,7 @@ impl Overlay {
         let trees = self.trees_of(id, place, owners)?;
         // A read-only mount has no upper directory.
         let read_only = sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
-        let read_write = writable && trees.changes && !read_only;
+        let read_write = place.own && trees.changes && !read_only;
         if read_write && trees.own_image.is_some() {
             return Err(ErrorKind::NotSupported.err("cannot mount a composefs layer as writeable"));
         }

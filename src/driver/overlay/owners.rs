@@ -1,81 +1,77 @@
-//! Changing the owners of the files that a layer shows from below.
+//! New owners for the files that a layer shows from below.
+//!
+//! They are copied with their new owners into `diff1` of the layer, an older generation: it hides what the layers below
+//! have, and is no part of the layer's own changes. Nothing is mounted where others see it, and the directory of the layer
+//! is not complete before; a process that is killed meanwhile leaves what is removed as a whole.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Gid, Mode, Uid};
 
-use crate::driver::chown;
-use crate::driver::contract::MountOptions;
-use crate::driver::overlay::build::{make_dir, make_plain_dir};
-use crate::driver::overlay::layout;
-use crate::driver::overlay::link_files::exists;
+use crate::driver::contract::{CreateOptions, Driver as _};
+use crate::driver::copy::{self, CopyOptions, Shown};
+use crate::driver::new_owners::NewOwners;
+use crate::driver::overlay::build::make_dir;
 use crate::driver::overlay::state::Overlay;
-use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::idmap::{IdMappings, Owner};
-use crate::sys::{at, privilege, tree, xattr};
-use crate::whiteout::OVERRIDE_STAT;
+use crate::error::{IoContext as _, Result, ResultExt as _};
+use crate::idmap::Owner;
+use crate::sys::{privilege, tree};
 
 impl Overlay {
-    /// Changes the owners of the files that a layer shows of the layers below: they are copied up with new owners, and
-    /// the result becomes an older generation, so that it is no part of the layer's own changes.
-    pub(super) fn map_owners(&self, id: &str, from: &IdMappings, to: &IdMappings, label: &str) -> Result<()> {
-        let place = self.stores.require(id)?;
-        let home = place
-            .dir
-            .parent()
-            .filter(|home| self.stores.writable().any(|writable| writable == *home));
-        if home.is_none() {
-            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing owners in layer {id:?}")));
-        }
-        let options = MountOptions {
-            mount_label: label.to_owned(),
-            ..MountOptions::default()
+    /// Gives what the layer in `dir` shows of `parent` new owners. The layer has no older generation yet; `diff` is its own
+    /// tree. Returns the tree with the new owners.
+    pub(super) fn give_owners(
+        &self,
+        dir: &Path,
+        diff: &OwnedFd,
+        parent: &str,
+        owners: NewOwners<'_>,
+        options: &CreateOptions,
+    ) -> Result<OwnedFd> {
+        // Found out first, so that a mapping that cannot be is refused quickly.
+        let container_root = owners.to.root()?;
+        let root = self.parent(parent)?.root;
+        let new_root = owners.of_root(root.owner)?;
+        let shown = self.open_private(parent)?;
+        let contents = match self.program {
+            // It may keep contents in a form of its own.
+            Some(_) => Vec::new(),
+            None => self.file_trees(parent)?,
         };
-        let merged = self
-            .mount_for_owners(id, &options)
-            .context(|| format!("mounting layer {id:?}"))?;
-        let changed = at::open_dir(&merged)
-            .at("opening mounted layer", &merged)
-            .and_then(|tree| chown::change_owners(tree.as_fd(), from, to, self.program.is_some()));
-        let unmounted = self.unmount_layer(id);
-        changed.context(|| format!("changing owners in layer {id:?}"))?;
-        unmounted?;
-        rotate(&place.dir, to.root()?)
-    }
-}
-
-/// Makes the generations of a layer one older each and `diff` empty.
-fn rotate(dir: &Path, owner: Owner) -> Result<()> {
-    let mut count = 1;
-    while exists(&dir.join(format!("diff{count}")))? {
-        count += 1;
-    }
-    for number in (1..count).rev() {
-        let (old, new) = (
-            dir.join(format!("diff{number}")),
-            dir.join(format!("diff{}", number + 1)),
-        );
-        rustix::fs::rename(&old, new).at("renaming", old)?;
-    }
-    let diff = dir.join("diff");
-    let old = at::open_dir(&diff).at("opening", &diff)?;
-    let mode = rustix::fs::fstat(&old).at("looking at", &diff)?.st_mode;
-    let real = xattr::fget(old.as_fd(), OVERRIDE_STAT).at("reading attributes of", &diff)?;
-    rustix::fs::rename(&diff, dir.join("diff1")).at("renaming", &diff)?;
-    // Its content refers to the old upper directory.
-    let work = dir.join("work");
-    tree::remove_tree(&work).at("removing", work)?;
-    let make = || -> rustix::io::Result<()> {
-        let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
+        let shown = Shown {
+            tree: shown.as_fd(),
+            contents: &contents,
+            counts_names: self.program.is_none(),
+        };
+        let set = CopyOptions {
+            ignore_owners: self.options.ignore_chown_errors,
+            durable: options.durable,
+            owners: Some(owners),
+        };
+        // Without a program a mount shows the forced mode, and the attribute is copied as it is.
+        let forced_mode = self.options.force_mask.filter(|_| self.program.is_some());
+        let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty()).at("opening", dir)?;
         let me = privilege::effective_owner();
-        make_plain_dir(&layer, "work", owner, me)?;
-        let diff = make_dir(&layer, "diff", mode & 0o7777, owner, me)?;
-        if let Some((.., mode)) = real.as_deref().and_then(layout::parse_override_stat) {
-            let value = layout::format_override_stat(owner.uid, owner.gid, mode);
-            xattr::fset(diff.as_fd(), OVERRIDE_STAT.as_bytes(), value.as_bytes())?;
-        }
-        Ok(())
-    };
-    make().at("starting a new generation of a layer in", dir)
+        let mode = self.on_disk(root, container_root).mode;
+        let older = make_dir(&layer, "diff1", mode, me, me).at("making an older generation in", dir)?;
+        self.keep_real(&older, root, false)
+            .at("making an older generation in", dir)?;
+        copy::copy_owned(&shown, older.as_fd(), set, forced_mode)
+            .context(|| format!("changing the owners of what layer {parent:?} shows"))?;
+        let new = super::build::Root {
+            owner: new_root,
+            ..root
+        };
+        let Owner { uid, gid } = self.on_disk(new, container_root).owner;
+        let own = || -> rustix::io::Result<()> {
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            rustix::fs::fchown(diff, uid, gid)?;
+            let work = rustix::fs::openat(&layer, "work", tree::DIR_FLAGS, Mode::empty())?;
+            rustix::fs::fchown(work, uid, gid)?;
+            self.keep_real(diff, new, options.read_write)
+        };
+        own().at("changing the owner of the root of a layer in", dir)?;
+        Ok(older)
+    }
 }

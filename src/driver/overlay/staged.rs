@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::driver::contract::{CreateOptions, Driver as _, LayerTree, Staged};
 use crate::driver::copy;
+use crate::driver::new_owners::NewOwners;
 use crate::driver::overlay::build::Root;
 use crate::driver::overlay::composefs::{self, Converted};
 use crate::driver::overlay::layer::{make_link, move_away};
@@ -40,6 +41,8 @@ pub(super) struct StagedOverlay {
     options: CreateOptions,
     /// Contents are stored by their digests, and the tree is in an image.
     is_image: bool,
+    /// It shows what its parent has with other owners.
+    is_fitted: bool,
 }
 
 impl Overlay {
@@ -61,6 +64,7 @@ impl Overlay {
             parent_link: built.parent_link,
             options: options.clone(),
             is_image: false,
+            is_fitted: false,
             driver: self,
         })
     }
@@ -77,6 +81,17 @@ impl Staged for StagedOverlay {
 
     fn path(&self) -> PathBuf {
         self.dir.join("diff")
+    }
+
+    fn give_owners(&mut self, parent: &str, owners: NewOwners<'_>) -> Result<Option<OwnedFd>> {
+        self.put_on(Some(parent), &self.options)?;
+        let place = self.driver.stores.require(parent)?.dir;
+        self.parent_link = Some(self.driver.link_name(parent, &place)?);
+        let made = self
+            .driver
+            .give_owners(&self.dir, &self.tree.dir, parent, owners, &self.options);
+        self.is_fitted = true;
+        made.map(Some).map_err(|error| self.driver.gone_or(parent, error))
     }
 
     fn stores_by_digest(&self) -> bool {
@@ -195,7 +210,7 @@ impl StagedOverlay {
         if self.parent_link.as_ref() == Some(&link) {
             return Ok(());
         }
-        if self.is_image {
+        if self.is_image || self.is_fitted {
             return Err(stores::unknown(parent));
         }
         let new = driver.parent(parent)?;

@@ -14,7 +14,9 @@ use crate::store::dirs::{Dirs, check_layer_id, layer_location};
 use crate::store::ids::random_id;
 use crate::store::inner::Inner;
 use crate::store::layer_store::locked::{LayerStore, files_of};
-use crate::store::layer_store::new_layer::{NewLayer, StagedItem, Start, Unpacked, flags_json, mappings_of};
+use crate::store::layer_store::new_layer::{
+    NewLayer, StagedItem, Start, Unpacked, flags_json, other_mappings,
+};
 use crate::time::Time;
 
 /// A layer that has an incomplete record and nothing else yet.
@@ -202,14 +204,20 @@ impl Made {
                 self.data = Some(dir);
             }
         }
+        let mappings = if new.mapped_by_mount {
+            IdMappings::default()
+        } else {
+            new.mappings
+        };
+        let below = match &new.start {
+            Start::Empty | Start::Unpacked(_) => new.parent.as_deref(),
+            Start::Template(template) => Some(&**template),
+            Start::Additional { .. } => None,
+        };
         let options = CreateOptions {
             read_write: new.writeable,
-            mappings: if new.mapped_by_mount {
-                IdMappings::default()
-            } else {
-                new.mappings
-            },
-            mount_label: new.mount_label,
+            parent_mappings: other_mappings(below, &mappings),
+            mappings,
             storage_opt: new.storage_opt,
             durable: self.durable,
         };
@@ -231,15 +239,13 @@ impl Made {
                 let below = parent.map(|row| row.id.as_str());
                 let made = driver.create(id, below, options);
                 match below {
-                    Some(below) => files_of(below, made)?,
-                    None => made?,
+                    Some(below) => files_of(below, made),
+                    None => made,
                 }
-                map_owners(driver, id, parent, options)
             }
             Start::Template(template) => {
                 let made = driver.create(id, Some(&template.id), options);
                 files_of(&template.id, made)?;
-                map_owners(driver, id, Some(&template), options)?;
                 copy_tar_split(
                     &dirs.tar_split(&template.id)?,
                     &dirs.tar_split(id)?,
@@ -289,27 +295,6 @@ fn move_items(items: &[StagedItem], dir: &Path) -> Result<()> {
     for item in items {
         let target = dir.join(&*big_data::file_name(&item.key)?);
         std::fs::rename(&item.path, &target).at("moving a big data item to", &target)?;
-    }
-    Ok(())
-}
-
-/// Changes the owners of the files of the layer below, if the mapping of the new layer differs.
-fn map_owners(
-    driver: &dyn Driver,
-    id: &str,
-    below: Option<&LayerRow>,
-    options: &CreateOptions,
-) -> Result<()> {
-    let Some(below) = below else { return Ok(()) };
-    let from = mappings_of(below);
-    if from == options.mappings {
-        return Ok(());
-    }
-    driver.update_id_map(id, &from, &options.mappings, &options.mount_label)?;
-    if options.durable {
-        // Any number of files was changed, and some copied, by a mount program perhaps.
-        let dir = driver.layer_tree(id)?.dir;
-        rustix::fs::syncfs(&dir).during(format!("syncing layer {id:?}"))?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::archive::apply::pipeline::Applied;
 use crate::archive::apply::settle::settle;
 use crate::archive::apply::shared_files::{SharedFiles, Sharing};
 use crate::chunked::cache::FORMAT_KEY;
-use crate::driver::{Driver, LayerTree, Staged};
+use crate::driver::{Driver, LayerTree, NewOwners, Staged};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::record::layer::LayerRow;
 use crate::store::layer_store::locked::LayerStore;
@@ -40,14 +40,24 @@ impl Unpacked {
     }
 
     /// Fits what was unpacked to the layer `parent`: merges it into the copy of its tree, or writes down what the archive
-    /// says of it. To be called once, without a lock; the time it takes grows with what there is to say. With `durable`
-    /// it is on disk afterwards. Contents that the driver stores by their digests are stored so now: the tree is whole.
+    /// says of it. With `owners` what is shown of the parent gets new owners. To be called once, without a lock; the time it
+    /// takes grows with what there is to say, and with what gets new owners. With `durable` it is on disk afterwards. Contents that the driver stores by their digests are stored so now: the tree is whole.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`] if the parent is gone.
-    pub(crate) fn fit(&mut self, driver: &dyn Driver, parent: Option<&str>, durable: bool) -> Result<()> {
-        let (tree, marks) = (self.staged.tree(), &mut self.applied.marks);
-        let mut fitted = fit(driver, &*self.staged, tree, marks, parent, durable);
+    pub(crate) fn fit(
+        &mut self,
+        driver: &dyn Driver,
+        parent: Option<&str>,
+        owners: Option<NewOwners<'_>>,
+        durable: bool,
+    ) -> Result<()> {
+        let mut fitted = self.give_owners(driver, parent, owners).and_then(|given| {
+            let (tree, marks) = (self.staged.tree(), &mut self.applied.marks);
+            let (below, shown) = given.unzip();
+            let fitted = fit(driver, &*self.staged, tree, marks, (parent, shown), durable)?;
+            Ok(fitted.or(below))
+        });
         if fitted.is_ok() && self.goes_by_digest() {
             fitted = self.store_by_digest(driver, parent, durable);
         }
@@ -58,6 +68,23 @@ impl Unpacked {
             _ => error,
         })?;
         Ok(())
+    }
+
+    /// Returns the tree of the parent, and the one that shows it with new owners.
+    fn give_owners(
+        &mut self,
+        driver: &dyn Driver,
+        parent: Option<&str>,
+        owners: Option<NewOwners<'_>>,
+    ) -> Result<Option<(OwnedFd, OwnedFd)>> {
+        let (Some(parent), Some(owners)) = (parent, owners) else {
+            return Ok(None);
+        };
+        let below = driver.layer_tree(parent)?.dir;
+        Ok(self
+            .staged
+            .give_owners(parent, owners)?
+            .map(|shown| (below, shown)))
     }
 
     /// Returns the tree of the parent.
@@ -100,13 +127,13 @@ impl Unpacked {
     }
 }
 
-/// Returns the tree of the parent, if it was looked at.
+/// Returns the tree of the parent, if it was looked at. `shown` is a tree that hides what the parent has.
 fn fit(
     driver: &dyn Driver,
     staged: &dyn Staged,
     tree: &LayerTree,
     marks: &mut LayerMarks,
-    parent: Option<&str>,
+    (parent, shown): (Option<&str>, Option<OwnedFd>),
     durable: bool,
 ) -> Result<Option<OwnedFd>> {
     if let Some(dir) = staged.unpack_dir() {
@@ -123,7 +150,8 @@ fn fit(
         return Ok(None);
     };
     let below = driver.layer_tree(parent)?.dir;
-    let lowers = driver.name_trees(parent)?;
+    let mut lowers = Vec::from_iter(shown);
+    lowers.append(&mut driver.name_trees(parent)?);
     settle(tree.dir.as_fd(), tree.whiteouts, marks, &lowers, durable)?;
     Ok(Some(below))
 }

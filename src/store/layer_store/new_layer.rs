@@ -145,6 +145,11 @@ pub(crate) fn mappings_of(row: &LayerRow) -> IdMappings {
     }
 }
 
+/// The mappings of the files of `below`, if they are others than those of a layer that is made of it.
+pub(crate) fn other_mappings(below: Option<&LayerRow>, mappings: &IdMappings) -> Option<IdMappings> {
+    below.map(mappings_of).filter(|below| below != mappings)
+}
+
 /// The mappings of the files of a layer on disk, whose root directory is `root`.
 pub(crate) fn mappings_on_disk(
     driver: &dyn Driver,

@@ -43,6 +43,14 @@ struct Place {
     permit: OwnedSemaphorePermit,
 }
 
+/// Whose the files of a layer are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LayerOwners {
+    pub(crate) mappings: IdMappings,
+    /// The mappings of the parent's files, if they are others.
+    pub(crate) parent: Option<IdMappings>,
+}
+
 /// Content that a differ has put together, for [`Store::apply_staged_layer`](crate::Store::apply_staged_layer). Dropped, it
 /// is removed.
 #[derive(Debug)]
@@ -64,20 +72,20 @@ impl Area {
     pub(crate) async fn make(
         inner: &Arc<Inner>,
         below: Option<String>,
-        mappings: &IdMappings,
+        owners: LayerOwners,
         options: &LayerOptions,
     ) -> Result<Self> {
         let permit = inner.unpack_permit().await?;
         let sync = inner.sync_content() && !options.volatile;
         let create = CreateOptions {
             read_write: options.writeable,
-            mappings: mappings.clone(),
-            mount_label: options.mount_label.clone().unwrap_or_default(),
+            mappings: owners.mappings.clone(),
+            parent_mappings: owners.parent,
             storage_opt: options.storage_opt.clone(),
             durable: sync,
         };
         let inner = Arc::clone(inner);
-        let owners = mappings.clone();
+        let owners = owners.mappings;
         bridge::run(move || {
             let mut temp = TempDir::create(&inner.dirs.layers_tmp())?;
             let path = temp.addition();

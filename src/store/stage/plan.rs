@@ -8,7 +8,8 @@ use crate::options::LayerOptions;
 use crate::record::layer::LayerRow;
 use crate::record::table::Table;
 use crate::store::layer_store::locked::LayerStore;
-use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked};
+use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked, other_mappings};
+use crate::store::stage::area::LayerOwners;
 
 /// The parent and the mappings of a new layer; checked again under the exclusive lock.
 #[derive(Debug)]
@@ -24,6 +25,19 @@ impl LayerPlan {
     /// ID of the parent.
     pub(crate) fn parent_id(&self) -> Option<String> {
         self.parent.as_ref().map(|row| row.id.to_string())
+    }
+
+    /// Whose the layer's files are.
+    pub(crate) fn owners(&self) -> LayerOwners {
+        LayerOwners {
+            mappings: self.mappings.clone(),
+            parent: self.parent_mappings(),
+        }
+    }
+
+    /// The mappings of the parent's files, if they are others.
+    pub(crate) fn parent_mappings(&self) -> Option<IdMappings> {
+        other_mappings(self.parent.as_deref(), &self.mappings)
     }
 
     /// The layer to make of what was unpacked, if that is still possible.
