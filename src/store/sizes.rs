@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::bridge;
-use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::idmap::IdMap;
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::idmap::{IdMap, IdMappings};
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
@@ -53,10 +53,12 @@ fn add(total: u64, more: u64) -> Result<u64> {
         .ok_or_else(|| ErrorKind::CorruptMetadata.err("the sizes together exceed 64 bits"))
 }
 
+/// Whether a container with these ranges has a host's ID. Without ranges it has all of them.
 fn is_mapped(ranges: &[IdMap], id: u32) -> bool {
-    ranges
-        .iter()
-        .any(|range| range.host_ids().contains(&u64::from(id)))
+    ranges.is_empty()
+        || ranges
+            .iter()
+            .any(|range| range.host_ids().contains(&u64::from(id)))
 }
 
 /// # Sizes, in bytes
@@ -252,12 +254,13 @@ impl Store {
     }
 
     /// The owners of the directories above the mount point of a mounted layer (an ID, name or ID prefix) that its ID
-    /// mapping does not contain. Empty for a layer without an ID mapping.
+    /// mapping does not contain. Empty for a layer without an ID mapping. The root of the file system is not counted.
     ///
     /// Takes the layer lock shared for a moment.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`], [`ErrorKind::Io`].
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::LayerNotMounted`], [`ErrorKind::InvalidMappings`] if there is no container
+    /// root, [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// No effect.
@@ -269,7 +272,13 @@ impl Store {
         let Some(path) = layer.mount_point().map(Path::to_owned) else {
             return Err(ErrorKind::LayerNotMounted.err(format!("reading the parent owners of layer {id:?}")));
         };
-        let (uid_map, gid_map) = (layer.uid_map().to_vec(), layer.gid_map().to_vec());
+        let mappings = IdMappings {
+            uids: layer.uid_map().to_vec(),
+            gids: layer.gid_map().to_vec(),
+        };
+        mappings
+            .root()
+            .context(|| format!("reading root ID values for layer {:?}", layer.id()))?;
         let id = id.to_owned();
         bridge::run(move || {
             // Unmounted since the counts were read, or at a reboot.
@@ -282,13 +291,17 @@ impl Store {
                 );
             }
             let (mut uids, mut gids) = (BTreeSet::new(), BTreeSet::new());
-            for above in path.ancestors().skip(1) {
-                let meta = above.symlink_metadata().at("reading the owner of", above)?;
-                uids.insert(meta.uid());
-                gids.insert(meta.gid());
+            // The root of the file system is there in every container.
+            for above in path.ancestors().skip(1).filter(|above| above.parent().is_some()) {
+                // Of a link the owner of what it leads to, too.
+                for meta in [above.symlink_metadata(), above.metadata()] {
+                    let meta = meta.at("reading the owner of", above)?;
+                    uids.insert(meta.uid());
+                    gids.insert(meta.gid());
+                }
             }
-            uids.retain(|id| !is_mapped(&uid_map, *id));
-            gids.retain(|id| !is_mapped(&gid_map, *id));
+            uids.retain(|id| !is_mapped(&mappings.uids, *id));
+            gids.retain(|id| !is_mapped(&mappings.gids, *id));
             Ok(ParentOwners {
                 uids: uids.into_iter().collect(),
                 gids: gids.into_iter().collect(),

@@ -22,6 +22,7 @@ mod extra_commands;
 mod failing;
 mod failures;
 mod help;
+mod id_mappings;
 mod kernels;
 mod many_layers;
 mod mistakes;

@@ -88,14 +88,17 @@ fn sub_ids(path: &str, user: &str) -> Result<Vec<IdMap>, CommandError> {
         }
         let fields: Vec<&str> = line.split(':').collect();
         let [owner, start, count] = fields[..] else {
-            return Err(
-                format!("{path}: cannot read the line {line:?}: not of the form USER:FIRST:COUNT").into(),
-            );
+            let what = format!("cannot parse subuid/gid information: Format not correct for {path} file");
+            return Err(format!("{what}: the line {line:?} is not of the form USER:FIRST:COUNT").into());
         };
         if owner != user && Some(owner) != number.as_deref() && user != "ALL" {
             continue;
         }
-        let bad = |_error| format!("{path}: cannot read the line {line:?}: not a number");
+        let bad = |_error| {
+            format!(
+                "string to int conversion failed during subuid/gid parsing of {path}: no number in the line {line:?}"
+            )
+        };
         let (start, count): (u32, u32) = (start.parse().map_err(bad)?, count.parse().map_err(bad)?);
         ranges.push((start, count));
     }
