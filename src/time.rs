@@ -64,6 +64,17 @@ impl Time {
         self.seconds == GO_ZERO && self.nanoseconds == 0
     }
 
+    /// Whether Go also writes it as JSON: not with an offset of a day.
+    pub(crate) fn is_written_by_go(&self) -> bool {
+        let text = self.original.as_deref().unwrap_or_default();
+        let offset = text.len().checked_sub(6).and_then(|at| text.get(at..));
+        let Some(offset) = offset.and_then(|text| text.strip_prefix(['+', '-'])) else {
+            return true;
+        };
+        let hours = digits(offset, 2).zip(digits(offset.get(3..).unwrap_or_default(), 2));
+        hours.is_none_or(|((hours, _), (minutes, _))| hours * 60 + minutes < 24 * 60)
+    }
+
     fn timestamp(&self) -> Timestamp {
         let nanoseconds = i32::try_from(self.nanoseconds).unwrap_or(0);
         Timestamp::new(self.seconds, nanoseconds).unwrap_or(Timestamp::MAX)
@@ -121,16 +132,18 @@ fn digits(text: &str, count: usize) -> Option<(u32, &str)> {
     Some((value?, rest))
 }
 
-/// Strictly `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`: what Go accepts, no more.
+/// `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`: what Go accepts, no more. Beyond RFC 3339 that is an hour of one digit, a
+/// comma for the point, and an offset of 24 hours or 60 minutes.
 fn parse(text: &str) -> Option<Time> {
     let (year, rest) = digits(text, 4)?;
     let (month, rest) = digits(rest.strip_prefix('-')?, 2)?;
     let (day, rest) = digits(rest.strip_prefix('-')?, 2)?;
-    let (hour, rest) = digits(rest.strip_prefix('T')?, 2)?;
+    let rest = rest.strip_prefix('T')?;
+    let (hour, rest) = digits(rest, 2).or_else(|| digits(rest, 1))?;
     let (minute, rest) = digits(rest.strip_prefix(':')?, 2)?;
     let (second, mut rest) = digits(rest.strip_prefix(':')?, 2)?;
     let (mut nanoseconds, mut fraction_length) = (0, 0);
-    if let Some(fraction) = rest.strip_prefix('.') {
+    if let Some(fraction) = rest.strip_prefix(['.', ',']) {
         let length = fraction.bytes().take_while(u8::is_ascii_digit).count();
         // Finer than nanoseconds is cut off.
         let (value, _) = digits(fraction, length.min(9))?;
@@ -151,7 +164,7 @@ fn parse(text: &str) -> Option<Time> {
         };
         let (hours, rest) = digits(rest.get(1..)?, 2)?;
         let (minutes, rest) = digits(rest.strip_prefix(':')?, 2)?;
-        if hours > 24 || minutes >= 60 || !rest.is_empty() {
+        if hours > 24 || minutes > 60 || !rest.is_empty() {
             return None;
         }
         sign * i32::try_from(hours * 3600 + minutes * 60).ok()?
@@ -171,6 +184,8 @@ fn parse(text: &str) -> Option<Time> {
     // What the value gives: UTC, and no more digits than the fraction needs.
     let usual = timestamp.is_ok()
         && text.ends_with('Z')
+        && text.as_bytes().get(13) == Some(&b':')
+        && !text.contains(',')
         && fraction_length <= 9
         && (fraction_length == 0 || !text.ends_with("0Z"));
     // The last day of 9999 is beyond a timestamp's range.
@@ -234,6 +249,10 @@ mod tests {
             ("2024-06-19T14:52:45.0000000019-04:30", 1_718_824_965, 1),
             ("0000-01-01T00:00:00Z", FIRST, 0),
             ("2024-02-29T00:00:00+00:00", 1_709_164_800, 0),
+            ("2024-02-29T0:00:00Z", 1_709_164_800, 0),
+            ("2024-02-29T00:00:00,5Z", 1_709_164_800, 500_000_000),
+            ("2024-02-29T00:00:00+24:00", 1_709_078_400, 0),
+            ("2024-02-29T01:00:00+00:60", 1_709_164_800, 0),
         ] {
             let time: Time = text.parse().unwrap();
             assert_eq!((time.seconds, time.nanoseconds), (seconds, nanoseconds), "{text}");
@@ -263,6 +282,10 @@ mod tests {
             "2024-06-19 19:22:45Z",
             "2024-06-19T19:22:45",
             "2024-06-19T19:22:45.Z",
+            "2024-06-19T19:22:45,Z",
+            "2024-06-19T:22:45Z",
+            "2024-06-19T19:2:45Z",
+            "2024-06-19T19:22:45+00:61",
             "2024-06-19t19:22:45z",
             "2024-06-19T19:22Z",
             "2024-02-30T19:22:45Z",
@@ -301,7 +324,7 @@ mod tests {
 
         #[test]
         fn only_unusual_text_is_kept(
-            text in "(0000|2024|9999)-(01|02|12)-(01|29|30|31)T(00|22|23|24):(00|59):(00|59|60)(\\.[019]{1,11})?\
+            text in "(0000|2024|9999)-(01|02|12)-(01|29|30|31)T(0|00|22|23|24):(00|59):(00|59|60)([.,][019]{1,11})?\
                 (Z|[+-](00|23):(00|59))"
         ) {
             if let Ok(time) = text.parse::<Time>() {

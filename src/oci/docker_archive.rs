@@ -8,14 +8,15 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{Config, DOCKER_CONFIG, Fetched, MAX_DOCUMENT};
+use super::manifest::{Config, Fetched, MAX_DOCUMENT};
 use super::reference::full_name;
 use super::tarball::Tarball;
 use crate::chunked::FileBlob;
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::store::image_manifest::{DOCKER_MANIFEST, Descriptor, MAX_LAYERS};
+use crate::store::image_manifest::{Descriptor, MAX_LAYERS};
+use crate::store::image_types::{DOCKER_CONFIG, DOCKER_MANIFEST};
 
 /// The media type that Podman's derived manifest has for the layers, although they are not compressed.
 const LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
@@ -136,7 +137,6 @@ pub(crate) fn manifest(config: &Bytes, layers: &[Descriptor]) -> Result<Fetched>
     Ok(Fetched {
         digest: Digest::sha256(&bytes),
         bytes: bytes.into(),
-        media_type: Some(DOCKER_MANIFEST.into()),
     })
 }
 

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::files;
-use super::layout::{NAME, blob_path};
+use super::index::NAME;
+use super::layout::blob_path;
 use super::manifest::MAX_DOCUMENT;
 use super::meter::Meter;
 use super::progress::Progress;

@@ -1,154 +1,47 @@
-//! Manifests, indexes and configs, parsed from untrusted bytes without I/O.
+//! Manifests and configs, parsed from untrusted bytes without I/O.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use oci_spec::image::ImageIndex;
 use serde::Deserialize;
 
-use super::platform::Platform;
+use super::index::Index;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::image_config::read_time;
-use crate::store::image_manifest::{DOCKER_MANIFEST, Descriptor, ImageManifest, OCI_CONFIG, OCI_MANIFEST};
+use crate::store::image_manifest::ImageManifest;
+use crate::store::image_types::{self, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 
 /// What is accepted for a manifest or an index.
-pub(crate) const MANIFEST_TYPES: [&str; 4] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    OCI_MANIFEST,
-    DOCKER_MANIFEST,
-];
-
-/// The config of an image of Docker.
-pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub(crate) const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST];
 
 /// Longest manifest or config that is read, as other image programs do.
 pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
-
-/// A descriptor of an index.
-fn described(entry: &oci_spec::image::Descriptor) -> Result<Descriptor> {
-    Ok(Descriptor::new(
-        entry.media_type().as_ref(),
-        entry.digest().as_ref().parse()?,
-        entry.size(),
-    ))
-}
 
 /// A manifest, index or config as a source delivers it, before it is parsed.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetched {
     pub(crate) bytes: Bytes,
     pub(crate) digest: Digest,
-    /// The media type that the source claims.
-    pub(crate) media_type: Option<String>,
 }
 
 /// A manifest or a list of them.
 #[derive(Clone, Debug)]
 pub(crate) enum Document {
     Image(ImageManifest),
-    Index(Box<ImageIndex>),
+    Index(Index),
 }
 
-/// The fields that tell the kind of a document.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Probe {
-    #[serde(default)]
-    schema_version: i64,
-    media_type: Option<String>,
-    manifests: Option<serde::de::IgnoredAny>,
-    layers: Option<serde::de::IgnoredAny>,
-    fs_layers: Option<serde::de::IgnoredAny>,
-}
-
-fn unreadable(what: &str, error: serde_json::Error) -> crate::error::Error {
-    ErrorKind::InvalidInput
-        .err(format!("{what} cannot be read"))
-        .with_source(error)
-}
-
-/// Reads a manifest or an index. `claimed` is what the source says it is.
-pub(crate) fn parse(bytes: &Bytes, claimed: Option<&str>) -> Result<Document> {
-    let refuse = |why: &str| Err(ErrorKind::NotSupported.err(why.to_owned()));
-    let probe: Probe = serde_json::from_slice(bytes).map_err(|error| unreadable("the manifest", error))?;
-    if probe.schema_version != 2 || probe.fs_layers.is_some() {
-        return refuse("manifests of schema version 1");
+/// Reads a manifest or an index. Only its bytes tell which it is, since a store keeps nothing else: what a registry claims
+/// in `Content-Type`, or an index about its entries, does not count.
+pub(crate) fn parse(bytes: &Bytes) -> Result<Document> {
+    if image_types::kind(bytes)?.is_index() {
+        return Ok(Document::Index(Index::parse(bytes)?));
     }
-    let is_index = match (probe.manifests.is_some(), probe.layers.is_some()) {
-        (true, false) => true,
-        (false, true) => false,
-        // Readers would differ in what it means.
-        (true, true) => return Err(ErrorKind::InvalidInput.err("a manifest with both layers and manifests")),
-        (false, false) => return refuse("a manifest with neither layers nor manifests"),
-    };
-    let media_type = probe.media_type.as_deref().or(claimed).unwrap_or(OCI_MANIFEST);
-    let says_index = media_type.contains("index") || media_type.contains("manifest.list");
-    if media_type != "application/json" && probe.media_type.is_some() && says_index != is_index {
-        return Err(
-            ErrorKind::InvalidInput.err(format!("a manifest that is not the {media_type:?} it says it is"))
-        );
-    }
-    if is_index {
-        let index = serde_json::from_slice(bytes).map_err(|error| unreadable("the index", error))?;
-        return Ok(Document::Index(Box::new(index)));
-    }
-    let mut manifest = ImageManifest::parse(bytes.clone())?;
-    check_image(&manifest)?;
-    let media_type = if media_type == "application/json" {
-        OCI_MANIFEST
-    } else {
-        media_type
-    };
-    media_type.clone_into(&mut manifest.media_type);
+    let manifest = ImageManifest::parse(bytes.clone())?;
+    manifest.check_readable()?;
     Ok(Document::Image(manifest))
-}
-
-/// Refuses the manifest of what is no container image, or of one that cannot be unpacked.
-pub(crate) fn check_image(manifest: &ImageManifest) -> Result<()> {
-    let config = manifest.config.media_type.as_str();
-    if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config) {
-        let what = format!("an artifact of type {config:?} is no container image");
-        return Err(ErrorKind::NotSupported.err(what));
-    }
-    let encrypted = |layer: &&Descriptor| layer.media_type.contains("+encrypted");
-    match manifest.layers.iter().find(encrypted) {
-        Some(layer) => Err(ErrorKind::NotSupported.err(format!("encrypted layer {}", layer.digest))),
-        None => Ok(()),
-    }
-}
-
-/// The manifest of an index that fits the platform best; the first of equals.
-pub(crate) fn choose(index: &ImageIndex, wanted: &Platform) -> Result<Descriptor> {
-    let mut best: Option<(usize, &oci_spec::image::Descriptor)> = None;
-    let mut offers = Vec::new();
-    for descriptor in index.manifests() {
-        let offered = match descriptor.platform() {
-            Some(platform) => Platform {
-                os: platform.os().to_string(),
-                architecture: platform.architecture().to_string(),
-                variant: platform.variant().clone(),
-            },
-            // A single image without a platform is for all platforms.
-            None if index.manifests().len() == 1 => wanted.clone(),
-            None => continue,
-        };
-        if let Some(rank) = wanted.rank(&offered)
-            && best.is_none_or(|(known, _)| rank < known)
-        {
-            best = Some((rank, descriptor));
-        }
-        offers.push(offered.to_string());
-    }
-    match best {
-        Some((_, descriptor)) => described(descriptor),
-        None => {
-            let what = format!("no image for {wanted} among those for {}", offers.join(", "));
-            Err(ErrorKind::NotFound.err(what))
-        }
-    }
 }
 
 /// The fields of a config that a pull needs.
@@ -165,18 +58,22 @@ impl Config {
         #[derive(Deserialize)]
         struct Raw {
             created: Option<String>,
+            #[serde(default)]
             rootfs: RootFs,
         }
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
         struct RootFs {
-            // `null` is how Go writes an empty list.
-            diff_ids: Option<Vec<Digest>>,
+            #[serde(default)]
+            diff_ids: Vec<Digest>,
         }
-        let raw: Raw =
-            serde_json::from_slice(bytes).map_err(|error| unreadable("the image's config", error))?;
+        let raw: Raw = serde_json::from_value(image_types::read_config(bytes)?).map_err(|error| {
+            ErrorKind::InvalidInput
+                .err("the image's config cannot be read")
+                .with_source(error)
+        })?;
         Ok(Self {
             created: read_time(raw.created.as_deref())?,
-            diff_ids: raw.rootfs.diff_ids.unwrap_or_default(),
+            diff_ids: raw.rootfs.diff_ids,
         })
     }
 }
@@ -197,6 +94,7 @@ pub(crate) fn repeated<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::image_types::{DOCKER_CONFIG, OCI_CONFIG};
 
     fn digest(text: &str) -> Digest {
         Digest::sha256(text)
@@ -211,10 +109,30 @@ mod tests {
 
     #[test]
     fn documents_are_what_they_say_or_refused() {
-        let Document::Image(image) = parse(&manifest("").into(), None).unwrap() else {
+        let Document::Image(image) = parse(&manifest("").into()).unwrap() else {
             panic!("it is an image");
         };
         assert_eq!((image.config.digest, image.config.size), (digest("config"), 3));
+        let docker = |text: &str| {
+            let typed = manifest(&format!(r#""mediaType":"{DOCKER_MANIFEST}","#));
+            parse(&typed.replace(OCI_CONFIG, text).into())
+        };
+        for config in [
+            DOCKER_CONFIG,
+            OCI_CONFIG,
+            "application/octet-stream",
+            "text/html",
+            "",
+        ] {
+            assert!(docker(config).is_ok(), "{config:?}");
+        }
+        let untyped = format!("\"mediaType\":\"{OCI_CONFIG}\",");
+        let typed = manifest(&format!(r#""mediaType":"{DOCKER_MANIFEST}","#));
+        assert!(parse(&typed.replace(&untyped, "").into()).is_ok());
+        let layer = |media_type: &str| {
+            let digest = digest("layer");
+            format!(r#""layers":[{{"mediaType":"{media_type}","digest":"{digest}","size":1}}]"#)
+        };
         for (text, kind) in [
             (manifest(r#""manifests":[],"#), ErrorKind::InvalidInput),
             (
@@ -226,58 +144,34 @@ mod tests {
                 ErrorKind::NotSupported,
             ),
             (
+                manifest(&format!(r#""mediaType":"{OCI_MANIFEST}","#)).replace(OCI_CONFIG, DOCKER_CONFIG),
+                ErrorKind::NotSupported,
+            ),
+            (
+                manifest("").replace(OCI_CONFIG, DOCKER_CONFIG),
+                ErrorKind::NotSupported,
+            ),
+            (
+                typed.replace(r#""layers":[]"#, &layer("application/vnd.oci.image.layer.v1.tar")),
+                ErrorKind::NotSupported,
+            ),
+            (
+                manifest("").replace(r#""layers":[]"#, &layer("x+encrypted")),
+                ErrorKind::NotSupported,
+            ),
+            (
                 r#"{"schemaVersion":1,"fsLayers":[]}"#.into(),
                 ErrorKind::NotSupported,
             ),
-            (r#"{"schemaVersion":2}"#.into(), ErrorKind::NotSupported),
+            (r#"{"schemaVersion":2}"#.into(), ErrorKind::InvalidInput),
             (
                 manifest("").replace("\"size\":3", "\"size\":-3"),
                 ErrorKind::InvalidInput,
             ),
             ("{".into(), ErrorKind::InvalidInput),
         ] {
-            assert_eq!(
-                parse(&text.clone().into(), None).unwrap_err().kind(),
-                kind,
-                "{text}"
-            );
+            assert_eq!(parse(&text.clone().into()).unwrap_err().kind(), kind, "{text}");
         }
-    }
-
-    #[test]
-    fn the_index_entry_for_the_platform_is_chosen() {
-        let entry = |name: &str, platform: &str| {
-            format!(
-                r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":1{platform}}}"#,
-                digest(name)
-            )
-        };
-        let platform =
-            |os: &str, arch: &str| format!(r#","platform":{{"os":"{os}","architecture":"{arch}"}}"#);
-        let index = |entries: &[String]| -> ImageIndex {
-            serde_json::from_str(&format!(
-                r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-                entries.join(",")
-            ))
-            .unwrap()
-        };
-        let two = index(&[
-            entry("unknown", &platform("unknown", "unknown")),
-            entry("arm", &platform("linux", "arm64")),
-            entry("amd", &platform("linux", "amd64")),
-        ]);
-        let chosen = |index: &ImageIndex, platform: &str| choose(index, &platform.parse().unwrap());
-        assert_eq!(chosen(&two, "linux/amd64").unwrap().digest, digest("amd"));
-        assert_eq!(chosen(&two, "linux/arm64").unwrap().digest, digest("arm"));
-        let error = chosen(&two, "linux/s390x").unwrap_err();
-        assert!(error.chain().contains("linux/arm64, linux/amd64"), "{error:?}");
-        assert_eq!(
-            chosen(&index(&[entry("only", "")]), "linux/amd64")
-                .unwrap()
-                .digest,
-            digest("only")
-        );
-        assert!(chosen(&index(&[entry("one", ""), entry("two", "")]), "linux/amd64").is_err());
     }
 
     #[test]
@@ -295,6 +189,8 @@ mod tests {
         assert_eq!(config("null").unwrap().created, None);
         assert_eq!(config(r#""0001-01-01T00:00:00Z""#).unwrap().created, None);
         assert!(config(r#""yesterday""#).is_err());
+        assert!(config(r#""""#).is_err());
+        assert_eq!(Config::parse(b"{}").unwrap().diff_ids, []);
         assert!(Config::parse(br#"{"rootfs":{"diff_ids":["sha256:xyz"]}}"#).is_err());
         assert!(
             Config::parse(br#"{"rootfs":{"diff_ids":null}}"#)

@@ -51,6 +51,7 @@ mod destination;
 mod docker_archive;
 mod download;
 mod files;
+mod index;
 mod layer_job;
 mod layers;
 mod layout;

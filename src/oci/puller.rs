@@ -25,6 +25,9 @@ use crate::store::image_record::{self, NewImage};
 use crate::store::layer_identity::image_id;
 use crate::store::views::Image;
 
+/// An index may list indexes, but not deeper than this.
+const MAX_INDEXES: usize = 4;
+
 /// The result of a pull.
 #[non_exhaustive]
 #[derive(Clone, Debug)]
@@ -236,17 +239,17 @@ impl Puller {
     async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, ImageManifest)> {
         let _turn = self.context.download(source).await?;
         let top = source.top().await?;
-        match manifest::parse(&top.bytes, top.media_type.as_deref())? {
-            Document::Image(manifest) => Ok((top.clone(), top, manifest)),
-            Document::Index(index) => {
-                let chosen = manifest::choose(&index, &self.context.options.platform)?;
-                let instance = source.manifest(&chosen.digest).await?;
-                chosen.digest.check(&instance.bytes, "the manifest")?;
-                match manifest::parse(&instance.bytes, Some(&chosen.media_type))? {
-                    Document::Image(manifest) => Ok((top, instance, manifest)),
-                    Document::Index(_) => Err(ErrorKind::NotSupported.err("an index of indexes")),
+        let mut instance = top.clone();
+        for _ in 0..=MAX_INDEXES {
+            match manifest::parse(&instance.bytes)? {
+                Document::Image(manifest) => return Ok((top, instance, manifest)),
+                Document::Index(index) => {
+                    let chosen = index.choose(&self.context.options.platform)?;
+                    instance = source.manifest(&chosen).await?;
+                    chosen.check(&instance.bytes, "the manifest")?;
                 }
             }
         }
+        Err(ErrorKind::NotSupported.err(format!("more than {MAX_INDEXES} indexes, one in the other")))
     }
 }

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use super::destination::Destination;
 use super::docker_archive;
-use super::manifest::{self, Config};
+use super::manifest::Config;
 use super::options::PushOptions;
 use super::progress::{BlobState, ImageState, Progress};
 use super::reference::ImageRef;
@@ -85,7 +85,6 @@ async fn work(
 ) -> Result<Pushed> {
     let image = store.image(image).await?;
     let manifest = store.manifest_of(&image).await?;
-    manifest::check_image(&manifest)?;
     let config = store.config_bytes(&image, &manifest).await?;
     let layers = store.layers_up_to(image.top_layer()).await?;
     let diff_ids = Config::parse(&config)?.diff_ids;

@@ -1,7 +1,7 @@
 //! Registries as sources: manifests and blobs.
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, RANGE};
+use reqwest::header::{ACCEPT, RANGE};
 use reqwest::{Method, Response, StatusCode};
 
 use super::manifest::{Fetched, MANIFEST_TYPES};
@@ -29,17 +29,11 @@ impl Repository {
     async fn fetch(&self, reference: &str, digest: Option<&Digest>) -> Result<Fetched> {
         let what = format!("fetching manifest {reference} of {}", self.image);
         let path = format!("manifests/{reference}");
-        let (media_type, bytes) = self
+        let bytes = self
             .retry
             .run(|| async {
                 let response = self.get(&path, &what, None).await?;
-                let media_type = response
-                    .headers()
-                    .get(CONTENT_TYPE)
-                    .and_then(|value| value.to_str().ok())
-                    .and_then(|value| value.split(';').next())
-                    .map(|value| value.trim().to_owned());
-                Ok((media_type, response::read_all(response, &what).await?))
+                response::read_all(response, &what).await
             })
             .await?;
         let digest = match digest {
@@ -49,11 +43,7 @@ impl Repository {
             }
             None => Digest::sha256(&bytes),
         };
-        Ok(Fetched {
-            bytes,
-            digest,
-            media_type,
-        })
+        Ok(Fetched { bytes, digest })
     }
 
     /// A small blob as a whole; not verified.

@@ -77,7 +77,6 @@ impl ImageSource {
         Ok(Fetched {
             bytes: fetched.into(),
             digest: digest.clone(),
-            media_type: None,
         })
     }
 

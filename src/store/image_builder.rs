@@ -7,9 +7,10 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
 use crate::store::image_config::{History, ImageConfig, write_time};
-use crate::store::image_manifest::{Descriptor, ImageManifest, OCI_CONFIG, OCI_LAYER};
+use crate::store::image_manifest::{Descriptor, ImageManifest, OCI_LAYER};
 use crate::store::image_name;
 use crate::store::image_record::{self, NewImage};
+use crate::store::image_types::OCI_CONFIG;
 use crate::store::views::{Image, Layer};
 
 /// What is to be different in a new image's config from that of its base image.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::image_manifest::null_is_empty;
+use crate::store::image_types;
 use crate::time::Time;
 
 /// Fields of Docker's configs that describe the container that an image was committed from, not the image.
@@ -226,6 +227,7 @@ struct Raw {
     os: String,
     #[serde(default, deserialize_with = "null_is_empty")]
     config: RunConfig,
+    #[serde(default)]
     rootfs: RawRootFs,
     #[serde(
         default,
@@ -235,7 +237,7 @@ struct Raw {
     history: Vec<RawHistory>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct RawRootFs {
     #[serde(rename = "type", default = "layers")]
     kind: String,
@@ -279,15 +281,11 @@ struct RawHistory {
 
 /// Go's zero time stands for an unknown one.
 pub(crate) fn read_time(text: Option<&str>) -> Result<Option<SystemTime>> {
-    match text {
-        None | Some("") => Ok(None),
-        Some(text) => {
-            let time: Time = text.parse()?;
-            Ok(Some(&time)
-                .filter(|time| !time.is_go_zero())
-                .map(Time::system_time))
-        }
-    }
+    let time: Option<Time> = text.map(str::parse).transpose()?;
+    Ok(time
+        .as_ref()
+        .filter(|time| !time.is_go_zero())
+        .map(Time::system_time))
 }
 
 pub(super) fn write_time(time: SystemTime) -> String {
@@ -313,7 +311,7 @@ impl ImageConfig {
 
     /// Reads a config.
     pub(crate) fn parse(bytes: Bytes, digest: Digest) -> Result<Self> {
-        let raw: Raw = serde_json::from_slice(&bytes).map_err(|error| {
+        let raw: Raw = serde_json::from_value(image_types::read_config(&bytes)?).map_err(|error| {
             ErrorKind::InvalidInput
                 .err("the image's config cannot be read")
                 .with_source(error)
@@ -414,14 +412,21 @@ mod tests {
     fn what_cannot_be_a_config_is_refused() {
         for bad in [
             "{",
-            "{}",
             r#"{"rootfs":{"diff_ids":["sha256:x"]}}"#,
             r#"{"created":"yesterday","rootfs":{}}"#,
+            r#"{"created":"","rootfs":{}}"#,
             r#"{"config":{"Env":"A=b"},"rootfs":{}}"#,
+            r#"{"history":[{"created":""}]}"#,
+            r#"{"config":{"Healthcheck":{"Retries":"3"}}}"#,
         ] {
             assert_eq!(parse(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad}");
         }
-        assert!(parse(r#"{"rootfs":{}}"#).is_ok());
+        for good in [r#"{"rootfs":{}}"#, "{}", "null"] {
+            assert!(parse(good).unwrap().diff_ids.is_empty());
+        }
+        let folded = parse(r#"{"Created":"2024-01-02T3:04:05Z","config":{"cmd":["a"],"env":null}}"#).unwrap();
+        assert!(folded.created.is_some());
+        assert_eq!(folded.run.cmd, ["a"]);
     }
 
     #[test]

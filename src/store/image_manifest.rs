@@ -4,19 +4,13 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
+use crate::store::image_types::{self, DOCKER_MANIFEST, OCI_CONFIG, OCI_MANIFEST};
 
-/// Media type of an OCI image manifest.
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// Media type of a Docker image manifest, version 2 schema 2.
-pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Media type of an OCI image config.
-pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of an uncompressed layer in OCI manifests.
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Media type of an uncompressed layer in Docker manifests.
@@ -30,7 +24,8 @@ pub(crate) const MAX_LAYERS: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// Its media type.
+    /// Its media type; empty for a config of Docker's that has none.
+    #[serde(default)]
     pub media_type: String,
     /// Its digest.
     pub digest: Digest,
@@ -86,14 +81,10 @@ pub struct ImageManifest {
 
 /// What is read of a manifest.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Raw {
+    config: Descriptor,
     #[serde(default)]
-    schema_version: i64,
-    media_type: Option<String>,
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    manifests: Option<IgnoredAny>,
+    layers: Vec<Descriptor>,
 }
 
 /// What is written of a new manifest, in this order.
@@ -123,25 +114,46 @@ fn unwritable(error: serde_json::Error) -> crate::error::Error {
 impl ImageManifest {
     /// Reads an image manifest.
     pub(crate) fn parse(bytes: Bytes) -> Result<Self> {
-        let raw: Raw = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        if raw.schema_version != 2 {
-            let what = format!("image manifests of schema version {}", raw.schema_version);
-            return Err(ErrorKind::NotSupported.err(what));
-        }
-        let (Some(config), None) = (raw.config, raw.manifests) else {
+        let kind = image_types::kind(&bytes)?;
+        if kind.is_index() {
             return Err(ErrorKind::NotSupported.err("a list of images where an image manifest is expected"));
-        };
-        let layers = raw.layers.unwrap_or_default();
-        if layers.len() > MAX_LAYERS {
-            return Err(ErrorKind::InvalidInput.err(format!("an image with {} layers", layers.len())));
+        }
+        let raw: Raw = serde_json::from_value(image_types::read_manifest(&bytes)?).map_err(unreadable)?;
+        if raw.layers.len() > MAX_LAYERS {
+            return Err(ErrorKind::InvalidInput.err(format!("an image with {} layers", raw.layers.len())));
         }
         Ok(Self {
             digest: Digest::sha256(&bytes),
-            media_type: raw.media_type.unwrap_or_else(|| OCI_MANIFEST.to_owned()),
-            config,
-            layers,
+            media_type: kind.media_type().to_owned(),
+            config: raw.config,
+            layers: raw.layers,
             bytes,
         })
+    }
+
+    /// Refuses a manifest that image programs cannot read in a store.
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        let config = &self.config.media_type;
+        if !self.is_docker() && config != OCI_CONFIG {
+            let what =
+                format!("a config of media type {config:?} in an OCI manifest: it is no container image");
+            return Err(ErrorKind::NotSupported.err(what));
+        }
+        for Descriptor {
+            media_type, digest, ..
+        } in &self.layers
+        {
+            let why = if media_type.ends_with("+encrypted") {
+                "is encrypted"
+            } else if self.is_docker() && !image_types::is_docker_type(media_type) {
+                "has a media type that manifests of Docker's do not know"
+            } else {
+                continue;
+            };
+            let what = format!("layer {digest} of media type {media_type:?} {why}");
+            return Err(ErrorKind::NotSupported.err(what));
+        }
+        Ok(())
     }
 
     /// Writes an OCI image manifest.
@@ -201,7 +213,10 @@ impl ImageManifest {
         if all_same && types.is_none() {
             return Ok(self);
         }
-        let mut document: Map<String, Value> = serde_json::from_slice(&self.bytes).map_err(unreadable)?;
+        let mut document = image_types::read_manifest(&self.bytes)?;
+        let document = document
+            .as_object_mut()
+            .ok_or_else(|| ErrorKind::InvalidInput.err("the image's manifest is no object"))?;
         let listed = document.get_mut("layers").and_then(Value::as_array_mut);
         let mut listed = listed.map(std::mem::take).unwrap_or_default().into_iter();
         let mut entries = Vec::with_capacity(layers.len());
@@ -229,7 +244,7 @@ impl ImageManifest {
             }
         }
         document.insert("mediaType".into(), self.media_type.as_str().into());
-        self.bytes = crate::json::to_bytes(&document).map_err(unwritable)?.into();
+        self.bytes = crate::json::to_bytes(document).map_err(unwritable)?.into();
         self.digest = Digest::sha256(&self.bytes);
         self.layers = layers.to_vec();
         Ok(self)
@@ -304,28 +319,30 @@ mod tests {
         assert_eq!(value["layers"][1], serde_json::to_value(&new).unwrap());
     }
 
-    /// A list in place of an object is read, by the rules of the parser, and must not be taken for one.
-    #[test]
-    fn a_manifest_of_lists_is_not_rewritten() {
-        let document = serde_json::json!([2, OCI_MANIFEST, layer("config"), [layer("a")], null]);
-        if let Ok(read) = ImageManifest::parse(document.to_string().into()) {
-            let error = read.with_layers(&[layer("b")]).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        }
-    }
-
     #[test]
     fn what_is_no_image_manifest_is_refused() {
         let text = String::from_utf8(written().bytes.to_vec()).unwrap();
         for (text, kind) in [
             ("{".to_owned(), ErrorKind::InvalidInput),
             (text.replace("\"size\":5", "\"size\":-5"), ErrorKind::InvalidInput),
-            (text.replace(":2,", ":1,"), ErrorKind::NotSupported),
             (
-                text.replace("\"layers\"", "\"manifests\""),
+                text.replace(":2,", ":1,").replace(OCI_MANIFEST, ""),
                 ErrorKind::NotSupported,
             ),
-            (text.replace("\"config\"", "\"other\""), ErrorKind::NotSupported),
+            (
+                text.replace("\"layers\"", "\"manifests\""),
+                ErrorKind::InvalidInput,
+            ),
+            (
+                text.replace(OCI_MANIFEST, image_types::OCI_INDEX),
+                ErrorKind::InvalidInput,
+            ),
+            (
+                format!(r#"{{"mediaType":"{}","manifests":[]}}"#, image_types::OCI_INDEX),
+                ErrorKind::NotSupported,
+            ),
+            (text.replace("\"config\"", "\"other\""), ErrorKind::InvalidInput),
+            (format!("[2,{text}]"), ErrorKind::InvalidInput),
         ] {
             let error = ImageManifest::parse(text.clone().into()).unwrap_err();
             assert_eq!(error.kind(), kind, "{text}");

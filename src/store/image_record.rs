@@ -19,6 +19,8 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::ImageOptions;
 use crate::store::Store;
+use crate::store::image_manifest::ImageManifest;
+use crate::store::image_types;
 use crate::store::views::Image;
 
 /// The metadata of an image.
@@ -80,7 +82,12 @@ pub(crate) async fn known_config(store: &Store, digest: &Digest) -> Result<Optio
 /// Writes the record with its names in one step, or completes the one that is there.
 ///
 /// Names of other images are taken from them.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] and [`ErrorKind::NotSupported`] for an image that image programs cannot read.
 pub(crate) async fn write(store: &Store, new: NewImage) -> Result<Image> {
+    image_types::read_config(&new.config.1)?;
+    ImageManifest::parse(new.instance.1.clone())?.check_readable()?;
     let items = new.items();
     let known = match existing(store, &new.id).await? {
         Some(image) => Some(image),

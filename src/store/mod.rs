@@ -91,6 +91,7 @@ pub(crate) mod image_config;
 pub(crate) mod image_manifest;
 mod image_name;
 pub(crate) mod image_record;
+pub(crate) mod image_types;
 pub(crate) mod inner;
 pub(crate) mod layer_identity;
 mod layer_steps;
@@ -102,6 +103,7 @@ mod roots;
 pub(crate) mod stage;
 #[cfg(feature = "pull")]
 pub(crate) mod transfer_dirs;
+mod typed_json;
 pub(crate) mod views;
 
 use std::collections::BTreeMap;

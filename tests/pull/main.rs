@@ -33,9 +33,12 @@ mod known_by_toc;
 mod layouts;
 mod library;
 mod memory;
+#[expect(dead_code, reason = "for tests of sign-in and pushes")]
+mod odd_registry;
 mod offered_layers;
 mod push;
 mod ranges;
+mod readable;
 mod records;
 mod registry;
 mod resume;
