@@ -19,6 +19,7 @@ mod processors;
 pub(crate) mod random;
 pub(crate) mod reserve;
 pub(crate) mod spare;
+pub(crate) mod sparse_read;
 pub(crate) mod sync_tracker;
 pub(crate) mod tree;
 pub(crate) mod unnamed;

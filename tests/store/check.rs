@@ -26,7 +26,19 @@ fn base() -> Vec<u8> {
         .entry(TarEntry::fifo("fifo").mode(0o600))
         .entry(TarEntry::file("set-id", "x").mode(0o4755))
         .file("deep/in/a/tree/without/entries", "x")
+        .entry(sparse())
+        .entry(TarEntry::dir("again/"))
+        .file("again/old", "old")
         .build()
+}
+
+/// A file of 200,000 bytes with five of them in the middle.
+fn sparse() -> TarEntry {
+    TarEntry::file("GNUSparseFile.0/sparse", "inner")
+        .pax("GNU.sparse.size", "200000")
+        .pax("GNU.sparse.numblocks", "2")
+        .pax("GNU.sparse.map", "100000,5,200000,0")
+        .pax("GNU.sparse.name", "sparse")
 }
 
 /// One that deletes, replaces and adds.
@@ -38,6 +50,9 @@ fn top() -> Vec<u8> {
         .file("emptied/new", "new")
         .entry(TarEntry::dir("dir/").mode(0o750))
         .file("dir/one", "another one")
+        .entry(TarEntry::whiteout("again"))
+        .entry(TarEntry::dir("again/"))
+        .file("again/new", "new")
         .build()
 }
 
@@ -118,6 +133,15 @@ fn overwrite(path: &Path, content: &str) {
     let before = std::fs::metadata(path).unwrap();
     std::fs::write(path, content).unwrap();
     set_mtime(path, std::os::unix::fs::MetadataExt::mtime(&before));
+}
+
+/// Changes some bytes of a file and nothing else.
+fn overwrite_at(path: &Path, offset: u64, content: &[u8]) {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let mtime = file.metadata().unwrap().mtime();
+    file.write_all_at(content, offset).unwrap();
+    set_mtime(path, mtime);
 }
 
 /// A way to damage the tree of a layer, and the lines that tell of it. `whole` where the driver keeps complete trees.
@@ -236,6 +260,35 @@ fn damages() -> Vec<Damage> {
                 "/set-id(filetype:48\u{ffeb}50), layer content modified",
             ],
         ),
+        of(
+            "a sparse file has other data",
+            |root| overwrite_at(&root.join("sparse"), 100_001, b"N"),
+            &["/sparse(content), layer content modified"],
+        ),
+        of(
+            "a sparse file has data in a hole",
+            |root| overwrite_at(&root.join("sparse"), 3, b"x"),
+            &["/sparse(content), layer content modified"],
+        ),
+        of(
+            "a directory without an entry has another mode",
+            |root| std::fs::set_permissions(root.join("deep/in"), PermissionsExt::from_mode(0o4711)).unwrap(),
+            &["/deep/in(mode:0755\u{ffeb}4711), layer content modified"],
+        ),
+        Damage {
+            name: "what was deleted and brought again has another mode",
+            in_top: true,
+            damage: |root| {
+                std::fs::set_permissions(root.join("again/new"), PermissionsExt::from_mode(0o600)).unwrap();
+            },
+            expected: &["/again/new(mode:0644\u{ffeb}0600), layer content modified"],
+        },
+        Damage {
+            name: "something was added to what was deleted and brought again",
+            in_top: true,
+            damage: |root| std::fs::write(root.join("again/added"), "x").unwrap(),
+            expected: &["+/again/added, layer content modified"],
+        },
         Damage {
             name: "what was replaced is another one",
             in_top: true,

@@ -28,6 +28,12 @@ const MAX_SPECIAL: u64 = 1 << 20;
 pub(crate) trait ChunkSource {
     /// The next chunk, `None` at the end of the stream. Empty chunks are allowed.
     fn next_chunk(&mut self) -> Result<Option<Bytes>>;
+
+    /// Whether what comes next, the payload of a sparse file, is the whole file with its holes as zeros, and no map. That is
+    /// so in what the Go library records of a stream, which is not the stream itself then.
+    fn is_expanded(&mut self) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// One entry of an archive, extended headers applied. Reused from entry to entry for its allocations.
@@ -348,6 +354,11 @@ impl<S: ChunkSource> TarReader<S> {
         }
         if !size.is_empty() {
             entry.declared_size = pax::decimal(size).ok_or_else(|| bad(self))?;
+        }
+        if self.chunk.is_empty() && self.source.is_expanded()? {
+            // The padding is that of the stream.
+            self.payload = u64::try_from(entry.declared_size).map_err(|_reason| bad(self))?;
+            return Ok(None);
         }
         if form == PaxForm::InHeader {
             return sparse::pax_map(&entry.records).map(Some).ok_or_else(|| bad(self));

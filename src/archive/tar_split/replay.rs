@@ -66,6 +66,8 @@ enum Contents {
 pub(crate) struct DamagedFile {
     /// Its name in the archive, not cleaned.
     pub(crate) name: Vec<u8>,
+    /// The recorded checksum.
+    pub(crate) crc: [u8; 8],
     /// What is wrong with it.
     pub(crate) error: Error,
 }
@@ -209,7 +211,7 @@ impl<R: Read> Replay<R> {
                     },
                     Ok(None) => Current::Zeros { rest, crc },
                     Err(error) => {
-                        self.note(name, error)?;
+                        self.note(name, crc, error)?;
                         Current::Zeros { rest, crc }
                     }
                 }
@@ -230,12 +232,25 @@ impl<R: Read> Replay<R> {
     }
 
     /// What is wrong with a file: noted, or the end of the stream.
-    fn note(&mut self, name: Vec<u8>, error: Error) -> Result<()> {
+    fn note(&mut self, name: Vec<u8>, crc: [u8; 8], error: Error) -> Result<()> {
         if self.contents != Contents::Examined {
             return Err(error);
         }
-        self.damaged.push(DamagedFile { name, error });
+        self.damaged.push(DamagedFile { name, crc, error });
         Ok(())
+    }
+
+    /// Whether a file comes next, and not bytes of the tar-split file.
+    pub(crate) fn is_at_file(&mut self) -> Result<bool> {
+        while matches!(self.current, Current::Nothing) {
+            if !self.next()? {
+                return Ok(false);
+            }
+        }
+        Ok(matches!(
+            self.current,
+            Current::File { .. } | Current::Zeros { .. }
+        ))
     }
 
     /// Appends at most `room` bytes that come from one place. `None` at the end; perhaps nothing was appended otherwise.
@@ -290,16 +305,11 @@ impl<R: Read> Replay<R> {
                 let count = match read.and_then(|count| if count == 0 { Err(early()) } else { Ok(count) }) {
                     Ok(count) => count,
                     Err(error) => {
-                        let (name, zeros) = (
-                            std::mem::take(name),
-                            Current::Zeros {
-                                rest: *rest,
-                                crc: *crc,
-                            },
-                        );
+                        let (name, crc) = (std::mem::take(name), *crc);
+                        let zeros = Current::Zeros { rest: *rest, crc };
                         self.crc = Crc::new();
                         self.current = zeros;
-                        return self.note(name, error);
+                        return self.note(name, crc, error);
                     }
                 };
                 *rest = rest.saturating_sub(count as u64);
@@ -308,14 +318,14 @@ impl<R: Read> Replay<R> {
                     self.crc.update(out.get(start..).unwrap_or_default());
                     if *rest == 0 && self.crc.take() != *crc {
                         let what = format!("file integrity checksum failed for {}", path::show(name));
-                        damage = Some((std::mem::take(name), modified(what)));
+                        damage = Some((std::mem::take(name), *crc, modified(what)));
                     }
                 }
                 if *rest == 0 {
                     self.current = Current::Nothing;
                 }
-                if let Some((name, error)) = damage {
-                    self.note(name, error)?;
+                if let Some((name, crc, error)) = damage {
+                    self.note(name, crc, error)?;
                 }
             }
         }

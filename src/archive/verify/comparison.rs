@@ -5,8 +5,6 @@
 //! the times of directories: mounting and creating containers can change them (podman's issue 25101), and a name that was
 //! added or removed is found anyway.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::fs::{FileType, Stat};
@@ -23,6 +21,7 @@ use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::overlay_marks::Marks;
 use crate::error::{IoContext as _, Result};
 use crate::sys::at;
+use crate::sys::sparse_read::{Piece, SparseReader};
 
 const DOING: &str = "looking at a file of the layer";
 
@@ -53,7 +52,7 @@ pub(crate) struct TreeCheck {
 /// A file whose content is being compared.
 struct Reading {
     path: Vec<u8>,
-    file: File,
+    file: SparseReader,
     crc: Crc,
     expected: [u8; 8],
     changes: Vec<AttributeChange>,
@@ -165,8 +164,7 @@ impl TreeCheck {
             }
             return Ok(());
         }
-        // Made so that something in it can be hidden.
-        let leads = is_dir && self.marks.is_some() && self.expected.leads_to_mark(&path);
+        let leads = is_dir && self.expected.leads_to_mark(&path);
         if !unsure && !leads {
             self.note(&path, DifferenceKind::Added { is_dir });
         }
@@ -218,6 +216,11 @@ impl TreeCheck {
         let mut changes = match item.what {
             // overlayfs' mark is what was made of such an entry.
             What::Device { number: 0, .. } if self.is_whiteout(&stat) => Vec::new(),
+            What::Directory { implied: true } if is_dir => {
+                let below = self.marks.as_ref().map(|marks| marks.stat_below(&path));
+                let below = below.transpose()?.flatten();
+                self.comparing.compare_implied(&stat, below.as_ref())
+            }
             _ => self.comparing.compare(dir, name, &stat, item),
         };
         if let Some(marks) = &self.marks {
@@ -234,7 +237,7 @@ impl TreeCheck {
                 match content {
                     Content::Recorded(sum) => Some(sum),
                     Content::Read(sum) if !item.own => Some(sum),
-                    Content::Read(_) | Content::Unknown => None,
+                    Content::Read(_) => None,
                 }
             }
             _ => None,
@@ -266,22 +269,26 @@ impl TreeCheck {
     }
 
     /// Opens the walk's current entry, a regular file.
-    fn open(&self) -> std::io::Result<File> {
+    fn open(&self) -> std::io::Result<SparseReader> {
         let dir = self.walk.dir().map_err(std::io::Error::from)?;
-        Ok(at::open_file_at(dir, self.walk.name())?.into())
+        SparseReader::new(at::open_file_at(dir, self.walk.name())?.into())
     }
 
     /// Reads a piece of a file.
     fn read_on(&mut self, mut reading: Reading) {
         self.buffer.resize(READ_SIZE, 0);
-        match reading.file.read(&mut self.buffer) {
-            Ok(0) => {
+        match reading.file.next(&mut self.buffer) {
+            Ok(Piece::End) => {
                 if reading.crc.take() != reading.expected {
                     reading.changes.push(AttributeChange::Content);
                 }
             }
-            Ok(count) => {
-                reading.crc.update(self.buffer.get(..count).unwrap_or_default());
+            Ok(piece) => {
+                match piece {
+                    Piece::Data(count) => reading.crc.update(self.buffer.get(..count).unwrap_or_default()),
+                    Piece::Hole(length) => reading.crc.zeros(length),
+                    Piece::End => {}
+                }
                 self.reading = Some(reading);
                 return;
             }
@@ -314,7 +321,10 @@ impl TreeCheck {
         };
         let root = rustix::io::fcntl_dupfd_cloexec(self.walk.dir()?, 0).during("using the root directory")?;
         let sure = |path: &Vec<u8>| !self.expected.is_unsure(path);
-        let deleted: Vec<Vec<u8>> = self.expected.deleted().filter(sure).collect();
+        let deleted = self.expected.deleted().filter(sure);
+        let deleted: Vec<Vec<u8>> = deleted
+            .filter(|path| !self.expected.replaces_directory(path))
+            .collect();
         let opaque = self.expected.opaque().filter(sure);
         let opaque: Vec<Vec<u8>> = opaque.filter(|path| !path.is_empty()).collect();
         for path in &deleted {

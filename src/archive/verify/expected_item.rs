@@ -62,8 +62,6 @@ pub(crate) enum Content {
     Read([u8; 8]),
     /// Its checksum, which nothing has been compared with: the layer's record has the content too.
     Recorded([u8; 8]),
-    /// Nothing.
-    Unknown,
 }
 
 impl Item {

@@ -26,21 +26,28 @@ const MAX_SIZE: usize = 256 << 20;
 /// What a name takes besides its path.
 const NAME_SIZE: usize = 160;
 
+/// The directory in which AUFS has kept files that are linked from several places. Not all programs unpack it.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk/";
+
 /// See the module's head.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ExpectedTree {
-    items: Vec<Item>,
-    names: BTreeMap<Box<[u8]>, u32>,
+    pub(super) items: Vec<Item>,
+    pub(super) names: BTreeMap<Box<[u8]>, u32>,
     /// Names that the layers below shall not have.
     deleted: BTreeSet<Box<[u8]>>,
     /// Directories in which the layers below shall have nothing.
     opaque: BTreeSet<Box<[u8]>>,
     /// Below these nothing is compared: programs disagree on what is there.
-    unsure: BTreeSet<Box<[u8]>>,
+    pub(super) unsure: BTreeSet<Box<[u8]>>,
+    /// Directories in which something is deleted: some programs make those that are missing.
+    pub(super) possible: BTreeSet<Box<[u8]>>,
+    /// Directories of which the layer has said nothing when something in them came.
+    pub(super) assumed: BTreeSet<Box<[u8]>>,
     /// Memory that all of it takes.
     size: usize,
     /// The directory in which the last entry was.
-    last_parent: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) last_parent: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// What following a path to a directory comes to.
@@ -89,6 +96,7 @@ fn covers(set: &BTreeSet<Box<[u8]>>, path: &[u8]) -> bool {
         .map(|(index, _)| index);
     ends.chain([key.len()])
         .any(|end| set.contains(key.get(..end).unwrap_or_default()))
+        || set.contains(&b""[..])
 }
 
 impl ExpectedTree {
@@ -104,7 +112,7 @@ impl ExpectedTree {
         Some((name, self.item(*index)?))
     }
 
-    fn item(&self, index: u32) -> Option<&Item> {
+    pub(super) fn item(&self, index: u32) -> Option<&Item> {
         self.items.get(usize::try_from(index).ok()?)
     }
 
@@ -133,22 +141,46 @@ impl ExpectedTree {
         self.empties(path) || self.deletes(path) || self.empties(split(path).0)
     }
 
+    /// Whether the file of an entry, by its name in the archive and its checksum, is there after the whole archive was unpacked.
+    /// One that a later entry has replaced is not.
+    pub(crate) fn keeps(&self, name: &[u8], sum: [u8; 8]) -> bool {
+        let mut path = Vec::new();
+        clean(name, &mut path);
+        let (parent, base) = split(&path);
+        let Some(mut path) = self.find_dir(parent) else {
+            return false;
+        };
+        push(&mut path, base);
+        let is_kept = |item: &Item| match item.what {
+            What::File { content, .. } => {
+                let (Content::Read(found) | Content::Recorded(found)) = content;
+                found == sum
+            }
+            // The headers alone do not tell.
+            What::Unknown => true,
+            _ => false,
+        };
+        !self.is_unsure(&path) && self.get(&path).is_some_and(is_kept)
+    }
+
+    /// Whether the layer says both that the layers below do not have this name and that it is a directory: some programs show
+    /// what the layers below have in it.
+    pub(crate) fn replaces_directory(&self, path: &[u8]) -> bool {
+        let is_dir = |item: &Item| matches!(item.what, What::Directory { .. });
+        self.deletes(path) && self.get(path).is_some_and(is_dir)
+    }
+
     /// Whether nothing is known of what is at a path.
     pub(crate) fn is_unsure(&self, path: &[u8]) -> bool {
         covers(&self.unsure, path)
     }
 
-    /// Whether a directory may be there only so that something below it can be hidden.
+    /// Whether a directory may be there only because something in it is deleted.
     pub(crate) fn leads_to_mark(&self, path: &[u8]) -> bool {
-        let (start, end) = below(path);
-        let has = |set: &BTreeSet<Box<[u8]>>| {
-            let range = (Bound::Included(&*start), Bound::Excluded(&*end));
-            set.range::<[u8], _>(range).next().is_some()
-        };
-        self.opaque.contains(&*key(path)) || has(&self.deleted) || has(&self.opaque)
+        self.possible.contains(&*key(path))
     }
 
-    fn count(&mut self, path: &[u8], more: usize) -> Result<()> {
+    pub(super) fn count(&mut self, path: &[u8], more: usize) -> Result<()> {
         self.size = self.size.saturating_add(path.len() + more + NAME_SIZE);
         if self.size > MAX_SIZE {
             return Err(ErrorKind::NotSupported.err("checking a layer with so many names"));
@@ -156,7 +188,7 @@ impl ExpectedTree {
         Ok(())
     }
 
-    fn insert(&mut self, path: &[u8], item: Item) -> Result<()> {
+    pub(super) fn insert(&mut self, path: &[u8], item: Item) -> Result<()> {
         let attributes = item.attributes.iter().flat_map(|list| list.iter());
         let more = attributes.map(|(name, value)| name.len() + value.len()).sum();
         self.count(path, more)?;
@@ -166,7 +198,7 @@ impl ExpectedTree {
         Ok(())
     }
 
-    fn remove_below(&mut self, path: &[u8]) {
+    pub(super) fn remove_below(&mut self, path: &[u8]) {
         let (start, end) = below(path);
         let range = (Bound::Included(&*start), Bound::Excluded(&*end));
         let names: Vec<Box<[u8]>> = self
@@ -177,22 +209,36 @@ impl ExpectedTree {
         for name in names {
             self.names.remove(&name);
         }
+        let no_more: Vec<Box<[u8]>> = self.possible.range::<[u8], _>(range).cloned().collect();
+        for name in no_more {
+            self.possible.remove(&name);
+        }
     }
 
     /// Makes room for something that is no directory, or for a directory where there is none.
-    fn displace(&mut self, path: &[u8]) {
-        if let Some(Item {
-            what: What::Directory { .. },
-            ..
-        }) = self.get(path)
+    pub(super) fn displace(&mut self, path: &[u8]) {
+        let key = key(path);
+        if self.possible.remove(&key)
+            || matches!(
+                self.get(path).map(|item| &item.what),
+                Some(What::Directory { .. })
+            )
         {
             self.remove_below(path);
         }
-        self.names.remove(&*key(path));
+        self.names.remove(&key);
         self.last_parent = None;
     }
 
-    fn unsure(&mut self, path: &[u8]) {
+    /// Makes room for something new.
+    pub(super) fn make_room(&mut self, path: &[u8], is_dir: bool) {
+        // A directory that may be there stays, with what may be in it.
+        if !is_dir || !self.possible.remove(&*key(path)) {
+            self.displace(path);
+        }
+    }
+
+    pub(super) fn unsure(&mut self, path: &[u8]) {
         self.unsure.insert(key(path));
     }
 
@@ -212,24 +258,39 @@ impl ExpectedTree {
             WhiteoutName::None => {}
             WhiteoutName::Invalid => return Ok(()),
             WhiteoutName::Opaque => {
-                self.count(parent, 0)?;
-                self.opaque.insert(key(parent));
+                let literal = parent;
+                let Some(parent) = self.place(parent)? else {
+                    return Ok(());
+                };
+                self.count(&parent, 0)?;
+                if parent != literal {
+                    // Programs disagree on whether a link is followed.
+                    self.unsure(&parent);
+                }
+                // Some programs take away what the archive itself has brought, if no entry describes the directory.
+                for path in self.implied_in(&parent) {
+                    self.unsure(&path);
+                }
+                self.opaque.insert(key(&parent));
                 return Ok(());
             }
             WhiteoutName::Deleted(name) => {
-                let mut path = parent.to_vec();
+                let Some(mut path) = self.place(parent)? else {
+                    return Ok(());
+                };
+                let by_link = path != parent;
                 push(&mut path, name);
                 self.count(&path, 0)?;
-                if self.names.contains_key(&*key(&path)) {
-                    // Some programs take away what the archive itself has brought.
+                if by_link || self.names.contains_key(&*key(&path)) {
+                    // Programs disagree on whether a link is followed; some take away what the archive itself has brought.
                     self.unsure(&path);
                 }
                 self.deleted.insert(key(&path));
                 return Ok(());
             }
         }
-        if self.deletes(&path) {
-            self.unsure(&path);
+        if path.starts_with(AUFS_LINKS) {
+            self.unsure(AUFS_LINKS.strip_suffix(b"/").unwrap_or(AUFS_LINKS));
         }
         let Some(parent) = self.parent(parent)? else {
             self.unsure(&path);
@@ -267,13 +328,36 @@ impl ExpectedTree {
             now.attributes = added(before, now.attributes.take());
             return Ok(());
         }
-        self.displace(&path);
+        self.make_room(&path, is_dir);
         self.insert(&path, item)
+    }
+
+    /// The directories in one that no entry describes.
+    fn implied_in(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        let (start, end) = below(path);
+        let start = if path.is_empty() { Vec::new() } else { start };
+        let is_in = |name: &[u8]| !name.get(start.len()..).unwrap_or_default().contains(&0);
+        let range = (Bound::Included(&*start), Bound::Excluded(&*end));
+        let range = if path.is_empty() {
+            (Bound::Unbounded, Bound::Unbounded)
+        } else {
+            range
+        };
+        let found = self.names.range::<[u8], _>(range).filter(|(name, index)| {
+            let item = self.item(**index);
+            is_in(name) && item.is_some_and(|item| matches!(item.what, What::Directory { implied: true }))
+        });
+        found.map(|(name, _)| path_of(name)).collect()
     }
 
     fn hard_link(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
         let mut target = Vec::new();
         clean(&entry.link, &mut target);
+        if target.starts_with(AUFS_LINKS) {
+            // Some programs make a copy, with the metadata of the other entry.
+            self.displace(path);
+            return self.insert(path, Item::of(entry, What::Unknown));
+        }
         let (above, name) = split(&target);
         let target = match self.find_dir(above) {
             Some(mut dir) => {
@@ -378,6 +462,7 @@ impl ExpectedTree {
                 return Ok(None);
             }
             self.insert(&real, Item::implied_directory())?;
+            self.assumed.insert(key(&real));
             path = real;
             for name in rest.iter().rev() {
                 push(&mut path, name);
@@ -385,84 +470,36 @@ impl ExpectedTree {
         }
     }
 
+    /// The path without links of a directory in which something is deleted; `None` if something else is in the way. Programs
+    /// disagree on whether that makes the directories that are missing.
+    fn place(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut path = match self.resolve(path, &mut 0) {
+            Resolved::Directory(real) => return Ok(Some(real)),
+            Resolved::Blocked => return Ok(None),
+            // Where nothing is, no link is followed.
+            Resolved::Missing { real, rest } => {
+                let mut path = real;
+                for name in rest.iter().rev() {
+                    push(&mut path, name);
+                }
+                path
+            }
+        };
+        let found = path.clone();
+        while !path.is_empty() && self.get(&path).is_none() && self.possible.insert(key(&path)) {
+            self.count(&path, 0)?;
+            self.assumed.insert(key(&path));
+            path.truncate(split(&path).0.len());
+        }
+        Ok(Some(found))
+    }
+
     /// The path without links of a directory that is there.
-    fn find_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn find_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
         match self.resolve(path, &mut 0) {
             Resolved::Directory(real) => Some(real),
             Resolved::Missing { .. } | Resolved::Blocked => None,
         }
-    }
-
-    /// Puts the tree of a layer on that of the layers below, which becomes the tree of all of them.
-    ///
-    /// # Errors
-    /// As [`ExpectedTree::add`].
-    pub(crate) fn put_on(self, lower: &mut Self) -> Result<()> {
-        lower.last_parent = None;
-        for item in &mut lower.items {
-            item.own = false;
-        }
-        for path in self.deleted() {
-            lower.displace(&path);
-        }
-        for path in self.opaque() {
-            match path.is_empty() {
-                true => lower.names.clear(),
-                false => lower.remove_below(&path),
-            }
-        }
-        // Some programs follow a link of the layers below where others replace it.
-        let implied: Vec<Vec<u8>> = self
-            .names
-            .iter()
-            .filter(|(_, index)| {
-                let item = self.item(**index);
-                item.is_some_and(|item| matches!(item.what, What::Directory { implied: true }))
-            })
-            .map(|(name, _)| path_of(name))
-            .collect();
-        for path in implied {
-            let link = matches!(
-                lower.get(&path).map(|item| &item.what),
-                Some(What::SymbolicLink(_))
-            );
-            if link {
-                lower.unsure(&path);
-                if let Some(target) = lower.find_dir(&path) {
-                    lower.unsure(&target);
-                }
-            }
-        }
-        let mut moved: BTreeMap<u32, u32> = BTreeMap::new();
-        for (name, index) in &self.names {
-            let Some(item) = self.item(*index) else { continue };
-            let path = path_of(name);
-            let here = lower.names.get(name).copied();
-            let dir_here = here.filter(|index| {
-                let item = lower.item(*index);
-                item.is_some_and(|item| matches!(item.what, What::Directory { .. }))
-            });
-            if let What::Directory { implied } = item.what
-                && let Some(index) = dir_here
-            {
-                let here = usize::try_from(index).ok();
-                if let (false, Some(here)) = (implied, here.and_then(|here| lower.items.get_mut(here))) {
-                    *here = item.clone();
-                }
-                continue;
-            }
-            lower.displace(&path);
-            if let Some(index) = moved.get(index) {
-                lower.count(&path, 0)?;
-                lower.names.insert(name.clone(), *index);
-                continue;
-            }
-            lower.insert(&path, item.clone())?;
-            let last = u32::try_from(lower.items.len() - 1).unwrap_or(u32::MAX);
-            moved.insert(*index, last);
-        }
-        lower.unsure.extend(self.unsure);
-        Ok(())
     }
 }
 

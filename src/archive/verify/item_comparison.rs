@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FileType, Stat};
 
 use crate::archive::apply::metadata::kind;
+use crate::archive::verify::acl::{self, ACCESS_ACL};
 use crate::archive::verify::difference::AttributeChange;
 use crate::archive::verify::expected_item::{Attributes, CAPABILITIES, Item, UNSURE_TIME, What};
 use crate::idmap::{IdMappings, Owner};
@@ -42,7 +43,7 @@ impl Comparing {
         let mut changes = Vec::new();
         let found = letter(kind(stat));
         let expected = match &item.what {
-            What::Directory { implied: true } if found == b'5' => return changes,
+            What::Directory { implied: true } if found == b'5' => return self.compare_implied(stat, None),
             What::Unknown => return changes,
             What::Directory { .. } => b'5',
             What::File { .. } => b'0',
@@ -60,7 +61,8 @@ impl Comparing {
         let mode = stat.st_mode & 0o7777;
         let readable = if expected == b'5' { 0o500 } else { 0o400 };
         let may_be_readable = self.checked && mode == item.mode | readable;
-        if expected != b'2' && mode != item.mode && !may_be_readable && !self.ignore_modes {
+        let by_acl = || acl_mode(item).is_some_and(|of_acl| mode == item.mode & 0o7000 | of_acl);
+        if expected != b'2' && mode != item.mode && !may_be_readable && !self.ignore_modes && !by_acl() {
             changes.push(AttributeChange::Mode {
                 expected: item.mode,
                 found: mode,
@@ -96,7 +98,41 @@ impl Comparing {
             }
             _ => {}
         }
-        self.compare_attributes(dir, name, item, &mut changes);
+        self.compare_attributes(dir, name, stat, item, &mut changes);
+        changes
+    }
+
+    /// What is different of a directory that no entry describes. It is as `below`, in the layers below, or as programs make one
+    /// that is missing: with the permissions that one of the usual file creation masks leaves.
+    pub(super) fn compare_implied(&self, stat: &Stat, below: Option<&Stat>) -> Vec<AttributeChange> {
+        const LEFT: [u32; 6] = [0o755, 0o700, 0o750, 0o775, 0o770, 0o777];
+        let mut changes = Vec::new();
+        let (mode, root) = (stat.st_mode & 0o7777, rustix::process::geteuid().as_raw());
+        let as_below = below.is_some_and(|below| {
+            mode == below.st_mode & 0o7777 && (stat.st_uid, stat.st_gid) == (below.st_uid, below.st_gid)
+        });
+        if as_below {
+            return changes;
+        }
+        let (uid, gid) = (stat.st_uid, stat.st_gid);
+        let of_root = self
+            .mappings
+            .to_container(Owner { uid, gid })
+            .is_ok_and(|found| found.uid == 0);
+        // One in a set-group-ID directory has that bit too, and the group.
+        if !self.ignore_modes && !LEFT.contains(&(mode & !0o2000)) {
+            changes.push(AttributeChange::Mode {
+                expected: 0o755,
+                found: mode,
+            });
+        }
+        // The Go library gives it, in the complete trees of its vfs driver, to the user that runs it.
+        if !self.ignore_owners && !of_root && uid != root {
+            changes.push(AttributeChange::Owner {
+                expected: 0,
+                found: uid,
+            });
+        }
         changes
     }
 
@@ -128,6 +164,7 @@ impl Comparing {
         &self,
         dir: BorrowedFd<'_>,
         name: &[u8],
+        stat: &Stat,
         item: &Item,
         changes: &mut Vec<AttributeChange>,
     ) {
@@ -138,7 +175,10 @@ impl Comparing {
                 continue;
             };
             let same = match xattr::get_at(dir, name, attribute) {
-                Ok(Some(found)) => same_value(attribute, value, &found),
+                Ok(Some(found)) => same_value(attribute, value, &found, stat),
+                Ok(None) if attribute == ACCESS_ACL && acl::is_minimal(value) => true,
+                // Older Go programs leave empty ones out, and the Go library some in a copy of the tree of the layer below.
+                Ok(None) if value.is_empty() || !item.own && !is_copied(attribute) => true,
                 // What could not be set, for the file system or the user namespace.
                 Ok(None) => self.in_user_namespace || !xattr::is_supported_at(dir, name, attribute),
                 Err(_unreadable) => true,
@@ -188,8 +228,17 @@ fn is_content(name: &str) -> bool {
         || name.starts_with("user.") && !whiteout::is_driver_attribute(name.as_bytes())
 }
 
-/// Whether an attribute has the value. The kernel converts file capabilities between its versions.
-fn same_value(name: &str, expected: &[u8], found: &[u8]) -> bool {
+/// Whether an attribute goes into a copy of a layer's tree.
+fn is_copied(name: &str) -> bool {
+    name.as_bytes() == CAPABILITIES || name.starts_with("user.")
+}
+
+/// Whether an attribute has the value. The kernel converts file capabilities between its versions, and a change of the mode
+/// changes an ACL.
+fn same_value(name: &str, expected: &[u8], found: &[u8], stat: &Stat) -> bool {
+    if name == ACCESS_ACL {
+        return expected == found || acl::is_same_but_for_mode(expected, found, stat.st_mode);
+    }
     if name.as_bytes() == CAPABILITIES {
         // Version and flags; two words of permitted and inheritable capabilities each; perhaps the root user of a namespace.
         let sets = |value: &[u8]| value.get(4..20).map(<[u8]>::to_vec);
@@ -197,4 +246,13 @@ fn same_value(name: &str, expected: &[u8], found: &[u8]) -> bool {
         return sets(expected) == sets(found) && effective(expected) == effective(found);
     }
     expected == found
+}
+
+/// The permissions that the ACL of an item gives it: it is set after the mode.
+fn acl_mode(item: &Item) -> Option<u32> {
+    let attributes = item.attributes.as_deref().unwrap_or_default();
+    let (_, value) = attributes
+        .iter()
+        .find(|(name, _)| **name == *ACCESS_ACL.as_bytes())?;
+    acl::mode(value)
 }

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use bytes::Bytes;
 
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
+use crate::archive::tar::sparse::Fragment;
 use crate::archive::tar_split::format::Crc;
 use crate::archive::tar_split::replay::{DamagedFile, Origin, Replay};
 use crate::archive::verify::expected_item::Content;
@@ -23,10 +24,10 @@ const PIECE: usize = 128 * 1024;
 /// What the reading of a layer has found.
 #[derive(Debug)]
 pub(crate) struct LayerContent {
-    /// Digest of the stream; `None` if files are damaged or nothing was hashed.
+    /// Digest of the stream; `None` if files are damaged, if nothing was hashed, or if the stream cannot be made again.
     pub(crate) digest: Option<Digest>,
-    /// Bytes of the stream.
-    pub(crate) size: u64,
+    /// Bytes of the stream; `None` if it cannot be made again.
+    pub(crate) size: Option<u64>,
     /// Files that are not as recorded.
     pub(crate) damaged: Vec<DamagedFile>,
     /// What the headers describe, if it was asked for.
@@ -42,6 +43,50 @@ pub(crate) struct LayerReading {
     crc: Crc,
     /// Whether bytes of the current payload came from the tar-split file.
     recorded: bool,
+    /// Of the current entry if it is sparse.
+    sparse: Option<SparseSum>,
+}
+
+/// The checksum of a sparse file, whose payload has no holes.
+struct SparseSum {
+    /// Parts that are still to come, the next one last.
+    parts: Vec<Fragment>,
+    /// Where the file was reached.
+    position: u64,
+}
+
+impl SparseSum {
+    fn new(map: &[Fragment]) -> Self {
+        Self {
+            parts: map.iter().rev().copied().collect(),
+            position: 0,
+        }
+    }
+
+    /// Adds the next bytes of the payload.
+    fn update(&mut self, crc: &mut Crc, mut bytes: &[u8]) {
+        while !bytes.is_empty()
+            && let Some(part) = self.parts.last_mut()
+        {
+            let length = usize::try_from(part.length).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(length.min(bytes.len()));
+            let count = now.len() as u64;
+            crc.zeros(part.offset.saturating_sub(self.position));
+            crc.update(now);
+            part.offset += count;
+            part.length -= count;
+            self.position = part.offset;
+            bytes = later;
+            if part.length == 0 {
+                self.parts.pop();
+            }
+        }
+    }
+
+    /// After the payload of a file of this size.
+    fn finish(self, crc: &mut Crc, size: u64) {
+        crc.zeros(size.saturating_sub(self.position));
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,9 +105,20 @@ struct Pieces {
     hasher: Option<Hasher>,
     origin: Origin,
     size: u64,
+    /// Whether the stream was another one than what is read.
+    expanded: bool,
 }
 
 impl ChunkSource for Pieces {
+    fn is_expanded(&mut self) -> Result<bool> {
+        let expanded = self.replay.is_at_file()?;
+        if expanded {
+            self.expanded = true;
+            self.hasher = None;
+        }
+        Ok(expanded)
+    }
+
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let mut piece = Vec::new();
         let Some(origin) = self.replay.part(&mut piece, PIECE)? else {
@@ -100,6 +156,7 @@ impl LayerReading {
             hasher,
             origin: Origin::TarSplit,
             size: 0,
+            expanded: false,
         };
         Self {
             reader: TarReader::new(pieces),
@@ -108,6 +165,7 @@ impl LayerReading {
             state: State::Between,
             crc: Crc::new(),
             recorded: false,
+            sparse: None,
         }
     }
 
@@ -129,6 +187,7 @@ impl LayerReading {
                     if self.reader.next(&mut self.entry, &mut |_| Ok(()))? {
                         self.state = State::InPayload;
                         self.recorded = false;
+                        self.sparse = self.entry.sparse.as_deref().map(SparseSum::new);
                     } else {
                         self.state = State::AfterEnd;
                     }
@@ -137,7 +196,10 @@ impl LayerReading {
                     Some(piece) => {
                         let is_recorded = self.reader.source().origin == Origin::TarSplit;
                         if is_recorded && self.expected.is_some() {
-                            self.crc.update(&piece);
+                            match &mut self.sparse {
+                                Some(sparse) => sparse.update(&mut self.crc, &piece),
+                                None => self.crc.update(&piece),
+                            }
                         }
                         self.recorded |= is_recorded;
                     }
@@ -161,11 +223,13 @@ impl LayerReading {
         let Some(expected) = &mut self.expected else {
             return Ok(());
         };
+        let is_sparse = self.sparse.is_some();
+        if let Some(sparse) = self.sparse.take() {
+            sparse.finish(&mut self.crc, self.entry.size);
+        }
         let sum = self.crc.take();
         let content = match self.reader.source().origin {
-            // In the form of an archive, a sparse file is not what is on disk.
-            _ if self.entry.sparse.is_some() => Content::Unknown,
-            Origin::File(sum) if !self.recorded && self.entry.size > 0 => Content::Read(sum),
+            Origin::File(sum) if !self.recorded && !is_sparse && self.entry.size > 0 => Content::Read(sum),
             _ => Content::Recorded(sum),
         };
         expected.add(&self.entry, content)
@@ -178,7 +242,7 @@ impl LayerReading {
         let hasher = pieces.hasher.take().filter(|_| damaged.is_empty());
         LayerContent {
             digest: hasher.map(Hasher::finish),
-            size: pieces.size,
+            size: (!pieces.expanded).then_some(pieces.size),
             damaged,
             expected: self.expected,
         }

@@ -10,6 +10,7 @@
 //! The expected tree follows the rules by which layers are unpacked ([`apply`](super::apply)). Where programs that unpack
 //! layers differ, or where the headers do not tell what is on disk, nothing is expected.
 
+mod acl;
 pub(crate) mod comparison;
 pub(crate) mod difference;
 mod expected_item;
@@ -17,3 +18,4 @@ pub(crate) mod expected_tree;
 pub(crate) mod item_comparison;
 pub(crate) mod layer_reading;
 pub(crate) mod overlay_marks;
+mod stacking;

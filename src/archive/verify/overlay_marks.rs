@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 
 use crate::archive::apply::metadata::kind;
 use crate::archive::apply::settle::literal_dir;
@@ -25,6 +25,11 @@ pub(crate) struct Marks {
 impl Marks {
     /// The type of what the layers below have at a path, through no link.
     pub(super) fn below(&self, path: &[u8]) -> Result<Option<FileType>> {
+        Ok(self.stat_below(path)?.map(|stat| kind(&stat)))
+    }
+
+    /// The status of what the layers below have at a path, through no link.
+    pub(super) fn stat_below(&self, path: &[u8]) -> Result<Option<Stat>> {
         let (parent, name) = split(path);
         for lower in &self.lowers {
             let dir = literal_dir(lower.as_fd(), parent)?;
@@ -32,7 +37,7 @@ impl Marks {
                 && let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)?
             {
                 let is_whiteout = kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0;
-                return Ok((!is_whiteout).then(|| kind(&stat)));
+                return Ok((!is_whiteout).then_some(stat));
             }
             if self.is_hidden_above(lower.as_fd(), path)? {
                 break;

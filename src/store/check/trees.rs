@@ -119,7 +119,23 @@ impl Store {
         below: ExpectedTree,
         options: &CheckOptions,
     ) -> Option<ExpectedTree> {
-        let path = self.tar_split_of(*home, &row.id).ok()?;
+        let own = self.tree_of_headers(*home, row, options).await?;
+        let put = move || {
+            let mut tree = below;
+            own.put_on(&mut tree)?;
+            Ok(tree)
+        };
+        bridge::run(put).await.ok()
+    }
+
+    /// What the headers of a layer describe; `None` if they cannot be read.
+    pub(super) async fn tree_of_headers(
+        &self,
+        home: StoreOrigin,
+        row: &LayerRow,
+        options: &CheckOptions,
+    ) -> Option<ExpectedTree> {
+        let path = self.tar_split_of(home, &row.id).ok()?;
         let open = move || at::open_regular(&path).at("opening", &path);
         let tar_split = bridge::run(open).await.ok()?;
         let silent = CheckOptions {
@@ -127,13 +143,7 @@ impl Store {
             ..options.clone()
         };
         let content = read_to_end(LayerReading::headers(tar_split), &row.id, &silent).await;
-        let own = content.ok()?.expected?;
-        let put = move || {
-            let mut tree = below;
-            own.put_on(&mut tree)?;
-            Ok(tree)
-        };
-        bridge::run(put).await.ok()
+        content.ok()?.expected
     }
 
     async fn check_whole_tree(

@@ -1,5 +1,7 @@
 //! Checks of damaged stores by both programs: which items each of them reports, and where the other one is wrong.
 
+mod odd_layers;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
