@@ -123,6 +123,16 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
         Ok(false)
     }
 
+    /// The content as a copy that can take the place of the tree of the layer `id`, which is there. It has been fitted to the
+    /// layer's parent, and was staged on it.
+    ///
+    /// The caller holds the layer store's lock exclusively.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if the layer is gone; [`ErrorKind::StoreIsReadOnly`] if it is in a store that can only be
+    /// read; [`ErrorKind::NotSupported`] if its form does not allow it.
+    fn into_copy(self: Box<Self>, id: &str) -> Result<LayerCopy>;
+
     /// Makes the content the layer `id` on `parent`, by renames. On failure nothing of the layer is left.
     ///
     /// The caller holds the layer store's lock exclusively. The options are those that the content was staged with.
@@ -394,6 +404,23 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. The
     /// caller has made sure that no mount shows the tree.
     fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>>;
+
+    /// The layers of which trees are kept that others have replaced while a mount showed them
+    /// ([`LayerCopy::keep_old`]).
+    fn layers_with_old_trees(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Moves such trees of a layer to the returned directory, which is removed when dropped. The caller has made sure that no
+    /// mount shows them.
+    fn remove_old_trees(&self, _id: &str) -> Result<Option<TempDir>> {
+        Ok(None)
+    }
+
+    /// The IDs of the layers below the layer `id`, nearest first, as the driver's own files say; `None` if they do not.
+    fn layers_below(&self, _id: &str) -> Result<Option<Vec<String>>> {
+        Ok(None)
+    }
 
     /// The directories in which the layer's files are found, its own first.
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;

@@ -11,9 +11,12 @@ use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use crate::driver::copy;
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
+
+/// Old trees of one layer that can stay at the same time.
+const MAX_OLD_TREES: u32 = 64;
 
 /// What a copy has of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +35,14 @@ pub(crate) struct LayerCopy {
     path: PathBuf,
     /// The layer's own tree.
     original: PathBuf,
+    /// Where the old tree can stay, if it has to.
+    beside: Option<PathBuf>,
     /// Owns the temporary directory and its lock.
     temp: TempDir,
 }
+
+/// How the names of old trees begin that stay because a mount shows them.
+pub(super) const OLD_TREE: &str = "replaced";
 
 impl LayerCopy {
     /// Copies what is `copied` of the tree at `original` into a new temporary directory below `temp_dirs`, on the same file system. `None` if
@@ -59,13 +67,59 @@ impl LayerCopy {
             dir,
             path,
             original,
+            beside: None,
             temp,
         }))
+    }
+
+    /// The directory `dir` with the path `path` inside `temp`, in place of the tree at `original`. In the directory `beside`
+    /// the old tree can [stay](LayerCopy::keep_old).
+    pub(super) fn of_staged(
+        dir: OwnedFd,
+        path: PathBuf,
+        original: PathBuf,
+        beside: Option<PathBuf>,
+        temp: TempDir,
+    ) -> Self {
+        Self {
+            dir,
+            path,
+            original,
+            beside,
+            temp,
+        }
     }
 
     /// Where changes go; can be listed.
     pub(crate) fn dir(&self) -> &OwnedFd {
         &self.dir
+    }
+
+    /// Has the old tree stay when the copy takes its place: a mount shows it, and would lose its files. It is there under a name
+    /// of its own until [`Driver::remove_old_trees`](crate::driver::Driver::remove_old_trees).
+    ///
+    /// # Errors
+    /// [`Error::is_busy`] says so if the driver has no place for it.
+    pub(crate) fn keep_old(&mut self) -> Result<()> {
+        let Some(beside) = &self.beside else {
+            return Err(Error::io("a mount shows the layer", Errno::BUSY));
+        };
+        for number in 0..MAX_OLD_TREES {
+            let place = beside.join(format!("{OLD_TREE}{number}"));
+            match rustix::fs::renameat_with(CWD, &self.path, CWD, &place, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                moved => {
+                    moved.at("moving a tree to", &place)?;
+                    // The exchange leaves the old one there.
+                    self.path = place;
+                    return Ok(());
+                }
+            }
+        }
+        Err(Error::io(
+            "too many old trees of the layer, which mounts may show",
+            Errno::BUSY,
+        ))
     }
 
     /// Makes the copy the layer's tree, by one exchange. Returns the old tree, which is removed when dropped: drop it after

@@ -404,6 +404,22 @@ impl Staged for StagedTree {
         self.path.clone()
     }
 
+    fn into_copy(self: Box<Self>, id: &str) -> Result<LayerCopy> {
+        let tree = self.driver.find(id)?;
+        if !self.driver.writable().any(|home| tree.starts_with(home)) {
+            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
+        }
+        // Every directory beside it is a layer.
+        let beside = None;
+        Ok(LayerCopy::of_staged(
+            self.tree.dir,
+            self.path,
+            tree,
+            beside,
+            self.temp,
+        ))
+    }
+
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
         // The tree is complete without its parent, but no record names the parent any more.
         parent.map(|parent| self.driver.find(parent)).transpose()?;

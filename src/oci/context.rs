@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::manifest::{self, Document, Fetched};
 use super::options::PullOptions;
 use super::partial::Partials;
 use super::repository::Registries;
@@ -12,7 +13,11 @@ use crate::error::{ErrorKind, Result};
 use crate::lock::single_flight::{self, Flight};
 use crate::options::PartialPullOptions;
 use crate::store::Store;
+use crate::store::image_manifest::ImageManifest;
 use crate::store::transfer_dirs::TransferDirs;
+
+/// An index may list indexes, but not deeper than this.
+const MAX_INDEXES: usize = 4;
 
 /// The state that the pulls of one puller share.
 #[derive(Debug)]
@@ -76,5 +81,23 @@ impl PullContext {
     /// A permit to unpack; to be asked for after that to download.
     pub(crate) async fn unpacker(&self) -> Result<OwnedSemaphorePermit> {
         acquire(&self.unpackers).await
+    }
+
+    /// Fetches what the reference names, and the manifest for the platform.
+    pub(super) async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, ImageManifest)> {
+        let _turn = self.download(source).await?;
+        let top = source.top().await?;
+        let mut instance = top.clone();
+        for _ in 0..=MAX_INDEXES {
+            match manifest::parse(&instance.bytes)? {
+                Document::Image(manifest) => return Ok((top, instance, manifest)),
+                Document::Index(index) => {
+                    let chosen = index.choose(&self.options.platform)?;
+                    instance = source.manifest(&chosen).await?;
+                    chosen.check(&instance.bytes, "the manifest")?;
+                }
+            }
+        }
+        Err(ErrorKind::NotSupported.err(format!("more than {MAX_INDEXES} indexes, one in the other")))
     }
 }

@@ -51,6 +51,7 @@ mod destination;
 mod docker_archive;
 mod download;
 mod files;
+mod image_layers;
 mod index;
 mod layer_job;
 mod layers;
@@ -82,6 +83,7 @@ mod tls;
 mod upload;
 mod wanted;
 
+pub use image_layers::ImageLayers;
 pub use options::{PullOptions, PushOptions};
 pub use platform::Platform;
 pub use progress::{BlobState, Event, Events, ImageState, Progress};

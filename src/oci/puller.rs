@@ -6,8 +6,9 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use super::context::PullContext;
+use super::image_layers::ImageLayers;
 use super::layers::{self, Tally};
-use super::manifest::{self, Config, Document, Fetched};
+use super::manifest::Config;
 use super::meter::Meter;
 use super::options::PullOptions;
 use super::partial::Partials;
@@ -20,13 +21,10 @@ use crate::chunked::BlobSource;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::Store;
-use crate::store::image_manifest::{Descriptor, ImageManifest};
+use crate::store::image_manifest::Descriptor;
 use crate::store::image_record::{self, NewImage};
 use crate::store::layer_identity::image_id;
 use crate::store::views::Image;
-
-/// An index may list indexes, but not deeper than this.
-const MAX_INDEXES: usize = 4;
 
 /// The result of a pull.
 #[non_exhaustive]
@@ -154,6 +152,17 @@ impl Puller {
         source.ranges(blob, meter).await
     }
 
+    /// The layers of an image elsewhere, for [`Store::heal`]. Nothing is connected to yet.
+    pub fn layers_of(&self, image: ImageRef) -> ImageLayers {
+        ImageLayers::new(Arc::clone(&self.context), Some(image))
+    }
+
+    /// The layers of the images in registries that have the names of the damaged images, for [`Store::heal`]. An image of
+    /// which the digest is recorded is asked for by that: its name may have moved to another one.
+    pub fn layers_by_name(&self) -> ImageLayers {
+        ImageLayers::new(Arc::clone(&self.context), None)
+    }
+
     async fn observed(&self, image: ImageRef, names: Option<Vec<String>>) -> Result<Pulled> {
         let text: Arc<str> = image.to_string().into();
         let span = tracing::info_span!("pull", image = &*text);
@@ -172,7 +181,7 @@ impl Puller {
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
         let PullContext { store, options, .. } = &*self.context;
         let source = ImageSource::open(image, &self.context.registries).await?;
-        let (top, instance, manifest) = self.resolve(&source).await?;
+        let (top, instance, manifest) = self.context.resolve(&source).await?;
         // Before anything is transferred: a name that cannot be given is found out now.
         let names = match names {
             Some(names) => names,
@@ -233,23 +242,5 @@ impl Puller {
             transferred,
             reused,
         })
-    }
-
-    /// Fetches what the reference names, and the manifest for the platform.
-    async fn resolve(&self, source: &ImageSource) -> Result<(Fetched, Fetched, ImageManifest)> {
-        let _turn = self.context.download(source).await?;
-        let top = source.top().await?;
-        let mut instance = top.clone();
-        for _ in 0..=MAX_INDEXES {
-            match manifest::parse(&instance.bytes)? {
-                Document::Image(manifest) => return Ok((top, instance, manifest)),
-                Document::Index(index) => {
-                    let chosen = index.choose(&self.context.options.platform)?;
-                    instance = source.manifest(&chosen).await?;
-                    chosen.check(&instance.bytes, "the manifest")?;
-                }
-            }
-        }
-        Err(ErrorKind::NotSupported.err(format!("more than {MAX_INDEXES} indexes, one in the other")))
     }
 }

@@ -1,5 +1,6 @@
 //! What a check of the store looks at, and what a repair removes.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct CheckOptions {
     pub image_data: bool,
     /// Likewise for containers.
     pub container_data: bool,
+    /// The layers whose contents are looked at; `None` for all.
+    pub(crate) only: Option<Arc<HashSet<String>>>,
     pub(crate) progress: Option<Progress>,
 }
 
@@ -86,6 +89,7 @@ impl CheckOptions {
             layer_data: true,
             image_data: true,
             container_data: true,
+            only: None,
             progress: None,
         }
     }
@@ -164,6 +168,11 @@ impl CheckOptions {
     pub fn progress(mut self, tell: impl Fn(CheckEvent) + Send + Sync + 'static) -> Self {
         self.progress = Some(Progress(Arc::new(tell)));
         self
+    }
+
+    /// Whether the content of a layer is to be looked at.
+    pub(crate) fn includes(&self, layer: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(layer))
     }
 
     pub(crate) fn tell(&self, event: impl FnOnce() -> CheckEvent) {

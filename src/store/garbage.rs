@@ -95,6 +95,7 @@ impl AllStores<'_> {
         // What stays is no reason to leave the rest.
         let recovered = layers.inner.recover();
         layers.driver.remove_strays()?;
+        layers.remove_all_old_trees()?;
         for row in layers.table().rows() {
             big_data::remove_stale(&dirs.layer_data(&row.id)?, std::iter::empty())?;
         }

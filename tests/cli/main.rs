@@ -21,6 +21,7 @@ mod copy;
 mod extra_commands;
 mod failing;
 mod failures;
+mod heal;
 mod help;
 mod id_mappings;
 mod kernels;

@@ -21,6 +21,7 @@ mod crash;
 mod diffs_for_go;
 mod examples;
 mod full_disk;
+mod heal_kills;
 mod hostile;
 mod images_of_ours;
 mod json_interop;

@@ -27,6 +27,7 @@ mod fake_ranges;
 mod fake_registry;
 mod faults;
 mod flight;
+mod heal;
 mod in_parts;
 mod in_parts_faults;
 mod known_by_toc;

@@ -39,6 +39,7 @@ mod diff;
 mod error_texts;
 mod errors;
 mod futures;
+mod heal;
 mod hostile_blobs;
 mod hostile_contents;
 mod hostile_entries;

@@ -52,6 +52,20 @@ pub(crate) mod check {
     pub(crate) const DRY_RUN: Flag = Flag::bool(&["-dry-run"], "Only tell what a repair would do, and why");
 }
 
+/// Flags of `heal`.
+pub(crate) mod heal {
+    use super::Flag;
+    pub(crate) const FROM_STORE: Flag = Flag::list(
+        &["-from-store"],
+        "Root of another storage tree to take content from",
+    );
+    #[cfg(feature = "pull")]
+    pub(crate) const FROM: Flag = Flag::list(
+        &["-from"],
+        "Image to take content from (instead of those in registries that have the names)",
+    );
+}
+
 /// Flags of commands that create something.
 pub(crate) mod new {
     use super::Flag;

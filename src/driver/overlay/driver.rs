@@ -11,7 +11,7 @@ use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree,
     MountOptions, MountState, OverlayDiff, Staged, Standing, StandingDamage,
 };
-use crate::driver::layer_copy::{Copied, LayerCopy};
+use crate::driver::layer_copy::{Copied, LayerCopy, OLD_TREE};
 use crate::driver::layer_id::is_usual_id;
 use crate::driver::layer_use::LayerUse;
 use crate::driver::overlay::additional_layers;
@@ -202,6 +202,37 @@ impl Driver for Overlay {
         LayerCopy::make(dir.join("diff"), &home.join(TEMP_DIRS), copied)
     }
 
+    fn layers_with_old_trees(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for id in self.list_layers()? {
+            if !old_trees(&self.stores.require(&id)?.dir)?.is_empty() {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    fn remove_old_trees(&self, id: &str) -> Result<Option<TempDir>> {
+        let dir = self.stores.require(id)?.dir;
+        let trees = old_trees(&dir)?;
+        let home = self.stores.writable().find(|home| dir.starts_with(home));
+        let Some(home) = home.filter(|_| !trees.is_empty()) else {
+            return Ok(None);
+        };
+        let mut temp = TempDir::create(&home.join(TEMP_DIRS))?;
+        for tree in trees {
+            temp.stage_deletion(&tree)?;
+        }
+        Ok(Some(temp))
+    }
+
+    fn layers_below(&self, id: &str) -> Result<Option<Vec<String>>> {
+        let Some(place) = self.stores.locate(id)? else {
+            return Ok(None);
+        };
+        self.stores.lower_ids(id, &place.dir).map(Some)
+    }
+
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
         let mut lowers = self.below(id)?;
         // In an older generation files may be without the contents that they have further down, and have no others.
@@ -384,4 +415,20 @@ impl Overlay {
 fn looks_like_a_layer(dir: &Path, name: &std::ffi::OsStr) -> Result<bool> {
     let is_usual = name.to_str().is_some_and(is_usual_id);
     Ok(is_usual || exists(&dir.join("diff"))? || exists(&dir.join("link"))? || exists(&dir.join("lower"))?)
+}
+
+/// The trees in a layer's directory that others have replaced.
+fn old_trees(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).at("listing", dir)? {
+        let entry = entry.at("listing", dir)?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(OLD_TREE.as_bytes())
+        {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }

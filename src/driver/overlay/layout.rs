@@ -12,6 +12,7 @@
 //!     additionallayer             the directory of that layer, without a newline
 //!     diff/ab/cdef…               in its place: contents by digest (see `composefs`)
 //!     composefs-data/             what says how they are named
+//!     replaced0/ replaced1/ …     trees that others have replaced while a mount showed them
 //!     diff1/ diff2/ …             older generations: diff before owners were changed; higher numbers are lower
 //!     link                        the layer's link ID, without a newline
 //!     lower-layers                ID of every layer below, topmost first, joined by colons, without a newline

@@ -13,17 +13,18 @@ use rustix::io::Errno;
 
 use crate::driver::contract::{CreateOptions, Driver as _, LayerTree, Staged};
 use crate::driver::copy;
+use crate::driver::layer_copy::LayerCopy;
 use crate::driver::new_owners::NewOwners;
 use crate::driver::overlay::build::Root;
-use crate::driver::overlay::composefs::{self, Converted};
+use crate::driver::overlay::composefs::{self, Converted, Image};
 use crate::driver::overlay::layer::{make_link, move_away};
 use crate::driver::overlay::layout::{LOWER, LOWER_LAYERS, TEMP_DIRS, check_id};
 use crate::driver::overlay::link_files::open_tree;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores;
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::{at, tree};
+use crate::sys::{at, make_private_subdir, tree};
 
 /// A layer directory in a temporary directory.
 #[derive(Debug)]
@@ -136,6 +137,29 @@ impl Staged for StagedOverlay {
         self.is_image = true;
         tree::remove_tree(&old).at("removing", old)?;
         Ok(true)
+    }
+
+    fn into_copy(self: Box<Self>, id: &str) -> Result<LayerCopy> {
+        let layer = self.driver.stores.require(id)?.dir;
+        if self.is_image || Image::exists(&layer)? {
+            return Err(
+                ErrorKind::NotSupported.err(format!("changing layer {id:?}, which is a composefs layer"))
+            );
+        }
+        let is_own = self.driver.stores.writable().any(|home| layer.starts_with(home));
+        if !is_own || matches!(self.driver.stores.elsewhere(&layer), Ok(Some(_))) {
+            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
+        }
+        let (path, original) = (self.path(), layer.join("diff"));
+        let made = make_private_subdir(&original);
+        made.context(|| format!("making a directory for the lost tree of layer {id:?}"))?;
+        Ok(LayerCopy::of_staged(
+            self.tree.dir,
+            path,
+            original,
+            Some(layer),
+            self.temp,
+        ))
     }
 
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {

@@ -271,7 +271,7 @@ impl Store {
         Ok(mended)
     }
 
-    async fn mend_layer(&self, id: &str) -> Result<()> {
+    pub(crate) async fn mend_layer(&self, id: &str) -> Result<()> {
         let mut below = Vec::new();
         let mut next = self.layer(id).await?.parent().map(str::to_owned);
         while let Some(parent) = next.take().filter(|parent| !below.contains(parent)) {

@@ -179,7 +179,11 @@ impl Store {
         // Of one that stands on nothing, nothing else can be told.
         let whole =
             |(_, row): &&(StoreOrigin, Arc<LayerRow>)| survey.below(row).all(|(_, below)| below.is_some());
-        let layers: Vec<_> = survey.layers.iter().filter(whole).cloned().collect();
+        let layers = survey.layers.iter().filter(whole);
+        let layers: Vec<_> = layers
+            .filter(|(_, row)| options.includes(&row.id))
+            .cloned()
+            .collect();
         let checks = layers.into_iter().map(|(home, row)| async move {
             let result = self.check_layer(home, &row, options).await?;
             Ok((row, result))

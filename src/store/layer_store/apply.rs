@@ -50,7 +50,7 @@ enum Found {
     Neither,
 }
 
-fn inode(dir: &OwnedFd) -> Result<u64> {
+pub(super) fn inode(dir: &OwnedFd) -> Result<u64> {
     let stat = rustix::fs::fstat(dir).during("looking at a layer's directory")?;
     Ok(stat.st_ino)
 }
@@ -184,7 +184,7 @@ impl LayerStore {
 
     /// Makes `copy` the tree of the layer, and `diff` what its record says; on failure the diff is to be
     /// [finished](LayerStore::finish_diff).
-    fn exchange(
+    pub(super) fn exchange(
         &mut self,
         id: &str,
         copy: LayerCopy,
@@ -225,7 +225,7 @@ impl LayerStore {
     }
 
     /// Whether a mount shows the layer's tree. Mounts that nobody is counted for, which killed processes have left, end.
-    fn is_shown(&mut self, id: &str) -> Result<bool> {
+    pub(super) fn is_shown(&mut self, id: &str) -> Result<bool> {
         let mounts = self.counts.lock(&self.inner, Counts::Primary)?;
         let rows = mounts.rows();
         let mounts: HashMap<String, PathBuf> = rows
@@ -277,7 +277,7 @@ impl LayerStore {
     }
 
     /// Makes tar-split and record agree with the tree that the layer has.
-    fn finish_diff(&mut self, id: &str) -> Result<()> {
+    pub(super) fn finish_diff(&mut self, id: &str) -> Result<()> {
         let row = self.get(id)?;
         let Some(diff) = PendingDiff::of_intent(row.intent()) else {
             return Ok(());

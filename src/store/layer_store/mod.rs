@@ -12,6 +12,7 @@ pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod enter;
 pub(crate) mod fit;
+pub(crate) mod heal;
 pub(crate) mod locked;
 pub(crate) mod mount;
 pub(crate) mod new_layer;

@@ -8,6 +8,7 @@ mod data;
 mod delete;
 mod diff;
 mod examine;
+mod heal;
 mod image_usage;
 mod layer_tree;
 mod list;
@@ -23,7 +24,8 @@ use crate::command::Command;
 use crate::flags::{
     ADD_NAME, BZIP2, CHOWN, DEBUG, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, HELP, IS_CONTAINER,
     IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
-    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check as check_flags, file, new,
+    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check as check_flags, file, heal as heal_flags,
+    new,
 };
 #[cfg(feature = "pull")]
 use crate::flags::{QUIET_TRANSFER, transfer as transfer_flags};
@@ -219,6 +221,13 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or an OCI layout", 2, Some(2),
         [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP, transfer_flags::COMPRESSION, transfer_flags::LEVEL], transfer::push,
         ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app", "graphroot push --compression zstd:chunked app:1 docker://registry.example/app:1"]),
+    #[cfg(feature = "pull")]
+    command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
+        [JSON, heal_flags::FROM, heal_flags::FROM_STORE, transfer_flags::AUTH_FILE, transfer_flags::PLAIN_HTTP, transfer_flags::PLATFORM], heal::heal,
+        ["graphroot heal", "graphroot heal --from oci:DIRECTORY:app localhost/app", "graphroot heal --from-store /srv/other"]),
+    #[cfg(not(feature = "pull"))]
+    command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
+        [JSON, heal_flags::FROM_STORE], heal::heal, ["graphroot heal --from-store /srv/other localhost/demo"]),
     command!(["tree"], "[options [...]]", "Show images with their layers and containers, and what belongs to no image", 0, Some(0),
         [JSON], image_usage::tree, ["graphroot tree"]),
     command!(["du"], "[options [...]]", "Show the space that each image takes, its own and shared", 0, Some(0),

@@ -168,7 +168,7 @@ impl ProgressBars {
 }
 
 /// How registries are reached, from the flags.
-fn registry_options(call: &Call) -> RegistryOptions {
+pub(super) fn registry_options(call: &Call) -> RegistryOptions {
     let mut options = RegistryOptions::default();
     let auth_file = call.flags.text(&transfer::AUTH_FILE);
     if !auth_file.is_empty() {

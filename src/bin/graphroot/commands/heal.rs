@@ -1,0 +1,176 @@
+//! The command that makes damaged and missing layers anew.
+
+use std::path::{Path, PathBuf};
+
+use graphroot::{
+    CheckedItem, ErrorKind, Finding, HealEvent, HealOptions, HealReport, Healed, HealedHow, Store,
+    StoreOptions,
+};
+use serde::Serialize;
+
+use crate::call::Call;
+use crate::flags::heal as flags;
+use crate::input::spinner;
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, file_failure};
+use crate::output::Output;
+
+/// The drivers whose stores can be read.
+const DRIVERS: [&str; 2] = ["overlay", "vfs"];
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReportRow<'a> {
+    healed: Vec<HealedRow<'a>>,
+    failures: Vec<FailureRow<'a>>,
+    left: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct HealedRow<'a> {
+    #[serde(flatten)]
+    item: &'a CheckedItem,
+    how: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct FailureRow<'a> {
+    #[serde(flatten)]
+    item: &'a CheckedItem,
+    error: String,
+}
+
+fn row(healed: &Healed) -> HealedRow<'_> {
+    let (how, source) = match &healed.how {
+        HealedHow::Layer { source, .. } => ("layer", Some(source.as_str())),
+        HealedHow::Record { .. } => ("record", None),
+        HealedHow::DriverData => ("driver_data", None),
+        HealedHow::Data { source, .. } => ("data", Some(source.as_str())),
+        _ => ("other", None),
+    };
+    HealedRow {
+        item: &healed.item,
+        how,
+        source,
+    }
+}
+
+fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<(), CommandError> {
+    if call.json() {
+        let failures = report.failures.iter().map(|failure| FailureRow {
+            item: &failure.item,
+            error: failure.reason.to_string(),
+        });
+        return out.json(&ReportRow {
+            healed: report.healed.iter().map(row).collect(),
+            failures: failures.collect(),
+            left: report.left.iter().map(Finding::to_string).collect(),
+        });
+    }
+    for healed in &report.healed {
+        out.line(healed.to_string())?;
+    }
+    for failure in &report.failures {
+        out.stderr_line(failure.to_string())?;
+    }
+    for finding in &report.left {
+        out.stderr_line(finding.to_string())?;
+    }
+    Ok(())
+}
+
+/// Another storage tree, opened as the additional store of an empty one: nothing in it is changed.
+struct Elsewhere {
+    store: Store,
+    dir: PathBuf,
+}
+
+impl Elsewhere {
+    /// The `number`-th one.
+    async fn open(call: &Call, root: &Path, number: usize) -> Result<Self, CommandError> {
+        let own = call.store()?.graph_driver_name();
+        let has = |driver: &&&str| root.join(format!("{driver}-layers")).is_dir();
+        let driver = [own].iter().chain(&DRIVERS).find(has).copied();
+        let driver = driver.ok_or_else(|| format!("{}: no storage tree", root.display()))?;
+        let name = format!("heal-{}-{number}", std::process::id());
+        let dir = call.store()?.run_root().join(name);
+        let absolute = std::path::absolute(root);
+        let root = absolute.map_err(|error| file_failure("find", &root.display().to_string(), &error))?;
+        let options = StoreOptions::new(dir.join("graph"), dir.join("run"))
+            .driver(driver)
+            .driver_option(format!("{driver}.imagestore={}", root.display()));
+        Ok(Self {
+            store: Store::open(options).await?,
+            dir,
+        })
+    }
+
+    async fn close(self) {
+        let closed = self.store.shutdown().await;
+        self.store.free();
+        if let Err(error) = closed {
+            tracing::warn!(error = %error.chain(), "cannot close the other store");
+        } else if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a temporary directory");
+        }
+    }
+}
+
+#[cfg(feature = "pull")]
+fn add_images(call: &Call, store: &Store, mut options: HealOptions) -> Result<HealOptions, CommandError> {
+    use graphroot::oci::{PullOptions, Puller};
+
+    let mut pull = PullOptions::default().registry(super::transfer::registry_options(call));
+    let platform = call.flags.text(&crate::flags::transfer::PLATFORM);
+    if !platform.is_empty() {
+        pull.platform = platform.parse()?;
+    }
+    let puller = Puller::new(store, pull);
+    let from = call.flags.list(&flags::FROM);
+    for image in from {
+        options = options.source(puller.layers_of(image.parse()?));
+    }
+    // Whoever names a source means that one.
+    let names_none = from.is_empty() && call.flags.list(&flags::FROM_STORE).is_empty();
+    Ok(match names_none {
+        true => options.source(puller.layers_by_name()),
+        false => options,
+    })
+}
+
+#[cfg(not(feature = "pull"))]
+fn add_images(_call: &Call, _store: &Store, options: HealOptions) -> Result<HealOptions, CommandError> {
+    Ok(options)
+}
+
+pub(crate) async fn heal(call: &Call, out: &mut Output) -> Outcome {
+    let store = call.store()?;
+    let mut options = add_images(call, store, HealOptions::default().items(&call.args))?;
+    let mut others = Vec::new();
+    for (number, root) in call.flags.list(&flags::FROM_STORE).iter().enumerate() {
+        let other = Elsewhere::open(call, Path::new(root), number).await?;
+        options = options.source(other.store.clone());
+        others.push(other);
+    }
+    let busy = spinner("Checking");
+    let shown = busy.clone();
+    let options = options.progress(move |event| {
+        if let HealEvent::Reading { layer, source } = event {
+            shown.set_message(format!("Reading layer {layer} from {source}"));
+        }
+    });
+    let report = store.heal(options).await;
+    busy.finish_and_clear();
+    for other in others {
+        other.close().await;
+    }
+    let report = match report {
+        Err(error) if error.kind() == ErrorKind::LayerUnknown => {
+            return Err(format!("{}: neither a layer nor an image: {}", call.name, error.chain()).into());
+        }
+        report => report?,
+    };
+    print_report(call, out, &report)?;
+    if report.is_success() { DONE } else { FAILED }
+}

@@ -1,0 +1,167 @@
+//! Records of layers that images have and that are lost.
+//!
+//! The config of the image tells the digest of the layer's content, by its place. The layer below is the one with which the
+//! digest gives the layer's ID, as image programs compute IDs; else the one that the driver's files name; else the only one
+//! whose content, down to the lowest layer, is that which the config names.
+
+use std::collections::BTreeMap;
+
+use crate::bridge;
+use crate::compression::Compression;
+use crate::digest::Digest;
+use crate::error::{ErrorKind, Result};
+use crate::idmap::IdMappings;
+use crate::options::IdMappingOptions;
+use crate::record::layer::LayerRow;
+use crate::store::Store;
+use crate::store::access::Needs;
+use crate::store::dirs::{check_layer_id, layer_location};
+use crate::store::heal::report::NotHealed;
+use crate::store::heal::usage::{Usage, Use};
+use crate::store::image_manifest::Descriptor;
+use crate::store::layer_identity::LayerIdentity;
+use crate::time::Time;
+
+/// How a blob of this media type is compressed.
+fn compression_of(blob: &Descriptor) -> Compression {
+    let media_type = blob.media_type.as_str();
+    if media_type.ends_with("gzip") {
+        Compression::Gzip
+    } else if media_type.ends_with("zstd") {
+        Compression::Zstd
+    } else {
+        Compression::None
+    }
+}
+
+impl Store {
+    /// Makes a record for the layer `id`. Returns the layer below.
+    pub(super) async fn restore_record(&self, id: &str, usage: &Usage) -> Result<Option<String>, NotHealed> {
+        let used = usage.get(id).ok_or(NotHealed::UnknownContent)?;
+        if used.is_copy {
+            return Err(NotHealed::Copy);
+        }
+        let [diff_id] = used.diff_ids.as_slice() else {
+            return Err(NotHealed::UnknownContent);
+        };
+        let parent = self.parent_of_missing(id, used, diff_id, usage).await;
+        let parent = parent.map_err(NotHealed::Failed)?;
+        let mut row = LayerRow {
+            id: id.into(),
+            parent: parent.as_deref().unwrap_or_default().into(),
+            created: Time::now(),
+            diff_digest: diff_id.clone().into(),
+            // Until the stream was seen.
+            diff_size: -1,
+            ..LayerRow::default()
+        };
+        if let [blob] = used.blobs.as_slice() {
+            row.compressed_digest = blob.digest.clone().into();
+            row.compressed_size = i64::try_from(blob.size).unwrap_or(-1);
+            row.compression = compression_of(blob).as_i64();
+        }
+        let mappings = self.mappings_of_missing(id, parent.as_deref(), usage);
+        let mappings = mappings.map_err(NotHealed::Failed)?;
+        (row.uid_map, row.gid_map) = (mappings.uids, mappings.gids);
+        self.put_record(row).await.map_err(NotHealed::Failed)?;
+        Ok(parent)
+    }
+
+    async fn put_record(&self, row: LayerRow) -> Result<()> {
+        let put = self.step(Needs::LAYERS, move |held| {
+            let layers = held.layers()?;
+            check_layer_id(&*layers.driver, &row.id)?;
+            let location = match layers.inner.options.image_store {
+                Some(_) => layer_location::IMAGE_STORE,
+                None => layer_location::STABLE,
+            };
+            drop(layers.table_mut().insert(row, location)?);
+            Ok(())
+        });
+        put.await
+    }
+
+    async fn parent_of_missing(
+        &self,
+        id: &str,
+        used: &Use,
+        diff_id: &Digest,
+        usage: &Usage,
+    ) -> Result<Option<String>> {
+        if used.below.is_empty() {
+            return Ok(None);
+        }
+        let identity = LayerIdentity::DiffId(diff_id.clone());
+        let by_id = usage
+            .layers
+            .keys()
+            .find(|parent| identity.layer_id(Some(parent)) == id);
+        if let Some(parent) = by_id {
+            return Ok(Some(parent.clone()));
+        }
+        let has_content = |parent: &str| usage.diff_ids_up_to(parent).as_ref() == Some(&used.below);
+        if let Some(parent) = self.parent_by_driver(id, usage).await?
+            && has_content(&parent)
+        {
+            return Ok(Some(parent));
+        }
+        let mut found = usage
+            .layers
+            .keys()
+            .filter(|parent| has_content(parent) && usage.get(parent).is_some_and(|parent| !parent.is_copy));
+        match (found.next(), found.next()) {
+            (Some(parent), None) => Ok(Some(parent.clone())),
+            (None, _) => {
+                let what = format!("the layer below {id:?} has no record either, or other content");
+                Err(ErrorKind::LayerUnknown.err(what))
+            }
+            (Some(_), Some(_)) => {
+                let what = format!("more than one layer may be the one below {id:?}");
+                Err(ErrorKind::CorruptMetadata.err(what))
+            }
+        }
+    }
+
+    /// The layer below one without a record, as the driver's files of it, or of one that stands on it, say.
+    async fn parent_by_driver(&self, id: &str, usage: &Usage) -> Result<Option<String>> {
+        let children = usage.layers.values().filter(|layer| layer.parent() == Some(id));
+        let asked: Vec<String> = std::iter::once(id.to_owned())
+            .chain(children.map(|layer| layer.id().to_owned()))
+            .collect();
+        let (driver, id) = (self.inner.driver(), id.to_owned());
+        bridge::run(move || {
+            let mut votes: BTreeMap<String, usize> = BTreeMap::new();
+            for layer in asked {
+                let Ok(Some(below)) = driver.layers_below(&layer) else {
+                    continue;
+                };
+                let parent = match layer == id {
+                    true => below.first(),
+                    false => below.iter().skip_while(|below| **below != id).nth(1),
+                };
+                if let Some(parent) = parent {
+                    *votes.entry(parent.clone()).or_default() += 1;
+                }
+            }
+            let most = votes.into_iter().max_by_key(|(_, votes)| *votes);
+            Ok(most.map(|(parent, _)| parent))
+        })
+        .await
+    }
+
+    /// The owners in a layer without a record: those of the layer below, or of the lowest ones that images have.
+    fn mappings_of_missing(&self, id: &str, parent: Option<&str>, usage: &Usage) -> Result<IdMappings> {
+        let child = || {
+            let mut on_it = usage.layers.values().filter(|layer| layer.parent() == Some(id));
+            on_it.find(|layer| usage.get(layer.id()).is_some_and(|used| !used.is_copy))
+        };
+        let like = parent.and_then(|parent| usage.layers.get(parent)).or_else(child);
+        match like {
+            Some(layer) => Ok(IdMappings {
+                uids: layer.uid_map().to_vec(),
+                gids: layer.gid_map().to_vec(),
+            }),
+            None => self.choose_mappings(&IdMappingOptions::default(), None),
+        }
+    }
+}

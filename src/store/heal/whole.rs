@@ -1,0 +1,127 @@
+//! A layer that is made anew as a whole, of its stream.
+
+use std::sync::Arc;
+
+use tokio_util::io::InspectReader;
+
+use crate::archive::apply::pipeline::{ApplyOptions, Inflow};
+use crate::bridge::{self, Detached};
+use crate::digest::Digest;
+use crate::driver::Standing;
+use crate::error::{ErrorKind, Result};
+use crate::options::{BoxReader, LayerOptions};
+use crate::record::layer::LayerRow;
+use crate::store::Store;
+use crate::store::access::Needs;
+use crate::store::heal::options::{HealEvent, HealOptions};
+use crate::store::heal::source::{HealSource, WantedContent};
+use crate::store::layer_store::heal::Renewal;
+use crate::store::layer_store::new_layer::{Unpacked, mappings_of};
+use crate::store::stage::area::Area;
+
+/// A layer, and what its record is to say.
+#[derive(Clone, Debug)]
+pub(super) struct Renewed {
+    /// As it is.
+    pub(super) row: Arc<LayerRow>,
+    /// Digest of the stream.
+    pub(super) diff_id: Digest,
+    /// Whether it lies with the layers of containers, and not with those of images.
+    pub(super) with_containers: bool,
+    /// It and the layers on it, by the records.
+    pub(super) standings: Vec<Standing>,
+}
+
+/// Has bytes be counted that are read.
+fn counted(stream: BoxReader, layer: &str, options: &HealOptions) -> BoxReader {
+    let Some(tell) = options.teller() else {
+        return stream;
+    };
+    let layer = layer.to_owned();
+    Box::pin(InspectReader::new(stream, move |bytes: &[u8]| {
+        tell(HealEvent::Read {
+            layer: layer.clone(),
+            bytes: bytes.len() as u64,
+        });
+    }))
+}
+
+impl Store {
+    /// Makes a layer anew of what `source` gives in this `attempt`; `None` if that is nothing. Returns the bytes of the
+    /// uncompressed stream.
+    pub(super) async fn renew_from(
+        &self,
+        (source, attempt): (&dyn HealSource, usize),
+        wanted: &WantedContent,
+        renewed: &Renewed,
+        options: &HealOptions,
+    ) -> Result<Option<u64>> {
+        let Some(stream) = source.layer_stream(wanted, attempt).await? else {
+            return Ok(None);
+        };
+        options.tell(|| HealEvent::Reading {
+            layer: wanted.layer.clone(),
+            source: source.name(),
+        });
+        let stream = counted(stream, &wanted.layer, options);
+        let unpacked = self.unpack_anew(stream, renewed).await?;
+        let size = unpacked.applied.diff_size;
+        self.put_renewed(renewed.clone(), unpacked.into_inner()).await?;
+        Ok(Some(size))
+    }
+
+    /// Unpacks a stream beside the layer, on the layer below it, and compares its digest.
+    async fn unpack_anew(&self, stream: BoxReader, renewed: &Renewed) -> Result<Detached<Unpacked>> {
+        let row = &renewed.row;
+        let layer = LayerOptions {
+            writeable: renewed.with_containers,
+            mount_label: Some(row.mount_label.clone()).filter(|label| !label.is_empty()),
+            ..LayerOptions::default()
+        };
+        let parent = Some(row.parent.to_string()).filter(|parent| !parent.is_empty());
+        let area = Area::make(&self.inner, parent.clone(), &mappings_of(row), &layer).await?;
+        let apply = ApplyOptions {
+            uncompressed_digest: Some(renewed.diff_id.clone()),
+            verify: true,
+            ..ApplyOptions::default()
+        };
+        let content = area.unpack_with(Inflow::Blob(stream), apply).await?;
+        // Whoever gave it may have sent less than the digest says, which is then that of something else.
+        if content.unpacked.applied.diff_digest != renewed.diff_id {
+            let found = &content.unpacked.applied.diff_digest;
+            let what = format!("the stream has digest {found}, expected {}", renewed.diff_id);
+            return Err(ErrorKind::DigestMismatch.err(what));
+        }
+        let (driver, durable) = (self.inner.driver(), self.inner.sync_content());
+        bridge::run(move || {
+            let mut unpacked = content.unpacked.into_inner();
+            if unpacked.depends_on_parent() {
+                unpacked.fit(&*driver, parent.as_deref(), durable)?;
+            }
+            Ok(Detached::new(unpacked))
+        })
+        .await
+    }
+
+    async fn put_renewed(&self, renewed: Renewed, unpacked: Unpacked) -> Result<()> {
+        // Alone: it saves in its middle.
+        let step = self.step_alone(Needs::LAYERS, move |held| {
+            let layers = held.layers()?;
+            let id = renewed.row.id.as_str();
+            let mut said = LayerRow::clone(&renewed.row);
+            let applied = &unpacked.applied;
+            said.diff_digest = renewed.diff_id.clone().into();
+            said.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
+            said.uids.clone_from(&applied.uids);
+            said.gids.clone_from(&applied.gids);
+            if let Err(error) = layers.restore_directory(id) {
+                layers.discard(unpacked);
+                return Err(error);
+            }
+            let row = Arc::clone(&renewed.row);
+            layers.renew(Renewal { row, said }, unpacked)?;
+            layers.mend_standings(&renewed.standings)
+        });
+        step.await
+    }
+}

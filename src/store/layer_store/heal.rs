@@ -1,0 +1,133 @@
+//! A layer that gets its content anew: the new tree takes the place of the old one, and the record says the same as before.
+//!
+//! The exchange of the trees decides, as with a diff that is [applied](crate::record::pending_diff). A tree that a mount
+//! shows stays as it is, under another name, until nothing shows it any more.
+
+use std::sync::Arc;
+
+use crate::driver::{CreateOptions, LayerCopy};
+use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::lock::temp_dir::TempDir;
+use crate::record::layer::LayerRow;
+use crate::record::pending_diff::PendingDiff;
+use crate::store::dirs::layer_location;
+use crate::store::layer_store::apply::inode;
+use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::new_layer::{StagedTarSplit, Unpacked, mappings_of};
+
+/// What a layer is to have instead of what it has.
+pub(crate) struct Renewal {
+    /// The layer as it was when the content was made for it.
+    pub(crate) row: Arc<LayerRow>,
+    /// What its record is to say.
+    pub(crate) said: LayerRow,
+}
+
+impl LayerStore {
+    /// Whether the layers of images and those of containers lie apart, and this one lies with those of containers.
+    pub(crate) fn lies_with_containers(&self, id: &str) -> bool {
+        let apart = self.inner.options.image_store.is_some();
+        let mut images = self.table().rows_in(layer_location::IMAGE_STORE);
+        apart && images.all(|image| *image.id != *id)
+    }
+
+    /// Makes an empty layer in the driver for one that has a record, if the driver has none.
+    pub(crate) fn restore_directory(&mut self, id: &str) -> Result<bool> {
+        let row = self.get(id)?;
+        if self.driver.exists(id) {
+            return Ok(false);
+        }
+        let options = CreateOptions {
+            read_write: self.lies_with_containers(id),
+            mappings: mappings_of(&row),
+            mount_label: row.mount_label.clone(),
+            durable: self.inner.sync_content(),
+            ..CreateOptions::default()
+        };
+        let parent = Some(row.parent.as_str()).filter(|parent| !parent.is_empty());
+        self.driver
+            .create(id, parent, &options)
+            .context(|| format!("making layer {id:?} anew"))?;
+        self.rely_on_layer(id)?;
+        self.settle()?;
+        Ok(true)
+    }
+
+    /// Gives a layer the content that was unpacked for it, and fitted to its parent. On failure it is as before.
+    pub(crate) fn renew(&mut self, renewal: Renewal, unpacked: Unpacked) -> Result<()> {
+        let id = renewal.row.id.to_string();
+        let parent = Some(renewal.row.parent.as_str()).filter(|parent| !parent.is_empty());
+        let checked = self
+            .check_same(&renewal.row)
+            .and_then(|()| unpacked.check_parent(&*self.driver, parent));
+        if let Err(error) = checked {
+            self.discard(unpacked);
+            return Err(error);
+        }
+        let Unpacked {
+            staged, tar_split, ..
+        } = unpacked;
+        let copy = staged.into_copy(&id)?;
+        self.put_in_place(renewal, copy, tar_split)
+    }
+
+    /// Makes `copy` the tree of the layer.
+    pub(crate) fn put_in_place(
+        &mut self,
+        renewal: Renewal,
+        mut copy: LayerCopy,
+        tar_split: StagedTarSplit,
+    ) -> Result<()> {
+        let Renewal { row, said } = renewal;
+        self.check_same(&row)?;
+        let shown = self.is_shown(&row.id)?;
+        if shown {
+            copy.keep_old()?;
+        }
+        let inodes = (inode(&self.driver.layer_tree(&row.id)?.dir)?, inode(copy.dir())?);
+        let diff = PendingDiff::of_row(&said, Some(inodes));
+        let StagedTarSplit { path, temp } = tar_split;
+        self.throw_away([temp]);
+        let exchanged = self.exchange(&row.id, copy, Some(&path), &[], &diff);
+        if exchanged.is_err()
+            && let Err(error) = self.finish_diff(&row.id)
+        {
+            tracing::warn!(layer = %row.id, error = %error.chain(), "cannot take a new content back");
+        }
+        exchanged.context(|| format!("making layer {:?} anew", row.id))?;
+        if !shown {
+            self.remove_old_trees(&row.id)?;
+        }
+        Ok(())
+    }
+
+    /// Removes trees that were kept because mounts showed them, and that none shows any more.
+    pub(crate) fn remove_all_old_trees(&mut self) -> Result<()> {
+        for id in self.driver.layers_with_old_trees()? {
+            if !self.is_shown(&id)? {
+                self.remove_old_trees(&id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_old_trees(&mut self, id: &str) -> Result<()> {
+        let old: Option<TempDir> = self.driver.remove_old_trees(id)?;
+        self.throw_away(old);
+        Ok(())
+    }
+
+    /// Checks that a layer is still the one for which content was made.
+    fn check_same(&self, planned: &LayerRow) -> Result<()> {
+        let row = self.get(&planned.id)?;
+        let same = row.created == planned.created
+            && row.parent == planned.parent
+            && row.diff_digest == planned.diff_digest
+            && mappings_of(&row) == mappings_of(planned);
+        if same && !row.is_incomplete() {
+            return Ok(());
+        }
+        let what = format!("layer {:?} was replaced while it was made anew", row.id);
+        Err(ErrorKind::LayerUnknown.err(what))
+    }
+}

@@ -1,0 +1,265 @@
+//! Damaged layers are made anew of what registries, layouts and archives have.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use graphroot::oci::{ImageLayers, ImageRef, PullOptions, Puller, PushOptions, RegistryOptions, push};
+use graphroot::{CheckOptions, HealOptions, HealReport, HealedHow, NotHealed, Store};
+
+use crate::fake_registry::{FakeRegistry, Fault, Image};
+use crate::support::manifest::{Manifest, assert_same, manifest};
+use crate::support::needs;
+use crate::support::root::TestRoot;
+use crate::support::tar::Tar;
+
+fn tars() -> Vec<Tar> {
+    ["lower", "middle", "upper"]
+        .map(|name| {
+            Tar::new()
+                .dir("dir/")
+                .file(format!("dir/{name}"), name.repeat(50_000))
+                .file("changed", name)
+        })
+        .into()
+}
+
+/// An image of three compressed layers.
+fn add(fake: &FakeRegistry) -> Image {
+    let plain: Vec<Vec<u8>> = tars().into_iter().map(Tar::build).collect();
+    let blobs: Vec<Vec<u8>> = tars().into_iter().map(Tar::build_gzip).collect();
+    fake.add_blobs("some/image", &plain, &blobs, "tar+gzip")
+}
+
+struct Pulled {
+    root: TestRoot,
+    store: Store,
+    puller: Puller,
+    image: graphroot::Image,
+    ids: Vec<String>,
+    trees: Vec<Manifest>,
+}
+
+fn tree(root: &TestRoot, id: &str) -> PathBuf {
+    root.graph().join("overlay").join(id).join("diff")
+}
+
+fn files(root: &TestRoot, id: &str) -> Manifest {
+    let mut files = manifest(&tree(root, id));
+    files.get_mut(Path::new("")).unwrap().mtime = (0, 0);
+    files
+}
+
+impl Pulled {
+    async fn new(image: &Image) -> Self {
+        let root = TestRoot::in_memory();
+        let store = root.open().await;
+        let registry = RegistryOptions::default().backoff(Duration::from_millis(1));
+        let puller = Puller::new(&store, PullOptions::default().registry(registry));
+        let pulled = puller.pull(&image.reference.parse().unwrap()).await.unwrap();
+        let layers = store.image_layers(pulled.image.id()).await.unwrap();
+        let ids: Vec<String> = layers.iter().map(|layer| layer.id().to_owned()).collect();
+        let trees = ids.iter().map(|id| files(&root, id)).collect();
+        Self {
+            root,
+            store,
+            puller,
+            image: pulled.image,
+            ids,
+            trees,
+        }
+    }
+
+    fn damage(&self, index: usize) {
+        let tree = tree(&self.root, &self.ids[index]);
+        std::fs::write(tree.join("changed"), "x").unwrap();
+        std::fs::remove_dir_all(tree.join("dir")).unwrap();
+    }
+
+    async fn heal(&self, source: ImageLayers) -> HealReport {
+        self.store
+            .heal(HealOptions::default().source(source))
+            .await
+            .unwrap()
+    }
+
+    async fn assert_whole(&self, moment: &str) {
+        for (id, tree) in self.ids.iter().zip(&self.trees) {
+            assert_same("before", tree, moment, &files(&self.root, id));
+        }
+        let report = self.store.check(CheckOptions::everything()).await.unwrap();
+        assert!(
+            report.is_clean() && report.strays.is_empty(),
+            "{moment}: {report:#?}"
+        );
+        let layers = self.store.image_layers(self.image.id()).await.unwrap();
+        let ids: Vec<&str> = layers.iter().map(graphroot::Layer::id).collect();
+        assert_eq!(ids, self.ids, "{moment}");
+    }
+}
+
+/// The name of the image says where it came from; only what is damaged is transferred.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_come_from_the_registry_of_the_name() {
+    needs!();
+    let fake = FakeRegistry::start();
+    let image = add(&fake);
+    let pulled = Pulled::new(&image).await;
+    let before: Vec<usize> = image
+        .layers
+        .iter()
+        .map(|blob| fake.requests(blob).len())
+        .collect();
+    pulled.damage(1);
+    let healed = pulled.heal(pulled.puller.layers_by_name()).await;
+    assert!(healed.is_success() && healed.healed.len() == 1, "{healed:#?}");
+    pulled.assert_whole("by name").await;
+    for (index, (blob, before)) in image.layers.iter().zip(before).enumerate() {
+        assert_eq!(
+            fake.requests(blob).len(),
+            before + usize::from(index == 1),
+            "{index}"
+        );
+    }
+    // The name may be that of another image by now.
+    fake.add("some/image", &[Tar::new().file("other", "x").build()]);
+    pulled.damage(1);
+    let healed = pulled.heal(pulled.puller.layers_by_name()).await;
+    assert!(healed.is_success(), "{healed:#?}");
+    pulled.assert_whole("by another name").await;
+}
+
+/// A registry that sends anything else changes nothing, and one that breaks off is asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_lies_changes_nothing() {
+    needs!();
+    let fake = FakeRegistry::start();
+    let image = add(&fake);
+    let pulled = Pulled::new(&image).await;
+    pulled.damage(1);
+    let before = files(&pulled.root, &pulled.ids[1]);
+    for fault in [
+        Fault::Flip,
+        Fault::Length(100),
+        Fault::Status(404, ""),
+        Fault::Drop(100),
+    ] {
+        fake.fail_always(&image.layers[1], fault.clone());
+        let healed = pulled.heal(pulled.puller.layers_by_name()).await;
+        let [failure] = healed.failures.as_slice() else {
+            panic!("{fault:?}: {healed:#?}");
+        };
+        assert!(
+            matches!(failure.reason, NotHealed::NoSource { .. }),
+            "{fault:?}: {failure}"
+        );
+        assert_same("before", &before, "lied", &files(&pulled.root, &pulled.ids[1]));
+        assert_eq!(pulled.root.temporary_files(), Vec::<String>::new(), "{fault:?}");
+    }
+    let fake = FakeRegistry::start();
+    let image = add(&fake);
+    fake.fail(
+        &image.layers[1],
+        &[Fault::Drop(100), Fault::Status(503, "0"), Fault::Drop(200)],
+    );
+    let reference: ImageRef = image.reference.parse().unwrap();
+    let healed = pulled.heal(pulled.puller.layers_of(reference)).await;
+    assert!(healed.is_success(), "{healed:#?}");
+    pulled.assert_whole("after faults").await;
+}
+
+/// Layouts and archives have other blobs, or the same; documents too.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_comes_from_layouts_and_archives() {
+    needs!();
+    let fake = FakeRegistry::start();
+    let image = add(&fake);
+    let pulled = Pulled::new(&image).await;
+    let dir = pulled.root.path();
+    let places = [
+        format!("oci:{}:app", dir.join("layout").display()),
+        format!("oci-archive:{}:app", dir.join("app.oci").display()),
+        format!("docker-archive:{}:localhost/app:1", dir.join("app.tar").display()),
+    ];
+    for place in places {
+        let reference: ImageRef = place.parse().unwrap();
+        push(
+            &pulled.store,
+            pulled.image.id(),
+            &reference,
+            PushOptions::default(),
+        )
+        .await
+        .unwrap();
+        let layer = pulled.store.layer(&pulled.ids[1]).await.unwrap();
+        pulled.store.delete(&pulled.ids[1]).await.unwrap();
+        pulled.damage(0);
+        let healed = pulled.heal(pulled.puller.layers_of(reference)).await;
+        assert!(
+            healed.is_success() && healed.healed.len() == 3,
+            "{place}: {healed:#?}"
+        );
+        pulled.assert_whole(&place).await;
+        let again = pulled.store.layer(&pulled.ids[1]).await.unwrap();
+        assert_eq!(
+            (
+                again.compressed_digest(),
+                again.compressed_size(),
+                again.compression()
+            ),
+            (
+                layer.compressed_digest(),
+                layer.compressed_size(),
+                layer.compression()
+            ),
+            "{place}"
+        );
+        assert_eq!(
+            (again.uids(), again.gids()),
+            (layer.uids(), layer.gids()),
+            "{place}"
+        );
+    }
+}
+
+/// Without its manifest and config nobody knows an image's layers; they come first.
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_come_first() {
+    needs!();
+    let fake = FakeRegistry::start();
+    let image = add(&fake);
+    let pulled = Pulled::new(&image).await;
+    let place = format!("oci:{}:app", pulled.root.path().join("layout").display());
+    let reference: ImageRef = place.parse().unwrap();
+    // As they were pulled: the same manifest.
+    let layout = pulled.root.path().join("layout/blobs/sha256");
+    push(
+        &pulled.store,
+        pulled.image.id(),
+        &reference,
+        PushOptions::default(),
+    )
+    .await
+    .unwrap();
+    let documents = pulled.root.metadata_dir("images").join(pulled.image.id());
+    let mut lost = 0;
+    for entry in std::fs::read_dir(&documents).unwrap() {
+        let content = std::fs::read(entry.unwrap().path()).unwrap();
+        let digest = graphroot::Digest::sha256(&content);
+        // A push may have compressed the layers anew: the manifest is another one then.
+        std::fs::write(layout.join(digest.encoded()), content).unwrap();
+    }
+    for entry in std::fs::read_dir(&documents).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+        lost += 1;
+    }
+    assert!(lost >= 2);
+    pulled.store.delete(&pulled.ids[1]).await.unwrap();
+    let healed = pulled.heal(pulled.puller.layers_of(reference)).await;
+    assert!(healed.is_success(), "{healed:#?}");
+    let is_data = |healed: &&graphroot::Healed| matches!(healed.how, HealedHow::Data { .. });
+    assert!(
+        healed.healed.iter().take_while(is_data).count() >= 2,
+        "{healed:#?}"
+    );
+    pulled.assert_whole("documents").await;
+}
