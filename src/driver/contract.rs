@@ -401,8 +401,8 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Opens the directory of the layer's own files for applying a diff to it or measuring it.
     fn layer_tree(&self, id: &str) -> Result<LayerTree>;
 
-    /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. The
-    /// caller has made sure that no mount shows the tree.
+    /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. If a mount
+    /// shows the tree, the caller has it [stay](LayerCopy::keep_old).
     fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>>;
 
     /// The layers of which trees are kept that others have replaced while a mount showed them

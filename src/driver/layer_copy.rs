@@ -4,7 +4,7 @@
 //! layer as it was. Files are hard links to those of the layer: a copy takes as much space as its directories do, and
 //! whoever changes a file in it replaces it.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, RenameFlags};
@@ -35,7 +35,7 @@ pub(crate) struct LayerCopy {
     path: PathBuf,
     /// The layer's own tree.
     original: PathBuf,
-    /// Where the old tree can stay, if it has to.
+    /// Where the old tree can [stay](LayerCopy::keep_old), if it has to.
     beside: Option<PathBuf>,
     /// Owns the temporary directory and its lock.
     temp: TempDir,
@@ -47,7 +47,12 @@ pub(super) const OLD_TREE: &str = "replaced";
 impl LayerCopy {
     /// Copies what is `copied` of the tree at `original` into a new temporary directory below `temp_dirs`, on the same file system. `None` if
     /// the file system cannot exchange directories.
-    pub(super) fn make(original: PathBuf, temp_dirs: &Path, copied: Copied) -> Result<Option<Self>> {
+    pub(super) fn make(
+        original: PathBuf,
+        beside: Option<PathBuf>,
+        temp_dirs: &Path,
+        copied: Copied,
+    ) -> Result<Option<Self>> {
         let mut temp = TempDir::create(temp_dirs)?;
         let (path, other) = (temp.addition(), temp.addition());
         for dir in [&path, &other] {
@@ -67,13 +72,12 @@ impl LayerCopy {
             dir,
             path,
             original,
-            beside: None,
+            beside,
             temp,
         }))
     }
 
-    /// The directory `dir` with the path `path` inside `temp`, in place of the tree at `original`. In the directory `beside`
-    /// the old tree can [stay](LayerCopy::keep_old).
+    /// The directory `dir` with the path `path` inside `temp`, in place of the tree at `original`.
     pub(super) fn of_staged(
         dir: OwnedFd,
         path: PathBuf,
@@ -93,6 +97,15 @@ impl LayerCopy {
     /// Where changes go; can be listed.
     pub(crate) fn dir(&self) -> &OwnedFd {
         &self.dir
+    }
+
+    /// Takes a name out of the directory `dir` of the copy. What it stands for is removed with the old tree.
+    pub(crate) fn take_out(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let place = self.temp.addition();
+        match rustix::fs::renameat(dir, name, CWD, &place) {
+            Err(Errno::NOENT) => Ok(()),
+            moved => moved.at("moving a file to", place),
+        }
     }
 
     /// Has the old tree stay when the copy takes its place: a mount shows it, and would lose its files. It is there under a name

@@ -320,7 +320,9 @@ impl Driver for Vfs {
         let Some(home) = self.writable().find(|home| tree.starts_with(home)) else {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
         };
-        LayerCopy::make(tree, &home.join(TEMP_DIRS), copied)
+        // Every directory beside it is a layer.
+        let beside = None;
+        LayerCopy::make(tree, beside, &home.join(TEMP_DIRS), copied)
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {

@@ -18,8 +18,8 @@ use crate::store::image_manifest::{Descriptor, ImageManifest};
 /// Made by [`Puller::layers_of`](super::Puller::layers_of) and
 /// [`Puller::layers_by_name`](super::Puller::layers_by_name).
 ///
-/// A layer is asked for by the digests that manifests in the store name for it; then by the manifest at the source: that
-/// with the recorded digest, else the one that the reference names, in which the layer is at the place at which the config
+/// A layer is asked for by the digests that manifests in the store name for it; then by the manifests at the source: that
+/// with the recorded digest, and the one that the reference names. In those the layer is at the place at which the config
 /// has its diff ID.
 #[derive(Clone, Debug)]
 pub struct ImageLayers {
@@ -32,8 +32,10 @@ pub struct ImageLayers {
 enum Way {
     /// This blob.
     Blob(Descriptor),
-    /// What a manifest names.
-    Manifest,
+    /// What the manifest with this digest names.
+    ByDigest(Digest),
+    /// What the manifest names that the reference names.
+    ByName,
 }
 
 impl ImageLayers {
@@ -68,20 +70,18 @@ impl ImageLayers {
         ImageSource::open(image, &self.context.registries).await
     }
 
-    /// The manifest with this digest, else the one that the reference names.
+    /// The manifest with this digest, or the one that the reference names.
     async fn manifest(&self, source: &ImageSource, digest: Option<&Digest>) -> Result<ImageManifest> {
-        if let Some(digest) = digest {
-            let by_digest = async {
-                let fetched = source.manifest(digest).await?;
-                digest.check(&fetched.bytes, "the manifest")?;
-                parse(&fetched.bytes, fetched.media_type.as_deref())
-            };
-            if let Ok(Document::Image(manifest)) = by_digest.await {
-                return Ok(manifest);
-            }
+        let Some(digest) = digest else {
+            let (_top, _instance, manifest) = self.context.resolve(source).await?;
+            return Ok(manifest);
+        };
+        let fetched = source.manifest(digest).await?;
+        digest.check(&fetched.bytes, "the manifest")?;
+        match parse(&fetched.bytes, fetched.media_type.as_deref())? {
+            Document::Image(manifest) => Ok(manifest),
+            Document::Index(_) => Err(ErrorKind::NotSupported.err("an index in the place of a manifest")),
         }
-        let (_top, _instance, manifest) = self.context.resolve(source).await?;
-        Ok(manifest)
     }
 
     /// The blob of the layer, by a manifest and the config that it names.
@@ -123,16 +123,17 @@ impl HealSource for ImageLayers {
             let images = self.images(&wanted.images);
             let ways = images.into_iter().flat_map(|(image, digest)| {
                 let blobs = wanted.blobs.iter().cloned().map(Way::Blob);
-                let ways = blobs.chain([Way::Manifest]);
-                ways.map(move |way| (image.clone(), digest.clone(), way))
+                let ways = blobs.chain(digest.map(Way::ByDigest)).chain([Way::ByName]);
+                ways.map(move |way| (image.clone(), way))
             });
-            let Some((image, digest, way)) = ways.skip(attempt).take(1).last() else {
+            let Some((image, way)) = ways.skip(attempt).take(1).last() else {
                 return Ok(None);
             };
             let source = self.open(&image).await?;
             let blob = match way {
                 Way::Blob(blob) => blob,
-                Way::Manifest => self.find(&source, digest.as_ref(), wanted).await?,
+                Way::ByDigest(digest) => self.find(&source, Some(&digest), wanted).await?,
+                Way::ByName => self.find(&source, None, wanted).await?,
             };
             let stream = source.blob(&blob, &self.context.options.progress, None);
             stream.await.map(Some)

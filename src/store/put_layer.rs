@@ -247,7 +247,6 @@ impl Store {
     }
 
     /// Whether a layer can be unpacked before the one below it is there.
-    #[cfg(feature = "pull")]
     pub(crate) fn stages_apart(&self) -> bool {
         self.inner.driver().capabilities().stages_apart
     }

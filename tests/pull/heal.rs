@@ -141,7 +141,7 @@ async fn a_registry_that_lies_changes_nothing() {
         Fault::Flip,
         Fault::Length(100),
         Fault::Status(404, ""),
-        Fault::Drop(100),
+        Fault::Drop(0),
     ] {
         fake.fail_always(&image.layers[1], fault.clone());
         let healed = pulled.heal(pulled.puller.layers_by_name()).await;

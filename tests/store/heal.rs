@@ -131,6 +131,10 @@ struct State {
     names: Vec<Vec<String>>,
 }
 
+fn trees(store: &TestStore, five: &Five) -> Vec<Manifest> {
+    five.layers.iter().map(|id| files(&tree_of(store, id))).collect()
+}
+
 async fn state(store: &TestStore, five: &Five) -> State {
     let mut shown = Vec::new();
     for container in &five.containers {
@@ -140,7 +144,7 @@ async fn state(store: &TestStore, five: &Five) -> State {
     }
     let names = |container: &graphroot::Container| container.names().to_vec();
     State {
-        trees: five.layers.iter().map(|id| files(&tree_of(store, id))).collect(),
+        trees: trees(store, five),
         shown,
         names: store.containers().await.unwrap().iter().map(names).collect(),
     }
@@ -378,10 +382,15 @@ each_driver! {
                 assert!(healed.is_success(), "{name}, {index}: {healed:#?}");
                 let layers: Vec<&str> = healed.healed.iter().map(|healed| healed.item.id.as_str()).collect();
                 assert_eq!(layers, [id.as_str()], "{name}: {healed:#?}");
-                assert!(matches!(healed.healed[0].how, HealedHow::Layer { .. }), "{name}: {healed:#?}");
+                let by_files = matches!(healed.healed[0].how, HealedHow::Files { .. });
+                let is_of_files = !whole_trees && index == MIDDLE && is_of_middle;
+                let is_told = store.layout() == Layout::Program || name.starts_with("a hard link");
+                assert!(is_told || by_files == is_of_files, "{name}: {healed:#?}");
                 assert_clean(&store, name).await;
-                let after = state(&store, &five).await;
-                assert_as_before(name, &before, &State { shown: Vec::new(), ..after });
+                let now = trees(&store, &five);
+                for (index, (before, now)) in before.trees.iter().zip(&now).enumerate() {
+                    assert_same("before", before, &format!("{name}: layer {index} afterwards"), now);
+                }
                 // The mount shows it.
                 assert_eq!(place_of(&store, id).join("replaced0").exists(), !whole_trees, "{name}");
             }
@@ -603,6 +612,51 @@ each_driver! {
 mod overlay_only {
     use super::*;
     use crate::support::over;
+
+    /// Of a layer with a few damaged files the others stay, as what they are.
+    #[test]
+    fn only_damaged_files_are_replaced() {
+        over("overlay", Layout::Plain, |store| {
+            Box::pin(async move {
+                let five = fill(&store).await;
+                let before = state(&store, &five).await;
+                let tree = tree_of(&store, &five.layers[MIDDLE]);
+                let inode = |name: &str| {
+                    let metadata = std::fs::symlink_metadata(tree.join(name)).unwrap();
+                    std::os::unix::fs::MetadataExt::ino(&metadata)
+                };
+                let names = ["dir/one", "dir/two", "hard", "sub/deep/file", "set-id"];
+                let inodes = names.map(inode);
+                overwrite(&tree.join("dir/one"), b"eno");
+                std::fs::remove_file(tree.join("dir/empty")).unwrap();
+                std::fs::create_dir_all(tree.join("sub/new/deep")).unwrap();
+                std::os::unix::fs::symlink("/etc", tree.join("dir/new")).unwrap();
+                let source = Liar(layers()[MIDDLE].clone());
+                let healed = heal(&store, source).await;
+                assert!(healed.is_success() && healed.healed.len() == 1, "{healed:#?}");
+                let HealedHow::Files { paths, .. } = &healed.healed[0].how else {
+                    panic!("{healed:#?}");
+                };
+                for name in ["dir/one", "dir/empty", "dir/new", "sub/new"] {
+                    assert!(paths.contains(&PathBuf::from(name)), "{name}: {healed:#?}");
+                }
+                let now = names.map(inode);
+                assert!(
+                    now[0] != inodes[0] && now[1..] == inodes[1..],
+                    "{inodes:?} {now:?}"
+                );
+                assert_as_before("files", &before, &state(&store, &five).await);
+                // Under both of its names.
+                overwrite(&tree.join("hard"), b"x");
+                let healed = heal(&store, Liar(layers()[MIDDLE].clone())).await;
+                let by_files = matches!(healed.healed[0].how, HealedHow::Files { .. });
+                assert!(healed.is_success() && by_files, "{healed:#?}");
+                assert_as_before("names", &before, &state(&store, &five).await);
+                assert_clean(&store, "all").await;
+                assert_nothing_temporary(&store).await;
+            })
+        });
+    }
 
     /// The driver's files are made anew without a source.
     #[test]

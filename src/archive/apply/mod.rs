@@ -20,6 +20,7 @@ pub(crate) mod pipeline;
 pub(crate) mod present_tree;
 mod prune;
 mod seen;
+pub(crate) mod selection;
 pub(crate) mod settle;
 pub(crate) mod shared_files;
 mod target;

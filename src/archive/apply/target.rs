@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::archive::apply::marks::LayerMarks;
 use crate::archive::apply::origins::Origins;
 use crate::archive::apply::present_tree::PresentTree;
+use crate::archive::apply::selection::Selection;
 use crate::archive::apply::shared_files::SharedFiles;
 use crate::archive::tar::reader::Entry;
 use crate::compression::Compression;
@@ -93,6 +94,8 @@ pub(crate) struct ApplyOptions {
     pub(crate) sync: bool,
     /// Files that have the content of payloads.
     pub(crate) origins: Option<Arc<Origins>>,
+    /// The entries that are unpacked; `None` for all. The others are read all the same.
+    pub(crate) selection: Option<Selection>,
     /// Sees each header, and the content of regular files.
     pub(crate) inspect: Option<Box<dyn Inspect>>,
 }

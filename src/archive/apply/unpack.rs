@@ -178,6 +178,9 @@ pub(crate) fn unpack(job: Job, target: Target, mut options: ApplyOptions) -> Res
         declared = declared.saturating_add(u64::try_from(entry.declared_size).unwrap_or(0));
         ids.add(&entry, &mut scratch)
             .context(|| format!("unpacking {}", show(&entry.name)))?;
+        if options.selection.as_mut().is_some_and(|some| !some.takes(&entry)) {
+            continue;
+        }
         extractor.place(&entry, &mut reader, &mut recorder)?;
     }
     extractor.end_of_entries()?;

@@ -199,14 +199,24 @@ impl Driver for Overlay {
         let Some(home) = home.filter(|_| !matches!(self.stores.elsewhere(&dir), Ok(Some(_)))) else {
             return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
         };
-        LayerCopy::make(dir.join("diff"), &home.join(TEMP_DIRS), copied)
+        let original = dir.join("diff");
+        LayerCopy::make(original, Some(dir), &home.join(TEMP_DIRS), copied)
     }
 
     fn layers_with_old_trees(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
-        for id in self.list_layers()? {
-            if !old_trees(&self.stores.require(&id)?.dir)?.is_empty() {
-                found.push(id);
+        for home in self.stores.writable() {
+            for entry in std::fs::read_dir(home).at("listing", home)? {
+                let entry = entry.at("listing", home)?;
+                let is_dir = entry.file_type().at("listing", home)?.is_dir();
+                let Ok(id) = entry.file_name().into_string() else {
+                    continue;
+                };
+                let is_layer =
+                    layout::kind_of(&id, is_dir) == EntryKind::Layer && layout::check_id(&id).is_ok();
+                if is_layer && !old_trees(&entry.path())?.is_empty() {
+                    found.push(id);
+                }
             }
         }
         Ok(found)

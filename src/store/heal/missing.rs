@@ -92,16 +92,21 @@ impl Store {
             return Ok(None);
         }
         let identity = LayerIdentity::DiffId(diff_id.clone());
-        let by_id = usage
-            .layers
-            .keys()
+        // As all of them have been named, whether they have records or not.
+        let computed = used.below.iter().fold(None, |below: Option<String>, diff_id| {
+            Some(LayerIdentity::DiffId(diff_id.clone()).layer_id(below.as_deref()))
+        });
+        let known = usage.layers.keys().cloned();
+        let by_id = known
+            .chain(computed)
             .find(|parent| identity.layer_id(Some(parent)) == id);
-        if let Some(parent) = by_id {
-            return Ok(Some(parent.clone()));
+        if by_id.is_some() {
+            return Ok(by_id);
         }
         let has_content = |parent: &str| usage.diff_ids_up_to(parent).as_ref() == Some(&used.below);
+        // If that has no record either, what is made for it is compared with the config in its turn.
         if let Some(parent) = self.parent_by_driver(id, usage).await?
-            && has_content(&parent)
+            && (has_content(&parent) || !usage.layers.contains_key(&parent))
         {
             return Ok(Some(parent));
         }

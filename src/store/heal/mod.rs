@@ -4,6 +4,7 @@
 //! check       what is wrong, of the items that were asked for
 //! plan        which layers have content that is not theirs, the lowest first; which digests they have
 //! source      a stream with the recorded digest, read without a lock
+//! files       or only the files of it that are damaged, if its tar-split data is whole
 //! swap        unpacked beside the old tree, which it takes the place of
 //! check       again: what is still wrong
 //! ```
@@ -17,6 +18,7 @@
 //! exchange is killed at is a damaged layer as before.
 
 mod driver_data;
+mod files;
 mod image_data;
 mod missing;
 pub(crate) mod options;

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
+use crate::store::heal::files::DamagedFiles;
 
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     /// Layers whose content is not theirs, and whether that cannot come from a layer below.
     pub(super) contents: BTreeMap<CheckedItem, bool>,
+    /// What is wrong with single files of these, if it is nothing else.
+    pub(super) files: BTreeMap<CheckedItem, DamagedFiles>,
     /// Layers whose driver files do not agree with the records.
     pub(super) driver_data: BTreeSet<CheckedItem>,
     /// Layers that others, or images, refer to and that have no record.
@@ -24,6 +27,12 @@ impl Plan {
         let mut plan = Self::default();
         for finding in findings {
             plan.add(&finding.item, &finding.problem);
+        }
+        for item in plan.contents.keys() {
+            let of_item = findings.iter().filter(|finding| finding.item == *item);
+            if let Some(files) = DamagedFiles::of(of_item.map(|finding| &finding.problem)) {
+                plan.files.insert(item.clone(), files);
+            }
         }
         plan
     }

@@ -1,6 +1,7 @@
 //! What was made anew, and what could not be.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::store::check::finding::{CheckedItem, Finding};
@@ -45,6 +46,13 @@ pub enum HealedHow {
         /// Bytes of the uncompressed stream.
         size: u64,
     },
+    /// Some files of the layer were made anew of its stream, of which all was read.
+    Files {
+        /// Which source gave it.
+        source: String,
+        /// Their paths in the layer, also of those that were there and should not be.
+        paths: Vec<PathBuf>,
+    },
     /// A record was made for a layer of an image that had none any more. Another check tells what else is wrong with it.
     Record {
         /// The layer below.
@@ -66,6 +74,11 @@ impl fmt::Display for Healed {
         let item = &self.item;
         match &self.how {
             HealedHow::Layer { source, size } => write!(f, "{item}: made anew of {size} bytes from {source}"),
+            HealedHow::Files { source, paths } => {
+                let (count, paths) = (paths.len(), paths.iter().map(|path| path.display().to_string()));
+                let paths = paths.collect::<Vec<_>>().join(" ");
+                write!(f, "{item}: {count} files made anew from {source}: {paths}")
+            }
             HealedHow::Record { parent: None } => write!(f, "{item}: a record was made"),
             HealedHow::Record { parent: Some(parent) } => {
                 write!(f, "{item}: a record was made, on layer {parent}")

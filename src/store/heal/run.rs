@@ -11,6 +11,7 @@ use crate::store::access::Needs;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
 use crate::store::check::report::CheckReport;
 use crate::store::heal::driver_data::standings_on;
+use crate::store::heal::files::DamagedFiles;
 use crate::store::heal::options::{HealEvent, HealOptions};
 use crate::store::heal::plan::Plan;
 use crate::store::heal::report::{HealFailure, HealReport, Healed, HealedHow, NotHealed};
@@ -41,6 +42,8 @@ struct Course<'a> {
     targets: Option<Targets>,
     healed: Vec<Healed>,
     failures: BTreeMap<CheckedItem, NotHealed>,
+    /// Layers of which single files were made anew. If that was not all, the whole layer is.
+    by_files: HashSet<String>,
     /// Layers that are checked again.
     touched: HashSet<String>,
 }
@@ -53,7 +56,8 @@ impl Store {
     ///
     /// The content of a layer comes from a stream with the digest that the record has, or the config of its image: that of
     /// another layer of this store or of its additional stores, or of the [sources](HealOptions::sources), in this order.
-    /// It is unpacked beside the layer, and takes its place when all of it was read and its digest is right. What a source
+    /// It is unpacked beside the layer, and takes its place when all of it was read and its digest is right. Where only files
+    /// are damaged and the layer's tar-split data is whole, the new tree has the other files of the old one (overlay). What a source
     /// gives that is anything else changes nothing.
     ///
     /// A container that is mounted keeps on showing the old files of a layer below it, until it is unmounted and mounted
@@ -100,6 +104,7 @@ impl Store {
             targets,
             healed: Vec::new(),
             failures: BTreeMap::new(),
+            by_files: HashSet::new(),
             touched: HashSet::new(),
         };
         let only = course
@@ -342,7 +347,7 @@ impl Course<'_> {
         for (item, is_own) in items {
             let id = item.id.as_str();
             self.touched.insert(id.to_owned());
-            if !self.store.inner.driver().capabilities().stages_apart {
+            if !self.store.stages_apart() {
                 // What was wrong with it may be in those on it too.
                 let on_it = standings_on(&usage, id).into_iter();
                 self.touched.extend(on_it.map(|standing| standing.id));
@@ -356,7 +361,11 @@ impl Course<'_> {
             let healed = match first_below(&below, &broken) {
                 Some(layer) => Err(NotHealed::Below { layer: layer.clone() }),
                 None if item.read_only => Err(NotHealed::ReadOnly),
-                None => self.heal_layer(id, &usage, &broken).await,
+                None => {
+                    let files = plan.files.get(item).filter(|_| !self.by_files.contains(id));
+                    self.by_files.insert(id.to_owned());
+                    self.heal_layer(id, files, &usage, &broken).await
+                }
             };
             match healed {
                 Ok(how) => {
@@ -380,6 +389,7 @@ impl Course<'_> {
     async fn heal_layer(
         &self,
         id: &str,
+        files: Option<&DamagedFiles>,
         usage: &Usage,
         broken: &BTreeSet<String>,
     ) -> Result<HealedHow, NotHealed> {
@@ -423,10 +433,24 @@ impl Course<'_> {
         let mut failed = Vec::new();
         for source in own.iter().chain(&self.options.sources) {
             for attempt in 0..MAX_ATTEMPTS {
-                match store
-                    .renew_from((&**source, attempt), &wanted, &renewed, self.options)
-                    .await
-                {
+                let from = (&**source, attempt);
+                if let Some(files) = files.filter(|_| store.stages_apart()) {
+                    match store
+                        .renew_files_from(from, &wanted, &renewed, files, self.options)
+                        .await
+                    {
+                        Ok(None) => break,
+                        Ok(Some(paths)) => {
+                            let source = source.name();
+                            return Ok(HealedHow::Files { source, paths });
+                        }
+                        // As a whole it may be possible.
+                        Err(error) => {
+                            tracing::info!(layer = id, error = %error.chain(), "making a whole layer anew");
+                        }
+                    }
+                }
+                match store.renew_from(from, &wanted, &renewed, self.options).await {
                     Ok(None) => break,
                     Ok(Some(size)) => {
                         let source = source.name();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::io::InspectReader;
 
 use crate::archive::apply::pipeline::{ApplyOptions, Inflow};
+use crate::archive::apply::selection::Selection;
 use crate::bridge::{self, Detached};
 use crate::digest::Digest;
 use crate::driver::Standing;
@@ -17,7 +18,7 @@ use crate::store::heal::options::{HealEvent, HealOptions};
 use crate::store::heal::source::{HealSource, WantedContent};
 use crate::store::layer_store::heal::Renewal;
 use crate::store::layer_store::new_layer::{Unpacked, mappings_of};
-use crate::store::stage::area::Area;
+use crate::store::stage::area::{Area, StagedContent};
 
 /// A layer, and what its record is to say.
 #[derive(Clone, Debug)]
@@ -32,8 +33,15 @@ pub(super) struct Renewed {
     pub(super) standings: Vec<Standing>,
 }
 
+impl Renewed {
+    /// The layer below.
+    pub(super) fn parent(&self) -> Option<String> {
+        Some(self.row.parent.to_string()).filter(|parent| !parent.is_empty())
+    }
+}
+
 /// Has bytes be counted that are read.
-fn counted(stream: BoxReader, layer: &str, options: &HealOptions) -> BoxReader {
+pub(super) fn counted(stream: BoxReader, layer: &str, options: &HealOptions) -> BoxReader {
     let Some(tell) = options.teller() else {
         return stream;
     };
@@ -64,25 +72,40 @@ impl Store {
             source: source.name(),
         });
         let stream = counted(stream, &wanted.layer, options);
-        let unpacked = self.unpack_anew(stream, renewed).await?;
+        let content = self.unpack_anew(stream, None, renewed).await?;
+        let (driver, durable) = (self.inner.driver(), self.inner.sync_content());
+        let parent = renewed.parent();
+        let fitted = bridge::run(move || {
+            let mut unpacked = content.unpacked.into_inner();
+            if unpacked.depends_on_parent() {
+                unpacked.fit(&*driver, parent.as_deref(), durable)?;
+            }
+            Ok(Detached::new(unpacked))
+        });
+        let unpacked = fitted.await?;
         let size = unpacked.applied.diff_size;
         self.put_renewed(renewed.clone(), unpacked.into_inner()).await?;
         Ok(Some(size))
     }
 
-    /// Unpacks a stream beside the layer, on the layer below it, and compares its digest.
-    async fn unpack_anew(&self, stream: BoxReader, renewed: &Renewed) -> Result<Detached<Unpacked>> {
+    /// Unpacks a stream, or some of its entries, beside the layer, on the layer below it, and compares its digest.
+    pub(super) async fn unpack_anew(
+        &self,
+        stream: BoxReader,
+        selection: Option<Selection>,
+        renewed: &Renewed,
+    ) -> Result<StagedContent> {
         let row = &renewed.row;
         let layer = LayerOptions {
             writeable: renewed.with_containers,
             mount_label: Some(row.mount_label.clone()).filter(|label| !label.is_empty()),
             ..LayerOptions::default()
         };
-        let parent = Some(row.parent.to_string()).filter(|parent| !parent.is_empty());
-        let area = Area::make(&self.inner, parent.clone(), &mappings_of(row), &layer).await?;
+        let area = Area::make(&self.inner, renewed.parent(), &mappings_of(row), &layer).await?;
         let apply = ApplyOptions {
             uncompressed_digest: Some(renewed.diff_id.clone()),
             verify: true,
+            selection,
             ..ApplyOptions::default()
         };
         let content = area.unpack_with(Inflow::Blob(stream), apply).await?;
@@ -92,15 +115,7 @@ impl Store {
             let what = format!("the stream has digest {found}, expected {}", renewed.diff_id);
             return Err(ErrorKind::DigestMismatch.err(what));
         }
-        let (driver, durable) = (self.inner.driver(), self.inner.sync_content());
-        bridge::run(move || {
-            let mut unpacked = content.unpacked.into_inner();
-            if unpacked.depends_on_parent() {
-                unpacked.fit(&*driver, parent.as_deref(), durable)?;
-            }
-            Ok(Detached::new(unpacked))
-        })
-        .await
+        Ok(content)
     }
 
     async fn put_renewed(&self, renewed: Renewed, unpacked: Unpacked) -> Result<()> {

@@ -3,16 +3,20 @@
 //! The exchange of the trees decides, as with a diff that is [applied](crate::record::pending_diff). A tree that a mount
 //! shows stays as it is, under another name, until nothing shows it any more.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use crate::driver::{CreateOptions, LayerCopy};
-use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::archive::apply::settle::literal_dir;
+use crate::archive::path::split;
+use crate::driver::{Copied, CreateOptions, LayerCopy};
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::record::layer::LayerRow;
 use crate::record::pending_diff::PendingDiff;
 use crate::store::dirs::layer_location;
 use crate::store::layer_store::apply::inode;
-use crate::store::layer_store::locked::LayerStore;
+use crate::store::layer_store::fit::merge_into;
+use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedTarSplit, Unpacked, mappings_of};
 
 /// What a layer is to have instead of what it has.
@@ -71,8 +75,46 @@ impl LayerStore {
         self.put_in_place(renewal, copy, tar_split)
     }
 
+    /// Gives a layer those of its files anew that were unpacked, and takes these names out. The file for the tar-split has what
+    /// the layer has. On failure it is as before.
+    pub(crate) fn renew_files(
+        &mut self,
+        renewal: Renewal,
+        unpacked: Unpacked,
+        taken_out: &[Vec<u8>],
+    ) -> Result<()> {
+        let ended = self.copy_with(&renewal.row, &unpacked, taken_out);
+        let Unpacked {
+            staged, tar_split, ..
+        } = unpacked;
+        self.discarded.push(staged);
+        let copy = ended.context(|| format!("changing files of layer {:?}", renewal.row.id))?;
+        self.put_in_place(renewal, copy, tar_split)
+    }
+
+    /// A copy of a layer's tree with what was unpacked.
+    fn copy_with(&self, row: &LayerRow, unpacked: &Unpacked, taken_out: &[Vec<u8>]) -> Result<LayerCopy> {
+        self.check_same(row)?;
+        let durable = self.inner.sync_content();
+        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
+        let copy = self.driver.copy_layer(&row.id, Copied::Tree { durable })?;
+        let mut copy = copy.ok_or_else(|| {
+            ErrorKind::NotSupported.err("exchanging directories on the file system of the layers")
+        })?;
+        tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
+        for path in taken_out {
+            let (above, name) = split(path);
+            if let Some(dir) = literal_dir(tree.dir.as_fd(), above)?.filter(|_| !name.is_empty()) {
+                copy.take_out(dir.as_fd(), name)?;
+            }
+        }
+        let mut applied = unpacked.applied.clone();
+        merge_into(self, row, &tree, &*unpacked.staged, &mut applied, false)?;
+        Ok(copy)
+    }
+
     /// Makes `copy` the tree of the layer.
-    pub(crate) fn put_in_place(
+    fn put_in_place(
         &mut self,
         renewal: Renewal,
         mut copy: LayerCopy,
@@ -104,7 +146,8 @@ impl LayerStore {
     /// Removes trees that were kept because mounts showed them, and that none shows any more.
     pub(crate) fn remove_all_old_trees(&mut self) -> Result<()> {
         for id in self.driver.layers_with_old_trees()? {
-            if !self.is_shown(&id)? {
+            // One without a record is garbage as a whole.
+            if self.table().get(&id).is_some() && !self.is_shown(&id)? {
                 self.remove_old_trees(&id)?;
             }
         }

@@ -139,7 +139,8 @@ impl Area {
             permit,
         } = place.into_inner();
         let options = ApplyOptions {
-            tar_split: Some(file),
+            // What is recorded of a part of a stream is of no use.
+            tar_split: options.selection.is_none().then_some(file),
             sync,
             ..options
         };

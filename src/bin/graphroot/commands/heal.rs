@@ -44,6 +44,7 @@ struct FailureRow<'a> {
 fn row(healed: &Healed) -> HealedRow<'_> {
     let (how, source) = match &healed.how {
         HealedHow::Layer { source, .. } => ("layer", Some(source.as_str())),
+        HealedHow::Files { source, .. } => ("files", Some(source.as_str())),
         HealedHow::Record { .. } => ("record", None),
         HealedHow::DriverData => ("driver_data", None),
         HealedHow::Data { source, .. } => ("data", Some(source.as_str())),
