@@ -173,7 +173,7 @@ pub use store::digest_lock::{DigestLock, DigestLockGuard};
 pub use store::graph_driver::{DiskUsage, DriverCapabilities, GraphDriver};
 pub use store::heal::options::{HealEvent, HealOptions};
 pub use store::heal::report::{HealFailure, HealReport, Healed, HealedHow, NotHealed};
-pub use store::heal::source::{HealSource, WantedContent, WantedDocument, WantedImage};
+pub use store::heal::source::{BlobParts, HealSource, WantedContent, WantedDocument, WantedImage};
 pub use store::image_builder::ImageBuilder;
 pub use store::image_config::{History, ImageConfig, RunConfig};
 pub use store::image_manifest::{Descriptor, ImageManifest};

@@ -417,11 +417,6 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// The IDs of the layers below the layer `id`, nearest first, as the driver's own files say; `None` if they do not.
-    fn layers_below(&self, _id: &str) -> Result<Option<Vec<String>>> {
-        Ok(None)
-    }
-
     /// The directories in which the layer's files are found, its own first.
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>>;
 

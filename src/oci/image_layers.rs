@@ -7,12 +7,14 @@ use futures::future::{BoxFuture, FutureExt as _};
 
 use super::context::PullContext;
 use super::manifest::{Config, Document, parse};
+use super::meter::Meter;
 use super::reference::ImageRef;
 use super::source::ImageSource;
+use crate::chunked::TocLocation;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
-use crate::store::heal::source::{HealSource, WantedContent, WantedDocument, WantedImage};
+use crate::store::heal::source::{BlobParts, HealSource, WantedContent, WantedDocument, WantedImage};
 use crate::store::image_manifest::{Descriptor, ImageManifest};
 
 /// Made by [`Puller::layers_of`](super::Puller::layers_of) and
@@ -137,6 +139,27 @@ impl HealSource for ImageLayers {
             };
             let stream = source.blob(&blob, &self.context.options.progress, None);
             stream.await.map(Some)
+        }
+        .boxed()
+    }
+
+    fn layer_parts<'a>(&'a self, wanted: &'a WantedContent) -> BoxFuture<'a, Result<Option<BlobParts>>> {
+        async move {
+            let has_table = |blob: &&Descriptor| {
+                matches!(
+                    TocLocation::from_annotations(&blob.annotations, blob.size),
+                    Ok(Some(_))
+                )
+            };
+            let blob = wanted.blobs.iter().find(has_table);
+            let images = self.images(&wanted.images);
+            let (Some(blob), Some((image, _digest))) = (blob, images.first()) else {
+                return Ok(None);
+            };
+            let source = self.open(image).await?;
+            let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
+            let source = source.ranges(blob, meter).await?;
+            Ok(Some(BlobParts::new(blob.clone(), source)))
         }
         .boxed()
     }

@@ -1,6 +1,6 @@
 //! The differ for blobs with a table of contents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 #[cfg(feature = "pull")]
@@ -61,6 +61,8 @@ pub struct ChunkedDiffer {
     diff_id: Option<Digest>,
     /// Whether content of other layers is used.
     reuse: bool,
+    /// Files of a layer that have other content than they should.
+    wrong: Option<(String, BTreeSet<Vec<u8>>)>,
     /// Whether some was used.
     has_reused: bool,
     report: Option<Report>,
@@ -192,6 +194,7 @@ impl ChunkedDiffer {
             tar_split,
             diff_id: None,
             reuse: true,
+            wrong: None,
             has_reused: false,
             report: None,
         })
@@ -217,6 +220,7 @@ impl ChunkedDiffer {
             tar_split: None,
             diff_id: None,
             reuse: true,
+            wrong: None,
             has_reused: false,
             report: None,
         })
@@ -243,6 +247,12 @@ impl ChunkedDiffer {
         self
     }
 
+    /// Takes nothing from these files of a layer.
+    pub(crate) fn without(mut self, layer: &str, names: BTreeSet<Vec<u8>>) -> Self {
+        self.wrong = Some((layer.to_owned(), names));
+        self
+    }
+
     /// Calls `report` when it is known what has to be fetched; again for each further attempt.
     #[must_use]
     pub fn report(mut self, report: impl Fn(Savings) + Send + Sync + 'static) -> Self {
@@ -263,6 +273,10 @@ impl ChunkedDiffer {
         let local = match self.reuse {
             true => Some(self.store.local_content().await?),
             false => None,
+        };
+        let local = match (local, self.wrong.clone()) {
+            (Some(local), Some((layer, names))) => Some(local.without(layer, names)),
+            (local, _) => local,
         };
         let may_link = area.0.may_link();
         let local = local.filter(|local| !local.is_empty()).map(|local| {

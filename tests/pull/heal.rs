@@ -6,11 +6,14 @@ use std::time::Duration;
 use graphroot::oci::{ImageLayers, ImageRef, PullOptions, Puller, PushOptions, RegistryOptions, push};
 use graphroot::{CheckOptions, HealOptions, HealReport, HealedHow, NotHealed, Store};
 
+use crate::chunked::{image, push_chunked};
 use crate::fake_registry::{FakeRegistry, Fault, Image};
+use crate::in_parts::open;
 use crate::support::manifest::{Manifest, assert_same, manifest};
 use crate::support::needs;
 use crate::support::root::TestRoot;
 use crate::support::tar::Tar;
+use crate::text::text;
 
 fn tars() -> Vec<Tar> {
     ["lower", "middle", "upper"]
@@ -219,6 +222,49 @@ async fn everything_comes_from_layouts_and_archives() {
             "{place}"
         );
     }
+}
+
+/// Of a layer with a table of contents only the parts are fetched that hold the damaged files.
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_a_blob_are_enough() {
+    needs!();
+    let from = TestRoot::in_memory();
+    let mut tar = Tar::new();
+    for index in 0..40 {
+        tar = tar.file(format!("file{index}"), text(20_000, index));
+    }
+    let (store, id) = image(&from, &tar.build()).await;
+    let layout = from.path().join("layout");
+    push_chunked(&store, &id, &format!("oci:{}:v1", layout.display())).await;
+    let fake = FakeRegistry::start();
+    let image = fake.add_layout("some/image", &layout);
+    let root = TestRoot::in_memory();
+    let store = open(&root).await;
+    let puller = Puller::new(&store, PullOptions::default());
+    let pulled = puller.pull(&image.reference.parse().unwrap()).await.unwrap();
+    let layer = pulled.image.top_layer().unwrap().to_owned();
+    let before = files(&root, &layer);
+    let asked = fake.requests(&image.layers[0]).len();
+    let tree = tree(&root, &layer);
+    std::fs::write(tree.join("file3"), vec![b'x'; 20_000]).unwrap();
+    std::fs::remove_file(tree.join("file7")).unwrap();
+    let options = HealOptions::default().source(puller.layers_by_name());
+    let healed = store.heal(options).await.unwrap();
+    let (true, [one]) = (healed.is_success(), healed.healed.as_slice()) else {
+        panic!("{healed:#?}");
+    };
+    let HealedHow::Parts { fetched, reused, .. } = one.how else {
+        panic!("{healed:#?}");
+    };
+    assert!(fetched > 0 && reused > 10 * fetched, "{healed:#?}");
+    let requests = fake.requests(&image.layers[0]);
+    assert!(
+        requests[asked..].iter().all(|request| !request.ranges.is_empty()),
+        "{requests:?}"
+    );
+    assert_same("before", &before, "afterwards", &files(&root, &layer));
+    let report = store.check(CheckOptions::everything()).await.unwrap();
+    assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
 }
 
 /// Without its manifest and config nobody knows an image's layers; they come first.

@@ -384,7 +384,7 @@ each_driver! {
                 assert_eq!(layers, [id.as_str()], "{name}: {healed:#?}");
                 let by_files = matches!(healed.healed[0].how, HealedHow::Files { .. });
                 let is_of_files = !whole_trees && index == MIDDLE && is_of_middle;
-                let is_told = store.layout() == Layout::Program || name.starts_with("a hard link");
+                let is_told = store.layout() == Layout::Program || name.starts_with("a hard link") || name.starts_with("the tar-split");
                 assert!(is_told || by_files == is_of_files, "{name}: {healed:#?}");
                 assert_clean(&store, name).await;
                 let now = trees(&store, &five);
@@ -541,16 +541,17 @@ each_driver! {
         let options = HealOptions::default().item(one).progress(move |event| told.lock().unwrap().push(event));
         let healed = store.heal(options).await.unwrap();
         assert!(healed.is_success() && healed.healed.len() == 1, "{healed:#?}");
-        let HealedHow::Layer { source, size } = &healed.healed[0].how else {
+        let (HealedHow::Layer { source, .. } | HealedHow::Files { source, .. }) = &healed.healed[0].how else {
             panic!("{healed:#?}");
         };
-        assert!(source.contains(again.id()) && *size == layers()[1].len() as u64, "{healed:#?}");
+        assert!(source.contains(again.id()), "{healed:#?}");
         let events = std::mem::take(&mut *events.lock().unwrap());
         let is_read = |event: &graphroot::HealEvent| match event {
             graphroot::HealEvent::Read { layer, bytes } if layer == one => *bytes,
             _ => 0,
         };
-        assert_eq!(events.iter().map(is_read).sum::<u64>(), *size, "{events:?}");
+        let size = layers()[1].len() as u64;
+        assert_eq!(events.iter().map(is_read).sum::<u64>(), size, "{events:?}");
         assert!(events.contains(&graphroot::HealEvent::Healed { layer: one.clone() }), "{events:?}");
         let left = store.check(CheckOptions::everything()).await.unwrap();
         assert!(left.findings.iter().any(|finding| finding.item.id == *two), "{left:#?}");

@@ -1,5 +1,6 @@
 //! Finds contents by digest.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -15,6 +16,7 @@ use super::open_files::{OpenFiles, Use};
 use super::ostree::OstreeRepos;
 use super::place::{OSTREE, Place, WHOLE};
 use crate::archive::apply::origins::{FindContent, LocalFile};
+use crate::archive::path::clean;
 use crate::chunked::cache::{Key, Location};
 use crate::error::Result;
 use crate::sys::at;
@@ -45,6 +47,16 @@ pub(crate) struct LocalContent {
     repos: Arc<OstreeRepos>,
     /// Whether files are wanted that are the same in more than their content.
     links: bool,
+    /// Files that are known to have other content than they should.
+    wrong: Option<Arc<WrongFiles>>,
+}
+
+/// Files of a layer.
+#[derive(Debug)]
+struct WrongFiles {
+    layer: String,
+    /// Their names, cleaned.
+    names: BTreeSet<Vec<u8>>,
 }
 
 impl Layers {
@@ -100,11 +112,17 @@ impl Layers {
     }
 
     /// A regular file that has this content as a whole, and whose status `fits`.
-    fn find_whole(&self, sum: &[u8; 32], size: u64, fits: impl Fn(&Stat) -> bool) -> Option<Place> {
+    fn find_whole(
+        &self,
+        sum: &[u8; 32],
+        size: u64,
+        wrong: Option<&WrongFiles>,
+        fits: impl Fn(&Stat) -> bool,
+    ) -> Option<Place> {
         self.find(sum, |found| {
             // A chunk at the start of a larger file has another length, or another size on disk.
             let location = found.location;
-            if (location.offset, location.length) != (0, size) {
+            if (location.offset, location.length) != (0, size) || found.is_one_of(wrong) {
                 return None;
             }
             found.place_if(WHOLE, |stat| size_of(stat) == size && fits(stat))
@@ -150,7 +168,14 @@ impl LocalContent {
             layers,
             repos: Arc::new(OstreeRepos::new(repos)),
             links: false,
+            wrong: None,
         }
+    }
+
+    /// Without these files of a layer, which have other content than they should. The names are clean.
+    pub(crate) fn without(self, layer: String, names: BTreeSet<Vec<u8>>) -> Self {
+        let wrong = Some(Arc::new(WrongFiles { layer, names }));
+        Self { wrong, ..self }
     }
 
     /// Whether files of the store's own layers may get hard links; not without this.
@@ -177,14 +202,14 @@ impl LocalContent {
         if size == 0 {
             return None;
         }
-        let in_layers = self.layers.find_whole(sum, size, |_stat| true);
+        let in_layers = self.layers.find_whole(sum, size, self.wrong(), |_stat| true);
         in_layers.or_else(|| self.repos.find(sum, size))
     }
 
     /// As [`LocalContent::find`]; where files may get hard links, rather one whose status is `like` another one's.
     pub(crate) fn find_like(&self, sum: &[u8; 32], size: u64, like: impl Fn(&Stat) -> bool) -> Option<Place> {
         let found = match self.links && size > 0 {
-            true => self.layers.find_whole(sum, size, like),
+            true => self.layers.find_whole(sum, size, self.wrong(), like),
             false => None,
         };
         found.or_else(|| self.find(sum, size))
@@ -198,11 +223,16 @@ impl LocalContent {
         self.layers.find(sum, |found| {
             let Location { offset, length, .. } = found.location;
             match length {
+                _ if found.is_one_of(self.wrong()) => None,
                 0 => found.place_if(0, |stat| size_of(stat).checked_sub(offset) == Some(size)),
                 _ if length == size => found.place_if(0, |stat| is_within(offset, size, stat)),
                 _ => None,
             }
         })
+    }
+
+    fn wrong(&self) -> Option<&WrongFiles> {
+        self.wrong.as_deref()
     }
 
     /// Whether the file that was found may get hard links.
@@ -229,6 +259,20 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
+    fn is_one_of(&self, wrong: Option<&WrongFiles>) -> bool {
+        let Some(wrong) = wrong.filter(|wrong| wrong.layer == self.layer.id) else {
+            return false;
+        };
+        let name = self.layer.cache.name(self.cache, self.location.name);
+        let mut cleaned = Vec::new();
+        name.is_ok_and(|name| {
+            name.is_some_and(|name| {
+                clean(&name, &mut cleaned);
+                wrong.names.contains(&cleaned)
+            })
+        })
+    }
+
     /// The place, if there is a regular file that `fits`.
     fn place_if(&self, flags: u32, fits: impl Fn(&Stat) -> bool) -> Option<Place> {
         let name = self.layer.cache.name(self.cache, self.location.name).ok()??;
@@ -261,7 +305,7 @@ fn open_below(tree: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Option<(Owned
 
 impl FindContent for LocalContent {
     fn find(&self, sum: &[u8; 32], size: u64, fits: &dyn Fn(&Stat) -> bool) -> Option<LocalFile> {
-        let place = self.layers.find_whole(sum, size, fits)?;
+        let place = self.layers.find_whole(sum, size, self.wrong(), fits)?;
         let (file, _start) = self.open(place, size)?;
         let may_link = self.may_link(place);
         Some(LocalFile { file, may_link })

@@ -236,13 +236,6 @@ impl Driver for Overlay {
         Ok(Some(temp))
     }
 
-    fn layers_below(&self, id: &str) -> Result<Option<Vec<String>>> {
-        let Some(place) = self.stores.locate(id)? else {
-            return Ok(None);
-        };
-        self.stores.lower_ids(id, &place.dir).map(Some)
-    }
-
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
         let mut lowers = self.below(id)?;
         // In an older generation files may be without the contents that they have further down, and have no others.

@@ -20,9 +20,16 @@ pub(super) fn standings_on(usage: &Usage, id: &str) -> Vec<Standing> {
 }
 
 impl LayerStore {
-    /// Makes the driver's files of these layers anew where they do not agree with the records.
+    /// Makes the driver's files of these layers anew where they do not agree with the records. Those that stand on a layer that
+    /// the driver has lost are left until that is there again.
     pub(super) fn mend_standings(&self, standings: &[Standing]) -> Result<()> {
-        let damage = self.driver.examine(standings)?;
+        let is_there = |id: &String| self.driver.exists(id);
+        let standings: Vec<Standing> = standings
+            .iter()
+            .filter(|standing| is_there(&standing.id) && standing.below.iter().all(is_there))
+            .cloned()
+            .collect();
+        let damage = self.driver.examine(&standings)?;
         let by_id: HashMap<&str, &Standing> = standings
             .iter()
             .map(|standing| (standing.id.as_str(), standing))

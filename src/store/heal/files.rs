@@ -69,6 +69,11 @@ impl DamagedFiles {
         (is_few && !all.into_iter().any(is_root)).then_some(files)
     }
 
+    /// The names of what is missing or has other content or attributes.
+    pub(super) fn wrong(&self) -> &BTreeSet<Vec<u8>> {
+        &self.wrong
+    }
+
     /// The entries that are unpacked: also those of the directories, whose times change with what they have.
     fn selection(&self) -> Selection {
         let mut names = self.wrong.clone();

@@ -4,7 +4,7 @@
 //! digest gives the layer's ID, as image programs compute IDs; else the one that the driver's files name; else the only one
 //! whose content, down to the lowest layer, is that which the config names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::bridge;
 use crate::compression::Compression;
@@ -130,19 +130,18 @@ impl Store {
     /// The layer below one without a record, as the driver's files of it, or of one that stands on it, say.
     async fn parent_by_driver(&self, id: &str, usage: &Usage) -> Result<Option<String>> {
         let children = usage.layers.values().filter(|layer| layer.parent() == Some(id));
-        let asked: Vec<String> = std::iter::once(id.to_owned())
-            .chain(children.map(|layer| layer.id().to_owned()))
-            .collect();
+        let children: HashSet<String> = children.map(|layer| layer.id().to_owned()).collect();
         let (driver, id) = (self.inner.driver(), id.to_owned());
         bridge::run(move || {
             let mut votes: BTreeMap<String, usize> = BTreeMap::new();
-            for layer in asked {
-                let Ok(Some(below)) = driver.layers_below(&layer) else {
-                    continue;
-                };
-                let parent = match layer == id {
-                    true => below.first(),
-                    false => below.iter().skip_while(|below| **below != id).nth(1),
+            for layer in driver.found_layers()? {
+                let below = layer.below.unwrap_or_default();
+                let parent = match () {
+                    () if layer.id == id => below.first(),
+                    () if children.contains(&layer.id) => {
+                        below.iter().skip_while(|below| **below != id).nth(1)
+                    }
+                    () => None,
                 };
                 if let Some(parent) = parent {
                     *votes.entry(parent.clone()).or_default() += 1;

@@ -22,6 +22,7 @@ mod files;
 mod image_data;
 mod missing;
 pub(crate) mod options;
+mod parts;
 mod plan;
 pub(crate) mod report;
 mod run;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::store::check::finding::{CheckedItem, Finding};
+use crate::store::check::report::StoreProblem;
 
 /// What [`Store::heal`](crate::Store::heal) has done.
 #[non_exhaustive]
@@ -16,12 +17,15 @@ pub struct HealReport {
     pub failures: Vec<HealFailure>,
     /// What is still wrong with the items that were asked for.
     pub left: Vec<Finding>,
+    /// What is wrong with the store as a whole. Records are not made for what is missing as long as there is such a thing;
+    /// [`Store::repair`](crate::Store::repair) rebuilds damaged files of records.
+    pub store_problems: Vec<StoreProblem>,
 }
 
 impl HealReport {
     /// Whether nothing is wrong any more with what was asked for.
     pub fn is_success(&self) -> bool {
-        self.failures.is_empty() && self.left.is_empty()
+        self.failures.is_empty() && self.left.is_empty() && self.store_problems.is_empty()
     }
 }
 
@@ -53,6 +57,15 @@ pub enum HealedHow {
         /// Their paths in the layer, also of those that were there and should not be.
         paths: Vec<PathBuf>,
     },
+    /// The layer was put together of its own whole files, those of other layers, and parts of its blob.
+    Parts {
+        /// Which source gave these.
+        source: String,
+        /// Bytes of the blob that were fetched.
+        fetched: u64,
+        /// Bytes of the blob that were not, because files have what they hold.
+        reused: u64,
+    },
     /// A record was made for a layer of an image that had none any more. Another check tells what else is wrong with it.
     Record {
         /// The layer below.
@@ -79,6 +92,14 @@ impl fmt::Display for Healed {
                 let paths = paths.collect::<Vec<_>>().join(" ");
                 write!(f, "{item}: {count} files made anew from {source}: {paths}")
             }
+            HealedHow::Parts {
+                source,
+                fetched,
+                reused,
+            } => write!(
+                f,
+                "{item}: made anew of {fetched} bytes from {source}, {reused} were there"
+            ),
             HealedHow::Record { parent: None } => write!(f, "{item}: a record was made"),
             HealedHow::Record { parent: Some(parent) } => {
                 write!(f, "{item}: a record was made, on layer {parent}")

@@ -131,6 +131,7 @@ impl Store {
             tracing::warn!(error = %error.chain(), "cannot remove the old trees of layers");
         }
         course.forget_failures(&found);
+        let store_problems = found.store_problems;
         let left = found.findings.into_iter();
         let left = left.filter(|finding| course.is_wanted(finding)).collect();
         let failures = course.failures.into_iter();
@@ -140,6 +141,7 @@ impl Store {
                 .map(|(item, reason)| HealFailure { item, reason })
                 .collect(),
             left,
+            store_problems,
         })
     }
 
@@ -432,6 +434,24 @@ impl Course<'_> {
             .map_err(NotHealed::Failed)?;
         let mut failed = Vec::new();
         for source in own.iter().chain(&self.options.sources) {
+            if let Some(files) = files {
+                match store
+                    .renew_parts_from(&**source, &wanted, &renewed, files, self.options)
+                    .await
+                {
+                    Ok(None) => {}
+                    Ok(Some(savings)) => {
+                        return Ok(HealedHow::Parts {
+                            source: source.name(),
+                            fetched: savings.fetched,
+                            reused: savings.reused,
+                        });
+                    }
+                    Err(error) => {
+                        tracing::info!(layer = id, error = %error.chain(), "reading a layer as a whole");
+                    }
+                }
+            }
             for attempt in 0..MAX_ATTEMPTS {
                 let from = (&**source, attempt);
                 if let Some(files) = files.filter(|_| store.stages_apart()) {

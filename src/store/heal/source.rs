@@ -1,10 +1,12 @@
 //! Where the content of layers comes from.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 
+use crate::chunked::BlobSource;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::options::{BoxReader, DiffOptions};
@@ -49,6 +51,23 @@ pub struct WantedDocument {
     pub image: WantedImage,
 }
 
+/// A blob of which parts can be read.
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub struct BlobParts {
+    /// How a manifest describes it; the annotations say where its table of contents is.
+    pub blob: Descriptor,
+    /// Its bytes.
+    pub source: Arc<dyn BlobSource>,
+}
+
+impl BlobParts {
+    /// The blob that a manifest describes so.
+    pub fn new(blob: Descriptor, source: Arc<dyn BlobSource>) -> Self {
+        Self { blob, source }
+    }
+}
+
 /// Gives [`Store::heal`] the content of layers: another store, or a registry, layout or archive (feature `pull`).
 ///
 /// What it gives is not trusted. It is asked without a lock of the store held, and may take its time.
@@ -66,6 +85,15 @@ pub trait HealSource: Send + Sync + fmt::Debug {
         wanted: &'a WantedContent,
         attempt: usize,
     ) -> BoxFuture<'a, Result<Option<BoxReader>>>;
+
+    /// The blob of a layer, if parts of it can be read and it has a table of contents: of a layer of which few files are
+    /// damaged, only the parts with those are fetched.
+    ///
+    /// # Errors
+    /// As [`HealSource::layer_stream`], which is asked then.
+    fn layer_parts<'a>(&'a self, _wanted: &'a WantedContent) -> BoxFuture<'a, Result<Option<BlobParts>>> {
+        std::future::ready(Ok(None)).boxed()
+    }
 
     /// A manifest or config of an image; `None` if it does not have it.
     ///

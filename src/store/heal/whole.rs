@@ -73,6 +73,11 @@ impl Store {
         });
         let stream = counted(stream, &wanted.layer, options);
         let content = self.unpack_anew(stream, None, renewed).await?;
+        self.finish_anew(renewed, content).await.map(Some)
+    }
+
+    /// Puts what was unpacked in the place of the layer's content. Returns the bytes of the uncompressed stream.
+    pub(super) async fn finish_anew(&self, renewed: &Renewed, content: StagedContent) -> Result<u64> {
         let (driver, durable) = (self.inner.driver(), self.inner.sync_content());
         let parent = renewed.parent();
         let fitted = bridge::run(move || {
@@ -85,7 +90,18 @@ impl Store {
         let unpacked = fitted.await?;
         let size = unpacked.applied.diff_size;
         self.put_renewed(renewed.clone(), unpacked.into_inner()).await?;
-        Ok(Some(size))
+        Ok(size)
+    }
+
+    /// A place beside the layer, on the layer below it.
+    pub(super) async fn area_for(&self, renewed: &Renewed) -> Result<Area> {
+        let row = &renewed.row;
+        let layer = LayerOptions {
+            writeable: renewed.with_containers,
+            mount_label: Some(row.mount_label.clone()).filter(|label| !label.is_empty()),
+            ..LayerOptions::default()
+        };
+        Area::make(&self.inner, renewed.parent(), &mappings_of(row), &layer).await
     }
 
     /// Unpacks a stream, or some of its entries, beside the layer, on the layer below it, and compares its digest.
@@ -95,13 +111,7 @@ impl Store {
         selection: Option<Selection>,
         renewed: &Renewed,
     ) -> Result<StagedContent> {
-        let row = &renewed.row;
-        let layer = LayerOptions {
-            writeable: renewed.with_containers,
-            mount_label: Some(row.mount_label.clone()).filter(|label| !label.is_empty()),
-            ..LayerOptions::default()
-        };
-        let area = Area::make(&self.inner, renewed.parent(), &mappings_of(row), &layer).await?;
+        let area = self.area_for(renewed).await?;
         let apply = ApplyOptions {
             uncompressed_digest: Some(renewed.diff_id.clone()),
             verify: true,
@@ -125,8 +135,11 @@ impl Store {
             let id = renewed.row.id.as_str();
             let mut said = LayerRow::clone(&renewed.row);
             let applied = &unpacked.applied;
-            said.diff_digest = renewed.diff_id.clone().into();
-            said.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
+            // One that is known by its table of contents goes on being known by that alone.
+            if said.toc_digest.is_empty() || !said.diff_digest.is_empty() {
+                said.diff_digest = renewed.diff_id.clone().into();
+                said.diff_size = i64::try_from(applied.diff_size).unwrap_or(-1);
+            }
             said.uids.clone_from(&applied.uids);
             said.gids.clone_from(&applied.gids);
             if let Err(error) = layers.restore_directory(id) {

@@ -23,6 +23,8 @@ struct ReportRow<'a> {
     healed: Vec<HealedRow<'a>>,
     failures: Vec<FailureRow<'a>>,
     left: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    store: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -45,6 +47,7 @@ fn row(healed: &Healed) -> HealedRow<'_> {
     let (how, source) = match &healed.how {
         HealedHow::Layer { source, .. } => ("layer", Some(source.as_str())),
         HealedHow::Files { source, .. } => ("files", Some(source.as_str())),
+        HealedHow::Parts { source, .. } => ("parts", Some(source.as_str())),
         HealedHow::Record { .. } => ("record", None),
         HealedHow::DriverData => ("driver_data", None),
         HealedHow::Data { source, .. } => ("data", Some(source.as_str())),
@@ -67,6 +70,7 @@ fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<()
             healed: report.healed.iter().map(row).collect(),
             failures: failures.collect(),
             left: report.left.iter().map(Finding::to_string).collect(),
+            store: report.store_problems.iter().map(ToString::to_string).collect(),
         });
     }
     for healed in &report.healed {
@@ -77,6 +81,9 @@ fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<()
     }
     for finding in &report.left {
         out.stderr_line(finding.to_string())?;
+    }
+    for problem in &report.store_problems {
+        out.stderr_line(problem.to_string())?;
     }
     Ok(())
 }
