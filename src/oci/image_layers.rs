@@ -80,7 +80,7 @@ impl ImageLayers {
         };
         let fetched = source.manifest(digest).await?;
         digest.check(&fetched.bytes, "the manifest")?;
-        match parse(&fetched.bytes, fetched.media_type.as_deref())? {
+        match parse(&fetched.bytes)? {
             Document::Image(manifest) => Ok(manifest),
             Document::Index(_) => Err(ErrorKind::NotSupported.err("an index in the place of a manifest")),
         }

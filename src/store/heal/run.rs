@@ -272,10 +272,9 @@ impl Course<'_> {
             if !self.targets.as_ref().is_none_or(asked) || !self.is_open(item) {
                 continue;
             }
-            let image = match self.store.image_by_id(&item.id).await? {
-                Some(image) => image,
-                // Deleted since the check.
-                None => continue,
+            // It may have been deleted since the check.
+            let Some(image) = self.store.image_by_id(&item.id).await? else {
+                continue;
             };
             for key in keys {
                 match self

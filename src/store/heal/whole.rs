@@ -18,7 +18,7 @@ use crate::store::heal::options::{HealEvent, HealOptions};
 use crate::store::heal::source::{HealSource, WantedContent};
 use crate::store::layer_store::heal::Renewal;
 use crate::store::layer_store::new_layer::{Unpacked, mappings_of};
-use crate::store::stage::area::{Area, StagedContent};
+use crate::store::stage::area::{Area, LayerOwners, StagedContent};
 
 /// A layer, and what its record is to say.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl Store {
         let fitted = bridge::run(move || {
             let mut unpacked = content.unpacked.into_inner();
             if unpacked.depends_on_parent() {
-                unpacked.fit(&*driver, parent.as_deref(), durable)?;
+                unpacked.fit(&*driver, parent.as_deref(), None, durable)?;
             }
             Ok(Detached::new(unpacked))
         });
@@ -101,7 +101,12 @@ impl Store {
             mount_label: Some(row.mount_label.clone()).filter(|label| !label.is_empty()),
             ..LayerOptions::default()
         };
-        Area::make(&self.inner, renewed.parent(), &mappings_of(row), &layer).await
+        // The layer below has the same: copies with other owners are left.
+        let owners = LayerOwners {
+            mappings: mappings_of(row),
+            parent: None,
+        };
+        Area::make(&self.inner, renewed.parent(), owners, &layer).await
     }
 
     /// Unpacks a stream, or some of its entries, beside the layer, on the layer below it, and compares its digest.

@@ -44,7 +44,6 @@ impl LayerStore {
         let options = CreateOptions {
             read_write: self.lies_with_containers(id),
             mappings: mappings_of(&row),
-            mount_label: row.mount_label.clone(),
             durable: self.inner.sync_content(),
             ..CreateOptions::default()
         };
