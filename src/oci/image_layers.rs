@@ -58,7 +58,9 @@ impl ImageLayers {
         }
         let mut images = Vec::new();
         for wanted in wanted {
-            for name in &wanted.names {
+            // Names that image programs give what was built here.
+            let names = wanted.names.iter().filter(|name| !name.starts_with("localhost/"));
+            for name in names {
                 // What is no name of a registry's image cannot be asked for.
                 if let Ok(reference) = name.parse() {
                     images.push((ImageRef::Registry(reference), wanted.digest.clone()));
