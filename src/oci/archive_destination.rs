@@ -126,7 +126,9 @@ impl ArchiveDestination {
     pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
         let mut state = self.state.lock().await;
         let meter = Meter::start(progress, &spool.digest, spool.size, 0);
-        let content = StreamReader::new(Box::pin(spool.stream(move |bytes| meter.add(bytes))));
+        let content = StreamReader::new(Box::pin(
+            spool.stream(0..spool.size, move |bytes| meter.add(bytes)),
+        ));
         let name = self.form.member(&spool.digest, "tar");
         state.add(&name, &spool.digest, spool.size, content).await
     }

@@ -1,13 +1,13 @@
 //! Credentials for a registry: those given by value, else those that login programs have left in files or hand to
 //! credential helpers.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::files;
@@ -18,55 +18,87 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 /// The longest file of credentials, or answer of a helper, that is read.
 const MAX_FILE: u64 = 1 << 20;
 
-/// A file of credentials: `auth.json`, or Docker's `config.json`.
-#[derive(Deserialize)]
-struct AuthFile {
-    #[serde(default)]
-    auths: BTreeMap<String, Entry>,
-    /// Helpers by registry.
-    #[serde(default, rename = "credHelpers")]
-    helpers: BTreeMap<String, String>,
-    /// The helper for every registry without an entry of its own.
-    #[serde(default, rename = "credsStore")]
-    store: Option<String>,
+/// The file of old versions of Docker.
+const LEGACY: &str = ".dockercfg";
+
+/// What is known for an image's repository.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) credentials: Credentials,
+    /// Why there are none, where that is not as it should be.
+    pub(crate) lack: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Entry {
-    #[serde(default)]
-    auth: String,
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    identitytoken: String,
-    #[serde(default)]
-    registrytoken: String,
+/// A file of credentials: `auth.json`, or Docker's `config.json`. Only the entries that apply have to make sense, so it is
+/// read field by field: what is `null`, absent or of another type is not there.
+struct AuthFile<'a> {
+    path: &'a Path,
+    document: Value,
+    /// Whether the document is the list of registries, as in `.dockercfg`.
+    is_legacy: bool,
 }
 
-impl Entry {
-    fn credentials(&self, file: &Path, key: &str) -> Result<Option<Credentials>> {
-        if !self.registrytoken.is_empty() {
-            return Ok(Some(Credentials::BearerToken(self.registrytoken.clone())));
+/// A field, by its name in upper or lower case.
+fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
+    let fields = value.as_object();
+    let mut found = fields.into_iter().flatten();
+    let found = found.find(|(key, _)| key.eq_ignore_ascii_case(name));
+    found.map_or(&Value::Null, |(_, value)| value)
+}
+
+/// A text, without the ends of lines that editors and scripts leave in it.
+fn text(value: &Value, name: &str) -> String {
+    let text = field(value, name).as_str().unwrap_or_default();
+    text.chars()
+        .filter(|letter| !matches!(letter, '\r' | '\n'))
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+impl AuthFile<'_> {
+    /// The entry of a map for a host or repository: of exactly this name, or of one that means the same.
+    fn entry<'a>(map: &'a Value, key: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let exact = map.get(key).map(|_| key.to_owned());
+        let entries = map.as_object().into_iter().flatten();
+        let mut entries: Vec<_> = entries
+            .filter(|(known, _)| host_of(known) == key)
+            .map(|(known, value)| (known.as_str(), value))
+            .collect();
+        entries.sort_by_key(|(known, _)| Some(*known) != exact.as_deref());
+        entries.into_iter()
+    }
+
+    fn credentials(&self, key: &str, entry: &Value) -> Result<Option<Credentials>> {
+        let token = text(entry, "registrytoken");
+        if !token.is_empty() {
+            return Ok(Some(Credentials::BearerToken(token)));
         }
-        if !self.identitytoken.is_empty() {
-            return Ok(Some(Credentials::IdentityToken(self.identitytoken.clone())));
+        let token = text(entry, "identitytoken");
+        if !token.is_empty() {
+            return Ok(Some(Credentials::IdentityToken(token)));
         }
-        if !self.username.is_empty() {
-            return Ok(Some(Credentials::password(&self.username, &self.password)));
-        }
-        if self.auth.is_empty() {
-            return Ok(None);
+        let auth = text(entry, "auth");
+        if auth.is_empty() {
+            // Where there are both, programs leave these two behind.
+            let username = text(entry, "username");
+            let password = field(entry, "password").as_str().unwrap_or_default();
+            return Ok((!username.is_empty()).then(|| Credentials::password(username, password)));
         }
         // Neither the text nor the decoder's error goes into the message: they may show the secret.
-        let bad = || ErrorKind::InvalidInput.err(format!("credentials for {key:?} in {}", file.display()));
+        let bad = || {
+            let what = format!("credentials for {key:?} in {}", self.path.display());
+            ErrorKind::InvalidInput.err(what)
+        };
         let decoded = base64::engine::general_purpose::STANDARD
-            .decode(&self.auth)
+            .decode(&auth)
             .map_err(|_secret| bad())?;
         let text = String::from_utf8(decoded).map_err(|_secret| bad())?;
-        let (user, password) = text.split_once(':').ok_or_else(bad)?;
-        Ok(Some(Credentials::password(user, password.trim_end_matches('\0'))))
+        let Some((user, password)) = text.split_once(':') else {
+            tracing::warn!(file = %self.path.display(), key, "skipping credentials without a password");
+            return Ok(None);
+        };
+        Ok(Some(Credentials::password(user, password.trim_matches('\0'))))
     }
 }
 
@@ -91,11 +123,12 @@ fn usual_files() -> Vec<PathBuf> {
     {
         files.push(dir.join("containers/auth.json"));
     }
-    match (variable("DOCKER_CONFIG"), home) {
+    match (variable("DOCKER_CONFIG"), &home) {
         (Some(dir), _) => files.push(dir.join("config.json")),
         (None, Some(home)) => files.push(home.join(".docker/config.json")),
         (None, None) => {}
     }
+    files.extend(home.map(|home| home.join(LEGACY)));
     files
 }
 
@@ -120,12 +153,16 @@ fn host_of(key: &str) -> &str {
 }
 
 /// Credentials for an image's repository; anonymous if none are known.
-pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Result<Credentials> {
+pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Result<Found> {
     if let Some(given) = keys(image).find_map(|key| options.credentials.get(&key)) {
-        return Ok(given.clone());
+        return Ok(Found {
+            credentials: given.clone(),
+            lack: None,
+        });
     }
     let named = options.auth_file.as_ref();
     let files = named.map_or_else(usual_files, |file| vec![file.clone()]);
+    let mut lack = None;
     for file in files {
         let bytes = match files::read_small(file.clone(), MAX_FILE).await {
             Ok(bytes) => bytes,
@@ -138,46 +175,75 @@ pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Resu
                 continue;
             }
         };
-        if let Some(found) = find_in(&bytes, image, &file, options.stall).await? {
-            return Ok(found);
+        if let Some(credentials) = find_in(&bytes, image, &file, options.stall, &mut lack).await? {
+            return Ok(Found {
+                credentials,
+                lack: None,
+            });
         }
     }
-    Ok(Credentials::Anonymous)
+    Ok(Found {
+        credentials: Credentials::Anonymous,
+        lack,
+    })
 }
 
+/// Looks into one file. `lack` becomes what keeps credentials from being found.
 async fn find_in(
     bytes: &[u8],
     image: &RegistryRef,
-    file: &Path,
+    path: &Path,
     limit: Duration,
+    lack: &mut Option<String>,
 ) -> Result<Option<Credentials>> {
-    // The parser's error is left out: it may quote a secret.
-    let parsed: AuthFile = serde_json::from_slice(bytes).map_err(|_secret| {
-        ErrorKind::InvalidInput.err(format!("{} is no file of credentials", file.display()))
-    })?;
-    let helpers = &mut parsed.helpers.iter();
-    if let Some((key, helper)) = helpers.find(|(key, _)| host_of(key) == image.registry())
-        && !helper.is_empty()
-        && let Some(credentials) = ask(helper, key, limit).await?
-    {
-        return Ok(Some(credentials));
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
     }
-    for key in keys(image) {
-        let found = parsed.auths.iter().find(|(known, _)| host_of(known) == key);
-        if let Some((known, entry)) = found
-            && let Some(credentials) = entry.credentials(file, known)?
+    let file = AuthFile {
+        path,
+        // The parser's error is left out: it may quote a secret.
+        document: serde_json::from_slice(bytes).map_err(|_secret| {
+            ErrorKind::InvalidInput.err(format!("{} is no file of credentials", path.display()))
+        })?,
+        is_legacy: path.file_name().is_some_and(|name| name == LEGACY),
+    };
+    let helpers = field(&file.document, "credHelpers");
+    for (key, helper) in AuthFile::entry(helpers, image.registry()) {
+        let helper = helper.as_str().unwrap_or_default();
+        if !helper.is_empty()
+            && let Some(credentials) = ask(helper, key, limit).await?
         {
             return Ok(Some(credentials));
         }
     }
-    if let Some(helper) = parsed.store.filter(|helper| !helper.is_empty()) {
-        let server = match image.registry() {
-            "docker.io" => "https://index.docker.io/v1/",
-            other => other,
-        };
-        return ask(&helper, server, limit).await;
+    let auths = match file.is_legacy {
+        true => &file.document,
+        false => field(&file.document, "auths"),
+    };
+    for key in keys(image) {
+        for (known, entry) in AuthFile::entry(auths, &key) {
+            if let Some(credentials) = file.credentials(known, entry)? {
+                return Ok(Some(credentials));
+            }
+        }
     }
-    Ok(None)
+    let helper = text(&file.document, "credsStore");
+    if helper.is_empty() {
+        return Ok(None);
+    }
+    let server = match image.registry() {
+        "docker.io" => "https://index.docker.io/v1/",
+        other => other,
+    };
+    // It is for all registries, also for those that want no credentials, and the file may come from another machine.
+    match ask(&helper, server, limit).await {
+        Err(error) => {
+            tracing::warn!(error = %error.chain(), "the store of credentials does not answer");
+            lack.get_or_insert_with(|| error.chain());
+            Ok(None)
+        }
+        found => found,
+    }
 }
 
 /// Asks the program `docker-credential-HELPER` for the credentials of a server.
@@ -200,8 +266,10 @@ async fn run(name: &str, server: &str) -> Result<Option<Credentials>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {
-        username: String,
-        secret: String,
+        #[serde(default)]
+        username: Option<String>,
+        #[serde(default)]
+        secret: Option<String>,
     }
     let mut child = tokio::process::Command::new(name)
         .arg("get")
@@ -240,10 +308,12 @@ async fn run(name: &str, server: &str) -> Result<Option<Credentials>> {
     }
     let answer: Answer = serde_json::from_slice(&answer)
         .map_err(|_secret| ErrorKind::InvalidInput.err("it does not answer with credentials"))?;
-    Ok(Some(match answer.username.as_str() {
-        "<token>" => Credentials::IdentityToken(answer.secret),
-        username => Credentials::password(username, answer.secret),
-    }))
+    let secret = answer.secret.unwrap_or_default();
+    Ok(match answer.username.as_deref() {
+        Some("<token>") => Some(Credentials::IdentityToken(secret)),
+        None | Some("") if secret.is_empty() => None,
+        username => Some(Credentials::password(username.unwrap_or_default(), secret)),
+    })
 }
 
 #[cfg(test)]
@@ -251,14 +321,71 @@ mod tests {
     use super::*;
 
     async fn lookup(file: &str, image: &str) -> Result<Option<Credentials>> {
-        let limit = Duration::from_secs(60);
-        find_in(
-            file.as_bytes(),
-            &image.parse().unwrap(),
-            Path::new("auth.json"),
-            limit,
-        )
-        .await
+        look_in("auth.json", file, image).await.0
+    }
+
+    async fn look_in(path: &str, file: &str, image: &str) -> (Result<Option<Credentials>>, Option<String>) {
+        let (limit, mut lack) = (Duration::from_secs(60), None);
+        let image = image.parse().unwrap();
+        let found = find_in(file.as_bytes(), &image, Path::new(path), limit, &mut lack).await;
+        (found, lack)
+    }
+
+    #[tokio::test]
+    async fn odd_entries_break_nothing_for_others() {
+        let good = r#""h.io":{"auth":"dXNlcjpz\r\nZWNyZXQ=\n","username":"x","password":"y"}"#;
+        let user = Some(Credentials::password("user", "secret"));
+        for odd in [
+            "null",
+            "5",
+            "[]",
+            r#""text""#,
+            r#"{"auth":null,"username":null,"identitytoken":null}"#,
+            r#"{"auth":5}"#,
+            r#"{"auth":"%"}"#,
+        ] {
+            let file = format!(
+                r#"{{"auths":{{"a.io":{odd},{good},"z.io":{odd}}},"credHelpers":null,"credsStore":null}}"#
+            );
+            assert_eq!(lookup(&file, "h.io/x").await.unwrap(), user, "{odd}");
+            let helpers = format!(r#"{{"credHelpers":{{"a.io":{odd},"h.io":null}},"auths":{{{good}}}}}"#);
+            assert_eq!(lookup(&helpers, "h.io/x").await.unwrap(), user, "{odd}");
+        }
+        for file in [
+            "",
+            " \n",
+            "null",
+            "[]",
+            r#"{"auths":null}"#,
+            r#"{"auths":[1],"credHelpers":"x"}"#,
+        ] {
+            assert_eq!(lookup(file, "h.io/x").await.unwrap(), None, "{file}");
+        }
+        // What has no colon counts for nothing, and the next wider entry does.
+        let file = format!(r#"{{"auths":{{"h.io/a":{{"auth":"eA=="}},{good}}}}}"#);
+        assert_eq!(lookup(&file, "h.io/a").await.unwrap(), user);
+        // Exactly this name goes before one that means the same.
+        let file = format!(r#"{{"auths":{{"http://h.io/v1/":{{"auth":"YTpi"}},{good}}}}}"#);
+        assert_eq!(lookup(&file, "h.io/a").await.unwrap(), user);
+        let token =
+            r#"{"auths":{"h.io":{"identityToken":"t\n","auth":"YTpi"},"r.io":{"registrytoken":"r\r\n"}}}"#;
+        assert_eq!(
+            lookup(token, "h.io/a").await.unwrap(),
+            Some(Credentials::IdentityToken("t".into()))
+        );
+        assert_eq!(
+            lookup(token, "r.io/a").await.unwrap(),
+            Some(Credentials::BearerToken("r".into()))
+        );
+        let (legacy, _) = look_in(".dockercfg", &format!("{{{good}}}"), "h.io/x").await;
+        assert_eq!(legacy.unwrap(), user);
+    }
+
+    #[tokio::test]
+    async fn a_store_of_another_machine_keeps_nobody_from_public_images() {
+        let (found, lack) = look_in("auth.json", r#"{"credsStore":"there-is-none"}"#, "h.io/x").await;
+        assert_eq!(found.unwrap(), None);
+        assert!(lack.unwrap().contains("docker-credential-there-is-none"));
     }
 
     #[tokio::test]
@@ -295,7 +422,10 @@ mod tests {
             .credentials_for("h.io", Credentials::password("wide", "1"))
             .credentials_for("h.io/team", Credentials::password("narrow", "2"))
             .credentials_for("a.io", Credentials::Anonymous);
-        let found = async |image: &str| find(&image.parse().unwrap(), &options).await;
+        let found = async |image: &str| {
+            let found = find(&image.parse().unwrap(), &options).await;
+            found.map(|found| found.credentials)
+        };
         assert_eq!(
             found("h.io/team/app").await.unwrap(),
             Credentials::password("narrow", "2")
@@ -323,7 +453,7 @@ mod tests {
     #[tokio::test]
     async fn a_helper_is_a_program_of_the_search_path() {
         for helper in ["../../bin/sh", "/bin/sh"] {
-            let error = lookup(&format!(r#"{{"credsStore":"{helper}"}}"#), "h.io/x")
+            let error = lookup(&format!(r#"{{"credHelpers":{{"h.io":"{helper}"}}}}"#), "h.io/x")
                 .await
                 .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);

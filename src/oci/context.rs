@@ -24,7 +24,7 @@ const MAX_INDEXES: usize = 4;
 pub(crate) struct PullContext {
     pub(crate) store: Store,
     pub(crate) options: PullOptions,
-    pub(crate) registries: Registries,
+    pub(crate) registries: Arc<Registries>,
     /// Interrupted downloads, if they are kept.
     pub(crate) partials: Option<Partials>,
     /// Which layers are pulled in part, and how.
@@ -48,7 +48,7 @@ impl PullContext {
         let dirs = store.transfer_dirs();
         Self {
             store: store.clone(),
-            registries: Registries::new(options.registry.clone()),
+            registries: Arc::new(Registries::new(options.registry.clone())),
             partials: options
                 .keep_partial
                 .then(|| Partials::new(dirs.partial_blobs.clone())),

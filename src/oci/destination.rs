@@ -1,5 +1,7 @@
 //! Where an image is pushed to: a registry, an OCI layout or an archive.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bytes::Bytes;
 
 use super::archive_destination::{ArchiveDestination, Form};
@@ -14,13 +16,22 @@ use crate::store::image_manifest::{Descriptor, ImageManifest};
 
 /// A destination of one image.
 pub(crate) enum Destination {
-    Registry(Box<Repository>),
+    Registry {
+        repository: Box<Repository>,
+        /// Repositories that blobs may be taken over from.
+        mounts: Mutex<Vec<String>>,
+    },
     Layout(LayoutWriter),
     Archive(Box<ArchiveDestination>),
 }
 
 impl Destination {
-    pub(crate) async fn open(image: &ImageRef, registries: &Registries) -> Result<Self> {
+    /// Opens a destination. `mounts` are repositories of the same registry that may have blobs of the image.
+    pub(crate) async fn open(
+        image: &ImageRef,
+        registries: &Arc<Registries>,
+        mounts: Vec<String>,
+    ) -> Result<Self> {
         let archive = async |form, file: &std::path::Path, name: &Option<String>| {
             let archive = ArchiveDestination::create(form, file.to_owned(), name.clone()).await?;
             Ok(Self::Archive(Box::new(archive)))
@@ -31,8 +42,13 @@ impl Destination {
                     "pushing to {image}: a digest follows from the image, name a tag"
                 ))),
             ImageRef::Registry(reference) => {
-                let repository = registries.repository(reference, Access::Push).await?;
-                Ok(Self::Registry(Box::new(repository)))
+                let mut repository = registries.repository(reference, Access::Push).await?;
+                let scope = |name: &String| format!("repository:{name}:pull");
+                repository.scopes.extend(mounts.iter().map(scope));
+                Ok(Self::Registry {
+                    repository: Box::new(repository),
+                    mounts: Mutex::new(mounts),
+                })
             }
             ImageRef::Layout { dir, name } => {
                 let layout = LayoutWriter::open(dir.clone(), name.clone()).await?;
@@ -46,7 +62,7 @@ impl Destination {
     /// Whether only OCI's own media types are allowed.
     pub(crate) fn is_oci_only(&self) -> bool {
         match self {
-            Self::Registry(_) => false,
+            Self::Registry { .. } => false,
             Self::Layout(_) => true,
             Self::Archive(archive) => archive.form == Form::Oci,
         }
@@ -65,16 +81,33 @@ impl Destination {
     /// Whether the destination has a blob.
     pub(crate) async fn has(&self, digest: &Digest) -> Result<bool> {
         match self {
-            Self::Registry(repository) => repository.has_blob(digest).await,
+            Self::Registry { repository, .. } => repository.has_blob(digest).await,
             Self::Layout(layout) => layout.has(digest).await,
             Self::Archive(archive) => Ok(archive.has(digest).await),
         }
     }
 
+    /// Takes a blob over from a repository of the registry that has it. Returns whether that was done. A repository that
+    /// does not give one is not asked again.
+    pub(crate) async fn take_over(&self, digest: &Digest) -> bool {
+        let Self::Registry { repository, mounts } = self else {
+            return false;
+        };
+        let known = || mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let candidates = known().clone();
+        for from in candidates {
+            if repository.mount_blob(digest, &from).await {
+                return true;
+            }
+            known().retain(|name| *name != from);
+        }
+        false
+    }
+
     /// Puts a layer.
     pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
         match self {
-            Self::Registry(repository) => repository.put_layer(spool, progress).await,
+            Self::Registry { repository, .. } => repository.put_layer(spool, progress).await,
             Self::Layout(layout) => layout.put_layer(spool, progress).await,
             Self::Archive(archive) => archive.put_layer(spool, progress).await,
         }
@@ -83,7 +116,7 @@ impl Destination {
     /// Puts a config.
     pub(crate) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
         match self {
-            Self::Registry(repository) => repository.put_small(bytes, digest).await,
+            Self::Registry { repository, .. } => repository.put_small(bytes, digest).await,
             Self::Layout(layout) => layout.put_small(bytes, digest).await,
             Self::Archive(archive) => archive.put_small(bytes, digest).await,
         }
@@ -97,7 +130,7 @@ impl Destination {
         layers: &[Descriptor],
     ) -> Result<()> {
         match self {
-            Self::Registry(repository) => {
+            Self::Registry { repository, .. } => {
                 repository
                     .put_manifest(&manifest.bytes, &manifest.media_type)
                     .await

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{Config, Fetched, MAX_DOCUMENT};
 use super::reference::full_name;
+use super::spool::Spool;
 use super::tarball::Tarball;
 use crate::chunked::FileBlob;
 use crate::compression::Compression;
 use crate::digest::Digest;
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Result, ResultExt as _};
+use crate::store::Store;
 use crate::store::image_manifest::{Descriptor, MAX_LAYERS};
 use crate::store::image_types::{DOCKER_CONFIG, DOCKER_MANIFEST};
 
@@ -50,17 +52,16 @@ struct DerivedBlob {
 /// One image of an archive.
 #[derive(Clone, Debug)]
 pub(crate) struct DockerArchive {
-    tar: Tarball,
     pub(crate) manifest: Fetched,
     pub(crate) config: Bytes,
     /// Names that the archive gives the image.
     pub(crate) names: Vec<String>,
-    /// Offset and size of each layer.
-    layers: HashMap<Digest, (u64, u64)>,
+    /// The layers, uncompressed.
+    layers: HashMap<Digest, FileBlob>,
 }
 
 impl DockerArchive {
-    pub(crate) async fn open(tar: Tarball, wanted: Option<&str>) -> Result<Self> {
+    pub(crate) async fn open(tar: Tarball, wanted: Option<&str>, store: &Store) -> Result<Self> {
         let bytes = tar.small("manifest.json", MAX_DOCUMENT).await?;
         let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|error| {
             ErrorKind::InvalidInput
@@ -81,19 +82,17 @@ impl DockerArchive {
         let mut layers = HashMap::new();
         let mut listed = Vec::new();
         for (file, diff_id) in files.iter().zip(diff_ids) {
-            let (offset, size) = tar.place(file)?;
-            let start = tar.part(offset, size.min(10)).await?;
-            let compression = Compression::detect(&start);
-            if compression != Compression::None {
-                let what = format!("layer {file:?} with {compression} compression; try oci-archive:");
-                return Err(ErrorKind::NotSupported.err(what));
-            }
-            listed.push(Descriptor::new(LAYER_TYPE, diff_id.clone(), size));
-            layers.insert(diff_id, (offset, size));
+            let blob = match layers.get(&diff_id) {
+                Some(blob) => FileBlob::clone(blob),
+                None => uncompressed(&tar, file, store)
+                    .await
+                    .context(|| format!("layer {file:?}"))?,
+            };
+            listed.push(Descriptor::new(LAYER_TYPE, diff_id.clone(), blob.size()));
+            layers.insert(diff_id, blob);
         }
         let names = item.repo_tags.unwrap_or_default();
         Ok(Self {
-            tar,
             manifest: manifest(&config, &listed)?,
             config,
             names: names.iter().map(|name| full_name(name)).collect::<Result<_>>()?,
@@ -101,12 +100,22 @@ impl DockerArchive {
         })
     }
 
-    /// Where a layer is.
+    /// A layer.
     pub(crate) fn file(&self, blob: &Descriptor) -> Result<FileBlob> {
-        let Some((offset, size)) = self.layers.get(&blob.digest) else {
-            return Err(ErrorKind::NotFound.err(format!("layer {}", blob.digest)));
-        };
-        Ok(self.tar.file_at(*offset, *size))
+        let found = self.layers.get(&blob.digest).cloned();
+        found.ok_or_else(|| ErrorKind::NotFound.err(format!("layer {}", blob.digest)))
+    }
+}
+
+/// A layer of an archive. One that is compressed, as some programs have them, is decompressed into a temporary file of the
+/// store: the derived manifest tells its size.
+async fn uncompressed(tar: &Tarball, name: &str, store: &Store) -> Result<FileBlob> {
+    let (offset, size) = tar.place(name)?;
+    let start = tar.part(offset, size.min(10)).await?;
+    let blob = tar.file_at(offset, size);
+    match Compression::detect(&start) {
+        Compression::None => Ok(blob),
+        _ => Ok(Spool::decompress(store, blob.reader()).await?.blob()),
     }
 }
 
@@ -143,14 +152,26 @@ pub(crate) fn manifest(config: &Bytes, layers: &[Descriptor]) -> Result<Fetched>
 /// The image that is meant.
 fn pick(mut items: Vec<Item>, wanted: Option<&str>) -> Result<Item> {
     let Some(wanted) = wanted else {
+        let names: Vec<String> = items.iter().enumerate().map(called).collect();
         return match (items.pop(), items.len()) {
             (Some(item), 0) => Ok(item),
             (None, _) => Err(ErrorKind::NotFound.err("an archive without images")),
             (Some(_), more) => {
-                Err(ErrorKind::InvalidInput.err(format!("there are {} images, say which", more + 1)))
+                let what = format!("there are {} images, say which: {}", more + 1, names.join(", "));
+                Err(ErrorKind::InvalidInput.err(what))
             }
         };
     };
+    if let Some(index) = wanted.strip_prefix('@') {
+        let found = index.parse().ok().filter(|index| *index < items.len());
+        return match found {
+            Some(index) => Ok(items.swap_remove(index)),
+            None => {
+                let what = format!("image {wanted:?} of {}, they count from @0", items.len());
+                Err(ErrorKind::NotFound.err(what))
+            }
+        };
+    }
     let wanted = full_name(wanted)?;
     let has = |item: &Item| {
         let names = item.repo_tags.iter().flatten();
@@ -160,4 +181,11 @@ fn pick(mut items: Vec<Item>, wanted: Option<&str>) -> Result<Item> {
     };
     let found = items.into_iter().find(has);
     found.ok_or_else(|| ErrorKind::NotFound.err(format!("image {wanted:?}")))
+}
+
+/// How an image of an archive is named in a reference.
+fn called((index, item): (usize, &Item)) -> String {
+    let name = item.repo_tags.iter().flatten().next();
+    let short = name.map(|name| name.chars().take(200).collect());
+    short.unwrap_or_else(|| format!("@{index}"))
 }

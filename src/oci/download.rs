@@ -120,7 +120,7 @@ impl Transfer {
             let body = match &mut self.body {
                 Some(body) => body,
                 None => {
-                    let response = self.repository.blob_from(&self.blob.digest, self.offset).await?;
+                    let response = self.repository.blob_from(&self.blob, self.offset).await?;
                     self.skip = self.check(&response)?;
                     self.body.insert(response)
                 }

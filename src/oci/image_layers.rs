@@ -71,7 +71,7 @@ impl ImageLayers {
     }
 
     async fn open(&self, image: &ImageRef) -> Result<ImageSource> {
-        ImageSource::open(image, &self.context.registries).await
+        ImageSource::open(image, &self.context.registries, &self.context.store).await
     }
 
     /// The manifest with this digest, or the one that the reference names.

@@ -49,7 +49,7 @@ pub(crate) fn parse(bytes: &Bytes) -> Result<Document> {
 pub(crate) struct Config {
     /// When the image was made, if it says so.
     pub(crate) created: Option<SystemTime>,
-    /// Digests of the uncompressed layers, lowest first.
+    /// Digests of the uncompressed layers, lowest first; none if the config does not tell them.
     pub(crate) diff_ids: Vec<Digest>,
 }
 

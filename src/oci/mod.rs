@@ -45,9 +45,11 @@
 mod archive_destination;
 mod archive_writer;
 mod auth;
+mod challenge;
 mod content_range;
 mod context;
 mod destination;
+mod diff_ids;
 mod docker_archive;
 mod download;
 mod files;

@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use super::context::PullContext;
+use super::diff_ids;
 use super::image_layers::ImageLayers;
 use super::layers::{self, Tally};
 use super::manifest::Config;
@@ -147,7 +148,10 @@ impl Puller {
     /// # Cancellation
     /// Nothing remains.
     pub async fn blob_source(&self, image: &ImageRef, blob: &Descriptor) -> Result<Arc<dyn BlobSource>> {
-        let source = ImageSource::open(image, &self.context.registries).await?;
+        let PullContext {
+            store, registries, ..
+        } = &*self.context;
+        let source = ImageSource::open(image, registries, store).await?;
         let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
         source.ranges(blob, meter).await
     }
@@ -179,8 +183,13 @@ impl Puller {
     }
 
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
-        let PullContext { store, options, .. } = &*self.context;
-        let source = ImageSource::open(image, &self.context.registries).await?;
+        let PullContext {
+            store,
+            options,
+            registries,
+            ..
+        } = &*self.context;
+        let source = ImageSource::open(image, registries, store).await?;
         let (top, instance, manifest) = self.context.resolve(&source).await?;
         // Before anything is transferred: a name that cannot be given is found out now.
         let names = match names {
@@ -206,7 +215,11 @@ impl Puller {
             }
         };
         let config = Config::parse(&config_bytes)?;
-        let (blobs, diff_ids) = (manifest.layers, config.diff_ids);
+        let blobs = manifest.layers;
+        let diff_ids = match config.diff_ids.is_empty() {
+            true => diff_ids::compute(&self.context, &source, &blobs).await?,
+            false => config.diff_ids,
+        };
         if blobs.len() != diff_ids.len() {
             let what = format!(
                 "a manifest of {} layers for a config of {}",

@@ -18,7 +18,7 @@ use super::docker_archive;
 use super::manifest::Config;
 use super::options::PushOptions;
 use super::progress::{BlobState, ImageState, Progress};
-use super::reference::ImageRef;
+use super::reference::{ImageRef, RegistryRef};
 use super::repository::Registries;
 use super::spool::Spool;
 use crate::compression::Compression;
@@ -28,6 +28,9 @@ use crate::options::DiffOptions;
 use crate::store::Store;
 use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::views::Layer;
+
+/// Other repositories of a registry that are asked for blobs at the most.
+const MAX_MOUNTS: usize = 3;
 
 /// The result of a push.
 #[non_exhaustive]
@@ -101,8 +104,8 @@ async fn work(
     if !fit {
         return Err(ErrorKind::InvalidInput.err("the image's config does not describe its layers"));
     }
-    let registries = Registries::new(options.registry.clone());
-    let destination = Destination::open(to, &registries).await?;
+    let registries = Arc::new(Registries::new(options.registry.clone()));
+    let destination = Destination::open(to, &registries, mounts(image.names(), to)).await?;
     let progress = &options.progress;
     progress.image(text, || ImageState::Resolved {
         manifest: manifest.digest.clone(),
@@ -141,7 +144,7 @@ async fn work(
         let is_sent = match state {
             LayerState::Reused => false,
             LayerState::Sent => true,
-            LayerState::Waiting(spool) => job.put(&spool).await?,
+            LayerState::Waiting(spool) => job.put(&spool, None).await?,
         };
         sent += usize::from(is_sent);
         blobs.push(blob);
@@ -163,6 +166,21 @@ async fn work(
         sent,
         reused: layers.len() - sent,
     })
+}
+
+/// The repositories of the destination's registry that have had the image, by its names.
+fn mounts(names: &[String], to: &ImageRef) -> Vec<String> {
+    let ImageRef::Registry(to) = to else {
+        return Vec::new();
+    };
+    let known = names.iter().filter_map(|name| name.parse::<RegistryRef>().ok());
+    let mut repositories: Vec<String> = known
+        .filter(|name| name.registry() == to.registry() && name.repository() != to.repository())
+        .map(|name| name.repository().to_owned())
+        .collect();
+    repositories.dedup();
+    repositories.truncate(MAX_MOUNTS);
+    repositories
 }
 
 struct Job<'a> {
@@ -192,7 +210,7 @@ enum LayerState {
 impl Job<'_> {
     /// Compresses and sends a layer unless the destination has it.
     async fn layer(&self, layer: &Layer, known: &Descriptor, diff_id: &Digest) -> Result<Prepared> {
-        if self.destination.has(&known.digest).await? {
+        if self.destination.has(&known.digest).await? || self.destination.take_over(&known.digest).await {
             reused(self.progress, &known.digest);
             let media_type = if self.oci {
                 oci_type(&known.media_type)
@@ -239,7 +257,7 @@ impl Job<'_> {
         };
         let state = if self.destination.is_archive() {
             LayerState::Waiting(spool)
-        } else if self.put(&spool).await? {
+        } else if self.put(&spool, Some(&known.digest)).await? {
             LayerState::Sent
         } else {
             LayerState::Reused
@@ -247,9 +265,10 @@ impl Job<'_> {
         Ok(Prepared { blob, state })
     }
 
-    /// Sends a compressed layer unless the destination has it. Returns whether it was sent.
-    async fn put(&self, spool: &Spool) -> Result<bool> {
-        if self.destination.has(&spool.digest).await? {
+    /// Sends a compressed layer unless the destination has it. Returns whether it was sent. `missing` is known not to be
+    /// there.
+    async fn put(&self, spool: &Spool, missing: Option<&Digest>) -> Result<bool> {
+        if missing != Some(&spool.digest) && self.destination.has(&spool.digest).await? {
             reused(self.progress, &spool.digest);
             return Ok(false);
         }

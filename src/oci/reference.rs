@@ -46,11 +46,11 @@ pub enum ImageRef {
         /// Which image of the layout, if it has several.
         name: Option<String>,
     },
-    /// `docker-archive:FILE[:NAME[:TAG]]`: in a tar file as `docker save` writes it.
+    /// `docker-archive:FILE[:NAME[:TAG]|:@INDEX]`: in a tar file as `docker save` writes it.
     DockerArchive {
         /// The tar file.
         file: PathBuf,
-        /// Which image of the archive, if it has several.
+        /// Which image of the archive, if it has several: a name, or `@0` for the first of them.
         name: Option<String>,
     },
 }

@@ -2,24 +2,32 @@
 //!
 //! A request goes out without credentials at first; only when it is answered with 401 does [`SignIn`] answer the
 //! challenge. What it returns is sent with all further requests of this repository.
+//!
+//! Some registries hide from strangers that a repository exists: they answer 400, 403 or 404, and name their challenge at
+//! `/v2/` alone, which is then asked for once.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth;
+use super::challenge::{self, Challenge};
 use super::range_limits::RangeLimits;
 use super::reference::RegistryRef;
 use super::registry_options::{Credentials, RegistryOptions, Transport};
 use super::response;
 use super::retry::{Failure, RetryPolicy};
-use super::sign_in::SignIn;
+use super::sign_in::{Authorization, SignIn};
 use super::tls;
 use crate::bridge;
 use crate::error::{ErrorKind, Result};
+
+/// How often one request is sent while authorizations change, by this task and by others.
+const MAX_ATTEMPTS: u32 = 8;
 
 /// What a repository is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +58,8 @@ impl Registries {
         Arc::clone(all.entry(registry.to_owned()).or_default())
     }
 
-    /// The client for one registry, made at first use.
-    async fn client(&self, registry: &str) -> Result<Client> {
+    /// The client for one registry or other host, made at first use.
+    pub(crate) async fn client(&self, registry: &str) -> Result<Client> {
         let known = self
             .clients
             .lock()
@@ -70,42 +78,66 @@ impl Registries {
     }
 
     /// One repository.
-    pub(crate) async fn repository(&self, image: &RegistryRef, access: Access) -> Result<Repository> {
+    pub(crate) async fn repository(
+        self: &Arc<Self>,
+        image: &RegistryRef,
+        access: Access,
+    ) -> Result<Repository> {
         let plain = self.options.tls_of(image.registry()).transport == Transport::Plain;
         let scheme = if plain { "http" } else { "https" };
         let url = format!("{scheme}://{}/v2/{}/", image.host(), image.repository());
+        let base = Url::parse(&url)
+            .map_err(|error| ErrorKind::InvalidInput.err(format!("{url:?}")).with_source(error))?;
         let actions = match access {
             Access::Pull => "pull",
             Access::Push => "pull,push",
         };
+        let found = auth::find(image, &self.options).await?;
         Ok(Repository {
             http: self.client(image.registry()).await?,
-            credentials: auth::find(image, &self.options).await?,
-            base: Url::parse(&url)
-                .map_err(|error| ErrorKind::InvalidInput.err(format!("{url:?}")).with_source(error))?,
+            credentials: found.credentials,
+            lack: found.lack,
+            base,
             plain,
-            scope: format!("repository:{}:{actions}", image.repository()),
+            scopes: vec![format!("repository:{}:{actions}", image.repository())],
             image: image.clone(),
             retry: RetryPolicy::new(&self.options),
             range_limits: self.range_limits(image.registry()),
-            authorization: tokio::sync::Mutex::new(None),
+            registries: Arc::clone(self),
+            in_pieces: AtomicBool::new(false),
+            session: tokio::sync::Mutex::default(),
         })
     }
+}
+
+/// How a repository is talked to, as far as it has told.
+#[derive(Default)]
+struct Session {
+    authorization: Option<Authorization>,
+    /// The last challenges that can be answered.
+    challenges: Vec<Challenge>,
+    /// Whether `/v2/` was asked for challenges.
+    is_base_known: bool,
 }
 
 /// One repository of a registry.
 pub(crate) struct Repository {
     http: Client,
     credentials: Credentials,
+    /// Why there are no credentials, where that is not as it should be.
+    lack: Option<String>,
     /// `SCHEME://HOST/v2/NAME/`.
     base: Url,
     plain: bool,
-    scope: String,
+    /// What is signed in for, the own repository first.
+    pub(crate) scopes: Vec<String>,
     pub(crate) image: RegistryRef,
     pub(crate) retry: RetryPolicy,
     pub(crate) range_limits: Arc<RangeLimits>,
-    /// The value for `Authorization`, once the registry has asked for it.
-    authorization: tokio::sync::Mutex<Option<HeaderValue>>,
+    pub(crate) registries: Arc<Registries>,
+    /// Whether blobs are uploaded in several pieces, since the registry takes them in no other way.
+    pub(crate) in_pieces: AtomicBool,
+    session: tokio::sync::Mutex<Session>,
 }
 
 impl fmt::Debug for Repository {
@@ -124,16 +156,26 @@ impl Repository {
         })
     }
 
-    /// Where an answer of this repository sends the client. Credentials must not leave TLS on the way.
-    pub(crate) fn location(&self, text: &str) -> Result<Url> {
+    /// `/v2/` of the registry.
+    pub(crate) fn root(&self) -> Result<Url> {
+        self.url("/v2/")
+    }
+
+    /// Where an answer of this repository to a request for `from` sends the client. Credentials must not leave TLS on the
+    /// way.
+    pub(crate) fn location(&self, from: &Url, text: &str) -> Result<Url> {
         let refuse = || ErrorKind::Registry.err(format!("{} sends the upload to {text:?}", self.image));
-        let url = self
-            .base
-            .join(text)
-            .map_err(|error| refuse().with_source(error))?;
+        let mut url = from.join(text).map_err(|error| refuse().with_source(error))?;
         match url.scheme() {
             "https" => Ok(url),
             "http" if self.plain => Ok(url),
+            // A registry behind a proxy may not know that it is reached by TLS.
+            "http" if url.host() == self.base.host() => {
+                let upgraded = url
+                    .set_scheme("https")
+                    .and_then(|()| url.set_port(self.base.port()));
+                upgraded.map(|()| url).map_err(|()| refuse())
+            }
             _ => Err(refuse()),
         }
     }
@@ -152,8 +194,12 @@ impl Repository {
     ) -> Result<(Response, Option<HeaderValue>), Failure> {
         let mut request = request;
         let mut sent = None;
-        if url.origin() == self.base.origin() {
-            sent = self.authorization.lock().await.clone();
+        if self.is_own(url) {
+            let session = self.session.lock().await;
+            sent = session
+                .authorization
+                .as_ref()
+                .map(|authorization| authorization.value.clone());
             if let Some(value) = &sent {
                 request = request.header(AUTHORIZATION, value);
             }
@@ -162,6 +208,12 @@ impl Repository {
             Ok(response) => Ok((response, sent)),
             Err(error) => Err(Failure::of_connection(what, error)),
         }
+    }
+
+    /// Whether a URL is one of the registry itself. Who answers after a redirection to elsewhere does not say where
+    /// credentials go.
+    fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
     }
 
     /// One attempt of a request that can be built again: signs in if the registry asks for it. Returns an answer of
@@ -173,43 +225,124 @@ impl Repository {
         accept: &[StatusCode],
         what: &str,
     ) -> Result<Response, Failure> {
-        let mut signed_in = false;
-        loop {
+        let mut renewals = 0;
+        for _ in 0..MAX_ATTEMPTS {
             let (response, sent) = self.send(url, request(), what).await?;
             let status = response.status();
-            if status.is_success() || accept.contains(&status) {
+            if status.is_success() {
                 return Ok(response);
             }
-            // Who answers after a redirection to elsewhere does not say where credentials go.
-            let is_own = response.url().origin() == self.base.origin();
-            if status != StatusCode::UNAUTHORIZED || signed_in || !is_own {
+            let is_own = self.is_own(response.url());
+            let may_hide = matches!(status.as_u16(), 400 | 403 | 404) && sent.is_none() && is_own;
+            if may_hide && self.sign_in_at_base(what).await? {
+                continue;
+            }
+            if accept.contains(&status) {
+                return Ok(response);
+            }
+            let again = status == StatusCode::UNAUTHORIZED
+                && is_own
+                && self
+                    .sign_in(response.headers(), sent.as_ref(), &mut renewals, what)
+                    .await?;
+            if !again {
                 return Err(response::refused(response, what).await);
             }
-            self.sign_in(response.headers(), sent.as_ref(), what).await?;
-            signed_in = true;
+        }
+        Err(ErrorKind::Registry
+            .err(format!(
+                "{what}: the registry asks for authorization again and again"
+            ))
+            .into())
+    }
+
+    /// Answers the challenge of a 401 to a request with this authorization. Returns whether there is another one now: a
+    /// token that was refused is asked for anew once, a password stays what it is.
+    pub(crate) async fn sign_in(
+        &self,
+        headers: &HeaderMap,
+        refused: Option<&HeaderValue>,
+        renewals: &mut u32,
+        what: &str,
+    ) -> Result<bool, Failure> {
+        let mut session = self.session.lock().await;
+        if let Some(current) = &session.authorization {
+            // Another request may have signed in meanwhile.
+            if Some(&current.value) != refused {
+                return Ok(true);
+            }
+            if !current.is_renewable || *renewals > 0 {
+                return Ok(false);
+            }
+            *renewals += 1;
+        }
+        let mut challenges = challenge::challenges(headers);
+        if !challenges.iter().any(Challenge::is_known) {
+            if session.challenges.is_empty() {
+                self.ask_base(&mut session).await;
+            }
+            if !session.challenges.is_empty() {
+                challenges.clone_from(&session.challenges);
+            }
+        }
+        let answered = self.answer(&challenges, what).await?;
+        if challenges.iter().any(Challenge::is_known) {
+            session.challenges = challenges;
+        }
+        session.authorization = Some(answered);
+        Ok(true)
+    }
+
+    /// Signs in by the challenge of `/v2/`, if that has one which can be answered. Returns whether requests come with an
+    /// authorization now.
+    async fn sign_in_at_base(&self, what: &str) -> Result<bool, Failure> {
+        let mut session = self.session.lock().await;
+        if session.authorization.is_some() {
+            return Ok(true);
+        }
+        if session.is_base_known {
+            return Ok(false);
+        }
+        self.ask_base(&mut session).await;
+        if session.challenges.is_empty() {
+            return Ok(false);
+        }
+        match self.answer(&session.challenges, what).await {
+            Ok(answered) => {
+                session.authorization = Some(answered);
+                Ok(true)
+            }
+            // The answer to the request tells a stranger more.
+            Err(_failure) if self.credentials == Credentials::Anonymous => Ok(false),
+            Err(failure) => Err(failure),
         }
     }
 
-    /// Answers a challenge. `rejected` is the authorization that the registry has just refused.
-    async fn sign_in(
-        &self,
-        headers: &HeaderMap,
-        rejected: Option<&HeaderValue>,
-        what: &str,
-    ) -> Result<(), Failure> {
-        let mut current = self.authorization.lock().await;
-        // Another request may have signed in meanwhile.
-        if current.is_some() && current.as_ref() != rejected {
-            return Ok(());
+    /// Asks `/v2/` for challenges, once.
+    async fn ask_base(&self, session: &mut Session) {
+        if std::mem::replace(&mut session.is_base_known, true) {
+            return;
         }
+        let Ok(url) = self.root() else { return };
+        match self.http.get(url).send().await {
+            Ok(response) if response.status() == StatusCode::UNAUTHORIZED && self.is_own(response.url()) => {
+                session.challenges = challenge::challenges(response.headers());
+                session.challenges.retain(Challenge::is_known);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "asking a registry how to sign in"),
+        }
+    }
+
+    async fn answer(&self, challenges: &[Challenge], what: &str) -> Result<Authorization, Failure> {
         let sign_in = SignIn {
             http: &self.http,
             credentials: &self.credentials,
-            scope: &self.scope,
+            scopes: &self.scopes,
             plain: self.plain,
             what,
+            lack: self.lack.as_deref(),
         };
-        *current = Some(sign_in.answer(headers).await?);
-        Ok(())
+        sign_in.answer(challenges).await
     }
 }

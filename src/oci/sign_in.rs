@@ -1,148 +1,176 @@
-//! Signing in to a registry: from the challenge of a 401 and credentials to a value for `Authorization`.
+//! Signing in to a registry: from the challenges of a 401 and credentials to a value for `Authorization`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_auth::ChallengeRef;
-use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::HeaderValue;
 use reqwest::{Client, Url};
-use serde::Deserialize;
+use serde_json::Value;
 
+use super::challenge::Challenge;
 use super::registry_options::Credentials;
 use super::response;
 use super::retry::Failure;
 use crate::error::{ErrorKind, Result};
-
-/// What a registry asks for.
-#[derive(Debug, PartialEq, Eq)]
-enum Challenge {
-    Basic,
-    /// A token of this service.
-    Bearer {
-        realm: String,
-        service: Option<String>,
-    },
-}
 
 /// What is signed in for.
 #[derive(Debug)]
 pub(crate) struct SignIn<'a> {
     pub(crate) http: &'a Client,
     pub(crate) credentials: &'a Credentials,
-    /// `repository:NAME:ACTIONS`.
-    pub(crate) scope: &'a str,
+    /// `repository:NAME:ACTIONS`, the own repository first.
+    pub(crate) scopes: &'a [String],
     /// Whether the registry is reached without TLS, so that its token service may be, too.
     pub(crate) plain: bool,
     /// For messages.
     pub(crate) what: &'a str,
+    /// Why there are no credentials, where that is not as it should be.
+    pub(crate) lack: Option<&'a str>,
 }
 
-fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    let param = |challenge: &ChallengeRef<'_>, name: &str| {
-        let mut params = challenge.params.iter();
-        params
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.to_unescaped())
+/// A value for `Authorization`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Authorization {
+    pub(crate) value: HeaderValue,
+    /// Whether asking for it again gives another one, so that it makes sense after the registry has refused this one.
+    pub(crate) is_renewable: bool,
+}
+
+impl Authorization {
+    fn new(text: &str, is_renewable: bool) -> Result<Self> {
+        let mut value = HeaderValue::from_str(text)
+            .map_err(|_secret| ErrorKind::InvalidInput.err("credentials that no header can hold"))?;
+        // It is not logged.
+        value.set_sensitive(true);
+        Ok(Self { value, is_renewable })
+    }
+
+    fn basic(username: &str, password: &str) -> Result<Self> {
+        let pair = STANDARD.encode(format!("{username}:{password}"));
+        Self::new(&format!("Basic {pair}"), false)
+    }
+}
+
+/// The scopes to ask for: the own ones, and those of the challenge as far as they let nobody do more. Registries that keep a
+/// repository under another name, as caches do, name that one.
+fn scopes(own: &[String], challenge: &Challenge) -> Vec<String> {
+    let mut scopes = own.to_vec();
+    let split = |scope: &str| {
+        let (resource, actions) = scope.rsplit_once(':')?;
+        Some((resource.to_owned(), actions.to_owned()))
     };
-    let mut basic = None;
-    for value in headers.get_all(WWW_AUTHENTICATE) {
-        let Ok(text) = value.to_str() else { continue };
-        let Ok(challenges) = http_auth::parse_challenges(text) else {
+    let actions = own
+        .first()
+        .and_then(|scope| split(scope))
+        .map(|(_, actions)| actions);
+    let mine: Vec<&str> = actions.as_deref().unwrap_or_default().split(',').collect();
+    let known: Vec<String> = own.iter().filter_map(|scope| Some(split(scope)?.0)).collect();
+    for scope in challenge.param("scope").unwrap_or_default().split_whitespace() {
+        let Some((resource, actions)) = split(scope) else {
             continue;
         };
-        for challenge in challenges {
-            if challenge.scheme.eq_ignore_ascii_case("bearer")
-                && let Some(realm) = param(&challenge, "realm")
-            {
-                return Some(Challenge::Bearer {
-                    realm,
-                    service: param(&challenge, "service"),
-                });
-            }
-            if challenge.scheme.eq_ignore_ascii_case("basic") {
-                basic = Some(Challenge::Basic);
-            }
+        let wanted: Vec<&str> = actions
+            .split(',')
+            .filter(|action| mine.contains(action))
+            .collect();
+        if resource.starts_with("repository:") && !wanted.is_empty() && !known.contains(&resource) {
+            scopes.push(format!("{resource}:{}", wanted.join(",")));
         }
     }
-    basic
-}
-
-/// A header value that is not logged.
-fn secret(text: &str) -> Result<HeaderValue> {
-    let mut value = HeaderValue::from_str(text)
-        .map_err(|_secret| ErrorKind::InvalidInput.err("credentials that no header can hold"))?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-fn basic(username: &str, password: &str) -> Result<HeaderValue> {
-    secret(&format!(
-        "Basic {}",
-        STANDARD.encode(format!("{username}:{password}"))
-    ))
+    scopes
 }
 
 impl SignIn<'_> {
-    /// Answers the challenge in the headers of a 401.
-    pub(crate) async fn answer(&self, headers: &HeaderMap) -> Result<HeaderValue, Failure> {
+    fn refusal(&self, why: &str) -> Failure {
         let what = self.what;
-        let refuse =
-            |why: &str| Failure::from(ErrorKind::Registry.err(format!("signing in for {what}: {why}")));
-        match (challenge(headers), self.credentials) {
-            (None, _) => Err(refuse("the registry does not say how")),
-            (Some(_), Credentials::BearerToken(token)) => Ok(secret(&format!("Bearer {token}"))?),
-            (Some(Challenge::Basic), Credentials::Password { username, password }) => {
-                Ok(basic(username, password)?)
+        ErrorKind::Registry
+            .err(format!("signing in for {what}: {why}"))
+            .into()
+    }
+
+    /// Answers one of the challenges: a token is preferred to a password in every request.
+    pub(crate) async fn answer(&self, challenges: &[Challenge]) -> Result<Authorization, Failure> {
+        let mut known: Vec<&Challenge> = challenges
+            .iter()
+            .filter(|challenge| challenge.is_known())
+            .collect();
+        known.sort_by_key(|challenge| challenge.scheme != "bearer");
+        if let (Credentials::BearerToken(token), false) = (self.credentials, known.is_empty()) {
+            return Ok(Authorization::new(&format!("Bearer {token}"), false)?);
+        }
+        let mut first: Option<Failure> = None;
+        for challenge in known {
+            let answered = match challenge.scheme.as_str() {
+                "bearer" => self.token(challenge).await,
+                _ => self.password(),
+            };
+            match answered {
+                Err(failure) if !failure.transient => drop(first.get_or_insert(failure)),
+                answered => return answered,
             }
-            (Some(Challenge::Basic), Credentials::Anonymous) => {
-                Err(refuse("credentials are needed and none are known"))
+        }
+        let schemes: Vec<String> = challenges
+            .iter()
+            .map(|challenge| challenge.scheme.chars().take(40).collect())
+            .collect();
+        Err(first.unwrap_or_else(|| match schemes.is_empty() {
+            true => self.refusal("the registry does not say how"),
+            false => self.refusal(&format!(
+                "the registry asks for {schemes:?}, of which none is known here"
+            )),
+        }))
+    }
+
+    fn password(&self) -> Result<Authorization, Failure> {
+        match self.credentials {
+            Credentials::Password { username, password } => Ok(Authorization::basic(username, password)?),
+            Credentials::IdentityToken(_) => {
+                Err(self.refusal("the registry takes passwords only, not identity tokens"))
             }
-            (Some(Challenge::Basic), Credentials::IdentityToken(_)) => {
-                Err(refuse("the registry takes passwords only, not identity tokens"))
-            }
-            (Some(Challenge::Bearer { realm, service }), _) => {
-                let realm = Url::parse(&realm).map_err(|_reason| refuse("the token service has no URL"))?;
-                match realm.scheme() {
-                    "https" => {}
-                    "http" if self.plain => {}
-                    // The credentials would go over the network in the clear.
-                    _ => return Err(refuse("the token service is not reached by HTTPS")),
-                }
-                self.token(realm, service.as_deref()).await
-            }
+            _ => Err(match self.lack {
+                Some(lack) => self.refusal(&format!("credentials are needed and none are known: {lack}")),
+                None => self.refusal("credentials are needed and none are known"),
+            }),
         }
     }
 
-    async fn token(&self, realm: Url, service: Option<&str>) -> Result<HeaderValue, Failure> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
+    /// Asks the token service that a challenge names.
+    async fn token(&self, challenge: &Challenge) -> Result<Authorization, Failure> {
+        let realm = Url::parse(challenge.param("realm").unwrap_or_default())
+            .map_err(|_reason| self.refusal("the token service has no URL"))?;
+        match realm.scheme() {
+            "https" => {}
+            "http" if self.plain => {}
+            // The credentials would go over the network in the clear.
+            _ => return Err(self.refusal("the token service is not reached by HTTPS")),
         }
         let what = format!("signing in for {}", self.what);
-        let service = service.map(|service| ("service", service));
-        let scope = Some(("scope", self.scope));
+        let scopes = scopes(self.scopes, challenge);
+        let service = challenge.param("service").map(|service| ("service", service));
+        let in_query = || scopes.iter().map(|scope| ("scope", scope.as_str()));
         let request = match self.credentials {
             Credentials::IdentityToken(token) => {
+                let scope = scopes.join(" ");
                 let fields = [
                     Some(("grant_type", "refresh_token")),
                     Some(("client_id", "graphroot")),
                     Some(("refresh_token", token.as_str())),
                     service,
-                    scope,
+                    Some(("scope", scope.as_str())),
                 ];
                 let fields: Vec<_> = fields.into_iter().flatten().collect();
                 self.http.post(realm).form(&fields)
             }
             Credentials::Password { username, password } => {
-                let fields = [service, scope, Some(("account", username.as_str()))];
-                let fields: Vec<_> = fields.into_iter().flatten().collect();
+                let account = Some(("account", username.as_str()));
+                let fields: Vec<_> = service.into_iter().chain(in_query()).chain(account).collect();
+                let own = Authorization::basic(username, password)?;
                 self.http
                     .get(realm)
                     .query(&fields)
-                    .header(reqwest::header::AUTHORIZATION, basic(username, password)?)
+                    .header(reqwest::header::AUTHORIZATION, own.value)
             }
             _ => {
-                let fields: Vec<_> = [service, scope].into_iter().flatten().collect();
+                let fields: Vec<_> = service.into_iter().chain(in_query()).collect();
                 self.http.get(realm).query(&fields)
             }
         };
@@ -155,14 +183,15 @@ impl SignIn<'_> {
         }
         let body = response::read_all(answer, &what).await?;
         // The parser's error is left out: it may quote a token.
-        let answer: Answer = serde_json::from_slice(&body)
+        let answer: Value = serde_json::from_slice(&body)
             .map_err(|_secret| ErrorKind::Registry.err(format!("{what}: the token service sends no JSON")))?;
-        match answer
-            .token
-            .or(answer.access_token)
-            .filter(|token| !token.is_empty())
-        {
-            Some(token) => Ok(secret(&format!("Bearer {token}"))?),
+        // Either may be absent, null or empty.
+        let found = ["token", "access_token"].into_iter().find_map(|name| {
+            let token = answer.get(name)?.as_str()?.trim();
+            (!token.is_empty()).then_some(token)
+        });
+        match found {
+            Some(token) => Ok(Authorization::new(&format!("Bearer {token}"), true)?),
             None => Err(ErrorKind::Registry
                 .err(format!("{what}: the token service sends no token"))
                 .into()),
@@ -172,31 +201,35 @@ impl SignIn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
+
+    use super::super::challenge::challenges;
     use super::*;
 
     #[test]
-    fn challenges_are_read_and_bearer_goes_first() {
-        let parse = |values: &[&str]| {
-            let headers = values
-                .iter()
-                .map(|value| (WWW_AUTHENTICATE, value.parse().unwrap()));
-            challenge(&HeaderMap::from_iter(headers))
+    fn a_challenge_adds_scopes_but_no_more_rights() {
+        let own = ["repository:cache/app:pull".to_owned()];
+        let asked = |scope: &str| {
+            let text = format!(r#"Bearer realm="x",scope="{scope}""#);
+            let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, text.parse().unwrap())]);
+            let all = scopes(&own, &challenges(&headers)[0]);
+            assert_eq!(all[..1], own);
+            all[1..].to_vec()
         };
-        let bearer = |service: Option<&str>| {
-            Some(Challenge::Bearer {
-                realm: "https://auth.example/token".into(),
-                service: service.map(str::to_owned),
-            })
-        };
-        let text = r#"Bearer realm="https://auth.example/token",service="here",scope="a:b:c""#;
-        assert_eq!(parse(&[text]), bearer(Some("here")));
+        assert_eq!(asked("repository:app:pull"), ["repository:app:pull"]);
         assert_eq!(
-            parse(&[r#"Basic realm="x", bearer REALM="https://auth.example/token""#]),
-            bearer(None)
+            asked("repository:a:pull,push repository:h.io:5000/b:pull"),
+            ["repository:a:pull", "repository:h.io:5000/b:pull"]
         );
-        assert_eq!(parse(&["Negotiate", "basic realm=x"]), Some(Challenge::Basic));
-        assert_eq!(parse(&["Bearer service=x"]), None);
-        assert_eq!(parse(&["\"\"", "Digest realm=x"]), None);
-        assert_eq!(parse(&[]), None);
+        let none: [&str; 0] = [];
+        for scope in [
+            "",
+            "repository:cache/app:pull",
+            "registry:catalog:*",
+            "repository:a:push",
+            "pull",
+        ] {
+            assert_eq!(asked(scope), none, "{scope}");
+        }
     }
 }

@@ -20,6 +20,7 @@ use crate::chunked::BlobSource;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::BoxReader;
+use crate::store::Store;
 use crate::store::image_manifest::Descriptor;
 
 /// A source of one image.
@@ -31,7 +32,8 @@ pub(crate) enum ImageSource {
 }
 
 impl ImageSource {
-    pub(crate) async fn open(image: &ImageRef, registries: &Registries) -> Result<Self> {
+    /// Opens a source. Temporary files go into the store's directory for them.
+    pub(crate) async fn open(image: &ImageRef, registries: &Arc<Registries>, store: &Store) -> Result<Self> {
         match image {
             ImageRef::Registry(reference) => {
                 let repository = registries.repository(reference, Access::Pull).await?;
@@ -42,13 +44,13 @@ impl ImageSource {
                 name: name.clone(),
             }),
             ImageRef::OciArchive { file, name } => Ok(Self::Layout {
-                layout: Layout::Tar(Tarball::open(file).await?),
+                layout: Layout::Tar(Tarball::open(file, store).await?),
                 name: name.clone(),
             }),
             ImageRef::DockerArchive { file, name } => {
-                let tar = Tarball::open(file).await?;
+                let tar = Tarball::open(file, store).await?;
                 Ok(Self::Docker(Arc::new(
-                    DockerArchive::open(tar, name.as_deref()).await?,
+                    DockerArchive::open(tar, name.as_deref(), store).await?,
                 )))
             }
         }

@@ -17,10 +17,12 @@ use tar_core::EntryType;
 use tar_core::parse::{Limits, ParseEvent, ParsedEntry, Parser};
 
 use super::files;
+use super::spool::Spool;
 use crate::bridge;
 use crate::chunked::FileBlob;
 use crate::compression::Compression;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::store::Store;
 
 /// More members than any image archive has.
 const MAX_MEMBERS: usize = 100_000;
@@ -168,25 +170,35 @@ fn index(file: &File, size: u64, path: &Path) -> Result<HashMap<String, Member>>
 }
 
 impl Tarball {
-    /// Indexes an archive.
-    pub(crate) async fn open(path: &Path) -> Result<Self> {
+    /// Indexes an archive. One that is compressed as a whole is decompressed into a temporary file of the store.
+    pub(crate) async fn open(path: &Path, store: &Store) -> Result<Self> {
+        let what = format!("reading archive {}", path.display());
+        Self::find(path, store).await.context(|| what)
+    }
+
+    async fn find(path: &Path, store: &Store) -> Result<Self> {
         let path = path.to_owned();
+        let (file, path, compression) = bridge::run(move || {
+            let file = files::open_regular(&path)?;
+            let start = files::read_up_to(&file, 0, 10, &path)?;
+            Ok((file, path, Compression::detect(&start)))
+        })
+        .await?;
+        if compression == Compression::None {
+            return bridge::run(move || Self::read(file, path)).await;
+        }
+        let size = file.metadata().at("looking at", &path)?.len();
+        let whole = FileBlob::part(Arc::new(file), path.as_path().into(), 0, size);
+        let spool = Spool::decompress(store, whole.reader()).await?;
         bridge::run(move || {
-            let what = format!("reading archive {}", path.display());
-            Self::read(path).context(|| what)
+            let file = files::open_regular(spool.path())?;
+            Self::read(file, path)
         })
         .await
     }
 
-    fn read(path: PathBuf) -> Result<Self> {
-        let file = files::open_regular(&path)?;
+    fn read(file: File, path: PathBuf) -> Result<Self> {
         let size = file.metadata().at("looking at", &path)?.len();
-        let start = files::read_up_to(&file, 0, 10, &path)?;
-        let compression = Compression::detect(&start);
-        if compression != Compression::None {
-            return Err(ErrorKind::NotSupported
-                .err(format!("a {compression} archive as a whole, decompress it first")));
-        }
         Ok(Self {
             members: Arc::new(index(&file, size, &path)?),
             file: Arc::new(file),
@@ -252,7 +264,8 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Tarball> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        Tarball::read(file.path().to_owned())
+        let path = file.path().to_owned();
+        Tarball::read(files::open_regular(&path)?, path)
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
+    /// Where else it is, besides the registry; the only places for a layer that may not be redistributed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     /// Annotations of the manifest on it.
     #[serde(
         default,
@@ -46,6 +49,7 @@ impl Descriptor {
             media_type: media_type.to_owned(),
             digest,
             size,
+            urls: Vec::new(),
             annotations: BTreeMap::new(),
         }
     }
@@ -220,19 +224,25 @@ impl ImageManifest {
         let listed = document.get_mut("layers").and_then(Value::as_array_mut);
         let mut listed = listed.map(std::mem::take).unwrap_or_default().into_iter();
         let mut entries = Vec::with_capacity(layers.len());
+        let mut kept = Vec::with_capacity(layers.len());
         for (index, layer) in layers.iter().enumerate() {
             // Annotations and URLs are about the blob that was in this place.
-            let stays = self
-                .layers
-                .get(index)
-                .is_some_and(|old| old.digest == layer.digest);
-            entries.push(match listed.next() {
-                Some(Value::Object(mut entry)) if stays => {
+            let old = self.layers.get(index).filter(|old| old.digest == layer.digest);
+            entries.push(match (listed.next(), old) {
+                (Some(Value::Object(mut entry)), Some(old)) => {
                     entry.insert("mediaType".into(), layer.media_type.as_str().into());
                     entry.insert("size".into(), layer.size.into());
+                    kept.push(Descriptor {
+                        urls: old.urls.clone(),
+                        annotations: old.annotations.clone(),
+                        ..layer.clone()
+                    });
                     entry.into()
                 }
-                _ => serde_json::to_value(layer).map_err(unwritable)?,
+                _ => {
+                    kept.push(layer.clone());
+                    serde_json::to_value(layer).map_err(unwritable)?
+                }
             });
         }
         document.insert("layers".into(), entries.into());
@@ -246,7 +256,7 @@ impl ImageManifest {
         document.insert("mediaType".into(), self.media_type.as_str().into());
         self.bytes = crate::json::to_bytes(document).map_err(unwritable)?.into();
         self.digest = Digest::sha256(&self.bytes);
-        self.layers = layers.to_vec();
+        self.layers = kept;
         Ok(self)
     }
 }

@@ -192,7 +192,15 @@ impl Kind {
 
 /// Reads an image config.
 pub(crate) fn read_config(bytes: &[u8]) -> Result<Value> {
-    decode(bytes, &CONFIG, "the image's config")
+    let mut config = decode(bytes, &CONFIG, "the image's config")?;
+    if let Some(root_fs) = config.get_mut("rootfs").and_then(Value::as_object_mut) {
+        let diff_ids = root_fs.get("diff_ids").and_then(Value::as_array);
+        // Some programs write empty ones, which say no more than none.
+        if diff_ids.is_some_and(|list| list.iter().all(|diff_id| diff_id == "")) {
+            root_fs.remove("diff_ids");
+        }
+    }
+    Ok(config)
 }
 
 /// Reads an image manifest.

@@ -34,7 +34,9 @@ mod known_by_toc;
 mod layouts;
 mod library;
 mod memory;
-#[expect(dead_code, reason = "for tests of sign-in and pushes")]
+mod odd_archives;
+mod odd_blobs;
+mod odd_pushes;
 mod odd_registry;
 mod offered_layers;
 mod push;
@@ -43,6 +45,7 @@ mod readable;
 mod records;
 mod registry;
 mod resume;
+mod signing_in;
 mod threads;
 mod tls;
 mod uploads;

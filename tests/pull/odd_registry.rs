@@ -80,6 +80,8 @@ struct State {
     /// By path, with media types.
     manifests: BTreeMap<String, (String, Vec<u8>)>,
     uploads: BTreeMap<String, Vec<u8>>,
+    /// Uploads so far.
+    begun: usize,
     log: Vec<Asked>,
 }
 
@@ -270,7 +272,8 @@ impl OddRegistry {
                 None => missing(),
             },
             "POST" => {
-                let upload = format!("{path}{}", state.uploads.len());
+                state.begun += 1;
+                let upload = format!("{path}{}", state.begun);
                 state.uploads.insert(upload.clone(), Vec::new());
                 Reply::new(202, "").header("Location", upload)
             }

@@ -97,6 +97,9 @@ fn odd_configs() -> Vec<(&'static str, Value, bool)> {
         ("size", json!(1), true),
         ("comment", json!({}), false),
         ("rootfs", json!({"type": 1}), false),
+        ("rootfs", json!(null), true),
+        ("rootfs", json!({"type": "layers"}), true),
+        ("rootfs", json!({"type": "layers", "diff_ids": [""]}), true),
         (
             "rootfs",
             json!({"type": null, "diff_ids": [Digest::sha256(small_layer())]}),
