@@ -1,4 +1,5 @@
-//! A process that is killed while it heals leaves a store that is healed the next time, with the same end.
+//! A process that is killed while it heals leaves a store that is healed the next time, with the same end; and the Go
+//! library's check finds nothing afterwards.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -199,4 +200,70 @@ async fn killed_while_a_whole_tree_is_made_anew() {
     needs!("strace");
     let case = Case::new(|| TestRoot::in_dir(Path::new("/dev/shm"), "vfs")).await;
     case.kill_at_every_call("a changed file", change_a_file).await;
+}
+
+/// Damage to the layer in the middle; then the Go library's check tells of nothing, and it exports the same stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_go_library_finds_nothing_in_what_was_healed() {
+    if !PeerSet::Forky.is_ready(&["containers-storage"]) {
+        return;
+    }
+    for driver in ["overlay", "vfs"] {
+        let make = match driver {
+            "vfs" => || TestRoot::in_dir(Path::new("/dev/shm"), "vfs").of(PeerSet::Forky),
+            _ => || TestRoot::in_memory().of(PeerSet::Forky),
+        };
+        let case = Case::new(make).await;
+        let id = case.ids[1].as_str();
+        let export = || {
+            let file = case.root.path().join("go-diff");
+            case.root
+                .go()
+                .words("diff --uncompressed --file")
+                .with([file.as_os_str(), id.as_ref()])
+                .run();
+            graphroot::Digest::sha256(std::fs::read(file).unwrap())
+        };
+        let before = export();
+        let of_tree = |name: &str| tree(&case.root, id).join(name);
+        let tar_split = case
+            .root
+            .metadata_dir("layers")
+            .join(format!("{id}.tar-split.gz"));
+        let damages: [(&str, &dyn Fn()); 6] = [
+            ("a changed file", &|| {
+                std::fs::write(of_tree("changed"), "elddim").unwrap()
+            }),
+            ("a missing file", &|| {
+                std::fs::remove_file(of_tree("changed")).unwrap()
+            }),
+            ("an added file", &|| {
+                std::fs::write(of_tree("added"), "x").unwrap()
+            }),
+            ("a missing directory", &|| {
+                std::fs::remove_dir_all(of_tree("dir")).unwrap()
+            }),
+            ("a missing tar-split", &|| {
+                std::fs::remove_file(&tar_split).unwrap()
+            }),
+            ("a wrong tar-split", &|| std::fs::write(&tar_split, "x").unwrap()),
+        ];
+        let healed = async |name: &str| {
+            heal(&case.root.open().await, &case.source.open().await).await;
+            let moment = format!("{name} of {driver}");
+            case.assert_whole(&moment).await;
+            let checked = case.root.go().words("check").run();
+            assert_eq!(checked, "", "{moment}: the Go library's check");
+            assert_eq!(export(), before, "{moment}: the Go library's stream");
+            case.assert_whole(&moment).await;
+        };
+        for (name, damage) in damages {
+            damage();
+            healed(name).await;
+        }
+        lose_the_layer(&case).await;
+        healed("a lost layer").await;
+        lose_everything(&case).await;
+        healed("a lost record").await;
+    }
 }

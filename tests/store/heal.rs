@@ -811,4 +811,49 @@ mod vfs_only {
             })
         });
     }
+
+    /// A copy of a layer with other owners stays as it is; nobody else has its content.
+    #[test]
+    fn copies_with_other_owners_are_left() {
+        over("vfs", Layout::Plain, |store| {
+            Box::pin(async move {
+                let (ids, image) = put(&store).await;
+                let mapped = vec![graphroot::IdMap::new(0, 10_000, 1_000)];
+                let mut options = ContainerOptions::default().name("mapped");
+                options.id_mappings.uid_map.clone_from(&mapped);
+                options.id_mappings.gid_map.clone_from(&mapped);
+                store.create_container(Some(image.id()), options).await.unwrap();
+                let image = store.image(image.id()).await.unwrap();
+                let [copy] = image.mapped_top_layers() else {
+                    panic!("{image:?}");
+                };
+                let trees = |ids: &[String]| -> Vec<Manifest> {
+                    ids.iter().map(|id| files(&tree_of(&store, id))).collect()
+                };
+                let all: Vec<String> = ids.iter().chain([copy]).cloned().collect();
+                let before = trees(&all);
+                let source = healthy_like(&store).await;
+                overwrite(&tree_of(&store, &ids[4]).join("shared/fifth"), b"x");
+                let healed = heal(&store, source.store.clone()).await;
+                assert!(healed.is_success() && healed.healed.len() == 1, "{healed:#?}");
+                for (before, now) in before.iter().zip(trees(&all)) {
+                    assert_same("before", before, "afterwards", &now);
+                }
+                overwrite(&tree_of(&store, copy).join("shared/fifth"), b"x");
+                let damaged = trees(&all);
+                let healed = heal(&store, source.store.clone()).await;
+                let of_copy = |failure: &graphroot::HealFailure| {
+                    failure.item.id == *copy && matches!(failure.reason, NotHealed::Copy)
+                };
+                let only = healed.failures.iter().all(of_copy) && healed.failures.len() == 1;
+                assert!(
+                    only && healed.healed.is_empty() && !healed.left.is_empty(),
+                    "{healed:#?}"
+                );
+                for (before, now) in damaged.iter().zip(trees(&all)) {
+                    assert_same("before", before, "left", &now);
+                }
+            })
+        });
+    }
 }
