@@ -232,19 +232,19 @@ async fn the_go_library_finds_nothing_in_what_was_healed() {
             .join(format!("{id}.tar-split.gz"));
         let damages: [(&str, &dyn Fn()); 6] = [
             ("a changed file", &|| {
-                std::fs::write(of_tree("changed"), "elddim").unwrap()
+                std::fs::write(of_tree("changed"), "elddim").unwrap();
             }),
             ("a missing file", &|| {
-                std::fs::remove_file(of_tree("changed")).unwrap()
+                std::fs::remove_file(of_tree("changed")).unwrap();
             }),
             ("an added file", &|| {
-                std::fs::write(of_tree("added"), "x").unwrap()
+                std::fs::write(of_tree("added"), "x").unwrap();
             }),
             ("a missing directory", &|| {
-                std::fs::remove_dir_all(of_tree("dir")).unwrap()
+                std::fs::remove_dir_all(of_tree("dir")).unwrap();
             }),
             ("a missing tar-split", &|| {
-                std::fs::remove_file(&tar_split).unwrap()
+                std::fs::remove_file(&tar_split).unwrap();
             }),
             ("a wrong tar-split", &|| std::fs::write(&tar_split, "x").unwrap()),
         ];

@@ -153,7 +153,11 @@ impl Store {
             }
             let row = Arc::clone(&renewed.row);
             layers.renew(Renewal { row, said }, unpacked)?;
-            layers.mend_standings(&renewed.standings)
+            if let Err(error) = layers.mend_standings(&renewed.standings) {
+                // The layer is whole; the next check tells of these files.
+                tracing::warn!(layer = %renewed.row.id, error = %error.chain(), "cannot write what layers stand on");
+            }
+            Ok(())
         });
         step.await
     }

@@ -136,8 +136,9 @@ impl LayerStore {
             tracing::warn!(layer = %row.id, error = %error.chain(), "cannot take a new content back");
         }
         exchanged.context(|| format!("making layer {:?} anew", row.id))?;
-        if !shown {
-            self.remove_old_trees(&row.id)?;
+        if !shown && let Err(error) = self.remove_old_trees(&row.id) {
+            // Garbage collection tries again.
+            tracing::warn!(layer = %row.id, error = %error.chain(), "cannot remove the old trees of a layer");
         }
         Ok(())
     }
