@@ -143,9 +143,9 @@ mod whiteout;
 
 // The store, and what it is opened with.
 pub use options::{
-    BoxReader, CheckEvent, CheckOptions, ContainerBigData, ContainerOptions, DedupHashMethod, DedupOptions,
-    DiffOptions, Durability, Flag, IdMappingOptions, ImageBigData, ImageOptions, LayerBigData, LayerOptions,
-    MountOptions, MultiListOptions, PartialPullOptions, Remap, RepairOptions, StoreOptions,
+    AutoUserNs, BoxReader, CheckEvent, CheckOptions, ContainerBigData, ContainerOptions, DedupHashMethod,
+    DedupOptions, DiffOptions, Durability, Flag, IdMappingOptions, ImageBigData, ImageOptions, LayerBigData,
+    LayerOptions, MountOptions, MultiListOptions, PartialPullOptions, Remap, RepairOptions, StoreOptions,
 };
 pub use store::Store;
 
@@ -185,6 +185,7 @@ pub use store::stage::area::StagedContent;
 pub use store::stage::differ::{Differ, StagingArea};
 pub use store::stage::differ_output::DifferOutput;
 pub use store::staged_layers::{StagedLayer, StagingOptions};
+pub use store::userns::sub_id_mappings;
 
 // Content: digests, compression, owners, copies.
 pub use compression::Compression;

@@ -1,6 +1,8 @@
 //! User and group ID mappings between a container and the host. Pure.
 
+pub(crate) mod id_set;
 pub(crate) mod text;
+pub(crate) mod users;
 
 use std::fmt;
 use std::ops::Range;

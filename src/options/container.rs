@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::options::auto_userns::AutoUserNs;
 use crate::options::base64_bytes;
 use crate::options::flag::Flag;
 use crate::options::id_mapping::IdMappingOptions;
@@ -24,6 +25,8 @@ pub struct ContainerOptions {
     pub metadata: String,
     /// Owner mapping.
     pub id_mappings: IdMappingOptions,
+    /// Owner mapping that is chosen by the library, in place of [`ContainerOptions::id_mappings`].
+    pub auto_userns: Option<AutoUserNs>,
     /// SELinux label of its processes. Both labels or neither.
     pub process_label: Option<String>,
     /// SELinux label of its files. Both labels or neither.
@@ -80,6 +83,13 @@ impl ContainerOptions {
     #[must_use]
     pub fn id_mappings(mut self, id_mappings: IdMappingOptions) -> Self {
         self.id_mappings = id_mappings;
+        self
+    }
+
+    /// Sets [`ContainerOptions::auto_userns`].
+    #[must_use]
+    pub fn auto_userns(mut self, auto_userns: AutoUserNs) -> Self {
+        self.auto_userns = Some(auto_userns);
         self
     }
 

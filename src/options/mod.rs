@@ -4,6 +4,7 @@
 //! singular (`name`) adds one item to a list, one named in the plural (`names`) adds several. All of them can be
 //! serialised; the names are those of the fields, and what is missing is the default.
 
+mod auto_userns;
 mod base64_bytes;
 pub(crate) mod check;
 pub(crate) mod container;
@@ -19,6 +20,7 @@ pub(crate) mod multi_list;
 mod partial_pull;
 pub(crate) mod store;
 
+pub use auto_userns::AutoUserNs;
 pub use check::{CheckEvent, CheckOptions, RepairOptions};
 pub use container::{ContainerBigData, ContainerOptions};
 pub use dedup::{DedupHashMethod, DedupOptions};

@@ -33,18 +33,22 @@ impl Store {
     /// Creates a container from an image (an ID, name or ID prefix), or from nothing, with a layer of its own.
     ///
     /// Takes the layer and container locks exclusively and the image lock shared for one step; the image lock exclusively if a
-    /// copy of the image's top layer with other owners has to be made.
+    /// copy of the image's top layer with other owners has to be made. With mappings `userns.lock` is held meanwhile, before
+    /// that the locks of [`Store::changes`] for a moment if the size of an automatic user namespace has to be found out.
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`],
-    /// [`ErrorKind::InvalidMappings`], [`ErrorKind::InvalidInput`] if only one of the two labels is given.
+    /// [`ErrorKind::InvalidMappings`], [`ErrorKind::InvalidInput`] if only one of the two labels is given. With
+    /// [`ContainerOptions::auto_userns`] [`ErrorKind::NoAvailableIds`], [`ErrorKind::InvalidMappings`] if the image needs more
+    /// IDs than are allowed, [`ErrorKind::InvalidInput`] for a file with its users or groups that is too large or no regular
+    /// file.
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn create_container(
         &self,
         image: Option<&str>,
-        options: ContainerOptions,
+        mut options: ContainerOptions,
     ) -> Result<Container> {
         if options.process_label.as_deref().unwrap_or("").is_empty()
             != options.mount_label.as_deref().unwrap_or("").is_empty()
@@ -56,12 +60,16 @@ impl Store {
         for id in [&options.id, &options.layer_id].into_iter().flatten() {
             crate::driver::check_id(id)?;
         }
-        let asked = IdMappings {
+        let asked = |options: &ContainerOptions| IdMappings {
             uids: options.id_mappings.uid_map.clone(),
             gids: options.id_mappings.gid_map.clone(),
         };
-        asked.validate()?;
-        let _userns = match asked.is_identity() {
+        asked(&options).validate()?;
+        let auto = match options.auto_userns.take() {
+            None => None,
+            Some(auto) => Some((self.auto_userns_size(image, &auto).await?, auto)),
+        };
+        let _userns = match asked(&options).is_identity() && auto.is_none() {
             true => None,
             false => Some(
                 self.inner
@@ -70,6 +78,11 @@ impl Store {
                     .await?,
             ),
         };
+        if let Some((size, auto)) = auto {
+            let chosen = self.allocate_userns(size, auto).await?;
+            chosen.validate()?;
+            options.id_mappings = IdMappingOptions::mapped(chosen.uids, chosen.gids);
+        }
         let new = NewContainer {
             store: self.clone(),
             image: image.map(str::to_owned),

@@ -106,6 +106,7 @@ pub(crate) mod stage;
 #[cfg(feature = "pull")]
 pub(crate) mod transfer_dirs;
 mod typed_json;
+pub(crate) mod userns;
 pub(crate) mod views;
 
 use std::collections::BTreeMap;

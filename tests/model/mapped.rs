@@ -1,5 +1,6 @@
 //! Containers with other owners than their image's layer has, where a mount cannot show other owners: a copy of the layer is
-//! made for them and noted in the image. The process that makes one is killed before each of its system calls.
+//! made for them and noted in the image; and layers on a layer with other owners. The process that makes one is killed before
+//! each of its system calls.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,12 +21,75 @@ const ROOT: u32 = 100_000;
 /// The Go library's variable, which this library obeys too: mounts show the owners on disk.
 const NO_MAPPED_MOUNTS: (&str, &str) = ("_CONTAINERS_OVERLAY_DISABLE_IDMAP", "yes");
 
-fn create(letter: char) -> Operation {
-    Operation::CreateMapped {
-        image: id('c'),
-        new: new(letter, &[]),
-        map: (0, ROOT, 65536),
+/// What is made for other owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    Container,
+    Layer,
+}
+
+impl Made {
+    fn operation(self, letter: char) -> Operation {
+        let map = (0, ROOT, 65536);
+        match self {
+            Self::Container => Operation::CreateMapped {
+                image: id('c'),
+                new: new(letter, &[]),
+                map,
+            },
+            Self::Layer => {
+                let Operation::PutLayer { new, blob, .. } = put(letter, None) else {
+                    panic!("another operation");
+                };
+                Operation::PutMapped {
+                    parent: id('b'),
+                    new,
+                    blob,
+                    map,
+                }
+            }
+        }
     }
+
+    async fn check(self, root: &TestRoot, store: &Store, made: bool) {
+        match self {
+            Self::Container => check(root, store, made).await,
+            Self::Layer => check_layer(root, store, made).await,
+        }
+    }
+}
+
+/// There is the layer with the owners of all files, or nothing of it.
+async fn check_layer(root: &TestRoot, store: &Store, made: bool) {
+    store.garbage_collect().await.unwrap();
+    let layers = store.layers().await.unwrap();
+    let ids: BTreeSet<String> = layers.iter().map(|layer| layer.id().to_owned()).collect();
+    let mut expected = BTreeSet::from([id('a'), id('b')]);
+    if made || ids.contains(&id('d')) {
+        expected.insert(id('d'));
+        let layer = store.layer(&id('d')).await.unwrap();
+        assert_eq!(layer.uid_map()[0].host_id, ROOT);
+        let home = root.graph().join(root.driver());
+        let trees = match root.driver() {
+            "overlay" => {
+                ["diff1/file-a", "diff1/file-b", "diff/file-d"].map(|file| home.join(id('d')).join(file))
+            }
+            _ => ["file-a", "file-b", "file-d"].map(|file| home.join("dir").join(id('d')).join(file)),
+        };
+        for file in trees {
+            let stat = file.metadata().unwrap();
+            assert_eq!(
+                (stat.uid(), stat.gid(), stat.len()),
+                (ROOT, ROOT, 1000),
+                "{}",
+                file.display()
+            );
+        }
+    }
+    assert_eq!(ids, expected);
+    assert_eq!(root.layer_directories(), expected);
+    assert_eq!(root.temporary_files(), Vec::<String>::new());
+    assert_eq!(root.half_written_records(), Vec::<String>::new());
 }
 
 /// There is the container with all of its layers, or none and nothing of it.
@@ -66,7 +130,7 @@ async fn check(root: &TestRoot, store: &Store, created: bool) {
     assert_eq!(root.half_written_records(), Vec::<String>::new());
 }
 
-fn kill_before_each(driver: &'static str, peers: PeerSet, go_is_next: bool) {
+fn kill_before_each(driver: &'static str, peers: PeerSet, go_is_next: bool, made: Made) {
     let runtime = Runtime::new().unwrap();
     let mut kills = 0;
     for calls in CALLS {
@@ -83,7 +147,7 @@ fn kill_before_each(driver: &'static str, peers: PeerSet, go_is_next: bool) {
                 continue;
             };
             opened.unwrap();
-            traced.begin(&create('d'));
+            traced.begin(&made.operation('d'));
             let outcome = traced.end();
             traced.wait();
             if let Some(outcome) = &outcome {
@@ -98,11 +162,14 @@ fn kill_before_each(driver: &'static str, peers: PeerSet, go_is_next: bool) {
                 (&next, &store)
             };
             runtime.block_on(async {
-                check(&root, first, outcome.is_some()).await;
-                check(&root, second, outcome.is_some()).await;
+                made.check(&root, first, outcome.is_some()).await;
+                made.check(&root, second, outcome.is_some()).await;
                 // All of it can be deleted.
                 for container in first.containers().await.unwrap() {
                     first.delete_container(container.id()).await.unwrap();
+                }
+                if store.exists(&id('d')).await.unwrap() {
+                    first.delete_layer(&id('d')).await.unwrap();
                 }
                 first.delete_image(&id('c')).await.unwrap();
                 assert!(first.layers().await.unwrap().is_empty());
@@ -121,16 +188,33 @@ fn kill_before_each(driver: &'static str, peers: PeerSet, go_is_next: bool) {
 #[test]
 fn copies_of_whole_trees() {
     needs!("strace");
-    kill_before_each("vfs", PeerSet::Installed, false);
+    kill_before_each("vfs", PeerSet::Installed, false, Made::Container);
 }
 
 #[test]
 fn copies_above_their_template() {
     needs!("strace");
-    kill_before_each("overlay", PeerSet::Installed, false);
+    kill_before_each("overlay", PeerSet::Installed, false, Made::Container);
 }
 
+#[test]
+fn whole_trees_on_a_parent_with_other_owners() {
+    needs!("strace");
+    kill_before_each("vfs", PeerSet::Installed, false, Made::Layer);
+}
+
+#[test]
+fn layers_on_a_parent_with_other_owners() {
+    needs!("strace");
+    kill_before_each("overlay", PeerSet::Installed, false, Made::Layer);
+}
+
+fn layers_before_go_writes(set: PeerSet) {
+    kill_before_each("overlay", set, true, Made::Layer);
+}
+each_set!(fn layers_before_go_writes: "strace", "containers-storage");
+
 fn copies_before_go_writes(set: PeerSet) {
-    kill_before_each("overlay", set, true);
+    kill_before_each("overlay", set, true, Made::Container);
 }
 each_set!(fn copies_before_go_writes: "strace", "containers-storage");

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Write as _};
 use std::path::Path;
 
-use graphroot::{ContainerOptions, ErrorKind, Flag, IdMap, ImageOptions, LayerOptions, Store};
+use graphroot::{
+    ContainerOptions, ErrorKind, Flag, IdMap, IdMappingOptions, ImageOptions, LayerOptions, Store,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -50,6 +52,13 @@ pub(crate) enum Operation {
     CreateMapped {
         image: String,
         new: New,
+        map: (u32, u32, u32),
+    },
+    /// As [`Operation::PutLayer`], for other owners than those of the layer below.
+    PutMapped {
+        parent: String,
+        new: New,
+        blob: Blob,
         map: (u32, u32, u32),
     },
     DeleteLayer(String),
@@ -371,6 +380,17 @@ impl Operation {
                 options.id_mappings.uid_map.clone_from(&map);
                 options.id_mappings.gid_map = map;
                 json!(store.create_container(Some(image), options).await?.id())
+            }
+            Self::PutMapped {
+                parent,
+                new,
+                blob,
+                map,
+            } => {
+                let map = vec![IdMap::new(map.0, map.1, map.2)];
+                let options = layer_options(new).id_mappings(IdMappingOptions::mapped(map.clone(), map));
+                let stream = Cursor::new(blob.stream());
+                json!(store.put_layer(Some(parent), options, stream).await?.layer.id())
             }
             Self::DeleteLayer(key) => json!(store.delete_layer(key).await?),
             Self::DeleteImage { key, commit } => json!(if *commit {

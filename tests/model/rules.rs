@@ -93,7 +93,9 @@ impl Model {
             Operation::CreateContainer { image, new, layer_id } => {
                 self.create_container(image.as_deref(), new, layer_id, seen)
             }
-            Operation::CreateMapped { .. } => fail("(a call that the model does not know)"),
+            Operation::CreateMapped { .. } | Operation::PutMapped { .. } => {
+                fail("(a call that the model does not know)")
+            }
             Operation::DeleteLayer(key) => self.delete_layer(key),
             Operation::DeleteImage { key, commit } => self.delete_image(key, *commit),
             Operation::DeleteContainer(key) => {

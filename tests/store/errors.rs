@@ -213,16 +213,12 @@ fn every_kind_has_a_text_of_its_own() {
 }
 
 /// Kinds that no test of the public API provokes, and why.
-const NOT_PROVOKED: [(&str, &str); 3] = [
+const NOT_PROVOKED: [(&str, &str); 2] = [
     (
         "LoadError",
         "a cleaner of the records that is killed three times in a row",
     ),
     ("ParentUnknown", "the Go library never returns it either"),
-    (
-        "NoAvailableIds",
-        "automatic user namespaces, which are not there yet",
-    ),
 ];
 
 #[test]

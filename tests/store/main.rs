@@ -67,6 +67,7 @@ mod sizes;
 mod split;
 mod staged_layers;
 mod threads;
+mod userns;
 
 /// A file that is not listed here would never run.
 #[test]

@@ -7,12 +7,12 @@ use crate::call::Call;
 use crate::flags::{file, new};
 use crate::input::Input;
 use crate::mflag::Flag;
-use crate::outcome::{CommandError, DONE, Outcome, describe, file_failure};
+use crate::outcome::{CommandError, DONE, Outcome, describe};
 use crate::output::Output;
 use crate::text::go_quote;
 
 /// The ID mappings that the flags describe.
-fn id_mappings(call: &Call) -> Result<IdMappingOptions, CommandError> {
+async fn id_mappings(call: &Call) -> Result<IdMappingOptions, CommandError> {
     let text = |flag| call.flags.text(flag);
     let mut options = IdMappingOptions::default();
     options.host_uid_mapping = call.flags.is_on(&new::HOST_UIDS);
@@ -32,18 +32,9 @@ fn id_mappings(call: &Call) -> Result<IdMappingOptions, CommandError> {
         user = group;
     }
     if !user.is_empty() {
-        let user_ranges = sub_ids("/etc/subuid", user)?;
-        let group_ranges = sub_ids("/etc/subgid", group)?;
-        if user_ranges.is_empty() {
-            let user = go_quote(user.as_bytes());
-            return Err(format!("no subuid ranges found for user {user} in /etc/subuid").into());
-        }
-        if group_ranges.is_empty() {
-            let group = go_quote(group.as_bytes());
-            return Err(format!("no subgid ranges found for group {group} in /etc/subgid").into());
-        }
-        options.uid_map = user_ranges;
-        options.gid_map = group_ranges;
+        let ranges = graphroot::sub_id_mappings(user, group).await?;
+        options.uid_map = ranges.uids;
+        options.gid_map = ranges.gids;
     }
     options.uid_map.extend(triples(uids, "uid")?);
     options.gid_map.extend(triples(gids, "gid")?);
@@ -76,67 +67,23 @@ fn triples(text: &str, what: &str) -> Result<Vec<IdMap>, CommandError> {
         .collect())
 }
 
-/// The ranges that a file such as `/etc/subuid` grants to a user (by name or number), mapped consecutively from
-/// container ID 0 on. The user `ALL` takes the ranges of every user, as in the Go library.
-fn sub_ids(path: &str, user: &str) -> Result<Vec<IdMap>, CommandError> {
-    let text = std::fs::read_to_string(path).map_err(|error| file_failure("open", path, &error))?;
-    let number = user_number(user);
-    let (mut ranges, mut next) = (Vec::new(), 0_u32);
-    for line in text.lines().map(str::trim) {
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let fields: Vec<&str> = line.split(':').collect();
-        let [owner, start, count] = fields[..] else {
-            let what = format!("cannot parse subuid/gid information: Format not correct for {path} file");
-            return Err(format!("{what}: the line {line:?} is not of the form USER:FIRST:COUNT").into());
-        };
-        if owner != user && Some(owner) != number.as_deref() && user != "ALL" {
-            continue;
-        }
-        let bad = |_error| {
-            format!(
-                "string to int conversion failed during subuid/gid parsing of {path}: no number in the line {line:?}"
-            )
-        };
-        let (start, count): (u32, u32) = (start.parse().map_err(bad)?, count.parse().map_err(bad)?);
-        ranges.push((start, count));
-    }
-    ranges.sort_unstable();
-    let mut maps = Vec::new();
-    for (start, count) in ranges {
-        maps.push(IdMap::new(next, start, count));
-        next = next
-            .checked_add(count)
-            .ok_or_else(|| format!("{path}: more than 32 bits of IDs for {user}"))?;
-    }
-    Ok(maps)
-}
-
-/// The user ID of a name in `/etc/passwd`.
-fn user_number(name: &str) -> Option<String> {
-    let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split(':').nth(2).map(str::to_owned)
-}
-
 /// The text of a flag that is left out or empty where there is nothing to say.
 fn optional_text(call: &Call, flag: &Flag) -> Option<String> {
     Some(call.flags.text(flag).to_owned()).filter(|text| !text.is_empty())
 }
 
-fn layer_options(call: &Call) -> Result<LayerOptions, CommandError> {
+async fn layer_options(call: &Call) -> Result<LayerOptions, CommandError> {
     let mut options = LayerOptions::default();
     options.id = optional_text(call, &new::LAYER_ID);
     options.names = call.flags.list(&new::LAYER_NAME).to_vec();
     options.mount_label = optional_text(call, &new::LABEL);
     options.writeable = !call.flags.is_on(&new::READ_ONLY);
-    options.id_mappings = id_mappings(call)?;
+    options.id_mappings = id_mappings(call).await?;
     Ok(options)
 }
 
 pub(crate) async fn storage_layer(call: &Call, out: &mut Output) -> Outcome {
-    let options = layer_options(call)?;
+    let options = layer_options(call).await?;
     let driver = call.store()?.graph_driver();
     let id = driver.create_layer(call.optional(0), options).await?;
     if call.json() {
@@ -165,14 +112,14 @@ fn created_layer(call: &Call, out: &mut Output, layer: &Layer) -> Outcome {
 }
 
 pub(crate) async fn layer(call: &Call, out: &mut Output) -> Outcome {
-    let options = layer_options(call)?;
+    let options = layer_options(call).await?;
     let layer = call.store()?.create_layer(call.optional(0), options).await?;
     created_layer(call, out, &layer)
 }
 
 pub(crate) async fn import_layer(call: &Call, out: &mut Output) -> Outcome {
     let diff = Input::open(call, &file::INSTEAD_OF_STDIN, "Importing")?;
-    let options = layer_options(call)?;
+    let options = layer_options(call).await?;
     let put = call.store()?.put_layer(call.optional(0), options, diff).await?;
     created_layer(call, out, &put.layer)
 }
@@ -209,7 +156,7 @@ pub(crate) async fn container(call: &Call, out: &mut Output) -> Outcome {
     options.id = optional_text(call, &new::CONTAINER_ID);
     options.names = call.flags.list(&new::CONTAINER_NAME).to_vec();
     options.metadata = given_metadata(call)?;
-    options.id_mappings = id_mappings(call)?;
+    options.id_mappings = id_mappings(call).await?;
     options.volatile = call.flags.is_on(&new::VOLATILE);
     let container = call.store()?.create_container(call.optional(0), options).await?;
     if call.json() {
