@@ -49,7 +49,8 @@ impl Attributes {
             Self::All => true,
             Self::OfContent => of_content(),
             Self::OfShown => {
-                of_content() || (name.starts_with(b"trusted.") && !name.starts_with(b"trusted.overlay."))
+                let of_overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+                !of_overlay && (of_content() || name.starts_with(b"trusted."))
             }
         }
     }
@@ -237,24 +238,20 @@ impl<'a> Worker<'a> {
             .union(OFlags::CLOEXEC)
             .union(OFlags::RDONLY)
             .union(OFlags::NONBLOCK);
-        let from = rustix::fs::openat(dirs.source, name, OPEN, Mode::empty())?;
+        let found = (stat.st_size > 0).then(|| {
+            dirs.contents.iter().find_map(|dir| {
+                let file = rustix::fs::openat(dir, name, OPEN, Mode::empty()).ok()?;
+                let found = rustix::fs::fstat(&file).ok()?;
+                is_content_of(&found, stat).then_some((file, found))
+            })
+        });
+        let (from, content) = match found.flatten() {
+            Some((file, found)) => (file, found),
+            None => (rustix::fs::openat(dirs.source, name, OPEN, Mode::empty())?, *stat),
+        };
         let create = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let to = rustix::fs::openat(dirs.target, name, create, Mode::RUSR | Mode::WUSR)?;
-        let mut written = false;
-        if stat.st_size > 0 {
-            let content = || {
-                let mut found = dirs.contents.iter();
-                found.find_map(|dir| {
-                    let file = rustix::fs::openat(dir, name, OPEN, Mode::empty()).ok()?;
-                    let found = rustix::fs::fstat(&file).ok()?;
-                    is_content_of(&found, stat).then_some((file, found))
-                })
-            };
-            written = match content() {
-                Some((content, found)) => self.data.copy(&content, &to, &found)?,
-                None => self.data.copy(&from, &to, stat)?,
-            };
-        }
+        let written = stat.st_size > 0 && self.data.copy(&from, &to, &content)?;
         self.finish(from.as_fd(), to.as_fd(), stat, Some(owner))?;
         if written {
             self.sync_tracker.file(to);

@@ -115,7 +115,10 @@ impl Vfs {
                 let owners = options.new_owners();
                 if let Some(owners) = owners {
                     // A layer whose root directory nobody in the container owns is of no use.
-                    owners.to.to_host(Owner::default())?;
+                    let root = owners.to.to_host(Owner::default());
+                    root.map_err(|_not_mapped| {
+                        ErrorKind::InvalidMappings.err("container ID 0 cannot be mapped to a host ID")
+                    })?;
                 }
                 let copied = CopyOptions {
                     ignore_owners: self.options.ignore_chown_errors,

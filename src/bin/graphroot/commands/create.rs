@@ -32,7 +32,12 @@ async fn id_mappings(call: &Call) -> Result<IdMappingOptions, CommandError> {
         user = group;
     }
     if !user.is_empty() {
-        let ranges = graphroot::sub_id_mappings(user, group).await?;
+        let ranges = graphroot::sub_id_mappings(user, group).await;
+        let ranges = ranges.map_err(|error| {
+            // The Go library's words without the kind.
+            let (text, kind) = (describe(&error), format!(": {}", error.kind()));
+            CommandError::from(text.strip_suffix(&kind).unwrap_or(&text))
+        })?;
         options.uid_map = ranges.uids;
         options.gid_map = ranges.gids;
     }
