@@ -34,7 +34,7 @@ const MAX_SIZE: u32 = 65536;
 const ROOT_USER: &str = "containers";
 
 /// The mappings that `/etc/subuid` and `/etc/subgid` grant to a user, by name or by the number that `/etc/passwd` has for
-/// it: consecutively from container ID 0 on. The user `ALL` has the ranges of every user, as in the Go library.
+/// it: consecutively from container ID 0 on. The user `ALL` has the ranges of every user, as in the Go library. Takes no lock.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] for a user without ranges, and for a file that is damaged, too large or no regular file;
