@@ -29,6 +29,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod compress;
+mod content_hash;
 pub(crate) mod diff;
 mod lookup;
 pub(crate) mod path;

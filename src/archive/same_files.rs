@@ -6,20 +6,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
-use sha2::Digest as _;
 
 use crate::archive::apply::metadata::kind;
+use crate::archive::content_hash::ContentHash;
 use crate::archive::diff::walk::TreeWalk;
 use crate::archive::lookup::open_dir;
 use crate::archive::path::{show, split};
-use crate::archive::tar_split::format::Crc;
 use crate::error::{IoContext as _, Result};
+use crate::sys::sparse_read::{Piece, SparseReader};
 use crate::sys::{at, dedupe};
 
 /// Names that one step looks at.
@@ -91,8 +90,8 @@ impl Files {
 }
 
 impl Candidate {
-    /// Opens the file; `None` if it is another one by now, or gone.
-    fn open(&self) -> Result<Option<File>> {
+    /// Opens the file, with its status; `None` if it is another one by now, or gone.
+    fn open(&self) -> Result<Option<(File, Stat)>> {
         let (parent, name) = split(&self.path);
         let opened = open_dir(self.root.as_fd(), parent).and_then(|dir| at::open_file_at(dir.as_fd(), name));
         let doing = || format!("opening {}", show(&self.path));
@@ -104,7 +103,7 @@ impl Candidate {
         let stat = rustix::fs::fstat(&file).during(doing())?;
         let is_same =
             (stat.st_dev, stat.st_ino) == self.identity && u64::try_from(stat.st_size) == Ok(self.size);
-        Ok(is_same.then(|| file.into()))
+        Ok(is_same.then(|| (file.into(), stat)))
     }
 }
 
@@ -130,17 +129,11 @@ pub(crate) enum Key {
     Sha256,
 }
 
-/// The hash of a file's content.
-enum Hash {
-    Crc(Crc),
-    Sha256(sha2::Sha256),
-}
-
 /// Reads the files of a group and divides it into those of one content.
 pub(crate) struct Division {
     todo: Vec<Candidate>,
     key: Key,
-    reading: Option<(Candidate, File, Hash)>,
+    reading: Option<(Candidate, SparseReader, ContentHash)>,
     groups: HashMap<Vec<u8>, Vec<Candidate>>,
     buffer: Vec<u8>,
 }
@@ -165,36 +158,32 @@ impl Division {
         self.buffer.resize(READ_SIZE, 0);
         let mut read = 0;
         while read < READ_STEP {
-            let Some((candidate, mut file, mut hash)) = self.reading.take() else {
+            let Some((candidate, mut reader, mut hash)) = self.reading.take() else {
                 let Some(candidate) = self.todo.pop() else {
                     return Ok(false);
                 };
                 let hash = match self.key {
-                    Key::Sha256 => Hash::Sha256(sha2::Sha256::new()),
-                    Key::Crc | Key::Size => Hash::Crc(Crc::new()),
+                    Key::Sha256 => ContentHash::sha256(),
+                    Key::Crc | Key::Size => ContentHash::crc(),
                 };
-                if let Some(file) = candidate.open()? {
-                    self.reading = Some((candidate, file, hash));
+                if let Some((file, stat)) = candidate.open()? {
+                    self.reading = Some((candidate, SparseReader::new(file, &stat), hash));
                 }
                 continue;
             };
             let doing = || format!("reading {}", show(&candidate.path));
-            let count = file.read(&mut self.buffer).during(doing())?;
-            read += count as u64;
-            let bytes = self.buffer.get(..count).unwrap_or_default();
-            if count > 0 {
-                match &mut hash {
-                    Hash::Crc(crc) => crc.update(bytes),
-                    Hash::Sha256(hasher) => hasher.update(bytes),
+            match reader.next(&mut self.buffer).during(doing())? {
+                Piece::Data(count) => {
+                    read += count as u64;
+                    hash.update(self.buffer.get(..count).unwrap_or_default());
                 }
-                self.reading = Some((candidate, file, hash));
-                continue;
+                Piece::Hole(length) => hash.zeros(length),
+                Piece::End => {
+                    self.groups.entry(hash.finish()).or_default().push(candidate);
+                    continue;
+                }
             }
-            let sum = match hash {
-                Hash::Crc(mut crc) => crc.take().to_vec(),
-                Hash::Sha256(hasher) => hasher.finalize().to_vec(),
-            };
-            self.groups.entry(sum).or_default().push(candidate);
+            self.reading = Some((candidate, reader, hash));
         }
         Ok(true)
     }
@@ -249,12 +238,14 @@ impl Sharing {
             let Some(candidate) = self.todo.pop() else {
                 return Ok(false);
             };
-            let Some(file) = candidate.open()? else { continue };
+            let Some((file, _)) = candidate.open()? else {
+                continue;
+            };
             done += candidate.size;
             let mut is_shared = false;
             for source in &self.sources {
-                let Some(from) = source.open()? else { continue };
-                match dedupe::share(&from, &file, candidate.size) {
+                let Some((from, _)) = source.open()? else { continue };
+                match dedupe::share(&from, &file) {
                     Ok(true) => {
                         self.shared.bytes += candidate.size;
                         self.shared.files += 1;

@@ -214,24 +214,29 @@ pub struct RepairOptions {
     /// Files of records that are damaged are written anew, from what can be read of them and what the disk tells. Nothing
     /// is lost by it: the damaged file is kept beside the new one. Then nothing else is done; another check tells what is.
     pub rebuild_records: bool,
+    /// Layers that are in none of the stores are lost, and what stands on them is removed. Without, that stays if nothing else
+    /// is wrong with it: they may be in an additional store that the store was not opened with.
+    pub missing_layers_are_lost: bool,
     /// Nothing is changed; the result says what would be.
     pub dry_run: bool,
 }
 
 impl RepairOptions {
-    /// Whatever is damaged is removed, containers too.
+    /// Whatever is damaged is removed, containers too, and what stands on layers that are in none of the stores.
     pub const fn everything() -> Self {
         Self {
             remove_containers: true,
+            missing_layers_are_lost: true,
             rebuild_records: true,
             dry_run: false,
         }
     }
 
-    /// Containers stay, with what they stand on.
+    /// Containers stay, with what they stand on, and so does what stands on layers that are in none of the stores.
     pub const fn keeping_containers() -> Self {
         Self {
             remove_containers: false,
+            missing_layers_are_lost: false,
             rebuild_records: true,
             dry_run: false,
         }
@@ -248,6 +253,13 @@ impl RepairOptions {
     #[must_use]
     pub fn rebuild_records(mut self, rebuild: bool) -> Self {
         self.rebuild_records = rebuild;
+        self
+    }
+
+    /// Sets [`RepairOptions::missing_layers_are_lost`].
+    #[must_use]
+    pub fn missing_layers_are_lost(mut self, lost: bool) -> Self {
+        self.missing_layers_are_lost = lost;
         self
     }
 

@@ -4,7 +4,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
+
+use crate::sys::sparse_read::{has_holes, next_data};
 
 /// `_IOWR(0x94, 54, struct file_dedupe_range)`.
 const FIDEDUPERANGE: u32 = 0xc018_9436;
@@ -26,14 +29,31 @@ struct Request {
     reserved_too: u32,
 }
 
-/// Has `to` share its first `size` bytes with those of `from`, which must be the same: the kernel compares them. `false` if
-/// they are not; some may be shared then.
-pub(crate) fn share(from: &File, to: &File, size: u64) -> io::Result<bool> {
-    let mut offset = 0;
-    while offset < size {
+/// Has `to` share what it holds with `from`, which must have the same there: the kernel compares it. `false` if it has not; some may be shared then. Nothing can be won of the holes of `to`, which are passed over.
+pub(crate) fn share(from: &File, to: &File) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(to)?;
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if !has_holes(&stat) {
+        return share_range(from, to, 0..size);
+    }
+    let mut position = 0;
+    while position < size {
+        let data = next_data(to, position, size)?;
+        if !data.is_empty() && !share_range(from, to, data.clone())? {
+            return Ok(false);
+        }
+        position = data.end.max(data.start);
+    }
+    Ok(true)
+}
+
+/// The same for a part of both files.
+fn share_range(from: &File, to: &File, range: Range<u64>) -> io::Result<bool> {
+    let mut offset = range.start;
+    while offset < range.end {
         let mut request = Request {
             source_offset: offset,
-            source_length: (size - offset).min(MAX_PART),
+            source_length: (range.end - offset).min(MAX_PART),
             count: 1,
             reserved: [0; 3],
             target: to.as_raw_fd().into(),

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{SeekFrom, Stat};
 use rustix::io::Errno;
 
 /// What is next in a file.
@@ -18,6 +19,12 @@ pub(crate) enum Piece {
     End,
 }
 
+/// Whether a file with this status can have holes.
+pub(crate) fn has_holes(stat: &Stat) -> bool {
+    let on_disk = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    on_disk < u64::try_from(stat.st_size).unwrap_or(0)
+}
+
 /// Reads a file from its start to the end that it had in the beginning.
 #[derive(Debug)]
 pub(crate) struct SparseReader {
@@ -29,17 +36,15 @@ pub(crate) struct SparseReader {
 }
 
 impl SparseReader {
-    /// A reader of a regular file.
-    pub(crate) fn new(file: File) -> io::Result<Self> {
-        let status = file.metadata()?;
-        let size = status.len();
-        let has_holes = status.blocks().saturating_mul(512) < size;
-        Ok(Self {
+    /// A reader of a regular file with this status.
+    pub(crate) fn new(file: File, stat: &Stat) -> Self {
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        Self {
             file,
             position: 0,
-            data_end: if has_holes { 0 } else { size },
+            data_end: if has_holes(stat) { 0 } else { size },
             size,
-        })
+        }
     }
 
     /// Reads on. A file that has become shorter ends early.
@@ -70,24 +75,26 @@ impl SparseReader {
 
     /// Where the next data starts, from `position` on; the end of the file if there is none.
     fn data_start(&mut self) -> io::Result<u64> {
-        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(self.position)) {
-            Ok(start) => start.min(self.size),
-            // A hole up to the end.
-            Err(Errno::NXIO) => return Ok(self.size),
-            // The file system does not tell.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                self.data_end = self.size;
-                return Ok(self.position);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(self.size);
-        self.data_end = end.clamp(start, self.size);
-        if self.data_end == start {
-            self.data_end = self.size;
-        }
-        Ok(start)
+        let data = next_data(&self.file, self.position, self.size)?;
+        self.data_end = data.end;
+        Ok(data.start)
     }
+}
+
+/// The next part of a file that is no hole, from `position` on, up to `size`. It is empty if there is none.
+pub(crate) fn next_data(file: &File, position: u64, size: u64) -> io::Result<Range<u64>> {
+    let start = match rustix::fs::seek(file, SeekFrom::Data(position)) {
+        Ok(start) => start.min(size),
+        // A hole up to the end.
+        Err(Errno::NXIO) => size,
+        // The file system does not tell.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(position..size),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start)).unwrap_or(size);
+    // What has become a hole meanwhile counts as data.
+    let end = if end <= start { size } else { end.min(size) };
+    Ok(start..end)
 }
 
 #[cfg(test)]
@@ -96,7 +103,8 @@ mod tests {
 
     /// What is read, with zeros for holes, and how many bytes of that were holes.
     fn read(file: &File, size: usize) -> (Vec<u8>, u64) {
-        let mut reader = SparseReader::new(file.try_clone().unwrap()).unwrap();
+        let stat = rustix::fs::fstat(file).unwrap();
+        let mut reader = SparseReader::new(file.try_clone().unwrap(), &stat);
         let (mut content, mut holes, mut buffer) = (Vec::new(), 0, vec![0xff; size]);
         loop {
             match reader.next(&mut buffer).unwrap() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use graphroot::chunked::pack_directory;
-use graphroot::test_util::TarBuilder;
+use graphroot::test_util::{TarBuilder, TarEntry};
 use graphroot::{
     CheckOptions, ChunkedDiffer, ConvertingDiffer, DedupHashMethod, DedupOptions, DiffOptions, ImageOptions,
     LayerOptions, StagingOptions, Store,
@@ -163,5 +163,47 @@ fn files_of_images_share_their_content_after_dedup() {
         ("ext4", "overlay", DedupHashMethod::Crc),
     ] {
         deduplicated(kind, driver, method);
+    }
+}
+
+/// Files of a TiB that are nearly all hole: the holes are not read, by a check neither.
+#[test]
+fn holes_are_not_read() {
+    needs!("mkfs.xfs", "mkfs.btrfs");
+    for (kind, method) in [("xfs", DedupHashMethod::Crc), ("btrfs", DedupHashMethod::Sha256)] {
+        let place = tempfile::tempdir().unwrap();
+        let image = place.path().join("image");
+        format(kind, &image, 1 << 30);
+        let disk = LoopFs::mount(&image, &place.path().join("disk"));
+        let root = TestRoot::in_dir(disk.path(), "overlay");
+        let content = noise();
+        let (size, offset) = (1u64 << 40, 1u64 << 39);
+        let map = format!("{offset},{SIZE},{size},0");
+        let sparse = TarEntry::file("GNUSparseFile.0/sparse", &content)
+            .pax("GNU.sparse.size", size.to_string())
+            .pax("GNU.sparse.numblocks", "2")
+            .pax("GNU.sparse.map", map)
+            .pax("GNU.sparse.name", "sparse");
+        let sync = || rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
+        block_on(async {
+            let store = root.open().await;
+            for id in ["first", "second"] {
+                let tar = TarBuilder::new().entry(sparse.clone()).file("other", id).build();
+                let (layer, image) = (LayerOptions::default().id(id), ImageOptions::default());
+                let reader = std::io::Cursor::new(tar);
+                store.put_layer(None, layer, reader).await.unwrap();
+                store.create_image(Some(id), image).await.unwrap();
+            }
+            sync();
+            let before = free(disk.path());
+            let options = DedupOptions::default().hash_method(method);
+            let result = store.dedup(options).await.unwrap();
+            sync();
+            assert_eq!((result.deduped, result.files), (size, 1), "{result:?}");
+            let won = free(disk.path()).saturating_sub(before);
+            assert!(won > SIZE as u64 * 3 / 4, "{won} bytes");
+            let report = store.check(CheckOptions::everything()).await.unwrap();
+            assert!(report.is_clean(), "{report:?}");
+        });
     }
 }

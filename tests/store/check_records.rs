@@ -119,6 +119,31 @@ each_driver! {
         assert!(again.exists("box").await.unwrap());
     }
 
+    /// One that the store was not opened with costs nothing either, unless it is said that what is missing is lost.
+    async fn an_additional_store_that_is_not_named_costs_nothing(store) {
+        if store.layout() != crate::support::Layout::Additional {
+            return;
+        }
+        store.put(Some("additional-layer"), "above", &[("b", "1")]).await;
+        store.create_image(Some("above"), ImageOptions::default().name("image")).await.unwrap();
+        store.create_container(Some("image"), ContainerOptions::default().name("box")).await.unwrap();
+        let alone = store.reopen_as(crate::support::Layout::Plain).await;
+        let options = CheckOptions::everything().layer_unreferenced_maximum_age(Duration::ZERO);
+        let report = alone.check(options).await.unwrap();
+        assert!(!report.is_clean() && report.store_problems.is_empty(), "{report:#?}");
+        let repaired = alone.repair(&report, RepairOptions::keeping_containers()).await.unwrap();
+        assert!(repaired.removed.is_empty() && repaired.is_success(), "{repaired:#?}");
+        let told = |kept: &graphroot::Kept| kept.reason == graphroot::KeptReason::LayersMissing;
+        assert!(repaired.kept.iter().any(told), "{repaired:#?}");
+        let again = store.reopen().await;
+        assert!(again.check(CheckOptions::everything()).await.unwrap().is_clean());
+        assert!(again.exists("box").await.unwrap());
+        again.free();
+        let lost = RepairOptions::everything();
+        let repaired = alone.repair(&report, lost).await.unwrap();
+        assert!(repaired.is_success() && !alone.exists("image").await.unwrap(), "{repaired:#?}");
+    }
+
     /// Records that no program writes: they are told of, nothing outside of the store is touched, and nothing hangs.
     async fn impossible_records_are_told_of(store) {
         if store.layout() != crate::support::Layout::Plain {

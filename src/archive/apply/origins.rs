@@ -163,7 +163,7 @@ impl Origins {
             && self.works.load(Ordering::Relaxed)
             && let Some(local) = finder.find(sum, entry.size, &|_| true)
         {
-            match dedupe::share(&local.file, &file, entry.size) {
+            match dedupe::share(&local.file, &file) {
                 Ok(true) => {}
                 Ok(false) => tracing::debug!("a file of a layer is not what its table of contents says"),
                 Err(error) => {

@@ -6,6 +6,7 @@
 //! added or removed is found anyway.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Stat};
 
@@ -34,7 +35,7 @@ const READ_SIZE: usize = 128 * 1024;
 /// See the module's head.
 pub(crate) struct TreeCheck {
     walk: TreeWalk,
-    expected: ExpectedTree,
+    expected: Arc<ExpectedTree>,
     comparing: Comparing,
     marks: Option<Marks>,
     /// The walk's current entry has not been dealt with yet.
@@ -64,14 +65,13 @@ pub(crate) struct Compared {
     pub(crate) differences: Vec<Difference>,
     /// How many there are beyond those.
     pub(crate) more: u64,
-    pub(crate) expected: ExpectedTree,
 }
 
 impl TreeCheck {
     /// Compares the tree `root`. With `marks` it has the layer's own changes alone, else everything.
     pub(crate) fn new(
         root: BorrowedFd<'_>,
-        expected: ExpectedTree,
+        expected: Arc<ExpectedTree>,
         comparing: Comparing,
         marks: Option<Marks>,
     ) -> Result<Self> {
@@ -133,7 +133,6 @@ impl TreeCheck {
         Compared {
             differences: self.differences,
             more: self.more,
-            expected: self.expected,
         }
     }
 
@@ -248,7 +247,7 @@ impl TreeCheck {
             }
             self.walk.enter()?;
         } else if let Some(expected) = content {
-            match self.open() {
+            match self.open(&stat) {
                 Ok(file) => {
                     self.reading = Some(Reading {
                         path,
@@ -269,9 +268,12 @@ impl TreeCheck {
     }
 
     /// Opens the walk's current entry, a regular file.
-    fn open(&self) -> std::io::Result<SparseReader> {
+    fn open(&self, stat: &Stat) -> std::io::Result<SparseReader> {
         let dir = self.walk.dir().map_err(std::io::Error::from)?;
-        SparseReader::new(at::open_file_at(dir, self.walk.name())?.into())
+        Ok(SparseReader::new(
+            at::open_file_at(dir, self.walk.name())?.into(),
+            stat,
+        ))
     }
 
     /// Reads a piece of a file.

@@ -33,6 +33,10 @@ pub(super) fn examine<'a>(
         else {
             continue;
         };
+        // One that stands on a layer whose files are lost cannot be mended, and is told of otherwise.
+        if standing.below.iter().any(|id| survey.home_of(id).is_none()) {
+            continue;
+        }
         let mut note = |file: &'static str, reason: String| {
             let id = standing.id.clone();
             found.push(StandingDamage { id, file, reason });

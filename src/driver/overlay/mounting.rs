@@ -29,6 +29,14 @@ use crate::whiteout::Namespace;
 /// Mode of a layer's root directory that has to be made again and has no lower whose mode it could take.
 const LOST_MODE: u32 = 0o555;
 
+/// What becomes of a layer's own tree that is missing.
+pub(super) enum OwnTree<'a> {
+    /// It is made, and given to the root of the mappings.
+    Made(Option<&'a IdMappings>),
+    /// The layer cannot be mounted: who only looks changes nothing.
+    Present,
+}
+
 /// Where a layer is, and where it is mounted.
 struct MountTarget {
     place: Located,
@@ -120,7 +128,7 @@ impl Overlay {
         // A program maps new files as well: with it the owners on disk are the container's own.
         let by_program = shifting && self.program.is_some();
         let owners = if by_program { None } else { Some(&options.mappings) };
-        let trees = self.trees_of(id, place, owners)?;
+        let trees = self.trees_of(id, place, OwnTree::Made(owners))?;
         // A read-only mount has no upper directory.
         let read_only = sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
         let read_write = place.own && trees.changes && !read_only;
@@ -173,8 +181,8 @@ impl Overlay {
         })
     }
 
-    /// The trees of a mount. The layer's own is made if it is missing, and with `owners` given to their root.
-    pub(super) fn trees_of(&self, id: &str, place: &Located, owners: Option<&IdMappings>) -> Result<Trees> {
+    /// The trees of a mount.
+    pub(super) fn trees_of(&self, id: &str, place: &Located, own_tree: OwnTree<'_>) -> Result<Trees> {
         let Some(home) = place.dir.parent() else {
             return Err(stores::unknown(id));
         };
@@ -187,7 +195,10 @@ impl Overlay {
         match elsewhere {
             Some(tree) => check_type(&tree, FileType::Directory)?,
             None if own_image.is_some() => check_type(&own, FileType::Directory)?,
-            None => self.prepare_diff(&own, owners, place.own, lowers.first())?,
+            None => match own_tree {
+                OwnTree::Made(owners) => self.prepare_diff(&own, owners, place.own, lowers.first())?,
+                OwnTree::Present => check_type(&own, FileType::Directory)?,
+            },
         }
         if lowers.is_empty() {
             let path = format!("{id}/empty");

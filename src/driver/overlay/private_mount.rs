@@ -18,6 +18,7 @@ use crate::driver::overlay::flags::{self, Sorted};
 use crate::driver::overlay::layout::TEMP_DIRS;
 use crate::driver::overlay::lower_stack::{AttachDirs, Trees};
 use crate::driver::overlay::mount::{Contents, OverlayMount};
+use crate::driver::overlay::mounting::OwnTree;
 use crate::driver::overlay::program::{self, Extras};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{Located, Lower};
@@ -40,7 +41,7 @@ impl Overlay {
             ..MountOptions::default()
         };
         let options = self.sort_options(&read_only)?;
-        let trees = self.trees_of(id, place, None)?;
+        let trees = self.trees_of(id, place, OwnTree::Present)?;
         if trees.has_image() {
             return self.mount_with_images(&trees, options);
         }

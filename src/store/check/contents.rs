@@ -259,7 +259,7 @@ impl Store {
                 lowers: own.lowers,
                 namespace: own.namespace,
             };
-            let compared = compare_tree(own.dir, expected, *comparing, Some(marks)).await;
+            let compared = compare_tree(own.dir, Arc::new(expected), *comparing, Some(marks)).await;
             match compared {
                 Ok(compared) => tell_differences(&compared, &mut result.problems),
                 Err(error) => result.problems.push(unreadable(&error)),
@@ -334,7 +334,7 @@ pub(super) async fn read_to_end(
 /// Compares a tree.
 pub(super) async fn compare_tree(
     root: OwnedFd,
-    expected: ExpectedTree,
+    expected: Arc<ExpectedTree>,
     comparing: Comparing,
     marks: Option<Marks>,
 ) -> Result<Compared> {

@@ -63,6 +63,9 @@ pub enum KeptReason {
     /// It may be whole: records are lost, an additional store is missing, or there is data of images or containers without a
     /// record ([`CheckReport::strays`]), which [`Store::garbage_collect`] removes if it belongs to nothing.
     MayBeWhole,
+    /// Nothing is wrong with it but that layers on which it stands are in none of the stores. They may be in an additional store
+    /// that the store was not opened with: see [`RepairOptions::missing_layers_are_lost`].
+    LayersMissing,
     /// It, or what it stands on, was mended: see [`RepairReport::mended`].
     Mended,
     /// Records were rebuilt: see [`RepairReport::rebuilt`].
@@ -80,6 +83,9 @@ impl fmt::Display for KeptReason {
             Self::MayBeWhole => {
                 "it may be whole: records are lost, an additional store is missing, or there is data of images or containers \
                  without a record, which garbage collection removes"
+            }
+            Self::LayersMissing => {
+                "layers on which it stands are in none of the stores; are they in an additional store that was not named?"
             }
             Self::Mended => "it, or what it stands on, was mended; check it again",
             Self::RecordsRebuilt => "records were rebuilt; check it again",
@@ -135,6 +141,16 @@ struct State {
     needed: BTreeSet<String>,
     /// Layers whose driver files were made anew, or should have been.
     mended: HashSet<String>,
+}
+
+/// Whether nothing else is wrong than that layers are missing.
+fn is_only_without_layers(findings: &[&Finding]) -> bool {
+    let lacks = |finding: &&Finding| finding.problem.is_missing_layer();
+    let follows = |finding: &&Finding| {
+        finding.problem.depends_on_records()
+            && !matches!(finding.problem, Problem::Unreferenced | Problem::Unaccounted)
+    };
+    findings.iter().any(lacks) && findings.iter().all(follows)
 }
 
 /// # Repair
@@ -322,6 +338,9 @@ impl Store {
             |finding: &&Finding| matches!(finding.problem, Problem::Unreferenced | Problem::Unaccounted);
         if may_be_whole || findings.iter().all(is_unused) && has_strays() {
             return Ok(Some(KeptReason::MayBeWhole));
+        }
+        if !options.missing_layers_are_lost && is_only_without_layers(findings) {
+            return Ok(Some(KeptReason::LayersMissing));
         }
         Ok(state
             .needed

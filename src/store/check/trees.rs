@@ -6,7 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 
 use crate::archive::verify::expected_tree::ExpectedTree;
 use crate::archive::verify::layer_reading::LayerReading;
@@ -26,9 +28,17 @@ use crate::sys::at;
 struct Next {
     layer: (StoreOrigin, Arc<LayerRow>),
     /// The tree of those below.
-    below: ExpectedTree,
-    /// What was found in those below, which can show in this one too.
-    known: Arc<Vec<Problem>>,
+    below: Arc<ExpectedTree>,
+}
+
+/// What a piece of the work has come to.
+enum Done {
+    /// Nobody knows what a layer's tree should be.
+    Unknown,
+    /// What is expected of a layer's tree.
+    Expected(Arc<LayerRow>, Arc<ExpectedTree>),
+    /// What is wrong with a layer's tree.
+    Compared(String, Vec<Problem>),
 }
 
 impl Store {
@@ -42,7 +52,7 @@ impl Store {
         parallel: usize,
     ) -> Result<Vec<(String, Vec<Problem>)>> {
         // Those that are needed, each with the ones that stand on it.
-        let mut above: HashMap<&str, Vec<&(StoreOrigin, Arc<LayerRow>)>> = HashMap::new();
+        let mut above: HashMap<String, Vec<(StoreOrigin, Arc<LayerRow>)>> = HashMap::new();
         let mut needed: HashSet<&str> = HashSet::new();
         let mut roots = Vec::new();
         for id in wanted {
@@ -57,75 +67,83 @@ impl Store {
                         None
                     }
                     parent => {
-                        above.entry(parent).or_default().push(layer);
+                        above.entry(parent.to_owned()).or_default().push(layer.clone());
                         survey.layer(parent)
                     }
                 };
             }
         }
-        let above = &above;
-        let chains = futures::stream::iter(roots).map(|root| async move {
-            let mut results = Vec::new();
-            let mut todo = vec![Next {
-                layer: root,
-                below: ExpectedTree::default(),
-                known: Arc::default(),
-            }];
-            while let Some(next) = todo.pop() {
-                let row = &next.layer.1;
-                let expected = self.expected_tree(&next.layer, next.below, options).await;
-                let Some(mut expected) = expected else {
-                    continue;
-                };
-                let mut known = next.known;
-                if wanted.contains(&*row.id) {
-                    let mut problems = Vec::new();
-                    expected = match self.check_whole_tree(row, expected, &mut problems).await {
-                        Ok(expected) => expected,
-                        Err(error) => {
-                            let reason = error.chain().to_string();
-                            results.push((row.id.to_string(), vec![Problem::DiffUnreadable { reason }]));
-                            continue;
-                        }
-                    };
-                    problems.retain(|problem| !known.contains(problem));
-                    if !problems.is_empty() {
-                        Arc::make_mut(&mut known).extend(problems.iter().cloned());
-                        results.push((row.id.to_string(), problems));
+        let mut todo: Vec<Next> = roots
+            .into_iter()
+            .map(|layer| Next {
+                layer,
+                below: Arc::default(),
+            })
+            .collect();
+        let mut found = HashMap::new();
+        // The headers of one layer are read while the trees of others are compared.
+        let mut running: FuturesUnordered<BoxFuture<'_, Done>> = FuturesUnordered::new();
+        let (mut is_reading, mut compared) = (false, 0);
+        loop {
+            if !is_reading
+                && compared < parallel
+                && let Some(next) = todo.pop()
+            {
+                is_reading = true;
+                running.push(self.read_tree(next, options).boxed());
+            }
+            match running.next().await {
+                None => break,
+                Some(Done::Unknown) => is_reading = false,
+                Some(Done::Expected(row, expected)) => {
+                    is_reading = false;
+                    for layer in above.remove(&*row.id).unwrap_or_default() {
+                        let below = Arc::clone(&expected);
+                        todo.push(Next { layer, below });
+                    }
+                    if wanted.contains(&*row.id) {
+                        compared += 1;
+                        running.push(self.compare_whole_tree(row, expected).boxed());
                     }
                 }
-                let standing = above.get(&*row.id).map(Vec::as_slice).unwrap_or_default();
-                let Some((first, others)) = standing.split_first() else {
-                    continue;
-                };
-                let follow = |layer: &&(StoreOrigin, Arc<LayerRow>), below| Next {
-                    layer: (*layer).clone(),
-                    below,
-                    known: Arc::clone(&known),
-                };
-                todo.extend(others.iter().map(|layer| follow(layer, expected.clone())));
-                todo.push(follow(first, expected));
+                Some(Done::Compared(id, problems)) => {
+                    compared -= 1;
+                    found.insert(id, problems);
+                }
             }
-            results
-        });
-        let results: Vec<Vec<_>> = chains.buffer_unordered(parallel).collect().await;
-        Ok(results.into_iter().flatten().collect())
+        }
+        Ok(own_problems(survey, &found))
     }
 
-    /// What is expected of a layer's complete tree; `None` if nobody knows.
-    async fn expected_tree(
-        &self,
-        (home, row): &(StoreOrigin, Arc<LayerRow>),
-        below: ExpectedTree,
-        options: &CheckOptions,
-    ) -> Option<ExpectedTree> {
-        let own = self.tree_of_headers(*home, row, options).await?;
-        let put = move || {
-            let mut tree = below;
-            own.put_on(&mut tree)?;
-            Ok(tree)
+    /// Finds out what is expected of a layer's complete tree.
+    async fn read_tree(&self, next: Next, options: &CheckOptions) -> Done {
+        let (home, row) = next.layer;
+        let Some(own) = self.tree_of_headers(home, &row, options).await else {
+            return Done::Unknown;
         };
-        bridge::run(put).await.ok()
+        let put = move || {
+            let mut tree = Arc::unwrap_or_clone(next.below);
+            own.put_on(&mut tree)?;
+            Ok(Arc::new(tree))
+        };
+        match bridge::run(put).await {
+            Ok(expected) => Done::Expected(row, expected),
+            Err(error) => {
+                tracing::debug!(layer = &*row.id, error = %error.chain(), "the layer's tree is not compared");
+                Done::Unknown
+            }
+        }
+    }
+
+    async fn compare_whole_tree(&self, row: Arc<LayerRow>, expected: Arc<ExpectedTree>) -> Done {
+        let problems = match self.check_whole_tree(&row, expected).await {
+            Ok(problems) => problems,
+            Err(error) => {
+                let reason = error.chain().to_string();
+                vec![Problem::DiffUnreadable { reason }]
+            }
+        };
+        Done::Compared(row.id.to_string(), problems)
     }
 
     /// What the headers of a layer describe; `None` if they cannot be read.
@@ -149,9 +167,8 @@ impl Store {
     async fn check_whole_tree(
         &self,
         row: &Arc<LayerRow>,
-        expected: ExpectedTree,
-        problems: &mut Vec<Problem>,
-    ) -> Result<ExpectedTree> {
+        expected: Arc<ExpectedTree>,
+    ) -> Result<Vec<Problem>> {
         let (layer, ignore_times) = (Arc::clone(row), self.ignores_times());
         let opened = self.step(Needs::LAYERS.with_graph(), move |held| {
             let driver = &held.layers()?.driver;
@@ -161,7 +178,29 @@ impl Store {
         });
         let (root, comparing) = opened.await?;
         let compared = compare_tree(root, expected, comparing, None).await?;
-        tell_differences(&compared, problems);
-        Ok(compared.expected)
+        let mut problems = Vec::new();
+        tell_differences(&compared, &mut problems);
+        Ok(problems)
     }
+}
+
+/// Leaves out what was found in a layer below too, through which it shows.
+fn own_problems(survey: &Survey, found: &HashMap<String, Vec<Problem>>) -> Vec<(String, Vec<Problem>)> {
+    let mut own = Vec::new();
+    for (id, problems) in found {
+        let Some((_, row)) = survey.layer(id) else {
+            continue;
+        };
+        let below: Vec<&Problem> = survey
+            .below(row)
+            .filter_map(|(below, _)| found.get(below))
+            .flatten()
+            .collect();
+        let is_own = |problem: &&Problem| !below.contains(problem);
+        let problems: Vec<Problem> = problems.iter().filter(is_own).cloned().collect();
+        if !problems.is_empty() {
+            own.push((id.clone(), problems));
+        }
+    }
+    own
 }

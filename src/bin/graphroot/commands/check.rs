@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use graphroot::{CheckOptions, CheckReport, CheckedItem, Finding, ItemKind, RepairOptions, RepairReport};
+use graphroot::{
+    CheckOptions, CheckReport, CheckedItem, Finding, ItemKind, KeptReason, RepairOptions, RepairReport,
+};
 use serde::Serialize;
 
 use crate::call::Call;
@@ -200,6 +202,7 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
     let dry_run = call.flags.is_on(&flags::DRY_RUN);
     let options = RepairOptions::everything()
         .remove_containers(removes_containers)
+        .missing_layers_are_lost(removes_containers)
         .dry_run(dry_run);
     let mut report = report;
     let mut repaired = store.repair(&report, options.clone()).await?;
@@ -220,13 +223,17 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
     if let Some(failure) = repaired.failures.first() {
         return Err(describe(&failure.error).into());
     }
+    let lacks_layers = repaired
+        .kept
+        .iter()
+        .any(|kept| kept.reason == KeptReason::LayersMissing);
     let mut left = vec![(ItemKind::Layer, true), (ItemKind::Image, true)];
     if !removes_containers {
         left.push((ItemKind::Container, false));
     }
     match counts(&report, if dry_run { &SECTIONS } else { &left }) {
         Some(counts) => Err(counts.into()),
-        None if report.store_problems.is_empty() => DONE,
+        None if report.store_problems.is_empty() && !lacks_layers => DONE,
         None => FAILED,
     }
 }
