@@ -135,10 +135,13 @@ each_driver! {
         assert!(repaired.removed.is_empty() && repaired.is_success(), "{repaired:#?}");
         let told = |kept: &graphroot::Kept| kept.reason == graphroot::KeptReason::LayersMissing;
         assert!(repaired.kept.iter().any(told), "{repaired:#?}");
+        alone.free();
         let again = store.reopen().await;
-        assert!(again.check(CheckOptions::everything()).await.unwrap().is_clean());
+        let whole = again.check(CheckOptions::everything()).await.unwrap();
+        assert!(whole.is_clean(), "{whole:#?}");
         assert!(again.exists("box").await.unwrap());
         again.free();
+        let alone = store.reopen_as(crate::support::Layout::Plain).await;
         let lost = RepairOptions::everything();
         let repaired = alone.repair(&report, lost).await.unwrap();
         assert!(repaired.is_success() && !alone.exists("image").await.unwrap(), "{repaired:#?}");
