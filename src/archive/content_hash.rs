@@ -14,7 +14,7 @@ pub(super) struct ContentHash(Kind);
 
 enum Kind {
     Crc(Crc),
-    Sha256(Box<Blocks>),
+    Sha256(Blocks),
 }
 
 #[derive(Default)]
@@ -89,7 +89,7 @@ impl ContentHash {
 
     /// Of the kind for which nobody can make two files of other content.
     pub(super) fn sha256() -> Self {
-        Self(Kind::Sha256(Box::default()))
+        Self(Kind::Sha256(Blocks::default()))
     }
 
     /// Adds bytes.
