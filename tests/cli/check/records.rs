@@ -38,7 +38,7 @@ pub(super) fn of_data() -> Vec<Case> {
         }),
         case("an image names data that it has not", IMAGE, Same, |s| {
             s.edit("images", "I1", |row| {
-                row["big-data-names"] = json!(["manifest", "other"])
+                row["big-data-names"] = json!(["manifest", "other"]);
             });
         }),
         case("all data of an image is missing", IMAGE, Same, |s| {
@@ -91,13 +91,13 @@ pub(super) fn of_rows() -> Vec<Case> {
             Differs("it takes none for zero"),
             |s| {
                 s.edit("layers", "L1", |row| {
-                    drop(row.as_object_mut().unwrap().remove("diff-size"))
+                    drop(row.as_object_mut().unwrap().remove("diff-size"));
                 });
             },
         ),
         case("a layer does not name its data", &[], Same, |s| {
             s.edit("layers", "L2", |row| {
-                drop(row.as_object_mut().unwrap().remove("big-data-names"))
+                drop(row.as_object_mut().unwrap().remove("big-data-names"));
             });
         }),
         case("an image is of a layer that is nowhere", IMAGE, Same, |s| {

@@ -15,37 +15,37 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case("nothing", &[], Same, |_| {}),
         case("a file is missing", LAYER, Same, |s| {
-            fs::remove_file(s.file("dir/file")).unwrap()
+            fs::remove_file(s.file("dir/file")).unwrap();
         }),
         case("an empty file is missing", LAYER, Same, |s| {
-            fs::remove_file(s.file("dir/empty")).unwrap()
+            fs::remove_file(s.file("dir/empty")).unwrap();
         }),
         case("a link is missing", LAYER, Same, |s| {
-            fs::remove_file(s.file("dir/link")).unwrap()
+            fs::remove_file(s.file("dir/link")).unwrap();
         }),
         case("a pipe is missing", LAYER, Same, |s| {
-            fs::remove_file(s.file("dir/pipe")).unwrap()
+            fs::remove_file(s.file("dir/pipe")).unwrap();
         }),
         case("a directory is missing", LAYER, Same, |s| {
-            fs::remove_dir_all(s.file("hidden")).unwrap()
+            fs::remove_dir_all(s.file("hidden")).unwrap();
         }),
         case("an empty directory is missing", LAYER, Same, |s| {
-            fs::remove_dir(s.file("dir/sticky")).unwrap()
+            fs::remove_dir(s.file("dir/sticky")).unwrap();
         }),
         case("a file is shorter", LAYER, Same, |s| {
-            overwrite(&s.file("dir/file"), "cont")
+            overwrite(&s.file("dir/file"), "cont");
         }),
         case("a file is longer", LAYER, Same, |s| {
-            overwrite(&s.file("dir/file"), "content and more")
+            overwrite(&s.file("dir/file"), "content and more");
         }),
         case("a file is empty", LAYER, Same, |s| {
-            overwrite(&s.file("dir/file"), "")
+            overwrite(&s.file("dir/file"), "");
         }),
         case("an empty file is not", LAYER, Same, |s| {
-            overwrite(&s.file("dir/empty"), "x")
+            overwrite(&s.file("dir/empty"), "x");
         }),
         case("a file has other content", LAYER, Same, |s| {
-            overwrite(&s.file("dir/file"), "CONTENT")
+            overwrite(&s.file("dir/file"), "CONTENT");
         }),
         case("a file of the top layer has other content", TOP, Same, |s| {
             overwrite(&s.tree("L2").join("dir/new"), "NEW");
@@ -54,34 +54,34 @@ pub(super) fn cases() -> Vec<Case> {
             fs::remove_file(s.tree("L2").join("hidden/other")).unwrap();
         }),
         case("a file was added", LAYER, Same, |s| {
-            fs::write(s.file("dir/added"), "").unwrap()
+            fs::write(s.file("dir/added"), "").unwrap();
         }),
         case("a hidden file was added", LAYER, Same, |s| {
-            fs::write(s.file(".added"), "x").unwrap()
+            fs::write(s.file(".added"), "x").unwrap();
         }),
         case("a file was added to the top layer", TOP, Same, |s| {
             fs::write(s.tree("L2").join("dir/added"), "").unwrap();
         }),
         case("a directory was added", LAYER, Same, |s| {
-            fs::create_dir(s.file("added")).unwrap()
+            fs::create_dir(s.file("added")).unwrap();
         }),
         case("a link was added", LAYER, Same, |s| {
-            symlink("/etc/passwd", s.file("added")).unwrap()
+            symlink("/etc/passwd", s.file("added")).unwrap();
         }),
         case("a file has another mode", LAYER, Same, |s| {
-            set_mode(&s.file("dir/file"), 0o600)
+            set_mode(&s.file("dir/file"), 0o600);
         }),
         case("a directory has another mode", LAYER, Same, |s| {
-            set_mode(&s.file("dir"), 0o700)
+            set_mode(&s.file("dir"), 0o700);
         }),
         case("a set-ID bit is gone", LAYER, Misses(NO_SET_ID), |s| {
-            set_mode(&s.file("dir/set-id"), 0o755)
+            set_mode(&s.file("dir/set-id"), 0o755);
         }),
         case("a set-ID bit was added", LAYER, Misses(NO_SET_ID), |s| {
-            set_mode(&s.file("dir/file"), 0o4644)
+            set_mode(&s.file("dir/file"), 0o4644);
         }),
         case("a sticky bit is gone", LAYER, Misses(NO_SET_ID), |s| {
-            set_mode(&s.file("dir/sticky"), 0o777)
+            set_mode(&s.file("dir/sticky"), 0o777);
         }),
         case("a file has another owner", LAYER, Same, |s| {
             std::os::unix::fs::lchown(s.file("dir/file"), Some(1), None).unwrap();
