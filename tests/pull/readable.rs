@@ -158,23 +158,22 @@ async fn we_take(set: PeerSet, image: &str, what: &str) -> bool {
 
 async fn odd_configs_are_taken_as_podman_does(set: PeerSet) {
     let registry = OddRegistry::start(|_| None);
-    let (mut wrong, mut number) = (Vec::new(), 0);
-    for (path, value, expected) in odd_configs() {
+    let mut wrong = Vec::new();
+    for (number, (path, value, expected)) in odd_configs().into_iter().enumerate() {
         // Two fields of one name: the last counts for Podman.
         let ambiguous = path == "Created";
-        for manifest_type in [OCI_MANIFEST, DOCKER_MANIFEST] {
-            let what = format!("{path} = {value} ({manifest_type})");
-            number += 1;
-            let name = format!("odd/config{number}");
-            let parts = Parts::new(manifest_type, config(path, value.clone()), &[small_layer()]);
-            registry.add(&name, &parts);
-            let image = registry.image(&name);
-            let (ours, theirs) = (we_take(set, &image, &what).await, podman_takes(set, &image));
-            if ours != expected || theirs != (expected || ambiguous) {
-                wrong.push(format!(
-                    "{what}: ours {ours}, Podman {theirs}, expected {expected}"
-                ));
-            }
+        // Both formats have one type of config; each has half of the cases.
+        let manifest_type = [OCI_MANIFEST, DOCKER_MANIFEST][number % 2];
+        let what = format!("{path} = {value} ({manifest_type})");
+        let name = format!("odd/config{number}");
+        let parts = Parts::new(manifest_type, config(path, value), &[small_layer()]);
+        registry.add(&name, &parts);
+        let image = registry.image(&name);
+        let (ours, theirs) = (we_take(set, &image, &what).await, podman_takes(set, &image));
+        if ours != expected || theirs != (expected || ambiguous) {
+            wrong.push(format!(
+                "{what}: ours {ours}, Podman {theirs}, expected {expected}"
+            ));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
