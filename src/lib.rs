@@ -161,7 +161,7 @@ pub use store::big_data::{BigDataReader, ManifestDigest};
 pub use store::check::finding::{CheckedItem, DataProblem, Finding, ItemKind, Problem};
 pub use store::check::rebuild::damage::RecordDamage;
 pub use store::check::rebuild::report::{RebuiltRecord, ReplacedFile};
-pub use store::check::repair::{Kept, KeptReason, RepairFailure, RepairReport};
+pub use store::check::repair_report::{Kept, KeptReason, RepairFailure, RepairReport};
 pub use store::check::report::{CheckReport, StoreProblem};
 pub use store::check::strays::{Stray, StrayKind};
 pub use store::chunked_differ::{ChunkedDiffer, Savings};

@@ -206,6 +206,26 @@ pub(crate) struct Standing {
     pub(crate) below: Vec<String>,
 }
 
+/// Something that a killed process has left in the driver's directories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leftover {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// What it is.
+    pub(crate) kind: LeftoverKind,
+}
+
+/// What a killed process has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeftoverKind {
+    /// A temporary directory: content that was being unpacked, or is being deleted.
+    TempDir,
+    /// A staging directory of the Go library.
+    Staging,
+    /// A symbolic link to a layer that is not there.
+    Link,
+}
+
 /// What the driver's directories tell of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FoundLayer {
@@ -366,6 +386,10 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     fn mend(&self, _layer: &Standing) -> Result<()> {
         Ok(())
     }
+
+    /// What killed processes have left in the driver's directories, other than layers. What is in use is not among it. Changes
+    /// nothing. Needs the layer store's lock.
+    fn leftovers(&self) -> Result<Vec<Leftover>>;
 
     /// Removes what the driver has in its directories for layers that are not there. Needs the layer store's lock
     /// exclusively.

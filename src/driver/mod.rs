@@ -27,8 +27,8 @@ pub use crate::driver::contract::{DiskUsage, DriverCapabilities};
 
 pub(crate) use crate::driver::config::DriverConfig;
 pub(crate) use crate::driver::contract::{
-    CreateOptions, Driver, FoundLayer, LayerTree, MountOptions, MountState, OverlayDiff, Staged, Standing,
-    StandingDamage,
+    CreateOptions, Driver, FoundLayer, LayerTree, Leftover, LeftoverKind, MountOptions, MountState,
+    OverlayDiff, Staged, Standing, StandingDamage,
 };
 pub(crate) use crate::driver::layer_copy::{Copied, LayerCopy};
 pub(crate) use crate::driver::layer_id::{check_id, is_usual_id};

@@ -22,8 +22,8 @@ use rustix::io::Errno;
 
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::{
-    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree,
-    MountOptions, MountState, OverlayDiff, Staged,
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree, Leftover,
+    LeftoverKind, MountOptions, MountState, OverlayDiff, Staged,
 };
 use crate::driver::copy::{self, CopyOptions};
 use crate::driver::layer_copy::{Copied, LayerCopy};
@@ -282,6 +282,18 @@ impl Driver for Vfs {
         })?;
         entries.extend(list_dir(&self.home.join(LAYERS), kind_of)?);
         Ok(entries)
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>> {
+        let mut found = Vec::new();
+        for home in self.writable() {
+            let dirs = temp_dir::stale(&home.join(TEMP_DIRS))?.into_iter();
+            found.extend(dirs.map(|path| Leftover {
+                path,
+                kind: LeftoverKind::TempDir,
+            }));
+        }
+        Ok(found)
     }
 
     fn prune(&self) -> Result<()> {

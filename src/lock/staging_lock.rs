@@ -91,6 +91,18 @@ impl StagingLock {
     }
 }
 
+/// Whether nobody holds the lock of the file at `path`; `None` if there is no file. Changes nothing.
+pub(crate) fn is_free(path: &Path) -> Result<Option<bool>> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).at("opening lock file", path),
+    };
+    let holder = ofd::holder(file.as_fd(), ofd::Kind::Exclusive).at("looking for the holder of", path)?;
+    Ok(Some(holder.is_none()))
+}
+
 enum Attempt {
     Locked(StagingLock),
     Busy,
@@ -106,11 +118,14 @@ mod tests {
     fn one_holder_at_a_time_and_no_file_after_removal() {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("staging.lock");
+        assert_eq!(is_free(&path).unwrap(), None);
         let lock = StagingLock::try_acquire(&path).unwrap().unwrap();
+        assert_eq!(is_free(&path).unwrap(), Some(false));
         assert!(StagingLock::try_acquire(&path).unwrap().is_none());
         assert!(StagingLock::try_create(&path).unwrap().is_none());
         drop(lock);
         assert!(path.exists(), "a dropped lock leaves its file");
+        assert_eq!(is_free(&path).unwrap(), Some(true));
         assert!(StagingLock::try_create(&path).unwrap().is_none(), "it exists");
         let lock = StagingLock::try_acquire(&path).unwrap().unwrap();
         assert_eq!(lock.path(), path);

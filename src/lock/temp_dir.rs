@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::lock::staging_lock::StagingLock;
+use crate::lock::staging_lock::{self, StagingLock};
 use crate::sys::{at, make_private_subdir, random, tree};
 
 const DIR_PREFIX: &str = "temp-dir-";
@@ -169,6 +169,31 @@ pub(crate) fn recover(root: &Path) -> Result<()> {
     first_failure.map_or(Ok(()), Err)
 }
 
+/// The directories that killed processes have left below `root`. Changes nothing; what is in
+/// use is not among them. Blocking.
+pub(crate) fn stale(root: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).at("listing", root),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.at("listing", root)?.file_name().into_vec();
+        let Some(suffix) = name.strip_prefix(DIR_PREFIX.as_bytes()) else {
+            continue;
+        };
+        let dir = member(root, DIR_PREFIX, suffix);
+        let is_free = staging_lock::is_free(&member(root, LOCK_PREFIX, suffix))?;
+        // Its owner removes the directory first, then the lock file.
+        if is_free != Some(false) && dir.symlink_metadata().is_ok() {
+            found.push(dir);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// The unlinked lock if there was something to recover, `None` if it is in use.
 fn recover_one(root: &Path, suffix: &[u8]) -> Result<Option<StagingLock>> {
     let Some(lock) = StagingLock::try_acquire(&member(root, LOCK_PREFIX, suffix))? else {
@@ -254,6 +279,27 @@ mod tests {
         assert!(names(&root).is_empty());
         drop(TempDir::create(&root).unwrap());
         assert!(names(&root).is_empty());
+    }
+
+    #[test]
+    fn what_is_stale_is_told_of_and_stays() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert!(stale(&tmp.path().join("missing")).unwrap().is_empty());
+        let root = tmp.path().join("tempdirs");
+        let temp = TempDir::create(&root).unwrap();
+        for name in ["temp-dir-1", "temp-dir-2", "other"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        for name in ["lock-2", "lock-3"] {
+            fs::write(root.join(name), "").unwrap();
+        }
+        let before = names(&root);
+        let found = stale(&root).unwrap();
+        assert_eq!(found, [root.join("temp-dir-1"), root.join("temp-dir-2")]);
+        assert_eq!(names(&root), before);
+        drop(temp);
+        recover(&root).unwrap();
+        assert!(stale(&root).unwrap().is_empty());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -169,14 +169,10 @@ pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
     }
 }
 
-/// Settles the waiting files of a record's items, and removes the stale temporary files beside them. The caller holds the
-/// lock exclusively.
-pub(crate) fn remove_stale<'a>(
-    dir: &Path,
-    items: impl Iterator<Item = (&'a String, Option<Recorded>)>,
-) -> Result<()> {
+/// The temporary and waiting files in an item's directory, as long as no one else is writing there.
+pub(crate) fn stale(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.at("listing", dir)?,
     };
     let mut stale = Vec::new();
@@ -186,6 +182,16 @@ pub(crate) fn remove_stale<'a>(
             stale.push(dir.join(name));
         }
     }
+    Ok(stale)
+}
+
+/// Settles the waiting files of a record's items, and removes the stale temporary files beside them. The caller holds the
+/// lock exclusively.
+pub(crate) fn remove_stale<'a>(
+    dir: &Path,
+    items: impl Iterator<Item = (&'a String, Option<Recorded>)>,
+) -> Result<()> {
+    let stale = stale(dir)?;
     if stale.is_empty() {
         return Ok(());
     }

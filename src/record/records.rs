@@ -1,6 +1,7 @@
 //! Handles on the records of one store: taking the locks and returning guards.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::bridge;
@@ -66,6 +67,12 @@ impl<R: Record> Records<R> {
         };
         // Called once per handle.
         drop(self.0.prefetch.set(Prefetch(Box::new(load))));
+    }
+
+    /// The files.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        let locations = self.0.locations.iter();
+        locations.map(|location| location.path.clone()).collect()
     }
 
     /// The lock files.

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::temp_dir::TempDir;
 use crate::record::big_data::{self, Items as _};
 use crate::record::{TAR_SPLIT, lost};
 use crate::store::Store;
@@ -12,17 +13,49 @@ use crate::store::all_stores::AllStores;
 use crate::store::check::strays::ids_in;
 use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode, was_lost};
+use crate::store::layer_store::locked::LayerStore;
 
-/// Removes the directories of items `ids` in `dir`. One that cannot be removed does not keep the others; the first failure
-/// is returned.
-fn sweep(dir: &Path, ids: &[String]) -> Result<()> {
-    let remove = |id: &String| {
+/// Has the directories of items `ids` in `dir` be removed, when the locks are released. One that cannot be moved away does not
+/// keep the others; the first failure is returned.
+fn sweep(layers: &mut LayerStore, dir: &Path, ids: &[String]) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    // Without room for a directory there is nowhere to move them.
+    let mut temp = match TempDir::create(&layers.inner.dirs.layers_tmp()) {
+        Ok(temp) => Some(temp),
+        Err(error) if error.is_full() => None,
+        Err(error) => return Err(error),
+    };
+    let mut result = Ok(());
+    for id in ids {
         let path = dir.join(id);
         tracing::info!(path = %path.display(), "removing a directory without a record");
-        crate::sys::tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))
-    };
-    let results: Vec<Result<()>> = ids.iter().map(remove).collect();
-    results.into_iter().collect()
+        let moved = match &mut temp {
+            Some(temp) => temp.stage_deletion(&path).map(drop),
+            None => remove(&path),
+        };
+        let moved = match moved {
+            // Another file system, as where images lie apart.
+            Err(error) if error.io_kind() == Some(std::io::ErrorKind::CrossesDevices) || error.is_full() => {
+                remove(&path)
+            }
+            moved => moved,
+        };
+        match moved {
+            Ok(()) => {}
+            Err(error) if result.is_ok() => result = Err(error),
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "cannot remove a directory without a record")
+            }
+        }
+    }
+    layers.throw_away(temp);
+    result
+}
+
+fn remove(path: &Path) -> Result<()> {
+    crate::sys::tree::remove_tree(path).map_err(|error| Error::io_at("removing", path, error))
 }
 
 /// The error for a record that is missing although something refers to its item, which is there.
@@ -66,7 +99,7 @@ impl AllStores<'_> {
         {
             return Err(lost(file, &evidence));
         }
-        sweep(&dirs.containers(), &unknown)
+        sweep(self.layers, &dirs.containers(), &unknown)
     }
 
     /// Removes directories of images that have no record and that no container refers to.
@@ -84,7 +117,7 @@ impl AllStores<'_> {
                 return Err(missing_record("image", id, &format!("container {:?}", user.id)));
             }
         }
-        sweep(&dirs.images(), &unknown)
+        sweep(self.layers, &dirs.images(), &unknown)
     }
 
     /// Removes what is left of layers that have no record, unless something refers to one of them.
@@ -178,7 +211,8 @@ impl Store {
     /// of the other mode ([`StoreOptions::transient`](crate::StoreOptions::transient), or not), whose records lie elsewhere,
     /// are kept too.
     ///
-    /// Takes the layer, image and container locks exclusively, once for each of the three kinds.
+    /// Takes the layer, image and container locks exclusively, once for each of the three kinds. Directories are moved away
+    /// under them, and removed when they are released.
     ///
     /// # Errors
     /// [`ErrorKind::CorruptMetadata`] if records are missing; [`ErrorKind::Io`], [`ErrorKind::LockTimeout`] and others. A

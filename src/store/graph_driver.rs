@@ -13,6 +13,7 @@ use crate::options::LayerOptions;
 use crate::store::Store;
 use crate::store::dirs::check_layer_id;
 use crate::store::ids::random_id;
+use crate::sys::atomic;
 
 pub use crate::driver::{DiskUsage, DriverCapabilities};
 
@@ -22,6 +23,8 @@ pub use crate::driver::{DiskUsage, DriverCapabilities};
 #[derive(Clone)]
 pub struct GraphDriver {
     driver: Arc<dyn Driver>,
+    /// The file of records of layers.
+    records: PathBuf,
 }
 
 impl fmt::Debug for GraphDriver {
@@ -97,7 +100,12 @@ impl GraphDriver {
     /// Either nothing has changed, or the layer is created in the background.
     pub async fn create_layer(&self, parent: Option<&str>, options: LayerOptions) -> Result<String> {
         let (driver, parent) = (Arc::clone(&self.driver), parent.map(str::to_owned));
+        let records = self.records.clone();
         bridge::run(move || {
+            // In a new store: without a file of records, a layer without a record would look like one that has lost it.
+            if !records.exists() && driver.list_layers()?.is_empty() {
+                atomic::write_new_file(&records, b"[]", 0o600, false)?;
+            }
             let id = match options.id {
                 None => random_id(|id| driver.exists(id))?,
                 Some(id) => id,
@@ -162,6 +170,7 @@ impl Store {
     pub fn graph_driver(&self) -> GraphDriver {
         GraphDriver {
             driver: self.inner.driver(),
+            records: self.inner.dirs.layers().join("layers.json"),
         }
     }
 }

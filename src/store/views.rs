@@ -73,6 +73,11 @@ fn short(id: &str) -> &str {
 }
 
 impl Layer {
+    /// Its record.
+    pub(crate) fn row(&self) -> &Arc<LayerRow> {
+        &self.row
+    }
+
     pub(crate) fn new(row: &Arc<LayerRow>, mount: Option<Arc<MountState>>, read_only: bool) -> Self {
         Self {
             row: Arc::clone(row),
@@ -203,6 +208,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// Its record.
+    pub(crate) fn row(&self) -> &Arc<ImageRow> {
+        &self.row
+    }
+
     pub(crate) fn new(row: &Arc<ImageRow>, read_only: bool) -> Self {
         Self {
             row: Arc::clone(row),
@@ -296,6 +306,11 @@ pub struct Container {
 }
 
 impl Container {
+    /// Its record.
+    pub(crate) fn row(&self) -> &Arc<ContainerRow> {
+        &self.row
+    }
+
     pub(crate) fn new(row: &Arc<ContainerRow>) -> Self {
         Self { row: Arc::clone(row) }
     }

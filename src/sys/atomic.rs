@@ -286,26 +286,34 @@ pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sy
     }
 }
 
-/// Removes the temporary files that killed writers of `target` have left. Returns how many there were.
-pub(crate) fn remove_stale(target: &Path) -> Result<usize> {
+/// The temporary files that killed writers of `target` have left, as long as no other one is writing it.
+pub(crate) fn stale(target: &Path) -> Result<Vec<PathBuf>> {
     let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
-        return Ok(0);
+        return Ok(Vec::new());
     };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).at("listing", dir),
     };
-    let mut removed = 0;
+    let mut found = Vec::new();
     for entry in entries {
         let name = entry.at("listing", dir)?.file_name();
         if is_temp_name(&name, base) {
-            let path = dir.join(name);
-            match std::fs::remove_file(&path) {
-                Ok(()) => removed += 1,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error).at("removing", path),
-            }
+            found.push(dir.join(name));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the temporary files that killed writers of `target` have left. Returns how many there were.
+pub(crate) fn remove_stale(target: &Path) -> Result<usize> {
+    let mut removed = 0;
+    for path in stale(target)? {
+        match std::fs::remove_file(&path) {
+            Ok(()) => removed += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).at("removing", path),
         }
     }
     Ok(removed)

@@ -30,6 +30,7 @@ mod mistakes;
 mod one_store;
 mod program;
 mod recorded;
+mod repair;
 mod script;
 mod side_by_side;
 #[cfg(feature = "pull")]

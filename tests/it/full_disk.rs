@@ -59,11 +59,11 @@ impl Disk {
         self.dir.path()
     }
 
-    fn ext4() -> Self {
+    pub(crate) fn ext4() -> Self {
         Self::made_by("mkfs.ext4", &["-q", "-F", "-N", "1500"], 48, Inodes::Counted)
     }
 
-    fn xfs() -> Self {
+    pub(crate) fn xfs() -> Self {
         Self::made_by("mkfs.xfs", &["-q"], 320, Inodes::Made)
     }
 
@@ -72,7 +72,7 @@ impl Disk {
     }
 
     /// Makes it full.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let filler = self.dir.path().join("filler");
         fs::create_dir(&filler).unwrap();
         let mut file = File::create(filler.join("bytes")).unwrap();
@@ -107,6 +107,12 @@ impl Disk {
         assert!(fs::write(&more, [1; 8192]).is_err());
         fs::remove_file(&more).ok();
         filler
+    }
+
+    /// Makes it full again.
+    pub(crate) fn fill_up(&self) {
+        fs::remove_dir_all(self.dir.path().join("filler")).unwrap();
+        self.fill();
     }
 
     fn free(&self) -> (u64, u64) {

@@ -37,6 +37,7 @@ mod podman_reads_ours;
 mod power_cut;
 mod private_mounts;
 mod refusing_places;
+mod repair_kills;
 mod rootless;
 mod same_as_go;
 mod shared_content;

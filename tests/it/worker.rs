@@ -32,6 +32,7 @@ async fn entry() {
         ("additional-layer", [work, option, id]) => crate::additional_layers::work(work, option, id).await,
         ("staged-layer", [what, dir]) => crate::staged_kills::work(what, dir),
         ("heal", [source]) => crate::heal_kills::work(source),
+        ("repair", [what]) => crate::repair_kills::work(what),
         ("delete", [id]) => delete(id).await,
         ("create-and-delete", [prefix, count]) => create_and_delete(prefix, count.parse().unwrap()).await,
         ("rootless-without-mounts", []) => crate::rootless::work_without_mounts().await,

@@ -66,6 +66,7 @@ mod short_records;
 mod sizes;
 mod split;
 mod staged_layers;
+mod strays;
 mod threads;
 mod userns;
 

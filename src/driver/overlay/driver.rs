@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use crate::digest::Digest;
 use crate::driver::contract::{
-    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree,
-    MountOptions, MountState, OverlayDiff, Staged, Standing, StandingDamage,
+    CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree, Leftover,
+    LeftoverKind, MountOptions, MountState, OverlayDiff, Staged, Standing, StandingDamage,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy, OLD_TREE};
 use crate::driver::layer_id::is_usual_id;
@@ -19,12 +19,12 @@ use crate::driver::overlay::composefs::{Image, open_root};
 use crate::driver::overlay::examine;
 use crate::driver::overlay::layout::{self, LINKS, NAME, STAGING, TEMP_DIRS};
 use crate::driver::overlay::link_files::{exists, open_tree};
-use crate::driver::overlay::repair::remove_dangling;
+use crate::driver::overlay::repair::{dangling, remove_dangling};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{Lower, generations};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
-use crate::lock::staging_lock::StagingLock;
+use crate::lock::staging_lock::{self, StagingLock};
 use crate::lock::temp_dir::{self, TempDir};
 use crate::sys::mount::{is_live_mount, unmount_lazily};
 use crate::sys::mount_namespaces::is_mounted_elsewhere;
@@ -146,6 +146,25 @@ impl Driver for Overlay {
 
     fn remove_strays(&self) -> Result<()> {
         self.stores.writable().try_for_each(remove_dangling)
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>> {
+        let mut found = Vec::new();
+        let mut add = |paths: Vec<PathBuf>, kind| {
+            found.extend(paths.into_iter().map(|path| Leftover { path, kind }));
+        };
+        let homes = self.stores.writable().map(|home| home.join(TEMP_DIRS));
+        for root in homes.chain([self.private_mounts()]) {
+            add(temp_dir::stale(&root)?, LeftoverKind::TempDir);
+        }
+        add(
+            stale_staging(&self.stores.home.join(STAGING))?,
+            LeftoverKind::Staging,
+        );
+        for home in self.stores.writable() {
+            add(dangling(home)?, LeftoverKind::Link);
+        }
+        Ok(found)
     }
 
     fn prune(&self) -> Result<()> {
@@ -411,6 +430,27 @@ impl Overlay {
         };
         Ok(device(home)? == device(parent)?)
     }
+}
+
+/// The staging directories of killed processes. One that was made a moment ago may not have its lock yet.
+fn stale_staging(root: &Path) -> Result<Vec<PathBuf>> {
+    const MOMENT: std::time::Duration = std::time::Duration::from_secs(60);
+    let entries = match std::fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).at("listing", root),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let dir = entry.at("listing", root)?.path();
+        let lock = dir.join("staging.lock");
+        let changed = lock.metadata().and_then(|metadata| metadata.modified()).ok();
+        let is_new = changed.is_some_and(|changed| changed.elapsed().is_ok_and(|age| age < MOMENT));
+        if !is_new && staging_lock::is_free(&lock)? == Some(true) {
+            found.push(dir);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a directory in the home is a layer, or what is left of one: it has a layer's files, or a name as programs give

@@ -10,7 +10,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -49,20 +49,30 @@ fn open_links(home: &Path) -> Result<OwnedFd> {
     }
     .at("opening", links)
 }
-/// Removes the symbolic links in `l/` that lead to no layer.
-pub(super) fn remove_dangling(home: &Path) -> Result<()> {
+
+/// The symbolic links in `l/` that lead to no layer.
+pub(super) fn dangling(home: &Path) -> Result<Vec<PathBuf>> {
     let dir = home.join(LINKS);
+    let mut found = Vec::new();
     for (name, id) in read_links(home)? {
-        if let Some(id) = &id
-            && exists(&home.join(id))?
-        {
-            continue;
+        let leads_to_layer = match &id {
+            Some(id) => exists(&home.join(id))?,
+            None => false,
+        };
+        if !leads_to_layer {
+            found.push(dir.join(OsStr::from_bytes(&name)));
         }
-        let name = OsStr::from_bytes(&name);
-        tracing::warn!(link = ?name, layer = id, "removing a link that leads to no layer");
-        match rustix::fs::unlink(dir.join(name)) {
+    }
+    Ok(found)
+}
+
+/// Removes them.
+pub(super) fn remove_dangling(home: &Path) -> Result<()> {
+    for link in dangling(home)? {
+        tracing::warn!(link = %link.display(), "removing a link that leads to no layer");
+        match rustix::fs::unlink(&link) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error).at("removing link", dir.join(name)),
+            Err(error) => return Err(error).at("removing", link),
         }
     }
     Ok(())

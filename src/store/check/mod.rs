@@ -12,9 +12,11 @@
 mod contents;
 mod data;
 pub(crate) mod finding;
+mod identity;
 pub(crate) mod rebuild;
 mod records;
 pub(crate) mod repair;
+pub(crate) mod repair_report;
 pub(crate) mod report;
 mod run;
 pub(crate) mod strays;

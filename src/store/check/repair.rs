@@ -1,108 +1,19 @@
 //! Removes what is damaged, and what cannot exist without it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
+use std::sync::Arc;
 
 use crate::bridge;
 use crate::driver::Standing;
-use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::options::RepairOptions;
 use crate::store::Store;
 use crate::store::access::Needs;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
-use crate::store::check::rebuild::report::{RebuiltRecord, ReplacedFile};
+use crate::store::check::identity::Identity;
+use crate::store::check::repair_report::{Kept, KeptReason, RepairFailure, RepairReport};
 use crate::store::check::report::CheckReport;
 use crate::store::check::strays::{Stray, StrayKind};
-
-/// What [`Store::repair`] has done, or would do.
-#[non_exhaustive]
-#[derive(Debug, Default)]
-pub struct RepairReport {
-    /// Files of records that were written anew. If there are some nothing else was done; another check tells what is left.
-    pub replaced_files: Vec<ReplacedFile>,
-    /// The records in them that were made anew or changed, each with what is known, inferred and lost.
-    pub rebuilt: Vec<RebuiltRecord>,
-    /// Layers whose driver files were made anew. They, and what stands on them, were not removed; another check tells
-    /// whether anything else is wrong with them.
-    pub mended: Vec<CheckedItem>,
-    /// What was removed, in that order; in a dry run what would be.
-    pub removed: Vec<CheckedItem>,
-    /// What was left, and why.
-    pub kept: Vec<Kept>,
-    /// What could not be removed.
-    pub failures: Vec<RepairFailure>,
-}
-
-impl RepairReport {
-    /// Whether nothing failed.
-    pub fn is_success(&self) -> bool {
-        self.failures.is_empty()
-    }
-}
-
-/// A damaged item that was left as it is.
-#[non_exhaustive]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// The item.
-    pub item: CheckedItem,
-    /// Why.
-    pub reason: KeptReason,
-}
-
-/// Why a damaged item was left as it is.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeptReason {
-    /// It is in a store that can only be read.
-    ReadOnly,
-    /// It is a container, and the options do not say that those go.
-    Container,
-    /// A container that stays needs it.
-    NeededByContainer,
-    /// It may be whole: records are lost, an additional store is missing, or there is data of images or containers without a
-    /// record ([`CheckReport::strays`]), which [`Store::garbage_collect`] removes if it belongs to nothing.
-    MayBeWhole,
-    /// Nothing is wrong with it but that layers on which it stands are in none of the stores. They may be in an additional store
-    /// that the store was not opened with: see [`RepairOptions::missing_layers_are_lost`].
-    LayersMissing,
-    /// It, or what it stands on, was mended: see [`RepairReport::mended`].
-    Mended,
-    /// Records were rebuilt: see [`RepairReport::rebuilt`].
-    RecordsRebuilt,
-    /// It is not the item any more that was checked, or is gone.
-    Changed,
-}
-
-impl fmt::Display for KeptReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ReadOnly => "it is in a store that can only be read",
-            Self::Container => "it is a container",
-            Self::NeededByContainer => "a container needs it",
-            Self::MayBeWhole => {
-                "it may be whole: records are lost, an additional store is missing, or there is data of images or containers \
-                 without a record, which garbage collection removes"
-            }
-            Self::LayersMissing => {
-                "layers on which it stands are in none of the stores; are they in an additional store that was not named?"
-            }
-            Self::Mended => "it, or what it stands on, was mended; check it again",
-            Self::RecordsRebuilt => "records were rebuilt; check it again",
-            Self::Changed => "it has changed since, or is gone",
-        })
-    }
-}
-
-/// A damaged item that could not be removed.
-#[non_exhaustive]
-#[derive(Debug)]
-pub struct RepairFailure {
-    /// The item.
-    pub item: CheckedItem,
-    /// Why.
-    pub error: Error,
-}
 
 /// The damaged items of a report, in the order in which they can be removed.
 struct Plan<'a> {
@@ -224,8 +135,14 @@ impl Store {
                     }
                     Ok(false) => KeptReason::Changed,
                     Err(error) => {
-                        let item = item.clone();
-                        result.failures.push(RepairFailure { item, error });
+                        let failure = RepairFailure {
+                            item: item.clone(),
+                            error,
+                        };
+                        match self.is_gone(item).await {
+                            true => result.left_behind.push(failure),
+                            false => result.failures.push(failure),
+                        }
                         continue;
                     }
                 },
@@ -358,7 +275,7 @@ impl Store {
         state: &mut State,
     ) -> Result<bool> {
         let id = item.id.as_str();
-        if !self.is_same(report, item).await {
+        if !self.is_same(report, item).await? {
             return Ok(false);
         }
         let gone = |result: Result<()>, kinds: &[ErrorKind]| match result {
@@ -407,20 +324,57 @@ impl Store {
         }
     }
 
-    /// Whether an item that has a record is the one that was checked.
-    async fn is_same(&self, report: &CheckReport, item: &CheckedItem) -> bool {
-        let id = item.id.as_str();
-        let now = match item.kind {
-            ItemKind::Container => self.container(id).await.map(|container| container.created()),
-            ItemKind::Image => self.image(id).await.map(|image| image.created()),
-            ItemKind::Layer => self.layer(id).await.map(|layer| layer.created()),
-        };
-        match (report.created.get(item), now) {
-            (Some(then), Ok(now)) => *then == now,
-            // What went with an image, or has no record.
-            (_, Err(_)) => true,
-            (None, Ok(_)) => false,
+    /// What tells an item from another one with the same ID; `None` if it has no record.
+    async fn identity(&self, item: &CheckedItem) -> Result<Option<Identity>> {
+        let (id, dirs) = (item.id.as_str(), self.inner.dirs.clone());
+        match item.kind {
+            ItemKind::Layer => match self.layer(id).await {
+                Ok(layer) => {
+                    let row = Arc::clone(layer.row());
+                    bridge::run(move || Ok(Some(Identity::of_layer(&row, &dirs)))).await
+                }
+                Err(_) => Ok(None),
+            },
+            ItemKind::Image => match self.image(id).await {
+                Ok(image) => {
+                    let row = Arc::clone(image.row());
+                    bridge::run(move || Ok(Some(Identity::of_image(&row, &dirs)))).await
+                }
+                Err(_) => Ok(None),
+            },
+            ItemKind::Container => match self.container(id).await {
+                Ok(container) => {
+                    let row = Arc::clone(container.row());
+                    bridge::run(move || Ok(Some(Identity::of_container(&row, &dirs)))).await
+                }
+                Err(_) => Ok(None),
+            },
         }
+    }
+
+    /// Whether an item that has a record is the one that was checked.
+    async fn is_same(&self, report: &CheckReport, item: &CheckedItem) -> Result<bool> {
+        Ok(match (report.identities.get(item), self.identity(item).await?) {
+            (Some(then), Some(now)) => *then == now,
+            // What went with an image, or has no record.
+            (_, None) => true,
+            (None, Some(_)) => false,
+        })
+    }
+
+    /// Whether an item has no record any more, after something has failed. What is incomplete goes now.
+    async fn is_gone(&self, item: &CheckedItem) -> bool {
+        let kind = match item.kind {
+            ItemKind::Layer => self.layer(&item.id).await.err(),
+            ItemKind::Image => self.image(&item.id).await.err(),
+            ItemKind::Container => self.container(&item.id).await.err(),
+        };
+        let unknown = [
+            ErrorKind::LayerUnknown,
+            ErrorKind::ImageUnknown,
+            ErrorKind::ContainerUnknown,
+        ];
+        kind.is_some_and(|error| unknown.contains(&error.kind()))
     }
 
     /// Removes a layer that only the driver has.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind};
+use crate::store::check::identity::Identity;
 use crate::store::check::rebuild::damage::RecordDamage;
 use crate::store::check::strays::Stray;
 
@@ -64,9 +64,9 @@ pub struct CheckReport {
     /// Files and directories that belong to no item. They do no harm; [`Store::garbage_collect`](crate::Store::garbage_collect)
     /// removes them.
     pub strays: Vec<Stray>,
-    /// When each damaged item was created.
+    /// What each item was that could be removed.
     #[serde(skip)]
-    pub(crate) created: BTreeMap<CheckedItem, SystemTime>,
+    pub(crate) identities: BTreeMap<CheckedItem, Identity>,
 }
 
 impl CheckReport {

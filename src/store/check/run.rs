@@ -68,7 +68,7 @@ fn report_of(survey: Survey, findings: Findings, damage: Vec<StoreProblem>) -> C
         store_problems.extend(absent.map(|path| StoreProblem::AdditionalStoreMissing { path }));
     }
     CheckReport {
-        created: survey.created(),
+        identities: survey.identities,
         findings,
         store_problems,
         strays: survey.strays,

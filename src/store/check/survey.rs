@@ -1,22 +1,25 @@
 //! All records of a store at one moment, and what the driver has.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crate::bridge;
 use crate::driver::{Standing, StandingDamage};
 use crate::error::Result;
+use crate::lock::temp_dir;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record;
+use crate::record::{Records, TAR_SPLIT};
 use crate::store::Store;
 use crate::store::access::everything::Everything;
 use crate::store::check::finding::{CheckedItem, ItemKind};
+use crate::store::check::identity::Identity;
 use crate::store::check::rebuild::examined::Examined;
-use crate::store::check::strays::{Stray, StrayKind, strays_in};
+use crate::store::check::strays::{Stray, StrayKind, in_the_making, of_driver, strays_in};
+use crate::store::dirs::Dirs;
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode};
 use crate::store::inner::StoreOrigin;
 
@@ -34,6 +37,8 @@ pub(super) struct Survey {
     pub(super) lost: Vec<PathBuf>,
     /// Directories of additional stores in which there are no records of layers.
     pub(super) absent: Vec<PathBuf>,
+    /// What each item is that could be removed.
+    pub(super) identities: BTreeMap<CheckedItem, Identity>,
     positions: HashMap<String, usize>,
 }
 
@@ -118,6 +123,7 @@ impl Survey {
             driver_damage: Vec::new(),
             lost: Vec::new(),
             absent: Vec::new(),
+            identities: BTreeMap::new(),
             positions,
         }
     }
@@ -143,6 +149,11 @@ impl Survey {
             .iter()
             .map(|store| store.dir.clone())
             .collect();
+        let inner = &store.inner;
+        let mut files = inner.layers.paths();
+        files.extend(inner.images.paths());
+        files.extend(inner.graph_images.iter().flat_map(Records::paths));
+        files.extend(inner.containers.paths());
         bridge::run(move || {
             survey.driver_damage = driver.examine(&survey.standings())?;
             let other_layers = layers_of_other_mode(&dirs, transient)?;
@@ -151,11 +162,22 @@ impl Survey {
             let of_containers: HashSet<&str> = survey.containers.iter().map(|row| &*row.layer).collect();
             let is_known =
                 |id: &str| layers.contains(id) || other_layers.contains(id) || of_containers.contains(id);
-            let unaccounted = driver
-                .list_layers()?
-                .into_iter()
-                .filter(|id| !is_known(id))
+            let found = driver.list_layers()?;
+            let unaccounted: Vec<String> = found.iter().filter(|id| !is_known(id)).cloned().collect();
+            // A directory alone may have been made without a record; what something refers to, or belongs to, had one.
+            let of_images: HashSet<&str> = survey
+                .images
+                .iter()
+                .flat_map(|(_, row)| row.top_layers())
                 .collect();
+            let is_lost = |id: &str| {
+                let is_used = of_images.contains(id) || of_containers.contains(id);
+                let has_files = || {
+                    dirs.layers().join(format!("{id}{TAR_SPLIT}")).exists() || dirs.layers().join(id).exists()
+                };
+                !layers.contains(id) && !other_layers.contains(id) && (is_used || has_files())
+            };
+            let lost_layers = found.iter().any(|id| is_lost(id));
             let layers = layers
                 .into_iter()
                 .chain(other_layers.iter().map(String::as_str))
@@ -173,17 +195,31 @@ impl Survey {
                 StrayKind::ContainerData,
                 &containers,
             )?);
+            strays.extend(of_driver(driver.leftovers()?));
+            let temp_dirs = temp_dir::stale(&dirs.layers_tmp())?.into_iter();
+            strays.extend(temp_dirs.map(|path| Stray {
+                path,
+                kind: StrayKind::TempDir,
+            }));
+            let item_dirs = [
+                dirs.layers(),
+                dirs.images(),
+                dirs.graph_images(),
+                dirs.containers(),
+            ];
+            let item_dirs: BTreeSet<PathBuf> = item_dirs.into_iter().collect();
+            strays.extend(in_the_making(&files, &item_dirs.into_iter().collect::<Vec<_>>())?);
             strays.sort();
             let has = |kind| strays.iter().any(|stray: &Stray| stray.kind == kind);
-            let files = [
-                (dirs.layers().join("layers.json"), !Vec::is_empty(&unaccounted)),
+            let lost_files = [
+                (dirs.layers().join("layers.json"), lost_layers),
                 (dirs.images().join("images.json"), has(StrayKind::ImageData)),
                 (
                     dirs.containers().join("containers.json"),
                     !transient && has(StrayKind::ContainerData),
                 ),
             ];
-            let lost = files
+            let lost = lost_files
                 .into_iter()
                 .filter(|(file, evidence)| *evidence && says_nothing(file));
             survey.lost = lost.map(|(file, _)| file).collect();
@@ -192,6 +228,7 @@ impl Survey {
                 .filter(|dir| !dir.join("layers.json").exists())
                 .collect();
             survey.unaccounted = unaccounted;
+            survey.identities = survey.identify(&dirs);
             survey.strays = strays;
             Ok(survey)
         })
@@ -212,25 +249,22 @@ impl Survey {
         own.filter_map(standing).collect()
     }
 
-    /// When each item was created.
-    pub(super) fn created(&self) -> BTreeMap<CheckedItem, SystemTime> {
-        let layers = self
-            .layers
-            .iter()
-            .map(|(home, row)| (ItemKind::Layer, &row.id, home.read_only(), &row.created));
-        let images = self
-            .images
-            .iter()
-            .map(|(home, row)| (ItemKind::Image, &row.id, home.read_only(), &row.created));
-        let containers = self
-            .containers
-            .iter()
-            .map(|row| (ItemKind::Container, &row.id, false, &row.created));
-        let all = layers.chain(images).chain(containers);
-        all.map(|(kind, id, read_only, created)| {
-            (CheckedItem::new(kind, id, read_only), created.system_time())
-        })
-        .collect()
+    /// What each item of the primary stores is.
+    fn identify(&self, dirs: &Dirs) -> BTreeMap<CheckedItem, Identity> {
+        let own = |home: &StoreOrigin| !home.read_only();
+        let layers = self.layers.iter().filter(|(home, _)| own(home)).map(|(_, row)| {
+            let item = CheckedItem::new(ItemKind::Layer, &row.id, false);
+            (item, Identity::of_layer(row, dirs))
+        });
+        let images = self.images.iter().filter(|(home, _)| own(home)).map(|(_, row)| {
+            let item = CheckedItem::new(ItemKind::Image, &row.id, false);
+            (item, Identity::of_image(row, dirs))
+        });
+        let containers = self.containers.iter().map(|row| {
+            let item = CheckedItem::new(ItemKind::Container, &row.id, false);
+            (item, Identity::of_container(row, dirs))
+        });
+        layers.chain(images).chain(containers).collect()
     }
 
     /// A layer by its ID.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::driver::is_usual_id;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
@@ -40,11 +40,25 @@ impl LayerStore {
             for id in &incomplete {
                 tracing::warn!(layer = id, "deleting incomplete layer");
             }
-            store.delete_all(&incomplete)?;
+            match store.delete_all(&incomplete) {
+                Err(error) if !error.is_full() => store.leave_behind(&incomplete, &error)?,
+                deleted => deleted?,
+            }
             // Names that stood in two records were resolved when the file was read.
             store.guard.save()?;
         }
         Ok(store)
+    }
+
+    /// Removes the records of incomplete layers whose files cannot be removed: they would keep everyone from using the store.
+    /// What is left of them are layers without records, of which a check tells.
+    fn leave_behind(&mut self, ids: &[String], error: &Error) -> Result<()> {
+        for id in ids {
+            if self.guard.table_mut().remove(id).is_some() {
+                tracing::warn!(layer = id, error = %error.chain(), "the files of a deleted layer stay");
+            }
+        }
+        self.save()
     }
 
     /// Refuses to change records that are missing although the driver has layers that none of those there names: a save would

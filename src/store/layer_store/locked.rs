@@ -92,7 +92,7 @@ impl LayerStore {
     }
 
     /// Has temporary directories be removed after the lock is released; at once if there are many, for each has a file open.
-    pub(super) fn throw_away(&mut self, trash: impl IntoIterator<Item = TempDir>) {
+    pub(crate) fn throw_away(&mut self, trash: impl IntoIterator<Item = TempDir>) {
         self.trash.extend(trash);
         if self.trash.len() >= MAX_TRASH {
             drop(self.take_waste());

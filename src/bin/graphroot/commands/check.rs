@@ -159,6 +159,15 @@ fn print_repair(call: &Call, out: &mut Output, repaired: &RepairReport) -> Resul
             out.stderr_line(format!("{} was left: {}", kept.item, kept.reason))?;
         }
     }
+    if !call.json() {
+        for left in &repaired.left_behind {
+            out.stderr_line(format!(
+                "{} is gone, but not its files: {}",
+                left.item,
+                describe(&left.error)
+            ))?;
+        }
+    }
     let failures = repaired.failures.iter().map(|failure| describe(&failure.error));
     if call.json() && !repaired.failures.is_empty() {
         let rows: Vec<FailureRow> = failures.map(|error| FailureRow { error }).collect();
@@ -233,7 +242,7 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
     }
     match counts(&report, if dry_run { &SECTIONS } else { &left }) {
         Some(counts) => Err(counts.into()),
-        None if report.store_problems.is_empty() && !lacks_layers => DONE,
+        None if report.store_problems.is_empty() && !lacks_layers && repaired.left_behind.is_empty() => DONE,
         None => FAILED,
     }
 }
