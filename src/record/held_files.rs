@@ -17,7 +17,7 @@ use crate::record::record_trait::Record;
 use crate::record::records::{ReadOnlyRecords, Records};
 use crate::record::table::Table;
 use crate::sys::name_sync::{self, NameSync};
-use crate::sys::{at, reserve};
+use crate::sys::{at, atomic, reserve};
 
 /// Bytes of a file of records that is read: a store with ten thousand layers has a hundredth of it.
 const MAX_SIZE: u64 = 1 << 30;
@@ -87,6 +87,8 @@ impl<R: Record> HeldFiles<R> {
             return Err(ErrorKind::InvalidInput.err("replacing a file of records that is none"));
         };
         let kept = keep_beside(&location.path)?;
+        // Of this one too, if it was killed before.
+        atomic::remove_stale(&location.path)?;
         // Compat: the token before the data, as with every save.
         for lock in &self.exclusive {
             reserve::or_release(&location.path, || lock.write_token())?;
@@ -127,7 +129,8 @@ pub(crate) fn write_whole(path: &Path, content: &[u8], sync: bool) -> Result<()>
 /// Gives a file another name beside it, `<name>.damaged-<time>`, and never takes that of another file. Returns the path;
 /// `None` if there is no file. One that a killed process has kept already is not kept twice.
 ///
-/// It is a link, which needs no space for the content.
+/// It is a link, which needs no space for the content. Where a file system counts it as a file and has room for none, a
+/// reserve goes.
 pub(crate) fn keep_beside(path: &Path) -> Result<Option<PathBuf>> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -161,10 +164,14 @@ pub(crate) fn keep_beside(path: &Path) -> Result<Option<PathBuf>> {
             _ => format!("{seconds}-{attempt}"),
         });
         let kept = dir.join(name);
-        match std::fs::hard_link(path, &kept) {
-            Ok(()) => return Ok(Some(kept)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).at("keeping a damaged file as", kept),
+        // Some file systems count a link as a file.
+        let linked = reserve::or_release(path, || match std::fs::hard_link(path, &kept) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error).at("keeping a damaged file as", &kept),
+        });
+        if linked?.0 {
+            return Ok(Some(kept));
         }
     }
     Err(ErrorKind::Io
@@ -224,6 +231,7 @@ impl HeldMounts {
     /// As [`HeldFiles::replace`].
     pub(crate) fn replace(&self, content: &[u8]) -> Result<Option<PathBuf>> {
         let kept = keep_beside(&self.path)?;
+        atomic::remove_stale(&self.path)?;
         if let Some(lock) = &self.exclusive {
             reserve::or_release(&self.path, || lock.write_token())?;
         }

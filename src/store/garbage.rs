@@ -46,7 +46,7 @@ fn sweep(layers: &mut LayerStore, dir: &Path, ids: &[String]) -> Result<()> {
             Ok(()) => {}
             Err(error) if result.is_ok() => result = Err(error),
             Err(error) => {
-                tracing::warn!(error = %error.chain(), "cannot remove a directory without a record")
+                tracing::warn!(error = %error.chain(), "cannot remove a directory without a record");
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::full_disk::Disk;
 use crate::support::needs;
 use crate::support::oci::OciImage;
 use crate::support::peers::{PeerSet, Run as _};
-use crate::support::root::TestRoot;
+use crate::support::root::{TestRoot, mounts_below};
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
 use crate::support::worker::{store_location, tell};
@@ -136,6 +136,8 @@ fn copy(from: &Path, to: &Path) {
 /// All that a store is in the end.
 async fn end_of(root: &TestRoot) -> Vec<Value> {
     let store = root.open().await;
+    // Files in the making.
+    store.garbage_collect().await.unwrap();
     let report = store.check(CheckOptions::everything()).await.unwrap();
     assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
     let mut found = Vec::new();
@@ -366,16 +368,27 @@ async fn a_repair_needs_no_space() {
     }
 }
 
+/// Why a layer's directory is not removed as others are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Obstacle {
+    /// Its flag forbids it; it is cleared.
+    Immutable,
+    /// Something is mounted on it: it cannot be moved.
+    MountedOn,
+    /// Something is mounted in it, which is detached.
+    MountedIn,
+}
+
 /// A layer whose directory cannot be removed goes from the records, and the store stays usable.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_removed_is_left_behind() {
     needs!("mkfs.ext4", "chattr");
-    for (driver, inside) in [
-        ("overlay", false),
-        ("overlay", true),
-        ("vfs", false),
-        ("vfs", true),
-    ] {
+    let obstacles = [Obstacle::Immutable, Obstacle::MountedOn, Obstacle::MountedIn];
+    for (driver, obstacle) in ["overlay", "vfs"]
+        .into_iter()
+        .flat_map(|driver| obstacles.map(|obstacle| (driver, obstacle)))
+    {
+        let what = format!("{driver}, {obstacle:?}");
         let disk = Disk::ext4();
         let root = TestRoot::in_dir(disk.path(), driver);
         let store = root.open().await;
@@ -383,39 +396,47 @@ async fn what_cannot_be_removed_is_left_behind() {
         let two = store.image("two").await.unwrap();
         let layer = two.top_layer().unwrap().to_owned();
         std::fs::remove_file(root.metadata_dir("images").join(two.id()).join("manifest")).unwrap();
-        let dir = match driver {
-            "overlay" => root.graph().join("overlay").join(&layer),
-            _ => root.graph().join("vfs/dir").join(&layer),
+        let (dir, inside) = match driver {
+            "overlay" => (root.graph().join("overlay").join(&layer), "diff/dir"),
+            _ => (root.graph().join("vfs/dir").join(&layer), "dir"),
         };
-        let fixed = match (inside, driver) {
-            (false, _) => dir.clone(),
-            (true, "overlay") => dir.join("diff/dir/other"),
-            (true, _) => dir.join("dir/other"),
-        };
-        let attribute = |change: &str, path: &Path| drop(Command::new("chattr").arg(change).arg(path).run());
-        attribute("+i", &fixed);
         let report = store.check(CheckOptions::everything()).await.unwrap();
-        let repaired = store.repair(&report, RepairOptions::everything()).await.unwrap();
-        assert!(repaired.is_success(), "{driver} {inside}: {repaired:#?}");
-        assert_eq!(
-            repaired.left_behind.is_empty(),
-            inside,
-            "{driver} {inside}: {repaired:#?}"
-        );
-        let again = root.open().await;
-        assert!(!again.exists(&layer).await.unwrap() && !again.exists("two").await.unwrap());
-        assert!(again.exists("box").await.unwrap() && again.exists("one").await.unwrap());
-        // It is told of, in use it is not, and others are not kept from anything.
-        let report = again.check(CheckOptions::everything()).await.unwrap();
-        match inside {
-            true => assert_eq!(report.strays.len(), 1, "{driver}: {report:#?}"),
-            false => assert!(
-                report
-                    .damaged(ItemKind::Layer, false)
-                    .contains_key(layer.as_str()),
-                "{driver}: {report:#?}"
-            ),
+        let mount = |at: &Path| {
+            drop(
+                Command::new("mount")
+                    .args(["-t", "tmpfs", "in-the-way"])
+                    .arg(at)
+                    .run(),
+            )
+        };
+        match obstacle {
+            Obstacle::Immutable => drop(Command::new("chattr").arg("+i").arg(&dir).run()),
+            Obstacle::MountedOn => mount(&dir),
+            Obstacle::MountedIn => mount(&dir.join(inside)),
         }
+        let repaired = store.repair(&report, RepairOptions::everything()).await.unwrap();
+        assert!(repaired.is_success(), "{what}: {repaired:#?}");
+        let is_left = obstacle == Obstacle::MountedOn;
+        assert_eq!(!repaired.left_behind.is_empty(), is_left, "{what}: {repaired:#?}");
+        store.free();
+        let again = root.open().await;
+        assert!(
+            !again.exists(&layer).await.unwrap() && !again.exists("two").await.unwrap(),
+            "{what}"
+        );
+        assert!(
+            again.exists("box").await.unwrap() && again.exists("one").await.unwrap(),
+            "{what}"
+        );
+        // It is told of, and keeps nobody from anything.
+        let report = again.check(CheckOptions::everything()).await.unwrap();
+        let damaged = report.damaged(ItemKind::Layer, false);
+        assert_eq!(
+            damaged.contains_key(layer.as_str()),
+            is_left,
+            "{what}: {report:#?}"
+        );
+        assert!(report.strays.is_empty(), "{what}: {report:#?}");
         put_bytes(
             &again,
             None,
@@ -424,26 +445,16 @@ async fn what_cannot_be_removed_is_left_behind() {
         )
         .await
         .unwrap();
-        let fixed = match inside {
-            true => find(&root.graph(), "other"),
-            false => dir.clone(),
-        };
-        attribute("-i", &fixed);
+        again.garbage_collect().await.ok();
+        for mount in mounts_below(&root.graph()) {
+            rustix::mount::unmount(mount, rustix::mount::UnmountFlags::empty()).unwrap();
+        }
         again.garbage_collect().await.unwrap();
         let report = again.check(CheckOptions::everything()).await.unwrap();
         assert!(
             report.is_clean() && report.strays.is_empty(),
-            "{driver} {inside}: {report:#?}"
+            "{what}: {report:#?}"
         );
         again.free();
-        store.free();
     }
-}
-
-/// The file with this name in a directory.
-fn find(dir: &Path, name: &str) -> PathBuf {
-    let found = Command::new("find").arg(dir).args(["-name", name]).run();
-    let mut paths = found.lines().map(PathBuf::from);
-    let path = paths.find(|path| path.to_string_lossy().contains("temp-dir-"));
-    path.unwrap_or_else(|| panic!("{found}"))
 }

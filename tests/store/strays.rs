@@ -9,7 +9,7 @@ use graphroot::{CheckOptions, ImageOptions, KeptReason, LayerOptions, RepairOpti
 use tokio::io::AsyncWriteExt as _;
 
 use crate::check::{check, fill};
-use crate::support::{Layout, tar, tree_of};
+use crate::support::{Layout, tar};
 
 each_driver! {
     async fn what_killed_processes_leave_is_told_of(store) {
