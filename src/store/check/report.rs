@@ -61,6 +61,9 @@ pub struct CheckReport {
     /// What is wrong with the store as a whole. As long as there is such a thing, [`Store::repair`](crate::Store::repair)
     /// removes nothing that may be whole in truth.
     pub store_problems: Vec<StoreProblem>,
+    /// Whether contents were left out, because there are damaged files of records that cannot be loaded:
+    /// [`StoreProblem::RecordsDamaged`].
+    pub records_alone: bool,
     /// Files and directories that belong to no item. They do no harm; [`Store::garbage_collect`](crate::Store::garbage_collect)
     /// removes them.
     pub strays: Vec<Stray>,

@@ -68,6 +68,7 @@ fn report_of(survey: Survey, findings: Findings, damage: Vec<StoreProblem>) -> C
         store_problems.extend(absent.map(|path| StoreProblem::AdditionalStoreMissing { path }));
     }
     CheckReport {
+        records_alone: false,
         identities: survey.identities,
         findings,
         store_problems,
@@ -170,7 +171,10 @@ impl Store {
         let lost = std::mem::replace(&mut survey.lost, damaged);
         examine(&survey, options.layer_unreferenced_maximum_age, &mut findings);
         survey.lost = lost;
-        Ok(report_of(survey, findings, examined.problems()))
+        Ok(CheckReport {
+            records_alone: true,
+            ..report_of(survey, findings, examined.problems())
+        })
     }
 
     async fn check_layers(&self, survey: &Survey, options: &CheckOptions) -> Result<Found<LayerRow>> {

@@ -93,6 +93,9 @@ fn print_report(call: &Call, out: &mut Output, report: &CheckReport) -> Result<(
     for problem in &report.store_problems {
         out.stderr_line(problem.to_string())?;
     }
+    if report.records_alone {
+        out.stderr_line("contents were not checked: the records cannot be loaded")?;
+    }
     for stray in &report.strays {
         out.stderr_line(format!("{stray} (gc removes it)"))?;
     }
