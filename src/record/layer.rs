@@ -59,6 +59,9 @@ row! {
     }
 }
 
+/// What the Go library appends to the name of a container for the name of its layer.
+const OF_CONTAINER: &str = "-layer";
+
 impl LayerRow {
     /// Whether the content is not complete. Only the boolean counts, as in Go.
     pub(crate) fn is_incomplete(&self) -> bool {
@@ -70,10 +73,16 @@ impl LayerRow {
         Companion::of(intent::of(&self.flags))
     }
 
-    /// Whether this can be the layer of a container that is not being made or deleted: such a layer is made without names
-    /// and metadata.
+    /// Whether this can be the layer of a container that is not being made or deleted: such a layer is made without metadata,
+    /// and without names or, by the Go library, with one that follows from the container's.
     pub(crate) fn may_be_of_container(&self) -> bool {
-        self.names.is_empty() && self.metadata.is_empty() && self.intent().is_empty()
+        let is_of_container = |name: &String| name.ends_with(OF_CONTAINER);
+        self.names.iter().all(is_of_container) && self.metadata.is_empty() && self.intent().is_empty()
+    }
+
+    /// The name of the container whose layer this is, where the Go library has made it.
+    pub(crate) fn container_name(&self) -> Option<&str> {
+        self.names.iter().find_map(|name| name.strip_suffix(OF_CONTAINER))
     }
 
     /// Whether a diff was unpacked into it.

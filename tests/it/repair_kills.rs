@@ -265,6 +265,16 @@ async fn podman_uses_rebuilt_records(set: PeerSet) {
     fill(&store).await;
     let images = store.images().await.unwrap();
     store.free();
+    let created = root
+        .podman()
+        .words("create --network none --name theirs one /none")
+        .run();
+    let theirs = created.trim();
+    let created = root
+        .podman()
+        .words("create --network none --name theirs one /none")
+        .run();
+    let theirs = created.trim();
     for (kind, name) in [
         ("layers", "layers.json"),
         ("images", "images.json"),
@@ -304,9 +314,18 @@ async fn podman_uses_rebuilt_records(set: PeerSet) {
         .words("ps --all --external --no-trunc --quiet")
         .run();
     assert!(containers.contains(&"c".repeat(64)), "{containers}");
+    // Both containers have layers of their own again, and Podman what it needs of its one.
+    let mounted = root.podman().with(["mount", theirs]).run();
+    assert!(Path::new(mounted.trim()).join("dir/top").exists(), "{mounted}");
+    root.podman().with(["unmount", theirs]).run();
+    // Both containers have layers of their own again, and Podman what it needs of its one.
+    let mounted = root.podman().with(["mount", theirs]).run();
+    assert!(Path::new(mounted.trim()).join("dir/top").exists(), "{mounted}");
+    root.podman().with(["unmount", theirs]).run();
     if set == PeerSet::Forky {
         root.go().words("check").run();
     }
+    root.podman().with(["rm", theirs]).run();
     let store = root.open().await;
     let report = store.check(CheckOptions::everything()).await.unwrap();
     assert!(report.is_clean(), "{report:#?}");

@@ -286,6 +286,10 @@ pub(super) fn container_notes(dir: &Path) -> ContainerNotes {
         notes.mount_label = some(spec.linux.unwrap_or_default().mount_label);
         notes.of_podman = true;
     }
+    // What it makes before the container is started for the first time.
+    notes.of_podman |= ["shm", "artifacts"]
+        .iter()
+        .any(|name| dir.join("userdata").join(name).is_dir());
     notes
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::record::container::ContainerRow;
@@ -11,6 +12,9 @@ use crate::store::check::rebuild::plan::{Builder, parent_of};
 use crate::store::check::rebuild::rows::Rows;
 use crate::store::dirs::container_location;
 use crate::time::Time;
+
+/// How long after its layer the directory of a container is made at the latest.
+const MOMENT: Duration = Duration::from_secs(10);
 
 impl Builder<'_> {
     /// The records of containers that were lost.
@@ -25,27 +29,42 @@ impl Builder<'_> {
         for (facts, notes) in &facts.containers {
             let row = self.container_row(facts, notes);
             if row.layer.is_empty() {
-                without_layer.push(facts.id.clone());
+                without_layer.push((facts.id.clone(), facts.created.clone()));
             }
             self.containers.put(row, location)?;
         }
-        if let [container] = without_layer.as_slice()
-            && let Some(layer) = self.only_layer_of_no_container()
-            && self
+        for (container, layer, reason) in self.match_layers(&without_layer) {
+            let name = self
+                .layers
+                .get(&layer)
+                .and_then(|row| row.container_name())
+                .map(str::to_owned);
+            let has_name = self
                 .containers
-                .get(container)
-                .is_some_and(|row| row.layer.is_empty())
-        {
-            self.containers
-                .update(container, |row| row.layer = layer.as_str().into())?;
-            let report = self.containers.report(container);
+                .get(&container)
+                .is_some_and(|row| !row.names.is_empty());
+            let report = self.containers.report(&container);
             report.lost.retain(|lost| !lost.starts_with("its layer"));
-            report.inferred(format!(
-                "its layer {layer}: no other layer and no other container is left alone"
-            ));
+            report.inferred(format!("its layer {layer}: {reason}"));
+            let name = name.filter(|_| !has_name);
+            if name.is_some() {
+                report.lost.retain(|lost| lost != "its names");
+                report.inferred("its name: that of its layer");
+            }
+            self.containers.update(&container, |row| {
+                row.layer = layer.as_str().into();
+                row.names.extend(name);
+            })?;
         }
         for (facts, notes) in &facts.containers {
-            self.find_image(&facts.id, notes)?;
+            // Of a record with other damage it may be there.
+            if self
+                .containers
+                .get(&facts.id)
+                .is_some_and(|row| row.image.is_empty())
+            {
+                self.find_image(&facts.id, notes)?;
+            }
         }
         Ok(())
     }
@@ -89,8 +108,40 @@ impl Builder<'_> {
         row
     }
 
-    /// The one layer without content that nothing stands on and no image or container has.
-    fn only_layer_of_no_container(&self) -> Option<String> {
+    /// The layers of containers of which nothing says which they are: the only one for the only one; else what was made just
+    /// before the container's directory, as far as no other layer or container was made in between.
+    fn match_layers(&self, containers: &[(String, Time)]) -> Vec<(String, String, &'static str)> {
+        let free = self.layers_of_no_container();
+        if let ([(container, _)], [layer]) = (containers, free.as_slice()) {
+            let reason = "no other layer and no other container is left alone";
+            return vec![(container.clone(), layer.id.to_string(), reason)];
+        }
+        let layers = free
+            .iter()
+            .map(|layer| (layer.created.system_time(), None, layer.id.to_string()));
+        let made = containers
+            .iter()
+            .map(|(id, time)| (time.system_time(), Some(id.clone()), String::new()));
+        let mut events: Vec<_> = layers.chain(made).collect();
+        events.sort();
+        let (mut matches, mut waiting) = (Vec::new(), Vec::new());
+        for (time, container, layer) in events {
+            let Some(container) = container else {
+                waiting.push((time, layer));
+                continue;
+            };
+            waiting.retain(|(made, _)| time.duration_since(*made).is_ok_and(|since| since <= MOMENT));
+            // Of several nobody knows which is whose.
+            if let [(_, layer)] = waiting.as_slice() {
+                matches.push((container, layer.clone(), "it was made just before the container"));
+            }
+            waiting.clear();
+        }
+        matches
+    }
+
+    /// The layers without content that nothing stands on and no image or container has.
+    fn layers_of_no_container(&self) -> Vec<Arc<LayerRow>> {
         let images = self.images.iter().flat_map(Rows::rows);
         let mut used: HashSet<&str> = images.flat_map(|row| row.top_layers()).collect();
         used.extend(self.containers.rows().map(|row| row.layer.as_str()));
@@ -98,8 +149,7 @@ impl Builder<'_> {
         let is_free = |row: &&Arc<LayerRow>| {
             !used.contains(row.id.as_str()) && !row.has_diff() && row.may_be_of_container()
         };
-        let mut found = self.layers.rows().filter(is_free).map(|row| row.id.to_string());
-        found.next().filter(|_| found.next().is_none())
+        self.layers.rows().filter(is_free).cloned().collect()
     }
 
     /// The image of a container: what programs have written down, or the image with the layer below the container's.
@@ -144,13 +194,10 @@ impl Builder<'_> {
                 (String::new(), None)
             }
         };
-        let name = notes
-            .name
-            .as_ref()
-            .map(|(name, _)| name.clone())
-            .unwrap_or_default();
-        let metadata = notes
-            .of_podman
+        let row = self.containers.get(id);
+        let name = row.and_then(|row| row.names.first().cloned()).unwrap_or_default();
+        let has_metadata = row.is_some_and(|row| !row.metadata.is_empty());
+        let metadata = (notes.of_podman && !has_metadata)
             .then(|| podman_metadata(&image, &name, created.as_ref(), notes));
         if metadata.is_some() {
             let text = "its metadata: what Podman needs of it";
@@ -158,7 +205,9 @@ impl Builder<'_> {
         }
         self.containers.update(id, |row| {
             row.image = image.as_str().into();
-            row.metadata = metadata.unwrap_or_default();
+            if let Some(metadata) = metadata {
+                row.metadata = metadata;
+            }
         })
     }
 }

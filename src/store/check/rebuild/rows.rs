@@ -15,6 +15,9 @@ use crate::store::check::rebuild::examined::ExaminedFile;
 use crate::store::check::rebuild::report::RebuiltRecord;
 use crate::store::check::rebuild::salvage::Salvaged;
 
+/// What is said of a field of another type.
+const DAMAGED_FIELD: &str = "the damaged field";
+
 /// The records of the files of one store.
 pub(super) struct Rows<R> {
     kind: ItemKind,
@@ -67,7 +70,7 @@ impl<R: Record> Rows<R> {
         for row in rows.files.clone().into_iter().flatten() {
             for field in &row.dropped {
                 rows.report(row.row.id())
-                    .lost(format!("the damaged field {field:?}"));
+                    .lost(format!("{DAMAGED_FIELD} {field:?} as it was"));
             }
         }
         rows
@@ -96,7 +99,8 @@ impl<R: Record> Rows<R> {
         let known = self
             .places
             .get(&id)
-            .and_then(|(location, at)| self.files.get(*location)?.get(*at));
+            .and_then(|(location, at)| self.files.get(*location)?.get(*at))
+            .cloned();
         let Some(known) = known else {
             let Some(file) = self.files.get_mut(location) else {
                 return Err(ErrorKind::InvalidInput.err("a record for a file that is none"));
@@ -106,7 +110,11 @@ impl<R: Record> Rows<R> {
             self.changed.insert(location);
             return Ok(());
         };
-        let dropped = known.dropped.clone();
+        let dropped = known.dropped;
+        let report = self.report(&id);
+        report.lost.retain(|lost| lost.starts_with(DAMAGED_FIELD));
+        report.known = vec!["the other fields: the record".to_owned()];
+        report.inferred = vec!["the damaged fields: the disk, as far as it tells them".to_owned()];
         let encoded = |row: &R| serde_json::to_value(row).map_err(|error| encoding(&id, error));
         let (mut fields, new) = (encoded(&known.row)?, encoded(&row)?);
         if let (Value::Object(fields), Value::Object(new)) = (&mut fields, new) {
