@@ -57,7 +57,8 @@ pub enum KeptReason {
     /// A container that stays needs it.
     NeededByContainer,
     /// It may be whole: records are lost, an additional store is missing, or there is data of images or containers without a
-    /// record ([`CheckReport::strays`]), which [`Store::garbage_collect`](crate::Store::garbage_collect) removes if it belongs to nothing.
+    /// record ([`CheckReport::strays`](crate::CheckReport::strays)), which
+    /// [`Store::garbage_collect`](crate::Store::garbage_collect) removes if it belongs to nothing.
     MayBeWhole,
     /// Nothing is wrong with it but that layers on which it stands are in none of the stores. They may be in an additional store
     /// that the store was not opened with: see
