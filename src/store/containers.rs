@@ -48,8 +48,9 @@ impl Store {
     pub async fn create_container(
         &self,
         image: Option<&str>,
-        mut options: ContainerOptions,
+        options: ContainerOptions,
     ) -> Result<Container> {
+        let mut options = options;
         if options.process_label.as_deref().unwrap_or("").is_empty()
             != options.mount_label.as_deref().unwrap_or("").is_empty()
         {
