@@ -14,7 +14,7 @@ use graphroot::{
 use serde_json::Value;
 
 use crate::manifest::{Manifest, assert_same, manifest};
-use crate::support::{Layout, TestStore, assert_nothing_temporary, tree_of};
+use crate::support::{Layout, TestStore, assert_nothing_temporary, tree_of, writable};
 
 /// Which of the layers is damaged.
 const MIDDLE: usize = 2;
@@ -181,52 +181,62 @@ fn tar_split(store: &TestStore, id: &str) -> PathBuf {
 
 type Damage = (&'static str, fn(&TestStore, &str));
 
+/// The tree of a layer, in which everybody who runs the tests can change something.
+fn open_tree(store: &TestStore, id: &str) -> PathBuf {
+    writable(tree_of(store, id))
+}
+
 fn damages() -> Vec<Damage> {
     vec![
         ("a file is missing", |store, id| {
-            std::fs::remove_file(tree_of(store, id).join("dir/one")).unwrap();
+            std::fs::remove_file(open_tree(store, id).join("dir/one")).unwrap();
         }),
         ("changed content of the same size", |store, id| {
-            overwrite(&tree_of(store, id).join("dir/one"), b"eno");
+            overwrite(&open_tree(store, id).join("dir/one"), b"eno");
         }),
         ("a truncated file", |store, id| {
             let file = std::fs::File::options()
                 .write(true)
-                .open(tree_of(store, id).join("dir/two"));
+                .open(open_tree(store, id).join("dir/two"));
             file.unwrap().set_len(1000).unwrap();
         }),
         ("an added file", |store, id| {
-            overwrite(&tree_of(store, id).join("dir/added"), b"x");
+            overwrite(&open_tree(store, id).join("dir/added"), b"x");
         }),
         ("another mode", |store, id| {
             let mode = PermissionsExt::from_mode(0o600);
-            std::fs::set_permissions(tree_of(store, id).join("dir/two"), mode).unwrap();
+            std::fs::set_permissions(open_tree(store, id).join("dir/two"), mode).unwrap();
         }),
         ("another owner", |store, id| {
-            std::os::unix::fs::chown(tree_of(store, id).join("dir/one"), Some(12), Some(34)).unwrap();
+            // An ordinary user can give nothing away.
+            if rustix::process::geteuid().is_root() {
+                std::os::unix::fs::chown(tree_of(store, id).join("dir/one"), Some(12), Some(34)).unwrap();
+            } else {
+                overwrite(&open_tree(store, id).join("dir/one"), b"two");
+            }
         }),
         ("another attribute", |store, id| {
             let flags = rustix::fs::XattrFlags::empty();
-            rustix::fs::lsetxattr(tree_of(store, id).join("dir/one"), "user.note", b"lost", flags).unwrap();
+            rustix::fs::lsetxattr(open_tree(store, id).join("dir/one"), "user.note", b"lost", flags).unwrap();
         }),
         ("a link that leads elsewhere", |store, id| {
-            let link = tree_of(store, id).join("link");
+            let link = open_tree(store, id).join("link");
             std::fs::remove_file(&link).unwrap();
             std::os::unix::fs::symlink("/etc/passwd", link).unwrap();
         }),
         ("a missing directory", |store, id| {
-            std::fs::remove_dir_all(tree_of(store, id).join("sub")).unwrap();
+            std::fs::remove_dir_all(open_tree(store, id).join("sub")).unwrap();
         }),
         ("a hard link that is a file of its own", |store, id| {
-            let tree = tree_of(store, id);
+            let tree = open_tree(store, id);
             std::fs::remove_file(tree.join("hard")).unwrap();
             overwrite(&tree.join("hard"), b"other");
         }),
         ("the tree is gone", |store, id| {
-            std::fs::remove_dir_all(tree_of(store, id)).unwrap();
+            std::fs::remove_dir_all(open_tree(store, id)).unwrap();
         }),
         ("the layer's directory is gone", |store, id| {
-            std::fs::remove_dir_all(place_of(store, id)).unwrap();
+            std::fs::remove_dir_all(writable(place_of(store, id))).unwrap();
         }),
         ("the tar-split file is gone", |store, id| {
             std::fs::remove_file(tar_split(store, id)).unwrap();
@@ -242,7 +252,7 @@ fn damages() -> Vec<Damage> {
             overwrite(&tar_split(store, id), b"no gzip");
         }),
         ("everything is gone", |store, id| {
-            std::fs::remove_dir_all(place_of(store, id)).unwrap();
+            std::fs::remove_dir_all(writable(place_of(store, id))).unwrap();
             std::fs::remove_file(tar_split(store, id)).unwrap();
         }),
     ]
@@ -523,7 +533,7 @@ each_driver! {
         let five = fill(&store).await;
         let (one, two) = (&five.layers[1], &five.layers[MIDDLE]);
         for id in [one, two] {
-            std::fs::remove_dir_all(tree_of(&store, id).join(if id == one { "shared" } else { "sub" })).unwrap();
+            std::fs::remove_dir_all(open_tree(&store, id).join(if id == one { "shared" } else { "sub" })).unwrap();
         }
         let unknown = store.heal(HealOptions::default().item("nosuch")).await;
         assert_eq!(unknown.unwrap_err().kind(), ErrorKind::LayerUnknown);
@@ -570,7 +580,7 @@ each_driver! {
         let before = state(&store, &five).await;
         let source = healthy_like(&store).await;
         let id = &five.layers[MIDDLE];
-        std::fs::remove_dir_all(place_of(&store, id)).unwrap();
+        std::fs::remove_dir_all(writable(place_of(&store, id))).unwrap();
         let is_read = Arc::new(tokio::sync::Notify::new());
         let options = HealOptions::default().source(Stuck(Arc::clone(&is_read)));
         tokio::select! {
@@ -596,7 +606,7 @@ each_driver! {
             ),
             _ => place_of(&store, &layer),
         };
-        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::remove_dir_all(writable(place.clone())).unwrap();
         let healed = heal(&store, source.store.clone()).await;
         let of_layer: Vec<&NotHealed> = healed
             .failures
