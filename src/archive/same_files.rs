@@ -27,7 +27,7 @@ const WALKED: usize = 1024;
 /// Bytes of files that one step reads.
 const READ_STEP: u64 = 8 << 20;
 
-/// Bytes that are read at a time.
+/// Bytes that are read at a time, at the most.
 const READ_SIZE: usize = 256 * 1024;
 
 /// Files of one key that others are compared with: more of them have different contents, which a good key does not have.
@@ -135,16 +135,21 @@ pub(crate) struct Division {
     key: Key,
     reading: Option<(Candidate, SparseReader, ContentHash)>,
     groups: HashMap<Vec<u8>, Vec<Candidate>>,
+    read_size: usize,
     buffer: Vec<u8>,
 }
 
 impl Division {
     pub(crate) fn new(group: Vec<Candidate>, key: Key) -> Self {
+        // Most files are small, and there is a group for each size.
+        let largest = group.iter().map(|candidate| candidate.size).max().unwrap_or(0);
+        let read_size = usize::try_from(largest).map_or(READ_SIZE, |size| size.clamp(1, READ_SIZE));
         Self {
             todo: group,
             key,
             reading: None,
             groups: HashMap::new(),
+            read_size,
             buffer: Vec::new(),
         }
     }
@@ -155,7 +160,7 @@ impl Division {
             self.groups.insert(Vec::new(), std::mem::take(&mut self.todo));
             return Ok(false);
         }
-        self.buffer.resize(READ_SIZE, 0);
+        self.buffer.resize(self.read_size, 0);
         let mut read = 0;
         while read < READ_STEP {
             let Some((candidate, mut reader, mut hash)) = self.reading.take() else {
