@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 /// The longest file of credentials, or answer of a helper, that is read.
 const MAX_FILE: u64 = 1 << 20;
 
-/// The file of old versions of Docker.
+/// The file of old versions of Docker, which is the list of registries itself.
 const LEGACY: &str = ".dockercfg";
 
 /// What is known for an image's repository.
@@ -27,15 +27,6 @@ pub(crate) struct Found {
     pub(crate) credentials: Credentials,
     /// Why there are none, where that is not as it should be.
     pub(crate) lack: Option<String>,
-}
-
-/// A file of credentials: `auth.json`, or Docker's `config.json`. Only the entries that apply have to make sense, so it is
-/// read field by field: what is `null`, absent or of another type is not there.
-struct AuthFile<'a> {
-    path: &'a Path,
-    document: Value,
-    /// Whether the document is the list of registries, as in `.dockercfg`.
-    is_legacy: bool,
 }
 
 /// A field, by its name in upper or lower case.
@@ -49,57 +40,48 @@ fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
 /// A text, without the ends of lines that editors and scripts leave in it.
 fn text(value: &Value, name: &str) -> String {
     let text = field(value, name).as_str().unwrap_or_default();
-    text.chars()
-        .filter(|letter| !matches!(letter, '\r' | '\n'))
-        .collect::<String>()
-        .trim()
-        .to_owned()
+    text.replace(['\r', '\n'], "").trim().to_owned()
 }
 
-impl AuthFile<'_> {
-    /// The entry of a map for a host or repository: of exactly this name, or of one that means the same.
-    fn entry<'a>(map: &'a Value, key: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
-        let exact = map.get(key).map(|_| key.to_owned());
-        let entries = map.as_object().into_iter().flatten();
-        let mut entries: Vec<_> = entries
-            .filter(|(known, _)| host_of(known) == key)
-            .map(|(known, value)| (known.as_str(), value))
-            .collect();
-        entries.sort_by_key(|(known, _)| Some(*known) != exact.as_deref());
-        entries.into_iter()
-    }
+/// The entries of a map for a host or repository: first that of exactly this name, then those that mean the same.
+fn entries<'a>(map: &'a Value, key: &str) -> Vec<(&'a str, &'a Value)> {
+    let all = map.as_object().into_iter().flatten();
+    let mut found: Vec<_> = all
+        .filter(|(known, _)| host_of(known) == key)
+        .map(|(known, value)| (known.as_str(), value))
+        .collect();
+    found.sort_by_key(|(known, _)| *known != key);
+    found
+}
 
-    fn credentials(&self, key: &str, entry: &Value) -> Result<Option<Credentials>> {
-        let token = text(entry, "registrytoken");
-        if !token.is_empty() {
-            return Ok(Some(Credentials::BearerToken(token)));
-        }
-        let token = text(entry, "identitytoken");
-        if !token.is_empty() {
-            return Ok(Some(Credentials::IdentityToken(token)));
-        }
-        let auth = text(entry, "auth");
-        if auth.is_empty() {
-            // Where there are both, programs leave these two behind.
-            let username = text(entry, "username");
-            let password = field(entry, "password").as_str().unwrap_or_default();
-            return Ok((!username.is_empty()).then(|| Credentials::password(username, password)));
-        }
-        // Neither the text nor the decoder's error goes into the message: they may show the secret.
-        let bad = || {
-            let what = format!("credentials for {key:?} in {}", self.path.display());
-            ErrorKind::InvalidInput.err(what)
-        };
-        let decoded = base64::engine::general_purpose::STANDARD
-            .decode(&auth)
-            .map_err(|_secret| bad())?;
-        let text = String::from_utf8(decoded).map_err(|_secret| bad())?;
-        let Some((user, password)) = text.split_once(':') else {
-            tracing::warn!(file = %self.path.display(), key, "skipping credentials without a password");
-            return Ok(None);
-        };
-        Ok(Some(Credentials::password(user, password.trim_matches('\0'))))
+/// The credentials in the entry for `key` of the file at `path`.
+fn credentials_in(path: &Path, key: &str, entry: &Value) -> Result<Option<Credentials>> {
+    let token = text(entry, "registrytoken");
+    if !token.is_empty() {
+        return Ok(Some(Credentials::BearerToken(token)));
     }
+    let token = text(entry, "identitytoken");
+    if !token.is_empty() {
+        return Ok(Some(Credentials::IdentityToken(token)));
+    }
+    let auth = text(entry, "auth");
+    if auth.is_empty() {
+        // Where there are both, programs leave these two behind.
+        let username = text(entry, "username");
+        let password = field(entry, "password").as_str().unwrap_or_default();
+        return Ok((!username.is_empty()).then(|| Credentials::password(username, password)));
+    }
+    // Neither the text nor the decoder's error goes into the message: they may show the secret.
+    let bad = || ErrorKind::InvalidInput.err(format!("credentials for {key:?} in {}", path.display()));
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(&auth)
+        .map_err(|_secret| bad())?;
+    let text = String::from_utf8(decoded).map_err(|_secret| bad())?;
+    let Some((user, password)) = text.split_once(':') else {
+        tracing::warn!(file = %path.display(), key, "skipping credentials without a password");
+        return Ok(None);
+    };
+    Ok(Some(Credentials::password(user, password.trim_matches('\0'))))
 }
 
 /// The files that may hold credentials, in the order in which image programs look.
@@ -188,7 +170,9 @@ pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Resu
     })
 }
 
-/// Looks into one file. `lack` becomes what keeps credentials from being found.
+/// Looks into one file: `auth.json`, or Docker's `config.json`. Only the entries that apply have to make sense, so it is read
+/// field by field: what is `null`, absent or of another type is not there. `lack` becomes what keeps credentials from being
+/// found.
 async fn find_in(
     bytes: &[u8],
     image: &RegistryRef,
@@ -199,16 +183,11 @@ async fn find_in(
     if bytes.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let file = AuthFile {
-        path,
-        // The parser's error is left out: it may quote a secret.
-        document: serde_json::from_slice(bytes).map_err(|_secret| {
-            ErrorKind::InvalidInput.err(format!("{} is no file of credentials", path.display()))
-        })?,
-        is_legacy: path.file_name().is_some_and(|name| name == LEGACY),
-    };
-    let helpers = field(&file.document, "credHelpers");
-    for (key, helper) in AuthFile::entry(helpers, image.registry()) {
+    // The parser's error is left out: it may quote a secret.
+    let document: Value = serde_json::from_slice(bytes).map_err(|_secret| {
+        ErrorKind::InvalidInput.err(format!("{} is no file of credentials", path.display()))
+    })?;
+    for (key, helper) in entries(field(&document, "credHelpers"), image.registry()) {
         let helper = helper.as_str().unwrap_or_default();
         if !helper.is_empty()
             && let Some(credentials) = ask(helper, key, limit).await?
@@ -216,18 +195,18 @@ async fn find_in(
             return Ok(Some(credentials));
         }
     }
-    let auths = match file.is_legacy {
-        true => &file.document,
-        false => field(&file.document, "auths"),
+    let auths = match path.file_name().is_some_and(|name| name == LEGACY) {
+        true => &document,
+        false => field(&document, "auths"),
     };
     for key in keys(image) {
-        for (known, entry) in AuthFile::entry(auths, &key) {
-            if let Some(credentials) = file.credentials(known, entry)? {
+        for (known, entry) in entries(auths, &key) {
+            if let Some(credentials) = credentials_in(path, known, entry)? {
                 return Ok(Some(credentials));
             }
         }
     }
-    let helper = text(&file.document, "credsStore");
+    let helper = text(&document, "credsStore");
     if helper.is_empty() {
         return Ok(None);
     }
@@ -266,9 +245,7 @@ async fn run(name: &str, server: &str) -> Result<Option<Credentials>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {
-        #[serde(default)]
         username: Option<String>,
-        #[serde(default)]
         secret: Option<String>,
     }
     let mut child = tokio::process::Command::new(name)

@@ -7,6 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::manifest::{self, Document, Fetched};
 use super::options::PullOptions;
 use super::partial::Partials;
+use super::reference::ImageRef;
 use super::repository::Registries;
 use super::source::ImageSource;
 use crate::error::{ErrorKind, Result};
@@ -81,6 +82,11 @@ impl PullContext {
     /// A permit to unpack; to be asked for after that to download.
     pub(crate) async fn unpacker(&self) -> Result<OwnedSemaphorePermit> {
         acquire(&self.unpackers).await
+    }
+
+    /// Opens a source.
+    pub(super) async fn open(&self, image: &ImageRef) -> Result<ImageSource> {
+        ImageSource::open(image, &self.registries, &self.store).await
     }
 
     /// Fetches what the reference names, and the manifest for the platform.

@@ -70,10 +70,6 @@ impl ImageLayers {
         images
     }
 
-    async fn open(&self, image: &ImageRef) -> Result<ImageSource> {
-        ImageSource::open(image, &self.context.registries, &self.context.store).await
-    }
-
     /// The manifest with this digest, or the one that the reference names.
     async fn manifest(&self, source: &ImageSource, digest: Option<&Digest>) -> Result<ImageManifest> {
         let Some(digest) = digest else {
@@ -108,6 +104,20 @@ impl ImageLayers {
         let found = layers.find(|(diff_id, _)| **diff_id == wanted.diff_id);
         found.map(|(_, blob)| blob.clone()).ok_or_else(lacks)
     }
+
+    /// A manifest, or else a config, with the digest.
+    async fn document_of(&self, image: &ImageRef, wanted: &WantedDocument) -> Result<Bytes> {
+        let source = self.context.open(image).await?;
+        let error = match source.manifest(&wanted.digest).await {
+            Ok(fetched) => return Ok(fetched.bytes),
+            Err(error) => error,
+        };
+        let Some(size) = wanted.size else {
+            return Err(error);
+        };
+        let blob = Descriptor::new("", wanted.digest.clone(), size);
+        source.small(&blob).await
+    }
 }
 
 impl HealSource for ImageLayers {
@@ -125,15 +135,15 @@ impl HealSource for ImageLayers {
     ) -> BoxFuture<'a, Result<Option<BoxReader>>> {
         async move {
             let images = self.images(&wanted.images);
-            let ways = images.into_iter().flat_map(|(image, digest)| {
+            let mut ways = images.into_iter().flat_map(|(image, digest)| {
                 let blobs = wanted.blobs.iter().cloned().map(Way::Blob);
                 let ways = blobs.chain(digest.map(Way::ByDigest)).chain([Way::ByName]);
                 ways.map(move |way| (image.clone(), way))
             });
-            let Some((image, way)) = ways.skip(attempt).take(1).last() else {
+            let Some((image, way)) = ways.nth(attempt) else {
                 return Ok(None);
             };
-            let source = self.open(&image).await?;
+            let source = self.context.open(&image).await?;
             let blob = match way {
                 Way::Blob(blob) => blob,
                 Way::ByDigest(digest) => self.find(&source, Some(&digest), wanted).await?,
@@ -158,7 +168,7 @@ impl HealSource for ImageLayers {
             let (Some(blob), Some((image, _digest))) = (blob, images.first()) else {
                 return Ok(None);
             };
-            let source = self.open(image).await?;
+            let source = self.context.open(image).await?;
             let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
             let source = source.ranges(blob, meter).await?;
             Ok(Some(BlobParts::new(blob.clone(), source)))
@@ -178,22 +188,5 @@ impl HealSource for ImageLayers {
             failed.map_or(Ok(None), Err)
         }
         .boxed()
-    }
-}
-
-impl ImageLayers {
-    /// A manifest, or else a config, with the digest.
-    async fn document_of(&self, image: &ImageRef, wanted: &WantedDocument) -> Result<Bytes> {
-        let source = self.open(image).await?;
-        let manifest = source.manifest(&wanted.digest).await;
-        let error = match manifest {
-            Ok(fetched) => return Ok(fetched.bytes),
-            Err(error) => error,
-        };
-        let Some(size) = wanted.size else {
-            return Err(error);
-        };
-        let blob = Descriptor::new("", wanted.digest.clone(), size);
-        source.small(&blob).await
     }
 }

@@ -75,11 +75,7 @@ impl Entry {
 
 impl Index {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_value(image_types::read_index(bytes)?).map_err(|error| {
-            ErrorKind::InvalidInput
-                .err("the index cannot be read")
-                .with_source(error)
-        })
+        image_types::read_index(bytes)
     }
 
     /// The entry for the platform that fits best, and behind those one that does not say what it is for; of equals one

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::index::Index;
 use crate::digest::Digest;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::store::image_config::read_time;
 use crate::store::image_manifest::ImageManifest;
 use crate::store::image_types::{self, DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
@@ -66,11 +66,7 @@ impl Config {
             #[serde(default)]
             diff_ids: Vec<Digest>,
         }
-        let raw: Raw = serde_json::from_value(image_types::read_config(bytes)?).map_err(|error| {
-            ErrorKind::InvalidInput
-                .err("the image's config cannot be read")
-                .with_source(error)
-        })?;
+        let raw: Raw = image_types::read_config(bytes)?;
         Ok(Self {
             created: read_time(raw.created.as_deref())?,
             diff_ids: raw.rootfs.diff_ids,
@@ -94,6 +90,7 @@ pub(crate) fn repeated<'a>(diff_ids: impl IntoIterator<Item = &'a Digest>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::store::image_types::{DOCKER_CONFIG, OCI_CONFIG};
 
     fn digest(text: &str) -> Digest {

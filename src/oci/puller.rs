@@ -15,7 +15,6 @@ use super::options::PullOptions;
 use super::partial::Partials;
 use super::progress::ImageState;
 use super::reference::{self, ImageRef};
-use super::source::ImageSource;
 use super::wanted::WantedLayer;
 use crate::bridge;
 use crate::chunked::BlobSource;
@@ -148,10 +147,7 @@ impl Puller {
     /// # Cancellation
     /// Nothing remains.
     pub async fn blob_source(&self, image: &ImageRef, blob: &Descriptor) -> Result<Arc<dyn BlobSource>> {
-        let PullContext {
-            store, registries, ..
-        } = &*self.context;
-        let source = ImageSource::open(image, registries, store).await?;
+        let source = self.context.open(image).await?;
         let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
         source.ranges(blob, meter).await
     }
@@ -183,13 +179,8 @@ impl Puller {
     }
 
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
-        let PullContext {
-            store,
-            options,
-            registries,
-            ..
-        } = &*self.context;
-        let source = ImageSource::open(image, registries, store).await?;
+        let PullContext { store, options, .. } = &*self.context;
+        let source = self.context.open(image).await?;
         let (top, instance, manifest) = self.context.resolve(&source).await?;
         // Before anything is transferred: a name that cannot be given is found out now.
         let names = match names {

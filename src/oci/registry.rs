@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, RANGE};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::manifest::{Fetched, MANIFEST_TYPES};
 use super::repository::Repository;
@@ -102,12 +102,7 @@ impl Repository {
             // Queries may hold signatures.
             let what = format!("fetching a layer from {host}{}", url.path());
             let attempt = || async {
-                let request = http.get(url.clone());
-                let request = match offset {
-                    Some(offset) => request.header(RANGE, format!("bytes={offset}-")),
-                    None => request,
-                };
-                let sent = request.send().await;
+                let sent = from_offset(http.get(url.clone()), offset).send().await;
                 let response = sent.map_err(|error| Failure::of_connection(&what, error.without_url()))?;
                 match response.status().is_success() {
                     true => Ok(response),
@@ -137,10 +132,7 @@ impl Repository {
             if let Some(types) = accept {
                 request = request.header(ACCEPT, types);
             }
-            match offset {
-                Some(offset) => request.header(RANGE, format!("bytes={offset}-")),
-                None => request,
-            }
+            from_offset(request, offset)
         };
         let statuses = match offset {
             Some(_) => &[StatusCode::RANGE_NOT_SATISFIABLE][..],
@@ -151,6 +143,14 @@ impl Repository {
             return self.attempt(&url, || request(None), &[], what).await;
         }
         Ok(response)
+    }
+}
+
+/// A request for what is from this offset on.
+fn from_offset(request: RequestBuilder, offset: Option<u64>) -> RequestBuilder {
+    match offset {
+        Some(offset) => request.header(RANGE, format!("bytes={offset}-")),
+        None => request,
     }
 }
 

@@ -156,11 +156,6 @@ impl Repository {
         })
     }
 
-    /// `/v2/` of the registry.
-    pub(crate) fn root(&self) -> Result<Url> {
-        self.url("/v2/")
-    }
-
     /// Where an answer of this repository to a request for `from` sends the client. Credentials must not leave TLS on the
     /// way.
     pub(crate) fn location(&self, from: &Url, text: &str) -> Result<Url> {
@@ -323,7 +318,7 @@ impl Repository {
         if std::mem::replace(&mut session.is_base_known, true) {
             return;
         }
-        let Ok(url) = self.root() else { return };
+        let Ok(url) = self.url("/v2/") else { return };
         match self.http.get(url).send().await {
             Ok(response) if response.status() == StatusCode::UNAUTHORIZED && self.is_own(response.url()) => {
                 session.challenges = challenge::challenges(response.headers());

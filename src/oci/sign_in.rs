@@ -54,25 +54,20 @@ impl Authorization {
 /// repository under another name, as caches do, name that one.
 fn scopes(own: &[String], challenge: &Challenge) -> Vec<String> {
     let mut scopes = own.to_vec();
-    let split = |scope: &str| {
-        let (resource, actions) = scope.rsplit_once(':')?;
-        Some((resource.to_owned(), actions.to_owned()))
-    };
-    let actions = own
+    let known: Vec<(&str, &str)> = own.iter().filter_map(|scope| scope.rsplit_once(':')).collect();
+    let mine: Vec<&str> = known
         .first()
-        .and_then(|scope| split(scope))
-        .map(|(_, actions)| actions);
-    let mine: Vec<&str> = actions.as_deref().unwrap_or_default().split(',').collect();
-    let known: Vec<String> = own.iter().filter_map(|scope| Some(split(scope)?.0)).collect();
+        .map_or_else(Vec::new, |(_, actions)| actions.split(',').collect());
     for scope in challenge.param("scope").unwrap_or_default().split_whitespace() {
-        let Some((resource, actions)) = split(scope) else {
+        let Some((resource, actions)) = scope.rsplit_once(':') else {
             continue;
         };
         let wanted: Vec<&str> = actions
             .split(',')
             .filter(|action| mine.contains(action))
             .collect();
-        if resource.starts_with("repository:") && !wanted.is_empty() && !known.contains(&resource) {
+        let is_known = known.iter().any(|(known, _)| *known == resource);
+        if resource.starts_with("repository:") && !wanted.is_empty() && !is_known {
             scopes.push(format!("{resource}:{}", wanted.join(",")));
         }
     }

@@ -106,8 +106,7 @@ impl Repository {
 
     async fn try_mount(&self, digest: &Digest, from: &str, what: &str) -> Result<bool, Failure> {
         // Registries that do not mount it begin an upload instead, so they are asked first whether they have it.
-        let there = self.root()?.join(&format!("{from}/blobs/{digest}"));
-        let there = there.map_err(|error| ErrorKind::InvalidInput.err(what.to_owned()).with_source(error))?;
+        let there = self.url(&format!("/v2/{from}/blobs/{digest}"))?;
         if !self.ask_for(&there, what).await? {
             return Ok(false);
         }

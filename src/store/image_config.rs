@@ -311,11 +311,7 @@ impl ImageConfig {
 
     /// Reads a config.
     pub(crate) fn parse(bytes: Bytes, digest: Digest) -> Result<Self> {
-        let raw: Raw = serde_json::from_value(image_types::read_config(&bytes)?).map_err(|error| {
-            ErrorKind::InvalidInput
-                .err("the image's config cannot be read")
-                .with_source(error)
-        })?;
+        let raw: Raw = image_types::read_config(&bytes)?;
         let step = |raw: RawHistory| -> Result<History> {
             Ok(History {
                 created: read_time(raw.created.as_deref())?,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
@@ -103,12 +103,6 @@ struct New<'a> {
     annotations: &'a BTreeMap<&'static str, String>,
 }
 
-fn unreadable(error: serde_json::Error) -> crate::error::Error {
-    ErrorKind::InvalidInput
-        .err("the image's manifest cannot be read")
-        .with_source(error)
-}
-
 fn unwritable(error: serde_json::Error) -> crate::error::Error {
     ErrorKind::InvalidInput
         .err("writing an image manifest")
@@ -122,7 +116,7 @@ impl ImageManifest {
         if kind.is_index() {
             return Err(ErrorKind::NotSupported.err("a list of images where an image manifest is expected"));
         }
-        let raw: Raw = serde_json::from_value(image_types::read_manifest(&bytes)?).map_err(unreadable)?;
+        let raw: Raw = image_types::read_manifest(&bytes)?;
         if raw.layers.len() > MAX_LAYERS {
             return Err(ErrorKind::InvalidInput.err(format!("an image with {} layers", raw.layers.len())));
         }
@@ -217,10 +211,7 @@ impl ImageManifest {
         if all_same && types.is_none() {
             return Ok(self);
         }
-        let mut document = image_types::read_manifest(&self.bytes)?;
-        let document = document
-            .as_object_mut()
-            .ok_or_else(|| ErrorKind::InvalidInput.err("the image's manifest is no object"))?;
+        let mut document: Map<String, Value> = image_types::read_manifest(&self.bytes)?;
         let listed = document.get_mut("layers").and_then(Value::as_array_mut);
         let mut listed = listed.map(std::mem::take).unwrap_or_default().into_iter();
         let mut entries = Vec::with_capacity(layers.len());
@@ -254,7 +245,7 @@ impl ImageManifest {
             }
         }
         document.insert("mediaType".into(), self.media_type.as_str().into());
-        self.bytes = crate::json::to_bytes(document).map_err(unwritable)?.into();
+        self.bytes = crate::json::to_bytes(&document).map_err(unwritable)?.into();
         self.digest = Digest::sha256(&self.bytes);
         self.layers = kept;
         Ok(self)

@@ -14,6 +14,7 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
@@ -86,7 +87,7 @@ pub(crate) async fn known_config(store: &Store, digest: &Digest) -> Result<Optio
 /// # Errors
 /// [`ErrorKind::InvalidInput`] and [`ErrorKind::NotSupported`] for an image that image programs cannot read.
 pub(crate) async fn write(store: &Store, new: NewImage) -> Result<Image> {
-    image_types::read_config(&new.config.1)?;
+    image_types::read_config::<IgnoredAny>(&new.config.1)?;
     ImageManifest::parse(new.instance.1.clone())?.check_readable()?;
     let items = new.items();
     let known = match existing(store, &new.id).await? {

@@ -4,10 +4,11 @@
 //! for all of them, so it must not get into a store. They decode the config of an image twice, by OCI's specification
 //! and as Docker's own, and so does this: every field has to fit both.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{ErrorKind, Result};
-use crate::store::typed_json::{Shape, decode};
+use crate::store::typed_json::{Shape, decode, typed};
 
 /// Media type of an OCI image manifest.
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -191,8 +192,9 @@ impl Kind {
 }
 
 /// Reads an image config.
-pub(crate) fn read_config(bytes: &[u8]) -> Result<Value> {
-    let mut config = decode(bytes, &CONFIG, "the image's config")?;
+pub(crate) fn read_config<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let what = "the image's config";
+    let mut config = decode(bytes, &CONFIG, what)?;
     if let Some(root_fs) = config.get_mut("rootfs").and_then(Value::as_object_mut) {
         let diff_ids = root_fs.get("diff_ids").and_then(Value::as_array);
         // Some programs write empty ones, which say no more than none.
@@ -200,18 +202,20 @@ pub(crate) fn read_config(bytes: &[u8]) -> Result<Value> {
             root_fs.remove("diff_ids");
         }
     }
-    Ok(config)
+    typed(config, what)
 }
 
 /// Reads an image manifest.
-pub(crate) fn read_manifest(bytes: &[u8]) -> Result<Value> {
-    decode(bytes, &MANIFEST, "the image's manifest")
+pub(crate) fn read_manifest<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let what = "the image's manifest";
+    typed(decode(bytes, &MANIFEST, what)?, what)
 }
 
 /// Reads an index of images.
 #[cfg(feature = "pull")]
-pub(crate) fn read_index(bytes: &[u8]) -> Result<Value> {
-    decode(bytes, &INDEX, "the index")
+pub(crate) fn read_index<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let what = "the index";
+    typed(decode(bytes, &INDEX, what)?, what)
 }
 
 /// What a document is for programs that know nothing but its bytes, as those that find it in a store. What a registry says

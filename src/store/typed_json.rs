@@ -13,10 +13,10 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize as _;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::time::Time;
 
 /// A type of Go.
@@ -74,11 +74,7 @@ impl Shape {
 /// Reads a document of this shape. In the result the known fields have their exact names, and those that are `null` are
 /// left out.
 pub(crate) fn decode(bytes: &[u8], shape: &'static Shape, what: &str) -> Result<Value> {
-    let failed = |error: serde_json::Error| {
-        ErrorKind::InvalidInput
-            .err(format!("{what} cannot be read"))
-            .with_source(error)
-    };
+    let failed = |error| unreadable(what, error);
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed {
         shape,
@@ -90,6 +86,17 @@ pub(crate) fn decode(bytes: &[u8], shape: &'static Shape, what: &str) -> Result<
         Value::Null => shape.zero(),
         value => value,
     })
+}
+
+/// A document that was decoded, as a type.
+pub(crate) fn typed<T: DeserializeOwned>(document: Value, what: &str) -> Result<T> {
+    serde_json::from_value(document).map_err(|error| unreadable(what, error))
+}
+
+fn unreadable(what: &str, error: serde_json::Error) -> Error {
+    ErrorKind::InvalidInput
+        .err(format!("{what} cannot be read"))
+        .with_source(error)
 }
 
 /// Where in the document a value is.
