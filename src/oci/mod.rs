@@ -19,7 +19,9 @@
 //! * **Each layer once.** A layer that the store has is not fetched. One that another task or process is fetching is
 //!   waited for; if that fails or dies, the next one takes over.
 //! * **Streams.** A blob is unpacked while it is downloaded and is not written to disk itself. The layers of an image
-//!   are unpacked concurrently and become visible from the bottom up.
+//!   are unpacked concurrently and become visible from the bottom up. Archives that are compressed as a whole, and
+//!   compressed layers of `docker-archive:`, are decompressed into a temporary file first; and the layers of an image whose
+//!   config does not name their diff IDs are transferred twice if the store does not have them.
 //! * **In part.** Where the store's options ask for it
 //!   ([`enable_partial_images`](crate::PartialPullOptions::enable_partial_images)), of a layer with a table of contents only
 //!   the files are fetched that no layer of the store has. What comes out is the same, digests verified included. If that

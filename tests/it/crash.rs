@@ -7,7 +7,7 @@ use std::time::Instant;
 use graphroot::{LayerOptions, Store};
 
 use crate::support::debian::{self, Form};
-use crate::support::manifest::{Manifest, assert_same, manifest};
+use crate::support::manifest::{Manifest, assert_same, layer_manifest};
 use crate::support::needs;
 use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
@@ -47,16 +47,9 @@ async fn check(root: &TestRoot, expected: &Manifest, moment: &str) -> bool {
     complete
 }
 
-/// What a layer has; the time of its root is that of its making.
-fn files(mounted: &Path) -> Manifest {
-    let mut files = manifest(mounted);
-    files.get_mut(Path::new("")).unwrap().mtime = (0, 0);
-    files
-}
-
 async fn assert_complete(store: &Store, expected: &Manifest, moment: &str) {
     let mounted = store.mount(VICTIM, Default::default()).await.unwrap();
-    assert_same(moment, &files(&mounted), "the whole layer", expected);
+    assert_same(moment, &layer_manifest(&mounted), "the whole layer", expected);
     assert_eq!(store.unmount(VICTIM).await.unwrap(), 0);
     let layer = store.layer(VICTIM).await.unwrap();
     assert!(layer.uncompressed_digest().is_some(), "{moment}");
@@ -88,7 +81,7 @@ async fn prepare(root: &TestRoot, file: &Path) -> Manifest {
     put_file(&store, None, LayerOptions::default().id(VICTIM), file)
         .await
         .unwrap();
-    let files = files(&store.mount(VICTIM, Default::default()).await.unwrap());
+    let files = layer_manifest(&store.mount(VICTIM, Default::default()).await.unwrap());
     store.unmount(VICTIM).await.unwrap();
     store.delete_layer(VICTIM).await.unwrap();
     files

@@ -7,24 +7,16 @@ use std::path::{Path, PathBuf};
 use graphroot::{CheckOptions, HealOptions, ImageBuilder, Store, StoreOptions, Stray, StrayKind};
 
 use crate::crash::{CALLS, killed_at};
-use crate::support::manifest::{Manifest, assert_same, manifest};
+use crate::support::manifest::{Manifest, assert_same, layer_manifest};
 use crate::support::needs;
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::tar::Tar;
-use crate::support::worker::{store_location, tell};
+use crate::support::worker::{run_traced, store_location, tell};
 
-/// In the worker: heals the store of what the one below `source` has. What blocks is done on one thread: the tracer counts
-/// the calls of each thread for themselves.
+/// In the worker: heals the store of what the one below `source` has.
 pub(crate) fn work(source: &str) {
-    std::thread::scope(|scope| {
-        let work = || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
-            runtime.block_on(heal_of(source));
-        };
-        scope.spawn(work).join().unwrap();
-    });
+    run_traced(|| heal_of(source));
 }
 
 async fn heal_of(source: &str) {
@@ -82,9 +74,7 @@ fn tree(root: &TestRoot, id: &str) -> PathBuf {
 }
 
 fn files(root: &TestRoot, id: &str) -> Manifest {
-    let mut files = manifest(&tree(root, id));
-    files.get_mut(Path::new("")).unwrap().mtime = (0, 0);
-    files
+    layer_manifest(&tree(root, id))
 }
 
 impl Case {

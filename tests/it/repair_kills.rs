@@ -17,20 +17,13 @@ use crate::support::needs;
 use crate::support::oci::OciImage;
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::{TestRoot, mounts_below};
-use crate::support::store::put_bytes;
+use crate::support::store::{assert_clean, put_bytes};
 use crate::support::tar::Tar;
-use crate::support::worker::{store_location, tell};
+use crate::support::worker::{run_traced, store_location, tell};
 
-/// In the worker: does the work. What blocks is done on one thread: the tracer counts the calls of each thread for themselves.
+/// In the worker: does the work.
 pub(crate) fn work(what: &str) {
-    std::thread::scope(|scope| {
-        let work = || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
-            runtime.block_on(do_work(what));
-        };
-        scope.spawn(work).join().unwrap();
-    });
+    run_traced(|| do_work(what));
 }
 
 async fn do_work(what: &str) {
@@ -70,16 +63,8 @@ async fn fill(store: &Store) {
     let base = put("1", None, file("base")).await;
     let top = put("2", Some(base.id()), file("top")).await;
     let other = put("3", Some(base.id()), file("other")).await;
-    let image = OciImage::new(&[base.clone(), top.clone()]);
-    store
-        .create_image(Some(top.id()), image.options("one"))
-        .await
-        .unwrap();
-    let image = OciImage::new(&[base, other.clone()]);
-    store
-        .create_image(Some(other.id()), image.options("two"))
-        .await
-        .unwrap();
+    OciImage::create_of(store, &[base.clone(), top], "one").await;
+    OciImage::create_of(store, &[base, other], "two").await;
     let container = ContainerOptions::default()
         .id("c".repeat(64))
         .name("box")
@@ -133,38 +118,23 @@ fn copy(from: &Path, to: &Path) {
     Command::new("cp").arg("-a").arg(from).arg(to).run();
 }
 
+fn values(items: graphroot::Result<Vec<impl serde::Serialize>>) -> Vec<Value> {
+    let items = items.unwrap();
+    items
+        .iter()
+        .map(|item| serde_json::to_value(item).unwrap())
+        .collect()
+}
+
 /// All that a store is in the end.
 async fn end_of(root: &TestRoot) -> Vec<Value> {
     let store = root.open().await;
     // Files in the making.
     store.garbage_collect().await.unwrap();
-    let report = store.check(CheckOptions::everything()).await.unwrap();
-    assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
-    let mut found = Vec::new();
-    found.extend(
-        store
-            .layers()
-            .await
-            .unwrap()
-            .iter()
-            .map(|layer| serde_json::to_value(layer).unwrap()),
-    );
-    found.extend(
-        store
-            .images()
-            .await
-            .unwrap()
-            .iter()
-            .map(|image| serde_json::to_value(image).unwrap()),
-    );
-    found.extend(
-        store
-            .containers()
-            .await
-            .unwrap()
-            .iter()
-            .map(|container| serde_json::to_value(container).unwrap()),
-    );
+    assert_clean(&store, "the end").await;
+    let mut found = values(store.layers().await);
+    found.extend(values(store.images().await));
+    found.extend(values(store.containers().await));
     found.push(root.layer_directories().into_iter().collect());
     found.push(root.temporary_files().into());
     let mut kept: BTreeMap<String, u32> = BTreeMap::new();
@@ -463,11 +433,7 @@ async fn what_cannot_be_removed_is_left_behind() {
             rustix::mount::unmount(mount, rustix::mount::UnmountFlags::empty()).unwrap();
         }
         again.garbage_collect().await.unwrap();
-        let report = again.check(CheckOptions::everything()).await.unwrap();
-        assert!(
-            report.is_clean() && report.strays.is_empty(),
-            "{what}: {report:#?}"
-        );
+        assert_clean(&again, &what).await;
         again.free();
     }
 }

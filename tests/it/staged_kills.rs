@@ -19,7 +19,7 @@ use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::{exported, layer_ids, names_in, put_bytes};
 use crate::support::tar::Tar;
-use crate::support::worker::{store_location, tell};
+use crate::support::worker::{run_traced, store_location, tell};
 
 /// The layer that is being made, or gets other content.
 const VICTIM: &str = "victim";
@@ -65,17 +65,9 @@ async fn apply(store: &Store, staged: StagedLayer) {
     store.apply_staged_layer(None, options, staged).await.unwrap();
 }
 
-/// In the worker: prepares content, of the blob in `dir` or of one file, and applies it or not. What blocks is done on one
-/// thread: the tracer counts the calls of each thread for themselves.
+/// In the worker: prepares content, of the blob in `dir` or of one file, and applies it or not.
 pub(crate) fn work(what: &str, dir: &str) {
-    std::thread::scope(|scope| {
-        let work = || {
-            let mut runtime = tokio::runtime::Builder::new_current_thread();
-            let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
-            runtime.block_on(prepare(what, dir));
-        };
-        scope.spawn(work).join().unwrap();
-    });
+    run_traced(|| prepare(what, dir));
 }
 
 /// The options of a store in which that is done.

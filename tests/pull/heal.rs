@@ -1,17 +1,18 @@
 //! Damaged layers are made anew of what registries, layouts and archives have.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use graphroot::oci::{ImageLayers, ImageRef, PullOptions, Puller, PushOptions, RegistryOptions, push};
-use graphroot::{CheckOptions, HealOptions, HealReport, HealedHow, NotHealed, Store};
+use graphroot::{HealOptions, HealReport, HealedHow, NotHealed, Store};
 
 use crate::chunked::{image, push_chunked};
 use crate::fake_registry::{FakeRegistry, Fault, Image};
 use crate::in_parts::open;
-use crate::support::manifest::{Manifest, assert_same, manifest};
+use crate::support::manifest::{Manifest, assert_same, layer_manifest};
 use crate::support::needs;
 use crate::support::root::TestRoot;
+use crate::support::store::assert_clean;
 use crate::support::tar::Tar;
 use crate::text::text;
 
@@ -47,9 +48,7 @@ fn tree(root: &TestRoot, id: &str) -> PathBuf {
 }
 
 fn files(root: &TestRoot, id: &str) -> Manifest {
-    let mut files = manifest(&tree(root, id));
-    files.get_mut(Path::new("")).unwrap().mtime = (0, 0);
-    files
+    layer_manifest(&tree(root, id))
 }
 
 impl Pulled {
@@ -72,6 +71,14 @@ impl Pulled {
         }
     }
 
+    /// Pushes the image, as it is now.
+    async fn push(&self, place: &str) -> ImageRef {
+        let to: ImageRef = place.parse().unwrap();
+        let options = PushOptions::default();
+        push(&self.store, self.image.id(), &to, options).await.unwrap();
+        to
+    }
+
     fn damage(&self, index: usize) {
         let tree = tree(&self.root, &self.ids[index]);
         std::fs::write(tree.join("changed"), "x").unwrap();
@@ -89,24 +96,26 @@ impl Pulled {
         for (id, tree) in self.ids.iter().zip(&self.trees) {
             assert_same("before", tree, moment, &files(&self.root, id));
         }
-        let report = self.store.check(CheckOptions::everything()).await.unwrap();
-        assert!(
-            report.is_clean() && report.strays.is_empty(),
-            "{moment}: {report:#?}"
-        );
+        assert_clean(&self.store, moment).await;
         let layers = self.store.image_layers(self.image.id()).await.unwrap();
         let ids: Vec<&str> = layers.iter().map(graphroot::Layer::id).collect();
         assert_eq!(ids, self.ids, "{moment}");
     }
 }
 
+/// A registry with the image, and a store that has pulled it.
+async fn pulled() -> (FakeRegistry, Image, Pulled) {
+    let fake = FakeRegistry::start();
+    let image = add(&fake);
+    let pulled = Pulled::new(&image).await;
+    (fake, image, pulled)
+}
+
 /// The name of the image says where it came from; only what is damaged is transferred.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_come_from_the_registry_of_the_name() {
     needs!();
-    let fake = FakeRegistry::start();
-    let image = add(&fake);
-    let pulled = Pulled::new(&image).await;
+    let (fake, image, pulled) = pulled().await;
     let before: Vec<usize> = image
         .layers
         .iter()
@@ -135,9 +144,7 @@ async fn layers_come_from_the_registry_of_the_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_lies_changes_nothing() {
     needs!();
-    let fake = FakeRegistry::start();
-    let image = add(&fake);
-    let pulled = Pulled::new(&image).await;
+    let (fake, image, pulled) = pulled().await;
     pulled.damage(1);
     let before = files(&pulled.root, &pulled.ids[1]);
     for fault in [
@@ -174,9 +181,7 @@ async fn a_registry_that_lies_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_comes_from_layouts_and_archives() {
     needs!();
-    let fake = FakeRegistry::start();
-    let image = add(&fake);
-    let pulled = Pulled::new(&image).await;
+    let (_fake, _image, pulled) = pulled().await;
     let dir = pulled.root.path();
     let places = [
         format!("oci:{}:app", dir.join("layout").display()),
@@ -184,15 +189,7 @@ async fn everything_comes_from_layouts_and_archives() {
         format!("docker-archive:{}:localhost/app:1", dir.join("app.tar").display()),
     ];
     for place in places {
-        let reference: ImageRef = place.parse().unwrap();
-        push(
-            &pulled.store,
-            pulled.image.id(),
-            &reference,
-            PushOptions::default(),
-        )
-        .await
-        .unwrap();
+        let reference = pulled.push(&place).await;
         let layer = pulled.store.layer(&pulled.ids[1]).await.unwrap();
         pulled.store.delete(&pulled.ids[1]).await.unwrap();
         pulled.damage(0);
@@ -263,29 +260,18 @@ async fn parts_of_a_blob_are_enough() {
         "{requests:?}"
     );
     assert_same("before", &before, "afterwards", &files(&root, &layer));
-    let report = store.check(CheckOptions::everything()).await.unwrap();
-    assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
+    assert_clean(&store, "afterwards").await;
 }
 
 /// Without its manifest and config nobody knows an image's layers; they come first.
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_come_first() {
     needs!();
-    let fake = FakeRegistry::start();
-    let image = add(&fake);
-    let pulled = Pulled::new(&image).await;
+    let (_fake, _image, pulled) = pulled().await;
     let place = format!("oci:{}:app", pulled.root.path().join("layout").display());
-    let reference: ImageRef = place.parse().unwrap();
+    let reference = pulled.push(&place).await;
     // As they were pulled: the same manifest.
     let layout = pulled.root.path().join("layout/blobs/sha256");
-    push(
-        &pulled.store,
-        pulled.image.id(),
-        &reference,
-        PushOptions::default(),
-    )
-    .await
-    .unwrap();
     let documents = pulled.root.metadata_dir("images").join(pulled.image.id());
     let mut lost = 0;
     for entry in std::fs::read_dir(&documents).unwrap() {

@@ -1,6 +1,5 @@
 //! Pushes to registries that take uploads in every way that is found.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use graphroot::{Compression, Digest, ErrorKind, Store};
 
 use crate::fake_registry::layer;
 use crate::odd_registry::{OCI_MANIFEST, OddRegistry, Parts, Reply, good_config};
+use crate::signing_in::ending;
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::{each_set, needs};
@@ -21,18 +21,19 @@ fn image() -> Parts {
     )
 }
 
-/// A store with the image, and its ID.
-async fn pulled(root: &TestRoot) -> (Store, String) {
+/// A store with an image, and its ID.
+async fn pulled(root: &TestRoot, parts: &Parts) -> (Store, String) {
     let registry = OddRegistry::start(|_| None);
-    registry.add("from/here", &image());
+    registry.add("from/here", parts);
+    pulled_of(root, &registry, "from/here").await
+}
+
+/// A store with an image of a registry, and its ID.
+async fn pulled_of(root: &TestRoot, registry: &OddRegistry, name: &str) -> (Store, String) {
     let store = root.open().await;
     let puller = Puller::new(&store, PullOptions::default());
-    let pulled = puller
-        .pull(&registry.image("from/here").parse().unwrap())
-        .await
-        .unwrap();
-    let id = pulled.image.id().to_owned();
-    (store, id)
+    let pulled = puller.pull(&registry.image(name).parse().unwrap()).await;
+    (store, pulled.unwrap().image.id().to_owned())
 }
 
 async fn push_to(store: &Store, id: &str, registry: &OddRegistry) -> graphroot::Result<Pushed> {
@@ -55,7 +56,7 @@ async fn check(registry: &OddRegistry, id: &str, what: &str) {
 async fn uploads_go_where_the_registry_says() {
     needs!();
     let root = TestRoot::in_memory();
-    let (store, id) = pulled(&root).await;
+    let (store, id) = pulled(&root, &image()).await;
     // Answers to a POST: `Location`, and the ID of the session.
     for (what, location, upload_id, works) in [
         ("a path", Some("/v2/team/app/blobs/uploads/N"), None, true),
@@ -106,7 +107,7 @@ async fn uploads_go_where_the_registry_says() {
 async fn another_host_gets_the_blobs_but_no_credentials() {
     needs!();
     let root = TestRoot::in_memory();
-    let (store, id) = pulled(&root).await;
+    let (store, id) = pulled(&root, &image()).await;
     let storage = OddRegistry::start(|_| None);
     let (elsewhere, password) = (storage.address().to_owned(), "Basic dXNlcjpzZWNyZXQ=");
     let registry = OddRegistry::start(move |asked| {
@@ -140,7 +141,7 @@ async fn another_host_gets_the_blobs_but_no_credentials() {
 async fn any_success_counts_for_manifests_and_blobs() {
     needs!();
     let root = TestRoot::in_memory();
-    let (store, id) = pulled(&root).await;
+    let (store, id) = pulled(&root, &image()).await;
     for status in [200, 201, 202, 204] {
         let registry =
             OddRegistry::start(move |asked| asked.is("PUT", "/manifests/").then(|| Reply::new(status, "")));
@@ -179,7 +180,7 @@ const REFUSALS: [(&str, &str); 4] = [
 async fn a_refusal_is_final_at_once() {
     needs!();
     let root = TestRoot::in_memory();
-    let (store, id) = pulled(&root).await;
+    let (store, id) = pulled(&root, &image()).await;
     for (method, part) in REFUSALS {
         for status in [401, 403, 405] {
             let registry = refusing(method, part, status);
@@ -207,7 +208,7 @@ async fn a_refusal_is_final_at_once() {
 /// How many requests a refused push makes, ours and Skopeo's.
 async fn refusals_beside_skopeo(set: PeerSet) {
     let root = TestRoot::in_memory().of(set);
-    let (store, id) = pulled(&root).await;
+    let (store, id) = pulled(&root, &image()).await;
     let mut table = String::new();
     for (method, part) in REFUSALS {
         for status in [401, 403, 405] {
@@ -244,15 +245,7 @@ async fn blobs_go_in_pieces_where_they_must() {
     needs!();
     let root = TestRoot::in_memory();
     let large = Parts::new(OCI_MANIFEST, good_config(), &[layer("a", 33), layer("bb", 1)]);
-    let registry = OddRegistry::start(|_| None);
-    registry.add("from/here", &large);
-    let store = root.open().await;
-    let puller = Puller::new(&store, PullOptions::default());
-    let pulled = puller
-        .pull(&registry.image("from/here").parse().unwrap())
-        .await
-        .unwrap();
-    let id = pulled.image.id();
+    let (store, id) = pulled(&root, &large).await;
     for status in [405, 413, 501] {
         for least in ["", "20971520"] {
             let registry = OddRegistry::start(move |asked| {
@@ -268,8 +261,8 @@ async fn blobs_go_in_pieces_where_they_must() {
             });
             let options = PushOptions::default().compression(Compression::None).uploads(1);
             let to = registry.image("team/app").parse().unwrap();
-            push(&store, id, &to, options).await.unwrap();
-            check(&registry, id, "pieces").await;
+            push(&store, &id, &to, options).await.unwrap();
+            check(&registry, &id, "pieces").await;
             let asked = registry.asked();
             let pieces: Vec<_> = asked.iter().filter(|asked| asked.method == "PATCH").collect();
             let ranges: Vec<&str> = pieces.iter().map(|asked| asked.header("content-range")).collect();
@@ -303,14 +296,9 @@ async fn blobs_are_taken_over_from_another_repository() {
         });
         registry.add("team/base", &parts);
         let root = TestRoot::in_memory();
-        let store = root.open().await;
-        let puller = Puller::new(&store, PullOptions::default());
-        let pulled = puller
-            .pull(&registry.image("team/base").parse().unwrap())
-            .await
-            .unwrap();
+        let (store, id) = pulled_of(&root, &registry, "team/base").await;
         registry.take_log();
-        let pushed = push_to(&store, pulled.image.id(), &registry).await.unwrap();
+        let pushed = push_to(&store, &id, &registry).await.unwrap();
         let asked = registry.asked();
         let mounted: Vec<_> = asked
             .iter()
@@ -333,7 +321,7 @@ async fn blobs_are_taken_over_from_another_repository() {
             assert!(pushed.sent == 3 && mounted.len() <= 3);
             let cancelled = asked.iter().filter(|asked| asked.method == "DELETE").count();
             assert_eq!(cancelled, mounted.len());
-            check(&registry, pulled.image.id(), "sent").await;
+            check(&registry, &id, "sent").await;
         }
     }
 }
@@ -342,20 +330,9 @@ async fn blobs_are_taken_over_from_another_repository() {
 async fn a_token_ends_during_an_upload() {
     needs!();
     let root = TestRoot::in_memory();
-    let (store, id) = pulled(&root).await;
-    let given = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&given);
-    let registry = OddRegistry::start(move |asked| {
-        if asked.path.starts_with("/token") {
-            let number = counter.fetch_add(1, Ordering::Relaxed) + 1;
-            return Some(Reply::new(200, format!(r#"{{"token":"t{number}"}}"#)));
-        }
-        let token = asked.header("authorization");
-        // The first is good for beginnings only.
-        let ends = token == "Bearer t1" && asked.is("PUT", "/uploads/");
-        let realm = format!("Bearer realm=\"http://{}/token\"", asked.address);
-        (token.is_empty() || ends).then(|| Reply::new(401, "").challenge(realm))
-    });
+    let (store, id) = pulled(&root, &image()).await;
+    // The first is good for beginnings only.
+    let (registry, given) = ending(|asked, number| number == 1 && asked.is("PUT", "/uploads/"));
     push_to(&store, &id, &registry).await.unwrap();
     assert_eq!(given.load(Ordering::Relaxed), 2);
 }

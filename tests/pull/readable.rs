@@ -312,9 +312,6 @@ fn odd_manifests(registry: &OddRegistry) -> Vec<(String, OddManifest)> {
     add("no layers", &empty, OCI_MANIFEST, yes, &|manifest| {
         manifest["layers"] = json!(null);
     });
-    for blob in [&oci.config, &docker.config, &empty.config, &small_layer()] {
-        registry.add_blob("odd/manifest", blob);
-    }
     let named = |(number, odd): (usize, OddManifest)| {
         let name = format!("odd/manifest{number}");
         for blob in [&oci.config, &docker.config, &empty.config, &small_layer()] {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::fake_registry::{FakeRegistry, layer};
 use crate::library::{Library, SMALL_LAYERS};
 use crate::support::json;
-use crate::support::manifest::{self, manifest};
+use crate::support::manifest::{self, layer_manifest};
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::{each_set, needs};
@@ -82,10 +82,8 @@ pub(crate) fn assert_same_trees(ours: &TestRoot, theirs: &TestRoot) {
                 .join("overlay")
                 .join(row["id"].as_str().unwrap())
                 .join("diff");
-            let mut tree = manifest(&diff);
             // No entry of the layers is the root itself: it is as old as the pull.
-            tree.get_mut(Path::new("")).unwrap().mtime = (0, 0);
-            tree
+            layer_manifest(&diff)
         };
         manifest::assert_same("ours", &tree(ours), "theirs", &tree(theirs));
     }

@@ -50,6 +50,11 @@ fn has_token(asked: &Asked) -> bool {
 
 const TOKEN: &str = r#"{"token":"sesame"}"#;
 
+/// Gives a token for the right password, and refuses in this way who has none.
+fn by_token(answer: &'static str, refusal: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Script {
+    Box::new(move |asked| token(asked, answer).or_else(|| (!has_token(asked)).then(|| refusal(asked))))
+}
+
 fn ways() -> Vec<Way> {
     let mut ways = Vec::new();
     let mut add = |name, ours, skopeo, script: Script| {
@@ -66,17 +71,9 @@ fn ways() -> Vec<Way> {
             "hidden from strangers",
             known,
             true,
-            Box::new(move |asked| {
-                if let Some(reply) = token(asked, TOKEN) {
-                    return Some(reply);
-                }
-                if has_token(asked) {
-                    return None;
-                }
-                Some(match asked.path.as_str() {
-                    "/v2/" => refuse(401).challenge(bearer(asked)),
-                    _ => refuse(status),
-                })
+            by_token(TOKEN, move |asked| match asked.path.as_str() {
+                "/v2/" => refuse(401).challenge(bearer(asked)),
+                _ => refuse(status),
             }),
         );
     }
@@ -128,41 +125,29 @@ fn ways() -> Vec<Way> {
         "challenges at the base only",
         known,
         true,
-        Box::new(|asked| {
-            if let Some(reply) = token(asked, TOKEN) {
-                return Some(reply);
-            }
-            (!has_token(asked)).then(|| match asked.path.as_str() {
-                "/v2/" => refuse(401).challenge(bearer(asked)),
-                _ => refuse(401),
-            })
+        by_token(TOKEN, |asked| match asked.path.as_str() {
+            "/v2/" => refuse(401).challenge(bearer(asked)),
+            _ => refuse(401),
         }),
     );
     add(
         "several headers",
         known,
         true,
-        Box::new(|asked| {
-            if let Some(reply) = token(asked, TOKEN) {
-                return Some(reply);
-            }
-            let reply = refuse(401)
+        by_token(TOKEN, |asked| {
+            refuse(401)
                 .challenge("Negotiate YIIabc==")
                 .challenge("NTLM")
-                .challenge(bearer(asked));
-            (!has_token(asked)).then_some(reply)
+                .challenge(bearer(asked))
         }),
     );
     add(
         "several in one header",
         known,
         false,
-        Box::new(|asked| {
-            if let Some(reply) = token(asked, TOKEN) {
-                return Some(reply);
-            }
+        by_token(TOKEN, |asked| {
             let all = format!("Negotiate, Digest realm=\"a, b\", {}", bearer(asked));
-            (!has_token(asked)).then(|| refuse(401).challenge(all))
+            refuse(401).challenge(all)
         }),
     );
     add(
@@ -197,28 +182,23 @@ fn ways() -> Vec<Way> {
             answer,
             [is_token, false],
             is_token,
-            Box::new(move |asked| {
-                if let Some(reply) = token(asked, answer) {
-                    return Some(reply);
-                }
-                (!has_token(asked)).then(|| refuse(401).challenge(bearer(asked)))
-            }),
+            by_token(answer, |asked| refuse(401).challenge(bearer(asked))),
         );
     }
+    let other_name = by_token(TOKEN, |asked| {
+        let scope = "scope=\"repository:team/app:pull repository:own/name:pull\"";
+        refuse(401).challenge(format!("{},{scope}", bearer(asked)))
+    });
     add(
         "a repository under another name",
         known,
         false,
-        Box::new(|asked| {
+        Box::new(move |asked| {
             let scopes = asked.query.replace("%3A", ":").replace("%2F", "/");
             if asked.path.starts_with("/token") && !scopes.contains("scope=repository:own/name:pull") {
                 return Some(Reply::new(200, r#"{"token":"for another"}"#));
             }
-            if let Some(reply) = token(asked, TOKEN) {
-                return Some(reply);
-            }
-            let scope = "scope=\"repository:team/app:pull repository:own/name:pull\"";
-            (!has_token(asked)).then(|| refuse(401).challenge(format!("{},{scope}", bearer(asked))))
+            other_name(asked)
         }),
     );
     ways
@@ -368,7 +348,9 @@ async fn credential_helpers_are_run() {
 }
 
 /// Tokens that end: those that were given first are refused from then on.
-fn ending(ends: impl Fn(&Asked, usize) -> bool + Send + Sync + 'static) -> (OddRegistry, Arc<AtomicUsize>) {
+pub(crate) fn ending(
+    ends: impl Fn(&Asked, usize) -> bool + Send + Sync + 'static,
+) -> (OddRegistry, Arc<AtomicUsize>) {
     let given = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&given);
     let registry = OddRegistry::start(move |asked| {

@@ -40,16 +40,8 @@ async fn fill(store: &TestStore) {
     let middle = put(Some(&base), &[("etc/", ""), ("etc/b", "2")]).await;
     let top = put(Some(&middle), &[("c", "-> etc/b")]).await;
     let other = put(Some(&base), &[("d", "4")]).await;
-    let image = OciImage::new(&[base.clone(), middle, top.clone()]);
-    store
-        .create_image(Some(top.id()), image.options("image"))
-        .await
-        .unwrap();
-    let image = OciImage::new(&[base, other.clone()]);
-    store
-        .create_image(Some(other.id()), image.options("other"))
-        .await
-        .unwrap();
+    OciImage::create_of(store, &[base.clone(), middle, top], "image").await;
+    OciImage::create_of(store, &[base, other], "other").await;
     let options = ContainerOptions::default()
         .name("box")
         .big_data("state", "running");

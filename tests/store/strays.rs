@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use graphroot::{CheckOptions, ImageOptions, KeptReason, LayerOptions, RepairOptions, StrayKind};
+use graphroot::{ImageOptions, KeptReason, LayerOptions, RepairOptions, StrayKind};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::check::{check, fill};
-use crate::support::{Layout, tar};
+use crate::support::{Layout, assert_clean, tar};
 
 each_driver! {
     async fn what_killed_processes_leave_is_told_of(store) {
@@ -46,8 +46,7 @@ each_driver! {
         store.garbage_collect().await.unwrap();
         store.free();
         let again = store.reopen().await;
-        let report = again.check(CheckOptions::everything()).await.unwrap();
-        assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
+        assert_clean(&again, "afterwards").await;
     }
 
     /// What a writer is working in belongs to it.
@@ -59,8 +58,7 @@ each_driver! {
         let checks = async {
             writer.write_all(&content[..content.len() / 2]).await.unwrap();
             let again = store.reopen().await;
-            let report = again.check(CheckOptions::everything()).await.unwrap();
-            assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
+            assert_clean(&again, "while a layer is put").await;
             again.garbage_collect().await.unwrap();
             writer.write_all(&content[content.len() / 2..]).await.unwrap();
             drop(writer);
@@ -68,8 +66,7 @@ each_driver! {
         };
         let (put, ()) = tokio::join!(puts, checks);
         assert!(store.exists(put.layer.id()).await.unwrap());
-        let report = check(&store).await;
-        assert!(report.is_clean() && report.strays.is_empty(), "{report:#?}");
+        assert_clean(&store, "afterwards").await;
     }
 
     /// An image that was made again with the same ID and time since the check is not the one that was damaged.

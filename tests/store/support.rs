@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
-use graphroot::{Durability, Layer, LayerOptions, Result, Store, StoreOptions};
+use graphroot::{CheckOptions, Durability, Layer, LayerOptions, Result, Store, StoreOptions};
 use tokio::io::AsyncReadExt as _;
 
 /// A store that is unmounted and removed when the test ends, however it ends.
@@ -332,6 +332,15 @@ pub fn writable(mounted: PathBuf) -> PathBuf {
         std::fs::set_permissions(&mounted, mode).unwrap();
     }
     mounted
+}
+
+/// Asserts that nothing is wrong with a store, and that it has nothing that belongs to nobody.
+pub async fn assert_clean(store: &Store, moment: &str) {
+    let report = store.check(CheckOptions::everything()).await.unwrap();
+    assert!(
+        report.is_clean() && report.strays.is_empty(),
+        "{moment}: {report:#?}"
+    );
 }
 
 /// All bytes of a stream.

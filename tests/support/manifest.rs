@@ -36,6 +36,13 @@ pub(crate) struct Entry {
 /// The files of a tree by their path relative to it; the root is the empty path.
 pub(crate) type Manifest = BTreeMap<PathBuf, Entry>;
 
+/// Describes every file of a layer's tree, with content. The time of the root is left out: it is that of its making.
+pub(crate) fn layer_manifest(tree: &Path) -> Manifest {
+    let mut files = manifest(tree);
+    files.get_mut(Path::new("")).unwrap().mtime = (0, 0);
+    files
+}
+
 /// Describes every file below `root`, with content.
 pub(crate) fn manifest(root: &Path) -> Manifest {
     let mut found = Manifest::new();

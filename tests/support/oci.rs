@@ -75,11 +75,14 @@ impl OciImage {
 
     /// Creates an image of one layer, under `name`.
     pub(crate) async fn create(store: &Store, layer: &Layer, name: &str) -> Image {
-        let image = Self::new(std::slice::from_ref(layer));
-        store
-            .create_image(Some(layer.id()), image.options(name))
-            .await
-            .unwrap()
+        Self::create_of(store, std::slice::from_ref(layer), name).await
+    }
+
+    /// Creates an image of these layers, lowest first, under `name`.
+    pub(crate) async fn create_of(store: &Store, layers: &[Layer], name: &str) -> Image {
+        let top = layers.last().unwrap().id();
+        let options = Self::new(layers).options(name);
+        store.create_image(Some(top), options).await.unwrap()
     }
 
     /// Options to create the image with, under `name`.

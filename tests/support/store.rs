@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::path::Path;
 
-use graphroot::{DiffOptions, Digest, Layer, LayerOptions, Store, StoreOptions};
+use graphroot::{CheckOptions, DiffOptions, Digest, Layer, LayerOptions, Store, StoreOptions};
 use tokio::io::AsyncReadExt as _;
 
 use super::root::TestRoot;
@@ -118,6 +118,15 @@ pub(crate) async fn exported(store: &Store, layer: &str) -> (Digest, u64) {
     }
     let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     (format!("sha256:{hex}").parse().unwrap(), size)
+}
+
+/// Asserts that nothing is wrong with a store, and that it has nothing that belongs to nobody.
+pub(crate) async fn assert_clean(store: &Store, moment: &str) {
+    let report = store.check(CheckOptions::everything()).await.unwrap();
+    assert!(
+        report.is_clean() && report.strays.is_empty(),
+        "{moment}: {report:#?}"
+    );
 }
 
 /// The IDs of all layers.

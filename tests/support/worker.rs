@@ -193,6 +193,19 @@ pub(crate) fn store_location() -> (PathBuf, PathBuf, String) {
     (next().into(), next().into(), next())
 }
 
+/// In the worker: does what is traced. What blocks is done on one thread: the tracer counts the calls of each thread for
+/// themselves.
+pub(crate) fn run_traced<F: Future>(work: impl FnOnce() -> F + Send) {
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
+            runtime.block_on(work());
+        };
+        scope.spawn(work).join().unwrap();
+    });
+}
+
 /// In the worker: writes a line for the parent.
 pub(crate) fn tell(line: &str) {
     let mut out = std::io::stdout().lock();

@@ -181,9 +181,14 @@ impl Damaged {
         limited.words(line).output().unwrap().into()
     }
 
+    /// Where something of the store may be, by its name below the graph root.
+    fn places(&self, name: &str) -> [PathBuf; 3] {
+        ["graph", "images", "base"].map(|place| self.root.path().join(place).join(name))
+    }
+
     /// The directory in which something of the store is, by its name below the graph root.
     pub(crate) fn find(&self, name: &str) -> PathBuf {
-        let places = ["graph", "images", "base"].map(|place| self.root.path().join(place).join(name));
+        let places = self.places(name);
         let found = places.iter().find(|path| fs::symlink_metadata(path).is_ok());
         found.unwrap_or_else(|| panic!("{name} is nowhere")).clone()
     }
@@ -214,15 +219,14 @@ impl Damaged {
         self.find(&format!("{}-{kind}/{name}", self.root.driver()))
     }
 
+    /// Where the records of a kind may be.
+    fn record_files(&self, kind: &str) -> [PathBuf; 3] {
+        self.places(&format!("{}-{kind}/{kind}.json", self.root.driver()))
+    }
+
     /// Changes the row of an item in its file of records.
     pub(crate) fn edit(&self, kind: &str, id: &str, edit: impl FnOnce(&mut Value)) {
-        for place in ["graph", "images", "base"] {
-            let dir = self
-                .root
-                .path()
-                .join(place)
-                .join(format!("{}-{kind}", self.root.driver()));
-            let path = dir.join(format!("{kind}.json"));
+        for path in self.record_files(kind) {
             let Ok(text) = fs::read(&path) else { continue };
             let mut rows: Value = serde_json::from_slice(&text).unwrap();
             let mut all = rows.as_array_mut().unwrap().iter_mut();
@@ -265,15 +269,8 @@ impl Damaged {
             ("images", &["I3"]),
             ("containers", &["C3"]),
         ] {
-            for place in ["graph", "images", "base"] {
-                let dir = self
-                    .root
-                    .path()
-                    .join(place)
-                    .join(format!("{}-{kind}", self.root.driver()));
-                let Ok(text) = fs::read(dir.join(format!("{kind}.json"))) else {
-                    continue;
-                };
+            for path in self.record_files(kind) {
+                let Ok(text) = fs::read(path) else { continue };
                 let all: Value = serde_json::from_slice(&text).unwrap_or_default();
                 let all = all.as_array().cloned().unwrap_or_default();
                 rows.extend(
