@@ -170,6 +170,25 @@ mod tests {
         assert!(!acls || value(b"d", "system.posix_acl_access").unwrap() == acl);
     }
 
+    /// As in Go's copies. Links cannot have attributes of users.
+    #[test]
+    fn a_copied_link_has_its_attributes() {
+        const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let tmp = tempfile::tempdir().unwrap();
+        let (from, to) = (tmp.path().join("from"), tmp.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        std::os::unix::fs::symlink("nowhere", from.join("link")).unwrap();
+        let dir = at::open_dir(&from).unwrap();
+        if xattr::set_at(dir.as_fd(), b"link", b"security.capability", CAPABILITY).is_err() {
+            return crate::skip::skip("attributes of links need root");
+        }
+        copy(&from, &to);
+        let copied = at::open_dir(&to).unwrap();
+        let value = xattr::get_at(copied.as_fd(), b"link", "security.capability").unwrap();
+        assert_eq!(value.as_deref(), Some(CAPABILITY));
+    }
+
     #[test]
     fn depth_has_no_limit() {
         let tmp = tempfile::tempdir().unwrap();

@@ -281,11 +281,7 @@ impl<'a> Worker<'a> {
                 continue;
             };
             if let Some(value) = xattr::fget(from, text)? {
-                match xattr::fset(to, name, &value) {
-                    // The label that a new directory gets here is the one that others get.
-                    Err(Errno::PERM | Errno::ACCESS) if name == b"security.selinux" => {}
-                    set => self.allow(set)?,
-                }
+                self.attribute_set(name, xattr::fset(to, name, &value))?;
             }
         }
         if let Some(value) = self.kept(stat, owner) {
@@ -307,21 +303,17 @@ impl<'a> Worker<'a> {
                 AtFlags::SYMLINK_NOFOLLOW,
             ))?;
         }
-        // A link has none of the attributes that are copied, and no mode.
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            for attribute in xattr::list_at(source, name.to_bytes())? {
-                if !self.is_copied(attribute.as_bytes()) {
-                    continue;
-                }
-                if let Some(value) = xattr::get_at(source, name.to_bytes(), &attribute)? {
-                    self.allow(xattr::set_at(
-                        target,
-                        name.to_bytes(),
-                        attribute.as_bytes(),
-                        &value,
-                    ))?;
-                }
+        for attribute in xattr::list_at(source, name.to_bytes())? {
+            if !self.is_copied(attribute.as_bytes()) {
+                continue;
             }
+            if let Some(value) = xattr::get_at(source, name.to_bytes(), &attribute)? {
+                let set = xattr::set_at(target, name.to_bytes(), attribute.as_bytes(), &value);
+                self.attribute_set(attribute.as_bytes(), set)?;
+            }
+        }
+        // A link has no mode.
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             rustix::fs::chmodat(target, name, self.mode(stat), AtFlags::empty())?;
         }
         Ok(rustix::fs::utimensat(
@@ -335,6 +327,15 @@ impl<'a> Worker<'a> {
     fn is_copied(&self, name: &[u8]) -> bool {
         let kept_anew = self.rules.forced_mode.is_some() && name == OVERRIDE_STAT.as_bytes();
         self.rules.attributes.include(name) && !kept_anew
+    }
+
+    /// What comes of setting an attribute.
+    fn attribute_set(&self, name: &[u8], set: rustix::io::Result<()>) -> Result<()> {
+        match set {
+            // The label that a new file gets here is the one that others get.
+            Err(Errno::PERM | Errno::ACCESS) if name == b"security.selinux" => Ok(()),
+            set => self.allow(set),
+        }
     }
 
     fn mode(&self, stat: &Stat) -> Mode {

@@ -292,6 +292,17 @@ fn listed() -> Vec<(&'static str, Vec<Vec<TarEntry>>)> {
             ],
         ),
         (
+            "attributes-of-links",
+            vec![
+                vec![
+                    TarEntry::symlink("l", "nowhere").xattr("security.capability", CAPABILITY),
+                    TarEntry::symlink("m", "nowhere").xattr("trusted.x", "1"),
+                ],
+                vec![file("above")],
+                vec![file("above-that")],
+            ],
+        ),
+        (
             "sparse",
             vec![vec![
                 file("before"),
