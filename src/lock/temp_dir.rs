@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::staging_lock::{self, StagingLock};
-use crate::sys::{at, make_private_subdir, random, tree};
+use crate::sys::{at, list_dir_if_there, make_private_subdir, random, tree};
 
 const DIR_PREFIX: &str = "temp-dir-";
 const LOCK_PREFIX: &str = "lock-";
@@ -142,13 +142,8 @@ impl Drop for TempDir {
 /// others; the first failure is returned.
 pub(crate) fn recover(root: &Path) -> Result<()> {
     let mut suffixes = BTreeSet::new();
-    let entries = match std::fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).at("listing", root),
-    };
-    for entry in entries {
-        let name = entry.at("listing", root)?.file_name().into_vec();
+    for entry in list_dir_if_there(root)? {
+        let name = entry?.file_name().into_vec();
         let suffix = [DIR_PREFIX, LOCK_PREFIX]
             .iter()
             .find_map(|prefix| name.strip_prefix(prefix.as_bytes()));
@@ -172,14 +167,9 @@ pub(crate) fn recover(root: &Path) -> Result<()> {
 /// The directories that killed processes have left below `root`. Changes nothing; what is in
 /// use is not among them. Blocking.
 pub(crate) fn stale(root: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).at("listing", root),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let name = entry.at("listing", root)?.file_name().into_vec();
+    for entry in list_dir_if_there(root)? {
+        let name = entry?.file_name().into_vec();
         let Some(suffix) = name.strip_prefix(DIR_PREFIX.as_bytes()) else {
             continue;
         };

@@ -20,7 +20,7 @@ use fd_lock::RwLock;
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{Error, IoContext as _, Result};
-use crate::sys::make_private_subdir;
+use crate::sys::{list_dir_if_there, make_private_subdir};
 
 /// Bytes that are read or written in one step; a kill loses at most so many.
 const STEP: usize = 256 * 1024;
@@ -68,13 +68,9 @@ impl Partials {
 
     /// Removes all files that are not locked; returns how many bytes that frees.
     pub(crate) fn discard_all(&self) -> Result<u64> {
-        let entries = match std::fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            entries => entries.at("listing", &self.dir)?,
-        };
         let mut freed = 0;
-        for entry in entries {
-            let path = entry.at("listing", &self.dir)?.path();
+        for entry in list_dir_if_there(&self.dir)? {
+            let path = entry?.path();
             let Some((_lock, size)) = lock(&path)? else {
                 continue;
             };

@@ -32,7 +32,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record;
 use crate::sys::atomic::{self, AtomicFile};
-use crate::sys::make_private_subdir;
+use crate::sys::{list_dir_if_there, make_private_subdir};
 
 /// The prefix of the name of a file that waits to replace the file of an item.
 const WAITING: &str = ".new-";
@@ -171,13 +171,9 @@ pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
 
 /// The temporary and waiting files in an item's directory, as long as no one else is writing there.
 pub(crate) fn stale(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.at("listing", dir)?,
-    };
     let mut stale = Vec::new();
-    for entry in entries {
-        let name = entry.at("listing", dir)?.file_name();
+    for entry in list_dir_if_there(dir)? {
+        let name = entry?.file_name();
         if is_waiting(&name) || atomic::is_temporary(&name) {
             stale.push(dir.join(name));
         }

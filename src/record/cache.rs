@@ -15,7 +15,7 @@ use crate::record::row_files::RowFiles;
 use crate::record::table::Table;
 use crate::sys::atomic::Mtime;
 use crate::sys::name_sync::NameSync;
-use crate::sys::reserve;
+use crate::sys::{list_dir_if_there, reserve};
 
 /// One file of rows.
 #[derive(Clone, Debug)]
@@ -340,12 +340,8 @@ pub(crate) fn lost(file: &Path, evidence: &str) -> Error {
 
 /// The name of something in a directory of items that belongs to an item which is not `known`.
 pub(crate) fn unknown_item(dir: &Path, known: impl Fn(&str) -> bool) -> Result<Option<String>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.at("listing", dir)?,
-    };
-    for entry in entries {
-        let entry = entry.at("listing", dir)?;
+    for entry in list_dir_if_there(dir)? {
+        let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use crate::bridge;
 use crate::digest::Digest;
-use crate::error::{IoContext as _, Result};
+use crate::error::Result;
 use crate::lock::owners::{self, LockOwner};
 use crate::lock::record_lock::{ExclusiveLock, LockFile, LockMode, SharedLock};
 use crate::options::StoreOptions;
 use crate::store::Store;
+use crate::sys::list_dir_if_there;
 
 /// The lock files in the record directories, by the suffix of the directory's name.
 const RECORD_LOCKS: [(&str, &[&str]); 3] = [
@@ -122,12 +123,8 @@ impl Store {
             let mut paths = Vec::new();
             for root in roots {
                 paths.extend(["storage.lock", "userns.lock"].map(|name| root.join(name)));
-                let entries = match std::fs::read_dir(&root) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                    entries => entries.at("listing", &root)?,
-                };
-                for entry in entries {
-                    let dir = entry.at("listing", &root)?.path();
+                for entry in list_dir_if_there(&root)? {
+                    let dir = entry?.path();
                     let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                     for (suffix, files) in RECORD_LOCKS {
                         if name.ends_with(suffix) {

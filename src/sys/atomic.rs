@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Gid, Uid};
 use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::sys::{make_private_subdir, random, unnamed};
+use crate::sys::{list_dir_if_there, make_private_subdir, random, unnamed};
 
 /// The prefix of the names of temporary files.
 const PREFIX: &[u8] = b".tmp-";
@@ -291,14 +291,9 @@ pub(crate) fn stale(target: &Path) -> Result<Vec<PathBuf>> {
     let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
         return Ok(Vec::new());
     };
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).at("listing", dir),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let name = entry.at("listing", dir)?.file_name();
+    for entry in list_dir_if_there(dir)? {
+        let name = entry?.file_name();
         if is_temp_name(&name, base) {
             found.push(dir.join(name));
         }

@@ -8,6 +8,7 @@ mod clean_path;
 pub(crate) mod dedupe;
 mod heap;
 mod lease;
+mod list_dir;
 pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod mount_namespaces;
@@ -30,5 +31,6 @@ pub(crate) mod xattr;
 
 pub(crate) use clean_path::clean_path;
 pub use heap::return_memory_early;
+pub(crate) use list_dir::list_dir_if_there;
 pub(crate) use private_dir::{make_private_dir, make_private_subdir};
 pub(crate) use processors::processors;

@@ -19,7 +19,7 @@ use crate::driver::contract::EntryKind;
 use crate::driver::overlay::layout::{self, LINKS};
 use crate::driver::overlay::link_files::{exists, read_link_name, read_lower, read_lower_layers};
 use crate::error::{IoContext as _, Result};
-use crate::sys::at;
+use crate::sys::{at, list_dir_if_there};
 
 /// Index of an overlay directory, and the ID of a layer in it.
 pub(super) type Place = (usize, String);
@@ -240,13 +240,9 @@ impl Survey {
 impl SurveyedHome {
     fn read(dir: &Path) -> Result<Self> {
         let mut layers = BTreeMap::new();
-        let entries = match std::fs::read_dir(dir) {
-            // An additional store that has no layers of this driver.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            entries => Some(entries.at("listing", dir)?),
-        };
-        for entry in entries.into_iter().flatten() {
-            let entry = entry.at("listing", dir)?;
+        // An additional store may have no layers of this driver.
+        for entry in list_dir_if_there(dir)? {
+            let entry = entry?;
             let Ok(id) = entry.file_name().into_string() else {
                 continue;
             };
