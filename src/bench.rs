@@ -12,7 +12,7 @@ use crate::archive::apply::pipeline::{ApplyOptions, Content, Target, apply};
 use crate::archive::compress::blob_reader::BlobReader;
 use crate::archive::compress::decode::Decoder;
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
-use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::crc::Crc;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::archive::tar_split::replay::Replay;
 use crate::bridge::{CHUNK, Producer as _, Progress};

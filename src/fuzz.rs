@@ -8,7 +8,8 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
-use crate::archive::tar_split::format::{Crc, Entry as Line, TarSplitLines, TarSplitReader};
+use crate::archive::tar_split::crc::Crc;
+use crate::archive::tar_split::format::{Entry as Line, TarSplitLines, TarSplitReader};
 use crate::chunked::assemble::Plan;
 use crate::chunked::cache::{CacheFile, Key, ReadAt};
 use crate::chunked::{Bounds, MAX_MEMORY, parse};

@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::crc::Crc;
 
 /// Zeros of this length, from a multiple of it on, count as a hole, whether they are one or not.
 const BLOCK: usize = 4096;

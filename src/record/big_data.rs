@@ -32,7 +32,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record;
 use crate::sys::atomic::{self, AtomicFile};
-use crate::sys::{list_dir_if_there, make_private_subdir};
+use crate::sys::{list_dir_if_there, make_private_subdir, temporary_names};
 
 /// The prefix of the name of a file that waits to replace the file of an item.
 const WAITING: &str = ".new-";
@@ -174,7 +174,7 @@ pub(crate) fn stale(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut stale = Vec::new();
     for entry in list_dir_if_there(dir)? {
         let name = entry?.file_name();
-        if is_waiting(&name) || atomic::is_temporary(&name) {
+        if is_waiting(&name) || temporary_names::is_temporary(&name) {
             stale.push(dir.join(name));
         }
     }

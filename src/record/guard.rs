@@ -16,7 +16,7 @@ use crate::record::table::Table;
 use crate::record::undo::Savepoint;
 use crate::sys::atomic::{self, Mtime};
 use crate::sys::name_sync::{self, NameSync};
-use crate::sys::reserve;
+use crate::sys::{reserve, temporary_names};
 
 /// The rows as they are on disk. While it exists, no task or process can change them, unless it comes from
 /// [`Records::unlocked_snapshot`](super::Records::unlocked_snapshot).
@@ -361,7 +361,7 @@ impl<R: Record> WriteGuard<R> {
     pub(crate) fn remove_stale(&self) -> Result<usize> {
         let mut removed = 0;
         for location in &self.core.locations {
-            removed += atomic::remove_stale(&location.path)?;
+            removed += temporary_names::remove_stale(&location.path)?;
         }
         Ok(removed)
     }

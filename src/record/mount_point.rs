@@ -27,7 +27,7 @@ use crate::record::layer::LayerRow;
 use crate::record::row::row;
 use crate::record::slot::Order;
 use crate::record::table::Table;
-use crate::sys::{atomic, reserve};
+use crate::sys::{reserve, temporary_names};
 
 row! {
     /// An entry of `mountpoints.json`.
@@ -344,7 +344,7 @@ impl MountGuard {
 
     /// Removes stale temporary files, which killed writers have left: the lock excludes a living writer.
     pub(crate) fn remove_stale(&self) -> Result<()> {
-        atomic::remove_stale(&self.core.path).map(drop)
+        temporary_names::remove_stale(&self.core.path).map(drop)
     }
 }
 

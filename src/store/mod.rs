@@ -103,6 +103,7 @@ mod local_layers;
 mod open;
 mod roots;
 pub(crate) mod stage;
+mod top_layer;
 #[cfg(feature = "pull")]
 pub(crate) mod transfer_dirs;
 mod typed_json;

@@ -16,10 +16,10 @@ use crate::record::record_trait::Record as _;
 use crate::record::table::Table;
 use crate::store::Store;
 use crate::store::access::{Batch, Held, Needs, hit};
-use crate::store::containers::{TopLayer, mapped_top_layer};
 use crate::store::layer_steps::{Unmount, mount_layer, unmount_layer};
 use crate::store::layer_store::counts::Counts;
 use crate::store::layer_store::locked::LayerStore;
+use crate::store::top_layer::{TopLayer, mapped_top_layer};
 use crate::store::views::Container;
 
 /// The ID of a mounted layer, and where it is counted.

@@ -4,10 +4,8 @@
 //! [`remove_stale`] removes the stale temporary files of one target. Its caller must hold the lock that every writer of
 //! that target holds.
 
-use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,16 +15,8 @@ use rustix::fs::{FileType, Gid, Uid};
 use rustix::io::Errno;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
-use crate::sys::{list_dir_if_there, make_private_subdir, random, unnamed};
-
-/// The prefix of the names of temporary files.
-const PREFIX: &[u8] = b".tmp-";
-
-/// The longest name of a file on Linux.
-const NAME_MAX: usize = 255;
-
-/// Digits of the largest random suffix.
-const DIGITS: usize = 10;
+use crate::sys::temporary_names::temp_name;
+use crate::sys::{make_private_subdir, random, unnamed};
 
 /// Time of the last change to a file's content, to the nanosecond. Only ever compared for equality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,64 +276,10 @@ pub(crate) fn write_file_in_new_dir(target: &Path, content: &[u8], mode: u32, sy
     }
 }
 
-/// The temporary files that killed writers of `target` have left, as long as no other one is writing it.
-pub(crate) fn stale(target: &Path) -> Result<Vec<PathBuf>> {
-    let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
-        return Ok(Vec::new());
-    };
-    let mut found = Vec::new();
-    for entry in list_dir_if_there(dir)? {
-        let name = entry?.file_name();
-        if is_temp_name(&name, base) {
-            found.push(dir.join(name));
-        }
-    }
-    Ok(found)
-}
-
-/// Removes the temporary files that killed writers of `target` have left. Returns how many there were.
-pub(crate) fn remove_stale(target: &Path) -> Result<usize> {
-    let mut removed = 0;
-    for path in stale(target)? {
-        match std::fs::remove_file(&path) {
-            Ok(()) => removed += 1,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).at("removing", path),
-        }
-    }
-    Ok(removed)
-}
-
-/// Whether the name is that of a temporary file of any target.
-pub(crate) fn is_temporary(name: &OsStr) -> bool {
-    let bytes = name.as_bytes();
-    bytes.starts_with(PREFIX) && bytes.last().is_some_and(u8::is_ascii_digit)
-}
-
-/// The part of the temporary name after the prefix, cut if the whole would be too long for a file name.
-fn stem(base: &OsStr) -> &[u8] {
-    let bytes = base.as_bytes();
-    bytes.get(..NAME_MAX - PREFIX.len() - DIGITS).unwrap_or(bytes)
-}
-
-fn temp_name(base: &OsStr, random: u32) -> OsString {
-    let mut name = PREFIX.to_vec();
-    name.extend_from_slice(stem(base));
-    name.extend_from_slice(random.to_string().as_bytes());
-    OsString::from_vec(name)
-}
-
-fn is_temp_name(name: &OsStr, base: &OsStr) -> bool {
-    let digits = name
-        .as_bytes()
-        .strip_prefix(PREFIX)
-        .and_then(|rest| rest.strip_prefix(stem(base)));
-    digits.is_some_and(|digits| (1..=DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::temporary_names::NAME_MAX;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -487,28 +423,5 @@ mod tests {
         let path = tmp.path().join("n".repeat(NAME_MAX));
         write_file(&path, b"x", 0o600, false).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"x");
-    }
-
-    #[test]
-    fn stale_files_are_those_of_this_target() {
-        let tmp = tempfile::tempdir().unwrap();
-        let keep = [
-            ".tmp-layers.json",
-            ".tmp-layers.jsonx1",
-            ".tmp-layers.json12345678901",
-            "layers.json",
-            ".tmp-x1",
-        ];
-        for name in keep
-            .iter()
-            .chain(&[".tmp-layers.json1", ".tmp-layers.json4294967295"])
-        {
-            std::fs::write(tmp.path().join(name), "").unwrap();
-        }
-        assert_eq!(remove_stale(&tmp.path().join("layers.json")).unwrap(), 2);
-        let mut keep: Vec<_> = keep.iter().map(ToString::to_string).collect();
-        keep.sort();
-        assert_eq!(names(tmp.path()), keep);
-        assert_eq!(remove_stale(&tmp.path().join("missing/layers.json")).unwrap(), 0);
     }
 }

@@ -33,7 +33,7 @@ use crate::archive::apply::target::{Content, Inspect};
 use crate::archive::apply::tree::{During as _, Tree};
 use crate::archive::path::{MAX_PATH, clean, push, show, split};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
-use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::crc::Crc;
 use crate::archive::tar_split::recorder::TarSplitRecorder;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::Owner;

@@ -22,7 +22,8 @@ use crate::sys::at;
 
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
-use crate::archive::tar_split::format::{Crc, Entry, GzipTarSplitReader};
+use crate::archive::tar_split::crc::Crc;
+use crate::archive::tar_split::format::{Entry, GzipTarSplitReader};
 
 /// Bytes of the compressed tar-split file that are read at a time.
 const READ_SIZE: usize = 64 * 1024;

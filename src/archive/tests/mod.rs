@@ -28,7 +28,8 @@ use crate::archive::apply::pipeline::{Applied, ApplyOptions, Content, Target, ap
 use crate::archive::apply::settle::settle;
 use crate::archive::apply::shared_files::Sharing;
 use crate::archive::path::clean;
-use crate::archive::tar_split::format::{Crc, Entry, GzipTarSplitReader};
+use crate::archive::tar_split::crc::Crc;
+use crate::archive::tar_split::format::{Entry, GzipTarSplitReader};
 use crate::error::Result;
 use crate::idmap::IdMappings;
 use crate::skip::{have, root_or_skip};

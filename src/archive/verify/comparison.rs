@@ -14,7 +14,7 @@ use crate::archive::apply::metadata::kind;
 use crate::archive::apply::settle::literal_dir;
 use crate::archive::diff::walk::{TreeWalk, absolute};
 use crate::archive::path::split;
-use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::crc::Crc;
 use crate::archive::verify::difference::{AttributeChange, Difference, DifferenceKind};
 use crate::archive::verify::expected_item::{Content, What};
 use crate::archive::verify::expected_tree::{ExpectedTree, key, path_of};

@@ -17,9 +17,6 @@ use crate::archive::verify::expected_item::{CAPABILITIES, Content, Item, UNSURE_
 use crate::error::{ErrorKind, Result};
 use crate::whiteout::{self, WhiteoutName};
 
-/// Symbolic links that are followed for one name.
-const MAX_LINKS: usize = 40;
-
 /// How much memory the expectations of one layer may take.
 const MAX_SIZE: usize = 256 << 20;
 
@@ -48,16 +45,6 @@ pub(crate) struct ExpectedTree {
     size: usize,
     /// The directory in which the last entry was.
     pub(super) last_parent: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-/// What following a path to a directory comes to.
-enum Resolved {
-    /// It is there, at this path without links.
-    Directory(Vec<u8>),
-    /// Nothing is at this path without links; the components after it, the first one last.
-    Missing { real: Vec<u8>, rest: Vec<Vec<u8>> },
-    /// Something else is in the way, or too many links.
-    Blocked,
 }
 
 /// A path as it is kept.
@@ -335,14 +322,11 @@ impl ExpectedTree {
     /// The directories in one that no entry describes.
     fn implied_in(&self, path: &[u8]) -> Vec<Vec<u8>> {
         let (start, end) = below(path);
-        let start = if path.is_empty() { Vec::new() } else { start };
-        let is_in = |name: &[u8]| !name.get(start.len()..).unwrap_or_default().contains(&0);
-        let range = (Bound::Included(&*start), Bound::Excluded(&*end));
-        let range = if path.is_empty() {
-            (Bound::Unbounded, Bound::Unbounded)
-        } else {
-            range
+        let (range, above) = match path.is_empty() {
+            true => ((Bound::Unbounded, Bound::Unbounded), 0),
+            false => ((Bound::Included(&*start), Bound::Excluded(&*end)), start.len()),
         };
+        let is_in = |name: &[u8]| !name.get(above..).unwrap_or_default().contains(&0);
         let found = self.names.range::<[u8], _>(range).filter(|(name, index)| {
             let item = self.item(**index);
             is_in(name) && item.is_some_and(|item| matches!(item.what, What::Directory { implied: true }))
@@ -402,110 +386,4 @@ impl ExpectedTree {
         self.names.insert(key(path), index);
         Ok(())
     }
-
-    /// The path without links of the directory that an entry goes into, made where it is missing; `None` if something else
-    /// is in the way.
-    fn parent(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        if let Some((last, real)) = &self.last_parent
-            && last == path
-        {
-            return Ok(Some(real.clone()));
-        }
-        let real = self.make_dir(path)?;
-        if let Some(real) = &real {
-            self.last_parent = Some((path.to_vec(), real.clone()));
-        }
-        Ok(real)
-    }
-
-    /// Follows a path to a directory, through the links of this tree, which are counted in `links`.
-    fn resolve(&self, path: &[u8], links: &mut usize) -> Resolved {
-        // Components still to come, the next one last.
-        let mut rest: Vec<Vec<u8>> = components(path);
-        let mut real = Vec::new();
-        while let Some(name) = rest.pop() {
-            let above = split(&real).0.len();
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    real.truncate(above);
-                    continue;
-                }
-                _ => {}
-            }
-            let parent = real.len();
-            push(&mut real, &name);
-            match self.get(&real).map(|item| &item.what) {
-                Some(What::Directory { .. }) => {}
-                Some(What::SymbolicLink(target)) if *links < MAX_LINKS && target.len() <= MAX_PATH => {
-                    *links += 1;
-                    real.truncate(if target.starts_with(b"/") { 0 } else { parent });
-                    rest.extend(components(target));
-                }
-                Some(_) => return Resolved::Blocked,
-                None => return Resolved::Missing { real, rest },
-            }
-        }
-        Resolved::Directory(real)
-    }
-
-    fn make_dir(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        let mut path = path.to_vec();
-        let mut links = 0;
-        loop {
-            let (real, rest) = match self.resolve(&path, &mut links) {
-                Resolved::Directory(real) => return Ok(Some(real)),
-                Resolved::Blocked => return Ok(None),
-                Resolved::Missing { real, rest } => (real, rest),
-            };
-            if real.len() > MAX_PATH {
-                return Ok(None);
-            }
-            self.insert(&real, Item::implied_directory())?;
-            self.assumed.insert(key(&real));
-            path = real;
-            for name in rest.iter().rev() {
-                push(&mut path, name);
-            }
-        }
-    }
-
-    /// The path without links of a directory in which something is deleted; `None` if something else is in the way. Programs
-    /// disagree on whether that makes the directories that are missing.
-    fn place(&mut self, path: &[u8]) -> Result<Option<Vec<u8>>> {
-        let mut path = match self.resolve(path, &mut 0) {
-            Resolved::Directory(real) => return Ok(Some(real)),
-            Resolved::Blocked => return Ok(None),
-            // Where nothing is, no link is followed.
-            Resolved::Missing { real, rest } => {
-                let mut path = real;
-                for name in rest.iter().rev() {
-                    push(&mut path, name);
-                }
-                path
-            }
-        };
-        let found = path.clone();
-        while !path.is_empty() && self.get(&path).is_none() && self.possible.insert(key(&path)) {
-            self.count(&path, 0)?;
-            self.assumed.insert(key(&path));
-            path.truncate(split(&path).0.len());
-        }
-        Ok(Some(found))
-    }
-
-    /// The path without links of a directory that is there.
-    pub(super) fn find_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
-        match self.resolve(path, &mut 0) {
-            Resolved::Directory(real) => Some(real),
-            Resolved::Missing { .. } | Resolved::Blocked => None,
-        }
-    }
-}
-
-/// The components of a path, the first one last.
-fn components(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut list: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
-    list.reverse();
-    list
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
 use crate::archive::tar::sparse::Fragment;
-use crate::archive::tar_split::format::Crc;
+use crate::archive::tar_split::crc::Crc;
 use crate::archive::tar_split::replay::{DamagedFile, Origin, Replay};
 use crate::archive::verify::expected_item::Content;
 use crate::archive::verify::expected_tree::ExpectedTree;

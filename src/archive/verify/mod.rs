@@ -18,4 +18,5 @@ pub(crate) mod expected_tree;
 pub(crate) mod item_comparison;
 pub(crate) mod layer_reading;
 pub(crate) mod overlay_marks;
+mod resolving;
 mod stacking;

@@ -17,7 +17,8 @@ use super::paths::Paths;
 use super::splitter::{Chunks, Splitter};
 use crate::archive::compress::format::{Cutter, Filled};
 use crate::archive::tar::reader::{ChunkSource, Entry, TarReader};
-use crate::archive::tar_split::format::{Crc, MAX_SEGMENT, TarSplitLines};
+use crate::archive::tar_split::crc::Crc;
+use crate::archive::tar_split::format::{MAX_SEGMENT, TarSplitLines};
 use crate::bridge::{Producer, Progress};
 use crate::error::{IoContext as _, Result};
 
