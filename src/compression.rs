@@ -53,6 +53,17 @@ impl Compression {
         }
     }
 
+    /// How a blob of this media type is compressed.
+    pub(crate) fn of_media_type(media_type: &str) -> Self {
+        if media_type.ends_with("gzip") {
+            Self::Gzip
+        } else if media_type.ends_with("zstd") {
+            Self::Zstd
+        } else {
+            Self::None
+        }
+    }
+
     /// The compression that a layer record's number stands for.
     pub const fn from_i64(number: i64) -> Option<Self> {
         match number {

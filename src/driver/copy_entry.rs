@@ -107,20 +107,22 @@ impl Rules<'_> {
 
     /// The owner that the copy of a file has.
     pub(super) fn owner_of(&self, stat: &Stat) -> CrateResult<Owner> {
-        let old = Owner {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-        };
+        let old = owner(stat);
         self.owners.map_or(Ok(old), |owners| owners.of(old))
     }
 
     /// The same for the root of the tree.
     pub(super) fn owner_of_root(&self, stat: &Stat) -> CrateResult<Owner> {
-        let old = Owner {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-        };
+        let old = owner(stat);
         self.owners.map_or(Ok(old), |owners| owners.of_root(old))
+    }
+}
+
+/// The owner that a file has.
+pub(super) fn owner(stat: &Stat) -> Owner {
+    Owner {
+        uid: stat.st_uid,
+        gid: stat.st_gid,
     }
 }
 
@@ -197,18 +199,18 @@ impl<'a> Worker<'a> {
                 linked => return Ok(linked?),
             }
         }
-        let owner = rules.owner_of(stat)?;
-        if rules.only_changed && (owner.uid, owner.gid) == (stat.st_uid, stat.st_gid) {
+        let new = rules.owner_of(stat)?;
+        if rules.only_changed && new == owner(stat) {
             return Ok(());
         }
         if stat.st_nlink < 2 && rules.counts_names {
-            return self.single(dirs, name, stat, owner).map(drop);
+            return self.single(dirs, name, stat, new).map(drop);
         }
         let mut links = rules.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = links.get(&tree::identity(stat)) {
             return Ok(link_again(self.root, first, dirs.target, name)?);
         }
-        if self.single(dirs, name, stat, owner)? {
+        if self.single(dirs, name, stat, new)? {
             links.insert(tree::identity(stat), path.to_owned());
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! depth of the tree times the number of threads. What is deeper than [`MAX_DEEP`] is copied by one thread, which holds a
 //! bounded number of directories open. A crash leaves part of the copy.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use std::thread::Scope;
 use rustix::fs::{AtFlags, Mode, Stat};
 use rustix::io::Errno;
 
-use crate::driver::copy_entry::{Failure, Pair, Result, Rules, Worker, parent_length};
+use crate::driver::copy_entry::{Failure, Pair, Result, Rules, Worker, owner, parent_length};
 use crate::error::{Error, Result as CrateResult};
 use crate::sys::at;
 use crate::sys::processors;
@@ -158,6 +158,12 @@ fn push(path: &mut Vec<u8>, name: &[u8]) {
     path.extend_from_slice(name);
 }
 
+/// The last name of a path.
+fn base_of(path: &[u8]) -> Result<CString> {
+    let base = path.get(parent_length(path)..).unwrap_or_default();
+    Ok(CString::new(base.strip_prefix(b"/").unwrap_or(base)).map_err(|_zero| Errno::INVAL)?)
+}
+
 impl Walk<'_> {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -293,7 +299,7 @@ impl Walk<'_> {
         &self,
         worker: &mut Worker<'_>,
         dirs: &Pair<'_>,
-        name: &std::ffi::CStr,
+        name: &CStr,
         stat: Stat,
         buffer: &mut [MaybeUninit<u8>],
         path: &mut Vec<u8>,
@@ -315,10 +321,7 @@ impl Walk<'_> {
                 };
                 worker.finish(left.as_fd(), copy.as_fd(), &stat, None)?;
                 drop(copy);
-                let base = path.get(parent_length(path)..).unwrap_or_default();
-                let base =
-                    CString::new(base.strip_prefix(b"/").unwrap_or(base)).map_err(|_zero| Errno::INVAL)?;
-                self.drop_unchanged(target.current()?, &base, &stat)?;
+                self.drop_unchanged(target.current()?, &base_of(path)?, &stat)?;
                 path.truncate(parent_length(path));
                 (names, stat) = outer;
                 continue;
@@ -365,9 +368,7 @@ impl Walk<'_> {
                 return Ok(());
             };
             worker.finish(source, target, &node.stat, None)?;
-            let name = node.path.get(parent_length(&node.path)..).unwrap_or_default();
-            let name = CString::new(name.strip_prefix(b"/").unwrap_or(name)).map_err(|_zero| Errno::INVAL)?;
-            self.drop_unchanged(above.target.as_fd(), &name, &node.stat)?;
+            self.drop_unchanged(above.target.as_fd(), &base_of(&node.path)?, &node.stat)?;
             let above = Arc::clone(above);
             node = above;
         }
@@ -375,9 +376,8 @@ impl Walk<'_> {
     }
 
     /// Removes the copy of a directory that has no new owner, and nothing in it that has.
-    fn drop_unchanged(&self, above: BorrowedFd<'_>, name: &std::ffi::CStr, stat: &Stat) -> Result<()> {
-        let owner = self.rules.owner_of(stat)?;
-        if !self.rules.only_changed || (owner.uid, owner.gid) != (stat.st_uid, stat.st_gid) {
+    fn drop_unchanged(&self, above: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
+        if !self.rules.only_changed || self.rules.owner_of(stat)? != owner(stat) {
             return Ok(());
         }
         match rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR) {
@@ -398,7 +398,7 @@ impl Walk<'_> {
 fn make_dir(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
-    name: &std::ffi::CStr,
+    name: &CStr,
 ) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     rustix::fs::mkdirat(target, name, Mode::RWXU)?;
     let below = rustix::fs::openat(source, name, DIR_FLAGS, Mode::empty())?;

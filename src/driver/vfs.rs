@@ -73,6 +73,12 @@ impl Vfs {
             .map(PathBuf::as_path)
     }
 
+    /// The home with the layer in `tree`, which can be replaced.
+    fn changeable_home(&self, id: &str, tree: &Path) -> Result<&Path> {
+        let home = self.writable().find(|home| tree.starts_with(home));
+        home.ok_or_else(|| ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")))
+    }
+
     /// Where layers of this kind are created.
     fn base(&self, read_write: bool) -> &Path {
         self.image_store
@@ -332,9 +338,7 @@ impl Driver for Vfs {
 
     fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>> {
         let tree = self.find(id)?;
-        let Some(home) = self.writable().find(|home| tree.starts_with(home)) else {
-            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
-        };
+        let home = self.changeable_home(id, &tree)?;
         // Every directory beside it is a layer.
         let beside = None;
         LayerCopy::make(tree, beside, &home.join(TEMP_DIRS), copied)
@@ -423,9 +427,7 @@ impl Staged for StagedTree {
 
     fn into_copy(self: Box<Self>, id: &str) -> Result<LayerCopy> {
         let tree = self.driver.find(id)?;
-        if !self.driver.writable().any(|home| tree.starts_with(home)) {
-            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
-        }
+        self.driver.changeable_home(id, &tree)?;
         // Every directory beside it is a layer.
         let beside = None;
         Ok(LayerCopy::of_staged(

@@ -17,7 +17,7 @@ use crate::record::record_trait::Record;
 use crate::record::records::{ReadOnlyRecords, Records};
 use crate::record::table::Table;
 use crate::sys::name_sync::{self, NameSync};
-use crate::sys::{at, atomic, reserve};
+use crate::sys::{at, reserve, temporary_names};
 
 /// Bytes of a file of records that is read: a store with ten thousand layers has a hundredth of it.
 const MAX_SIZE: u64 = 1 << 30;
@@ -86,21 +86,15 @@ impl<R: Record> HeldFiles<R> {
         let Some(location) = self.core.locations.get(location) else {
             return Err(ErrorKind::InvalidInput.err("replacing a file of records that is none"));
         };
-        let kept = keep_beside(&location.path)?;
-        // Of this one too, if it was killed before.
-        atomic::remove_stale(&location.path)?;
-        // Compat: the token before the data, as with every save.
-        for lock in &self.exclusive {
-            reserve::or_release(&location.path, || lock.write_token())?;
-        }
-        write_whole(&location.path, content, self.core.names != NameSync::Off)?;
+        let sync = self.core.names != NameSync::Off;
+        let kept = replace_file(&location.path, content, &self.exclusive, sync)?;
         drop(self.core.cached().forget());
         Ok(kept)
     }
 }
 
 /// A file of records, as a whole.
-pub(crate) fn read_file(path: &Path) -> Result<Option<Bytes>> {
+fn read_file(path: &Path) -> Result<Option<Bytes>> {
     use std::io::Read as _;
     let file = match at::open_regular(path) {
         Ok(file) => file,
@@ -117,13 +111,21 @@ pub(crate) fn read_file(path: &Path) -> Result<Option<Bytes>> {
     Ok(Some(content.into()))
 }
 
-/// Replaces a file of records.
-pub(crate) fn write_whole(path: &Path, content: &[u8], sync: bool) -> Result<()> {
+/// Replaces a file under its `locks`, and keeps the old one beside it.
+fn replace_file(path: &Path, content: &[u8], locks: &[ExclusiveLock], sync: bool) -> Result<Option<PathBuf>> {
+    let kept = keep_beside(path)?;
+    // Of this one too, if it was killed before.
+    temporary_names::remove_stale(path)?;
+    // Compat: the token before the data, as with every save.
+    for lock in locks {
+        reserve::or_release(path, || lock.write_token())?;
+    }
     reserve::or_release(path, || reserve::write_file(path, content, 0o600, sync).map(drop))?;
     match path.parent() {
-        Some(dir) if sync => name_sync::sync_dir(dir),
-        _ => Ok(()),
+        Some(dir) if sync => name_sync::sync_dir(dir)?,
+        _ => {}
     }
+    Ok(kept)
 }
 
 /// Gives a file another name beside it, `<name>.damaged-<time>`, and never takes that of another file. Returns the path;
@@ -131,7 +133,7 @@ pub(crate) fn write_whole(path: &Path, content: &[u8], sync: bool) -> Result<()>
 ///
 /// It is a link, which needs no space for the content. Where a file system counts it as a file and has room for none, a
 /// reserve goes.
-pub(crate) fn keep_beside(path: &Path) -> Result<Option<PathBuf>> {
+fn keep_beside(path: &Path) -> Result<Option<PathBuf>> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -230,12 +232,6 @@ impl HeldMounts {
 
     /// As [`HeldFiles::replace`].
     pub(crate) fn replace(&self, content: &[u8]) -> Result<Option<PathBuf>> {
-        let kept = keep_beside(&self.path)?;
-        atomic::remove_stale(&self.path)?;
-        if let Some(lock) = &self.exclusive {
-            reserve::or_release(&self.path, || lock.write_token())?;
-        }
-        write_whole(&self.path, content, true)?;
-        Ok(kept)
+        replace_file(&self.path, content, self.exclusive.as_slice(), true)
     }
 }

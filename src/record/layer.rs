@@ -63,6 +63,11 @@ row! {
 const OF_CONTAINER: &str = "-layer";
 
 impl LayerRow {
+    /// The ID of the layer below; `None` for a base layer.
+    pub(crate) fn parent_id(&self) -> Option<&str> {
+        Some(self.parent.as_str()).filter(|parent| !parent.is_empty())
+    }
+
     /// Whether the content is not complete. Only the boolean counts, as in Go.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.flags.get(INCOMPLETE) == Some(&Value::Bool(true))

@@ -65,7 +65,7 @@ impl Store {
                             return Ok(ControlFlow::Break(ErrorKind::CorruptMetadata.err(what)));
                         }
                         found.push(view(row, &mounts, home));
-                        next = Some(row.parent.to_string()).filter(|parent| !parent.is_empty());
+                        next = row.parent_id().map(str::to_owned);
                     }
                     Ok(ControlFlow::Continue(()))
                 })

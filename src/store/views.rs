@@ -74,7 +74,7 @@ fn short(id: &str) -> &str {
 
 impl Layer {
     /// Its record.
-    pub(crate) fn row(&self) -> &Arc<LayerRow> {
+    pub(crate) fn row(&self) -> &LayerRow {
         &self.row
     }
 
@@ -104,7 +104,7 @@ impl Layer {
 
     /// The ID of the parent layer; `None` for a base layer.
     pub fn parent(&self) -> Option<&str> {
-        Some(self.row.parent.as_str()).filter(|parent| !parent.is_empty())
+        self.row.parent_id()
     }
 
     /// The metadata text of the caller.
@@ -209,7 +209,7 @@ pub struct Image {
 
 impl Image {
     /// Its record.
-    pub(crate) fn row(&self) -> &Arc<ImageRow> {
+    pub(crate) fn row(&self) -> &ImageRow {
         &self.row
     }
 
@@ -307,7 +307,7 @@ pub struct Container {
 
 impl Container {
     /// Its record.
-    pub(crate) fn row(&self) -> &Arc<ContainerRow> {
+    pub(crate) fn row(&self) -> &ContainerRow {
         &self.row
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn share(from: &File, to: &File) -> io::Result<bool> {
         if !data.is_empty() && !share_range(from, to, data.clone())? {
             return Ok(false);
         }
-        position = data.end.max(data.start);
+        position = data.end;
     }
     Ok(true)
 }

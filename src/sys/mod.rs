@@ -22,6 +22,7 @@ pub(crate) mod reserve;
 pub(crate) mod spare;
 pub(crate) mod sparse_read;
 pub(crate) mod sync_tracker;
+pub(crate) mod temporary_names;
 pub(crate) mod tree;
 pub(crate) mod unnamed;
 pub(crate) mod userns;

@@ -97,7 +97,6 @@ pub(crate) fn unmount_lazily(path: &Path) -> io::Result<()> {
 
 /// Everything mounted at `path` or below it in this mount namespace, the deepest first and, where several are on top
 /// of each other, once for each. `path` must be absolute and free of links.
-#[cfg(any(test, feature = "test-util"))]
 pub(crate) fn mounts_below(path: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     Ok(parse_mount_table(&std::fs::read("/proc/self/mountinfo")?, path))
 }

@@ -22,13 +22,13 @@ use crate::driver::overlay::link_files::{exists, open_tree};
 use crate::driver::overlay::repair::{dangling, remove_dangling};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{Lower, generations};
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::{self, StagingLock};
 use crate::lock::temp_dir::{self, TempDir};
 use crate::sys::mount::{is_live_mount, unmount_lazily};
 use crate::sys::mount_namespaces::is_mounted_elsewhere;
-use crate::sys::tree;
+use crate::sys::{list_dir_if_there, tree};
 
 impl Driver for Overlay {
     fn name(&self) -> &'static str {
@@ -123,16 +123,13 @@ impl Driver for Overlay {
 
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
         let writable = self.stores.writable().count();
-        let mut found = examine::found_layers(self.stores.all(), writable)?;
-        let mut result = Ok(());
-        found.retain(|layer| match looks_like_a_layer(&layer.dir, layer.id.as_ref()) {
-            Ok(is_one) => is_one,
-            Err(error) => {
-                result = Err(error);
-                false
+        let mut found = Vec::new();
+        for layer in examine::found_layers(self.stores.all(), writable)? {
+            if looks_like_a_layer(&layer.dir, layer.id.as_ref())? {
+                found.push(layer);
             }
-        });
-        result.map(|()| found)
+        }
+        Ok(found)
     }
 
     fn examine(&self, layers: &[Standing]) -> Result<Vec<StandingDamage>> {
@@ -209,15 +206,7 @@ impl Driver for Overlay {
 
     fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>> {
         let dir = self.stores.require(id)?.dir;
-        let home = self.stores.writable().find(|home| dir.starts_with(home));
-        if Image::exists(&dir)? {
-            return Err(
-                ErrorKind::NotSupported.err(format!("changing layer {id:?}, which is a composefs layer"))
-            );
-        }
-        let Some(home) = home.filter(|_| !matches!(self.stores.elsewhere(&dir), Ok(Some(_)))) else {
-            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
-        };
+        let home = self.changeable_home(id, &dir)?;
         let original = dir.join("diff");
         LayerCopy::make(original, Some(dir), &home.join(TEMP_DIRS), copied)
     }
@@ -389,17 +378,22 @@ impl Overlay {
         Ok(lowers)
     }
 
+    /// The overlay directory with the layer in `dir`, whose tree can be replaced.
+    pub(super) fn changeable_home(&self, id: &str, dir: &Path) -> Result<&Path> {
+        if Image::exists(dir)? {
+            return Err(composefs_layer(id));
+        }
+        let home = self.stores.writable().find(|home| dir.starts_with(home));
+        home.filter(|_| !matches!(self.stores.elsewhere(dir), Ok(Some(_))))
+            .ok_or_else(|| ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")))
+    }
+
     /// Removes staged layers of the Go library that no process uses any more. Returns whether some are in use.
     fn prune_staging(&self) -> Result<bool> {
         let root = self.stores.home.join(STAGING);
-        let entries = match std::fs::read_dir(&root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error).at("listing", root),
-        };
         let mut in_use = false;
-        for entry in entries {
-            let dir = entry.at("listing", &root)?.path();
+        for entry in list_dir_if_there(&root)? {
+            let dir = entry?.path();
             let lock = match StagingLock::try_acquire(&dir.join("staging.lock")) {
                 Ok(lock) => lock,
                 Err(error) => {
@@ -432,17 +426,17 @@ impl Overlay {
     }
 }
 
+/// The error for a change of a layer whose tree is in an image.
+pub(super) fn composefs_layer(id: &str) -> Error {
+    ErrorKind::NotSupported.err(format!("changing layer {id:?}, which is a composefs layer"))
+}
+
 /// The staging directories of killed processes. One that was made a moment ago may not have its lock yet.
 fn stale_staging(root: &Path) -> Result<Vec<PathBuf>> {
     const MOMENT: std::time::Duration = std::time::Duration::from_secs(60);
-    let entries = match std::fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).at("listing", root),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let dir = entry.at("listing", root)?.path();
+    for entry in list_dir_if_there(root)? {
+        let dir = entry?.path();
         let lock = dir.join("staging.lock");
         let changed = lock.metadata().and_then(|metadata| metadata.modified()).ok();
         let is_new = changed.is_some_and(|changed| changed.elapsed().is_ok_and(|age| age < MOMENT));

@@ -16,7 +16,8 @@ use crate::driver::copy;
 use crate::driver::layer_copy::LayerCopy;
 use crate::driver::new_owners::NewOwners;
 use crate::driver::overlay::build::Root;
-use crate::driver::overlay::composefs::{self, Converted, Image};
+use crate::driver::overlay::composefs::{self, Converted};
+use crate::driver::overlay::driver::composefs_layer;
 use crate::driver::overlay::layer::{make_link, move_away};
 use crate::driver::overlay::layout::{LOWER, LOWER_LAYERS, TEMP_DIRS, check_id};
 use crate::driver::overlay::link_files::open_tree;
@@ -141,15 +142,10 @@ impl Staged for StagedOverlay {
 
     fn into_copy(self: Box<Self>, id: &str) -> Result<LayerCopy> {
         let layer = self.driver.stores.require(id)?.dir;
-        if self.is_image || Image::exists(&layer)? {
-            return Err(
-                ErrorKind::NotSupported.err(format!("changing layer {id:?}, which is a composefs layer"))
-            );
+        if self.is_image {
+            return Err(composefs_layer(id));
         }
-        let is_own = self.driver.stores.writable().any(|home| layer.starts_with(home));
-        if !is_own || matches!(self.driver.stores.elsewhere(&layer), Ok(Some(_))) {
-            return Err(ErrorKind::StoreIsReadOnly.err(format!("changing layer {id:?}")));
-        }
+        self.driver.changeable_home(id, &layer)?;
         let (path, original) = (self.path(), layer.join("diff"));
         let made = make_private_subdir(&original);
         made.context(|| format!("making a directory for the lost tree of layer {id:?}"))?;

@@ -161,8 +161,6 @@ fn print_repair(call: &Call, out: &mut Output, repaired: &RepairReport) -> Resul
         for kept in &repaired.kept {
             out.stderr_line(format!("{} was left: {}", kept.item, kept.reason))?;
         }
-    }
-    if !call.json() {
         for left in &repaired.left_behind {
             out.stderr_line(format!(
                 "{} is gone, but not its files: {}",
