@@ -162,8 +162,7 @@ impl Store {
                 Err(error) => return Err(Error::io_at("opening", path, error)),
             };
             let trees = files_of(id, driver.file_trees(id))?;
-            let parent = Some(&*row.parent).filter(|parent| !parent.is_empty());
-            let own = driver.overlay_diff(id, parent).unwrap_or_else(|error| {
+            let own = driver.overlay_diff(id, row.parent_id()).unwrap_or_else(|error| {
                 tracing::debug!(layer = id, error = %error.chain(), "the layer's own changes cannot be told apart");
                 None
             });

@@ -1,7 +1,6 @@
 //! Removes what is damaged, and what cannot exist without it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use crate::bridge;
 use crate::driver::Standing;
@@ -329,23 +328,16 @@ impl Store {
         let (id, dirs) = (item.id.as_str(), self.inner.dirs.clone());
         match item.kind {
             ItemKind::Layer => match self.layer(id).await {
-                Ok(layer) => {
-                    let row = Arc::clone(layer.row());
-                    bridge::run(move || Ok(Some(Identity::of_layer(&row, &dirs)))).await
-                }
+                Ok(layer) => bridge::run(move || Ok(Some(Identity::of_layer(layer.row(), &dirs)))).await,
                 Err(_) => Ok(None),
             },
             ItemKind::Image => match self.image(id).await {
-                Ok(image) => {
-                    let row = Arc::clone(image.row());
-                    bridge::run(move || Ok(Some(Identity::of_image(&row, &dirs)))).await
-                }
+                Ok(image) => bridge::run(move || Ok(Some(Identity::of_image(image.row(), &dirs)))).await,
                 Err(_) => Ok(None),
             },
             ItemKind::Container => match self.container(id).await {
                 Ok(container) => {
-                    let row = Arc::clone(container.row());
-                    bridge::run(move || Ok(Some(Identity::of_container(&row, &dirs)))).await
+                    bridge::run(move || Ok(Some(Identity::of_container(container.row(), &dirs)))).await
                 }
                 Err(_) => Ok(None),
             },
@@ -364,7 +356,7 @@ impl Store {
 
     /// Whether an item has no record any more, after something has failed. What is incomplete goes now.
     async fn is_gone(&self, item: &CheckedItem) -> bool {
-        let kind = match item.kind {
+        let error = match item.kind {
             ItemKind::Layer => self.layer(&item.id).await.err(),
             ItemKind::Image => self.image(&item.id).await.err(),
             ItemKind::Container => self.container(&item.id).await.err(),
@@ -374,7 +366,7 @@ impl Store {
             ErrorKind::ImageUnknown,
             ErrorKind::ContainerUnknown,
         ];
-        kind.is_some_and(|error| unknown.contains(&error.kind()))
+        error.is_some_and(|error| unknown.contains(&error.kind()))
     }
 
     /// Removes a layer that only the driver has.

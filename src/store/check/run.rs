@@ -181,13 +181,10 @@ impl Store {
         let parallel = processors().min(MAX_PARALLEL);
         // Owned, for the sake of callers who have to know that this can be sent to another thread.
         // Of one that stands on nothing, nothing else can be told.
-        let whole =
-            |(_, row): &&(StoreOrigin, Arc<LayerRow>)| survey.below(row).all(|(_, below)| below.is_some());
-        let layers = survey.layers.iter().filter(whole);
-        let layers: Vec<_> = layers
-            .filter(|(_, row)| options.includes(&row.id))
-            .cloned()
-            .collect();
+        let is_checked = |(_, row): &&(StoreOrigin, Arc<LayerRow>)| {
+            options.includes(&row.id) && survey.below(row).all(|(_, below)| below.is_some())
+        };
+        let layers: Vec<_> = survey.layers.iter().filter(is_checked).cloned().collect();
         let checks = layers.into_iter().map(|(home, row)| async move {
             let result = self.check_layer(home, &row, options).await?;
             Ok((row, result))

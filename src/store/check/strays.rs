@@ -1,15 +1,15 @@
 //! Files and directories that belong to no item.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::driver::{Leftover, LeftoverKind, is_usual_id};
-use crate::error::{IoContext as _, Result};
+use crate::error::Result;
 use crate::record::{TAR_SPLIT, big_data};
-use crate::sys::atomic;
+use crate::sys::{list_dir_if_there, temporary_names};
 
 /// Something in the directories of a store that belongs to no item.
 #[non_exhaustive]
@@ -84,13 +84,9 @@ impl fmt::Display for Stray {
 
 /// The usual IDs among the names in `dir` that end in `suffix`; none if `dir` is missing.
 pub(crate) fn ids_in(dir: &Path, suffix: &str) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.at("listing", dir)?,
-    };
     let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry.at("listing", dir)?.file_name();
+    for entry in list_dir_if_there(dir)? {
+        let name = entry?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.strip_suffix(suffix)) else {
             continue;
         };
@@ -115,13 +111,13 @@ pub(super) fn of_driver(leftovers: Vec<Leftover>) -> impl Iterator<Item = Stray>
 
 /// What killed writers have left beside these files of records, and in the directories of items in `dirs`. The caller holds
 /// the locks of all of them.
-pub(super) fn in_the_making(files: &[PathBuf], dirs: &[PathBuf]) -> Result<Vec<Stray>> {
+pub(super) fn in_the_making(files: &[PathBuf], dirs: &BTreeSet<PathBuf>) -> Result<Vec<Stray>> {
     let mut found = Vec::new();
     let mut add = |paths: Vec<PathBuf>, kind| {
         found.extend(paths.into_iter().map(|path| Stray { path, kind }));
     };
     for file in files {
-        add(atomic::stale(file)?, StrayKind::RecordsInTheMaking);
+        add(temporary_names::stale(file)?, StrayKind::RecordsInTheMaking);
     }
     for dir in dirs {
         for id in ids_in(dir, "")? {

@@ -1,6 +1,6 @@
 //! All records of a store at one moment, and what the driver has.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -207,8 +207,7 @@ impl Survey {
                 dirs.graph_images(),
                 dirs.containers(),
             ];
-            let item_dirs: BTreeSet<PathBuf> = item_dirs.into_iter().collect();
-            strays.extend(in_the_making(&files, &item_dirs.into_iter().collect::<Vec<_>>())?);
+            strays.extend(in_the_making(&files, &item_dirs.into_iter().collect())?);
             strays.sort();
             let has = |kind| strays.iter().any(|stray: &Stray| stray.kind == kind);
             let lost_files = [
@@ -279,14 +278,14 @@ impl Survey {
         row: &'a LayerRow,
     ) -> impl Iterator<Item = (&'a str, Option<&'a Arc<LayerRow>>)> {
         let mut seen: HashSet<&str> = HashSet::from([&*row.id]);
-        let mut next = Some(&*row.parent).filter(|parent| !parent.is_empty());
+        let mut next = row.parent_id();
         std::iter::from_fn(move || {
             let id = next.take()?;
             if !seen.insert(id) {
                 return None;
             }
             let found = self.layer(id).map(|(_, row)| row);
-            next = found.map(|row| &*row.parent).filter(|parent| !parent.is_empty());
+            next = found.and_then(|row| row.parent_id());
             Some((id, found))
         })
     }

@@ -17,9 +17,9 @@ use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::Needs;
 use crate::store::check::finding::Problem;
-use crate::store::heal::options::{HealEvent, HealOptions};
+use crate::store::heal::options::HealOptions;
 use crate::store::heal::source::{HealSource, WantedContent};
-use crate::store::heal::whole::{Renewed, counted};
+use crate::store::heal::whole::{Renewed, stream_from};
 use crate::store::layer_store::heal::Renewal;
 use crate::sys::at;
 
@@ -95,23 +95,18 @@ impl DamagedFiles {
 }
 
 impl Store {
-    /// Makes files of a layer anew of what `source` gives in this `attempt`; `None` if that is nothing. Returns their paths.
+    /// Makes files of a layer anew of what `from` gives ([`stream_from`]); `None` if that is nothing. Returns their paths.
     pub(super) async fn renew_files_from(
         &self,
-        (source, attempt): (&dyn HealSource, usize),
+        from: (&dyn HealSource, usize),
         wanted: &WantedContent,
         renewed: &Renewed,
         files: &DamagedFiles,
         options: &HealOptions,
     ) -> Result<Option<Vec<PathBuf>>> {
-        let Some(stream) = source.layer_stream(wanted, attempt).await? else {
+        let Some(stream) = stream_from(from, wanted, options).await? else {
             return Ok(None);
         };
-        options.tell(|| HealEvent::Reading {
-            layer: wanted.layer.clone(),
-            source: source.name(),
-        });
-        let stream = counted(stream, &wanted.layer, options);
         let content = self.unpack_anew(stream, Some(files.selection()), renewed).await?;
         let (tar_split, durable) = (
             self.inner.dirs.tar_split(&renewed.row.id)?,

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::digest::Digest;
-use crate::error::Error;
 use crate::store::Store;
 use crate::store::heal::report::NotHealed;
 use crate::store::heal::source::{HealSource, WantedDocument};
@@ -49,16 +46,12 @@ impl Store {
             match checked {
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
-                    let put = self.put_item(image.id(), key, bytes).await;
+                    let put = self.set_image_big_data(image.id(), key, bytes, None).await;
                     return put.map(|()| source.name()).map_err(NotHealed::Failed);
                 }
                 Err(error) => failed.push((source.name(), error)),
             }
         }
         Err(NotHealed::NoSource { failed })
-    }
-
-    async fn put_item(&self, image: &str, key: &str, bytes: Bytes) -> Result<(), Error> {
-        self.set_image_big_data(image, key, bytes, None).await
     }
 }

@@ -18,21 +18,8 @@ use crate::store::access::Needs;
 use crate::store::dirs::{check_layer_id, layer_location};
 use crate::store::heal::report::NotHealed;
 use crate::store::heal::usage::{Usage, Use};
-use crate::store::image_manifest::Descriptor;
 use crate::store::layer_identity::LayerIdentity;
 use crate::time::Time;
-
-/// How a blob of this media type is compressed.
-fn compression_of(blob: &Descriptor) -> Compression {
-    let media_type = blob.media_type.as_str();
-    if media_type.ends_with("gzip") {
-        Compression::Gzip
-    } else if media_type.ends_with("zstd") {
-        Compression::Zstd
-    } else {
-        Compression::None
-    }
-}
 
 impl Store {
     /// Makes a record for the layer `id`. Returns the layer below.
@@ -58,7 +45,7 @@ impl Store {
         if let [blob] = used.blobs.as_slice() {
             row.compressed_digest = blob.digest.clone().into();
             row.compressed_size = i64::try_from(blob.size).unwrap_or(-1);
-            row.compression = compression_of(blob).as_i64();
+            row.compression = Compression::of_media_type(&blob.media_type).as_i64();
         }
         let mappings = self.mappings_of_missing(id, parent.as_deref(), usage);
         let mappings = mappings.map_err(NotHealed::Failed)?;

@@ -20,6 +20,7 @@
 mod driver_data;
 mod files;
 mod image_data;
+mod layer;
 mod missing;
 pub(crate) mod options;
 mod parts;

@@ -103,8 +103,8 @@ impl HealOptions {
         }
     }
 
-    /// Has a reader be counted.
-    pub(crate) fn teller(&self) -> Option<Arc<dyn Fn(HealEvent) + Send + Sync>> {
+    /// What has to be told of progress.
+    pub(crate) fn teller(&self) -> Option<Progress> {
         self.progress.clone()
     }
 }

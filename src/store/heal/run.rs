@@ -5,27 +5,19 @@ use std::sync::Arc;
 
 use crate::error::{ErrorKind, Result};
 use crate::options::CheckOptions;
-use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::Needs;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
 use crate::store::check::report::CheckReport;
 use crate::store::heal::driver_data::standings_on;
-use crate::store::heal::files::DamagedFiles;
 use crate::store::heal::options::{HealEvent, HealOptions};
 use crate::store::heal::plan::Plan;
 use crate::store::heal::report::{HealFailure, HealReport, Healed, HealedHow, NotHealed};
-use crate::store::heal::source::{HealSource, OneLayer, WantedContent};
-use crate::store::heal::usage::{Usage, Use};
-use crate::store::heal::whole::Renewed;
-use crate::store::layer_store::new_layer::mappings_of;
+use crate::store::heal::usage::Usage;
 
 /// How often the items are checked again after something was made anew. Each time there is more to see: the layers on one that
 /// was missing, for instance.
 const MAX_ROUNDS: usize = 64;
-
-/// How often one source is asked for a layer.
-const MAX_ATTEMPTS: usize = 16;
 
 /// What was asked for.
 #[derive(Debug)]
@@ -193,18 +185,16 @@ fn first_below<'a>(below: &'a [String], broken: &BTreeSet<String>) -> Option<&'a
 impl Course<'_> {
     /// Whether a finding is about what was asked for, and about damage.
     fn is_wanted(&self, finding: &Finding) -> bool {
-        let item = &finding.item;
-        let asked = self.targets.as_ref().is_none_or(|targets| match item.kind {
+        self.wants(&finding.item) && !matches!(finding.problem, Problem::Unreferenced | Problem::Unaccounted)
+    }
+
+    /// Whether an item was asked for.
+    fn wants(&self, item: &CheckedItem) -> bool {
+        self.targets.as_ref().is_none_or(|targets| match item.kind {
             ItemKind::Layer => targets.layers.contains(&item.id),
             ItemKind::Image => targets.images.contains(&item.id),
             ItemKind::Container => false,
-        });
-        asked && !matches!(finding.problem, Problem::Unreferenced | Problem::Unaccounted)
-    }
-
-    fn wants_layer(&self, id: &str) -> bool {
-        let targets = self.targets.as_ref();
-        targets.is_none_or(|targets| targets.layers.contains(id))
+        })
     }
 
     fn done(&mut self, item: CheckedItem, how: HealedHow) {
@@ -242,7 +232,7 @@ impl Course<'_> {
             let is_about = |finding: &Finding| match &finding.problem {
                 Problem::ParentMissing { parent } => *parent == item.id,
                 Problem::LayerMissing { layer } => *layer == item.id,
-                _ => finding.item == *item,
+                _ => false,
             };
             let mut findings = found.findings.iter();
             findings.any(|finding| is_about(finding) || finding.item == *item)
@@ -254,7 +244,7 @@ impl Course<'_> {
         self.heal_data(&plan).await?;
         self.heal_records(&plan, found).await?;
         for item in &plan.driver_data {
-            if !self.wants_layer(&item.id) || !self.is_open(item) {
+            if !self.wants(item) || !self.is_open(item) {
                 continue;
             }
             self.touched.insert(item.id.clone());
@@ -268,8 +258,7 @@ impl Course<'_> {
 
     async fn heal_data(&mut self, plan: &Plan) -> Result<()> {
         for (item, keys) in &plan.data {
-            let asked = |targets: &Targets| targets.images.contains(&item.id);
-            if !self.targets.as_ref().is_none_or(asked) || !self.is_open(item) {
+            if !self.wants(item) || !self.is_open(item) {
                 continue;
             }
             // It may have been deleted since the check.
@@ -296,7 +285,7 @@ impl Course<'_> {
     async fn heal_records(&mut self, plan: &Plan, found: &CheckReport) -> Result<()> {
         for id in &plan.missing {
             let item = CheckedItem::new(ItemKind::Layer, id, false);
-            if !self.wants_layer(id) || !self.is_open(&item) {
+            if !self.wants(&item) || !self.is_open(&item) {
                 continue;
             }
             // Anew each time: one may be the parent of another one.
@@ -338,7 +327,7 @@ impl Course<'_> {
         let usage = Usage::of(self.store).await?;
         let mut items: Vec<_> = items
             .into_iter()
-            .filter(|(item, _)| self.wants_layer(&item.id))
+            .filter(|(item, _)| self.wants(item))
             .filter(|(item, _)| item.read_only || usage.layers.contains_key(&item.id))
             .collect();
         items.sort_by_key(|(item, _)| usage.below(&item.id).len());
@@ -365,7 +354,9 @@ impl Course<'_> {
                 None => {
                     let files = plan.files.get(item).filter(|_| !self.by_files.contains(id));
                     self.by_files.insert(id.to_owned());
-                    self.heal_layer(id, files, &usage, &broken).await
+                    self.store
+                        .heal_layer(id, files, &usage, &broken, self.options)
+                        .await
                 }
             };
             match healed {
@@ -385,133 +376,5 @@ impl Course<'_> {
     async fn is_there(&self, id: &str) -> Result<bool> {
         let (driver, id) = (self.store.inner.driver(), id.to_owned());
         crate::bridge::run(move || Ok(driver.exists(&id))).await
-    }
-
-    async fn heal_layer(
-        &self,
-        id: &str,
-        files: Option<&DamagedFiles>,
-        usage: &Usage,
-        broken: &BTreeSet<String>,
-    ) -> Result<HealedHow, NotHealed> {
-        let nothing = Use::default();
-        let used = usage.get(id).unwrap_or(&nothing);
-        let store = self.store;
-        let of_container = store
-            .read_container_store(|table| Ok(table.by_layer(id).is_some()))
-            .await;
-        if of_container.map_err(NotHealed::Failed)? {
-            return Err(NotHealed::OfContainer);
-        }
-        let (row, parent, with_containers) = self.row(id).await.map_err(NotHealed::Failed)?;
-        let owners_differ = |parent: &LayerRow| mappings_of(parent) != mappings_of(&row);
-        if used.is_copy || parent.as_deref().is_some_and(owners_differ) {
-            return Err(NotHealed::Copy);
-        }
-        let by_images = || match used.diff_ids.as_slice() {
-            [only] => Some(only),
-            _ => None,
-        };
-        let diff_id = row.diff_digest.valid().or_else(by_images);
-        let diff_id = diff_id.cloned().ok_or(NotHealed::UnknownContent)?;
-        let wanted = WantedContent {
-            layer: id.to_owned(),
-            diff_id: diff_id.clone(),
-            compressed_digest: row.compressed_digest.valid().cloned(),
-            blobs: used.blobs.clone(),
-            images: used.images.clone(),
-        };
-        let renewed = Renewed {
-            row,
-            diff_id,
-            with_containers,
-            standings: standings_on(usage, id),
-        };
-        let own = self
-            .own_sources(&wanted, broken)
-            .await
-            .map_err(NotHealed::Failed)?;
-        let mut failed = Vec::new();
-        for source in own.iter().chain(&self.options.sources) {
-            if let Some(files) = files {
-                match store
-                    .renew_parts_from(&**source, &wanted, &renewed, files, self.options)
-                    .await
-                {
-                    Ok(None) => {}
-                    Ok(Some(savings)) => {
-                        return Ok(HealedHow::Parts {
-                            source: source.name(),
-                            fetched: savings.fetched,
-                            reused: savings.reused,
-                        });
-                    }
-                    Err(error) => {
-                        tracing::info!(layer = id, error = %error.chain(), "reading a layer as a whole");
-                    }
-                }
-            }
-            for attempt in 0..MAX_ATTEMPTS {
-                let from = (&**source, attempt);
-                if let Some(files) = files.filter(|_| store.stages_apart()) {
-                    match store
-                        .renew_files_from(from, &wanted, &renewed, files, self.options)
-                        .await
-                    {
-                        Ok(None) => break,
-                        Ok(Some(paths)) => {
-                            let source = source.name();
-                            return Ok(HealedHow::Files { source, paths });
-                        }
-                        // As a whole it may be possible.
-                        Err(error) => {
-                            tracing::info!(layer = id, error = %error.chain(), "making a whole layer anew");
-                        }
-                    }
-                }
-                match store.renew_from(from, &wanted, &renewed, self.options).await {
-                    Ok(None) => break,
-                    Ok(Some(size)) => {
-                        let source = source.name();
-                        return Ok(HealedHow::Layer { source, size });
-                    }
-                    // Not that of the source.
-                    Err(error) if error.kind() == ErrorKind::Io && error.is_busy() => {
-                        return Err(NotHealed::Failed(error));
-                    }
-                    Err(error) => failed.push((source.name(), error)),
-                }
-            }
-        }
-        Err(NotHealed::NoSource { failed })
-    }
-
-    /// The record of a layer, that of the layer below, and whether it lies with the layers of containers.
-    async fn row(&self, id: &str) -> Result<(Arc<LayerRow>, Option<Arc<LayerRow>>, bool)> {
-        let id = id.to_owned();
-        let found = self.store.step(Needs::LAYERS, move |held| {
-            let layers = held.layers()?;
-            let row = layers.get(&id)?;
-            let parent = layers.table().get(&row.parent).cloned();
-            Ok((row, parent, layers.lies_with_containers(&id)))
-        });
-        found.await
-    }
-
-    /// Other layers of the store, and of its additional stores, that have the content.
-    async fn own_sources(
-        &self,
-        wanted: &WantedContent,
-        broken: &BTreeSet<String>,
-    ) -> Result<Vec<Arc<dyn HealSource>>> {
-        let layers = self.store.layers_by_uncompressed_digest(&wanted.diff_id).await?;
-        let others = layers.iter().filter(|layer| !broken.contains(layer.id()));
-        let source = |id: &str| -> Arc<dyn HealSource> {
-            Arc::new(OneLayer {
-                store: self.store.clone(),
-                id: id.to_owned(),
-            })
-        };
-        Ok(others.map(|layer| source(layer.id())).collect())
     }
 }

@@ -36,42 +36,49 @@ pub(super) struct Renewed {
 impl Renewed {
     /// The layer below.
     pub(super) fn parent(&self) -> Option<String> {
-        Some(self.row.parent.to_string()).filter(|parent| !parent.is_empty())
+        self.row.parent_id().map(str::to_owned)
     }
 }
 
-/// Has bytes be counted that are read.
-pub(super) fn counted(stream: BoxReader, layer: &str, options: &HealOptions) -> BoxReader {
-    let Some(tell) = options.teller() else {
-        return stream;
+/// The stream that a source gives in an attempt, of which is told that it is read; `None` if there is none.
+pub(super) async fn stream_from(
+    (source, attempt): (&dyn HealSource, usize),
+    wanted: &WantedContent,
+    options: &HealOptions,
+) -> Result<Option<BoxReader>> {
+    let Some(stream) = source.layer_stream(wanted, attempt).await? else {
+        return Ok(None);
     };
-    let layer = layer.to_owned();
-    Box::pin(InspectReader::new(stream, move |bytes: &[u8]| {
+    options.tell(|| HealEvent::Reading {
+        layer: wanted.layer.clone(),
+        source: source.name(),
+    });
+    let Some(tell) = options.teller() else {
+        return Ok(Some(stream));
+    };
+    let layer = wanted.layer.clone();
+    let counted = InspectReader::new(stream, move |bytes: &[u8]| {
         tell(HealEvent::Read {
             layer: layer.clone(),
             bytes: bytes.len() as u64,
         });
-    }))
+    });
+    Ok(Some(Box::pin(counted)))
 }
 
 impl Store {
-    /// Makes a layer anew of what `source` gives in this `attempt`; `None` if that is nothing. Returns the bytes of the
+    /// Makes a layer anew of what `from` gives ([`stream_from`]); `None` if that is nothing. Returns the bytes of the
     /// uncompressed stream.
     pub(super) async fn renew_from(
         &self,
-        (source, attempt): (&dyn HealSource, usize),
+        from: (&dyn HealSource, usize),
         wanted: &WantedContent,
         renewed: &Renewed,
         options: &HealOptions,
     ) -> Result<Option<u64>> {
-        let Some(stream) = source.layer_stream(wanted, attempt).await? else {
+        let Some(stream) = stream_from(from, wanted, options).await? else {
             return Ok(None);
         };
-        options.tell(|| HealEvent::Reading {
-            layer: wanted.layer.clone(),
-            source: source.name(),
-        });
-        let stream = counted(stream, &wanted.layer, options);
         let content = self.unpack_anew(stream, None, renewed).await?;
         self.finish_anew(renewed, content).await.map(Some)
     }

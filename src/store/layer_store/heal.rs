@@ -10,7 +10,6 @@ use crate::archive::apply::settle::literal_dir;
 use crate::archive::path::split;
 use crate::driver::{Copied, CreateOptions, LayerCopy};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::lock::temp_dir::TempDir;
 use crate::record::layer::LayerRow;
 use crate::record::pending_diff::PendingDiff;
 use crate::store::dirs::layer_location;
@@ -36,10 +35,10 @@ impl LayerStore {
     }
 
     /// Makes an empty layer in the driver for one that has a record, if the driver has none.
-    pub(crate) fn restore_directory(&mut self, id: &str) -> Result<bool> {
+    pub(crate) fn restore_directory(&mut self, id: &str) -> Result<()> {
         let row = self.get(id)?;
         if self.driver.exists(id) {
-            return Ok(false);
+            return Ok(());
         }
         let options = CreateOptions {
             read_write: self.lies_with_containers(id),
@@ -47,22 +46,19 @@ impl LayerStore {
             durable: self.inner.sync_content(),
             ..CreateOptions::default()
         };
-        let parent = Some(row.parent.as_str()).filter(|parent| !parent.is_empty());
         self.driver
-            .create(id, parent, &options)
+            .create(id, row.parent_id(), &options)
             .context(|| format!("making layer {id:?} anew"))?;
         self.rely_on_layer(id)?;
-        self.settle()?;
-        Ok(true)
+        self.settle()
     }
 
     /// Gives a layer the content that was unpacked for it, and fitted to its parent. On failure it is as before.
     pub(crate) fn renew(&mut self, renewal: Renewal, unpacked: Unpacked) -> Result<()> {
         let id = renewal.row.id.to_string();
-        let parent = Some(renewal.row.parent.as_str()).filter(|parent| !parent.is_empty());
         let checked = self
             .check_same(&renewal.row)
-            .and_then(|()| unpacked.check_parent(&*self.driver, parent));
+            .and_then(|()| unpacked.check_parent(&*self.driver, renewal.row.parent_id()));
         if let Err(error) = checked {
             self.discard(unpacked);
             return Err(error);
@@ -155,7 +151,7 @@ impl LayerStore {
     }
 
     fn remove_old_trees(&mut self, id: &str) -> Result<()> {
-        let old: Option<TempDir> = self.driver.remove_old_trees(id)?;
+        let old = self.driver.remove_old_trees(id)?;
         self.throw_away(old);
         Ok(())
     }

@@ -14,13 +14,13 @@ use serde::Deserialize;
 
 use crate::digest::{Digest, Hasher};
 use crate::driver::FoundLayer;
-use crate::error::{IoContext as _, Result};
+use crate::error::Result;
 use crate::record::big_data::{self, Items};
 use crate::store::check::rebuild::reading::Stream;
 use crate::store::image_config::ImageConfig;
 use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::layer_identity::LayerIdentity;
-use crate::sys::{at, atomic};
+use crate::sys::{at, list_dir_if_there, temporary_names};
 use crate::time::Time;
 
 /// Bytes of a manifest, a config or another document that is read.
@@ -89,6 +89,11 @@ pub(super) struct ContainerNotes {
 }
 
 impl DataFacts {
+    /// What the oldest is the first by.
+    pub(super) fn age(&self) -> impl Ord {
+        (self.created.since_epoch(), &self.id)
+    }
+
     /// Records the big data items of an image or container.
     pub(super) fn record_items<R: Items>(&self, row: &mut R) {
         for item in &self.items {
@@ -119,16 +124,12 @@ fn key_of(name: &str) -> Option<String> {
 
 /// The files of big data items in a directory, with their keys. What killed writers leave is no item.
 fn item_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.at("listing", dir)?,
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.at("listing", dir)?;
+    for entry in list_dir_if_there(dir)? {
+        let entry = entry?;
         let name = entry.file_name();
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if !is_file || atomic::is_temporary(&name) || big_data::is_waiting(&name) {
+        if !is_file || temporary_names::is_temporary(&name) || big_data::is_waiting(&name) {
             continue;
         }
         if let Some(key) = name.to_str().and_then(key_of) {

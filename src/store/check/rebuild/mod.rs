@@ -43,8 +43,7 @@ use crate::store::access::files::{StoreFiles, StoreTexts};
 use crate::store::check::finding::{CheckedItem, ItemKind};
 use crate::store::check::rebuild::examined::{Examined, ExaminedFile};
 use crate::store::check::rebuild::facts::{
-    ContainerNotes, DataFacts, ImageDocuments, LayerFacts, changed, container_notes, data_facts, documents,
-    keys_in,
+    LayerFacts, changed, container_notes, data_facts, documents, keys_in,
 };
 use crate::store::check::rebuild::plan::{Facts, Plan, plan};
 use crate::store::check::rebuild::reading::{Stream, StreamReading};
@@ -104,12 +103,12 @@ impl Store {
             })
             .await?;
             let facts = self.gather(wanted).await?;
-            let (examined, mut plan, found) = bridge::run(move || {
-                let plan = plan(&examined, &facts)?;
-                Ok((examined, plan, facts.found))
+            let (plan, mounts) = bridge::run(move || {
+                let mut plan = plan(&examined, &facts)?;
+                let mounts = mounts_of(&examined, &facts.found, &mut plan)?;
+                Ok((plan, mounts))
             })
             .await?;
-            let mounts = mounts_of(&examined, &found, &mut plan)?;
             if dry_run {
                 return Ok(Rebuilt::of(
                     plan,
@@ -126,14 +125,10 @@ impl Store {
     }
 
     async fn gather(&self, wanted: Wanted) -> Result<Facts> {
-        let parallel = processors().min(MAX_PARALLEL);
         let dirs = &self.inner.dirs;
         let mut facts = wanted.facts;
         let layers = wanted.layers.into_iter().map(|found| self.layer_facts(found));
-        facts.layers = futures::stream::iter(layers)
-            .buffer_unordered(parallel)
-            .try_collect()
-            .await?;
+        facts.layers = all(layers).await?;
         for (store, ids) in wanted.images.into_iter().enumerate() {
             let dir = if store == 0 {
                 dirs.images()
@@ -144,20 +139,13 @@ impl Store {
                 let dir = item_dir(dir.clone(), &id);
                 bridge::run(move || data_facts(&dir?, &id))
             });
-            let images = futures::stream::iter(images).buffer_unordered(parallel);
-            let mut images: Vec<DataFacts> = images.try_collect().await?;
-            images.sort_by(|one, other| {
-                (one.created.since_epoch(), &one.id).cmp(&(other.created.since_epoch(), &other.id))
-            });
+            let mut images = all(images).await?;
+            images.sort_by(|one, other| one.age().cmp(&other.age()));
             facts.images.push(images);
         }
-        let all = wanted
-            .documents
-            .into_iter()
-            .map(|(dir, id)| bridge::run(move || Ok(documents(&dir, &id))));
-        let all = futures::stream::iter(all).buffer_unordered(parallel);
-        let all: Vec<Option<ImageDocuments>> = all.try_collect().await?;
-        facts.documents = all.into_iter().flatten().collect();
+        let found = wanted.documents.into_iter();
+        let found = found.map(|(dir, id)| bridge::run(move || Ok(documents(&dir, &id))));
+        facts.documents = all(found).await?.into_iter().flatten().collect();
         facts.documents.sort_by(|one, other| one.image.cmp(&other.image));
         let containers = wanted.containers.into_iter().map(|id| {
             let dir = item_dir(dirs.containers(), &id);
@@ -166,12 +154,10 @@ impl Store {
                 Ok((data_facts(&dir, &id)?, container_notes(&dir)))
             })
         });
-        let containers = futures::stream::iter(containers).buffer_unordered(parallel);
-        let mut containers: Vec<(DataFacts, ContainerNotes)> = containers.try_collect().await?;
-        containers.sort_by(|(one, _), (other, _)| {
-            (one.created.since_epoch(), &one.id).cmp(&(other.created.since_epoch(), &other.id))
-        });
-        facts.containers = containers;
+        facts.containers = all(containers).await?;
+        facts
+            .containers
+            .sort_by(|(one, _), (other, _)| one.age().cmp(&other.age()));
         Ok(facts)
     }
 
@@ -202,6 +188,13 @@ impl Store {
         };
         Ok(facts)
     }
+}
+
+/// The results of many readings, in no order; of no more than [`MAX_PARALLEL`] at the same time.
+async fn all<T>(readings: impl Iterator<Item = impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
+    let parallel = processors().min(MAX_PARALLEL);
+    let readings = futures::stream::iter(readings).buffer_unordered(parallel);
+    readings.try_collect().await
 }
 
 async fn read(reading: StreamReading) -> Result<Stream> {
@@ -331,7 +324,7 @@ fn wanted(examined: &Examined, driver: &dyn Driver, dirs: &Dirs, transient: bool
     Ok(wanted)
 }
 
-/// The new content of a damaged file of mount points: what can be read of it, and what is mounted.
+/// The new content of a damaged file of mount points: what can be read of it, and what is mounted. Blocking.
 fn mounts_of(examined: &Examined, found: &[FoundLayer], plan: &mut Plan) -> Result<Option<Vec<u8>>> {
     let file = &examined.mounts;
     if file.contents.damage.is_empty() {
@@ -339,10 +332,8 @@ fn mounts_of(examined: &Examined, found: &[FoundLayer], plan: &mut Plan) -> Resu
     }
     let mut texts: Vec<Bytes> = file.contents.rows.iter().map(|row| row.text.clone()).collect();
     let known: HashSet<&str> = file.rows().map(|row| row.id.as_str()).collect();
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mounted: HashSet<PathBuf> = mount::parse_mount_table(&table, std::path::Path::new("/"))
-        .into_iter()
-        .collect();
+    let mounted = mount::mounts_below(std::path::Path::new("/")).unwrap_or_default();
+    let mounted: HashSet<PathBuf> = mounted.into_iter().collect();
     for layer in found.iter().filter(|layer| !known.contains(layer.id.as_str())) {
         let path = layer.dir.join("merged");
         if !mounted.contains(&path) {

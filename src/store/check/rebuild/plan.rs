@@ -2,9 +2,8 @@
 //!
 //! Whatever is not known for sure stands in the report with what it was inferred from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::digest::Digest;
 use crate::driver::FoundLayer;
 use crate::error::Result;
 use crate::record::container::ContainerRow;
@@ -87,18 +86,11 @@ pub(super) fn plan(examined: &Examined, facts: &Facts) -> Result<Plan> {
     builder.finish()
 }
 
-/// The digest of what a layer was made from.
-pub(super) fn diff_of(row: &LayerRow) -> Option<&Digest> {
-    row.diff_digest.valid()
-}
-
-pub(super) fn parent_of(row: &LayerRow) -> Option<&str> {
-    Some(row.parent.as_str()).filter(|parent| !parent.is_empty())
-}
-
 /// Whether a layer has the ID that image programs give to one with this content on this parent.
 pub(super) fn has_usual_id(row: &LayerRow) -> bool {
-    diff_of(row).is_some_and(|diff| LayerIdentity::DiffId(diff.clone()).layer_id(parent_of(row)) == *row.id)
+    row.diff_digest
+        .valid()
+        .is_some_and(|diff| LayerIdentity::DiffId(diff.clone()).layer_id(row.parent_id()) == *row.id)
 }
 
 impl Builder<'_> {
@@ -142,6 +134,15 @@ impl Builder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The layers that others stand on, or that an image or a container has.
+    pub(super) fn used_layers(&self) -> HashSet<&str> {
+        let images = self.images.iter().flat_map(Rows::rows);
+        let mut used: HashSet<&str> = images.flat_map(|row| row.top_layers()).collect();
+        used.extend(self.containers.rows().map(|row| row.layer.as_str()));
+        used.extend(self.layers.rows().filter_map(|row| row.parent_id()));
+        used
     }
 
     fn loops(&self) -> Vec<Vec<String>> {

@@ -1,6 +1,5 @@
 //! The records of containers that were lost. Pure.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use crate::error::Result;
 use crate::record::container::ContainerRow;
 use crate::record::layer::LayerRow;
 use crate::store::check::rebuild::facts::{ContainerNotes, DataFacts};
-use crate::store::check::rebuild::plan::{Builder, parent_of};
+use crate::store::check::rebuild::plan::Builder;
 use crate::store::check::rebuild::rows::Rows;
 use crate::store::dirs::container_location;
 use crate::time::Time;
@@ -142,10 +141,7 @@ impl Builder<'_> {
 
     /// The layers without content that nothing stands on and no image or container has.
     fn layers_of_no_container(&self) -> Vec<Arc<LayerRow>> {
-        let images = self.images.iter().flat_map(Rows::rows);
-        let mut used: HashSet<&str> = images.flat_map(|row| row.top_layers()).collect();
-        used.extend(self.containers.rows().map(|row| row.layer.as_str()));
-        used.extend(self.layers.rows().filter_map(|row| parent_of(row)));
+        let used = self.used_layers();
         let is_free = |row: &&Arc<LayerRow>| {
             !used.contains(row.id.as_str()) && !row.has_diff() && row.may_be_of_container()
         };
@@ -161,7 +157,7 @@ impl Builder<'_> {
             .containers
             .get(id)
             .and_then(|row| self.layers.get(&row.layer));
-        let parent = layer.and_then(|row| parent_of(row));
+        let parent = layer.and_then(|row| row.parent_id());
         let mut fitting =
             images().filter(|row| parent.is_some_and(|parent| row.top_layers().any(|top| top == parent)));
         let (first, second) = (fitting.next(), fitting.next());

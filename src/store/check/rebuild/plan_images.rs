@@ -10,9 +10,8 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::check::finding::{CheckedItem, ItemKind};
 use crate::store::check::rebuild::facts::DataFacts;
-use crate::store::check::rebuild::plan::{Builder, parent_of};
+use crate::store::check::rebuild::plan::Builder;
 use crate::store::check::rebuild::report::RebuiltRecord;
-use crate::store::check::rebuild::rows::Rows;
 use crate::store::layer_identity::LayerIdentity;
 
 impl Builder<'_> {
@@ -48,10 +47,7 @@ impl Builder<'_> {
 
     /// The one layer with content that nothing stands on and no image or container has.
     fn only_unused_layer(&self) -> Option<String> {
-        let images = self.images.iter().flat_map(Rows::rows);
-        let mut used: HashSet<&str> = images.flat_map(|row| row.top_layers()).collect();
-        used.extend(self.containers.rows().map(|row| row.layer.as_str()));
-        used.extend(self.layers.rows().filter_map(|row| parent_of(row)));
+        let mut used = self.used_layers();
         used.extend(self.copies.values().flatten().map(String::as_str));
         let unused = |row: &&Arc<LayerRow>| !used.contains(row.id.as_str()) && row.has_diff();
         let mut found = self.layers.rows().filter(unused).map(|row| row.id.to_string());

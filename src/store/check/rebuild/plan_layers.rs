@@ -3,25 +3,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::driver::FoundLayer;
 use crate::error::Result;
 use crate::record::layer::LayerRow;
 use crate::store::check::rebuild::facts::LayerFacts;
-use crate::store::check::rebuild::plan::{Builder, diff_of, has_usual_id, parent_of};
+use crate::store::check::rebuild::plan::{Builder, has_usual_id};
 use crate::store::check::rebuild::report::RebuiltRecord;
 use crate::store::check::rebuild::rows::Rows;
 use crate::store::dirs::layer_location;
 use crate::store::layer_identity::LayerIdentity;
-
-/// How a blob of this media type is compressed, as a record says it.
-fn compression_of(media_type: &str) -> i64 {
-    match media_type {
-        gzip if gzip.ends_with("gzip") => 2,
-        zstd if zstd.ends_with("zstd") => 4,
-        _ => 0,
-    }
-}
 
 impl Builder<'_> {
     /// The records of layers that were lost, the oldest first.
@@ -117,11 +109,14 @@ impl Builder<'_> {
                 None => report.lost("its diff ID, if it had one: there is no tar-split file"),
             }
         }
-        let blob = diff_of(&row).and_then(|diff| self.known_layers.blobs.get(diff));
+        let blob = row
+            .diff_digest
+            .valid()
+            .and_then(|diff| self.known_layers.blobs.get(diff));
         match blob.cloned() {
             Some(blob) => {
                 row.compressed_size = i64::try_from(blob.size).unwrap_or(0);
-                row.compression = compression_of(&blob.media_type);
+                row.compression = Compression::of_media_type(&blob.media_type).as_i64();
                 row.compressed_digest = blob.digest.into();
                 report.inferred("the blob that it came from: the manifest of an image");
             }
@@ -150,12 +145,14 @@ impl Builder<'_> {
                 self.find_parent(id)?;
                 continue;
             }
-            let original = parent_of(&row)
+            let original = row
+                .parent_id()
                 .and_then(|parent| self.layers.get(parent))
                 .cloned();
             let Some(original) = original else { continue };
-            let is_copy =
-                diff_of(&row).is_some() && diff_of(&row) == diff_of(&original) && !has_usual_id(&row);
+            let is_copy = row.diff_digest.valid().is_some()
+                && row.diff_digest.valid() == original.diff_digest.valid()
+                && !has_usual_id(&row);
             if is_copy {
                 let parent = original.parent.clone();
                 self.layers.update(id, |row| row.parent = parent.clone())?;
@@ -176,12 +173,14 @@ impl Builder<'_> {
             .layers
             .rows()
             .filter(|row| !row.uid_map.is_empty() && !made.contains(row.id.as_str()));
-        for copy in mapped.filter(|row| row.names.is_empty() && diff_of(row).is_some()) {
+        for copy in mapped.filter(|row| row.names.is_empty() && row.diff_digest.valid().is_some()) {
             let originals = self
                 .layers
                 .rows()
                 .filter(|row| row.uid_map.is_empty() && row.id != copy.id);
-            let same = |row: &&Arc<LayerRow>| row.parent == copy.parent && diff_of(row) == diff_of(copy);
+            let same = |row: &&Arc<LayerRow>| {
+                row.parent == copy.parent && row.diff_digest.valid() == copy.diff_digest.valid()
+            };
             for original in originals.filter(same) {
                 let copies = self.copies.entry(original.id.to_string()).or_default();
                 copies.push(copy.id.to_string());
@@ -199,7 +198,7 @@ impl Builder<'_> {
             self.layers.report(id).known("it is a base layer: its ID");
             return Ok(());
         }
-        let found = diff_of(&row).and_then(|diff| {
+        let found = row.diff_digest.valid().and_then(|diff| {
             let identity = LayerIdentity::DiffId(diff.clone());
             let mut candidates = self.layers.rows();
             candidates.find(|parent| identity.layer_id(Some(&parent.id)) == *row.id)
@@ -225,8 +224,8 @@ impl Builder<'_> {
         let mut next = Some(top.to_owned());
         while let Some(id) = next.filter(|id| seen.insert(id.clone())) {
             let row = self.layers.get(&id)?;
-            contents.push(diff_of(row)?.clone());
-            next = parent_of(row).map(str::to_owned);
+            contents.push(row.diff_digest.valid()?.clone());
+            next = row.parent_id().map(str::to_owned);
         }
         contents.reverse();
         Some(contents)
