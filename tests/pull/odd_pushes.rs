@@ -307,18 +307,20 @@ async fn blobs_are_taken_over_from_another_repository() {
         assert!(
             mounted
                 .iter()
-                .any(|asked| asked.query.replace("%3A", ":").contains(blob.as_str()))
-        );
-        assert!(
-            mounted
-                .iter()
                 .all(|asked| asked.query.contains("from=team%2Fbase"))
         );
         if mounts {
+            let asked_for = |blob: &str| {
+                mounted
+                    .iter()
+                    .any(|asked| asked.query.replace("%3A", ":").contains(blob))
+            };
+            assert!(asked_for(blob.as_str()));
             assert_eq!((pushed.sent, pushed.reused, mounted.len()), (0, 3, 3));
         } else {
-            // Each layer may have begun before the first has found out.
-            assert!(pushed.sent == 3 && mounted.len() <= 3);
+            // Each layer may have begun before the first has found out; which one that is, is not said.
+            assert_eq!(pushed.sent, 3);
+            assert!((1..=3).contains(&mounted.len()));
             let cancelled = asked.iter().filter(|asked| asked.method == "DELETE").count();
             assert_eq!(cancelled, mounted.len());
             check(&registry, &id, "sent").await;
