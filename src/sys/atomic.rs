@@ -1,8 +1,8 @@
 //! Files that are replaced atomically: written under a temporary name beside the target, then renamed over it.
 //!
 //! The temporary name is `.tmp-<basename><decimal digits>`, as in the Go library. A crash leaves such a file;
-//! [`remove_stale`] removes the stale temporary files of one target. Its caller must hold the lock that every writer of
-//! that target holds.
+//! [`remove_stale`](super::temporary_names::remove_stale) removes the stale temporary files of one target. Its caller
+//! must hold the lock that every writer of that target holds.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
