@@ -132,6 +132,7 @@ mod lock;
 pub mod oci;
 mod options;
 mod record;
+mod selinux;
 #[cfg(test)]
 mod skip;
 mod store;

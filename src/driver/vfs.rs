@@ -32,7 +32,7 @@ use crate::driver::options::VfsOptions;
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::{self, TempDir};
-use crate::sys::{at, make_private_dir, privilege, tree};
+use crate::sys::{at, make_private_dir, privilege, selinux, tree};
 use crate::whiteout::WhiteoutFormat;
 
 /// The driver's name, and that of its directory.
@@ -115,6 +115,7 @@ impl Vfs {
         let path = temp.addition();
         rustix::fs::mkdir(&path, Mode::RWXU).at("creating directory", &path)?;
         let dir = at::open_dir(&path).at("opening", &path)?;
+        share(&dir, &path);
         match parent {
             Some(parent) => {
                 let below = self.open_tree(parent)?;
@@ -182,6 +183,18 @@ impl Vfs {
     }
 }
 
+/// Gives a directory the label by which containers may use what will be made in it, where SELinux is on. Compat: a failure is
+/// only logged.
+fn share(dir: &OwnedFd, path: &Path) {
+    let label = selinux::policy().map(|policy| policy.shared_files());
+    let Some(label) = label.filter(|label| !label.is_empty()) else {
+        return;
+    };
+    if let Err(error) = selinux::set_label(dir.as_fd(), &label) {
+        tracing::warn!(path = %path.display(), label, %error, "cannot set an SELinux label, going on");
+    }
+}
+
 /// What an entry of the directory of layers is.
 fn kind_of(name: Option<&str>, is_dir: bool) -> EntryKind {
     match name {
@@ -219,7 +232,9 @@ impl Driver for Vfs {
         let unpack_dir = parent.map(|_| -> Result<OwnedFd> {
             let path = temp.addition();
             rustix::fs::mkdir(&path, Mode::RWXU).at("creating directory", &path)?;
-            at::open_dir(&path).at("opening", path)
+            let dir = at::open_dir(&path).at("opening", &path)?;
+            share(&dir, &path);
+            Ok(dir)
         });
         Ok(Box::new(StagedTree {
             tree: self.tree_of(dir),

@@ -31,6 +31,9 @@ pub struct ContainerOptions {
     pub process_label: Option<String>,
     /// SELinux label of its files. Both labels or neither.
     pub mount_label: Option<String>,
+    /// How labels that are not given are chosen where SELinux is on: `disable`, or `user:`, `role:`, `type:`, `level:` or
+    /// `filetype:` with a value.
+    pub label_opts: Vec<String>,
     /// Options for every mount of it, such as `nodev`.
     pub mount_opts: Vec<String>,
     /// Record and content may be lost in a crash: mounted without syncing.
@@ -104,6 +107,20 @@ impl ContainerOptions {
     #[must_use]
     pub fn mount_label(mut self, mount_label: impl Into<String>) -> Self {
         self.mount_label = Some(mount_label.into());
+        self
+    }
+
+    /// Adds one to [`ContainerOptions::label_opts`].
+    #[must_use]
+    pub fn label_opt(mut self, label_opt: impl Into<String>) -> Self {
+        self.label_opts.push(label_opt.into());
+        self
+    }
+
+    /// Adds to [`ContainerOptions::label_opts`].
+    #[must_use]
+    pub fn label_opts(mut self, label_opts: impl IntoIterator<Item: Into<String>>) -> Self {
+        self.label_opts.extend(label_opts.into_iter().map(Into::into));
         self
     }
 

@@ -44,6 +44,20 @@ row! {
     }
 }
 
+/// The flag with the SELinux label of a container's processes.
+pub(crate) const PROCESS_LABEL: &str = "ProcessLabel";
+
+/// The flag with the SELinux label of a container's files.
+pub(crate) const MOUNT_LABEL: &str = "MountLabel";
+
+impl ContainerRow {
+    /// The label in one of the two flags.
+    pub(crate) fn label(&self, flag: &str) -> Option<&str> {
+        let label = self.flags.get(flag)?.as_str()?;
+        Some(label).filter(|label| !label.is_empty())
+    }
+}
+
 impl Record for ContainerRow {
     const NOUN: &'static str = "container";
     const UNKNOWN: ErrorKind = ErrorKind::ContainerUnknown;

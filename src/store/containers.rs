@@ -8,11 +8,12 @@ use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::options::{ContainerOptions, Flag, IdMappingOptions};
 use crate::record::big_data::{self, Items as _};
-use crate::record::container::ContainerRow;
+use crate::record::container::{ContainerRow, MOUNT_LABEL, PROCESS_LABEL};
 use crate::record::inline_id::InlineId;
 use crate::record::intent::Companion;
 use crate::record::record_trait::Record as _;
 use crate::record::{lost, unknown_item};
+use crate::selinux::{LabelPair, Levels};
 use crate::store::access::in_flight::{Flight, Note};
 use crate::store::access::{Batch, Held, Needs};
 use crate::store::all_stores::remove_dirs;
@@ -25,6 +26,7 @@ use crate::store::layer_store::new_layer::{NewLayer, Start, flags_json};
 use crate::store::top_layer::{TopLayer, mapped_top_layer};
 use crate::store::views::Container;
 use crate::store::{Store, images};
+use crate::sys;
 use crate::time::Time;
 
 /// # Containers
@@ -37,7 +39,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::ImageUnknown`], [`ErrorKind::DuplicateId`], [`ErrorKind::DuplicateName`],
-    /// [`ErrorKind::InvalidMappings`], [`ErrorKind::InvalidInput`] if only one of the two labels is given. With
+    /// [`ErrorKind::InvalidMappings`], [`ErrorKind::InvalidInput`] if only one of the two labels is given, or where SELinux is
+    /// on an option for them is unknown. With
     /// [`ContainerOptions::auto_userns`] [`ErrorKind::NoAvailableIds`], [`ErrorKind::InvalidMappings`] if the image needs more
     /// IDs than are allowed, [`ErrorKind::InvalidInput`] for a file with its users or groups that is too large or no regular
     /// file.
@@ -53,9 +56,8 @@ impl Store {
         if options.process_label.as_deref().unwrap_or("").is_empty()
             != options.mount_label.as_deref().unwrap_or("").is_empty()
         {
-            return Err(
-                ErrorKind::InvalidInput.err("process label and mount label must both be given or neither")
-            );
+            return Err(ErrorKind::InvalidInput
+                .err("ProcessLabel and Mountlabel must either not be specified or both specified"));
         }
         for id in [&options.id, &options.layer_id].into_iter().flatten() {
             crate::driver::check_id(id)?;
@@ -166,6 +168,7 @@ struct Begun {
     id: String,
     image: InlineId,
     layer: Announced,
+    labels: LabelPair,
     volatile: bool,
     location: usize,
     dirs: [PathBuf; 2],
@@ -199,6 +202,7 @@ impl NewContainer {
             id,
             image,
             layer: announced,
+            labels,
             volatile,
             location,
             dirs,
@@ -207,7 +211,7 @@ impl NewContainer {
         let failed = |error: Error| error.context(format!("creating container {id:?}"));
         let layer = create_announced(batch, announced).await.map_err(failed)?;
         let options = &self.options;
-        let row = new_row(options, &id, image, &layer.id, volatile);
+        let row = new_row(options, &id, image, &layer.id, labels, volatile);
         let layer = [layer.id.to_string()];
         let mut inserted = false;
         let mut recorded = batch.with(|held| {
@@ -313,6 +317,7 @@ impl NewContainer {
             // Also for a volatile one: a directory that a killed process leaves is no sign then that this file was lost.
             containers.ensure_written(container_location::STABLE)?;
         }
+        let labels = self.labels(held)?;
         // What a killed process has left under this ID does not belong to the new container.
         remove_dirs(&dirs)?;
         let new = NewLayer {
@@ -320,7 +325,7 @@ impl NewContainer {
             names: Vec::new(),
             parent: top,
             start: Start::Empty,
-            mount_label: options.mount_label.clone().unwrap_or_default(),
+            mount_label: labels.mount.clone(),
             writeable: true,
             mappings,
             mapped_by_mount,
@@ -342,11 +347,40 @@ impl NewContainer {
             id,
             image,
             layer,
+            labels,
             volatile,
             location,
             dirs,
             _note: note,
         }))
+    }
+
+    /// The labels that the caller has given, or new ones with a level that no container of the store has. The layer store stays
+    /// locked until the new one is recorded.
+    fn labels(&self, held: &mut Held) -> Result<LabelPair> {
+        let options = &self.options;
+        if let Some(process) = options.process_label.as_ref().filter(|label| !label.is_empty()) {
+            return Ok(LabelPair {
+                process: process.clone(),
+                mount: options.mount_label.clone().unwrap_or_default(),
+            });
+        }
+        let Some(policy) = sys::selinux::policy() else {
+            return Ok(LabelPair::default());
+        };
+        let mut levels = Levels::default();
+        for layer in held.layers()?.table().rows() {
+            levels.add(&layer.mount_label);
+        }
+        for container in held.containers()?.rows() {
+            for label in [MOUNT_LABEL, PROCESS_LABEL]
+                .into_iter()
+                .filter_map(|flag| container.label(flag))
+            {
+                levels.add(label);
+            }
+        }
+        policy.label(&options.label_opts, &levels, sys::random::number()?)
     }
 
     /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
@@ -387,6 +421,7 @@ fn new_row(
     id: &str,
     image: InlineId,
     layer: &str,
+    labels: LabelPair,
     volatile: bool,
 ) -> ContainerRow {
     let mut row = ContainerRow {
@@ -398,7 +433,7 @@ fn new_row(
         created: Time::now(),
         uid_map: options.id_mappings.uid_map.clone(),
         gid_map: options.id_mappings.gid_map.clone(),
-        flags: flags_json(container_flags(options, volatile)),
+        flags: flags_json(container_flags(options, labels, volatile)),
         ..ContainerRow::default()
     };
     for item in &options.big_data {
@@ -407,11 +442,14 @@ fn new_row(
     row
 }
 
-fn container_flags(options: &ContainerOptions, volatile: bool) -> std::collections::BTreeMap<String, Flag> {
+fn container_flags(
+    options: &ContainerOptions,
+    labels: LabelPair,
+    volatile: bool,
+) -> std::collections::BTreeMap<String, Flag> {
     let mut flags = options.flags.clone();
-    let text = |label: &Option<String>| Flag::Text(label.clone().unwrap_or_default());
-    flags.insert("ProcessLabel".into(), text(&options.process_label));
-    flags.insert("MountLabel".into(), text(&options.mount_label));
+    flags.insert(PROCESS_LABEL.into(), Flag::Text(labels.process));
+    flags.insert(MOUNT_LABEL.into(), Flag::Text(labels.mount));
     if !options.mount_opts.is_empty() {
         flags.insert("MountOpts".into(), Flag::List(options.mount_opts.clone()));
     }

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::idmap::IdMap;
 use crate::options::Flag;
 use crate::record::big_data::{Items as _, Recorded};
-use crate::record::container::ContainerRow;
+use crate::record::container::{ContainerRow, MOUNT_LABEL, PROCESS_LABEL};
 use crate::record::image::ImageRow;
 use crate::record::intent;
 use crate::record::layer::LayerRow;
@@ -386,6 +386,16 @@ impl Container {
     /// The flags of its record.
     pub fn flags(&self) -> BTreeMap<String, Flag> {
         flags(&self.row.flags)
+    }
+
+    /// The SELinux label of its processes, from the flag `ProcessLabel`.
+    pub fn process_label(&self) -> Option<&str> {
+        self.row.label(PROCESS_LABEL)
+    }
+
+    /// The SELinux label of its files, from the flag `MountLabel`.
+    pub fn mount_label(&self) -> Option<&str> {
+        self.row.label(MOUNT_LABEL)
     }
 
     /// The mount options of its layer, from the flag `MountOpts`.

@@ -19,6 +19,7 @@ pub(crate) mod privilege;
 mod processors;
 pub(crate) mod random;
 pub(crate) mod reserve;
+pub(crate) mod selinux;
 pub(crate) mod spare;
 pub(crate) mod sparse_read;
 pub(crate) mod sync_tracker;

@@ -44,10 +44,10 @@ const ROWS: &[Row] = &[
         ],
         among: true,
     },
-    // Maps of user and group IDs; pure.
+    // Maps of user and group IDs; labels of SELinux. Pure.
     Row {
         rank: 1,
-        rooms: &["idmap"],
+        rooms: &["idmap", "selinux"],
         among: false,
     },
     // System calls and all unsafe code.

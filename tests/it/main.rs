@@ -40,6 +40,7 @@ mod refusing_places;
 mod repair_kills;
 mod rootless;
 mod same_as_go;
+mod selinux;
 mod shared_content;
 mod staged_kills;
 mod stale_files;

@@ -47,6 +47,28 @@ each_driver! {
         assert_eq!(store.containers().await.unwrap().len(), 1);
     }
 
+    /// Where SELinux is off: as in the Go library options are not even looked at, and both labels are recorded as empty.
+    async fn without_selinux_there_are_no_labels(store) {
+        if std::path::Path::new("/sys/fs/selinux/policy").exists() {
+            return;
+        }
+        let create = |options| store.create_container(None, options);
+        let plain = create(ContainerOptions::default().label_opts(["type:x", "nonsense"])).await.unwrap();
+        let given = ContainerOptions::default().process_label("u:r:p:s0:c1,c2").mount_label("u:r:f:s0:c1,c2").label_opt("disable");
+        let given = create(given).await.unwrap();
+        let again = store.reopen().await;
+        for (container, process, files) in [(plain, "", ""), (given, "u:r:p:s0:c1,c2", "u:r:f:s0:c1,c2")] {
+            let found = again.container(container.id()).await.unwrap();
+            let flags = [("MountLabel", files), ("ProcessLabel", process)];
+            let expected = flags.map(|(name, label)| (name.to_owned(), graphroot::Flag::Text(label.to_owned())));
+            assert_eq!(found.flags().into_iter().filter(|(name, _)| name.ends_with("Label")).collect::<Vec<_>>(), expected);
+            assert_eq!(found.process_label().unwrap_or_default(), process);
+            assert_eq!(found.mount_label().unwrap_or_default(), files);
+            let layer = again.layer(container.layer_id()).await.unwrap();
+            assert_eq!(layer.mount_label().unwrap_or_default(), files);
+        }
+    }
+
     async fn a_volatile_container_is_recorded_apart(store) {
         let mut options = ContainerOptions::default().name("fleeting");
         options.volatile = true;

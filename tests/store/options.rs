@@ -140,6 +140,8 @@ fn setters_set_what_their_names_say() {
         .metadata("text")
         .process_label("p")
         .mount_label("m")
+        .label_opt("type:t")
+        .label_opts(["level:s0"])
         .mount_opt("nodev")
         .mount_opts(["nosuid"])
         .volatile(true)
@@ -149,6 +151,7 @@ fn setters_set_what_their_names_say() {
     let json = read_back(&container);
     assert_eq!(json["layer_id"], "layer");
     assert_eq!(json["mount_opts"], json!(["nodev", "nosuid"]));
+    assert_eq!(json["label_opts"], json!(["type:t", "level:s0"]));
     assert_eq!(json["big_data"][0]["data"], "/wA=");
 
     let store = StoreOptions::new("/graph", "/run")

@@ -148,25 +148,33 @@ pub(crate) fn block_on(test: impl Future<Output = ()>) {
 }
 
 /// Makes one test for each set of peers of a function that takes the set, `async fn` or `fn`. Behind the colon are the
-/// programs without which it cannot run, besides being root. With `newer` the machine's own set is left out.
+/// programs without which it cannot run, besides being root. With `newer` the machine's own set is left out; with `ignored`
+/// and a reason too, and the tests run where they are asked for only.
 macro_rules! each_set {
     ($kind:tt $name:ident: $($program:literal),*) => {
-        crate::support::each_set!(@sets $kind $name [$($program),*]
+        crate::support::each_set!(@sets {} $kind $name [$($program),*]
             installed Installed trixie Trixie forky Forky);
     };
     (newer $kind:tt $name:ident: $($program:literal),*) => {
-        crate::support::each_set!(@sets $kind $name [$($program),*] trixie Trixie forky Forky);
+        crate::support::each_set!(@sets {} $kind $name [$($program),*] trixie Trixie forky Forky);
     };
-    (@sets $kind:tt $name:ident $programs:tt $($test:ident $set:ident)*) => {
+    (ignored $why:literal $kind:tt $name:ident: $($program:literal),*) => {
+        crate::support::each_set!(@sets {ignore = $why} $kind $name [$($program),*] trixie Trixie forky Forky);
+    };
+    (@sets $attribute:tt $kind:tt $name:ident $programs:tt $($test:ident $set:ident)*) => {
         mod $name {
-            $(#[test]
+            $(crate::support::each_set!(@test $attribute $kind $name $programs $test $set);)*
+        }
+    };
+    (@test {$($attribute:meta)?} $kind:tt $name:ident $programs:tt $test:ident $set:ident) => {
+            #[test]
+            $(#[$attribute])?
             fn $test() {
                 let set = crate::support::peers::PeerSet::$set;
                 if set.is_ready(&$programs) {
                     crate::support::each_set!(@run $kind super::$name(set));
                 }
-            })*
-        }
+            }
     };
     (@run async $test:expr) => { crate::support::peers::block_on($test) };
     (@run fn $test:expr) => { $test };

@@ -20,7 +20,7 @@ use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
-use crate::sys::{at, tree, userns, xattr};
+use crate::sys::{at, selinux, tree, userns, xattr};
 use crate::whiteout::{Namespace, OPAQUE_VALUE};
 
 /// Prefix of the reason why overlay does not work, as the Go library writes it.
@@ -76,6 +76,16 @@ impl<'a> Trial<'a> {
     }
 
     fn mount(&self, lowers: &[&str], namespace: Namespace, options: Sorted) -> Result<()> {
+        self.mount_labelled(lowers, namespace, options, "")
+    }
+
+    fn mount_labelled(
+        &self,
+        lowers: &[&str],
+        namespace: Namespace,
+        options: Sorted,
+        label: &str,
+    ) -> Result<()> {
         let mut options = options;
         if namespace == Namespace::User {
             options.data.push("userxattr".into());
@@ -85,7 +95,7 @@ impl<'a> Trial<'a> {
             contents: Contents::default(),
             upper: Some((self.path("upper"), self.path("work"))),
             options,
-            label: "",
+            label,
         };
         mount.mount_at(&self.path("merged"))
     }
@@ -183,7 +193,10 @@ impl Probe<'_> {
             0,
         )
         .during("unable to create kernel-style whiteout")?;
-        trial.mount(&["lower1", "lower2"], self.namespace, Sorted::default())?;
+        // Kernels that refuse labels, in user namespaces for example, refuse the mounts of containers.
+        let label = selinux::policy().map_or_else(String::new, |policy| policy.private_files());
+        let label = if selinux::is_valid(&label) { &*label } else { "" };
+        trial.mount_labelled(&["lower1", "lower2"], self.namespace, Sorted::default(), label)?;
         let subdir = trial.path("merged/subdir");
         tree::remove_tree(&subdir).at("deleting an item in the merged directory", subdir)
     }
