@@ -28,6 +28,9 @@ const STEP: usize = 64;
 /// Bytes of memory that filters take. Those for which there is no room are read where they are.
 const MAX_FILTERS: usize = 4 << 20;
 
+/// Bytes of memory that whole cache files take besides. Those for which there is no room are read where they are, too.
+const MAX_WHOLE: usize = 4 << 20;
+
 /// Bytes of a table of contents; that of a layer that was pulled is smaller.
 const MAX_TOC: u64 = 150 << 20;
 
@@ -169,6 +172,7 @@ impl Store {
                 created,
                 layer: None,
                 filter: 0,
+                whole: 0,
                 temporary: None,
             };
             let loaded = match opened {
@@ -183,18 +187,15 @@ impl Store {
                 }
             };
             if let Some((mut loaded, file)) = loaded.filter(|(loaded, _)| !loaded.is_empty()) {
-                let filters: usize = known.layers.values().map(|entry| entry.filter).sum();
-                let size = loaded.filter_size();
-                if filters + size <= MAX_FILTERS {
-                    loaded = bridge::run(move || {
-                        if let Err(error) = loaded.load_filter(&file) {
-                            tracing::debug!(%error, "reading a cache file");
-                        }
-                        Ok(loaded)
-                    })
-                    .await?;
-                    entry.filter = size;
-                }
+                let taken = |of: fn(&Entry) -> usize| known.layers.values().map(of).sum();
+                let for_filter = MAX_FILTERS.saturating_sub(taken(|entry| entry.filter));
+                let for_whole = MAX_WHOLE.saturating_sub(taken(|entry| entry.whole));
+                (loaded, entry.filter, entry.whole) = bridge::run(move || {
+                    let filter = load_filter(&mut loaded, &file, for_filter);
+                    let whole = load_whole(&mut loaded, &file, for_whole);
+                    Ok((loaded, filter, whole))
+                })
+                .await?;
                 if is_own {
                     loaded.set_own();
                 }
@@ -254,6 +255,33 @@ impl Store {
                 .map(|layer| (layer, file)))
         });
         opened.await
+    }
+}
+
+/// Keeps the filter of a cache file in memory, if it takes no more than `room`; how much it takes.
+fn load_filter(layer: &mut LocalLayer, file: &File, room: usize) -> usize {
+    let size = layer.filter_size();
+    if size > room {
+        return 0;
+    }
+    if let Err(error) = layer.load_filter(file) {
+        tracing::debug!(%error, "reading a cache file");
+    }
+    size
+}
+
+/// Keeps all of a cache file in memory, if it takes no more than `room`; how much it takes.
+fn load_whole(layer: &mut LocalLayer, file: &File, room: usize) -> usize {
+    let size = file.metadata().map_or(u64::MAX, |found| found.len());
+    let Some(size) = usize::try_from(size).ok().filter(|size| *size <= room) else {
+        return 0;
+    };
+    match layer.load_whole(file, size) {
+        Ok(()) => size,
+        Err(error) => {
+            tracing::debug!(%error, "reading a cache file");
+            0
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) layer: Option<Arc<LocalLayer>>,
     /// Bytes of memory that the filter takes.
     pub(super) filter: usize,
+    /// Bytes of memory that all of the cache file takes; 0 if it is not in memory.
+    pub(super) whole: usize,
     /// Bytes of the table of contents that the cache was made of, if it is temporary.
     pub(super) temporary: Option<u64>,
 }

@@ -49,10 +49,9 @@ impl Key {
     }
 }
 
+/// CRC-32 as in gzip.
 fn crc(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
+    crc_fast::crc32_iso_hdlc(bytes)
 }
 
 /// Words of the filter for so many digests.

@@ -17,7 +17,5 @@ mod writer;
 
 pub(crate) use filter::Key;
 pub(crate) use format::{CACHE_KEY, FORMAT_KEY, TOC_KEY};
-#[cfg(feature = "fuzz")]
-pub(crate) use reader::ReadAt;
-pub(crate) use reader::{CacheFile, Location, Unusable};
+pub(crate) use reader::{CacheFile, Location, ReadAt, Unusable};
 pub(crate) use writer::{CacheWriter, LayerFormat};

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 
-use super::layer::{LocalLayer, is_regular, size_of};
+use super::layer::{CacheBytes, LocalLayer, is_regular, size_of};
 use super::open_files::{OpenFiles, Use};
 use super::ostree::OstreeRepos;
+use super::parents::{Parents, split};
 use super::place::{OSTREE, Place, WHOLE};
 use crate::archive::apply::origins::{FindContent, LocalFile};
 use crate::archive::path::clean;
@@ -36,6 +37,7 @@ pub(crate) struct Layers {
     layers: Vec<Arc<LocalLayer>>,
     trees: Box<dyn LayerTrees>,
     open: OpenFiles,
+    parents: Parents,
     /// The layer in which something was found last: files of one layer often come from one other.
     last: AtomicUsize,
 }
@@ -66,6 +68,7 @@ impl Layers {
             layers,
             trees,
             open: OpenFiles::default(),
+            parents: Parents::default(),
             last: AtomicUsize::new(0),
         }
     }
@@ -95,7 +98,7 @@ impl Layers {
             return None;
         }
         let file = layer.cache_file(&self.open)?;
-        let found = layer.cache.visit(&*file, key, |location| {
+        let found = layer.cache.visit(&file, key, |location| {
             let found = Found {
                 layers: self,
                 number,
@@ -147,12 +150,25 @@ impl Layers {
         })
     }
 
+    /// The directory of a file of a layer, in which the name may be anything, and the file's name there. It is not outside of
+    /// the layer; at the name there may be anything.
+    fn parent<'n>(&self, layer: &LocalLayer, name: &'n [u8]) -> Option<(Arc<File>, &'n [u8])> {
+        let (path, base) = split(name)?;
+        let dir = self.parents.get(layer.number, path, || {
+            let tree = self.tree(layer)?;
+            at::open_dir_in_root(tree.as_fd(), path).ok().map(File::from)
+        });
+        Some((dir?, base))
+    }
+
     fn open(&self, place: Place, size: u64) -> Option<(File, u64)> {
         let layer = self.layers.get(place.layer())?;
         let cache = layer.cache_file(&self.open)?;
-        let name = layer.cache.name(&*cache, place.name).ok()??;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let (file, stat) = open_below(self.tree(layer)?.as_fd(), &name, flags)?;
+        let name = layer.cache.name(&cache, place.name).ok()??;
+        let (dir, name) = self.parent(layer, &name)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&*dir, name, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&file).ok()?;
         let fits = match place.is_whole() {
             true => size_of(&stat) == size,
             false => is_within(place.offset, size, &stat),
@@ -254,7 +270,7 @@ struct Found<'a> {
     layers: &'a Layers,
     number: usize,
     layer: &'a LocalLayer,
-    cache: &'a File,
+    cache: &'a CacheBytes,
     location: Location,
 }
 
@@ -276,8 +292,8 @@ impl Found<'_> {
     /// The place, if there is a regular file that `fits`.
     fn place_if(&self, flags: u32, fits: impl Fn(&Stat) -> bool) -> Option<Place> {
         let name = self.layer.cache.name(self.cache, self.location.name).ok()??;
-        let tree = self.layers.tree(self.layer)?;
-        let (_file, stat) = open_below(tree.as_fd(), &name, OFlags::PATH)?;
+        let (dir, name) = self.layers.parent(self.layer, &name)?;
+        let stat = rustix::fs::statat(&*dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         if !is_regular(&stat) || !fits(&stat) {
             return None;
         }
@@ -294,13 +310,6 @@ impl Found<'_> {
 
 fn is_within(offset: u64, length: u64, stat: &Stat) -> bool {
     offset.checked_add(length).is_some_and(|end| end <= size_of(stat))
-}
-
-/// Opens a file of a layer, in which the name may be anything: not outside, and not through a link at its end.
-fn open_below(tree: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Option<(OwnedFd, Stat)> {
-    let file = at::open_in_root(tree, name, flags | OFlags::NOFOLLOW, Mode::empty()).ok()?;
-    let stat = rustix::fs::fstat(&file).ok()?;
-    Some((file, stat))
 }
 
 impl FindContent for LocalContent {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 
 use super::open_files::{OpenFiles, Use};
-use crate::chunked::cache::{CacheFile, Unusable};
+use crate::chunked::cache::{CacheFile, ReadAt, Unusable};
 
 /// The number of the next layer.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -23,6 +23,8 @@ pub(crate) struct LocalLayer {
     pub(super) id: String,
     pub(super) cache: CacheFile,
     source: Source,
+    /// All of the cache file, if it is kept in memory.
+    bytes: Option<Arc<[u8]>>,
     /// Whether it is a layer of the store itself, not of an additional one.
     is_own: bool,
     /// Whether the cache file was found to be another one, or the layer gone.
@@ -86,6 +88,7 @@ impl LocalLayer {
             id: id.to_owned(),
             cache,
             source,
+            bytes: None,
             is_own: false,
             is_stale: AtomicBool::new(false),
         }
@@ -111,6 +114,14 @@ impl LocalLayer {
         self.cache.filter_size()
     }
 
+    /// Keeps all of the cache file in memory, so that look-ups do not read. `file` is the cache file, of `size` bytes.
+    pub(crate) fn load_whole(&mut self, file: &File, size: usize) -> std::io::Result<()> {
+        let mut bytes = vec![0; size];
+        ReadAt::read_at(file, &mut bytes, 0)?;
+        self.bytes = Some(bytes.into());
+        Ok(())
+    }
+
     /// Nothing is looked for in it from now on.
     pub(super) fn set_stale(&self) {
         self.is_stale.store(true, Ordering::Relaxed);
@@ -127,8 +138,8 @@ impl LocalLayer {
     }
 
     /// The cache file; `None` if it is not the same any more.
-    pub(super) fn cache_file(&self, open: &OpenFiles) -> Option<Arc<File>> {
-        match &self.source {
+    pub(super) fn cache_file(&self, open: &OpenFiles) -> Option<CacheBytes> {
+        let file = match &self.source {
             Source::Temporary(file) => Some(Arc::clone(file)),
             Source::Store(path, known) => open.get(self.number, Use::Cache, || {
                 let same = open_regular(path).filter(|(_, stat)| identity(stat) == *known);
@@ -137,7 +148,33 @@ impl LocalLayer {
                 }
                 same.map(|(file, _)| file)
             }),
-        }
+        };
+        Some(CacheBytes {
+            file: file?,
+            bytes: self.bytes.clone(),
+        })
+    }
+}
+
+/// The bytes of a cache file: in memory, or else in the file.
+#[derive(Debug)]
+pub(super) struct CacheBytes {
+    file: Arc<File>,
+    bytes: Option<Arc<[u8]>>,
+}
+
+impl ReadAt for CacheBytes {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let Some(bytes) = &self.bytes else {
+            return ReadAt::read_at(&*self.file, buffer, offset);
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(buffer.len());
+        let Some(bytes) = bytes.get(start..end) else {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        };
+        buffer.copy_from_slice(bytes);
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ mod layer;
 mod measure;
 mod open_files;
 mod ostree;
+mod parents;
 mod place;
 #[cfg(test)]
 mod tests;

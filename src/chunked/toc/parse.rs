@@ -22,6 +22,9 @@ const VERSION: i64 = 1;
 /// Bytes of a string before its escapes are undone and base64 is decoded.
 const MAX_STRING: usize = 6 * MAX_TEXT;
 
+/// Bytes of a text that is read as a whole: that of a table with some 15,000 entries.
+const MAX_HEAD: u64 = 8 << 20;
+
 /// Size of the buffer before the parser.
 const BUFFER: usize = 64 * 1024;
 
@@ -51,11 +54,21 @@ pub(crate) fn parse_entries(input: impl Read, sink: &mut dyn Sink) -> Result<()>
         has_tar_split: false,
         failure: None,
     };
-    let guard = ShortStrings::new(BufReader::with_capacity(BUFFER, input));
-    let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(BUFFER, guard));
-    let parsed = (&mut json)
-        .deserialize_map(TableVisitor(&mut reading))
-        .and_then(|()| json.end());
+    let mut head = Head::new(input);
+    let parsed = head
+        .read()
+        .map_err(serde_json::Error::io)
+        .and_then(|is_all| match is_all {
+            true => table(
+                &mut serde_json::Deserializer::from_slice(&head.bytes),
+                &mut reading,
+            ),
+            false => {
+                let guard = ShortStrings::new(BufReader::with_capacity(BUFFER, head));
+                let buffered = BufReader::with_capacity(BUFFER, guard);
+                table(&mut serde_json::Deserializer::from_reader(buffered), &mut reading)
+            }
+        });
     if let Some(failure) = reading.failure {
         return Err(failure);
     }
@@ -77,6 +90,52 @@ pub(crate) fn parse_entries(input: impl Read, sink: &mut dyn Sink) -> Result<()>
             let version = other.map_or("no".to_owned(), |version| version.to_string());
             Err(ErrorKind::NotSupported.err(format!("a table of contents of version {version}")))
         }
+    }
+}
+
+/// Reads a table, and that nothing follows it.
+fn table<'de, R: serde_json::de::Read<'de>>(
+    json: &mut serde_json::Deserializer<R>,
+    reading: &mut Reading<'_>,
+) -> serde_json::Result<()> {
+    json.deserialize_map(TableVisitor(reading))?;
+    json.end()
+}
+
+/// The first bytes of a text, which may be all of it. A text in memory is gone through several times as fast.
+struct Head<R> {
+    bytes: Vec<u8>,
+    /// Those that were read again.
+    given: usize,
+    rest: R,
+}
+
+impl<R: Read> Head<R> {
+    fn new(rest: R) -> Self {
+        Self {
+            bytes: Vec::new(),
+            given: 0,
+            rest,
+        }
+    }
+
+    /// Reads them; whether there are no more.
+    fn read(&mut self) -> io::Result<bool> {
+        let count = (&mut self.rest).take(MAX_HEAD).read_to_end(&mut self.bytes)?;
+        Ok((count as u64) < MAX_HEAD)
+    }
+}
+
+impl<R: Read> Read for Head<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let Some(mut left) = self.bytes.get(self.given..).filter(|left| !left.is_empty()) else {
+            // The table takes memory from here on.
+            self.bytes = Vec::new();
+            return self.rest.read(out);
+        };
+        let count = left.read(out)?;
+        self.given += count;
+        Ok(count)
     }
 }
 

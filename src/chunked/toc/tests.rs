@@ -357,7 +357,7 @@ fn what_is_no_table_at_all_is_refused() {
     let nested = format!("{{\"x\":{}", "[".repeat(100_000));
     let long = format!(
         "{{\"version\":1,\"entries\":[{{\"name\":\"{}\"",
-        "x".repeat(7 << 20)
+        "x".repeat(15 << 20)
     );
     let name = format!(
         "{{\"type\":\"symlink\",\"name\":\"a\",\"linkName\":\"{}\"}}",

@@ -361,6 +361,7 @@ async fn additional_stores_are_looked_at_and_not_changed() {
             created: crate::time::Time::default(),
             layer: None,
             filter: MAX_FILTERS,
+            whole: MAX_WHOLE,
             temporary: Some(MAX_TEMPORARY_TOCS),
         },
     );
