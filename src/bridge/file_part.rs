@@ -4,11 +4,9 @@ use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::buffer::{Buffer, spare_capacity};
-use rustix::io::Errno;
-
 use crate::bridge::outgoing::{Producer, Progress};
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::sys;
 
 /// Produces some bytes of a file.
 pub(crate) struct FilePart {
@@ -60,7 +58,7 @@ pub(crate) fn read_spare(
     buffer: &mut Vec<u8>,
     limit: usize,
 ) -> rustix::io::Result<usize> {
-    fill(buffer, limit, Reading { file, offset: None })
+    sys::read_spare(file, buffer, limit, None)
 }
 
 /// As [`read_spare`], from a place in the file; its position is neither used nor moved.
@@ -70,47 +68,7 @@ pub(crate) fn read_spare_at(
     limit: usize,
     offset: u64,
 ) -> rustix::io::Result<usize> {
-    let offset = Some(offset);
-    fill(buffer, limit, Reading { file, offset })
-}
-
-/// Where a read begins; `None`: at the position of the file.
-#[derive(Clone, Copy)]
-struct Reading<'a> {
-    file: BorrowedFd<'a>,
-    offset: Option<u64>,
-}
-
-impl Reading<'_> {
-    fn read<B: Buffer<u8>>(self, buffer: B) -> rustix::io::Result<B::Output> {
-        match self.offset {
-            Some(offset) => rustix::io::pread(self.file, buffer, offset),
-            None => rustix::io::read(self.file, buffer),
-        }
-    }
-}
-
-fn fill(buffer: &mut Vec<u8>, limit: usize, reading: Reading<'_>) -> rustix::io::Result<usize> {
-    let spare = buffer.capacity() - buffer.len();
-    if limit == 0 || spare == 0 {
-        return Ok(0);
-    }
-    loop {
-        let result = if limit >= spare {
-            reading.read(spare_capacity(buffer))
-        } else {
-            // Clearing room for what is left of a file costs next to nothing.
-            let start = buffer.len();
-            buffer.resize(start + limit, 0);
-            let result = reading.read(buffer.get_mut(start..).unwrap_or_default());
-            buffer.truncate(start + result.unwrap_or(0));
-            result
-        };
-        match result {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
+    sys::read_spare(file, buffer, limit, Some(offset))
 }
 
 #[cfg(test)]

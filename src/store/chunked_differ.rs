@@ -147,32 +147,44 @@ impl ChunkedDiffer {
         if location.tar_split_range().is_none() && !accepts_unpredictable {
             return Err(refuse());
         }
-        // What other layers have is found out first: making their cache files takes memory, and so does the table.
-        store.local_content().await?;
+        // What other layers have is found out before the table is read: making their cache files takes memory, and so does the
+        // table. It is asked for meanwhile.
+        let first = match (
+            location.footer_range(),
+            location.toc_range(),
+            location.tar_split_range(),
+        ) {
+            (Some(footer), _, _) => vec![footer],
+            (None, Some(toc), Some(tar_split)) if toc.start < tar_split.start => vec![toc, tar_split],
+            (None, Some(toc), _) => vec![toc],
+            (None, None, _) => return Err(refuse()),
+        };
+        let (_local, mut bytes) = futures::try_join!(store.local_content(), source.read(first))?;
         // Not where memory may be the disk: a table can be large.
         let dir = store.inner.dirs.layers_tmp();
         let made = dir.clone();
         bridge::run(move || crate::sys::make_private_subdir(&made)).await?;
         let location = match location.footer_range() {
             None => location,
-            Some(range) => {
+            Some(_range) => {
                 let mut footer = Vec::new();
-                let mut bytes = source.read(vec![range]).await?;
                 let read = bytes.read_to_end(&mut footer).await;
                 read.map_err(|error| Error::io("reading the footer of the blob", error))?;
-                location.with_footer(&footer)?
+                let location = location.with_footer(&footer)?;
+                bytes = source
+                    .read(vec![location.toc_range().ok_or_else(refuse)?])
+                    .await?;
+                location
             }
         };
         let toc = location.toc_range().ok_or_else(refuse)?;
         let (toc, text, tar_split) = match location.tar_split_range() {
             Some(tar_split) if toc.start < tar_split.start => {
-                let mut bytes = source.read(vec![toc, tar_split]).await?;
                 let (toc, text) = chunked::read(&location, &mut bytes, dir.clone()).await?;
                 let tar_split = chunked::read_tar_split(&location, &toc, bytes, dir).await?;
                 (toc, text, tar_split)
             }
             tar_split => {
-                let bytes = source.read(vec![toc]).await?;
                 let (toc, text) = chunked::read(&location, bytes, dir.clone()).await?;
                 let bytes: BoxReader = match tar_split {
                     Some(range) => source.read(vec![range]).await?,
@@ -304,12 +316,13 @@ impl ChunkedDiffer {
         if let Some(report) = &self.report {
             (report.0)(savings);
         }
-        let origins = assembler.origins();
+        let (origins, contents) = (assembler.origins(), assembler.contents());
         let stream = assemble::stream(assembler, Arc::clone(&self.source));
         let mut options = ApplyOptions {
             uncompressed_digest: self.diff_id.clone(),
             verify: true,
             origins: Some(origins),
+            contents: Some(Box::new(contents)),
             ..ApplyOptions::default()
         };
         let has_tar_split = self.tar_split.is_some();

@@ -10,6 +10,9 @@ use crate::support::root::TestRoot;
 use crate::support::worker::{Worker, own_memory, reset_peak_memory, tell};
 
 const FILES: usize = 100_000;
+/// Files that are large, and the bytes of one.
+const LARGE_FILES: usize = 100;
+const LARGE_FILE: usize = 1 << 20;
 /// Above idle, in KiB.
 const LIMIT: u64 = 40 * 1024;
 
@@ -26,7 +29,38 @@ async fn a_layer_of_100_000_files_takes_less_than_40_mebibytes() {
         );
         tar = tar.file(name, format!("content {number}"));
     }
-    let (store, id) = image(&root, &tar.build()).await;
+    let above = memory(&root, &registry, tar, FILES).await;
+    assert!(above < LIMIT, "{above} KiB above idle");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_comes_faster_than_it_is_unpacked_waits() {
+    needs!("docker-registry");
+    let root = TestRoot::in_memory();
+    let registry = Registry::start(&root.scratch("registry"), &root.path().join("data"));
+    let mut tar = TarBuilder::new();
+    let mut state = 1u64;
+    for number in 0..LARGE_FILES {
+        // What does not compress.
+        let content: Vec<u8> = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .take(LARGE_FILE / 8)
+        .flatten()
+        .collect();
+        tar = tar.file(format!("file-{number}"), content);
+    }
+    let above = memory(&root, &registry, tar, LARGE_FILES).await;
+    let all = (LARGE_FILES * LARGE_FILE / 1024) as u64;
+    assert!(above < LIMIT && LIMIT < all / 2, "{above} KiB above idle");
+}
+
+/// Has a process pull a layer in parts; how much memory it takes for that, in KiB.
+async fn memory(root: &TestRoot, registry: &Registry, tar: TarBuilder, files: usize) -> u64 {
+    let (store, id) = image(root, &tar.build()).await;
     let name = registry.image("many");
     push_chunked(&store, &id, &format!("docker://{name}")).await;
 
@@ -39,9 +73,9 @@ async fn a_layer_of_100_000_files_takes_less_than_40_mebibytes() {
     };
     let (idle, peak) = (figure("idle"), figure("peak"));
     let above = peak.saturating_sub(idle);
-    eprintln!("{FILES} files in parts: {idle} KiB idle, {above} KiB more at the peak");
+    eprintln!("{files} files in parts: {idle} KiB idle, {above} KiB more at the peak");
     assert_eq!(figure("in-parts"), 1);
-    assert!(above < LIMIT, "{above} KiB above idle");
+    above
 }
 
 /// Pulls an image in parts; tells the resident memory before and the peak while doing so, in KiB.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::archive::apply::target::ApplyOptions;
 use crate::archive::compress::hash_queue::HashQueue;
+use crate::archive::compress::stream_hash::StreamHash;
 use crate::compression::Compression;
 use crate::digest::{Digest, Hasher};
 use crate::error::{ErrorKind, Result};
@@ -18,14 +19,18 @@ pub(crate) struct HashQueues {
 
 impl HashQueues {
     /// Queues for the digests that are missing or to be checked.
-    pub(crate) fn new(options: &ApplyOptions, compression: Compression) -> Self {
+    pub(crate) fn new(options: &mut ApplyOptions, compression: Compression) -> Self {
+        let contents = options.contents.take();
         let blob = hashers(options.original_digest.as_ref(), options.verify);
         let mut decoded = hashers(options.uncompressed_digest.as_ref(), options.verify);
-        let queue = |hashers| Arc::new(HashQueue::new(hashers));
+        let stream = |hashers: Vec<Hasher>| match contents {
+            Some(contents) => StreamHash::new(hashers).with_contents(contents),
+            None => StreamHash::new(hashers),
+        };
         if compression != Compression::None {
             return Self {
-                blob: Some(queue(blob)),
-                decoded: queue(decoded),
+                blob: Some(Arc::new(HashQueue::new(StreamHash::new(blob)))),
+                decoded: Arc::new(HashQueue::new(stream(decoded))),
             };
         }
         // Each algorithm once.
@@ -36,7 +41,7 @@ impl HashQueues {
         }
         Self {
             blob: None,
-            decoded: queue(decoded),
+            decoded: Arc::new(HashQueue::new(stream(decoded))),
         }
     }
 
@@ -47,9 +52,9 @@ impl HashQueues {
 
     /// The digests of the blob and of the decoded stream for the record. To be called when no more chunks can come.
     pub(crate) fn finish(&self, options: &ApplyOptions) -> Result<(Digest, Digest)> {
-        let decoded = self.decoded.finish();
+        let decoded = self.decoded.finish()?;
         let blob = match &self.blob {
-            Some(blob) => blob.finish(),
+            Some(blob) => blob.finish()?,
             None => decoded.clone(),
         };
         let verify = options.verify;

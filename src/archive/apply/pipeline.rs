@@ -74,7 +74,7 @@ pub(crate) async fn apply<G: Send + 'static>(
 pub(crate) async fn apply_inflow<G: Send + 'static>(
     source: Inflow<'_>,
     target: Target,
-    options: ApplyOptions,
+    mut options: ApplyOptions,
     guard: G,
 ) -> Result<(Applied, G)> {
     let guard = Detached::new(guard);
@@ -96,7 +96,7 @@ pub(crate) async fn apply_inflow<G: Send + 'static>(
             }
         }
     };
-    let queues = HashQueues::new(&options, compression);
+    let queues = HashQueues::new(&mut options, compression);
     let (sender, reader) = bridge::chunks_in();
     let (report, blob_size) = oneshot::channel();
     let decode_here = decode::is_fast(compression);
@@ -152,6 +152,9 @@ impl Feed {
                 Some(Ok(chunk)) => {
                     size += chunk.len() as u64;
                     self.queues.decoded.push(chunk.clone());
+                    if let Some(error) = self.queues.decoded.take_failure() {
+                        return self.fail(error).await;
+                    }
                     while self.sender.is_full() && self.queues.help() {
                         tokio::task::yield_now().await;
                     }

@@ -10,6 +10,7 @@ use crate::archive::apply::origins::Origins;
 use crate::archive::apply::present_tree::PresentTree;
 use crate::archive::apply::selection::Selection;
 use crate::archive::apply::shared_files::SharedFiles;
+use crate::archive::compress::stream_hash::CheckContents;
 use crate::archive::tar::reader::Entry;
 use crate::compression::Compression;
 use crate::digest::Digest;
@@ -96,6 +97,8 @@ pub(crate) struct ApplyOptions {
     pub(crate) origins: Option<Arc<Origins>>,
     /// The entries that are unpacked; `None` for all. The others are read all the same.
     pub(crate) selection: Option<Selection>,
+    /// Contents of the decoded stream whose sums are checked.
+    pub(crate) contents: Option<Box<dyn CheckContents>>,
     /// Sees each header, and the content of regular files.
     pub(crate) inspect: Option<Box<dyn Inspect>>,
 }

@@ -3,23 +3,24 @@
 //! Decoding is expensive for gzip and cheap for zstd, and unpacking is expensive for small files and cheap for large
 //! ones: at a fixed place the hashing would leave one processor idle. So chunks are queued (they are shared, not
 //! copied), and each side takes from the queue when it would have to wait for the other one. The side that finds too
-//! many bytes in the queue hashes a chunk at once, which bounds memory.
+//! many bytes in the queue hashes a chunk at once, and waits for its turn if it has to, which bounds memory.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use bytes::Bytes;
 
-use crate::digest::{Digest, Hasher};
+use super::stream_hash::StreamHash;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
 
-/// Bytes that may wait. Chunks that are pushed while the other side is hashing come on top: the channel between the
-/// sides bounds how many.
-const LIMIT: usize = 1024 * 1024;
+/// Bytes that may wait; half as many if the other side is not just hashing.
+const LIMIT: usize = 2 * 1024 * 1024;
 
 /// The chunks of one stream that are still to be hashed, and what has been computed so far.
 pub(crate) struct HashQueue {
     /// Held while a chunk is taken and hashed, which keeps the order.
-    hashers: Mutex<Vec<Hasher>>,
+    hash: Mutex<StreamHash>,
     waiting: Mutex<Waiting>,
 }
 
@@ -31,45 +32,61 @@ struct Waiting {
 }
 
 impl HashQueue {
-    /// An empty queue for the digests that `hashers` compute.
-    pub(crate) fn new(hashers: Vec<Hasher>) -> Self {
+    /// An empty queue for what `hash` computes.
+    pub(crate) fn new(hash: StreamHash) -> Self {
         Self {
-            hashers: Mutex::new(hashers),
+            hash: Mutex::new(hash),
             waiting: Mutex::default(),
         }
     }
 
-    /// Queues the stream's next chunk; hashes one if too many bytes wait.
+    /// Queues the stream's next chunk; hashes one if too many bytes wait. For that it may wait until the other side is through
+    /// with one.
     pub(crate) fn push(&self, chunk: Bytes) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.bytes += chunk.len();
         waiting.chunks.push_back(chunk);
-        let is_long = waiting.bytes > LIMIT;
+        let bytes = waiting.bytes;
         drop(waiting);
-        if is_long {
+        if bytes > LIMIT {
+            let mut hash = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
+            self.hash_next(&mut hash);
+        } else if bytes > LIMIT / 2 {
             self.help();
         }
     }
 
     /// Hashes one chunk; `false` if there is none or the other side is hashing. Never waits.
     pub(crate) fn help(&self) -> bool {
-        let mut hashers = match self.hashers.try_lock() {
-            Ok(hashers) => hashers,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return false,
-        };
-        self.hash_next(&mut hashers)
+        self.try_hash().is_some_and(|mut hash| self.hash_next(&mut hash))
+    }
+
+    /// What was found to be wrong with the chunks that were hashed so far; once, and not while the other side is hashing.
+    /// Never waits.
+    pub(crate) fn take_failure(&self) -> Option<Error> {
+        self.try_hash()?.take_failure()
+    }
+
+    fn try_hash(&self) -> Option<MutexGuard<'_, StreamHash>> {
+        match self.hash.try_lock() {
+            Ok(hash) => Some(hash),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Hashes what is queued, waits for the chunk that the other side is hashing, and returns the digests. To be
     /// called when no more chunks can come.
-    pub(crate) fn finish(&self) -> Vec<Digest> {
-        let mut hashers = self.hashers.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.hash_next(&mut hashers) {}
-        hashers.drain(..).map(Hasher::finish).collect()
+    ///
+    /// # Errors
+    /// Those of [`StreamHash::finish`].
+    pub(crate) fn finish(&self) -> Result<Vec<Digest>> {
+        let mut hash = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.hash_next(&mut hash) {}
+        hash.finish()
     }
 
-    fn hash_next(&self, hashers: &mut [Hasher]) -> bool {
+    fn hash_next(&self, hash: &mut StreamHash) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(chunk) = waiting.chunks.pop_front() else {
             return false;
@@ -77,9 +94,7 @@ impl HashQueue {
         waiting.bytes -= chunk.len();
         // Others must not wait for it while this one hashes.
         drop(waiting);
-        for hasher in hashers {
-            hasher.update(&chunk);
-        }
+        hash.update(&chunk);
         true
     }
 }
@@ -87,6 +102,7 @@ impl HashQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Hasher;
     use std::sync::Arc;
 
     fn chunks() -> Vec<Bytes> {
@@ -101,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_digest_is_the_same_whoever_hashes() {
-        let queue = Arc::new(HashQueue::new(vec![Hasher::sha256()]));
+        let queue = Arc::new(HashQueue::new(StreamHash::new(vec![Hasher::sha256()])));
         let helper = {
             let queue = Arc::clone(&queue);
             std::thread::spawn(move || {
@@ -114,22 +130,44 @@ mod tests {
             queue.push(chunk);
             queue.help();
         }
-        assert_eq!(queue.finish(), [Digest::sha256(chunks().concat())]);
+        assert_eq!(queue.finish().unwrap(), [Digest::sha256(chunks().concat())]);
+        drop(queue);
+        helper.join().unwrap();
+    }
+
+    #[test]
+    fn the_queue_stays_short_while_the_other_side_hashes() {
+        let queue = Arc::new(HashQueue::new(StreamHash::new(vec![Hasher::sha256()])));
+        let helper = {
+            let queue = Arc::clone(&queue);
+            std::thread::spawn(move || {
+                while Arc::strong_count(&queue) > 1 {
+                    queue.help();
+                    // It comes back when there is more than one to do, and is hashing while they are pushed.
+                    std::thread::yield_now();
+                }
+            })
+        };
+        for chunk in chunks() {
+            queue.push(chunk);
+            assert!(waiting(&queue) <= LIMIT);
+        }
+        assert_eq!(queue.finish().unwrap(), [Digest::sha256(chunks().concat())]);
         drop(queue);
         helper.join().unwrap();
     }
 
     #[test]
     fn the_queue_stays_short_without_help() {
-        let queue = HashQueue::new(vec![Hasher::sha256()]);
+        let queue = HashQueue::new(StreamHash::new(vec![Hasher::sha256()]));
         for chunk in chunks() {
             queue.push(chunk);
             assert!(waiting(&queue) <= LIMIT);
         }
         let before = waiting(&queue);
-        assert!(before > LIMIT / 2);
+        assert!(before > LIMIT / 4);
         assert!(queue.help());
         assert!(waiting(&queue) < before);
-        assert_eq!(queue.finish(), [Digest::sha256(chunks().concat())]);
+        assert_eq!(queue.finish().unwrap(), [Digest::sha256(chunks().concat())]);
     }
 }

@@ -9,4 +9,6 @@ pub(crate) mod gzip;
 pub(crate) mod hash_queue;
 mod pace;
 pub(crate) mod parallel;
+mod sha256_state;
+pub(crate) mod stream_hash;
 pub(crate) mod zstd_frames;

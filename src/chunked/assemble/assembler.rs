@@ -7,19 +7,19 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use bytes::{Buf as _, BytesMut};
-
 use super::super::location::TocFormat;
 use super::super::toc::{Toc, TocEntry};
 use super::check::{missing_in_tar_split, missing_in_toc};
+use super::contents::{Begun, Contents};
 use super::frames::Frames;
+use super::input::Input;
 use super::plan::{Origin, PartOrigin, Plan, has_content};
 use crate::archive::apply::origins::{LocalFile, Origins};
+use crate::archive::compress::stream_hash;
 use crate::archive::path::show;
 use crate::archive::tar_split::format::{Entry, TarSplitReader};
 use crate::bridge::read_spare;
 use crate::chunked::local::{LocalContent, Place};
-use crate::digest::{Hasher, sha256_sum};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 
 /// Lines of tar-split data without bytes that one step passes over at the most.
@@ -66,9 +66,11 @@ pub(crate) struct Assembler {
     local: Option<LocalContent>,
     lines: Box<dyn Lines>,
     frames: Frames,
-    /// Whether the digests of files that come from elsewhere on this machine are verified. Those of others always are: later
-    /// pulls, also of other programs, believe the table of contents that is kept with the layer.
+    /// Whether the digests of files that come from elsewhere on this machine are to be verified. Those of others always are:
+    /// later pulls, also of other programs, believe the table of contents that is kept with the layer.
     verify_local: bool,
+    /// The files whose digests are verified.
+    begun: Begun,
     current: Current,
     /// The next file of the plan, and the entry that it is, or one before that.
     next_file: usize,
@@ -100,7 +102,6 @@ enum Current {
 /// The content of one file.
 struct Content {
     entry: usize,
-    hasher: Option<Box<Hasher>>,
     /// The parts that are to come.
     parts: Range<usize>,
     /// Whether those are the one that the table of contents has, else they are some of the plan.
@@ -150,7 +151,7 @@ impl Position {
     }
 
     /// Passes over what is to be passed over; whether all of it was there.
-    fn pass(&mut self, input: &mut BytesMut) -> bool {
+    fn pass(&mut self, input: &mut Input) -> bool {
         let count = usize::try_from(self.skip).map_or(input.len(), |skip| skip.min(input.len()));
         input.advance(count);
         self.skip -= count as u64;
@@ -159,9 +160,9 @@ impl Position {
 }
 
 impl Assembler {
-    /// Puts together what `plan` says, of what `lines` names. The digest of each file that does not come as a whole from
-    /// elsewhere on this machine is verified; with `verify_local` that of those files too, else the caller has to know the
-    /// digest of the whole stream.
+    /// Puts together what `plan` says, of what `lines` names. [`Assembler::contents`] verify the digest of each file that does
+    /// not come as a whole from elsewhere on this machine; with `verify_local` that of those files too, else the caller has to
+    /// know the digest of the whole stream.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] without memory for a decompressor.
@@ -181,6 +182,7 @@ impl Assembler {
             local,
             lines,
             verify_local,
+            begun: Begun::default(),
             current: Current::Nothing,
             next_file: 0,
             next_entry: 0,
@@ -194,6 +196,11 @@ impl Assembler {
         Arc::clone(&self.origins)
     }
 
+    /// Verifies the digests of files, for whoever hashes the stream.
+    pub(crate) fn contents(&self) -> Contents {
+        Contents::new(Arc::clone(&self.toc), self.begun.clone())
+    }
+
     /// The ranges of the blob whose bytes it needs, one after the other.
     pub(super) fn requests(&self) -> &[Range<u64>] {
         self.plan.requests()
@@ -201,7 +208,7 @@ impl Assembler {
 
     /// Appends at most `room` bytes to `out`; takes bytes of the blob from `input`. Returns when `room` is used up, when
     /// bytes are missing, or when some bounded amount of work has brought none.
-    pub(super) fn step(&mut self, input: &mut BytesMut, out: &mut Vec<u8>, room: usize) -> Result<Step> {
+    pub(super) fn step(&mut self, input: &mut Input, out: &mut Vec<u8>, room: usize) -> Result<Step> {
         let end = out.len() + room;
         let mut empty = 0;
         while out.len() < end && empty < MAX_EMPTY_LINES {
@@ -286,12 +293,18 @@ impl Assembler {
             }
         };
         let is_local = matches!(origin, Origin::Local(_));
+        if self.verify_local || !is_local {
+            self.begun.add(stream_hash::Content {
+                start: self.offset,
+                size,
+                number: index,
+            });
+        }
         self.next_file += 1;
         self.next_entry = index + 1;
         self.offset = self.offset.saturating_add(size);
         self.current = Current::Content(Content {
             entry: index,
-            hasher: (self.verify_local || !is_local).then(|| Box::new(Hasher::sha256())),
             as_in_toc: matches!(origin, Origin::Blob),
             parts,
             part,
@@ -316,13 +329,15 @@ impl Assembler {
     fn open(&self, place: Place, entry: &TocEntry<'_>, size: u64) -> Result<File> {
         let opened = self.local.as_ref().and_then(|local| local.open(place, size));
         let (mut file, start) = opened.ok_or_else(|| gone(entry))?;
-        file.seek(SeekFrom::Start(start))
-            .during("seeking in a file of a layer")?;
+        if start > 0 {
+            file.seek(SeekFrom::Start(start))
+                .during("seeking in a file of a layer")?;
+        }
         Ok(file)
     }
 
     /// Appends bytes of the current file; `false` if that takes more of the blob.
-    fn content(&mut self, input: &mut BytesMut, out: &mut Vec<u8>, room: usize) -> Result<bool> {
+    fn content(&mut self, input: &mut Input, out: &mut Vec<u8>, room: usize) -> Result<bool> {
         let Current::Content(content) = &mut self.current else {
             return Ok(true);
         };
@@ -332,9 +347,8 @@ impl Assembler {
         };
         if let Source::Ended = content.part {
             let Some(index) = content.parts.next() else {
-                let hasher = content.hasher.take();
                 self.current = Current::Nothing;
-                return verify(hasher, &entry).map(|()| true);
+                return Ok(true);
             };
             let part = match content.as_in_toc {
                 true => entry
@@ -392,10 +406,11 @@ impl Assembler {
                 }
                 let limit = usize::try_from(*rest).map_or(room, |rest| rest.min(room));
                 let available = end.saturating_sub(self.position.offset);
+                let first = input.first();
                 let part = usize::try_from(available)
                     .ok()
-                    .and_then(|available| input.get(..available))
-                    .unwrap_or(input);
+                    .and_then(|available| first.get(..available))
+                    .unwrap_or(first);
                 let is_all = part.len() as u64 == available;
                 let used = self.frames.decode(part, out, limit).context(|| of(&entry))?;
                 input.advance(used);
@@ -409,9 +424,6 @@ impl Assembler {
                 used > 0 || count > 0
             }
         };
-        if let Some(hasher) = &mut content.hasher {
-            hasher.update(out.get(start..).unwrap_or_default());
-        }
         let ended = match &content.part {
             Source::Zeros(rest) | Source::Local(_, rest) | Source::Blob(rest, _) => *rest == 0,
             Source::Ended => false,
@@ -421,18 +433,6 @@ impl Assembler {
         }
         Ok(is_there)
     }
-}
-
-/// Compares a file's content with its digest.
-fn verify(hasher: Option<Box<Hasher>>, entry: &TocEntry<'_>) -> Result<()> {
-    let Some(hasher) = hasher else { return Ok(()) };
-    let found = hasher.finish();
-    if sha256_sum(found.as_str().as_bytes()).as_ref() == Some(entry.sum()) {
-        return Ok(());
-    }
-    let (name, expected) = (show(entry.name()), entry.digest());
-    let expected = expected.as_ref().map_or("", |digest| digest.as_str());
-    Err(ErrorKind::DigestMismatch.err(format!("{name} has digest {found}, expected {expected}")))
 }
 
 fn of(entry: &TocEntry<'_>) -> String {

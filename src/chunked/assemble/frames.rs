@@ -46,22 +46,22 @@ impl Frames {
     /// appended, there has to be more of it. A member that ends is followed by the next one.
     pub(super) fn decode(&mut self, input: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<usize> {
         let start = out.len();
-        out.resize(start + limit, 0);
-        let room = out.get_mut(start..).unwrap_or_default();
         let decoded = match self {
-            Self::Zstd(decoder) => zstd(decoder, input, room),
-            Self::Gzip(decoder) => gzip(decoder, input, room),
+            Self::Zstd(decoder) => zstd(decoder, input, out, limit),
+            Self::Gzip(decoder) => gzip(decoder, input, out, limit),
         };
-        let (used, count) = decoded.inspect_err(|_error| out.truncate(start))?;
-        out.truncate(start + count);
-        Ok(used)
+        decoded.inspect_err(|_error| out.truncate(start))
     }
 }
 
-fn zstd(decoder: &mut Decoder<'static>, input: &[u8], room: &mut [u8]) -> Result<(usize, usize)> {
+/// Writes to the capacity of `out`, of which nothing has to be cleared first.
+fn zstd(decoder: &mut Decoder<'static>, input: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<usize> {
+    let start = out.len();
+    let end = start + limit;
+    out.reserve(limit);
     let mut input = InBuffer::around(input);
-    let mut output = OutBuffer::around(room);
-    while input.pos() < input.src.len() && output.pos() < output.capacity() {
+    let mut output = OutBuffer::around_pos(out, start);
+    while input.pos() < input.src.len() && output.pos() < end {
         let before = (input.pos(), output.pos());
         decoder.run(&mut input, &mut output).map_err(damaged)?;
         if before == (input.pos(), output.pos()) {
@@ -69,22 +69,25 @@ fn zstd(decoder: &mut Decoder<'static>, input: &[u8], room: &mut [u8]) -> Result
         }
     }
     // What the decoder holds back of bytes that it has taken already.
-    if output.pos() == 0 && output.capacity() > 0 {
+    if output.pos() == start && limit > 0 {
         decoder.run(&mut input, &mut output).map_err(damaged)?;
     }
-    Ok((input.pos(), output.pos()))
+    // What the member has beyond them belongs to nothing.
+    out.truncate(end);
+    Ok(input.pos())
 }
 
-fn gzip(decoder: &mut Decompress, input: &[u8], room: &mut [u8]) -> Result<(usize, usize)> {
+fn gzip(decoder: &mut Decompress, input: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<usize> {
+    let start = out.len();
+    out.resize(start + limit, 0);
+    let room = out.get_mut(start..).unwrap_or_default();
     let (taken, given) = (decoder.total_in(), decoder.total_out());
     let status = decoder
         .decompress(input, room, FlushDecompress::None)
         .map_err(|error| damaged(error.into()))?;
     let count = |now: u64, before: u64| usize::try_from(now - before).unwrap_or(0);
-    let used = (
-        count(decoder.total_in(), taken),
-        count(decoder.total_out(), given),
-    );
+    let used = count(decoder.total_in(), taken);
+    out.truncate(start + count(decoder.total_out(), given));
     if status == Status::StreamEnd {
         *decoder = Decompress::new_gzip(GZIP_WINDOW);
     }

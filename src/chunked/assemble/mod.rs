@@ -16,8 +16,10 @@
 
 mod assembler;
 mod check;
+mod contents;
 mod frames;
 mod headers;
+mod input;
 mod plan;
 mod stream;
 
