@@ -117,16 +117,25 @@ pub(crate) fn sha256_sum(text: &[u8]) -> Option<[u8; 32]> {
     if digits.len() != sum.len() || !rest.is_empty() {
         return None;
     }
-    let value = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
+    let mut all = 0;
     for (byte, [high, low]) in sum.iter_mut().zip(digits) {
-        *byte = value(*high)? << 4 | value(*low)?;
+        let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
+        all |= high | low;
+        *byte = high << 4 | low & 15;
     }
-    Some(sum)
+    (all < 16).then_some(sum)
 }
+
+/// What each byte stands for as a digit; 255 where it is none, nor is it in upper case.
+static VALUES: [u8; 256] = {
+    let mut values = [u8::MAX; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
 
 /// Lower-case hexadecimal digits of `bytes`.
 pub(crate) fn hex(bytes: &[u8]) -> String {

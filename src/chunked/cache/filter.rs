@@ -26,9 +26,9 @@ impl Key {
         prefix.copy_from_slice(DIGEST_PREFIX);
         rest.copy_from_slice(sum);
         let mut hashes = [0; HASHES as usize];
-        for (at, hash) in hashes.iter_mut().enumerate() {
-            let (head, tail) = digest.split_at(at);
-            *hash = crc(head) ^ crc(tail);
+        for ((at, hash), head) in hashes.iter_mut().enumerate().zip(HEADS) {
+            let (_, tail) = digest.split_at(at);
+            *hash = head ^ crc(tail);
         }
         Self { digest, hashes }
     }
@@ -49,6 +49,9 @@ impl Key {
     }
 }
 
+/// The checksums of the first bytes of every digest: of none, one and two.
+const HEADS: [u32; HASHES as usize] = [0, 0x1b0e_cf0b, 0x06a2_d1a0];
+
 /// CRC-32 as in gzip.
 fn crc(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iso_hdlc(bytes)
@@ -62,6 +65,11 @@ pub(super) fn words_for(digests: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn heads_are_those_of_digests() {
+        assert_eq!(HEADS, [0, 1, 2].map(|count| crc(&DIGEST_PREFIX[..count])));
+    }
 
     #[test]
     fn sizes_are_those_of_the_go_library() {

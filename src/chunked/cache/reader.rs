@@ -42,6 +42,12 @@ pub(crate) trait ReadAt {
     /// # Errors
     /// Also if there is less.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// So many bytes from `offset` on, if they are in memory.
+    fn in_memory(&self, offset: u64, length: usize) -> Option<&[u8]> {
+        let _ = (offset, length);
+        None
+    }
 }
 
 impl ReadAt for File {
@@ -287,7 +293,7 @@ impl CacheFile {
     /// were read.
     fn first<'a>(
         &self,
-        file: &impl ReadAt,
+        file: &'a impl ReadAt,
         key: &Key,
         buffer: &'a mut [u8],
     ) -> io::Result<(u64, &'a [[u8; TAG_LENGTH]])> {
@@ -325,9 +331,11 @@ impl CacheFile {
                 break (start, BLOCK);
             }
         };
-        let tags = buffer.as_chunks().0;
-        let tags = usize::try_from(count).ok().and_then(|count| tags.get(..count));
-        let tags = tags.unwrap_or_default();
+        let length = usize::try_from(count).map_or(usize::MAX, |count| count.saturating_mul(TAG_LENGTH));
+        let in_memory = file.in_memory(self.tags_at + start * TAG_LENGTH as u64, length);
+        let read: &[u8] = buffer;
+        let tags = in_memory.or_else(|| read.get(..length)).unwrap_or_default();
+        let tags = tags.as_chunks().0;
         let at = tags.partition_point(|tag| parts(tag).0.as_slice() < wanted);
         Ok((start + at as u64, tags.get(at..).unwrap_or_default()))
     }
@@ -335,16 +343,20 @@ impl CacheFile {
     /// Tags, no more than fit into the buffer.
     fn read_tags<'a>(
         &self,
-        file: &impl ReadAt,
+        file: &'a impl ReadAt,
         first: u64,
         count: u64,
         buffer: &'a mut [u8],
     ) -> io::Result<&'a [[u8; TAG_LENGTH]]> {
         let length = usize::try_from(count).map_or(usize::MAX, |count| count.saturating_mul(TAG_LENGTH));
+        let offset = self.tags_at + first * TAG_LENGTH as u64;
+        if let Some(bytes) = file.in_memory(offset, length) {
+            return Ok(bytes.as_chunks().0);
+        }
         let Some(bytes) = buffer.get_mut(..length) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        file.read_at(bytes, self.tags_at + first * TAG_LENGTH as u64)?;
+        file.read_at(bytes, offset)?;
         Ok(bytes.as_chunks().0)
     }
 

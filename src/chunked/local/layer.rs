@@ -165,16 +165,19 @@ pub(super) struct CacheBytes {
 
 impl ReadAt for CacheBytes {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-        let Some(bytes) = &self.bytes else {
+        if self.bytes.is_none() {
             return ReadAt::read_at(&*self.file, buffer, offset);
-        };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = start.saturating_add(buffer.len());
-        let Some(bytes) = bytes.get(start..end) else {
+        }
+        let Some(bytes) = self.in_memory(offset, buffer.len()) else {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         };
         buffer.copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn in_memory(&self, offset: u64, length: usize) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.bytes.as_ref()?.get(start..start.checked_add(length)?)
     }
 }
 

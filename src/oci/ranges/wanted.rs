@@ -15,7 +15,7 @@ const SMALL_GAP: u64 = 1024;
 
 /// Larger gaps, the smallest first, are read over as long as all of them have no more than this part of the bytes that
 /// are wanted: each range costs the server a seek and more, up to 3 ms.
-const GAPS_SHARE: u64 = 20;
+const GAPS_SHARE: u64 = 50;
 
 /// The largest gap that is read over for that.
 const MAX_GAP: u64 = 64 * 1024;
