@@ -38,7 +38,16 @@ pub(crate) fn create(dir: BorrowedFd<'_>) -> io::Result<File> {
 }
 
 /// Gives a file a name in `dir`, which must not be in use.
-pub(crate) fn link(file: &File, dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<()> {
+pub(crate) fn link(
+    file: &File,
+    dir: BorrowedFd<'_>,
+    name: impl rustix::path::Arg + Copy,
+) -> rustix::io::Result<()> {
+    match rustix::fs::linkat(file, "", dir, name, AtFlags::EMPTY_PATH) {
+        // To an ordinary user, kernels before 6.10 say that of all files.
+        Err(Errno::NOENT) => {}
+        result => return result,
+    }
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, unnamed, dir, name, AtFlags::SYMLINK_FOLLOW)
 }
