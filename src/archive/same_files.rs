@@ -1,13 +1,13 @@
 //! Files of several trees that have the same content, which are made to share it.
 //!
 //! Trees are walked and files read in bounded steps. Of a file its place is remembered and not its descriptor; it is opened
-//! again for each use, and must still be the same inode. What vanishes meanwhile is passed over. The kernel locks both
+//! again to be read and to be shared, and must still be the same inode. What vanishes meanwhile is passed over. The kernel locks both
 //! files and compares them before they share anything, so that nobody has to be kept from writing to them.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -26,6 +26,9 @@ const WALKED: usize = 1024;
 
 /// Bytes of files that one step reads.
 const READ_STEP: u64 = 8 << 20;
+
+/// How many bytes could be read instead of opening a file.
+const OPENING: u64 = 32 << 10;
 
 /// Bytes that are read at a time, at the most.
 const READ_SIZE: usize = 256 * 1024;
@@ -107,17 +110,30 @@ impl Candidate {
     }
 }
 
-/// The candidates that may have the same content: on one file system and of one size, each inode once. Others are left out.
-pub(crate) fn of_one_size(candidates: Vec<Candidate>) -> Vec<Vec<Candidate>> {
-    let mut seen = HashSet::new();
-    let mut groups: HashMap<(u64, u64), Vec<Candidate>> = HashMap::new();
-    for candidate in candidates {
-        if seen.insert(candidate.identity) {
-            let group = groups.entry((candidate.identity.0, candidate.size));
-            group.or_default().push(candidate);
+/// Groups of files that may have the same content. Several [`Work`]s take from it.
+#[derive(Debug)]
+pub(crate) struct Groups(Mutex<Vec<Vec<Candidate>>>);
+
+impl Groups {
+    /// Candidates on one file system and of one size are a group, each inode once.
+    pub(crate) fn of_one_size(candidates: Vec<Candidate>) -> Self {
+        let mut seen = HashSet::new();
+        let mut groups: HashMap<(u64, u64), Vec<Candidate>> = HashMap::new();
+        for candidate in candidates {
+            if seen.insert(candidate.identity) {
+                let group = groups.entry((candidate.identity.0, candidate.size));
+                group.or_default().push(candidate);
+            }
         }
+        let mut groups: Vec<_> = groups.into_values().filter(|group| group.len() > 1).collect();
+        // Those that take longest are begun first, so that all works end at about the same time.
+        groups.sort_by_key(|group| group.iter().map(|candidate| candidate.size).sum::<u64>());
+        Self(Mutex::new(groups))
     }
-    groups.into_values().filter(|group| group.len() > 1).collect()
+
+    fn todo(&self) -> MutexGuard<'_, Vec<Vec<Candidate>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the content of a file is told by.
@@ -130,7 +146,7 @@ pub(crate) enum Key {
 }
 
 /// Reads the files of a group and divides it into those of one content.
-pub(crate) struct Division {
+struct Division {
     todo: Vec<Candidate>,
     key: Key,
     reading: Option<(Candidate, SparseReader, ContentHash)>,
@@ -140,7 +156,7 @@ pub(crate) struct Division {
 }
 
 impl Division {
-    pub(crate) fn new(group: Vec<Candidate>, key: Key) -> Self {
+    fn new(group: Vec<Candidate>, key: Key) -> Self {
         // Most files are small, and there is a group for each size.
         let largest = group.iter().map(|candidate| candidate.size).max().unwrap_or(0);
         let read_size = usize::try_from(largest).map_or(READ_SIZE, |size| size.clamp(1, READ_SIZE));
@@ -154,15 +170,14 @@ impl Division {
         }
     }
 
-    /// Reads some more; `false` at the end.
-    pub(crate) fn step(&mut self) -> Result<bool> {
+    /// Reads some more, until `budget` is used; `false` at the end.
+    fn step(&mut self, budget: &mut u64) -> Result<bool> {
         if self.key == Key::Size {
             self.groups.insert(Vec::new(), std::mem::take(&mut self.todo));
             return Ok(false);
         }
         self.buffer.resize(self.read_size, 0);
-        let mut read = 0;
-        while read < READ_STEP {
+        while *budget > 0 {
             let Some((candidate, mut reader, mut hash)) = self.reading.take() else {
                 let Some(candidate) = self.todo.pop() else {
                     return Ok(false);
@@ -171,6 +186,7 @@ impl Division {
                     Key::Sha256 => ContentHash::sha256(),
                     Key::Crc | Key::Size => ContentHash::crc(),
                 };
+                *budget = budget.saturating_sub(OPENING);
                 if let Some((file, stat)) = candidate.open()? {
                     self.reading = Some((candidate, SparseReader::new(file, &stat), hash));
                 }
@@ -179,7 +195,7 @@ impl Division {
             let doing = || format!("reading {}", show(&candidate.path));
             match reader.next(&mut self.buffer).during(doing())? {
                 Piece::Data(count) => {
-                    read += count as u64;
+                    *budget = budget.saturating_sub(count as u64);
                     hash.update(self.buffer.get(..count).unwrap_or_default());
                 }
                 Piece::Hole(length) => hash.zeros(length),
@@ -194,7 +210,7 @@ impl Division {
     }
 
     /// Files that have the same content by what they are told by, after the last step.
-    pub(crate) fn into_groups(self) -> Vec<Vec<Candidate>> {
+    fn into_groups(self) -> Vec<Vec<Candidate>> {
         let groups = self.groups.into_values();
         groups.filter(|group| group.len() > 1).collect()
     }
@@ -221,45 +237,34 @@ impl Shared {
 }
 
 /// Has the files of a group share their content, as far as it is the same.
-pub(crate) struct Sharing {
+struct Sharing {
     todo: Vec<Candidate>,
-    sources: Vec<Candidate>,
-    shared: Shared,
+    sources: Vec<File>,
 }
 
 impl Sharing {
-    pub(crate) fn new(group: Vec<Candidate>) -> Self {
-        Self {
-            todo: group,
-            sources: Vec::new(),
-            shared: Shared::default(),
-        }
-    }
-
-    /// Goes on with some more files; `false` at the end.
-    pub(crate) fn step(&mut self) -> Result<bool> {
-        let mut done = 0;
-        while done < READ_STEP {
+    /// Goes on with some more files, until `budget` is used, and adds to `shared`; `false` at the end.
+    fn step(&mut self, budget: &mut u64, shared: &mut Shared) -> Result<bool> {
+        while *budget > 0 {
             let Some(candidate) = self.todo.pop() else {
                 return Ok(false);
             };
+            *budget = budget.saturating_sub(OPENING + candidate.size);
             let Some((file, _)) = candidate.open()? else {
                 continue;
             };
-            done += candidate.size;
             let mut is_shared = false;
             for source in &self.sources {
-                let Some((from, _)) = source.open()? else { continue };
-                match dedupe::share(&from, &file) {
+                match dedupe::share(source, &file) {
                     Ok(true) => {
-                        self.shared.bytes += candidate.size;
-                        self.shared.files += 1;
+                        shared.bytes += candidate.size;
+                        shared.files += 1;
                         is_shared = true;
                         break;
                     }
                     Ok(false) => {}
                     Err(error) if is_unsupported(&error) => {
-                        self.shared.unsupported = Some(error.to_string());
+                        shared.unsupported = Some(error.to_string());
                         return Ok(false);
                     }
                     Err(error) => {
@@ -269,7 +274,61 @@ impl Sharing {
                 }
             }
             if !is_shared && self.sources.len() < MAX_SOURCES {
-                self.sources.push(candidate);
+                self.sources.push(file);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Has the files of one group after the other share their content.
+pub(crate) struct Work {
+    groups: Arc<Groups>,
+    key: Key,
+    division: Option<Division>,
+    divided: Vec<Vec<Candidate>>,
+    sharing: Option<Sharing>,
+    shared: Shared,
+}
+
+impl Work {
+    /// On the groups that no other work has taken.
+    pub(crate) fn new(groups: Arc<Groups>, key: Key) -> Self {
+        Self {
+            groups,
+            key,
+            division: None,
+            divided: Vec::new(),
+            sharing: None,
+            shared: Shared::default(),
+        }
+    }
+
+    /// Does some more; `false` at the end. Most groups are small, and a step does many of them.
+    pub(crate) fn step(&mut self) -> Result<bool> {
+        let mut budget = READ_STEP;
+        while budget > 0 {
+            if let Some(sharing) = &mut self.sharing {
+                if !sharing.step(&mut budget, &mut self.shared)? {
+                    self.sharing = None;
+                }
+                if self.shared.unsupported.is_some() {
+                    self.groups.todo().clear();
+                    return Ok(false);
+                }
+            } else if let Some(todo) = self.divided.pop() {
+                let sources = Vec::new();
+                self.sharing = Some(Sharing { todo, sources });
+            } else if let Some(mut division) = self.division.take() {
+                if division.step(&mut budget)? {
+                    self.division = Some(division);
+                } else {
+                    self.divided = division.into_groups();
+                }
+            } else if let Some(group) = self.groups.todo().pop() {
+                self.division = Some(Division::new(group, self.key));
+            } else {
+                return Ok(false);
             }
         }
         Ok(true)

@@ -2,17 +2,19 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use futures::StreamExt as _;
+use futures::future::try_join_all;
 
-use crate::archive::same_files::{Candidate, Division, Files, Key, Shared, Sharing, of_one_size};
+use crate::archive::same_files::{Candidate, Files, Groups, Key, Shared, Work};
 use crate::bridge::{self, run_to_completion};
 use crate::error::{ErrorKind, Result};
 use crate::options::{DedupHashMethod, DedupOptions};
 use crate::store::Store;
 use crate::sys::processors;
 
-/// Trees and groups of files that are worked on at the same time at the most.
+/// Trees, and groups of files, that are worked on at the same time at the most.
 const MAX_PARALLEL: usize = 8;
 
 /// What [`Store::dedup`] has done.
@@ -65,15 +67,11 @@ impl Store {
         while let Some(found) = walks.next().await {
             candidates.extend(found?);
         }
-        let groups = bridge::run(move || Ok(of_one_size(candidates))).await?;
-        let works = groups.into_iter().map(|group| share_group(group, key));
-        let mut works = futures::stream::iter(works).buffer_unordered(parallel);
+        let groups = Arc::new(bridge::run(move || Ok(Groups::of_one_size(candidates))).await?);
+        let works = (0..parallel).map(|_| run_to_completion(Work::new(Arc::clone(&groups), key), Work::step));
         let mut total = Shared::default();
-        while let Some(shared) = works.next().await {
-            total.add(shared?);
-            if total.unsupported.is_some() {
-                break;
-            }
+        for work in try_join_all(works).await? {
+            total.add(work.into_shared());
         }
         Ok(DedupResult {
             deduped: total.bytes,
@@ -122,18 +120,4 @@ impl Store {
             None => Ok(Vec::new()),
         }
     }
-}
-
-/// Finds the files of a group that have the same content, and makes them share it.
-async fn share_group(group: Vec<Candidate>, key: Key) -> Result<Shared> {
-    let division = run_to_completion(Division::new(group, key), Division::step).await?;
-    let mut total = Shared::default();
-    for group in division.into_groups() {
-        let sharing = run_to_completion(Sharing::new(group), Sharing::step).await?;
-        total.add(sharing.into_shared());
-        if total.unsupported.is_some() {
-            break;
-        }
-    }
-    Ok(total)
 }
