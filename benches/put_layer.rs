@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use graphroot::{Digest, Durability, LayerOptions, Store};
 
-use support::{Res, is_there, overlay, print_rows, remove, runtime, timed};
+use support::{Res, is_there, options, print_rows, remove, runtime, timed};
 
 /// How often each contender runs.
 const ROUNDS: usize = 5;
@@ -92,7 +92,7 @@ fn layout(dir: &Path, blob: &Path) -> Res<PathBuf> {
 fn put_layer(dir: &Path, blob: &Path, durability: Durability) -> Res<Duration> {
     let root = tempfile::tempdir_in(dir)?;
     runtime()?.block_on(async {
-        let store = Store::open(overlay(root.path()).durability(durability)).await?;
+        let store = Store::open(options(root.path(), "overlay").durability(durability)).await?;
         let started = Instant::now();
         store
             .put_layer(None, LayerOptions::default(), tokio::fs::File::open(blob).await?)
@@ -128,7 +128,7 @@ fn containers_storage(root: &Path, verb: &str) -> Command {
 
 /// Empties the store of another program.
 fn empty(root: &Path) -> Res<()> {
-    runtime()?.block_on(async { remove(&Store::open(overlay(root)).await?).await })
+    runtime()?.block_on(async { remove(&Store::open(options(root, "overlay")).await?).await })
 }
 
 fn import_layer(dir: &Path, blob: &Path) -> Res<Duration> {

@@ -11,7 +11,8 @@ use graphroot::oci::{ImageRef, PullOptions, Puller, PushOptions, push};
 use graphroot::{Compression, Durability, ImageBuilder, Store, StoreOptions};
 
 use crate::registry::Registry;
-use crate::support::{Res, overlay, print_rows, remove, run, runtime, timed};
+use crate::support::{Res, options, print_rows, remove, run, runtime, timed};
+use crate::testing::testing_programs;
 use crate::{BASE, ROUNDS, clean};
 
 /// In the update, one of so many files has other content.
@@ -39,12 +40,9 @@ struct Programs {
 impl Programs {
     /// `None` if they are not there.
     fn find(dir: &Path) -> Res<Option<Self>> {
-        let peers = std::env::var_os("GRAPHROOT_TEST_PEERS").unwrap_or("/var/cache/graphroot-peers".into());
-        let bin = PathBuf::from(peers).join("forky/bin");
-        if !bin.join("podman").is_file() {
-            println!("SKIPPED podman and skopeo of Debian testing: tests/peers/make makes them");
+        let Some(bin) = testing_programs() else {
             return Ok(None);
-        }
+        };
         let home = dir.join("home");
         let policy = home.join(".config/containers");
         std::fs::create_dir_all(&policy)?;
@@ -95,7 +93,7 @@ pub(crate) fn measure(dir: &Path, registry: &Registry) -> Res<()> {
     for (image, name) in images.iter().zip(&names) {
         let to: ImageRef = format!("docker://{name}").parse()?;
         runtime()?.block_on(async {
-            let store = Store::open(overlay(source.path())).await?;
+            let store = Store::open(options(source.path(), "overlay")).await?;
             push(&store, image, &to, chunked()).await
         })?;
     }
@@ -137,7 +135,7 @@ fn chunked() -> PushOptions {
 /// Makes an image and its update in a store; returns their IDs.
 fn make(root: &Path) -> Res<[String; 2]> {
     runtime()?.block_on(async {
-        let store = Store::open(overlay(root).durability(Durability::None)).await?;
+        let store = Store::open(options(root, "overlay").durability(Durability::None)).await?;
         let mut ids = Vec::new();
         for is_update in [false, true] {
             let mut top: Option<String> = None;
@@ -197,7 +195,7 @@ fn write(dir: &Path, source: &Path, programs: Option<&Programs>) -> Res<()> {
         let to: ImageRef = format!("oci:{}", out.path().display()).parse()?;
         let time = runtime()?.block_on(async {
             let started = Instant::now();
-            let store = Store::open(overlay(source)).await?;
+            let store = Store::open(options(source, "overlay")).await?;
             push(&store, "localhost/first:v1", &to, chunked()).await?;
             Ok::<_, graphroot::Error>(started.elapsed())
         })?;
@@ -242,7 +240,7 @@ fn pull(dir: &Path, registry: &Registry, who: Who<'_>, before: Option<&str>, ima
         sent = registry.sent()?;
         time = match who {
             Who::Ours { parts } => {
-                let options = overlay(root.path()).durability(Durability::None);
+                let options = options(root.path(), "overlay").durability(Durability::None);
                 runtime()?.block_on(ours(
                     options.pull_option("enable_partial_images", parts.to_string()),
                     image,
@@ -257,7 +255,7 @@ fn pull(dir: &Path, registry: &Registry, who: Who<'_>, before: Option<&str>, ima
     }
     let bytes = registry.sent()? - sent;
     if let Who::Ours { .. } = who {
-        let options = overlay(root.path());
+        let options = options(root.path(), "overlay");
         runtime()?.block_on(async { remove(&Store::open(options).await?).await })?;
     }
     clean(&root.path().join("graph"));

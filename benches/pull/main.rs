@@ -17,6 +17,8 @@
 #[expect(dead_code, reason = "not every benchmark uses all of it")]
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/testing.rs"]
+mod testing;
 
 mod in_parts;
 mod registry;
@@ -29,7 +31,7 @@ use graphroot::oci::{ImageRef, PullOptions, Puller};
 use graphroot::{Durability, Store};
 
 use registry::Registry;
-use support::{Res, overlay, print_rows, remove, run, timed};
+use support::{Res, options, print_rows, remove, run, timed};
 
 /// How often each contender runs.
 const ROUNDS: usize = 3;
@@ -136,7 +138,7 @@ fn ours(dir: &Path, images: &[String], durability: Durability, keep: bool) -> Re
     support::runtime()?.block_on(async {
         // The other programs open their store too, so opening is timed.
         let started = Instant::now();
-        let store = Store::open(overlay(root.path()).durability(durability)).await?;
+        let store = Store::open(options(root.path(), "overlay").durability(durability)).await?;
         let puller = Puller::new(&store, PullOptions::default().keep_partial(keep));
         for pulled in puller.pull_all(&images).await {
             pulled?;

@@ -41,9 +41,9 @@ pub(crate) fn runtime() -> Res<Runtime> {
     Ok(runtime.worker_threads(2).enable_all().build()?)
 }
 
-/// Options of an overlay store in `root`.
-pub(crate) fn overlay(root: &Path) -> StoreOptions {
-    StoreOptions::new(root.join("graph"), root.join("run")).driver("overlay")
+/// Options of a store in `root`.
+pub(crate) fn options(root: &Path, driver: &str) -> StoreOptions {
+    StoreOptions::new(root.join("graph"), root.join("run")).driver(driver)
 }
 
 /// Empties a store and unmounts its home, so that its directory can be removed.
