@@ -10,7 +10,7 @@ use crate::sys::privilege;
 
 /// The variables and the user that the configuration is read for.
 #[derive(Clone, Debug)]
-pub(super) struct Environment {
+pub(crate) struct Environment {
     pub(super) variables: BTreeMap<OsString, OsString>,
     /// The user of the process, real and effective.
     pub(super) real_uid: u32,
@@ -23,7 +23,7 @@ pub(super) struct Environment {
 
 impl Environment {
     /// An empty environment of the system's root user.
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             variables: BTreeMap::new(),
             real_uid: 0,
@@ -34,7 +34,7 @@ impl Environment {
     }
 
     /// That of this process.
-    pub(super) fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         Self {
             variables: std::env::vars_os().collect(),
             real_uid: rustix::process::getuid().as_raw(),
@@ -45,12 +45,12 @@ impl Environment {
     }
 
     /// A variable that is set and not empty.
-    pub(super) fn var(&self, name: &str) -> Option<&OsStr> {
+    pub(crate) fn var(&self, name: &str) -> Option<&OsStr> {
         self.set_var(name).filter(|value| !value.is_empty())
     }
 
     /// A variable that is set, perhaps to the empty string.
-    pub(super) fn set_var(&self, name: &str) -> Option<&OsStr> {
+    pub(crate) fn set_var(&self, name: &str) -> Option<&OsStr> {
         self.variables.get(OsStr::new(name)).map(OsString::as_os_str)
     }
 
@@ -62,13 +62,13 @@ impl Environment {
     }
 
     /// The user whose configuration and directories count.
-    pub(super) fn uid(&self) -> u32 {
+    pub(crate) fn uid(&self) -> u32 {
         self.outer_uid().unwrap_or(self.real_uid)
     }
 
     /// Whether the store is the user's own rather than the system's. Root of a user namespace that no container
     /// engine made uses the system's directories.
-    pub(super) fn is_per_user(&self) -> bool {
+    pub(crate) fn is_per_user(&self) -> bool {
         let rootless = self.outer_uid().unwrap_or(self.effective_uid) != 0
             || self.var("_CONTAINERS_USERNS_CONFIGURED").is_some()
             || self.confined;
@@ -76,12 +76,12 @@ impl Environment {
     }
 
     /// A directory of the system, given without the leading slash.
-    pub(super) fn system(&self, path: &str) -> PathBuf {
+    pub(crate) fn system(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 
     /// The user's home directory, by `$HOME` or the user database.
-    pub(super) fn home(&self) -> Result<Option<PathBuf>> {
+    pub(crate) fn home(&self) -> Result<Option<PathBuf>> {
         if let Some(home) = self.var("HOME") {
             return Ok(Some(home.into()));
         }
@@ -101,7 +101,7 @@ impl Environment {
     }
 
     /// The user's home directory, or an error.
-    pub(super) fn need_home(&self, what_for: &str) -> Result<PathBuf> {
+    pub(crate) fn need_home(&self, what_for: &str) -> Result<PathBuf> {
         self.home()?.ok_or_else(|| {
             let uid = self.uid();
             ErrorKind::InvalidInput.err(format!(

@@ -1,4 +1,4 @@
-//! The files that are read, and their order.
+//! The files that are read, and their order. It is the same for `storage.conf` and `registries.conf`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,9 +11,38 @@ use std::path::{Path, PathBuf};
 use crate::config::environment::Environment;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 
-/// The variable that names the only file to read, and the one that names the last.
-pub(super) const CONF: &str = "CONTAINERS_STORAGE_CONF";
-pub(super) const OVERRIDE: &str = "CONTAINERS_STORAGE_CONF_OVERRIDE";
+/// Which files are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConfigName {
+    /// The file is `STEM.conf`.
+    stem: &'static str,
+    /// What is being done to a file, for errors.
+    opening: &'static str,
+    reading: &'static str,
+    /// The variable that names the only file to read.
+    pub(super) conf: &'static str,
+    /// The variable that names the last file.
+    pub(super) last: &'static str,
+}
+
+/// `storage.conf`.
+pub(super) const STORAGE: ConfigName = ConfigName {
+    stem: "storage",
+    opening: "opening storage configuration",
+    reading: "reading storage configuration",
+    conf: "CONTAINERS_STORAGE_CONF",
+    last: "CONTAINERS_STORAGE_CONF_OVERRIDE",
+};
+
+/// `registries.conf`.
+#[cfg(feature = "pull")]
+pub(crate) const REGISTRIES: ConfigName = ConfigName {
+    stem: "registries",
+    opening: "opening registries configuration",
+    reading: "reading registries configuration",
+    conf: "CONTAINERS_REGISTRIES_CONF",
+    last: "CONTAINERS_REGISTRIES_CONF_OVERRIDE",
+};
 
 /// Where distributions and administrators have their files, without the leading slash; later ones win.
 const SYSTEM: [&str; 2] = ["usr/share/containers", "etc/containers"];
@@ -23,32 +52,32 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// A file that was read.
 #[derive(Debug)]
-pub(super) struct ConfigFile {
-    pub(super) path: PathBuf,
-    pub(super) text: String,
+pub(crate) struct ConfigFile {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
 }
 
 /// Reads all files, the least important first.
-pub(super) fn read_all(environment: &Environment) -> Result<Vec<ConfigFile>> {
+pub(crate) fn read_all(environment: &Environment, name: &ConfigName) -> Result<Vec<ConfigFile>> {
     let mut sources = Vec::new();
-    if let Some(path) = environment.var(CONF) {
-        sources.push(read_named(Path::new(path), CONF)?);
+    if let Some(path) = environment.var(name.conf) {
+        sources.push(read_named(Path::new(path), name, name.conf)?);
     } else {
         let user = user_dir(environment)?;
-        sources.extend(read_main(environment, user.as_deref())?);
-        for path in drop_ins(environment, user.as_deref())? {
+        sources.extend(read_main(environment, name, user.as_deref())?);
+        for path in drop_ins(environment, name, user.as_deref())? {
             // Removed since it was listed.
-            sources.extend(read(&path)?);
+            sources.extend(read(&path, name)?);
         }
     }
-    if let Some(path) = environment.var(OVERRIDE) {
-        sources.push(read_named(Path::new(path), OVERRIDE)?);
+    if let Some(path) = environment.var(name.last) {
+        sources.push(read_named(Path::new(path), name, name.last)?);
     }
     Ok(sources)
 }
 
 /// The user's directory of configuration; root has one as well.
-fn user_dir(environment: &Environment) -> Result<Option<PathBuf>> {
+pub(crate) fn user_dir(environment: &Environment) -> Result<Option<PathBuf>> {
     let base = match environment.var("XDG_CONFIG_HOME") {
         Some(dir) => Some(PathBuf::from(dir)),
         None => environment.home()?.map(|home| home.join(".config")),
@@ -57,10 +86,14 @@ fn user_dir(environment: &Environment) -> Result<Option<PathBuf>> {
 }
 
 /// The first main file that exists: the user's, the administrator's, the distribution's.
-fn read_main(environment: &Environment, user: Option<&Path>) -> Result<Option<ConfigFile>> {
+fn read_main(
+    environment: &Environment,
+    name: &ConfigName,
+    user: Option<&Path>,
+) -> Result<Option<ConfigFile>> {
     let system = SYSTEM.iter().rev().map(|dir| environment.system(dir));
     for dir in user.map(Path::to_owned).into_iter().chain(system) {
-        if let Some(source) = read(&dir.join("storage.conf"))? {
+        if let Some(source) = read(&dir.join(format!("{}.conf", name.stem)), name)? {
             return Ok(Some(source));
         }
     }
@@ -69,19 +102,21 @@ fn read_main(environment: &Environment, user: Option<&Path>) -> Result<Option<Co
 
 /// The files of the drop-in directories in the order in which they count. A file hides those of the same name in
 /// less important directories; then only the names decide.
-fn drop_ins(environment: &Environment, user: Option<&Path>) -> Result<Vec<PathBuf>> {
+fn drop_ins(environment: &Environment, name: &ConfigName, user: Option<&Path>) -> Result<Vec<PathBuf>> {
     let uid = environment.uid();
+    let stem = name.stem;
     let mut dirs = Vec::new();
     for dir in SYSTEM.map(|dir| environment.system(dir)) {
-        dirs.push(dir.join("storage.conf.d"));
+        dirs.push(dir.join(format!("{stem}.conf.d")));
         if uid == 0 {
-            dirs.push(dir.join("storage.rootful.conf.d"));
+            dirs.push(dir.join(format!("{stem}.rootful.conf.d")));
         } else {
-            dirs.push(dir.join("storage.rootless.conf.d"));
-            dirs.push(dir.join("storage.rootless.conf.d").join(uid.to_string()));
+            let rootless = dir.join(format!("{stem}.rootless.conf.d"));
+            dirs.push(rootless.clone());
+            dirs.push(rootless.join(uid.to_string()));
         }
     }
-    dirs.extend(user.map(|dir| dir.join("storage.conf.d")));
+    dirs.extend(user.map(|dir| dir.join(format!("{stem}.conf.d"))));
 
     let mut found: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for dir in dirs {
@@ -103,11 +138,11 @@ fn drop_ins(environment: &Environment, user: Option<&Path>) -> Result<Vec<PathBu
 }
 
 /// Reads a file that a variable names, which must exist.
-fn read_named(path: &Path, variable: &str) -> Result<ConfigFile> {
-    match read(path)? {
+fn read_named(path: &Path, name: &ConfigName, variable: &str) -> Result<ConfigFile> {
+    match read(path, name)? {
         Some(source) => Ok(source),
         None => {
-            let action = format!("opening storage configuration named by {variable}");
+            let action = format!("{} named by {variable}", name.opening);
             Err(Error::io_at(
                 action,
                 path,
@@ -118,18 +153,19 @@ fn read_named(path: &Path, variable: &str) -> Result<ConfigFile> {
 }
 
 /// Reads a file; `None` if there is none.
-fn read(path: &Path) -> Result<Option<ConfigFile>> {
+pub(crate) fn read(path: &Path, name: &ConfigName) -> Result<Option<ConfigFile>> {
     // A pipe without a writer is empty, instead of keeping the program waiting.
     let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = match File::options().read(true).custom_flags(nonblock).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).at("opening storage configuration", path),
+        Err(error) => return Err(error).at(name.opening, path),
     };
     let mut bytes = Vec::new();
-    let action = "reading storage configuration";
-    file.take(MAX_SIZE + 1).read_to_end(&mut bytes).at(action, path)?;
-    let refuse = |why: String| ErrorKind::InvalidInput.err(why).context(action).at(path);
+    file.take(MAX_SIZE + 1)
+        .read_to_end(&mut bytes)
+        .at(name.reading, path)?;
+    let refuse = |why: String| ErrorKind::InvalidInput.err(why).context(name.reading).at(path);
     if bytes.len() as u64 > MAX_SIZE {
         return Err(refuse(format!("larger than {MAX_SIZE} bytes")));
     }

@@ -130,16 +130,18 @@ use std::path::PathBuf;
 pub use effective::Effective;
 pub use value::{Origin, Value, Warning};
 
-use crate::config::environment::Environment;
 use crate::config::merge::Settings;
 use crate::error::Result;
 use crate::options::StoreOptions;
 use crate::options::driver::mount_options;
+pub(crate) use environment::Environment;
+#[cfg(feature = "pull")]
+pub(crate) use files::{ConfigFile, REGISTRIES, read, read_all, user_dir};
 
 /// Reads the configuration, for this process or for given variables and a given user.
 #[derive(Clone, Debug)]
 pub struct Loader {
-    environment: Environment,
+    pub(crate) environment: Environment,
 }
 
 impl Default for Loader {
@@ -209,7 +211,7 @@ impl Loader {
 
     fn load_now(&self) -> Result<Effective> {
         let (mut settings, mut read) = (Settings::default(), Vec::new());
-        for source in files::read_all(&self.environment)? {
+        for source in files::read_all(&self.environment, &files::STORAGE)? {
             settings.add(parse::parse(&source.path, &source.text)?);
             read.push(source.path);
         }

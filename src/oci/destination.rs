@@ -42,7 +42,7 @@ impl Destination {
                     "pushing to {image}: a digest follows from the image, name a tag"
                 ))),
             ImageRef::Registry(reference) => {
-                let mut repository = registries.repository(reference, Access::Push).await?;
+                let mut repository = registries.repository(reference, Access::Push, false).await?;
                 let scope = |name: &String| format!("repository:{name}:pull");
                 repository.scopes.extend(mounts.iter().map(scope));
                 Ok(Self::Registry {

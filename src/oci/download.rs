@@ -1,11 +1,12 @@
 //! The download of one blob from a registry, resumable: after a connection that breaks, stalls, or ends early the next
-//! request begins at the first missing byte.
+//! request begins at the first missing byte. So does that to the registry itself, where a mirror fails.
 //!
 //! With a partial file, the bytes are also written there, and what an earlier download has left in it is read first
 //! instead of being requested again. The reader of the stream verifies the whole blob before it uses anything of it.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use futures::stream::try_unfold;
@@ -16,6 +17,7 @@ use tokio_util::io::StreamReader;
 use super::content_range::ContentRange;
 use super::meter::Meter;
 use super::partial::Partial;
+use super::places::Places;
 use super::repository::Repository;
 use super::retry::Waits;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +26,11 @@ use crate::store::image_manifest::Descriptor;
 
 /// The state of a transfer.
 pub(crate) struct Transfer {
-    repository: Arc<Repository>,
+    places: Arc<Places>,
+    /// The number of the place that is asked.
+    place: usize,
+    /// What is there, once it was asked.
+    repository: Option<Arc<Repository>>,
     blob: Descriptor,
     meter: Meter,
     /// Bytes handed on.
@@ -34,23 +40,23 @@ pub(crate) struct Transfer {
     /// Bytes of the answer that were handed on before, since it does not begin where it should.
     skip: u64,
     /// The waits before further attempts; begun anew once an attempt has brought something.
-    waits: Waits,
-    failed: bool,
+    waits: Option<Waits>,
     partial: Option<Partial>,
 }
 
 impl Transfer {
     /// A stream of the blob. Nothing is asked for before it is read.
     pub(crate) fn start(
-        repository: Arc<Repository>,
+        places: Arc<Places>,
         blob: Descriptor,
         meter: Meter,
         partial: Option<Partial>,
     ) -> BoxReader {
         let transfer = Self {
-            waits: repository.retry.waits(),
-            failed: false,
-            repository,
+            place: places.first(),
+            repository: None,
+            waits: None,
+            places,
             blob,
             meter,
             offset: 0,
@@ -80,9 +86,7 @@ impl Transfer {
             }
             let error = match self.chunk().await {
                 Ok(Some(chunk)) => {
-                    if std::mem::take(&mut self.failed) {
-                        self.waits = self.repository.retry.waits();
-                    }
+                    self.waits = None;
                     self.meter.add(chunk.len() as u64);
                     self.offset += chunk.len() as u64;
                     if let Some(partial) = &mut self.partial {
@@ -99,19 +103,47 @@ impl Transfer {
                 }
                 // A blob of another size stays so, and a request without an answer was repeated already.
                 Err(error) if error.kind() == ErrorKind::DigestMismatch || self.body.is_none() => {
-                    return Err(error);
+                    self.next_place(error)?;
+                    continue;
                 }
                 Err(error) => error,
             };
             self.body = None;
-            self.failed = true;
-            let Some(wait) = self.waits.next() else {
-                return Err(error);
-            };
-            tracing::debug!(error = %error.chain(), ?wait, "retrying");
-            self.meter.retrying(wait, error.chain());
-            tokio::time::sleep(wait).await;
+            match self.wait() {
+                Some(wait) => {
+                    tracing::debug!(error = %error.chain(), ?wait, "retrying");
+                    self.meter.retrying(wait, error.chain());
+                    tokio::time::sleep(wait).await;
+                }
+                None => self.next_place(error)?,
+            }
         }
+    }
+
+    /// How long to wait before the present place is asked again; `None` if it was asked often enough.
+    fn wait(&mut self) -> Option<Duration> {
+        let retry = &self.repository.as_ref()?.retry;
+        self.waits.get_or_insert_with(|| retry.waits()).next()
+    }
+
+    /// Goes on at the next place; there the first missing byte is asked for.
+    fn next_place(&mut self, error: Error) -> Result<()> {
+        if self.places.is_last(self.place) {
+            return Err(error);
+        }
+        self.places.give_up(self.place, &error);
+        self.place += 1;
+        (self.repository, self.body, self.waits) = (None, None, None);
+        Ok(())
+    }
+
+    /// What is at the present place.
+    async fn repository(&mut self) -> Result<Arc<Repository>> {
+        if self.repository.is_none() {
+            self.repository = Some(self.places.open(self.place).await?);
+        }
+        let none = || ErrorKind::NotFound.err("nowhere to pull from");
+        self.repository.clone().ok_or_else(none)
     }
 
     /// More of the current answer, or of a new one; `None` at its end.
@@ -120,7 +152,8 @@ impl Transfer {
             let body = match &mut self.body {
                 Some(body) => body,
                 None => {
-                    let response = self.repository.blob_from(&self.blob, self.offset).await?;
+                    let repository = self.repository().await?;
+                    let response = repository.blob_from(&self.blob, self.offset).await?;
                     self.skip = self.check(&response)?;
                     self.body.insert(response)
                 }

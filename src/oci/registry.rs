@@ -98,7 +98,7 @@ impl Repository {
                 Some(port) => format!("{host}:{port}"),
                 None => host.to_owned(),
             };
-            let http = self.registries.client(&host).await?;
+            let http = self.registries.client(&host, false).await?;
             // Queries may hold signatures.
             let what = format!("fetching a layer from {host}{}", url.path());
             let attempt = || async {

@@ -7,6 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::certificates;
+use super::registries_conf::RegistriesConf;
+use crate::bridge;
+use crate::config::Loader;
+use crate::error::Result;
+
 /// Credentials for a registry. `Debug` shows no secret.
 #[non_exhaustive]
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -62,6 +68,8 @@ pub enum Transport {
     TlsUnverified,
     /// HTTP: any host on the way may read and answer.
     Plain,
+    /// HTTPS with any certificate, or HTTP where the registry does not speak TLS: what `registries.conf` calls insecure.
+    Insecure,
 }
 
 /// A client certificate with its private key, both PEM. `Debug` does not show the key.
@@ -163,6 +171,15 @@ pub struct RegistryOptions {
     pub max_wait: Duration,
     /// A registry that accepts no connection or sends nothing for this long has failed.
     pub stall: Duration,
+    /// Mirrors, and registries that are blocked or insecure; by default none.
+    pub registries_conf: RegistriesConf,
+    /// Whether certificates are verified, whatever [`RegistryOptions::registries_conf`] and [`RegistryOptions::tls`]
+    /// say: with `false` all registries are [`Transport::Insecure`], with `true` none. Entries of
+    /// [`RegistryOptions::tls_by_registry`] count more.
+    pub tls_verify: Option<bool>,
+    /// Directories in which a registry may have one of the name `HOST[:PORT]` with its root certificates (`*.crt`) and the
+    /// certificate and key of the client (`*.cert`, `*.key`); the first one that there is counts. By default none.
+    pub certificate_directories: Vec<PathBuf>,
 }
 
 impl Default for RegistryOptions {
@@ -176,11 +193,36 @@ impl Default for RegistryOptions {
             backoff: Duration::from_millis(250),
             max_wait: Duration::from_secs(60),
             stall: Duration::from_secs(60),
+            registries_conf: RegistriesConf::default(),
+            tls_verify: None,
+            certificate_directories: Vec::new(),
         }
     }
 }
 
 impl RegistryOptions {
+    /// As the newest Podman reaches registries for this user on this machine: with
+    /// [`registries.conf`](RegistriesConf::load), and the certificates in `certs.d` beside it and in `/etc/docker`. What
+    /// goes beyond that (credentials in files, proxies by `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`) is the default anyway.
+    ///
+    /// # Errors
+    /// As [`RegistriesConf::load`].
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn default_for_user() -> Result<Self> {
+        let loader = Loader::for_process();
+        let certificate_directories = {
+            let environment = loader.environment.clone();
+            bridge::run(move || certificates::directories(&environment)).await?
+        };
+        Ok(Self {
+            registries_conf: RegistriesConf::load_with(loader).await?,
+            certificate_directories,
+            ..Self::default()
+        })
+    }
+
     /// Sets [`RegistryOptions::credentials`].
     #[must_use]
     pub fn credentials(mut self, credentials: impl IntoIterator<Item = (String, Credentials)>) -> Self {
@@ -257,21 +299,48 @@ impl RegistryOptions {
         self
     }
 
-    /// How connections to a registry (`HOST[:PORT]`) are encrypted.
-    pub(crate) fn tls_of(&self, registry: &str) -> TlsOptions {
-        match self.tls_by_registry.get(registry) {
-            Some(own) => own.clone(),
-            None if is_loopback(registry) => TlsOptions {
-                transport: Transport::Plain,
-                ..self.tls.clone()
-            },
-            None => self.tls.clone(),
+    /// Sets [`RegistryOptions::registries_conf`].
+    #[must_use]
+    pub fn registries_conf(mut self, conf: RegistriesConf) -> Self {
+        self.registries_conf = conf;
+        self
+    }
+
+    /// Sets [`RegistryOptions::tls_verify`].
+    #[must_use]
+    pub fn tls_verify(mut self, verify: Option<bool>) -> Self {
+        self.tls_verify = verify;
+        self
+    }
+
+    /// Sets [`RegistryOptions::certificate_directories`].
+    #[must_use]
+    pub fn certificate_directories(
+        mut self,
+        directories: impl IntoIterator<Item = impl Into<PathBuf>>,
+    ) -> Self {
+        self.certificate_directories = directories.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How connections to a registry (`HOST[:PORT]`) are encrypted, one that is `insecure` by configuration perhaps.
+    pub(crate) fn tls_of(&self, registry: &str, insecure: bool) -> TlsOptions {
+        if let Some(own) = self.tls_by_registry.get(registry) {
+            return own.clone();
         }
+        let transport = match self.tls_verify {
+            Some(true) => Transport::Tls,
+            Some(false) => Transport::Insecure,
+            None if insecure => Transport::Insecure,
+            None if is_loopback(registry) => Transport::Plain,
+            None => self.tls.transport,
+        };
+        self.tls.clone().transport(transport)
     }
 }
 
 /// Whether a registry is on this machine.
-fn is_loopback(registry: &str) -> bool {
+pub(crate) fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => registry.split(':').next().unwrap_or_default(),
@@ -296,7 +365,7 @@ mod tests {
             "127.3.2.1",
             "[::1]:5000",
         ] {
-            assert_eq!(options.tls_of(host).transport, Transport::Plain, "{host}");
+            assert_eq!(options.tls_of(host, false).transport, Transport::Plain, "{host}");
         }
         for host in [
             "localhost.example",
@@ -306,13 +375,31 @@ mod tests {
             "[::2]:1",
             "",
         ] {
-            assert_eq!(options.tls_of(host).transport, Transport::Tls, "{host}");
+            assert_eq!(options.tls_of(host, false).transport, Transport::Tls, "{host}");
         }
         let options = options
             .plain_http("10.0.0.1")
             .tls_for("localhost:5000", TlsOptions::default());
-        assert_eq!(options.tls_of("10.0.0.1").transport, Transport::Plain);
-        assert_eq!(options.tls_of("localhost:5000").transport, Transport::Tls);
+        assert_eq!(options.tls_of("10.0.0.1", false).transport, Transport::Plain);
+        assert_eq!(options.tls_of("localhost:5000", false).transport, Transport::Tls);
+    }
+
+    #[test]
+    fn what_is_said_of_all_registries_counts_more_than_the_configuration() {
+        let transports = |options: &RegistryOptions| {
+            ["h.io", "localhost"]
+                .map(|host| [false, true].map(|insecure| options.tls_of(host, insecure).transport))
+        };
+        let options = RegistryOptions::default();
+        let (tls, any, plain) = (Transport::Tls, Transport::Insecure, Transport::Plain);
+        assert_eq!(transports(&options), [[tls, any], [plain, any]]);
+        assert_eq!(transports(&options.clone().tls_verify(Some(true))), [[tls; 2]; 2]);
+        assert_eq!(
+            transports(&options.clone().tls_verify(Some(false))),
+            [[any; 2]; 2]
+        );
+        let own = options.tls_verify(Some(false)).plain_http("h.io");
+        assert_eq!(transports(&own), [[plain; 2], [any; 2]]);
     }
 
     #[test]

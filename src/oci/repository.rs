@@ -15,6 +15,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::auth;
+use super::certificates;
 use super::challenge::{self, Challenge};
 use super::range_limits::RangeLimits;
 use super::reference::RegistryRef;
@@ -39,8 +40,11 @@ pub(crate) enum Access {
 /// The registries that one puller or push talks to; requests to one share connections.
 #[derive(Debug)]
 pub(crate) struct Registries {
-    options: RegistryOptions,
-    clients: Mutex<HashMap<String, Client>>,
+    pub(crate) options: RegistryOptions,
+    /// By registry, and whether it is insecure by configuration.
+    clients: Mutex<HashMap<(String, bool), Client>>,
+    /// Which registries that need not speak TLS do not.
+    without_tls: Mutex<HashMap<String, bool>>,
     range_limits: Mutex<HashMap<String, Arc<RangeLimits>>>,
 }
 
@@ -49,6 +53,7 @@ impl Registries {
         Self {
             options,
             clients: Mutex::default(),
+            without_tls: Mutex::default(),
             range_limits: Mutex::default(),
         }
     }
@@ -59,31 +64,73 @@ impl Registries {
     }
 
     /// The client for one registry or other host, made at first use.
-    pub(crate) async fn client(&self, registry: &str) -> Result<Client> {
+    pub(crate) async fn client(&self, registry: &str, insecure: bool) -> Result<Client> {
+        let key = (registry.to_owned(), insecure);
         let known = self
             .clients
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(registry)
+            .get(&key)
             .cloned();
         if let Some(client) = known {
             return Ok(client);
         }
-        let (tls, options) = (self.options.tls_of(registry), self.options.clone());
-        let made = bridge::run(move || tls::http_client(&tls, &options))
+        let (tls, options) = (self.options.tls_of(registry, insecure), self.options.clone());
+        let host = registry.to_owned();
+        let made = bridge::run(move || {
+            let tls = match options.tls_by_registry.contains_key(&host) {
+                true => tls,
+                false => certificates::add(tls, &options.certificate_directories, &host)?,
+            };
+            tls::http_client(&host, &tls, &options)
+        });
+        let made = made
             .await
             .map_err(|error| error.context(format!("setting up connections to {registry}")))?;
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(clients.entry(registry.to_owned()).or_insert(made).clone())
+        Ok(clients.entry(key).or_insert(made).clone())
     }
 
-    /// One repository.
+    /// Whether a registry that need not speak TLS does not. It is asked once.
+    async fn is_without_tls(&self, host: &str, http: &Client) -> bool {
+        let known = || self.without_tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known().get(host).copied() {
+            return known;
+        }
+        let ping = async |scheme: &str| http.get(format!("{scheme}://{host}/v2/")).send().await;
+        let found = match ping("https").await {
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!(host, %error, "no TLS");
+                ping("http").await.is_ok()
+            }
+        };
+        // Of one that answers neither way nothing is known.
+        if found {
+            known().insert(host.to_owned(), found);
+        }
+        found
+    }
+
+    /// One repository, whose registry is `insecure` perhaps because a mirror is configured so.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Registry`] if the registry is blocked.
     pub(crate) async fn repository(
         self: &Arc<Self>,
         image: &RegistryRef,
         access: Access,
+        insecure: bool,
     ) -> Result<Repository> {
-        let plain = self.options.tls_of(image.registry()).transport == Transport::Plain;
+        let conf = &self.options.registries_conf;
+        conf.refuse_blocked(image)?;
+        let insecure = insecure || conf.is_insecure(image);
+        let http = self.client(image.registry(), insecure).await?;
+        let plain = match self.options.tls_of(image.registry(), insecure).transport {
+            Transport::Plain => true,
+            Transport::Tls | Transport::TlsUnverified => false,
+            Transport::Insecure => self.is_without_tls(image.host(), &http).await,
+        };
         let scheme = if plain { "http" } else { "https" };
         let url = format!("{scheme}://{}/v2/{}/", image.host(), image.repository());
         let base = Url::parse(&url)
@@ -94,7 +141,7 @@ impl Registries {
         };
         let found = auth::find(image, &self.options).await?;
         Ok(Repository {
-            http: self.client(image.registry()).await?,
+            http,
             credentials: found.credentials,
             lack: found.lack,
             base,
@@ -147,6 +194,12 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
+    /// Has requests repeated fewer times.
+    pub(crate) fn limit_retries(&mut self, most: u32) {
+        let retries = self.registries.options.retries.min(most);
+        self.retry = RetryPolicy::new(&self.registries.options.clone().retries(retries));
+    }
+
     /// The URL of something in this repository, `blobs/DIGEST` for example.
     pub(crate) fn url(&self, path: &str) -> Result<Url> {
         self.base.join(path).map_err(|error| {

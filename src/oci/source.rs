@@ -11,10 +11,11 @@ use super::layout::Layout;
 use super::manifest::{Fetched, MAX_DOCUMENT};
 use super::meter::Meter;
 use super::partial::Partial;
+use super::places::Places;
 use super::progress::Progress;
 use super::ranges::{MeteredBlob, RegistryBlob};
 use super::reference::{self, ImageRef};
-use super::repository::{Access, Registries, Repository};
+use super::repository::Registries;
 use super::tarball::Tarball;
 use crate::chunked::BlobSource;
 use crate::digest::Digest;
@@ -26,7 +27,7 @@ use crate::store::image_manifest::Descriptor;
 /// A source of one image.
 #[derive(Clone, Debug)]
 pub(crate) enum ImageSource {
-    Registry(Arc<Repository>),
+    Registry(Arc<Places>),
     Layout { layout: Layout, name: Option<String> },
     Docker(Arc<DockerArchive>),
 }
@@ -36,8 +37,7 @@ impl ImageSource {
     pub(crate) async fn open(image: &ImageRef, registries: &Arc<Registries>, store: &Store) -> Result<Self> {
         match image {
             ImageRef::Registry(reference) => {
-                let repository = registries.repository(reference, Access::Pull).await?;
-                Ok(Self::Registry(Arc::new(repository)))
+                Ok(Self::Registry(Arc::new(Places::new(registries, reference)?)))
             }
             ImageRef::Layout { dir, name } => Ok(Self::Layout {
                 layout: Layout::Directory(dir.clone()),
@@ -59,7 +59,7 @@ impl ImageSource {
     /// What the image's reference names.
     pub(crate) async fn top(&self) -> Result<Fetched> {
         match self {
-            Self::Registry(repository) => repository.top().await,
+            Self::Registry(places) => places.ask_all(|at| async move { at.top().await }).await,
             Self::Layout { layout, name } => {
                 let (digest, _name) = layout.find(name.as_deref()).await?;
                 self.manifest(&digest).await
@@ -71,7 +71,7 @@ impl ImageSource {
     /// A manifest by digest.
     pub(crate) async fn manifest(&self, digest: &Digest) -> Result<Fetched> {
         let fetched = match self {
-            Self::Registry(repository) => return repository.manifest(digest).await,
+            Self::Registry(places) => return places.ask(|at| async move { at.manifest(digest).await }).await,
             Self::Layout { layout, .. } => layout.document(digest).await?,
             Self::Docker(archive) => archive.manifest.bytes.to_vec(),
         };
@@ -89,7 +89,7 @@ impl ImageSource {
             return Err(ErrorKind::InvalidInput.err(what));
         }
         let bytes: Bytes = match self {
-            Self::Registry(repository) => repository.small_blob(blob).await?,
+            Self::Registry(places) => places.ask(|at| async move { at.small_blob(blob).await }).await?,
             Self::Layout { layout, .. } => layout.document(&blob.digest).await?.into(),
             Self::Docker(archive) => archive.config.clone(),
         };
@@ -112,13 +112,8 @@ impl ImageSource {
         let kept = partial.as_ref().map_or(0, Partial::kept);
         let meter = Meter::start(progress, &blob.digest, blob.size, kept);
         let file = match self {
-            Self::Registry(repository) => {
-                return Ok(Transfer::start(
-                    Arc::clone(repository),
-                    blob.clone(),
-                    meter,
-                    partial,
-                ));
+            Self::Registry(places) => {
+                return Ok(Transfer::start(Arc::clone(places), blob.clone(), meter, partial));
             }
             Self::Layout { layout, .. } => layout.file(blob).await?,
             Self::Docker(archive) => archive.file(blob)?,
@@ -134,8 +129,8 @@ impl ImageSource {
     /// A layer's blob as a source of ranges; not verified. What is read is counted by `meter`.
     pub(crate) async fn ranges(&self, blob: &Descriptor, meter: Meter) -> Result<Arc<dyn BlobSource>> {
         let file = match self {
-            Self::Registry(repository) => {
-                let source = RegistryBlob::new(Arc::clone(repository), blob.clone(), meter);
+            Self::Registry(places) => {
+                let source = RegistryBlob::new(Arc::clone(places), blob.clone(), meter);
                 return Ok(Arc::new(source));
             }
             Self::Layout { layout, .. } => layout.file(blob).await?,

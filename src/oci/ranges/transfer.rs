@@ -181,6 +181,12 @@ impl RangeTransfer {
         Err(ErrorKind::NotSupported.err(what).with_source(refusal))
     }
 
+    /// What has not come yet.
+    pub(crate) fn into_wanted(mut self) -> Wanted {
+        self.take_back();
+        self.rest
+    }
+
     /// Gives up all requests.
     fn take_back(&mut self) {
         for request in std::mem::take(&mut self.requests).into_iter().rev() {
