@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::files;
-use super::registry_options::{ClientIdentity, TlsOptions};
+use super::registry_options::{ClientIdentity, RegistryOptions, TlsOptions};
 use crate::config::{self, Environment};
 use crate::error::{ErrorKind, IoContext as _, Result};
 
@@ -31,13 +31,17 @@ pub(crate) fn directories(environment: &Environment) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// Adds what the first directory for a registry has to `tls`. Blocking.
-pub(crate) fn add(tls: TlsOptions, directories: &[PathBuf], registry: &str) -> Result<TlsOptions> {
+/// Adds what the directory for a registry has to `tls`. Blocking.
+pub(crate) fn add(tls: TlsOptions, options: &RegistryOptions, registry: &str) -> Result<TlsOptions> {
+    if let Some(dir) = &options.certificate_directory {
+        let entries = std::fs::read_dir(dir).at("listing certificates", dir)?;
+        return add_all(tls, dir, entries);
+    }
     // The name becomes part of a path.
     if registry.contains('/') || matches!(registry, "" | "." | "..") {
         return Ok(tls);
     }
-    for base in directories {
+    for base in &options.certificate_directories {
         let dir = base.join(registry);
         match std::fs::read_dir(&dir) {
             Ok(entries) => return add_all(tls, &dir, entries),

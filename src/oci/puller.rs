@@ -87,6 +87,39 @@ impl Puller {
         self.observed(image.clone(), Some(names)).await
     }
 
+    /// Pulls the image that a user names: as [`Puller::pull`], or [`Puller::pull_as`] with `names`, of what
+    /// [`RegistriesConf::resolve_ref`](super::RegistriesConf::resolve_ref) makes of it with
+    /// [`RegistryOptions::registries_conf`](super::RegistryOptions::registries_conf). If it may be in several registries,
+    /// these are tried one after the other.
+    ///
+    /// # Errors
+    /// As [`Puller::pull`] and `resolve_ref`; of the last registry, with what the others have failed with.
+    ///
+    /// # Cancellation
+    /// As a failure.
+    pub async fn pull_by_name(&self, name: &str, names: Option<&[&str]>) -> Result<Pulled> {
+        let images = self.context.options.registry.registries_conf.resolve_ref(name)?;
+        let mut failed: Vec<String> = Vec::new();
+        for image in &images {
+            let pulled = match names {
+                Some(names) => self.pull_as(image, names).await,
+                None => self.pull(image).await,
+            };
+            match pulled {
+                Ok(pulled) => return Ok(pulled),
+                Err(error) if images.len() == 1 => return Err(error),
+                Err(error) if failed.len() + 1 == images.len() => {
+                    let count = images.len();
+                    let others = failed.join("\n * ");
+                    let what = format!("{count} errors occurred while pulling:\n * {others}\n * ");
+                    return Err(error.context(what));
+                }
+                Err(error) => failed.push(error.chain()),
+            }
+        }
+        Err(ErrorKind::NotFound.err(format!("{name:?} may be nowhere")))
+    }
+
     /// Pulls several images at the same time; the results are in the order of the images. One that fails does not
     /// disturb the others.
     ///

@@ -180,6 +180,8 @@ pub struct RegistryOptions {
     /// Directories in which a registry may have one of the name `HOST[:PORT]` with its root certificates (`*.crt`) and the
     /// certificate and key of the client (`*.cert`, `*.key`); the first one that there is counts. By default none.
     pub certificate_directories: Vec<PathBuf>,
+    /// A directory of such certificates for all registries, instead.
+    pub certificate_directory: Option<PathBuf>,
 }
 
 impl Default for RegistryOptions {
@@ -196,6 +198,7 @@ impl Default for RegistryOptions {
             registries_conf: RegistriesConf::default(),
             tls_verify: None,
             certificate_directories: Vec::new(),
+            certificate_directory: None,
         }
     }
 }
@@ -320,6 +323,13 @@ impl RegistryOptions {
         directories: impl IntoIterator<Item = impl Into<PathBuf>>,
     ) -> Self {
         self.certificate_directories = directories.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets [`RegistryOptions::certificate_directory`].
+    #[must_use]
+    pub fn certificate_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.certificate_directory = Some(directory.into());
         self
     }
 

@@ -80,7 +80,7 @@ impl Registries {
         let made = bridge::run(move || {
             let tls = match options.tls_by_registry.contains_key(&host) {
                 true => tls,
-                false => certificates::add(tls, &options.certificate_directories, &host)?,
+                false => certificates::add(tls, &options, &host)?,
             };
             tls::http_client(&host, &tls, &options)
         });

@@ -34,6 +34,7 @@ mod known_by_toc;
 mod layouts;
 mod library;
 mod memory;
+mod mirrors;
 mod odd_archives;
 mod odd_blobs;
 mod odd_pushes;

@@ -87,11 +87,11 @@ impl Setup {
     }
 }
 
-fn descriptor(digest: &Digest, size: usize) -> Descriptor {
+pub(crate) fn descriptor(digest: &Digest, size: usize) -> Descriptor {
     serde_json::from_value(json!({"mediaType": "x", "digest": digest, "size": size})).unwrap()
 }
 
-async fn read(source: &dyn BlobSource, ranges: &[Range<u64>]) -> Result<Vec<u8>> {
+pub(crate) async fn read(source: &dyn BlobSource, ranges: &[Range<u64>]) -> Result<Vec<u8>> {
     let mut reader = source.read(ranges.to_vec()).await?;
     let mut bytes = Vec::new();
     let result: io::Result<_> = reader.read_to_end(&mut bytes).await;

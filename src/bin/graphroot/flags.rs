@@ -142,6 +142,14 @@ pub(crate) mod transfer {
     pub(crate) const AUTH_FILE: Flag = Flag::text(&["-authfile"], "File of registry credentials");
     pub(crate) const PLAIN_HTTP: Flag =
         Flag::list(&["-plain-http"], "Registry HOST[:PORT] to access without TLS");
+    pub(crate) const TLS_VERIFY: Flag = Flag::bool(
+        &["-tls-verify"],
+        "Require HTTPS and verified certificates; =false: accept any certificate, and HTTP",
+    );
+    pub(crate) const CERT_DIR: Flag = Flag::text(
+        &["-cert-dir"],
+        "Directory of certificates (*.crt, *.cert, *.key) for all registries",
+    );
     pub(crate) const COMPRESSION: Flag = Flag::text(
         &["-compression"],
         "Compression of layers: gzip, zstd, zstd:chunked or none",

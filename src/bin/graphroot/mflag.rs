@@ -132,6 +132,7 @@ struct FlagState {
     flag: Flag,
     value: FlagValue,
     default: String,
+    is_given: bool,
 }
 
 /// The result of one step of the parser.
@@ -157,7 +158,12 @@ impl Flags {
     /// Adds a flag whose default is this value.
     pub(crate) fn add_with(&mut self, flag: Flag, value: FlagValue) {
         let default = value.shown();
-        self.known.push(FlagState { flag, value, default });
+        self.known.push(FlagState {
+            flag,
+            value,
+            default,
+            is_given: false,
+        });
     }
 
     fn find(&self, spelling: &str) -> Option<usize> {
@@ -174,6 +180,13 @@ impl Flags {
     /// The value of a boolean flag.
     pub(crate) fn is_on(&self, flag: &Flag) -> bool {
         self.value(flag) == Some(&FlagValue::Bool(true))
+    }
+
+    /// The value of a boolean flag, if the flag was given.
+    #[cfg(feature = "pull")]
+    pub(crate) fn switch(&self, flag: &Flag) -> Option<bool> {
+        let known = self.known.iter().find(|known| known.flag.names == flag.names)?;
+        known.is_given.then_some(known.value == FlagValue::Bool(true))
     }
 
     /// The text of a flag, empty if there is none.
@@ -249,6 +262,7 @@ impl Flags {
         let Some(known) = self.known.get_mut(index) else {
             return Err(undefined(name));
         };
+        known.is_given = true;
         match &mut known.value {
             FlagValue::Bool(on) => match given {
                 None => *on = true,

@@ -126,10 +126,14 @@ impl Elsewhere {
 }
 
 #[cfg(feature = "pull")]
-fn add_images(call: &Call, store: &Store, mut options: HealOptions) -> Result<HealOptions, CommandError> {
+async fn add_images(
+    call: &Call,
+    store: &Store,
+    mut options: HealOptions,
+) -> Result<HealOptions, CommandError> {
     use graphroot::oci::{PullOptions, Puller};
 
-    let mut pull = PullOptions::default().registry(super::transfer::registry_options(call));
+    let mut pull = PullOptions::default().registry(super::transfer::registry_options(call).await?);
     let platform = call.flags.text(&crate::flags::transfer::PLATFORM);
     if !platform.is_empty() {
         pull.platform = platform.parse()?;
@@ -148,13 +152,14 @@ fn add_images(call: &Call, store: &Store, mut options: HealOptions) -> Result<He
 }
 
 #[cfg(not(feature = "pull"))]
-fn add_images(_call: &Call, _store: &Store, options: HealOptions) -> Result<HealOptions, CommandError> {
+#[expect(clippy::unused_async, reason = "with images it waits")]
+async fn add_images(_call: &Call, _store: &Store, options: HealOptions) -> Result<HealOptions, CommandError> {
     Ok(options)
 }
 
 pub(crate) async fn heal(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
-    let mut options = add_images(call, store, HealOptions::default().items(&call.args))?;
+    let mut options = add_images(call, store, HealOptions::default().items(&call.args)).await?;
     let mut others = Vec::new();
     for (number, root) in call.flags.list(&flags::FROM_STORE).iter().enumerate() {
         let other = Elsewhere::open(call, Path::new(root), number).await?;

@@ -167,9 +167,14 @@ impl ProgressBars {
     }
 }
 
-/// How registries are reached, from the flags.
-pub(super) fn registry_options(call: &Call) -> RegistryOptions {
-    let mut options = RegistryOptions::default();
+/// How registries are reached: as configured on this machine, and from the flags.
+pub(super) async fn registry_options(call: &Call) -> Result<RegistryOptions, CommandError> {
+    let mut options = RegistryOptions::default_for_user().await?;
+    options.tls_verify = call.flags.switch(&transfer::TLS_VERIFY);
+    let certificates = call.flags.text(&transfer::CERT_DIR);
+    if !certificates.is_empty() {
+        options = options.certificate_directory(certificates);
+    }
     let auth_file = call.flags.text(&transfer::AUTH_FILE);
     if !auth_file.is_empty() {
         options.auth_file = Some(auth_file.into());
@@ -177,7 +182,7 @@ pub(super) fn registry_options(call: &Call) -> RegistryOptions {
     for registry in call.flags.list(&transfer::PLAIN_HTTP) {
         options = options.plain_http(registry);
     }
-    options
+    Ok(options)
 }
 
 /// The value of a flag that takes a number above 0.
@@ -192,7 +197,7 @@ fn count(text: &str, flag: &str) -> Result<Option<usize>, CommandError> {
 /// Pulls all images concurrently and prints their IDs.
 pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
     let mut options = PullOptions::default()
-        .registry(registry_options(call))
+        .registry(registry_options(call).await?)
         .progress(progress(call));
     options.keep_partial = call.flags.is_on(&transfer::KEEP_PARTIAL);
     if let Some(downloads) = count(call.flags.text(&transfer::DOWNLOADS), "downloads")? {
@@ -202,23 +207,31 @@ pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
     if !platform.is_empty() {
         options.platform = platform.parse()?;
     }
-    let images: Vec<ImageRef> = call
-        .args
-        .iter()
-        .map(|arg| arg.parse())
-        .collect::<Result<_, _>>()?;
-    let names: Vec<&str> = call
-        .flags
-        .list(&transfer::NAME)
-        .iter()
-        .map(String::as_str)
-        .collect();
+    // Before anything is pulled.
+    for image in &call.args {
+        options.registry.registries_conf.resolve_ref(image)?;
+    }
+    let names = call.flags.list(&transfer::NAME);
+    if !names.is_empty() && call.args.len() > 1 {
+        return Err("--name goes with one image only".into());
+    }
     let puller = Puller::new(call.store()?, options);
-    let results = match (names.as_slice(), images.as_slice()) {
-        ([], images) => puller.pull_all(images).await,
-        (names, [image]) => vec![puller.pull_as(image, names).await],
-        _ => return Err("--name goes with one image only".into()),
-    };
+    let pulls = call.args.iter().cloned().map(|image| {
+        let (puller, names) = (puller.clone(), names.to_vec());
+        tokio::spawn(async move {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let names = (!names.is_empty()).then_some(&names[..]);
+            puller.pull_by_name(&image, names).await
+        })
+    });
+    let pulls: Vec<_> = pulls.collect();
+    let mut results = Vec::new();
+    for pull in pulls {
+        results.push(match pull.await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        });
+    }
     let mut failed = false;
     for result in results {
         match result {
@@ -242,7 +255,7 @@ pub(crate) async fn push(call: &Call, out: &mut Output) -> Outcome {
         Err(_reason) => return Err(format!("--compression-level {level}: not a number").into()),
     };
     let options = PushOptions::default()
-        .registry(registry_options(call))
+        .registry(registry_options(call).await?)
         .progress(progress(call))
         .compression(call.flags.text(&transfer::COMPRESSION).parse()?)
         .level(level);
