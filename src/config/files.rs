@@ -14,13 +14,14 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 /// Which files are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConfigName {
-    /// The file is `STEM.conf`.
+    /// The file is `STEM.conf`, with a directory `STEM.conf.d` of more of them, or another one without.
     stem: &'static str,
+    extension: &'static str,
     /// What is being done to a file, for errors.
     opening: &'static str,
     reading: &'static str,
     /// The variable that names the only file to read.
-    pub(super) conf: &'static str,
+    pub(crate) conf: &'static str,
     /// The variable that names the last file.
     pub(super) last: &'static str,
 }
@@ -28,6 +29,7 @@ pub(crate) struct ConfigName {
 /// `storage.conf`.
 pub(super) const STORAGE: ConfigName = ConfigName {
     stem: "storage",
+    extension: "conf",
     opening: "opening storage configuration",
     reading: "reading storage configuration",
     conf: "CONTAINERS_STORAGE_CONF",
@@ -38,10 +40,22 @@ pub(super) const STORAGE: ConfigName = ConfigName {
 #[cfg(feature = "pull")]
 pub(crate) const REGISTRIES: ConfigName = ConfigName {
     stem: "registries",
+    extension: "conf",
     opening: "opening registries configuration",
     reading: "reading registries configuration",
     conf: "CONTAINERS_REGISTRIES_CONF",
     last: "CONTAINERS_REGISTRIES_CONF_OVERRIDE",
+};
+
+/// `policy.json`.
+#[cfg(feature = "pull")]
+pub(crate) const POLICY: ConfigName = ConfigName {
+    stem: "policy",
+    extension: "json",
+    opening: "opening signature policy",
+    reading: "reading signature policy",
+    conf: "CONTAINERS_POLICY_JSON",
+    last: "",
 };
 
 /// Where distributions and administrators have their files, without the leading slash; later ones win.
@@ -76,6 +90,15 @@ pub(crate) fn read_all(environment: &Environment, name: &ConfigName) -> Result<V
     Ok(sources)
 }
 
+/// Reads the one file that counts where there are no directories of more of them.
+#[cfg(feature = "pull")]
+pub(crate) fn read_one(environment: &Environment, name: &ConfigName) -> Result<Option<ConfigFile>> {
+    match environment.var(name.conf) {
+        Some(path) => read_named(Path::new(path), name, name.conf).map(Some),
+        None => read_main(environment, name, user_dir(environment)?.as_deref()),
+    }
+}
+
 /// The user's directory of configuration; root has one as well.
 pub(crate) fn user_dir(environment: &Environment) -> Result<Option<PathBuf>> {
     let base = match environment.var("XDG_CONFIG_HOME") {
@@ -93,7 +116,7 @@ fn read_main(
 ) -> Result<Option<ConfigFile>> {
     let system = SYSTEM.iter().rev().map(|dir| environment.system(dir));
     for dir in user.map(Path::to_owned).into_iter().chain(system) {
-        if let Some(source) = read(&dir.join(format!("{}.conf", name.stem)), name)? {
+        if let Some(source) = read(&dir.join(format!("{}.{}", name.stem, name.extension)), name)? {
             return Ok(Some(source));
         }
     }

@@ -136,7 +136,7 @@ use crate::options::StoreOptions;
 use crate::options::driver::mount_options;
 pub(crate) use environment::Environment;
 #[cfg(feature = "pull")]
-pub(crate) use files::{ConfigFile, REGISTRIES, read, read_all, user_dir};
+pub(crate) use files::{ConfigFile, POLICY, REGISTRIES, read, read_all, read_one, user_dir};
 
 /// Reads the configuration, for this process or for given variables and a given user.
 #[derive(Clone, Debug)]

@@ -137,6 +137,8 @@ kinds! {
     NotFound = "not found",
     /// A registry answered with an error, or could not be reached.
     Registry = "registry error",
+    /// The signature policy or the registries configuration forbids it.
+    Rejected = "rejected by configuration",
     /// The other half of an operation was dropped before it was complete.
     Cancelled = "operation cancelled",
 }

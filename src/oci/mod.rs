@@ -39,6 +39,10 @@
 //! * **Additional layer stores.** A layer with a table of contents that such a store offers for the image in a registry, and
 //!   says to have the diff ID of, is used from there: see the page on [`drivers`](crate::drivers). Nothing is transferred
 //!   and nothing unpacked for it.
+//! * **Podman's configuration.** [`RegistryOptions::default_for_user`] reads `registries.conf` (mirrors, short names,
+//!   registries that are blocked or insecure) and `certs.d`, and [`Policy::load`] `policy.json`. A download that fails at a
+//!   mirror goes on elsewhere at the first missing byte. Signatures are not verified; where the policy wants one, nothing is
+//!   pulled.
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
 //!   the whole process.
 //!
@@ -69,6 +73,7 @@ mod options;
 mod partial;
 mod places;
 mod platform;
+mod policy;
 mod progress;
 mod puller;
 mod push;
@@ -93,6 +98,7 @@ mod wanted;
 pub use image_layers::ImageLayers;
 pub use options::{PullOptions, PushOptions};
 pub use platform::Platform;
+pub use policy::Policy;
 pub use progress::{BlobState, Event, Events, ImageState, Progress};
 pub use puller::{Pulled, Puller};
 pub use push::{Pushed, push};

@@ -1,6 +1,7 @@
 //! Options of pulls and pushes.
 
 use super::platform::Platform;
+use super::policy::Policy;
 use super::progress::Progress;
 use super::registry_options::RegistryOptions;
 use crate::compression::Compression;
@@ -21,6 +22,8 @@ pub struct PullOptions {
     pub keep_partial: bool,
     /// Credentials, TLS, retries and time limits.
     pub registry: RegistryOptions,
+    /// Which images may be pulled; by default all.
+    pub policy: Policy,
     /// Where events go.
     pub progress: Progress,
 }
@@ -33,6 +36,7 @@ impl Default for PullOptions {
             unpackers: 8,
             keep_partial: false,
             registry: RegistryOptions::default(),
+            policy: Policy::default(),
             progress: Progress::default(),
         }
     }
@@ -71,6 +75,13 @@ impl PullOptions {
     #[must_use]
     pub fn registry(mut self, registry: RegistryOptions) -> Self {
         self.registry = registry;
+        self
+    }
+
+    /// Sets [`PullOptions::policy`].
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
         self
     }
 

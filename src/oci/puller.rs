@@ -62,7 +62,8 @@ impl Puller {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such image, or none for the platform; [`ErrorKind::Registry`] if the
-    /// registry cannot be reached, refuses, or breaks off again and again; [`ErrorKind::DigestMismatch`] naming both
+    /// registry cannot be reached, refuses, or breaks off again and again; [`ErrorKind::Rejected`] if
+    /// [`PullOptions::policy`] or the registries configuration forbids it; [`ErrorKind::DigestMismatch`] naming both
     /// digests; [`ErrorKind::NotSupported`] for what is no container image; [`ErrorKind::InvalidInput`] for documents
     /// that make no sense; and those of [`Store::put_layer`]. Layers that were complete stay, for the next attempt.
     ///
@@ -213,6 +214,8 @@ impl Puller {
 
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
         let PullContext { store, options, .. } = &*self.context;
+        let (policy, checked) = (options.policy.clone(), image.clone());
+        bridge::run(move || policy.check(&checked)).await?;
         let source = self.context.open(image).await?;
         let (top, instance, manifest) = self.context.resolve(&source).await?;
         // Before anything is transferred: a name that cannot be given is found out now.

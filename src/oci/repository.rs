@@ -115,7 +115,7 @@ impl Registries {
     /// One repository, whose registry is `insecure` perhaps because a mirror is configured so.
     ///
     /// # Errors
-    /// [`ErrorKind::Registry`] if the registry is blocked.
+    /// [`ErrorKind::Rejected`] if the registry is blocked.
     pub(crate) async fn repository(
         self: &Arc<Self>,
         image: &RegistryRef,

@@ -40,6 +40,7 @@ mod odd_blobs;
 mod odd_pushes;
 mod odd_registry;
 mod offered_layers;
+mod policy;
 mod push;
 mod ranges;
 mod readable;

@@ -150,6 +150,10 @@ pub(crate) mod transfer {
         &["-cert-dir"],
         "Directory of certificates (*.crt, *.cert, *.key) for all registries",
     );
+    pub(crate) const POLICY: Flag = Flag::text(
+        &["-signature-policy"],
+        "File that says which images may be pulled (instead of policy.json)",
+    );
     pub(crate) const COMPRESSION: Flag = Flag::text(
         &["-compression"],
         "Compression of layers: gzip, zstd, zstd:chunked or none",

@@ -253,7 +253,7 @@ impl RegistriesConf {
                 let files: Vec<_> = files.map(|file| file.display().to_string()).collect();
                 let files = files.join(", ");
                 let what = format!("registry {} is blocked in one of {files}", registry.prefix);
-                Err(ErrorKind::Registry.err(what))
+                Err(ErrorKind::Rejected.err(what))
             }
             _ => Ok(()),
         }

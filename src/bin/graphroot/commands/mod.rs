@@ -213,7 +213,7 @@ pub(crate) static COMMANDS: [Command; 61] = [
 pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     #[cfg(feature = "pull")]
     command!(["pull"], "[options [...]] image [...]", "Pull images from registries, OCI layouts and archives", 1, ANY,
-        [JSON, QUIET_TRANSFER, transfer_flags::NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::KEEP_PARTIAL,
+        [JSON, QUIET_TRANSFER, transfer_flags::NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::POLICY, transfer_flags::KEEP_PARTIAL,
         transfer_flags::DOWNLOADS], transfer::pull,
         ["graphroot pull app:1", "graphroot pull docker://registry.example/app:1 oci:DIRECTORY:app",
          "graphroot pull --name app:1 docker-archive:saved.tar", "graphroot pull oci-archive:image.tar:app", "graphroot pull --json --keep-partial docker://registry.example/app"]),

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use graphroot::Digest;
 use graphroot::oci::{
-    BlobState, Event, ImageRef, ImageState, Progress, PullOptions, Puller, PushOptions, RegistryOptions,
-    push as push_image,
+    BlobState, Event, ImageRef, ImageState, Policy, Progress, PullOptions, Puller, PushOptions,
+    RegistryOptions, push as push_image,
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -196,8 +196,13 @@ fn count(text: &str, flag: &str) -> Result<Option<usize>, CommandError> {
 
 /// Pulls all images concurrently and prints their IDs.
 pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
+    let policy = match call.flags.text(&transfer::POLICY) {
+        "" => Policy::load().await?,
+        file => Policy::from_file(file).await?,
+    };
     let mut options = PullOptions::default()
         .registry(registry_options(call).await?)
+        .policy(policy)
         .progress(progress(call));
     options.keep_partial = call.flags.is_on(&transfer::KEEP_PARTIAL);
     if let Some(downloads) = count(call.flags.text(&transfer::DOWNLOADS), "downloads")? {

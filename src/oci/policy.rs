@@ -1,0 +1,351 @@
+//! Which images may be pulled: `policy.json`, as in containers-policy.json(5).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::reference::ImageRef;
+use crate::bridge;
+use crate::config::{self, Loader, POLICY};
+use crate::error::{ErrorKind, Result};
+
+/// Which images may be pulled, as Podman, Buildah, Skopeo and CRI-O read it from `policy.json`. Cheap to clone. The default
+/// accepts anything.
+///
+/// Signatures are not verified here: an image of which the policy wants a signature is refused.
+///
+/// ```
+/// use graphroot::oci::{ImageRef, Policy};
+/// # fn main() -> graphroot::Result<()> {
+/// let policy = Policy::parse(
+///     r#"{"default": [{"type": "reject"}],
+///         "transports": {"docker": {"registry.example": [{"type": "insecureAcceptAnything"}]}}}"#,
+/// )?;
+/// let image: ImageRef = "docker://registry.example/app:1".parse()?;
+/// assert!(policy.check(&image).is_ok());
+/// assert!(policy.check(&"docker://elsewhere.example/app:1".parse()?).is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Policy {
+    rules: Arc<Rules>,
+}
+
+/// Requirements, all of which have to be met.
+type Requirements = Vec<Requirement>;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    default: Requirements,
+    /// By transport, then by scope.
+    #[serde(default)]
+    transports: Unique<Unique<Requirements>>,
+}
+
+/// What is asked of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Requirement {
+    Nothing,
+    Reject,
+    /// A signature, of this type.
+    Signature(&'static str),
+}
+
+impl<'de> Deserialize<'de> for Requirement {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut fields: Map<String, Value> = Unique::deserialize(deserializer)?.0.into_iter().collect();
+        let kind = fields.remove("type").unwrap_or_default();
+        let only_type = |requirement| match fields.keys().next() {
+            None => Ok(requirement),
+            Some(field) => Err(D::Error::custom(format!("unknown key {field:?}"))),
+        };
+        match kind.as_str().unwrap_or_default() {
+            "insecureAcceptAnything" => only_type(Self::Nothing),
+            "reject" => only_type(Self::Reject),
+            "signedBy" => Ok(Self::Signature("signedBy")),
+            "signedBaseLayer" => Ok(Self::Signature("signedBaseLayer")),
+            "sigstoreSigned" => Ok(Self::Signature("sigstoreSigned")),
+            other => {
+                let what = format!("Unknown policy requirement type {other:?}");
+                Err(D::Error::custom(what))
+            }
+        }
+    }
+}
+
+/// A map in which no key stands twice: what counts then would differ from program to program.
+#[derive(Debug)]
+struct Unique<V>(BTreeMap<String, V>);
+
+impl<V> Default for Unique<V> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = Unique<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut all = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    let value = map.next_value()?;
+                    if all.insert(key.clone(), value).is_some() {
+                        return Err(A::Error::custom(format!("duplicate key {key:?}")));
+                    }
+                }
+                Ok(Unique(all))
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            rules: Arc::new(Rules {
+                default: vec![Requirement::Nothing],
+                transports: Unique::default(),
+            }),
+        }
+    }
+}
+
+impl Policy {
+    /// The policy of this user on this machine: the file that `CONTAINERS_POLICY_JSON` names, else
+    /// `containers/policy.json` of the user's directory of configuration, of `/etc` or of `/usr/share`, whichever comes first.
+    /// If there is none anything is accepted; Podman pulls nothing then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a file that makes no sense, and [`ErrorKind::Io`].
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn load() -> Result<Self> {
+        Self::load_with(Loader::for_process()).await
+    }
+
+    /// As [`Policy::load`], for another environment.
+    ///
+    /// # Errors
+    /// As [`Policy::load`].
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn load_with(loader: Loader) -> Result<Self> {
+        let found = bridge::run(move || config::read_one(&loader.environment, &POLICY)).await?;
+        match found {
+            Some(file) => Self::read(&file.path, &file.text),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// The policy in a file.
+    ///
+    /// # Errors
+    /// As [`Policy::load`], and if there is no such file.
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn from_file(path: impl Into<PathBuf>) -> Result<Self> {
+        let loader = Loader::new().variable(POLICY.conf, path.into());
+        Self::load_with(loader).await
+    }
+
+    /// The policy in the text of a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if it makes no sense.
+    pub fn parse(text: &str) -> Result<Self> {
+        let rules: Rules = serde_json::from_str(text).map_err(|error| {
+            let what = "a policy that makes no sense";
+            ErrorKind::InvalidInput.err(what).with_source(error)
+        })?;
+        let scopes = rules.transports.0.values().flat_map(|scopes| scopes.0.values());
+        if scopes.chain([&rules.default]).any(Vec::is_empty) {
+            let what = "List of verification policy requirements must not be empty";
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
+        Ok(Self {
+            rules: Arc::new(rules),
+        })
+    }
+
+    fn read(path: &Path, text: &str) -> Result<Self> {
+        let parsed = Self::parse(text);
+        parsed.map_err(|error| error.context(format!("invalid policy in {path:?}")))
+    }
+
+    /// Whether an image may be pulled. Scopes are those of containers-policy.json(5): the narrowest one counts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`] if not, with the reason.
+    pub fn check(&self, image: &ImageRef) -> Result<()> {
+        let refuse = |why: String| Err(ErrorKind::Rejected.err(format!("Source image rejected: {why}")));
+        for requirement in self.requirements(image) {
+            match requirement {
+                Requirement::Nothing => {}
+                Requirement::Reject => {
+                    return refuse(format!("Running image {image} is rejected by policy."));
+                }
+                Requirement::Signature(kind) => {
+                    return refuse(format!(
+                        "A signature was required ({kind}) of {image}, which graphroot does not verify"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn requirements(&self, image: &ImageRef) -> &[Requirement] {
+        let (transport, scopes) = scopes(image);
+        let known = self.rules.transports.0.get(transport);
+        let found = known.and_then(|known| scopes.iter().find_map(|scope| known.0.get(scope)));
+        found.unwrap_or(&self.rules.default)
+    }
+}
+
+/// The transport of an image, and the scopes that it is in, the narrowest first.
+fn scopes(image: &ImageRef) -> (&'static str, Vec<String>) {
+    let (transport, mut scopes) = match image {
+        ImageRef::Registry(reference) => {
+            let mut scopes = vec![reference.to_string()];
+            let name = format!("{}/{}", reference.registry(), reference.repository());
+            let parents = std::iter::successors(Some(&*name), |name| Some(name.rsplit_once('/')?.0));
+            scopes.extend(parents.map(str::to_owned));
+            let host = reference.registry().split(':').next().unwrap_or_default();
+            let domains = std::iter::successors(Some(host), |host| Some(host.split_once('.')?.1));
+            scopes.extend(domains.skip(1).map(|domain| format!("*.{domain}")));
+            ("docker", scopes)
+        }
+        ImageRef::Layout { dir, .. } => ("oci", paths(dir)),
+        ImageRef::OciArchive { file, .. } => ("oci-archive", paths(file)),
+        ImageRef::DockerArchive { .. } => ("docker-archive", Vec::new()),
+    };
+    scopes.push(String::new());
+    (transport, scopes)
+}
+
+/// A path with all links resolved, and the directories that it is in, but not the root.
+fn paths(path: &Path) -> Vec<String> {
+    #[expect(clippy::disallowed_methods, reason = "the user names the path, not an image")]
+    let resolved = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    let resolved = resolved.unwrap_or_else(|_| path.to_owned());
+    let parents = resolved.ancestors().filter(|parent| *parent != Path::new("/"));
+    parents
+        .map(|parent| parent.to_string_lossy().into_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_go_from_narrow_to_wide() {
+        let of = |text: &str| scopes(&text.parse().unwrap());
+        let (transport, all) = of("docker://a.b.example:5000/x/y:t");
+        assert_eq!(transport, "docker");
+        let wanted = [
+            "a.b.example:5000/x/y:t",
+            "a.b.example:5000/x/y",
+            "a.b.example:5000/x",
+            "a.b.example:5000",
+            "*.b.example",
+            "*.example",
+            "",
+        ];
+        assert_eq!(all, wanted);
+        assert_eq!(
+            of("oci:/no/such:name"),
+            ("oci", vec!["/no/such".into(), "/no".into(), String::new()])
+        );
+        assert_eq!(of("docker-archive:/x"), ("docker-archive", vec![String::new()]));
+    }
+
+    #[test]
+    fn policies_that_make_no_sense_are_refused() {
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"default": []}"#,
+            r#"{"default": [{"type": "reject"}], "x": 1}"#,
+            r#"{"default": [{"type": "reject"}], "default": []}"#,
+            r#"{"default": [{"type": "no such"}]}"#,
+            r#"{"default": [{}]}"#,
+            r#"{"default": [{"type": "reject", "x": 1}]}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"docker": {"a": [], "a": []}}}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"docker": {"a": {}}}}"#,
+            r#"{"default": [{"type": "reject", "type": "insecureAcceptAnything"}]}"#,
+        ] {
+            let error = Policy::parse(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_signature_that_is_wanted_is_not_ignored() {
+        let image = "docker://a.example/x".parse().unwrap();
+        for kind in ["signedBy", "sigstoreSigned", "signedBaseLayer"] {
+            let text = format!(
+                r#"{{"default": [{{"type": "insecureAcceptAnything"}}, {{"type": "{kind}", "keyType": "GPGKeys", "keyPath": "/x"}}]}}"#
+            );
+            let error = Policy::parse(&text).unwrap().check(&image).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Rejected);
+            assert!(
+                error
+                    .to_string()
+                    .contains("Source image rejected: A signature was required"),
+                "{error}"
+            );
+        }
+        assert!(Policy::default().check(&image).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_users_file_counts_more_than_that_of_the_system() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, kind: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!(r#"{{"default": [{{"type": "{kind}"}}]}}"#)).unwrap();
+        };
+        let image = "docker://a.example/x".parse().unwrap();
+        let accepts = async || {
+            let loader = Loader::new()
+                .root(root.path())
+                .variable("HOME", root.path().join("home"));
+            Policy::load_with(loader).await.unwrap().check(&image).is_ok()
+        };
+        assert!(accepts().await, "no file");
+        write("etc/containers/policy.json", "reject");
+        assert!(!accepts().await);
+        write("home/.config/containers/policy.json", "insecureAcceptAnything");
+        assert!(accepts().await);
+        std::fs::write(root.path().join("home/.config/containers/policy.json"), "x").unwrap();
+        let loader = Loader::new()
+            .root(root.path())
+            .variable("HOME", root.path().join("home"));
+        let error = Policy::load_with(loader).await.unwrap_err().chain();
+        assert!(error.contains("invalid policy in"), "{error}");
+        assert!(Policy::from_file("/no/such/file").await.is_err());
+    }
+}
