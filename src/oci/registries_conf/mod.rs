@@ -99,7 +99,7 @@ impl Inner {
 
 impl RegistriesConf {
     /// What the newest Podman would use for this user on this machine. The files and their order are those of `storage.conf`
-    /// with `registries` instead of `storage`: see [`config`](crate::config); `CONTAINERS_REGISTRIES_CONF` names a file
+    /// with `registries` instead of `storage`: see [`config`]; `CONTAINERS_REGISTRIES_CONF` names a file
     /// instead. Aliases in the user's cache (`short-name-aliases.conf`) count most.
     ///
     /// Everything is read anew at each call.

@@ -228,7 +228,7 @@ fn a_blocked_registry_is_refused() {
          location = 'a.io/free'",
     );
     let error = conf.refuse_blocked(&image("a.io/x")).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Registry);
+    assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(
         error
             .to_string()
