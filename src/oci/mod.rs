@@ -53,6 +53,7 @@ mod archive_writer;
 mod auth;
 mod certificates;
 mod challenge;
+mod configured;
 mod content_range;
 mod context;
 mod destination;
