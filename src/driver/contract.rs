@@ -19,7 +19,6 @@ use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::layer_use::LayerUse;
 use crate::driver::new_owners::NewOwners;
-use crate::driver::quota::Quota;
 use crate::error::{ErrorKind, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
@@ -312,18 +311,6 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Sets the limits of a container's layer.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotSupported`] without [`DriverCapabilities::quota`].
-    fn set_quota(&self, id: &str, quota: &Quota) -> Result<()> {
-        let what = format!(
-            "limits {quota:?} for layer {id:?} with the {} driver",
-            self.name()
-        );
-        Err(ErrorKind::NotSupported.err(what))
-    }
-
     /// Whether a mount can show other owners with these mappings: by ID-mapped mounts, or by a mount program that maps
     /// them.
     fn supports_shifting(&self, mappings: &IdMappings) -> bool;
@@ -464,7 +451,7 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Paths of one layer by their well-known names (`UpperDir`, `LowerDir`, `WorkDir`, `MergedDir`).
     fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>>;
 
-    /// Space used by the layer's own files.
+    /// Space used by the layer's own files; of a container's layer with limits by the count that they are held against.
     fn disk_usage(&self, id: &str) -> Result<DiskUsage>;
 
     /// Undoes what the driver has mounted for itself, at shutdown, and removes staging directories that no process uses.

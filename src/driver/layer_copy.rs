@@ -14,6 +14,7 @@ use crate::driver::copy;
 use crate::error::{Error, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
+use crate::sys::project_quota::same_project;
 
 /// Old trees of one layer that can stay at the same time.
 const MAX_OLD_TREES: u32 = 64;
@@ -64,6 +65,7 @@ impl LayerCopy {
         }
         let from = at::open_dir(&original).at("opening", &original)?;
         let dir = at::open_dir(&path).at("opening", &path)?;
+        same_project(from.as_fd(), dir.as_fd()).at("setting the project of", &path)?;
         match copied {
             Copied::Tree { durable } => copy::link_tree(from.as_fd(), dir.as_fd(), durable)?,
             Copied::Root => copy::link_root(from.as_fd(), dir.as_fd())?,

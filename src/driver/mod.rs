@@ -19,6 +19,7 @@ mod layer_use;
 mod new_owners;
 pub(crate) mod options;
 mod overlay;
+mod project_quotas;
 mod quota;
 pub(crate) mod select;
 mod vfs;

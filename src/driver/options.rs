@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::driver::quota::Quota;
 use crate::error::Result;
 use crate::options::driver::{LayerStore, OptionString, ram_in_bytes};
 
@@ -33,6 +34,15 @@ pub(super) struct OverlayOptions {
 }
 
 impl OverlayOptions {
+    /// The limits of containers' layers that have no others.
+    pub(super) fn quota(&self) -> Quota {
+        let limit = |limit| Some(limit).filter(|limit| *limit > 0);
+        Quota {
+            size: limit(self.size),
+            inodes: limit(self.inodes),
+        }
+    }
+
     /// Reads the options that are for this driver.
     pub(super) fn parse(options: &[String]) -> Result<Self> {
         let mut parsed = Self::default();

@@ -35,6 +35,14 @@ impl Quota {
         }
         Ok(Some(quota))
     }
+
+    /// These limits, and where there are none the default ones.
+    pub(crate) fn or(self, default: Self) -> Self {
+        Self {
+            size: self.size.or(default.size),
+            inodes: self.inodes.or(default.inodes),
+        }
+    }
 }
 
 #[cfg(test)]

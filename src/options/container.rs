@@ -38,7 +38,8 @@ pub struct ContainerOptions {
     pub mount_opts: Vec<String>,
     /// Record and content may be lost in a crash: mounted without syncing.
     pub volatile: bool,
-    /// Storage options of the driver, such as `size`.
+    /// Storage options of the driver: `size` (bytes, or with a unit: `10G`) and `inodes` limit what the container may write.
+    /// Only overlay has them, on file systems with project quotas.
     pub storage_opt: BTreeMap<String, String>,
     /// Big data items to store with the container.
     pub big_data: Vec<ContainerBigData>,

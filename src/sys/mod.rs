@@ -17,6 +17,7 @@ pub(crate) mod ofd;
 mod private_dir;
 pub(crate) mod privilege;
 mod processors;
+pub(crate) mod project_quota;
 pub(crate) mod random;
 mod read_spare;
 pub(crate) mod reserve;

@@ -37,6 +37,7 @@ mod mount_program;
 mod podman_reads_ours;
 mod power_cut;
 mod private_mounts;
+mod quota;
 mod refusing_places;
 mod repair_kills;
 mod rootless;

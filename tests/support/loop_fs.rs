@@ -27,8 +27,17 @@ pub(crate) fn format_on(kind: &str, image: &Path) {
 impl LoopFs {
     /// Mounts the file system in a file or on a device on the new directory `target`.
     pub(crate) fn mount(image: &Path, target: &Path) -> Self {
+        Self::mount_with("defaults", image, target)
+    }
+
+    /// The same with these options.
+    pub(crate) fn mount_with(options: &str, image: &Path, target: &Path) -> Self {
         std::fs::create_dir_all(target).unwrap();
-        Command::new("mount").arg(image).arg(target).run();
+        Command::new("mount")
+            .args(["-o", options])
+            .arg(image)
+            .arg(target)
+            .run();
         Self {
             target: target.to_owned(),
         }

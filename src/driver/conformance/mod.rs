@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use crate::driver::DriverConfig;
 use crate::driver::contract::{CreateOptions, Driver, EntryKind, MountOptions, Staged};
 use crate::driver::select::open_driver;
-use crate::driver::{DriverConfig, quota::Quota};
 use crate::error::ErrorKind;
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;

@@ -172,7 +172,7 @@ impl Overlay {
         xattr::fset(diff.as_fd(), FUSE_OVERRIDE_STAT.as_bytes(), value.as_bytes())
     }
 
-    /// Refuses options that cannot be carried out, and returns the limits that the options ask for.
+    /// Refuses options that cannot be carried out, and returns the limits that the layer gets; `None` if it cannot have any.
     pub(super) fn check_options(&self, options: &CreateOptions) -> Result<Option<Quota>> {
         if self.options.force_mask.is_some() && options.read_write && self.program.is_none() {
             return Err(ErrorKind::NotSupported
@@ -191,11 +191,18 @@ impl Overlay {
             let what = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
             return Err(ErrorKind::NotSupported.err(what));
         }
-        Ok(quota)
+        let is_limited = options.read_write && self.quotas.is_some();
+        Ok(is_limited.then(|| quota.unwrap_or_default().or(self.options.quota())))
     }
 
-    /// Makes a layer directory at `dir`, which must not exist.
-    pub(super) fn build(&self, dir: &Path, parent: Option<&str>, options: &CreateOptions) -> Result<Built> {
+    /// Makes a layer directory at `dir`, which must not exist, with the limits that [`Overlay::check_options`] has returned.
+    pub(super) fn build(
+        &self,
+        dir: &Path,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        quota: Option<Quota>,
+    ) -> Result<Built> {
         let container_root = options.mappings.root()?;
         let (below, root) = match parent {
             Some(id) => {
@@ -213,6 +220,10 @@ impl Overlay {
         let Root { mode, owner } = self.on_disk(root, container_root);
         let link = layout::new_link()?;
         rustix::fs::mkdir(dir, Mode::RWXU).at("creating layer directory", dir)?;
+        if let (Some(quotas), Some(quota)) = (&self.quotas, quota) {
+            // Before anything is in it: what is made there belongs to the project.
+            quotas.limit(dir, &quota)?;
+        }
         let make = || -> rustix::io::Result<OwnedFd> {
             let layer = rustix::fs::openat(CWD, dir, tree::DIR_FLAGS, Mode::empty())?;
             let me = privilege::effective_owner();

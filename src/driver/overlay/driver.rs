@@ -43,7 +43,7 @@ impl Driver for Overlay {
         DriverCapabilities {
             stages_apart: true,
             differ: true,
-            quota: false,
+            quota: self.quotas.is_some(),
         }
     }
 
@@ -320,6 +320,11 @@ impl Driver for Overlay {
     }
 
     fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
+        if let Some(quotas) = &self.quotas
+            && let Some(usage) = quotas.usage(&self.stores.require(id)?.dir)?
+        {
+            return Ok(usage);
+        }
         let content = self.layer_tree(id)?;
         let usage = tree::usage(content.dir.as_fd()).during(format!("measuring layer {id:?}"))?;
         Ok(DiskUsage {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::driver::contract::{CreateOptions, Driver as _};
+use crate::driver::contract::CreateOptions;
 use crate::driver::layer_use::tell_end;
 use crate::driver::overlay::layout::{self, LINKS, TEMP_DIRS, check_id};
 use crate::driver::overlay::link_files::{read_additional_layer, read_link_name};
@@ -37,7 +37,7 @@ impl Overlay {
         let quota = self.check_options(options)?;
         let home = self.stores.base(options.read_write);
         let dir = home.join(id);
-        let mut built = self.build(&dir, parent, options);
+        let mut built = self.build(&dir, parent, options, quota);
         if let Err(error) = &built
             && error.io_kind() == Some(io::ErrorKind::AlreadyExists)
         {
@@ -46,10 +46,9 @@ impl Overlay {
                 "replacing the directory of a layer that was never recorded"
             );
             self.clear_place(home, id)?.remove()?;
-            built = self.build(&dir, parent, options);
+            built = self.build(&dir, parent, options, quota);
         }
         let limited = built.and_then(|built| {
-            quota.map_or(Ok(()), |quota| self.set_quota(id, &quota))?;
             if let (Some(parent), Some(owners)) = (parent, options.new_owners()) {
                 self.give_owners(&dir, &built.diff, parent, owners, options)?;
             }
@@ -57,10 +56,11 @@ impl Overlay {
             Ok(built.link)
         });
         let linked = limited.and_then(|link| make_link(home, &link, id));
-        if linked.is_err()
-            && let Err(error) = tree::remove_tree(&dir)
-        {
-            tracing::warn!(layer = id, %error, "cannot remove an incomplete layer directory");
+        if linked.is_err() {
+            self.lift_limits(&dir);
+            if let Err(error) = tree::remove_tree(&dir) {
+                tracing::warn!(layer = id, %error, "cannot remove an incomplete layer directory");
+            }
         }
         linked
     }
@@ -68,8 +68,16 @@ impl Overlay {
     /// Moves a layer directory and its symbolic link into a temporary directory.
     fn clear_place(&self, home: &Path, id: &str) -> Result<TempDir> {
         let mut temp = TempDir::create(&home.join(TEMP_DIRS))?;
+        self.lift_limits(&home.join(id));
         move_away(home, id, &mut temp)?;
         Ok(temp)
+    }
+
+    /// Lifts the limits of the layer in `dir`, which is being removed.
+    pub(super) fn lift_limits(&self, dir: &Path) {
+        if let Some(quotas) = &self.quotas {
+            quotas.lift(dir);
+        }
     }
 
     /// Moves a layer into a temporary directory, to be deleted without a lock. Layers of additional stores stay.
@@ -93,6 +101,7 @@ impl Overlay {
                 let path = home.join(LINKS).join(name);
                 tree::remove_tree(&path).map_err(|error| Error::io_at("removing", path, error))?;
             }
+            self.lift_limits(&dir);
             let removed = tree::remove_tree(&dir).map_err(|error| Error::io_at("removing", &dir, error));
             used.tell_if_gone();
             removed?;

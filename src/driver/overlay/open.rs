@@ -17,7 +17,9 @@ use crate::driver::overlay::program;
 use crate::driver::overlay::program_traces::has_mount_program_traces;
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::Stores;
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::driver::project_quotas::ProjectQuotas;
+use crate::driver::quota::Quota;
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::mount::may_mount;
 use crate::sys::{atomic, make_private_dir, privilege};
 use crate::whiteout::Namespace;
@@ -78,10 +80,12 @@ impl Overlay {
                 Namespace::Trusted
             },
             metacopy: false,
+            quotas: None,
             is_private: AtomicBool::new(false),
             namespaces: UserNamespaces::default(),
         };
-        match driver.choose_mounter(config, filesystem, fresh) {
+        let found = driver.find_quotas(filesystem);
+        match found.and_then(|()| driver.choose_mounter(config, filesystem, fresh)) {
             Ok(()) => Ok(driver),
             Err(error) => {
                 if fresh {
@@ -90,6 +94,34 @@ impl Overlay {
                 Err(error)
             }
         }
+    }
+
+    /// Finds out whether containers' layers can have limits. If they have to, [`ErrorKind::NotSupported`] if not.
+    fn find_quotas(&mut self, filesystem: FilesystemType) -> Result<()> {
+        // A user namespace has no say in projects.
+        if !has_quotas(filesystem) || privilege::is_rootless() {
+            return self.check_no_defaults(None);
+        }
+        let home = &self.stores.home;
+        match ProjectQuotas::open(home, home.join(TEMP_DIRS)) {
+            Ok(quotas) => self.quotas = Some(quotas),
+            Err(error) => {
+                tracing::debug!(reason = %error.chain(), "no limits on containers' layers");
+                self.check_no_defaults(Some(error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_no_defaults(&self, reason: Option<Error>) -> Result<()> {
+        if self.options.quota() == Quota::default() {
+            return Ok(());
+        }
+        let what = "storage options overlay.size and overlay.inodes not supported";
+        Err(reason.map_or_else(
+            || ErrorKind::NotSupported.err(what),
+            |reason| reason.context(what),
+        ))
     }
 
     /// Chooses between the kernel and a mount program, and writes the choice into the home.
@@ -183,18 +215,20 @@ impl Overlay {
     }
 }
 
-/// Refuses default quotas, which are not implemented.
+/// Refuses default quotas on file systems that have none.
 fn check_quota(filesystem: FilesystemType, options: &OverlayOptions) -> Result<()> {
-    if options.size > 0 || options.inodes > 0 {
-        let what = "driver options \"overlay.size\" and \"overlay.inodes\"";
-        return Err(match filesystem.name() {
-            "xfs" => ErrorKind::NotSupported.err(format!("{what} (project quotas)")),
-            name => ErrorKind::InvalidInput.err(format!(
-                "storage option overlay.size and overlay.inodes only supported for backingFS XFS. Found {name}"
-            )),
-        });
+    if options.quota() == Quota::default() || has_quotas(filesystem) {
+        return Ok(());
     }
-    Ok(())
+    Err(ErrorKind::InvalidInput.err(format!(
+        "storage option overlay.size and overlay.inodes only supported for backingFS XFS. Found {}",
+        filesystem.name()
+    )))
+}
+
+/// Whether a file system may have project quotas. The Go library has them on XFS only.
+fn has_quotas(filesystem: FilesystemType) -> bool {
+    matches!(filesystem.name(), "xfs" | "extfs")
 }
 
 /// Makes an overlay directory and its directory of link IDs, 0755 whatever the umask.

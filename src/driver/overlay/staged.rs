@@ -25,6 +25,7 @@ use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores;
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
+use crate::sys::project_quota::same_project;
 use crate::sys::{at, make_private_subdir, tree};
 
 /// A layer directory in a temporary directory.
@@ -54,10 +55,10 @@ impl Overlay {
         parent: Option<&str>,
         options: &CreateOptions,
     ) -> Result<StagedOverlay> {
-        self.check_options(options)?;
+        let quota = self.check_options(options)?;
         let mut temp = TempDir::create(&self.stores.base(options.read_write).join(TEMP_DIRS))?;
         let dir = temp.addition();
-        let built = self.build(&dir, parent, options)?;
+        let built = self.build(&dir, parent, options, quota)?;
         Ok(StagedOverlay {
             tree: self.tree_of(built.diff),
             dir,
@@ -149,6 +150,9 @@ impl Staged for StagedOverlay {
         let (path, original) = (self.path(), layer.join("diff"));
         let made = make_private_subdir(&original);
         made.context(|| format!("making a directory for the lost tree of layer {id:?}"))?;
+        let to = &self.tree.dir;
+        let same = open_tree(&original).map(|from| same_project(from.as_fd(), to.as_fd()));
+        same?.at("setting the project of", &path)?;
         Ok(LayerCopy::of_staged(
             self.tree.dir,
             path,
@@ -160,7 +164,7 @@ impl Staged for StagedOverlay {
 
     fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
         check_id(id)?;
-        let quota = self.driver.check_options(options)?;
+        self.driver.check_options(options)?;
         self.put_on(parent, options)?;
         let driver = Arc::clone(&self.driver);
         let home = driver.stores.base(options.read_write);
@@ -171,12 +175,12 @@ impl Staged for StagedOverlay {
                 layer = id,
                 "replacing the directory of a layer that was never recorded"
             );
+            driver.lift_limits(&target);
             move_away(home, id, &mut self.temp)?;
             renamed = rustix::fs::rename(&self.dir, &target);
         }
         renamed.at("moving a layer to its place", &target)?;
-        let limited = quota.map_or(Ok(()), |quota| driver.set_quota(id, &quota));
-        let linked = limited.and_then(|()| make_link(home, &self.link, id));
+        let linked = make_link(home, &self.link, id);
         if linked.is_err() {
             self.temp.stage_deletion(&target)?;
         }

@@ -12,6 +12,7 @@ use crate::driver::overlay::id_mapped::UserNamespaces;
 use crate::driver::overlay::probe::Probe;
 use crate::driver::overlay::program;
 use crate::driver::overlay::stores::Stores;
+use crate::driver::project_quotas::ProjectQuotas;
 use crate::idmap::IdMappings;
 use crate::whiteout::{Namespace, WhiteoutFormat};
 
@@ -28,6 +29,8 @@ pub(crate) struct Overlay {
     pub(super) namespace: Namespace,
     /// Changes of owners and modes copy no content.
     pub(super) metacopy: bool,
+    /// Limits on containers' layers, where the file system has them.
+    pub(super) quotas: Option<ProjectQuotas>,
     /// The program that mounts in place of the kernel.
     pub(super) program: Option<PathBuf>,
     pub(super) shared: Arc<HomeState>,
