@@ -100,7 +100,7 @@ async fn open(root: &TestRoot, options: &[&str]) -> graphroot::Result<Store> {
 }
 
 async fn image(store: &Store) {
-    let tar = Tar::new().dir("d/").file("d/file", &"x".repeat(100_000)).build();
+    let tar = Tar::new().dir("d/").file("d/file", "x".repeat(100_000)).build();
     let layer = put_bytes(store, None, LayerOptions::default().id("base"), tar)
         .await
         .unwrap();
