@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -96,6 +96,21 @@ pub(crate) trait Staged: Send + Sync + fmt::Debug {
     /// Opens the directory of [`Staged::tree`] anew. Another process may have mounted the driver's home on itself meanwhile:
     /// nothing can be renamed from a directory that was opened before to one that is opened after that.
     fn reopen(&self) -> Result<OwnedFd>;
+
+    /// Whether [`Staged::move_into`] copies the content first, since nothing can be linked to or renamed from one layer to another.
+    fn is_apart(&self) -> bool {
+        false
+    }
+
+    /// Has `move_all` move the content by renames into the tree `into`, which is that of a layer, or a [copy](LayerCopy) of one;
+    /// it gets the directory that has the content, perhaps copied to where that is possible.
+    fn move_into(
+        &self,
+        _into: BorrowedFd<'_>,
+        move_all: &mut dyn FnMut(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<()> {
+        move_all(self.reopen()?.as_fd())
+    }
 
     /// Gives what the layer shows of `parent` new owners, where it was not staged with them; before anything is fitted to
     /// the parent. Returns the tree that shows them and hides what the parent has, if there is one. It is then committed on
@@ -411,6 +426,12 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Opens the directory of the layer's own files for applying a diff to it or measuring it.
     fn layer_tree(&self, id: &str) -> Result<LayerTree>;
+
+    /// Removes what a killed process has left in the tree of the layer that is no part of it, when it
+    /// [moved content](Staged::move_into) there.
+    fn remove_half_moved(&self, _id: &str) -> Result<()> {
+        Ok(())
+    }
 
     /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. If a mount
     /// shows the tree, the caller has it [stay](LayerCopy::keep_old).

@@ -72,6 +72,28 @@ pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, options: CopyO
     copy_walk::run(from, to, &rules, options.durable)
 }
 
+/// Copies the tree below `from` into `to`, on the same file system, with everything that belongs to it.
+pub(crate) fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let rules = Rules {
+        attributes: Attributes::All,
+        ..Rules::new()
+    };
+    copy_walk::run(from, to, &rules, false)
+}
+
+/// Gives everything in the tree at `dir` a new owner, the root included. What a file has beside its owner stays.
+///
+/// # Errors
+/// As [`copy_tree`]; the tree is then partly changed.
+pub(crate) fn own_tree(dir: BorrowedFd<'_>, owners: NewOwners<'_>, durable: bool) -> Result<()> {
+    let rules = Rules {
+        files: Files::Present,
+        owners: Some(owners),
+        ..Rules::new()
+    };
+    copy_walk::run(dir, dir, &rules, durable)
+}
+
 /// Copies what gets another owner into `to`, with the directories above it: what is in `to` then hides what was copied,
 /// and shows the same with other owners. `forced_mode`: every file gets this mode, and its owner and mode are in an
 /// attribute. The root itself is not changed. Otherwise as [`copy_tree`].
@@ -187,6 +209,52 @@ mod tests {
         let copied = at::open_dir(&to).unwrap();
         let value = xattr::get_at(copied.as_fd(), b"link", "security.capability").unwrap();
         assert_eq!(value.as_deref(), Some(CAPABILITY));
+    }
+
+    #[test]
+    fn a_tree_gets_other_owners_and_keeps_all_else() {
+        if !crate::skip::root_or_skip() {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("tree");
+        fs::create_dir_all(root.join("d/e")).unwrap();
+        fs::write(root.join("d/file"), "content").unwrap();
+        for link in ["link", "d/e/link"] {
+            fs::hard_link(root.join("d/file"), root.join(link)).unwrap();
+        }
+        std::os::unix::fs::symlink("d", root.join("a")).unwrap();
+        fs::write(root.join("set"), "").unwrap();
+        std::os::unix::fs::chown(root.join("set"), Some(3), Some(4)).unwrap();
+        fs::set_permissions(root.join("set"), fs::Permissions::from_mode(0o6755)).unwrap();
+        const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let dir = at::open_dir(&root).unwrap();
+        let capable = xattr::set_at(dir.as_fd(), b"d/file", b"security.capability", CAPABILITY).is_ok();
+        let before = root.join("d/file").metadata().unwrap().mtime_nsec();
+        let maps = |host| crate::idmap::IdMappings {
+            uids: vec![crate::idmap::IdMap::new(0, host, 10)],
+            gids: vec![crate::idmap::IdMap::new(0, host + 1, 10)],
+        };
+        let (from, to) = (maps(0), maps(50));
+        // Container group 0 is the host's 1 there: what group 0 owns is taken for container root's.
+        let from = crate::idmap::IdMappings {
+            gids: from.uids.clone(),
+            ..from
+        };
+        own_tree(dir.as_fd(), NewOwners { from: &from, to: &to }, false).unwrap();
+        let owner = |path: &str| {
+            let meta = root.join(path).symlink_metadata().unwrap();
+            (meta.uid(), meta.gid())
+        };
+        for path in [".", "d", "d/e", "d/file", "link", "d/e/link", "a"] {
+            assert_eq!(owner(path), (50, 51), "{path}");
+        }
+        assert_eq!(owner("set"), (53, 55));
+        assert_eq!(root.join("set").metadata().unwrap().mode() & 0o7777, 0o6755);
+        let kept = xattr::get_at(dir.as_fd(), b"link", "security.capability").unwrap();
+        assert!(!capable || kept.as_deref() == Some(CAPABILITY));
+        assert_eq!(root.join("d/file").metadata().unwrap().mtime_nsec(), before);
+        assert_eq!(root.join("link").metadata().unwrap().nlink(), 3);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) enum Files {
     Copied,
     /// As hard links, in the same place with everything that belongs to it.
     Linked,
+    /// Not at all: the tree itself gets the owners of the copy.
+    Present,
 }
 
 /// Which extended attributes are copied.
@@ -102,7 +104,7 @@ impl Rules<'_> {
 
     /// Devices can be made. A whiteout can be made everywhere.
     fn devices(&self) -> bool {
-        self.files == Files::Linked || !self.rootless
+        self.files != Files::Copied || !self.rootless
     }
 
     /// The owner that the copy of a file has.
@@ -199,6 +201,9 @@ impl<'a> Worker<'a> {
                 linked => return Ok(linked?),
             }
         }
+        if rules.files == Files::Present {
+            return self.present(dirs.target, name, stat);
+        }
         let new = rules.owner_of(stat)?;
         if rules.only_changed && new == owner(stat) {
             return Ok(());
@@ -212,6 +217,39 @@ impl<'a> Worker<'a> {
         }
         if self.single(dirs, name, stat, new)? {
             links.insert(tree::identity(stat), path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Gives an entry of the tree itself its new owner, once for all its names.
+    fn present(&self, dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
+        let rules = self.rules;
+        let mut links = rules.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if stat.st_nlink < 2 {
+            drop(links);
+        } else if links.insert(tree::identity(stat), Vec::new()).is_some() {
+            // `stat` may tell of the new owner.
+            return Ok(());
+        }
+        let new = rules.owner_of(stat)?;
+        if new == owner(stat) {
+            return Ok(());
+        }
+        const CAPABILITY: &str = "security.capability";
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        // A new owner takes these away.
+        let capability = match is_file {
+            true => xattr::get_at(dir, name.to_bytes(), CAPABILITY)?,
+            false => None,
+        };
+        let (uid, gid) = (Some(Uid::from_raw(new.uid)), Some(Gid::from_raw(new.gid)));
+        rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        if stat.st_mode & 0o6000 != 0 {
+            rustix::fs::chmodat(dir, name, self.mode(stat), AtFlags::empty())?;
+        }
+        if let Some(capability) = capability {
+            let set = xattr::set_at(dir, name.to_bytes(), CAPABILITY.as_bytes(), &capability);
+            self.attribute_set(CAPABILITY.as_bytes(), set)?;
         }
         Ok(())
     }
@@ -271,6 +309,14 @@ impl<'a> Worker<'a> {
         owner: Option<Owner>,
     ) -> Result<()> {
         let owner = owner.map_or_else(|| self.rules.owner_of(stat), Ok)?;
+        if self.rules.files == Files::Present {
+            if owner != self::owner(stat) {
+                let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+                rustix::fs::fchown(to, Some(uid), Some(gid))?;
+                rustix::fs::fchmod(to, self.mode(stat))?;
+            }
+            return Ok(());
+        }
         if let Some((uid, gid)) = self.owner_to_set(owner) {
             self.owned(rustix::fs::fchown(to, Some(uid), Some(gid)))?;
         }
@@ -399,7 +445,8 @@ pub(super) fn parent_length(path: &[u8]) -> usize {
     path.iter().rposition(|byte| *byte == b'/').unwrap_or(0)
 }
 
-fn times(stat: &Stat) -> Timestamps {
+/// When a file was last read and changed, to set it again.
+pub(super) fn times(stat: &Stat) -> Timestamps {
     let time = |tv_sec, nanoseconds| Timespec {
         tv_sec,
         tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),

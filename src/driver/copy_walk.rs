@@ -15,7 +15,7 @@ use std::thread::Scope;
 use rustix::fs::{AtFlags, Mode, Stat};
 use rustix::io::Errno;
 
-use crate::driver::copy_entry::{Failure, Pair, Result, Rules, Worker, owner, parent_length};
+use crate::driver::copy_entry::{Failure, Files, Pair, Result, Rules, Worker, owner, parent_length};
 use crate::error::{Error, Result as CrateResult};
 use crate::sys::at;
 use crate::sys::processors;
@@ -229,7 +229,7 @@ impl Walk<'_> {
         let (node, mut names) = match task {
             Task::Directory { above, name, stat } => {
                 *at = above.path_of(name.to_bytes());
-                let (source, target) = make_dir(above.source.as_fd(), above.target.as_fd(), &name)?;
+                let (source, target) = self.make_dir(above.source.as_fd(), above.target.as_fd(), &name)?;
                 let node = Node {
                     path: at.clone(),
                     stat,
@@ -304,7 +304,7 @@ impl Walk<'_> {
         buffer: &mut [MaybeUninit<u8>],
         path: &mut Vec<u8>,
     ) -> Result<()> {
-        let (below, copy) = make_dir(dirs.source, dirs.target, name)?;
+        let (below, copy) = self.make_dir(dirs.source, dirs.target, name)?;
         let (mut source, mut target) = (DirStack::new(below), DirStack::new(copy));
         let mut names = tree::list_names(source.current()?, buffer)?;
         let mut stat = stat;
@@ -329,7 +329,7 @@ impl Walk<'_> {
             push(path, name.to_bytes());
             let inner = rustix::fs::statat(source.current()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
             if tree::is_directory(&inner) {
-                let (below, copy) = make_dir(source.current()?, target.current()?, name)?;
+                let (below, copy) = self.make_dir(source.current()?, target.current()?, name)?;
                 source.enter(below)?;
                 target.enter(copy)?;
                 tree::pop_name(&mut names);
@@ -386,22 +386,25 @@ impl Walk<'_> {
         }
     }
 
+    /// Makes a directory in the copy, if it is none of the tree itself. Returns the one that is copied, and it.
+    fn make_dir(
+        &self,
+        source: BorrowedFd<'_>,
+        target: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+        if self.rules.files != Files::Present {
+            rustix::fs::mkdirat(target, name, Mode::RWXU)?;
+        }
+        let below = rustix::fs::openat(source, name, DIR_FLAGS, Mode::empty())?;
+        let copy = rustix::fs::openat(target, name, DIR_FLAGS, Mode::empty())?;
+        Ok((below, copy))
+    }
+
     fn count(&self) {
         let copied = self.copied.fetch_add(1, Ordering::Relaxed) + 1;
         if self.rules.owners.is_some() && copied.is_multiple_of(TOLD_EVERY) {
             tracing::info!(files = copied, "giving the files of a layer other owners");
         }
     }
-}
-
-/// Makes a directory in the copy. Returns the one that is copied, and it.
-fn make_dir(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    name: &CStr,
-) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    rustix::fs::mkdirat(target, name, Mode::RWXU)?;
-    let below = rustix::fs::openat(source, name, DIR_FLAGS, Mode::empty())?;
-    let copy = rustix::fs::openat(target, name, DIR_FLAGS, Mode::empty())?;
-    Ok((below, copy))
 }

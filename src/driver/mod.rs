@@ -2,6 +2,7 @@
 //!
 //! [`contract`] is what every driver does, [`select`] chooses one, and `conformance` tests each of them in the same way.
 
+mod btrfs;
 mod config;
 #[cfg(test)]
 pub(crate) mod conformance;

@@ -1,4 +1,4 @@
-//! The driver options of the overlay and the vfs driver.
+//! The driver options of the drivers.
 
 use std::path::PathBuf;
 
@@ -116,6 +116,45 @@ impl VfsOptions {
     }
 }
 
+/// Options of the btrfs driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct BtrfsOptions {
+    /// Smallest limit that a layer may get, in bytes.
+    pub(super) min_space: Option<u64>,
+    /// Default limit of containers' layers, in bytes; 0 is none.
+    pub(super) size: Option<u64>,
+    /// Roots of additional image stores.
+    pub(super) image_stores: Vec<PathBuf>,
+}
+
+impl BtrfsOptions {
+    /// Reads the options that are for this driver.
+    pub(super) fn parse(options: &[String]) -> Result<Self> {
+        let mut parsed = Self::default();
+        for option in options {
+            let option = OptionString::parse(option)?;
+            if !matches!(option.driver.as_str(), "" | "btrfs") {
+                continue;
+            }
+            let bytes = || {
+                let bytes = ram_in_bytes(option.value);
+                bytes.ok_or_else(|| option.invalid(&format!("invalid size: '{}'", option.value)))
+            };
+            match option.key.as_str() {
+                "min_space" => parsed.min_space = Some(bytes()?),
+                "size" => parsed.size = Some(bytes()?),
+                // The Go library has no such option for this driver.
+                "imagestore" | "additionalimagestore" => {
+                    parsed.image_stores.extend(option.directories(false)?);
+                }
+                "mountopt" => return Err(option.invalid("btrfs driver does not support mount options")),
+                _ => return Err(option.unknown()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +252,31 @@ mod tests {
                 .contains("mount options")
         );
         assert_eq!(vfs(&["size=1g"]).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn btrfs_has_limits_and_other_stores() {
+        let btrfs = |option: &str| BtrfsOptions::parse(&[option.to_owned()]);
+        let parsed = BtrfsOptions::parse(
+            &["btrfs.size=1G", "Min_Space = 10m", "vfs.x=1", "imagestore=/usr/"].map(str::to_owned),
+        );
+        let expected = BtrfsOptions {
+            min_space: Some(10 << 20),
+            size: Some(1 << 30),
+            image_stores: vec!["/usr".into()],
+        };
+        assert_eq!(parsed.unwrap(), expected);
+        assert_eq!(btrfs("size=0").unwrap().size, Some(0));
+        for (option, text) in [
+            ("btrfs.size=-1", "invalid size: '-1'"),
+            ("min_space=x", "invalid size: 'x'"),
+            ("mountopt=nodev", "btrfs driver does not support mount options"),
+            ("btrfs.nonsense=1", "unknown option \"nonsense\""),
+        ] {
+            let error = btrfs(option).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{option}");
+            assert!(error.chain().contains(text), "{}", error.chain());
+        }
     }
 
     #[test]

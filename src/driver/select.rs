@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::driver::btrfs::Btrfs;
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::Driver;
 use crate::driver::overlay::Overlay;
@@ -12,7 +13,7 @@ use crate::error::{ErrorKind, Result};
 use crate::options::driver::DRIVER_NAMES;
 
 /// Drivers to try in a new store. vfs copies whole trees and comes last.
-const PRIORITY: &[&str] = &["overlay", "vfs"];
+const PRIORITY: &[&str] = &["overlay", "btrfs", "vfs"];
 
 /// Starts the driver for a graph root.
 pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
@@ -71,6 +72,7 @@ fn is_used(home: &Path) -> bool {
 fn start(name: &str, config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     match name {
         "overlay" | "overlay2" => Ok(Arc::new(Overlay::open(config)?)),
+        "btrfs" => Ok(Arc::new(Btrfs::open(config)?)),
         "vfs" => Ok(Arc::new(Vfs::open(config)?)),
         _ => Err(ErrorKind::NotSupported
             .err(format!("storage driver {name:?}"))
@@ -109,7 +111,7 @@ mod tests {
         assert!(error.chain().contains("btrfs, vfs"), "{error:?}");
         config.name = Some("vfs".into());
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
-        for name in ["nonsense", "btrfs"] {
+        for name in ["nonsense", "zfs"] {
             config.name = Some(name.into());
             let error = open_driver(&config).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotSupported);
@@ -119,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_is_on_disk_but_does_not_work_is_an_error() {
-        let tmp = tempfile::tempdir().unwrap();
+        let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
         let config = config(tmp.path());
         std::fs::create_dir_all(config.root.join("btrfs/subvolumes")).unwrap();
         assert_eq!(open_driver(&config).unwrap_err().kind(), ErrorKind::NotSupported);
@@ -128,6 +130,34 @@ mod tests {
         let error = open_driver(&config).unwrap_err();
         assert!(error.chain().contains("overlay2"), "{error:?}");
         assert!(!config.root.join("overlay").exists());
+    }
+
+    #[test]
+    fn btrfs_comes_before_vfs_where_its_file_system_is() {
+        let shared = match crate::driver::conformance::btrfs::shared() {
+            Ok(dir) => dir,
+            Err(why) => return crate::skip::skip(why),
+        };
+        let tmp = tempfile::tempdir_in(shared).unwrap();
+        let mut config = config(tmp.path());
+        // Overlay does not work here, and no program can mount.
+        config.search_path = Some(std::ffi::OsString::new());
+        std::fs::create_dir_all(config.run_root.join("overlay")).unwrap();
+        std::fs::write(config.run_root.join("overlay/overlay-false"), "no overlay here").unwrap();
+        assert_eq!(open_driver(&config).unwrap().name(), "btrfs");
+        assert!(!config.root.join("overlay").exists() && !config.root.join("vfs").exists());
+        // What is on disk decides, not the list.
+        config.priority = vec!["vfs".into(), "overlay".into()];
+        assert_eq!(open_driver(&config).unwrap().name(), "btrfs");
+        assert!(!config.root.join("vfs").exists());
+        std::fs::create_dir_all(config.root.join("vfs/dir")).unwrap();
+        let error = open_driver(&config).unwrap_err();
+        assert!(
+            error
+                .chain()
+                .contains("contains several valid graphdrivers: btrfs, vfs;"),
+            "{error:?}"
+        );
     }
 
     #[test]

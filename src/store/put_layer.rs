@@ -137,7 +137,7 @@ impl Store {
     /// [`Store::put_layer`] would.
     ///
     /// All streams are unpacked at the same time where the driver keeps layers apart (overlay); a driver whose layers
-    /// are whole trees (vfs) takes one after the other. Either way a layer becomes visible only after its
+    /// are whole trees (btrfs, vfs) takes one after the other. Either way a layer becomes visible only after its
     /// parent.
     ///
     /// Locks as [`Store::put_layer`], for each layer.

@@ -3,6 +3,7 @@
 pub(crate) mod at;
 pub(crate) mod atomic;
 pub(crate) mod boot;
+pub(crate) mod btrfs;
 pub(crate) mod child;
 mod clean_path;
 pub(crate) mod dedupe;

@@ -142,11 +142,8 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
     },
     Accepted {
         key: "other-drivers",
-        why: "graphroot does not have these drivers",
-        lines: &[
-            "layers --storage-driver btrfs: *",
-            "layers --storage-driver zfs: *",
-        ],
+        why: "graphroot does not have this driver",
+        lines: &["layers --storage-driver zfs: *"],
         ..ANY
     },
     Accepted {

@@ -113,7 +113,11 @@ each_driver! {
 fn leftovers(store: &crate::support::TestStore) -> Vec<String> {
     let name = store.graph_driver_name();
     let home = store.path().join("graph").join(name);
-    let dir = if name == "vfs" { home.join("dir") } else { home };
+    let dir = match name {
+        "vfs" => home.join("dir"),
+        "btrfs" => home.join("subvolumes"),
+        _ => home,
+    };
     let entries = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -9,6 +9,8 @@
 
 #[macro_use]
 mod support;
+#[path = "../support/btrfs.rs"]
+mod btrfs;
 #[expect(dead_code, reason = "shared with tests/pull, which uses the rest")]
 #[path = "../support/by_toc.rs"]
 mod by_toc;

@@ -1,5 +1,6 @@
 //! The suite once more, by an ordinary user.
 
+use crate::btrfs;
 use crate::user::{self, test_again};
 
 /// Says why not if there can be no such user here.
@@ -26,8 +27,9 @@ fn every_driver_works_in_a_user_namespace() {
     if possible() {
         test_again(
             user::NAMESPACE,
-            &["::overlay::", "::overlay_program::", "::vfs::"],
-            110,
+            &["::overlay::", "::overlay_program::", "::vfs::", "::btrfs::"],
+            180,
+            &[(btrfs::VARIABLE, btrfs::shared().unwrap())],
         );
     }
 }
@@ -35,6 +37,6 @@ fn every_driver_works_in_a_user_namespace() {
 #[test]
 fn copies_work_for_an_ordinary_user() {
     if possible() {
-        test_again(&[], &["::vfs::", "::vfs_additional::"], 75);
+        test_again(&[], &["::vfs::", "::vfs_additional::"], 75, &[]);
     }
 }

@@ -6,6 +6,8 @@ use std::pin::Pin;
 use graphroot::{CheckOptions, Durability, Layer, LayerOptions, Result, Store, StoreOptions};
 use tokio::io::AsyncReadExt as _;
 
+use crate::btrfs;
+
 /// A store that is unmounted and removed when the test ends, however it ends.
 pub struct TestStore {
     pub store: Store,
@@ -39,6 +41,11 @@ const MOUNT_PROGRAM: &str = "/usr/bin/fuse-overlayfs";
 fn obstacle(driver: &str, layout: Layout) -> Option<&'static str> {
     if driver == "overlay" && !rustix::process::geteuid().is_root() {
         return Some("overlay needs root");
+    }
+    if driver == "btrfs"
+        && let Err(why) = btrfs::shared()
+    {
+        return Some(why);
     }
     let open_fuse = || std::fs::File::options().read(true).write(true).open("/dev/fuse");
     let has_erofs = || {
@@ -77,9 +84,13 @@ impl TestStore {
             skip(why);
             return None;
         }
+        let place = match driver {
+            "btrfs" => btrfs::shared().unwrap().to_owned(),
+            _ => std::env::temp_dir(),
+        };
         let root = tempfile::Builder::new()
             .prefix("graphroot-test-")
-            .tempdir()
+            .tempdir_in(place)
             .unwrap();
         if layout == Layout::Additional {
             fill_additional(&root.path().join("additional"), driver).await;
@@ -292,7 +303,7 @@ pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 pub async fn assert_nothing_temporary(store: &TestStore) {
     drop(store.reopen().await);
     let dirs = [
-        tree_of(store, "any").join("../../tempdirs"),
+        tree_of(store, "any").ancestors().nth(2).unwrap().join("tempdirs"),
         store.records("layers").join("tmp"),
     ];
     let left = || {
@@ -321,6 +332,7 @@ pub fn tree_of(store: &TestStore, id: &str) -> PathBuf {
     let home = root.join(driver);
     match driver {
         "overlay" => home.join(id).join("diff"),
+        "btrfs" => home.join("subvolumes").join(id),
         _ => home.join("dir").join(id),
     }
 }
@@ -390,6 +402,8 @@ macro_rules! each_driver {
         each_driver!(@layout overlay_additional, "overlay", Additional, $($name)*);
         each_driver!(@layout overlay_program, "overlay", Program, $($name)*);
         each_driver!(@layout vfs, "vfs", Plain, $($name)*);
+        each_driver!(@layout btrfs, "btrfs", Plain, $($name)*);
+        each_driver!(@layout btrfs_additional, "btrfs", Additional, $($name)*);
         each_driver!(@layout vfs_split, "vfs", Split, $($name)*);
         each_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);
         each_driver!(@layout vfs_additional, "vfs", Additional, $($name)*);

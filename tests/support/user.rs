@@ -88,14 +88,24 @@ impl User {
     }
 }
 
-/// Runs tests of this program again as the user, by `wrapper`: those that `arguments` choose, as many as `least`.
-pub(crate) fn test_again(wrapper: &[&str], arguments: &[&str], least: usize) {
+/// Runs tests of this program again as the user, by `wrapper`: those that `arguments` choose, as many as `least`. He gets
+/// directories of these names in the environment, in places that exist.
+pub(crate) fn test_again(wrapper: &[&str], arguments: &[&str], least: usize, places: &[(&str, &Path)]) {
     let tmp = tempfile::Builder::new()
         .prefix("graphroot-test-")
         .tempdir()
         .unwrap();
     let user = User::new(tmp.path());
-    let output = user.program(wrapper).args(arguments).output().unwrap();
+    let mut program = user.program(wrapper);
+    let places = places.iter().map(|(name, place)| {
+        let dir = tempfile::tempdir_in(place).unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(UID), Some(UID)).unwrap();
+        program.env(name, dir.path());
+        dir
+    });
+    // They are removed after the tests.
+    let _places: Vec<_> = places.collect();
+    let output = program.args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let passed = text

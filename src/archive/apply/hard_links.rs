@@ -11,6 +11,7 @@ use crate::archive::apply::links::LinkCopies;
 use crate::archive::apply::metadata::kind;
 use crate::archive::apply::parents::{Found, Parent};
 use crate::archive::apply::present_tree::{LinkTarget, PresentTree};
+use crate::archive::apply::shared_files::keep_state;
 use crate::archive::apply::tree::{During as _, MakeError, Tree};
 use crate::archive::path::{clean, show, split};
 use crate::archive::tar::reader::Entry;
@@ -119,6 +120,15 @@ impl HardLinks {
                 {
                     let source = (dir, name, &source.stat);
                     self.copies.link(tree, source, parent, base, recorder)?;
+                    let is_apart = self.present.as_ref().is_some_and(|present| present.is_apart);
+                    if in_layer
+                        && is_apart
+                        && let Some(made) = status()?
+                    {
+                        // Headers are compared with it.
+                        keep_state(source, (parent.fd(), base))?;
+                        tree.state.shared.stand_in(tree::identity(&made), identity)?;
+                    }
                 }
                 result => {
                     result.during("making a hard link")?;

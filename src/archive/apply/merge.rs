@@ -89,9 +89,25 @@ impl Merger<'_> {
             }
         }
         for path in marks.opaque() {
-            if literal_dir(self.into.root(), path)?.is_some() {
+            if path.is_empty() {
+                self.clear_root()?;
+            } else if literal_dir(self.into.root(), path)?.is_some() {
                 let dir = self.into.open(path)?;
                 prune::clear(dir, path, &mut Replaced)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes everything in the tree but what is being merged into it, which may lie in its root.
+    fn clear_root(&mut self) -> Result<()> {
+        let from = tree::identity(&rustix::fs::fstat(self.from.root()).during(DOING)?);
+        let root = self.into.open(b"")?;
+        let names = tree::list_names(root.as_fd(), &mut tree::listing_buffer()).during(DOING)?;
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let there = at::lstat_at(root.as_fd(), name).during(DOING)?;
+            if let Some(there) = there.filter(|there| tree::identity(there) != from) {
+                self.remove(b"", name, &there)?;
             }
         }
         Ok(())

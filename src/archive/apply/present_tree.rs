@@ -40,6 +40,8 @@ pub(crate) struct PresentTree {
     /// The tree of the layer below with its mappings, where trees are complete: a file that is there, too, and the same, is
     /// not this layer's.
     pub(crate) below: Option<(OwnedFd, IdMappings)>,
+    /// Nothing in it can be linked to from where the diff is unpacked, but from where that is copied to.
+    pub(crate) is_apart: bool,
 }
 
 /// What a name stands for.

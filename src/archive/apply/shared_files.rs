@@ -6,7 +6,7 @@
 //! copy. So is, in the layer's own tree, a file that other layers have, too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Gid, Stat, Uid};
 use rustix::io::Errno;
@@ -37,6 +37,8 @@ type Identity = (u64, u64);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SharedFiles {
     files: BTreeMap<Identity, SharedFile>,
+    /// Copies that stand for files of the layer where those cannot be linked to, and which.
+    stand_ins: BTreeMap<Identity, Identity>,
     /// How headers are carried out.
     rules: Option<Rules>,
     size: usize,
@@ -81,9 +83,75 @@ impl SharedFiles {
         Ok(())
     }
 
-    /// Whether it is a file of the layer.
+    /// Notes that the copy with the identity `copy` stands for a file of the layer.
+    ///
+    /// # Errors
+    /// As [`SharedFiles::add`].
+    pub(crate) fn stand_in(&mut self, copy: Identity, identity: Identity) -> Result<()> {
+        if self.stand_ins.insert(copy, identity).is_none() {
+            self.count(0)?;
+        }
+        Ok(())
+    }
+
+    /// The file of the layer that a file stands for, or the file.
+    fn meant(&self, identity: Identity) -> Identity {
+        self.stand_ins.get(&identity).copied().unwrap_or(identity)
+    }
+
+    /// Whether it is a file of the layer, or stands for one.
     pub(crate) fn has(&self, identity: Identity) -> bool {
-        !self.files.is_empty() && self.files.contains_key(&identity)
+        !self.files.is_empty() && self.files.contains_key(&self.meant(identity))
+    }
+
+    /// Puts hard links to files of the layer in the places of the copies that stand for them: in `moved`, a copy of what was
+    /// unpacked to `unpacked`, which is in the tree `into`.
+    ///
+    /// # Errors
+    /// As [`SharedFiles::check`].
+    pub(crate) fn link_up(
+        &self,
+        unpacked: BorrowedFd<'_>,
+        moved: BorrowedFd<'_>,
+        into: BorrowedFd<'_>,
+    ) -> Result<()> {
+        if self.stand_ins.is_empty() {
+            return Ok(());
+        }
+        each_file(&mut Visited::new(unpacked), |_, above, name, stat| {
+            let Some(meant) = self.stand_ins.get(&tree::identity(stat)) else {
+                return Ok(());
+            };
+            let paths = self.files.get(meant).map(|file| &file.paths);
+            let Some(path) = paths.and_then(BTreeSet::first) else {
+                return Ok(());
+            };
+            let missing = || Error::io(DOING, Errno::NOENT);
+            let dir = literal_dir(moved, above)?.ok_or_else(missing)?;
+            let (source, file) = self.find(into, *meant, path)?;
+            rustix::fs::unlinkat(&dir, name, AtFlags::empty()).during(DOING)?;
+            rustix::fs::linkat(&source, file, &dir, name, AtFlags::empty()).during(DOING)
+        })
+    }
+
+    /// The directory and the name of the file at `path` in the tree `root`.
+    fn find<'a>(
+        &self,
+        root: BorrowedFd<'_>,
+        (_, inode): Identity,
+        path: &'a [u8],
+    ) -> Result<(OwnedFd, &'a [u8])> {
+        // A snapshot has the same inodes on another device.
+        let device = rustix::fs::fstat(root).during(DOING)?.st_dev;
+        let (above, name) = split(path);
+        if let Some(dir) = literal_dir(root, above)?
+            && let Some(stat) = at::lstat_at(dir.as_fd(), name).during(DOING)?
+            && tree::identity(&stat) == (device, inode)
+        {
+            return Ok((dir, name));
+        }
+        let what = format!("hard link to {}, which was replaced meanwhile", show(path));
+        Err(Error::io(what, Errno::BUSY))
     }
 
     /// Notes what a header says of such a file, which is `name` in `dir` and has the status `stat`.
@@ -104,7 +172,11 @@ impl SharedFiles {
             records: entry.records.xattrs_only(),
             ..Entry::default()
         };
-        let headers = &mut self.files.entry(tree::identity(stat)).or_default().headers;
+        let headers = &mut self
+            .files
+            .entry(self.meant(tree::identity(stat)))
+            .or_default()
+            .headers;
         let known = match headers.last() {
             Some(last) => *last == (header.clone(), owner),
             None => rules.is_described(dir, name, stat, entry, owner),
@@ -127,15 +199,7 @@ impl SharedFiles {
     pub(crate) fn check(&self, root: BorrowedFd<'_>) -> Result<()> {
         for (identity, file) in &self.files {
             for path in &file.paths {
-                let (above, name) = split(path);
-                let found = match literal_dir(root, above)? {
-                    Some(dir) => at::lstat_at(dir.as_fd(), name).during(DOING)?,
-                    None => None,
-                };
-                if found.is_none_or(|stat| tree::identity(&stat) != *identity) {
-                    let what = format!("hard link to {}, which was replaced meanwhile", show(path));
-                    return Err(Error::io(what, Errno::BUSY));
-                }
+                self.find(root, *identity, path)?;
             }
         }
         Ok(())
@@ -159,13 +223,15 @@ impl Sharing<'_> {
             .files
             .iter()
             .filter(|(_, file)| !file.headers.is_empty());
+        // A snapshot has the same inodes on another device.
+        let device = rustix::fs::fstat(into.root()).during(DOING)?.st_dev;
         let mut work = Work {
             rules,
             spare,
             in_place: self.in_place,
             elsewhere: BTreeSet::new(),
             todo: described
-                .map(|(identity, file)| (*identity, file.headers.as_slice()))
+                .map(|((_, inode), file)| ((device, *inode), file.headers.as_slice()))
                 .collect(),
             copies: BTreeMap::new(),
             next: 0,

@@ -3,6 +3,8 @@
 //! A case gets a [`Setup`]: a driver on a directory of its own. Everything mounted there is unmounted when the setup is
 //! dropped, also after a failure.
 
+#[path = "../../../tests/support/btrfs.rs"]
+pub(crate) mod btrfs;
 mod content;
 mod life;
 mod mounts;
@@ -108,7 +110,17 @@ impl Setup {
         if !possible {
             return None;
         }
-        let tmp = tempfile::tempdir().unwrap();
+        let place = match variant.driver {
+            "btrfs" => match btrfs::shared() {
+                Ok(dir) => dir.to_owned(),
+                Err(why) => {
+                    skip(why);
+                    return None;
+                }
+            },
+            _ => std::env::temp_dir(),
+        };
+        let tmp = tempfile::tempdir_in(place).unwrap();
         let mut config = DriverConfig {
             name: Some(variant.driver.into()),
             root: tmp.path().join("graph"),
@@ -245,10 +257,10 @@ impl Setup {
     /// The directory of a layer of this driver's own home.
     fn dir(&self, id: &str) -> PathBuf {
         let home = self.driver.home();
-        if self.is_overlay() {
-            home.join(id)
-        } else {
-            home.join("dir").join(id)
+        match self.driver.name() {
+            "overlay" => home.join(id),
+            "btrfs" => home.join("subvolumes").join(id),
+            _ => home.join("dir").join(id),
         }
     }
 
@@ -409,6 +421,7 @@ macro_rules! suites {
 
 suites! {
     vfs: "vfs" false false,
+    btrfs_suite: "btrfs" false false,
     overlay: "overlay" false false,
     mount_program: "overlay" true false,
     composefs: "overlay" false true,
@@ -428,6 +441,8 @@ fn every_driver_works_in_a_user_namespace() {
         "conformance::vfs::",
         "conformance::overlay::",
         "conformance::mount_program::",
+        "btrfs",
     ];
-    user::test_again(user::NAMESPACE, &suites, 80);
+    let btrfs = btrfs::shared().unwrap();
+    user::test_again(user::NAMESPACE, &suites, 120, &[(btrfs::VARIABLE, btrfs)]);
 }

@@ -331,7 +331,7 @@ pub(super) fn unknown_mount_options_are_refused(setup: &Setup) {
     assert!(!setup.is_overlay() || !is_mount_point(&setup.dir("a").join("merged")).unwrap());
     assert_eq!(setup.seen("a"), [], "a failed mount does not count");
     let storage = CreateOptions {
-        storage_opt: [("size".into(), "1g".into())].into(),
+        storage_opt: [("nonsense".into(), "1g".into())].into(),
         ..CreateOptions::default()
     };
     setup.driver.create("b", None, &storage).unwrap_err();

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedItem, Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
-use crate::sys::make_private_subdir;
+use crate::sys::{btrfs, make_private_subdir};
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
 /// are: if no record speaks of it, garbage collection removes it.
@@ -51,8 +51,7 @@ enum Found {
 }
 
 pub(super) fn inode(dir: &OwnedFd) -> Result<u64> {
-    let stat = rustix::fs::fstat(dir).during("looking at a layer's directory")?;
-    Ok(stat.st_ino)
+    btrfs::subvolume_or_inode(dir.as_fd()).during("looking at a layer's directory")
 }
 
 fn remove_file(path: &Path) -> Result<()> {
@@ -305,6 +304,7 @@ impl LayerStore {
                 self.table_mut().update(id, |row| row.set_intent(""))?;
             }
             Found::Neither => {
+                self.driver.remove_half_moved(id)?;
                 remove_waiting(&data, &diff)?;
                 remove_file(&tar_split)?;
                 self.table_mut().update(id, forget_content)?;

@@ -170,8 +170,12 @@ pub(crate) fn merge_into(
     } = applied;
     let sharing = Sharing { files, in_place };
     let durable = layers.inner.sync_content();
-    let (from, into) = (staged.reopen()?, content.dir.as_fd());
-    merge(from.as_fd(), into, content.whiteouts, marks, sharing, durable)?;
+    let into = content.dir.as_fd();
+    let unpacked = staged.reopen()?;
+    staged.move_into(into, &mut |from| {
+        files.link_up(unpacked.as_fd(), from, into)?;
+        merge(from, into, content.whiteouts, marks, sharing, durable)
+    })?;
     if content.whiteouts == WhiteoutFormat::Apply {
         return Ok(());
     }

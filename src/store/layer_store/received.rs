@@ -72,7 +72,10 @@ impl Receiving {
         let path = temp.addition();
         let file = create_tar_split(&path)?;
         let mut target = target_of(staged.tree(), mappings)?;
-        target.present = Some(present);
+        target.present = Some(PresentTree {
+            is_apart: staged.is_apart(),
+            ..present
+        });
         let place = Self {
             row,
             tree,
@@ -106,6 +109,7 @@ fn present_tree(
         form: content.whiteouts,
         mappings: mappings.clone(),
         below,
+        is_apart: false,
     })
 }
 

@@ -9,6 +9,7 @@ mod dir;
 mod dir_stack;
 mod parallel_remove;
 mod remove;
+mod subvolumes;
 mod usage;
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use crate::sys::processors::processors;
 use crate::sys::tree::dir::{is_dot, listing_buffer, open_on_same_mount};
+use crate::sys::tree::subvolumes;
 
 /// Entries that one thread removes before it starts another: fewer take less time than the start of a thread.
 const ALONE: usize = 256;
@@ -62,6 +63,7 @@ struct Work {
     changed: Condvar,
     removed: AtomicUsize,
     max_helpers: usize,
+    may_have_subvolumes: bool,
 }
 
 /// Removes what can be removed of directory `name` in `parent`.
@@ -96,6 +98,7 @@ fn remove_with(parent: BorrowedFd<'_>, name: &CStr, max_helpers: usize) {
         changed: Condvar::new(),
         removed: AtomicUsize::new(0),
         max_helpers,
+        may_have_subvolumes: subvolumes::may_have(parent),
     };
     std::thread::scope(|scope| work.serve(scope));
 }
@@ -154,6 +157,9 @@ impl Work {
         let Ok(dir) = opened else {
             return finish(above);
         };
+        if self.may_have_subvolumes && subvolumes::destroy(above.dir.as_fd(), &name, &dir) {
+            return finish(above);
+        }
         let names = self.unlink_all(dir.as_fd(), buffer);
         let node = Arc::new(Node {
             above: Some(above),

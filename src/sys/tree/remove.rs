@@ -3,7 +3,7 @@
 //! A large tree is first removed by several threads ([`parallel_remove`]), except for what cannot be unlinked at the
 //! first try; one thread then removes the rest. To do so it adds missing permission bits, clears immutable and
 //! append-only flags, and detaches mounts inside the tree (it never enters them: their content is not part of the
-//! tree). A crash leaves part of the tree.
+//! tree). Subvolumes of a btrfs are destroyed as a whole, where that is allowed. A crash leaves part of the tree.
 
 use std::ffi::{CStr, OsStr};
 use std::io;
@@ -22,7 +22,7 @@ use crate::sys::tree::dir::{
     Result, is_directory, is_dot, last_name, listing_buffer, open_on_same_mount, pop_name,
 };
 use crate::sys::tree::dir_stack::DirStack;
-use crate::sys::tree::parallel_remove;
+use crate::sys::tree::{parallel_remove, subvolumes};
 
 /// Names of subdirectories remembered per level before they are dealt with.
 pub(super) const MAX_PENDING: usize = 256 * 1024;
@@ -97,6 +97,8 @@ struct Remover<'a> {
     buffer: &'a mut [MaybeUninit<u8>],
     /// The entry that could not be removed, if it is not the current subdirectory of the last level.
     failed: Vec<u8>,
+    /// There may be subvolumes in the tree.
+    may_have_subvolumes: bool,
 }
 
 /// What is still to be done in one directory.
@@ -112,7 +114,9 @@ struct Pending {
 
 impl<'a> Remover<'a> {
     fn new(stack: DirStack, buffer: &'a mut [MaybeUninit<u8>]) -> Self {
+        let top = stack.current();
         Self {
+            may_have_subvolumes: top.is_ok_and(subvolumes::may_have),
             stack,
             levels: vec![Pending::default()],
             buffer,
@@ -134,6 +138,12 @@ impl<'a> Remover<'a> {
             };
             if let Some(name) = last_name(&level.pending) {
                 match open_to_empty(self.stack.current()?, name, ours)? {
+                    Some(dir)
+                        if self.may_have_subvolumes
+                            && subvolumes::destroy(self.stack.current()?, name, &dir) =>
+                    {
+                        pop_name(&mut level.pending);
+                    }
                     Some(dir) => {
                         self.stack.enter(dir)?;
                         self.levels.push(Pending::default());

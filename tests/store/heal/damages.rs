@@ -118,7 +118,7 @@ each_driver! {
         let source = healthy_like(&store).await;
         let mounted = store.mount(&five.containers[0], Default::default()).await.unwrap();
         for (name, damage) in damages() {
-            let whole_trees = store.graph_driver_name() == "vfs";
+            let whole_trees = store.graph_driver_name() != "overlay";
             for index in [MIDDLE, 0] {
                 let is_of_middle = !matches!(name, "the tree is gone" | "the layer's directory is gone"
                     | "the tar-split file is gone" | "the tar-split file is cut off" | "everything is gone");

@@ -15,7 +15,7 @@ use crate::outcome::{CommandError, DONE, FAILED, Outcome, file_failure};
 use crate::output::Output;
 
 /// The drivers whose stores can be read.
-const DRIVERS: [&str; 2] = ["overlay", "vfs"];
+const DRIVERS: [&str; 3] = ["overlay", "btrfs", "vfs"];
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]

@@ -1,0 +1,85 @@
+//! The driver's state: starting it, and making layers.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::driver::btrfs::home::Home;
+use crate::driver::btrfs::limits::Limits;
+use crate::driver::config::DriverConfig;
+use crate::driver::contract::{CreateOptions, LayerTree};
+use crate::driver::filesystem_type::FilesystemType;
+use crate::driver::options::BtrfsOptions;
+use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::lock::temp_dir::TempDir;
+use crate::sys::{at, privilege};
+use crate::whiteout::WhiteoutFormat;
+
+/// The driver's name, and that of its directory.
+pub(super) const NAME: &str = "btrfs";
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Btrfs {
+    pub(super) home: Home,
+    pub(super) limits: Limits,
+    pub(super) image_stores: Vec<PathBuf>,
+}
+
+impl Btrfs {
+    /// Starts the driver, creating its home. [`ErrorKind::NotSupported`] on another file system; nothing is created then.
+    pub(crate) fn open(config: &DriverConfig) -> Result<Self> {
+        let options = BtrfsOptions::parse(&config.options)?;
+        let path = config.root.join(NAME);
+        // The graph root may have to be made.
+        let is_there = |dir: &&Path| dir.exists();
+        let above = path.ancestors().skip(1).find(is_there).unwrap_or(&path);
+        if FilesystemType::of(above)?.name() != NAME {
+            let what = format!("{path:?} is not on a btrfs filesystem");
+            let source = "prerequisites for driver not satisfied (wrong filesystem?)";
+            return Err(ErrorKind::NotSupported.err(what).with_source(source));
+        }
+        let additional = options.image_stores.iter().map(|root| root.join(NAME)).collect();
+        let home = Home::make(path, additional)?;
+        let limits = Limits::new(&home.path, &options)?;
+        Ok(Self {
+            home,
+            limits,
+            image_stores: options.image_stores,
+        })
+    }
+
+    pub(super) fn tree_of(&self, dir: OwnedFd) -> LayerTree {
+        LayerTree {
+            dir,
+            whiteouts: WhiteoutFormat::Apply,
+            root_entry: true,
+            ignore_chown_errors: false,
+            force_mask: None,
+            in_user_namespace: privilege::is_rootless(),
+        }
+    }
+
+    /// Makes a layer at its place.
+    pub(super) fn create_at(
+        &self,
+        place: &Path,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+        limit: Option<u64>,
+    ) -> Result<()> {
+        let mut temp = None;
+        if options.new_owners().is_none() {
+            self.home.clear_place(place, &mut temp)?;
+            let dir = self.home.subvolume(place, parent, options)?;
+            return self.limits.set(id, dir.as_fd(), limit);
+        }
+        // Nobody sees a layer of which some files have their new owners.
+        let mut building = TempDir::create(&self.home.temp_dirs())?;
+        let path = building.addition();
+        let dir = self.home.subvolume(&path, parent, options)?;
+        self.home.clear_place(place, &mut temp)?;
+        self.limits.set(id, dir.as_fd(), limit)?;
+        at::rename(&path, place).at("moving a layer's subvolume to", place)
+    }
+}

@@ -1,0 +1,94 @@
+//! File systems of the kind btrfs, in memory: one that all tests of a process share, and ones of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+/// Names a directory on a btrfs that is there already, for processes that may not mount one.
+pub(crate) const VARIABLE: &str = "GRAPHROOT_TEST_BTRFS";
+
+/// Makes a file system, mounts it, says so, and takes it away when its standard input ends: at the latest with the process
+/// that has the other end. Arguments: the directory for it.
+const SCRIPT: &str = r#"set -e
+dir=$1
+end() {
+    umount --quiet --lazy "$dir/mounted" || true
+    rm -rf --one-file-system "$dir"
+}
+trap end EXIT
+trap "" INT TERM
+truncate --size 4G "$dir/image"
+mkfs.btrfs -q "$dir/image" >/dev/null
+mkdir "$dir/mounted"
+mount "$dir/image" "$dir/mounted"
+chmod 0755 "$dir" "$dir/mounted"
+echo ready
+read -r line || true
+"#;
+
+/// A mounted file system. It goes when this is dropped, or the process ends.
+#[derive(Debug)]
+pub(crate) struct Btrfs {
+    dir: PathBuf,
+    program: Option<Child>,
+}
+
+impl Btrfs {
+    /// Makes one; else says why that cannot be.
+    pub(crate) fn new() -> Result<Self, &'static str> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("a btrfs is mounted by root");
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("graphroot-test-btrfs-")
+            .tempdir_in("/dev/shm")
+            .unwrap()
+            .keep();
+        let mut program = Command::new("sh")
+            .args(["-c", SCRIPT, "sh"])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut output = std::io::BufReader::new(program.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut output, &mut said).unwrap();
+        let made = Self {
+            dir: dir.join("mounted"),
+            program: Some(program),
+        };
+        match said.trim() {
+            "ready" => Ok(made),
+            _ => Err("a btrfs cannot be made and mounted here"),
+        }
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Btrfs {
+    fn drop(&mut self) {
+        if let Some(program) = &mut self.program {
+            drop(program.stdin.take());
+            program.wait().unwrap();
+        }
+    }
+}
+
+/// The directory of the one that all share; else why there is none.
+pub(crate) fn shared() -> Result<&'static Path, &'static str> {
+    // Never dropped: it goes with the process.
+    static SHARED: OnceLock<Result<Btrfs, &'static str>> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| match std::env::var_os(VARIABLE) {
+        Some(dir) => Ok(Btrfs {
+            dir: dir.into(),
+            program: None,
+        }),
+        None => Btrfs::new(),
+    });
+    shared.as_ref().map(Btrfs::path).map_err(|why| *why)
+}
