@@ -23,7 +23,6 @@ pub(crate) mod random;
 mod read_spare;
 pub(crate) mod reserve;
 pub(crate) mod selinux;
-pub(crate) mod sha256_pair;
 pub(crate) mod spare;
 pub(crate) mod sparse_read;
 pub(crate) mod sync_tracker;

@@ -9,6 +9,5 @@ pub(crate) mod gzip;
 pub(crate) mod hash_queue;
 mod pace;
 pub(crate) mod parallel;
-mod sha256_state;
 pub(crate) mod stream_hash;
 pub(crate) mod zstd_frames;
