@@ -19,9 +19,10 @@ use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::layer_use::LayerUse;
 use crate::driver::new_owners::NewOwners;
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
+use crate::sys::tree;
 use crate::whiteout::{Namespace, WhiteoutFormat};
 
 /// The properties of a new layer.
@@ -176,6 +177,17 @@ pub struct DiskUsage {
     pub size: u64,
     /// Distinct inodes.
     pub inodes: u64,
+}
+
+impl DiskUsage {
+    /// That of the tree of a layer, which `dir` is.
+    pub(crate) fn of_tree(dir: BorrowedFd<'_>, id: &str) -> Result<Self> {
+        let usage = tree::usage(dir).during(format!("measuring layer {id:?}"))?;
+        Ok(Self {
+            size: usage.size,
+            inodes: usage.inodes,
+        })
+    }
 }
 
 /// What a storage driver can do beside making and mounting layers.
@@ -464,19 +476,27 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// The directories that hold the layer's changes against its direct parent `parent`; `None` if only a comparison of
     /// whole trees shows them ([`Driver::mount_private`] for both).
-    fn overlay_diff(&self, id: &str, parent: Option<&str>) -> Result<Option<OverlayDiff>>;
+    fn overlay_diff(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
+        Ok(None)
+    }
 
     /// The driver's report on itself, in the order in which it is shown.
-    fn status(&self) -> Vec<(String, String)>;
+    fn status(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 
     /// Paths of one layer by their well-known names (`UpperDir`, `LowerDir`, `WorkDir`, `MergedDir`).
-    fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>>;
+    fn metadata(&self, _id: &str) -> Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::new())
+    }
 
     /// Space used by the layer's own files; of a container's layer with limits by the count that they are held against.
     fn disk_usage(&self, id: &str) -> Result<DiskUsage>;
 
     /// Undoes what the driver has mounted for itself, at shutdown, and removes staging directories that no process uses.
-    fn cleanup(&self) -> Result<()>;
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Roots of additional read-only stores.
     fn additional_image_stores(&self) -> &[PathBuf];

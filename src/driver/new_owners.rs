@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::error::{Result, ResultExt as _};
+use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 
 /// The kernel's overflow IDs, which stand for IDs without a mapping.
@@ -39,10 +39,18 @@ impl NewOwners<'_> {
         }
     }
 
+    /// Refuses owners of whom none is container root: a layer whose root directory nobody in the container owns is of no use.
+    pub(crate) fn check_root(&self) -> Result<()> {
+        let root = self.to.to_host(Owner::default());
+        root.map(drop).map_err(|_not_mapped| {
+            ErrorKind::InvalidMappings.err("container ID 0 cannot be mapped to a host ID")
+        })
+    }
+
     /// The new owner of a file that `old` owns. Container IDs that are not mapped become the overflow ID.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidMappings`](crate::ErrorKind::InvalidMappings) if `old` is no owner in the container.
+    /// [`ErrorKind::InvalidMappings`] if `old` is no owner in the container.
     pub(crate) fn of(&self, old: Owner) -> Result<Owner> {
         Ok(self.to.to_host_or(self.inside(old)?, overflow()))
     }

@@ -12,7 +12,6 @@
 //! A new layer is copied and filled in `tempdirs` and renamed to its place. A crash leaves a whole layer, or a temporary
 //! directory that the next open removes.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use rustix::io::Errno;
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree, Leftover,
-    LeftoverKind, MountOptions, MountState, OverlayDiff, Staged,
+    LeftoverKind, MountOptions, MountState, Staged,
 };
 use crate::driver::copy::{self, CopyOptions};
 use crate::driver::layer_copy::{Copied, LayerCopy};
@@ -121,11 +120,7 @@ impl Vfs {
                 let below = self.open_tree(parent)?;
                 let owners = options.new_owners();
                 if let Some(owners) = owners {
-                    // A layer whose root directory nobody in the container owns is of no use.
-                    let root = owners.to.to_host(Owner::default());
-                    root.map_err(|_not_mapped| {
-                        ErrorKind::InvalidMappings.err("container ID 0 cannot be mapped to a host ID")
-                    })?;
+                    owners.check_root()?;
                 }
                 let copied = CopyOptions {
                     ignore_owners: self.options.ignore_chown_errors,
@@ -363,29 +358,8 @@ impl Driver for Vfs {
         Ok(vec![self.open_tree(id)?])
     }
 
-    fn overlay_diff(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
-        Ok(None)
-    }
-
-    fn status(&self) -> Vec<(String, String)> {
-        Vec::new()
-    }
-
-    fn metadata(&self, _id: &str) -> Result<BTreeMap<String, String>> {
-        Ok(BTreeMap::new())
-    }
-
     fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
-        let dir = self.open_tree(id)?;
-        let usage = tree::usage(dir.as_fd()).during(format!("measuring layer {id:?}"))?;
-        Ok(DiskUsage {
-            size: usage.size,
-            inodes: usage.inodes,
-        })
-    }
-
-    fn cleanup(&self) -> Result<()> {
-        Ok(())
+        DiskUsage::of_tree(self.open_tree(id)?.as_fd(), id)
     }
 
     fn additional_image_stores(&self) -> &[PathBuf] {

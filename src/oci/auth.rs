@@ -114,14 +114,6 @@ fn usual_files() -> Vec<PathBuf> {
     files
 }
 
-/// The keys that apply to an image, the narrowest first: `HOST/A/B`, `HOST/A`, `HOST`.
-fn keys(image: &RegistryRef) -> impl Iterator<Item = String> {
-    let whole = format!("{}/{}", image.registry(), image.repository());
-    std::iter::successors(Some(whole), |key| {
-        key.rsplit_once('/').map(|(wider, _)| wider.to_owned())
-    })
-}
-
 /// A key of a file without what old programs put around the host.
 fn host_of(key: &str) -> &str {
     let key = key
@@ -136,7 +128,7 @@ fn host_of(key: &str) -> &str {
 
 /// Credentials for an image's repository; anonymous if none are known.
 pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Result<Found> {
-    if let Some(given) = keys(image).find_map(|key| options.credentials.get(&key)) {
+    if let Some(given) = image.names().find_map(|key| options.credentials.get(&key)) {
         return Ok(Found {
             credentials: given.clone(),
             lack: None,
@@ -199,7 +191,7 @@ async fn find_in(
         true => &document,
         false => field(&document, "auths"),
     };
-    for key in keys(image) {
+    for key in image.names() {
         for (known, entry) in entries(auths, &key) {
             if let Some(credentials) = credentials_in(path, known, entry)? {
                 return Ok(Some(credentials));

@@ -128,11 +128,7 @@ impl Transfer {
 
     /// Goes on at the next place; there the first missing byte is asked for.
     fn next_place(&mut self, error: Error) -> Result<()> {
-        if self.places.is_last(self.place) {
-            return Err(error);
-        }
-        self.places.give_up(self.place, &error);
-        self.place += 1;
+        self.place = self.places.after(self.place, error)?;
         (self.repository, self.body, self.waits) = (None, None, None);
         Ok(())
     }

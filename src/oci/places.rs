@@ -56,19 +56,24 @@ impl Places {
     }
 
     /// Whether there is one behind it.
-    pub(crate) fn is_last(&self, place: usize) -> bool {
+    fn is_last(&self, place: usize) -> bool {
         place + 1 >= self.all.len()
     }
 
-    /// Notes that a place is not to be asked any more, if there is another one.
-    pub(crate) fn give_up(&self, place: usize, error: &Error) {
-        if !self.is_last(place) {
-            tracing::debug!(error = %error.chain(), ?self, place, "pulling from the next place");
-            // One that lacks one blob may have the others.
-            if error.kind() != ErrorKind::NotFound {
-                self.first.fetch_max(place + 1, Ordering::Relaxed);
-            }
+    /// The place to go on at where `place` has failed.
+    ///
+    /// # Errors
+    /// Its `error`, if there is none.
+    pub(crate) fn after(&self, place: usize, error: Error) -> Result<usize> {
+        if self.is_last(place) {
+            return Err(error);
         }
+        tracing::debug!(error = %error.chain(), ?self, place, "pulling from the next place");
+        // One that lacks one blob may have the others.
+        if error.kind() != ErrorKind::NotFound {
+            self.first.fetch_max(place + 1, Ordering::Relaxed);
+        }
+        Ok(place + 1)
     }
 
     /// The repository at a place.
@@ -83,7 +88,7 @@ impl Places {
                 .repository(&source.image, Access::Pull, source.insecure);
             let mut repository = opened.await?;
             if !self.is_last(place) {
-                repository.limit_retries(RETRIES_BEFORE_LAST);
+                repository.retry = self.registries.retry(RETRIES_BEFORE_LAST);
             }
             Ok(Arc::new(repository))
         });
@@ -124,18 +129,20 @@ impl Places {
             };
             match answer {
                 Ok(answer) => return Ok((place, answer)),
-                Err(error) if self.is_last(place) && failed.is_empty() => return Err(error),
-                Err(error) if self.is_last(place) => {
-                    return Err(error.context(format!("(Mirrors also failed: {})", failed.join("\n"))));
-                }
                 Err(error) => {
-                    self.give_up(place, &error);
-                    if let Some((source, _)) = self.all.get(place) {
-                        failed.push(format!("[{}: {}]", source.image, error.chain()));
-                    }
+                    let told = match self.all.get(place) {
+                        Some((source, _)) => format!("[{}: {}]", source.image, error.chain()),
+                        None => error.chain(),
+                    };
+                    place = self
+                        .after(place, error)
+                        .map_err(|error| match failed.is_empty() {
+                            true => error,
+                            false => error.context(format!("(Mirrors also failed: {})", failed.join("\n"))),
+                        })?;
+                    failed.push(told);
                 }
             }
-            place += 1;
         }
     }
 }

@@ -227,9 +227,7 @@ fn scopes(image: &ImageRef) -> (&'static str, Vec<String>) {
     let (transport, mut scopes) = match image {
         ImageRef::Registry(reference) => {
             let mut scopes = vec![reference.to_string()];
-            let name = format!("{}/{}", reference.registry(), reference.repository());
-            let parents = std::iter::successors(Some(&*name), |name| Some(name.rsplit_once('/')?.0));
-            scopes.extend(parents.map(str::to_owned));
+            scopes.extend(reference.names());
             let host = reference.registry().split(':').next().unwrap_or_default();
             let domains = std::iter::successors(Some(host), |host| Some(host.split_once('.')?.1));
             scopes.extend(domains.skip(1).map(|domain| format!("*.{domain}")));

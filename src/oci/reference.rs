@@ -87,6 +87,18 @@ impl RegistryRef {
         self.digest.as_ref()
     }
 
+    /// `REGISTRY/REPOSITORY`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
+    /// The names that stand for it and others, the narrowest first: `HOST/A/B`, `HOST/A`, `HOST`.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        std::iter::successors(Some(self.name()), |name| {
+            name.rsplit_once('/').map(|(wider, _)| wider.to_owned())
+        })
+    }
+
     /// Host and port that requests go to.
     pub(crate) fn host(&self) -> &str {
         match self.registry.as_str() {
@@ -212,7 +224,7 @@ pub(crate) fn full_name(name: &str) -> Result<String> {
 pub(crate) fn own_name(name: &str) -> Result<String> {
     let host = name.split_once('/').map(|(host, _)| host);
     match host {
-        Some(host) if host == "localhost" || host.contains(['.', ':']) => full_name(name),
+        Some(host) if registry_name::is_registry(host) => full_name(name),
         _ => full_name(&format!("localhost/{name}")),
     }
 }

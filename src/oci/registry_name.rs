@@ -57,7 +57,7 @@ fn read(text: &str) -> Result<RegistryName> {
         None => (rest, None),
     };
     let (domain, path) = match name.split_once('/') {
-        Some((domain, path)) if domain == "localhost" || domain.contains(['.', ':']) => (domain, path),
+        Some((domain, path)) if is_registry(domain) => (domain, path),
         _ => (HUB, name),
     };
     if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -85,6 +85,11 @@ fn read(text: &str) -> Result<RegistryName> {
         tag: tag.map(str::to_owned),
         digest,
     })
+}
+
+/// Whether what stands before the first slash of a name is a registry, not the beginning of a path.
+pub(super) fn is_registry(text: &str) -> bool {
+    text == "localhost" || text.contains(['.', ':'])
 }
 
 fn invalid(what: &str) -> Error {

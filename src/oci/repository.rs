@@ -58,6 +58,11 @@ impl Registries {
         }
     }
 
+    /// Has requests repeated as the options say, but `most` times at the most.
+    pub(crate) fn retry(&self, most: u32) -> RetryPolicy {
+        RetryPolicy::new(&self.options, most)
+    }
+
     fn range_limits(&self, registry: &str) -> Arc<RangeLimits> {
         let mut all = self.range_limits.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry(registry.to_owned()).or_default())
@@ -148,7 +153,7 @@ impl Registries {
             plain,
             scopes: vec![format!("repository:{}:{actions}", image.repository())],
             image: image.clone(),
-            retry: RetryPolicy::new(&self.options),
+            retry: self.retry(u32::MAX),
             range_limits: self.range_limits(image.registry()),
             registries: Arc::clone(self),
             in_pieces: AtomicBool::new(false),
@@ -194,12 +199,6 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Has requests repeated fewer times.
-    pub(crate) fn limit_retries(&mut self, most: u32) {
-        let retries = self.registries.options.retries.min(most);
-        self.retry = RetryPolicy::new(&self.registries.options.clone().retries(retries));
-    }
-
     /// The URL of something in this repository, `blobs/DIGEST` for example.
     pub(crate) fn url(&self, path: &str) -> Result<Url> {
         self.base.join(path).map_err(|error| {

@@ -73,8 +73,9 @@ pub(crate) struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    pub(crate) fn new(options: &RegistryOptions) -> Self {
-        let retries = usize::try_from(options.retries).unwrap_or(usize::MAX);
+    /// As the options say, but `most` times at the most.
+    pub(crate) fn new(options: &RegistryOptions, most: u32) -> Self {
+        let retries = usize::try_from(options.retries.min(most)).unwrap_or(usize::MAX);
         Self {
             builder: ExponentialBuilder::default()
                 .with_jitter()

@@ -1,6 +1,5 @@
 //! The driver's methods.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +10,11 @@ use crate::driver::btrfs::state::{Btrfs, NAME};
 use crate::driver::btrfs::unpack_dir;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, FoundLayer, LayerTree, Leftover,
-    LeftoverKind, MountOptions, MountState, OverlayDiff, Staged,
+    LeftoverKind, MountOptions, MountState, Staged,
 };
 use crate::driver::copy;
 use crate::driver::layer_copy::{Copied, LayerCopy};
-use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::{self, TempDir};
 use crate::sys::tree;
@@ -174,30 +173,8 @@ impl Driver for Btrfs {
         Ok(vec![self.home.open_layer(id)?])
     }
 
-    fn overlay_diff(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
-        Ok(None)
-    }
-
-    fn status(&self) -> Vec<(String, String)> {
-        // What Go tells is the version of the library that it was built with.
-        Vec::new()
-    }
-
-    fn metadata(&self, _id: &str) -> Result<BTreeMap<String, String>> {
-        Ok(BTreeMap::new())
-    }
-
     fn disk_usage(&self, id: &str) -> Result<DiskUsage> {
-        let dir = self.home.open_layer(id)?;
-        let usage = tree::usage(dir.as_fd()).during(format!("measuring layer {id:?}"))?;
-        Ok(DiskUsage {
-            size: usage.size,
-            inodes: usage.inodes,
-        })
-    }
-
-    fn cleanup(&self) -> Result<()> {
-        Ok(())
+        DiskUsage::of_tree(self.home.open_layer(id)?.as_fd(), id)
     }
 
     fn additional_image_stores(&self) -> &[PathBuf] {

@@ -10,7 +10,7 @@ use crate::driver::contract::{CreateOptions, Entry, EntryKind};
 use crate::driver::copy::{self, CopyOptions};
 use crate::driver::layer_id::check_id;
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::idmap::{IdMappings, Owner};
+use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
 use crate::sys::{at, btrfs, make_private_dir, privilege};
 
@@ -93,11 +93,7 @@ impl Home {
         let below = self.open_layer(parent)?;
         let owners = options.new_owners();
         if let Some(owners) = owners {
-            // A layer whose root directory nobody in the container owns is of no use.
-            let root = owners.to.to_host(Owner::default());
-            root.map_err(|_not_mapped| {
-                ErrorKind::InvalidMappings.err("container ID 0 cannot be mapped to a host ID")
-            })?;
+            owners.check_root()?;
         }
         let made = snapshot_or_copy(&below, path, options);
         // The parent may have been removed meanwhile.

@@ -326,11 +326,7 @@ impl Driver for Overlay {
             return Ok(usage);
         }
         let content = self.layer_tree(id)?;
-        let usage = tree::usage(content.dir.as_fd()).during(format!("measuring layer {id:?}"))?;
-        Ok(DiskUsage {
-            size: usage.size,
-            inodes: usage.inodes,
-        })
+        DiskUsage::of_tree(content.dir.as_fd(), id)
     }
 
     fn cleanup(&self) -> Result<()> {

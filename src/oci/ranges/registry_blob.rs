@@ -82,34 +82,30 @@ impl Reading {
                         transfer,
                     });
                 }
-                Err(error) => {
-                    may_go_on(&blob, place, error)?;
-                    place += 1;
-                }
+                Err(error) => place = after(&blob, place, error)?,
             }
         }
     }
 
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
         loop {
-            match self.transfer.next().await {
+            let place = match self.transfer.next().await {
                 Ok(chunk) => return Ok(chunk.map(|chunk| (chunk, self))),
-                Err(error) => may_go_on(&self.blob, self.place, error)?,
-            }
+                Err(error) => after(&self.blob, self.place, error)?,
+            };
             let wanted = self.transfer.into_wanted();
-            self = Self::begin(self.blob, self.place + 1, wanted).await?;
+            self = Self::begin(self.blob, place, wanted).await?;
         }
     }
 }
 
-/// The error of a place, if there is none behind it that would do better.
-fn may_go_on(blob: &Blob, place: usize, error: Error) -> Result<()> {
+/// The place to go on at, or the error of this one if no other would do better.
+fn after(blob: &Blob, place: usize, error: Error) -> Result<usize> {
     // The whole blob can be had of one that serves no ranges.
-    if blob.places.is_last(place) || error.kind() == ErrorKind::NotSupported {
-        return Err(error);
+    match error.kind() {
+        ErrorKind::NotSupported => Err(error),
+        _ => blob.places.after(place, error),
     }
-    blob.places.give_up(place, &error);
-    Ok(())
 }
 
 impl BlobSource for RegistryBlob {

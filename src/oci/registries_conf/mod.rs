@@ -87,7 +87,7 @@ impl Inner {
 
     /// What is configured for a name: the registry with the longest prefix.
     fn registry_of(&self, image: &RegistryRef) -> Option<&Registry> {
-        let name = format!("{}/{}", image.registry(), image.repository());
+        let name = image.name();
         let fitting = self
             .registries
             .values()

@@ -56,7 +56,7 @@ pub(super) fn is_domain(text: &str) -> bool {
 /// Whether what stands before the first slash of a name is a registry.
 fn has_registry(name: &str) -> bool {
     let domain = name.split_once('/').map(|(domain, _)| domain);
-    domain.is_some_and(|domain| domain == "localhost" || domain.contains(['.', ':']))
+    domain.is_some_and(registry_name::is_registry)
 }
 
 /// Splits a name that says no registry; `None` if it says one.
@@ -104,5 +104,5 @@ pub(super) fn alias_target(text: &str) -> Result<String> {
     if !has_registry(text) {
         return refuse("must contain registry and repository");
     }
-    Ok(format!("{}/{}", parsed.registry(), parsed.repository()))
+    Ok(parsed.name())
 }

@@ -133,19 +133,21 @@ async fn add_images(
 ) -> Result<HealOptions, CommandError> {
     use graphroot::oci::{PullOptions, Puller};
 
+    let from = call.flags.list(&flags::FROM);
+    // Whoever names a source means that one.
+    if from.is_empty() && !call.flags.list(&flags::FROM_STORE).is_empty() {
+        return Ok(options);
+    }
     let mut pull = PullOptions::default().registry(super::transfer::registry_options(call).await?);
     let platform = call.flags.text(&crate::flags::transfer::PLATFORM);
     if !platform.is_empty() {
         pull.platform = platform.parse()?;
     }
     let puller = Puller::new(store, pull);
-    let from = call.flags.list(&flags::FROM);
     for image in from {
         options = options.source(puller.layers_of(image.parse()?));
     }
-    // Whoever names a source means that one.
-    let names_none = from.is_empty() && call.flags.list(&flags::FROM_STORE).is_empty();
-    Ok(match names_none {
+    Ok(match from.is_empty() {
         true => options.source(puller.layers_by_name()),
         false => options,
     })
