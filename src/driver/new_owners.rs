@@ -73,7 +73,6 @@ impl NewOwners<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
     use crate::idmap::IdMap;
 
     fn maps(container: u32, host: u32, size: u32) -> IdMappings {

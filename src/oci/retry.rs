@@ -146,7 +146,7 @@ mod tests {
             .retries(retries)
             .backoff(Duration::from_millis(100))
             .max_wait(Duration::from_secs(3));
-        RetryPolicy::new(&options)
+        RetryPolicy::new(&options, u32::MAX)
     }
 
     #[test]
