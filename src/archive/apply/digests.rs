@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::archive::apply::target::ApplyOptions;
 use crate::archive::compress::hash_queue::HashQueue;
-use crate::archive::compress::stream_hash::StreamHash;
+use crate::archive::compress::stream_hash::ContentSums;
 use crate::compression::Compression;
 use crate::digest::{Digest, Hasher};
 use crate::error::{ErrorKind, Result};
@@ -20,17 +20,13 @@ pub(crate) struct HashQueues {
 impl HashQueues {
     /// Queues for the digests that are missing or to be checked.
     pub(crate) fn new(options: &mut ApplyOptions, compression: Compression) -> Self {
-        let contents = options.contents.take();
+        let contents = options.contents.take().map(ContentSums::new);
         let blob = hashers(options.original_digest.as_ref(), options.verify);
         let mut decoded = hashers(options.uncompressed_digest.as_ref(), options.verify);
-        let stream = |hashers: Vec<Hasher>| match contents {
-            Some(contents) => StreamHash::new(hashers).with_contents(contents),
-            None => StreamHash::new(hashers),
-        };
         if compression != Compression::None {
             return Self {
-                blob: Some(Arc::new(HashQueue::new(StreamHash::new(blob)))),
-                decoded: Arc::new(HashQueue::new(stream(decoded))),
+                blob: Some(Arc::new(HashQueue::new(blob, None))),
+                decoded: Arc::new(HashQueue::new(decoded, contents)),
             };
         }
         // Each algorithm once.
@@ -41,7 +37,7 @@ impl HashQueues {
         }
         Self {
             blob: None,
-            decoded: Arc::new(HashQueue::new(stream(decoded))),
+            decoded: Arc::new(HashQueue::new(decoded, contents)),
         }
     }
 
