@@ -2,21 +2,22 @@
 //! credential helpers.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
-use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::credential_helper::Helper;
 use super::files;
-use super::reference::RegistryRef;
+use super::reference;
 use super::registry_options::{Credentials, RegistryOptions};
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::error::{ErrorKind, Result};
 
-/// The longest file of credentials, or answer of a helper, that is read.
-const MAX_FILE: u64 = 1 << 20;
+/// The longest file of credentials that is read.
+pub(crate) const MAX_FILE: u64 = 1 << 20;
+
+/// What stands for the files among the helpers of `registries.conf`.
+pub(crate) const FILES: &str = "containers-auth.json";
 
 /// The file of old versions of Docker, which is the list of registries itself.
 const LEGACY: &str = ".dockercfg";
@@ -84,33 +85,45 @@ fn credentials_in(path: &Path, key: &str, entry: &Value) -> Result<Option<Creden
     Ok(Some(Credentials::password(user, password.trim_matches('\0'))))
 }
 
-/// The files that may hold credentials, in the order in which image programs look.
-fn usual_files() -> Vec<PathBuf> {
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    if let Some(file) = variable("REGISTRY_AUTH_FILE") {
-        return vec![file];
+/// A variable of the process that is set and not empty, as a path.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+}
+
+/// The file that the environment names for credentials, and whether it is Docker's.
+pub(crate) fn named_by_environment() -> Option<(PathBuf, bool)> {
+    match (variable("REGISTRY_AUTH_FILE"), variable("DOCKER_CONFIG")) {
+        (Some(file), _) => Some((file, false)),
+        (None, dir) => dir.map(|dir| (dir.join("config.json"), true)),
     }
-    let mut files = Vec::new();
+}
+
+/// The file of this session of the user, to which credentials are written.
+pub(crate) fn session_file() -> PathBuf {
     let user = rustix::process::getuid().as_raw();
     match variable("XDG_RUNTIME_DIR") {
-        Some(dir) => files.push(dir.join("containers/auth.json")),
-        None => files.push(format!("/run/containers/{user}/auth.json").into()),
+        Some(dir) => dir.join("containers/auth.json"),
+        None => format!("/run/containers/{user}/auth.json").into(),
     }
+}
+
+/// The files that may hold credentials, in the order in which Podman looks: only the one that the environment names, if it
+/// does.
+pub(crate) fn usual_files() -> Vec<PathBuf> {
+    if let Some((file, _)) = named_by_environment() {
+        return vec![file];
+    }
+    let mut files = vec![session_file()];
     let home = variable("HOME");
     if let Some(dir) = variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")))
     {
         files.push(dir.join("containers/auth.json"));
     }
-    match (variable("DOCKER_CONFIG"), &home) {
-        (Some(dir), _) => files.push(dir.join("config.json")),
-        (None, Some(home)) => files.push(home.join(".docker/config.json")),
-        (None, None) => {}
+    if let Some(home) = home {
+        files.extend([home.join(".docker/config.json"), home.join(LEGACY)]);
     }
-    files.extend(home.map(|home| home.join(LEGACY)));
     files
 }
 
@@ -126,39 +139,97 @@ fn host_of(key: &str) -> &str {
     }
 }
 
-/// Credentials for an image's repository; anonymous if none are known.
-pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Result<Found> {
-    if let Some(given) = image.names().find_map(|key| options.credentials.get(&key)) {
+/// Credentials for `HOST[:PORT]` or a namespace or repository in it; anonymous if none are known.
+pub(crate) async fn find(scope: &str, options: &RegistryOptions) -> Result<Found> {
+    if let Some(given) = reference::widening(scope).find_map(|key| options.credentials.get(key)) {
         return Ok(Found {
             credentials: given.clone(),
             lack: None,
         });
     }
-    let named = options.auth_file.as_ref();
-    let files = named.map_or_else(usual_files, |file| vec![file.clone()]);
-    let mut lack = None;
-    for file in files {
-        let bytes = match files::read_small(file.clone(), MAX_FILE).await {
-            Ok(bytes) => bytes,
-            // A file that was named has to exist; the usual ones need not, and may belong to another user.
-            Err(error) if named.is_some() => return Err(error.context("looking for credentials")),
-            Err(error) => {
-                if error.io_kind() != Some(std::io::ErrorKind::NotFound) {
-                    tracing::debug!(error = %error.chain(), "skipping a file of credentials");
-                }
-                continue;
-            }
+    let lookup = Lookup {
+        files: options
+            .auth_file
+            .as_ref()
+            .map_or_else(usual_files, |file| vec![file.clone()]),
+        must_exist: options.auth_file.is_some(),
+        helpers: options.registries_conf.credential_helpers(),
+        limit: options.stall,
+    };
+    lookup.find(scope).await
+}
+
+/// Where credentials are looked for.
+#[derive(Debug)]
+pub(crate) struct Lookup<'a> {
+    pub(crate) files: Vec<PathBuf>,
+    /// Whether a file that is not there is an error: the usual ones need not, and may belong to another user.
+    pub(crate) must_exist: bool,
+    /// The helpers of `registries.conf`, one of which may stand for the files; none is the files only.
+    pub(crate) helpers: &'a [String],
+    /// How long a helper may take.
+    pub(crate) limit: Duration,
+}
+
+impl Lookup<'_> {
+    pub(crate) async fn find(&self, scope: &str) -> Result<Found> {
+        let mut lack = None;
+        let only_files = [FILES.to_owned()];
+        let helpers = if self.helpers.is_empty() {
+            &only_files
+        } else {
+            self.helpers
         };
-        if let Some(credentials) = find_in(&bytes, image, &file, options.stall, &mut lack).await? {
-            return Ok(Found {
-                credentials,
-                lack: None,
-            });
+        for helper in helpers {
+            let found = match helper.as_str() {
+                FILES => self.find_in_files(scope, &mut lack).await?,
+                helper => {
+                    let asked = Helper::new(helper, self.limit);
+                    let asked = asked.get(reference::registry_of(scope)).await;
+                    or_lack(asked, &mut lack)
+                }
+            };
+            if let Some(credentials) = found {
+                return Ok(Found {
+                    credentials,
+                    lack: None,
+                });
+            }
         }
+        Ok(Found {
+            credentials: Credentials::Anonymous,
+            lack,
+        })
     }
-    Ok(Found {
-        credentials: Credentials::Anonymous,
-        lack,
+
+    async fn find_in_files(&self, scope: &str, lack: &mut Option<String>) -> Result<Option<Credentials>> {
+        for file in &self.files {
+            let bytes = match files::read_small(file.clone(), MAX_FILE).await {
+                Ok(bytes) => bytes,
+                Err(error) if self.must_exist => return Err(error.context("looking for credentials")),
+                Err(error) => {
+                    if error.io_kind() != Some(std::io::ErrorKind::NotFound) {
+                        tracing::debug!(error = %error.chain(), "skipping a file of credentials");
+                    }
+                    continue;
+                }
+            };
+            let found = find_in(&bytes, scope, file, self.limit, lack).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The answer of a helper for all registries, also for those that want no credentials: it keeps nobody from public images, and
+/// the configuration may come from another machine. `lack` becomes why it does not answer.
+fn or_lack(asked: Result<Option<Credentials>>, lack: &mut Option<String>) -> Option<Credentials> {
+    asked.unwrap_or_else(|error| {
+        tracing::warn!(error = %error.chain(), "a credential helper does not answer");
+        lack.get_or_insert_with(|| error.chain());
+        None
     })
 }
 
@@ -167,7 +238,7 @@ pub(crate) async fn find(image: &RegistryRef, options: &RegistryOptions) -> Resu
 /// found.
 async fn find_in(
     bytes: &[u8],
-    image: &RegistryRef,
+    scope: &str,
     path: &Path,
     limit: Duration,
     lack: &mut Option<String>,
@@ -179,10 +250,10 @@ async fn find_in(
     let document: Value = serde_json::from_slice(bytes).map_err(|_secret| {
         ErrorKind::InvalidInput.err(format!("{} is no file of credentials", path.display()))
     })?;
-    for (key, helper) in entries(field(&document, "credHelpers"), image.registry()) {
+    for (key, helper) in entries(field(&document, "credHelpers"), reference::registry_of(scope)) {
         let helper = helper.as_str().unwrap_or_default();
         if !helper.is_empty()
-            && let Some(credentials) = ask(helper, key, limit).await?
+            && let Some(credentials) = Helper::new(helper, limit).get(key).await?
         {
             return Ok(Some(credentials));
         }
@@ -191,8 +262,8 @@ async fn find_in(
         true => &document,
         false => field(&document, "auths"),
     };
-    for key in image.names() {
-        for (known, entry) in entries(auths, &key) {
+    for key in reference::widening(scope) {
+        for (known, entry) in entries(auths, key) {
             if let Some(credentials) = credentials_in(path, known, entry)? {
                 return Ok(Some(credentials));
             }
@@ -202,92 +273,18 @@ async fn find_in(
     if helper.is_empty() {
         return Ok(None);
     }
-    let server = match image.registry() {
+    let server = match reference::registry_of(scope) {
         "docker.io" => "https://index.docker.io/v1/",
         other => other,
     };
-    // It is for all registries, also for those that want no credentials, and the file may come from another machine.
-    match ask(&helper, server, limit).await {
-        Err(error) => {
-            tracing::warn!(error = %error.chain(), "the store of credentials does not answer");
-            lack.get_or_insert_with(|| error.chain());
-            Ok(None)
-        }
-        found => found,
-    }
-}
-
-/// Asks the program `docker-credential-HELPER` for the credentials of a server.
-///
-/// # Cancellation
-/// The program is killed.
-async fn ask(helper: &str, server: &str, limit: Duration) -> Result<Option<Credentials>> {
-    let name = format!("docker-credential-{helper}");
-    // A file of credentials names a program of the search path, not any file.
-    if helper.contains('/') {
-        return Err(ErrorKind::InvalidInput.err(format!("{name:?} is no name of a credential helper")));
-    }
-    let asked = tokio::time::timeout(limit, run(&name, server)).await;
-    let answered = asked
-        .map_err(|_elapsed| ErrorKind::Registry.err(format!("{name} does not answer within {limit:?}")))?;
-    answered.map_err(|error| error.context(format!("asking {name} for credentials of {server:?}")))
-}
-
-async fn run(name: &str, server: &str) -> Result<Option<Credentials>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Answer {
-        username: Option<String>,
-        secret: Option<String>,
-    }
-    let mut child = tokio::process::Command::new(name)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .at("starting", name)?;
-    if let Some(mut input) = child.stdin.take()
-        && let Err(error) = input.write_all(server.as_bytes()).await
-        // A helper that does not read its input may answer all the same.
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        return Err(Error::io("writing to the helper", error));
-    }
-    let mut answer = Vec::new();
-    if let Some(output) = child.stdout.take() {
-        let mut output = output.take(MAX_FILE);
-        output
-            .read_to_end(&mut answer)
-            .await
-            .map_err(|error| Error::io("reading from the helper", error))?;
-    }
-    let status = child
-        .wait()
-        .await
-        .map_err(|error| Error::io("waiting for the helper", error))?;
-    if !status.success() {
-        // So every helper says that it has none; its other messages may hold secrets.
-        let text = String::from_utf8_lossy(&answer);
-        return match text.trim() {
-            "credentials not found in native keychain" => Ok(None),
-            _ => Err(ErrorKind::Registry.err(format!("it failed with {status}"))),
-        };
-    }
-    let answer: Answer = serde_json::from_slice(&answer)
-        .map_err(|_secret| ErrorKind::InvalidInput.err("it does not answer with credentials"))?;
-    let secret = answer.secret.unwrap_or_default();
-    Ok(match answer.username.as_deref() {
-        Some("<token>") => Some(Credentials::IdentityToken(secret)),
-        None | Some("") if secret.is_empty() => None,
-        username => Some(Credentials::password(username.unwrap_or_default(), secret)),
-    })
+    let asked = Helper::new(&helper, limit).get(server).await;
+    Ok(or_lack(asked, lack))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::RegistryRef;
 
     async fn lookup(file: &str, image: &str) -> Result<Option<Credentials>> {
         look_in("auth.json", file, image).await.0
@@ -295,8 +292,8 @@ mod tests {
 
     async fn look_in(path: &str, file: &str, image: &str) -> (Result<Option<Credentials>>, Option<String>) {
         let (limit, mut lack) = (Duration::from_secs(60), None);
-        let image = image.parse().unwrap();
-        let found = find_in(file.as_bytes(), &image, Path::new(path), limit, &mut lack).await;
+        let image: RegistryRef = image.parse().unwrap();
+        let found = find_in(file.as_bytes(), &image.name(), Path::new(path), limit, &mut lack).await;
         (found, lack)
     }
 
@@ -392,7 +389,7 @@ mod tests {
             .credentials_for("h.io/team", Credentials::password("narrow", "2"))
             .credentials_for("a.io", Credentials::Anonymous);
         let found = async |image: &str| {
-            let found = find(&image.parse().unwrap(), &options).await;
+            let found = find(image, &options).await;
             found.map(|found| found.credentials)
         };
         assert_eq!(

@@ -43,6 +43,8 @@
 //!   registries that are blocked or insecure) and `certs.d`, and [`Policy::load`] `policy.json`. A download that fails at a
 //!   mirror goes on elsewhere at the first missing byte. Signatures are not verified; where the policy wants one, nothing is
 //!   pulled.
+//! * **Logging in.** [`CredentialStore`] reads and changes what `podman login` keeps, in files and with credential helpers;
+//!   [`check_credentials`] asks a registry. Pulls and pushes look in the same places.
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
 //!   the whole process.
 //!
@@ -51,11 +53,14 @@
 mod archive_destination;
 mod archive_writer;
 mod auth;
+mod auth_file;
 mod certificates;
 mod challenge;
 mod configured;
 mod content_range;
 mod context;
+mod credential_helper;
+mod credential_store;
 mod destination;
 mod diff_ids;
 mod docker_archive;
@@ -67,6 +72,7 @@ mod layer_job;
 mod layers;
 mod layout;
 mod layout_writer;
+mod login;
 mod manifest;
 mod meter;
 mod offered;
@@ -96,7 +102,9 @@ mod tls;
 mod upload;
 mod wanted;
 
+pub use credential_store::CredentialStore;
 pub use image_layers::ImageLayers;
+pub use login::check_credentials;
 pub use options::{PullOptions, PushOptions};
 pub use platform::Platform;
 pub use policy::Policy;

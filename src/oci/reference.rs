@@ -94,17 +94,27 @@ impl RegistryRef {
 
     /// The names that stand for it and others, the narrowest first: `HOST/A/B`, `HOST/A`, `HOST`.
     pub(crate) fn names(&self) -> impl Iterator<Item = String> {
-        std::iter::successors(Some(self.name()), |name| {
-            name.rsplit_once('/').map(|(wider, _)| wider.to_owned())
-        })
+        let name = self.name();
+        let names: Vec<String> = widening(&name).map(str::to_owned).collect();
+        names.into_iter()
     }
+}
 
-    /// Host and port that requests go to.
-    pub(crate) fn host(&self) -> &str {
-        match self.registry.as_str() {
-            "docker.io" => "registry-1.docker.io",
-            other => other,
-        }
+/// A name and what it is in, the narrowest first: `HOST/A/B`, `HOST/A`, `HOST`.
+pub(crate) fn widening(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(name), |name| name.rsplit_once('/').map(|(wider, _)| wider))
+}
+
+/// The registry of a name in one.
+pub(crate) fn registry_of(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(registry, _)| registry)
+}
+
+/// Host and port that requests to a registry go to.
+pub(crate) fn host_of(registry: &str) -> &str {
+    match registry {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
     }
 }
 

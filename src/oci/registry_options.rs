@@ -150,8 +150,10 @@ pub struct RegistryOptions {
     /// Credentials by `HOST[:PORT]` or `HOST[:PORT]/NAMESPACE…`. The longest key that fits a repository is used, and no
     /// file is then read.
     pub credentials: BTreeMap<String, Credentials>,
-    /// A file of credentials instead of the usual ones (`$REGISTRY_AUTH_FILE`, `containers/auth.json` of the runtime
-    /// and the configuration directory, Docker's `config.json`).
+    /// A file of credentials instead of the usual ones: that which `REGISTRY_AUTH_FILE` names or `config.json` in the
+    /// directory that `DOCKER_CONFIG` names, or else `containers/auth.json` of the runtime and the configuration directory
+    /// and Docker's `config.json`. Where [`RegistryOptions::registries_conf`] has credential helpers, they are asked in its
+    /// order, `containers-auth.json` being the files.
     pub auth_file: Option<PathBuf>,
     /// TLS for registries without an entry in [`RegistryOptions::tls_by_registry`]. Registries on this machine
     /// (`localhost`, 127.0.0.0/8, `::1`) are reached without TLS unless they have one.

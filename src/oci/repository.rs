@@ -18,7 +18,7 @@ use super::auth;
 use super::certificates;
 use super::challenge::{self, Challenge};
 use super::range_limits::RangeLimits;
-use super::reference::RegistryRef;
+use super::reference::{self, RegistryRef};
 use super::registry_options::{Credentials, RegistryOptions, Transport};
 use super::response;
 use super::retry::{Failure, RetryPolicy};
@@ -117,6 +117,29 @@ impl Registries {
         found
     }
 
+    /// A connection to the registry of a name, which is `insecure` perhaps because a mirror is configured so.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`] if the registry is blocked.
+    pub(crate) async fn connect(&self, name: &str, insecure: bool) -> Result<Connection> {
+        let conf = &self.options.registries_conf;
+        conf.refuse_blocked(name)?;
+        let insecure = insecure || conf.is_insecure(name);
+        let registry = reference::registry_of(name);
+        let host = reference::host_of(registry);
+        let http = self.client(registry, insecure).await?;
+        let plain = match self.options.tls_of(registry, insecure).transport {
+            Transport::Plain => true,
+            Transport::Tls | Transport::TlsUnverified => false,
+            Transport::Insecure => self.is_without_tls(host, &http).await,
+        };
+        let scheme = if plain { "http" } else { "https" };
+        let url = format!("{scheme}://{host}/v2/");
+        let base = Url::parse(&url)
+            .map_err(|error| ErrorKind::InvalidInput.err(format!("{url:?}")).with_source(error))?;
+        Ok(Connection { http, base, plain })
+    }
+
     /// One repository, whose registry is `insecure` perhaps because a mirror is configured so.
     ///
     /// # Errors
@@ -127,30 +150,21 @@ impl Registries {
         access: Access,
         insecure: bool,
     ) -> Result<Repository> {
-        let conf = &self.options.registries_conf;
-        conf.refuse_blocked(image)?;
-        let insecure = insecure || conf.is_insecure(image);
-        let http = self.client(image.registry(), insecure).await?;
-        let plain = match self.options.tls_of(image.registry(), insecure).transport {
-            Transport::Plain => true,
-            Transport::Tls | Transport::TlsUnverified => false,
-            Transport::Insecure => self.is_without_tls(image.host(), &http).await,
-        };
-        let scheme = if plain { "http" } else { "https" };
-        let url = format!("{scheme}://{}/v2/{}/", image.host(), image.repository());
-        let base = Url::parse(&url)
-            .map_err(|error| ErrorKind::InvalidInput.err(format!("{url:?}")).with_source(error))?;
+        let name = image.name();
+        let connection = self.connect(&name, insecure).await?;
+        let base = connection.base.join(&format!("{}/", image.repository()));
+        let base = base.map_err(|error| ErrorKind::InvalidInput.err(name.clone()).with_source(error))?;
         let actions = match access {
             Access::Pull => "pull",
             Access::Push => "pull,push",
         };
-        let found = auth::find(image, &self.options).await?;
+        let found = auth::find(&name, &self.options).await?;
         Ok(Repository {
-            http,
+            http: connection.http,
             credentials: found.credentials,
             lack: found.lack,
             base,
-            plain,
+            plain: connection.plain,
             scopes: vec![format!("repository:{}:{actions}", image.repository())],
             image: image.clone(),
             retry: self.retry(u32::MAX),
@@ -160,6 +174,16 @@ impl Registries {
             session: tokio::sync::Mutex::default(),
         })
     }
+}
+
+/// How a registry is reached.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) http: Client,
+    /// `SCHEME://HOST/v2/`.
+    pub(crate) base: Url,
+    /// Whether without TLS.
+    pub(crate) plain: bool,
 }
 
 /// How a repository is talked to, as far as it has told.

@@ -10,6 +10,9 @@
     reason = "tests fail by panicking and print what they skip; other binaries use the support code too"
 )]
 
+#[cfg(feature = "pull")]
+#[path = "../pull/odd_registry.rs"]
+mod odd_registry;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -25,6 +28,8 @@ mod heal;
 mod help;
 mod id_mappings;
 mod kernels;
+#[cfg(feature = "pull")]
+mod login;
 mod many_layers;
 mod mistakes;
 mod one_store;

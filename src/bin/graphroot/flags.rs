@@ -170,3 +170,21 @@ pub(crate) mod transfer {
     pub(crate) const DOWNLOADS: Flag =
         Flag::text(&["-downloads"], "Number of blobs to download at the same time");
 }
+
+/// Flags of `login` and `logout`.
+#[cfg(feature = "pull")]
+pub(crate) mod login {
+    use super::Flag;
+    pub(crate) const COMPAT_AUTH_FILE: Flag = Flag::text(
+        &["-compat-auth-file"],
+        "Docker-compatible file of registry credentials to update instead",
+    );
+    pub(crate) const GET_LOGIN: Flag =
+        Flag::bool(&["-get-login"], "Print the current login user for the registry");
+    pub(crate) const USERNAME: Flag = Flag::text(&["-username", "u"], "Username for registry");
+    pub(crate) const PASSWORD: Flag = Flag::text(&["-password", "p"], "Password for registry");
+    pub(crate) const PASSWORD_STDIN: Flag =
+        Flag::bool(&["-password-stdin"], "Take the password from standard input");
+    pub(crate) const VERBOSE: Flag = Flag::bool(&["-verbose", "v"], "Print where the credentials are kept");
+    pub(crate) const ALL: Flag = Flag::bool(&["-all", "a"], "Remove the credentials for all registries");
+}

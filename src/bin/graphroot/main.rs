@@ -18,6 +18,8 @@ mod mflag;
 mod model;
 mod outcome;
 mod output;
+#[cfg(feature = "pull")]
+mod prompt;
 mod text;
 mod user_namespace;
 

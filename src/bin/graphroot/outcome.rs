@@ -25,6 +25,17 @@ pub(crate) enum CommandError {
     ClosedPipe,
 }
 
+#[cfg(feature = "pull")]
+impl CommandError {
+    /// The same error, with what was done when it happened.
+    pub(crate) fn context(self, what: &str) -> Self {
+        match self {
+            Self::Message(line) => Self::Message(format!("{what}: {line}")),
+            Self::ClosedPipe => Self::ClosedPipe,
+        }
+    }
+}
+
 impl From<Error> for CommandError {
     fn from(error: Error) -> Self {
         Self::Message(describe(&error))

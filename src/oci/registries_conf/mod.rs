@@ -86,12 +86,11 @@ impl Inner {
     }
 
     /// What is configured for a name: the registry with the longest prefix.
-    fn registry_of(&self, image: &RegistryRef) -> Option<&Registry> {
-        let name = image.name();
+    fn registry_of(&self, name: &str) -> Option<&Registry> {
         let fitting = self
             .registries
             .values()
-            .filter(|registry| registry.matches(&name).is_some());
+            .filter(|registry| registry.matches(name).is_some());
         // Of several of one length the first one.
         fitting.rev().max_by_key(|registry| registry.prefix.len())
     }
@@ -153,7 +152,7 @@ impl RegistriesConf {
         self.inner.mode
     }
 
-    /// Where credentials are looked for, in this order: `containers-auth.json` stands for the files, everything else is
+    /// Where credentials are looked for and kept, in this order: `containers-auth.json` stands for the files, everything else is
     /// the name of a program `docker-credential-NAME`. Empty if nothing is configured, which means the files.
     pub fn credential_helpers(&self) -> &[String] {
         &self.inner.credential_helpers
@@ -224,7 +223,7 @@ impl RegistriesConf {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if what the configuration makes of the name is no name.
     pub fn sources(&self, image: &RegistryRef) -> Result<Vec<PullSource>> {
-        match self.inner.registry_of(image) {
+        match self.inner.registry_of(&image.name()) {
             Some(registry) => registry.sources(image),
             None => Ok(vec![PullSource {
                 image: image.clone(),
@@ -234,20 +233,20 @@ impl RegistriesConf {
         }
     }
 
-    /// Whether the certificate of a registry is not verified, and HTTP will do.
-    pub(crate) fn is_insecure(&self, image: &RegistryRef) -> bool {
-        let registry = self.inner.registry_of(image);
+    /// Whether the certificate of the registry of a name is not verified, and HTTP will do.
+    pub(crate) fn is_insecure(&self, name: &str) -> bool {
+        let registry = self.inner.registry_of(name);
         registry.is_some_and(|registry| registry.endpoint.insecure)
     }
 
     /// Whether nothing must be asked of the registry of an image.
     pub fn is_blocked(&self, image: &RegistryRef) -> bool {
-        self.refuse_blocked(image).is_err()
+        self.refuse_blocked(&image.name()).is_err()
     }
 
-    /// Refuses an image of a registry that is blocked.
-    pub(crate) fn refuse_blocked(&self, image: &RegistryRef) -> Result<()> {
-        match self.inner.registry_of(image) {
+    /// Refuses a name in a registry that is blocked.
+    pub(crate) fn refuse_blocked(&self, name: &str) -> Result<()> {
+        match self.inner.registry_of(name) {
             Some(registry) if registry.blocked => {
                 let files = self.inner.files.iter();
                 let files: Vec<_> = files.map(|file| file.display().to_string()).collect();

@@ -47,7 +47,7 @@ fn prefixes_are_rewritten_and_the_longest_counts() {
     ] {
         assert_eq!(sources(&conf, name), [wanted], "{name}");
     }
-    assert!(conf.is_insecure(&image("a.io/team/x")) && !conf.is_insecure(&image("a.io/x")));
+    assert!(conf.is_insecure("a.io/team/x") && !conf.is_insecure("a.io/x"));
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_blocked_registry_is_refused() {
          [[registry]]
          location = 'a.io/free'",
     );
-    let error = conf.refuse_blocked(&image("a.io/x")).unwrap_err();
+    let error = conf.refuse_blocked("a.io/x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(
         error

@@ -12,6 +12,8 @@ mod heal;
 mod image_usage;
 mod layer_tree;
 mod list;
+#[cfg(feature = "pull")]
+mod login;
 mod mount;
 mod names;
 mod service;
@@ -28,7 +30,7 @@ use crate::flags::{
     new,
 };
 #[cfg(feature = "pull")]
-use crate::flags::{QUIET_TRANSFER, transfer as transfer_flags};
+use crate::flags::{QUIET_TRANSFER, login as login_flags, transfer as transfer_flags};
 use crate::global_arguments::GlobalArguments;
 use crate::help::{Help, Occasion};
 use crate::mflag::Flags;
@@ -221,6 +223,22 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or an OCI layout", 2, Some(2),
         [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::COMPRESSION, transfer_flags::LEVEL], transfer::push,
         ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app", "graphroot push --compression zstd:chunked app:1 docker://registry.example/app:1"]),
+    #[cfg(feature = "pull")]
+    Command {
+        opens_store: false,
+        ..command!(["login"], "[options [...]] [registry]", "Log in to a registry", 0, Some(1),
+            [transfer_flags::AUTH_FILE, login_flags::COMPAT_AUTH_FILE, transfer_flags::CERT_DIR, transfer_flags::TLS_VERIFY, transfer_flags::PLAIN_HTTP,
+             login_flags::USERNAME, login_flags::PASSWORD, login_flags::PASSWORD_STDIN, login_flags::GET_LOGIN, login_flags::VERBOSE], login::login,
+            ["graphroot login registry.example", "graphroot login --get-login registry.example",
+             "graphroot login -u user --password-stdin registry.example/team < password"])
+    },
+    #[cfg(feature = "pull")]
+    Command {
+        opens_store: false,
+        ..command!(["logout"], "[options [...]] [registry]", "Log out of a registry", 0, Some(1),
+            [transfer_flags::AUTH_FILE, login_flags::COMPAT_AUTH_FILE, login_flags::ALL], login::logout,
+            ["graphroot logout registry.example", "graphroot logout --all"])
+    },
     #[cfg(feature = "pull")]
     command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
         [JSON, heal_flags::FROM, heal_flags::FROM_STORE, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::PLATFORM], heal::heal,
