@@ -96,7 +96,7 @@ fn invalid(what: &str) -> Error {
     ErrorKind::InvalidInput.err(what.to_owned())
 }
 
-fn is_domain(text: &str) -> bool {
+pub(super) fn is_domain(text: &str) -> bool {
     let (host, port) = match text.split_once(':') {
         Some((host, port)) => (host, Some(port)),
         None => (text, None),

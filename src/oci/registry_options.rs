@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::proxies::Proxies;
 use super::registries_conf::RegistriesConf;
 
 /// Credentials for a registry. `Debug` shows no secret.
@@ -180,6 +181,8 @@ pub struct RegistryOptions {
     pub certificate_directories: Vec<PathBuf>,
     /// A directory of such certificates for all registries, instead.
     pub certificate_directory: Option<PathBuf>,
+    /// Which requests go through a proxy; by default as the environment of this process says.
+    pub proxies: Proxies,
 }
 
 impl Default for RegistryOptions {
@@ -197,6 +200,7 @@ impl Default for RegistryOptions {
             tls_verify: None,
             certificate_directories: Vec::new(),
             certificate_directory: None,
+            proxies: Proxies::from_environment(),
         }
     }
 }
@@ -309,6 +313,13 @@ impl RegistryOptions {
         self
     }
 
+    /// Sets [`RegistryOptions::proxies`].
+    #[must_use]
+    pub fn proxies(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
+        self
+    }
+
     /// How connections to a registry (`HOST[:PORT]`) are encrypted, one that is `insecure` by configuration perhaps.
     pub(crate) fn tls_of(&self, registry: &str, insecure: bool) -> TlsOptions {
         if let Some(own) = self.tls_by_registry.get(registry) {
@@ -326,7 +337,7 @@ impl RegistryOptions {
 }
 
 /// Whether a registry is on this machine.
-pub(crate) fn is_loopback(registry: &str) -> bool {
+fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => registry.split(':').next().unwrap_or_default(),

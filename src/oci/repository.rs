@@ -87,7 +87,7 @@ impl Registries {
                 true => tls,
                 false => certificates::add(tls, &options, &host)?,
             };
-            tls::http_client(&host, &tls, &options)
+            tls::http_client(&tls, &options)
         });
         let made = made
             .await

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
-use super::registry_options::{RegistryOptions, TlsOptions, Transport, is_loopback};
+use super::registry_options::{RegistryOptions, TlsOptions, Transport};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most redirections that are followed.
@@ -133,21 +133,19 @@ fn client_config(tls: &TlsOptions) -> Result<ClientConfig> {
     Ok(config)
 }
 
-/// A client for a registry with these TLS options. Blocking: reads the system's root certificates.
-pub(crate) fn http_client(
-    registry: &str,
-    tls: &TlsOptions,
-    options: &RegistryOptions,
-) -> Result<reqwest::Client> {
+/// A client with these TLS options. Blocking: reads the system's root certificates.
+pub(crate) fn http_client(tls: &TlsOptions, options: &RegistryOptions) -> Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
+        // None but those that the options name.
+        .no_proxy()
         .user_agent(concat!("graphroot/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(options.stall)
         .read_timeout(options.stall)
         .redirect(redirect::Policy::limited(MAX_REDIRECTS))
         .tls_backend_preconfigured(client_config(tls)?);
-    // As in Go: no proxy leads to this machine.
-    if is_loopback(registry) {
-        builder = builder.no_proxy();
+    if options.proxies.is_any() {
+        let proxies = options.proxies.clone();
+        builder = builder.proxy(reqwest::Proxy::custom(move |url| proxies.proxy_for(url)));
     }
     builder.build().map_err(|error| {
         ErrorKind::Registry
@@ -170,7 +168,7 @@ mod tests {
                 .root_certificate("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"),
             TlsOptions::default().identity(Some(ClientIdentity::from_pem("no", "key"))),
         ] {
-            let error = http_client("h.io", &tls, &options).unwrap_err();
+            let error = http_client(&tls, &options).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
         }
         assert!(

@@ -41,6 +41,7 @@ mod odd_pushes;
 mod odd_registry;
 mod offered_layers;
 mod policy;
+mod proxies;
 mod push;
 mod ranges;
 mod readable;

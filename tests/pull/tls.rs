@@ -15,7 +15,7 @@ use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
 
 /// Makes a certificate authority, and certificates of a server on this machine and of a client.
-fn make_certificates(dir: &Path) {
+pub(crate) fn make_certificates(dir: &Path) {
     let openssl = |words: &str| {
         let mut command = Command::new("openssl");
         command.current_dir(dir).args(words.split(' '));
