@@ -52,7 +52,7 @@
 //! | Key | Type | What it does here |
 //! |---|---|---|
 //! | `[storage]` | | |
-//! | `driver` | text | [`StoreOptions::driver`]: `overlay`, `btrfs`, `vfs` (`zfs` is known and refused when opened). Without it: what is on disk, else the first that works |
+//! | `driver` | text | [`StoreOptions::driver`]: `overlay`, `btrfs`, `zfs`, `vfs`. Without it: what is on disk, else the first that works |
 //! | `driver_priority` | list | [`StoreOptions::driver_priority`] |
 //! | `graphroot` | path | [`StoreOptions::graph_root`]; see below |
 //! | `runroot` | path | [`StoreOptions::run_root`]; see below |

@@ -14,16 +14,22 @@ mod copy_walk;
 mod filesystem_type;
 #[cfg(test)]
 mod go_tests;
+mod home_state;
 mod layer_copy;
 mod layer_id;
 mod layer_use;
+mod mount_flags;
 mod new_owners;
 pub(crate) mod options;
 mod overlay;
+mod program;
 mod project_quotas;
 mod quota;
 pub(crate) mod select;
+mod temporary_mount;
+mod unpack_dir;
 mod vfs;
+mod zfs;
 
 pub use crate::driver::contract::{DiskUsage, DriverCapabilities};
 

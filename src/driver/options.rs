@@ -155,6 +155,41 @@ impl BtrfsOptions {
     }
 }
 
+/// Options of the zfs driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ZfsOptions {
+    /// The dataset below which those of layers are; empty for the one that the graph root is in.
+    pub(super) dataset: String,
+    /// Mount options, joined by commas, used where the caller has none.
+    pub(super) mount_options: String,
+    /// Default limit of containers' layers, in bytes; 0 is none.
+    pub(super) size: u64,
+}
+
+impl ZfsOptions {
+    /// Reads the options that are for this driver.
+    pub(super) fn parse(options: &[String]) -> Result<Self> {
+        let mut parsed = Self::default();
+        for option in options {
+            let option = OptionString::parse(option)?;
+            if !matches!(option.driver.as_str(), "" | "zfs") {
+                continue;
+            }
+            match option.key.as_str() {
+                "fsname" => option.value.clone_into(&mut parsed.dataset),
+                "mountopt" => option.value.clone_into(&mut parsed.mount_options),
+                // The Go library's configuration has this option, but its driver refuses it.
+                "size" => {
+                    parsed.size = ram_in_bytes(option.value)
+                        .ok_or_else(|| option.invalid(&format!("invalid size: '{}'", option.value)))?;
+                }
+                _ => return Err(option.unknown()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +309,34 @@ mod tests {
             ("btrfs.nonsense=1", "unknown option \"nonsense\""),
         ] {
             let error = btrfs(option).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{option}");
+            assert!(error.chain().contains(text), "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn zfs_has_a_dataset_and_limits() {
+        let zfs = |options: &[&str]| {
+            let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+            ZfsOptions::parse(&options)
+        };
+        let parsed = zfs(&[
+            "zfs.fsname=pool/a",
+            "mountopt=nodev,noatime",
+            "ZFS.Size=1G",
+            "vfs.x=1",
+        ]);
+        let expected = ZfsOptions {
+            dataset: "pool/a".into(),
+            mount_options: "nodev,noatime".into(),
+            size: 1 << 30,
+        };
+        assert_eq!(parsed.unwrap(), expected);
+        for (option, text) in [
+            ("zfs.size=x", "invalid size: 'x'"),
+            ("zfs.imagestore=/usr", "unknown option \"imagestore\""),
+        ] {
+            let error = zfs(&[option]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{option}");
             assert!(error.chain().contains(text), "{}", error.chain());
         }

@@ -9,11 +9,12 @@ use crate::driver::config::DriverConfig;
 use crate::driver::contract::Driver;
 use crate::driver::overlay::Overlay;
 use crate::driver::vfs::Vfs;
+use crate::driver::zfs::Zfs;
 use crate::error::{ErrorKind, Result};
 use crate::options::driver::DRIVER_NAMES;
 
 /// Drivers to try in a new store. vfs copies whole trees and comes last.
-const PRIORITY: &[&str] = &["overlay", "btrfs", "vfs"];
+const PRIORITY: &[&str] = &["overlay", "btrfs", "zfs", "vfs"];
 
 /// Starts the driver for a graph root.
 pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
@@ -73,6 +74,7 @@ fn start(name: &str, config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     match name {
         "overlay" | "overlay2" => Ok(Arc::new(Overlay::open(config)?)),
         "btrfs" => Ok(Arc::new(Btrfs::open(config)?)),
+        "zfs" => Ok(Arc::new(Zfs::open(config)?)),
         "vfs" => Ok(Arc::new(Vfs::open(config)?)),
         _ => Err(ErrorKind::NotSupported
             .err(format!("storage driver {name:?}"))
@@ -111,12 +113,10 @@ mod tests {
         assert!(error.chain().contains("btrfs, vfs"), "{error:?}");
         config.name = Some("vfs".into());
         assert_eq!(open_driver(&config).unwrap().name(), "vfs");
-        for name in ["nonsense", "zfs"] {
-            config.name = Some(name.into());
-            let error = open_driver(&config).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::NotSupported);
-            assert!(error.chain().contains(name));
-        }
+        config.name = Some("nonsense".into());
+        let error = open_driver(&config).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
+        assert!(error.chain().contains("nonsense"));
     }
 
     #[test]

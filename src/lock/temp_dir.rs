@@ -20,6 +20,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,16 @@ pub(crate) struct TempDir {
     lock: Option<StagingLock>,
     /// Shared by deletions and additions, so that no name comes twice.
     counter: u64,
+    companion: Option<Companion>,
+}
+
+/// What goes with a temporary directory and is not in it.
+struct Companion(Box<dyn FnOnce() -> Result<()> + Send + Sync>);
+
+impl fmt::Debug for Companion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Companion")
+    }
 }
 
 impl TempDir {
@@ -64,6 +75,7 @@ impl TempDir {
                         path,
                         lock: Some(lock),
                         counter: 0,
+                        companion: None,
                     });
                 }
                 Err(error) => {
@@ -84,6 +96,24 @@ impl TempDir {
     #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The number in the names of the directory and its lock file: what is elsewhere and belongs to them can be named by it.
+    pub(crate) fn number(&self) -> &str {
+        let name = self.path.file_name().and_then(OsStr::to_str);
+        name.and_then(|name| name.strip_prefix(DIR_PREFIX))
+            .unwrap_or_default()
+    }
+
+    /// Has `remove` run before the directory is removed, in place of what was to run so far. If it fails, the directory
+    /// is left to the next recovery.
+    pub(crate) fn set_companion(&mut self, remove: impl FnOnce() -> Result<()> + Send + Sync + 'static) {
+        self.companion = Some(Companion(Box::new(remove)));
+    }
+
+    /// Nothing is to run any more before the directory is removed.
+    pub(crate) fn forget_companion(&mut self) {
+        self.companion = None;
     }
 
     fn next(&mut self, name: &OsStr) -> PathBuf {
@@ -123,6 +153,9 @@ impl TempDir {
         let Some(lock) = self.lock.take() else {
             return Ok(());
         };
+        if let Some(Companion(remove)) = self.companion.take() {
+            remove()?;
+        }
         tree::remove_tree(&self.path).at("removing temporary directory", &self.path)?;
         lock.remove()
     }
@@ -141,6 +174,12 @@ impl Drop for TempDir {
 /// Directories in use, by this process or another, are not touched. One that cannot be removed does not stop the
 /// others; the first failure is returned.
 pub(crate) fn recover(root: &Path) -> Result<()> {
+    recover_with(root, &mut |_number| Ok(()))
+}
+
+/// As [`recover`]; `companion` removes what goes with a directory of this number, before the directory. If it
+/// fails, the directory stays.
+pub(crate) fn recover_with(root: &Path, companion: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let mut suffixes = BTreeSet::new();
     for entry in list_dir_if_there(root)? {
         let name = entry?.file_name().into_vec();
@@ -154,7 +193,7 @@ pub(crate) fn recover(root: &Path) -> Result<()> {
     let mut unlinked = Vec::new();
     let mut first_failure: Option<Error> = None;
     for suffix in suffixes {
-        match recover_one(root, &suffix) {
+        match recover_one(root, &suffix, companion) {
             Ok(lock) => unlinked.extend(lock),
             Err(error) if first_failure.is_none() => first_failure = Some(error),
             Err(error) => tracing::warn!("{}", error.chain()),
@@ -185,11 +224,18 @@ pub(crate) fn stale(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The unlinked lock if there was something to recover, `None` if it is in use.
-fn recover_one(root: &Path, suffix: &[u8]) -> Result<Option<StagingLock>> {
+fn recover_one(
+    root: &Path,
+    suffix: &[u8],
+    companion: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<Option<StagingLock>> {
     let Some(lock) = StagingLock::try_acquire(&member(root, LOCK_PREFIX, suffix))? else {
         return Ok(None);
     };
     let dir = member(root, DIR_PREFIX, suffix);
+    if let Ok(number) = std::str::from_utf8(suffix) {
+        companion(number)?;
+    }
     tree::remove_tree(&dir)
         .at("removing", &dir)
         .context(|| "recovering a temporary directory of a killed process".to_owned())?;
@@ -268,6 +314,48 @@ mod tests {
         temp.remove().unwrap();
         assert!(names(&root).is_empty());
         drop(TempDir::create(&root).unwrap());
+        assert!(names(&root).is_empty());
+    }
+
+    #[test]
+    fn what_goes_with_a_directory_goes_first() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("tempdirs");
+        let other = tmp.path().join("other");
+        let fill = |temp: &mut TempDir| {
+            fs::write(&other, "").unwrap();
+            let (dir, other) = (temp.path().to_owned(), other.clone());
+            temp.set_companion(move || {
+                assert!(dir.exists());
+                std::fs::remove_file(&other).at("removing", &other)
+            });
+        };
+        let mut temp = TempDir::create(&root).unwrap();
+        fill(&mut temp);
+        drop(temp);
+        assert!(!other.exists() && names(&root).is_empty());
+
+        let mut temp = TempDir::create(&root).unwrap();
+        fill(&mut temp);
+        temp.forget_companion();
+        drop(temp);
+        assert!(other.exists() && names(&root).is_empty());
+
+        // What cannot be removed now is removed by the next recovery.
+        let mut temp = TempDir::create(&root).unwrap();
+        let number = temp.number().to_owned();
+        fill(&mut temp);
+        fs::remove_file(&other).unwrap();
+        temp.remove().unwrap_err();
+        assert_eq!(names(&root).len(), 2);
+        let mut seen = Vec::new();
+        let error = recover_with(&root, &mut |number| {
+            seen.push(number.to_owned());
+            Err(ErrorKind::Io.err("no"))
+        });
+        assert_eq!(error.unwrap_err().chain(), "no");
+        assert_eq!((seen, names(&root).len()), (vec![number], 2));
+        recover(&root).unwrap();
         assert!(names(&root).is_empty());
     }
 

@@ -86,7 +86,7 @@ pub struct StoreOptions {
     pub run_root: PathBuf,
     /// Directory for images and their layers, if they shall lie apart from the containers.
     pub image_store: Option<PathBuf>,
-    /// Name of the driver (`overlay`, `btrfs`, `vfs`); `None`: what is on disk already, else the first of
+    /// Name of the driver (`overlay`, `btrfs`, `zfs`, `vfs`); `None`: what is on disk already, else the first of
     /// [`StoreOptions::driver_priority`] that works here. The page [`drivers`](crate::drivers) says what works where.
     pub driver: Option<String>,
     /// Drivers to try, in this order; empty: the library's own order.

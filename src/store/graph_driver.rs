@@ -135,7 +135,7 @@ impl GraphDriver {
     }
 
     /// The paths of a layer by the names that the Go library gives them: `UpperDir`, `LowerDir`, `WorkDir` and
-    /// `MergedDir` with overlay, none with btrfs and vfs.
+    /// `MergedDir` with overlay, `Mountpoint` and `Dataset` with zfs, none with btrfs and vfs.
     ///
     /// Takes no lock.
     ///

@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::{Errno, Result};
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change, move_mount,
-    open_tree,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind, mount_change,
+    mount_remount, move_mount, open_tree,
 };
 
 use crate::sys::tree::mount_id;
@@ -111,6 +111,32 @@ pub(crate) fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::Pa
         .collect();
     found.sort_by_key(|point| std::cmp::Reverse(point.as_os_str().len()));
     found
+}
+
+/// The type and the source of the file system that a directory is on, as the mount table has them; `None` if this mount namespace
+/// has no such mount.
+pub(crate) fn type_and_source(dir: BorrowedFd<'_>) -> io::Result<Option<(String, String)>> {
+    let id = mount_id(dir)?;
+    Ok(parse_type_and_source(&std::fs::read("/proc/self/mountinfo")?, id))
+}
+
+fn parse_type_and_source(table: &[u8], id: u64) -> Option<(String, String)> {
+    let line = table.split(|byte| *byte == b'\n').find(|line| {
+        let first = line.split(|byte| *byte == b' ').next();
+        first.is_some_and(|first| first == id.to_string().as_bytes())
+    })?;
+    // A variable number of fields ends with a hyphen.
+    let mut fields = line
+        .split(|byte| *byte == b' ')
+        .skip_while(|field| *field != b"-")
+        .skip(1);
+    let mut next = || unescape(fields.next()?).into_os_string().into_string().ok();
+    Some((next()?, next()?))
+}
+
+/// Sets the flags of the mount at `path`. Other mounts of the same file system keep theirs.
+pub(crate) fn set_flags(path: &Path, flags: MountFlags) -> Result<()> {
+    mount_remount(path, flags | MountFlags::BIND, c"")
 }
 
 /// Reads the table's octal escapes (`\040` is a space). Anything else stays as it is.
@@ -237,6 +263,19 @@ mod tests {
             unescape(b"\\04x\\400\\"),
             std::path::PathBuf::from("\\04x\\400\\")
         );
+    }
+
+    #[test]
+    fn the_mount_table_tells_types_and_sources() {
+        let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            30 22 0:40 / /a rw,relatime shared:1 master:2 - fuse.zfs tank/a\\040b rw\n31 22 0:1 / /b rw\n";
+        let found = |id| parse_type_and_source(table, id);
+        assert_eq!(found(22), Some(("ext4".into(), "/dev/vda".into())));
+        assert_eq!(found(30), Some(("fuse.zfs".into(), "tank/a b".into())));
+        assert_eq!((found(31), found(3)), (None, None));
+        let proc = crate::sys::at::open_dir(Path::new("/proc")).unwrap();
+        let (kind, _source) = type_and_source(proc.as_fd()).unwrap().unwrap();
+        assert_eq!(kind, "proc");
     }
 
     #[test]

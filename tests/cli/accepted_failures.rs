@@ -142,7 +142,7 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
     },
     Accepted {
         key: "other-drivers",
-        why: "graphroot does not have this driver",
+        why: "Go looks for /dev/zfs, graphroot asks the program, and where there is none tells of that",
         lines: &["layers --storage-driver zfs: *"],
         ..ANY
     },

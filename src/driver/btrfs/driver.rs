@@ -7,13 +7,13 @@ use std::sync::Arc;
 use crate::driver::btrfs::home::{copy_of, empty_subvolume, stage_deletion};
 use crate::driver::btrfs::staged::StagedSubvolume;
 use crate::driver::btrfs::state::{Btrfs, NAME};
-use crate::driver::btrfs::unpack_dir;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, FoundLayer, LayerTree, Leftover,
     LeftoverKind, MountOptions, MountState, Staged,
 };
 use crate::driver::copy;
 use crate::driver::layer_copy::{Copied, LayerCopy};
+use crate::driver::unpack_dir;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::{self, TempDir};

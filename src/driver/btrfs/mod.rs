@@ -26,6 +26,5 @@ mod staged;
 mod state;
 #[cfg(test)]
 mod tests;
-mod unpack_dir;
 
 pub(super) use state::Btrfs;

@@ -8,10 +8,9 @@ use rustix::io::Errno;
 
 use crate::driver::btrfs::home::stage_deletion;
 use crate::driver::btrfs::state::Btrfs;
-use crate::driver::btrfs::unpack_dir::UnpackDir;
 use crate::driver::contract::{CreateOptions, LayerTree, Staged};
-use crate::driver::copy;
 use crate::driver::layer_copy::LayerCopy;
+use crate::driver::unpack_dir::{self, UnpackDir};
 use crate::error::{IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
@@ -78,12 +77,7 @@ impl Staged for StagedSubvolume {
         into: BorrowedFd<'_>,
         move_all: &mut dyn FnMut(BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
-        let unpack_dir = UnpackDir::make(into)?;
-        let from = self.reopen()?;
-        let moved = copy::copy_all(from.as_fd(), unpack_dir.dir().as_fd())
-            .and_then(|()| move_all(unpack_dir.dir().as_fd()));
-        let removed = unpack_dir.remove();
-        moved.and(removed)
+        unpack_dir::move_copy(self.reopen()?.as_fd(), into, move_all)
     }
 
     fn into_copy(mut self: Box<Self>, id: &str) -> Result<LayerCopy> {

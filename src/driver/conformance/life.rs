@@ -12,7 +12,12 @@ pub(super) fn removal_is_immediate_and_deletion_deferred(setup: &Setup) {
     assert!(setup.link_ids() < names || !setup.is_overlay());
     assert_eq!(
         fs::read_dir(temp.path()).unwrap().count(),
-        if setup.is_overlay() { 2 } else { 1 }
+        match setup.driver.name() {
+            "overlay" => 2,
+            // A dataset is no directory.
+            "zfs" => 0,
+            _ => 1,
+        }
     );
     drop(temp);
     setup.nothing_temporary();
@@ -42,6 +47,9 @@ pub(super) fn leftovers_are_replaced(setup: &Setup) {
     assert_eq!(setup.seen("staged"), pairs(&[("new", "")]));
     assert_eq!(setup.link_ids(), names);
     setup.nothing_temporary();
+    if setup.is_zfs() {
+        return;
+    }
     // Entries that are no layers.
     fs::create_dir(setup.dir("empty")).unwrap();
     fs::write(setup.dir("file"), "").unwrap();
@@ -145,6 +153,26 @@ pub(super) fn layers_are_listed_and_described(setup: &Setup) {
     assert!(setup.driver.exists("a") && !setup.driver.exists("c"));
     assert!(setup.driver.home().starts_with(&setup.config.root));
     let (status, metadata) = (setup.driver.status(), setup.driver.metadata("b").unwrap());
+    if setup.is_zfs() {
+        let names: Vec<&str> = status.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = [
+            "Zpool",
+            "Zpool Health",
+            "Parent Dataset",
+            "Space Used By Parent",
+            "Space Available",
+            "Parent Quota",
+            "Compression",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!((status[1].1.as_str(), status[5].1.as_str()), ("ONLINE", "no"));
+        assert!(status[3].1.parse::<u64>().unwrap() > 0, "{status:?}");
+        assert_eq!(metadata["Mountpoint"], setup.target("b").to_str().unwrap());
+        assert_eq!(metadata["Dataset"], format!("{}/b", status[2].1));
+        let error = setup.driver.metadata("c").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::LayerUnknown);
+        return;
+    }
     if !setup.is_overlay() {
         assert_eq!((status.len(), metadata.len()), (0, 0));
         return;
@@ -174,7 +202,9 @@ pub(super) fn layers_are_listed_and_described(setup: &Setup) {
 pub(super) fn entries_have_kinds(setup: &Setup) {
     setup.create("a", None);
     fs::write(setup.driver.home().join("strange"), "").unwrap();
-    fs::write(setup.dir("file"), "").unwrap();
+    if !setup.is_zfs() {
+        fs::write(setup.dir("file"), "").unwrap();
+    }
     drop(setup.stage(None));
     let kind = |name: &str| {
         let entries = setup.driver.list().unwrap();
@@ -189,15 +219,19 @@ pub(super) fn entries_have_kinds(setup: &Setup) {
         &["l", ".has-mount-program"]
     } else if setup.driver.name() == "btrfs" {
         &["subvolumes"]
+    } else if setup.is_zfs() {
+        &["graph"]
     } else {
         &["dir"]
     };
+    if setup.is_zfs() {
+        setup.mount("a", &[]);
+    }
     for name in internal {
         assert_eq!(kind(name), EntryKind::Internal, "{name}");
     }
-    for name in ["strange", "file"] {
-        assert_eq!(kind(name), EntryKind::Unknown, "{name}");
-    }
+    assert_eq!(kind("strange"), EntryKind::Unknown);
+    assert!(setup.is_zfs() || kind("file") == EntryKind::Unknown);
     assert_eq!(setup.driver.list_layers().unwrap(), ["a"]);
 }
 
@@ -208,7 +242,9 @@ pub(super) fn names_of_a_layer_are_told(setup: &Setup) {
         let dirs = setup.driver.names_to_sync(id).unwrap();
         let tree = setup.dir(id);
         assert!(dirs.iter().all(|dir| dir.is_dir()), "{dirs:?}");
-        assert!(dirs.iter().any(|dir| Some(&**dir) == tree.parent()), "{dirs:?}");
+        // The names of datasets are on disk when they are made.
+        let is_told = dirs.iter().any(|dir| Some(&**dir) == tree.parent());
+        assert_eq!(is_told, !setup.is_zfs(), "{dirs:?}");
         if setup.is_overlay() {
             assert!(
                 dirs.contains(&tree) && dirs.contains(&setup.driver.home().join("l")),
@@ -222,7 +258,7 @@ pub(super) fn names_of_a_layer_are_told(setup: &Setup) {
 
 pub(super) fn limits_need_quotas(setup: &Setup) {
     setup.create("a", None);
-    if setup.driver.name() == "btrfs" {
+    if matches!(setup.driver.name(), "btrfs" | "zfs") {
         // Tests of its own set limits, on a file system of their own.
         assert!(setup.driver.capabilities().quota);
         return;
@@ -247,6 +283,8 @@ pub(super) fn bad_ids_are_refused(setup: &Setup) {
     let options = CreateOptions::default();
     let reserved: &[&str] = if setup.is_overlay() {
         &["l", "staging", "tempdirs"]
+    } else if setup.is_zfs() {
+        &["a@b", "a b", "graphroot-1-new"]
     } else {
         &[]
     };

@@ -11,6 +11,8 @@ mod mounts;
 mod stores;
 #[path = "../../../tests/support/user.rs"]
 mod user;
+#[path = "../../../tests/support/zfs.rs"]
+pub(crate) mod zfs;
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -81,6 +83,8 @@ impl MountGuard {
 impl Drop for MountGuard {
     fn drop(&mut self) {
         for mounted in mounts_below(&self.0).unwrap_or_default() {
+            // Programs that serve mounts have to know first that files are closed.
+            let _answer = rustix::fs::statfs(&mounted);
             if let Err(error) = unmount_lazily(&mounted) {
                 eprintln!("cannot unmount {}: {error}", mounted.display());
             }
@@ -95,6 +99,7 @@ struct Setup {
     // In this order: the directory can only be removed when nothing is mounted in it.
     _guard: MountGuard,
     _tmp: tempfile::TempDir,
+    _dataset: Option<zfs::Dataset>,
 }
 
 impl Setup {
@@ -110,7 +115,15 @@ impl Setup {
         if !possible {
             return None;
         }
+        let mut dataset = None;
         let place = match variant.driver {
+            "zfs" => match zfs::Dataset::new() {
+                Ok(made) => dataset.insert(made).path().to_owned(),
+                Err(why) => {
+                    skip(why);
+                    return None;
+                }
+            },
             "btrfs" => match btrfs::shared() {
                 Ok(dir) => dir.to_owned(),
                 Err(why) => {
@@ -146,11 +159,35 @@ impl Setup {
             config,
             _guard: guard,
             _tmp: tmp,
+            _dataset: dataset,
         })
     }
 
     fn is_overlay(&self) -> bool {
         self.driver.name() == "overlay"
+    }
+
+    fn is_zfs(&self) -> bool {
+        self.driver.name() == "zfs"
+    }
+
+    /// Whether a layer is seen through a mount.
+    fn mounts(&self) -> bool {
+        self.is_overlay() || self.is_zfs()
+    }
+
+    /// Whether mounts without a path are possible: zfs-fuse mounts a layer at one place only.
+    fn mounts_privately(&self) -> bool {
+        let known = fs::read_to_string("/proc/filesystems").unwrap();
+        !self.is_zfs() || known.lines().any(|line| line.ends_with("\tzfs"))
+    }
+
+    /// Where a layer of this driver's own home is mounted.
+    fn target(&self, id: &str) -> PathBuf {
+        match self.is_zfs() {
+            true => self.driver.home().join("graph").join(id),
+            false => self.dir(id).join("merged"),
+        }
     }
 
     /// Whether a layer's own directory holds its changes.
@@ -260,6 +297,7 @@ impl Setup {
         match self.driver.name() {
             "overlay" => home.join(id),
             "btrfs" => home.join("subvolumes").join(id),
+            "zfs" => self.target(id),
             _ => home.join("dir").join(id),
         }
     }
@@ -294,6 +332,11 @@ impl Setup {
 /// The path of the tree of staged content.
 pub(super) fn path_of(staged: &dyn Staged) -> PathBuf {
     fs::read_link(format!("/proc/self/fd/{}", staged.tree().dir.as_raw_fd())).unwrap()
+}
+
+/// Whether something is mounted at a path that may not be there.
+fn is_mounted(path: &Path) -> bool {
+    path.exists() && is_mount_point(path).unwrap()
 }
 
 fn listing(root: &Path) -> Vec<(String, String)> {
@@ -422,6 +465,7 @@ macro_rules! suites {
 suites! {
     vfs: "vfs" false false,
     btrfs_suite: "btrfs" false false,
+    zfs_suite: "zfs" false false,
     overlay: "overlay" false false,
     mount_program: "overlay" true false,
     composefs: "overlay" false true,

@@ -3,6 +3,10 @@
 use super::*;
 
 pub(super) fn additional_stores_are_read(variant: Variant) {
+    // As in Go, there are none: a dataset has the layers of one graph root.
+    if variant.driver == "zfs" {
+        return;
+    }
     let mut other = None;
     let setup = Setup::new(variant, |config, tmp| {
         let root = tmp.join("additional");
@@ -69,8 +73,8 @@ pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
         config.image_store = Some(tmp.join("images"));
     });
     let Some(setup) = setup else { return };
-    // As in Go, subvolumes are in one place, whatever has their records.
-    let is_apart = variant.driver != "btrfs";
+    // As in Go, subvolumes and datasets are in one place, whatever has their records.
+    let is_apart = !matches!(variant.driver, "btrfs" | "zfs");
     let images = match is_apart {
         true => setup.config.image_store.clone().unwrap().join(variant.driver),
         false => setup.driver.home().to_owned(),
@@ -105,7 +109,15 @@ pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
     if is_apart {
         assert!(in_images("image") && !in_images("container") && !in_images("staged"));
     } else {
-        assert!(!setup.config.image_store.clone().unwrap().join("btrfs").exists());
+        assert!(
+            !setup
+                .config
+                .image_store
+                .clone()
+                .unwrap()
+                .join(variant.driver)
+                .exists()
+        );
     }
     assert_eq!(setup.seen("container"), pairs(&[("image", "")]));
     assert_eq!(setup.seen("image"), pairs(&[("image", "")]));

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use crate::driver::mount_flags::Sorted;
 use crate::driver::overlay::composefs::Images;
-use crate::driver::overlay::flags::Sorted;
 use crate::driver::overlay::id_mapped::MappedLowers;
 use crate::driver::overlay::mount::{Contents, verifies_contents};
 use crate::driver::overlay::state::Overlay;

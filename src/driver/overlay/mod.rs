@@ -16,8 +16,6 @@ mod build;
 mod composefs;
 mod driver;
 mod examine;
-mod flags;
-mod home_state;
 mod id_mapped;
 mod layer;
 mod layout;

@@ -21,7 +21,7 @@ use rustix::mount::{
     mount, mount_change,
 };
 
-use crate::driver::overlay::flags::{self, Sorted};
+use crate::driver::mount_flags::{self, Sorted};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::mount::{MAX_PARAMETER, attach, in_directory, is_plain};
 
@@ -261,7 +261,7 @@ impl OverlayMount<'_> {
             }
             .map_err(refused)?;
         }
-        for flag in flags::super_flags(self.options.flags) {
+        for flag in mount_flags::super_flags(self.options.flags) {
             fsconfig_set_flag(&context, OsStr::new(flag)).map_err(refused)?;
         }
         if !self.label.is_empty() {
@@ -269,7 +269,7 @@ impl OverlayMount<'_> {
         }
         let failed = |errno| logged(Failure::new("mounting overlay at", errno));
         fsconfig_create(&context).map_err(failed)?;
-        let attributes = flags::attributes(self.options.flags);
+        let attributes = mount_flags::attributes(self.options.flags);
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)
     }
 
@@ -418,7 +418,7 @@ mod tests {
             std::fs::create_dir_all(dir).unwrap();
         }
         let upper = read_write.then_some((upper, work));
-        let options = flags::sort(["nodev", "noatime"]).unwrap();
+        let options = mount_flags::sort(["nodev", "noatime"]).unwrap();
         let plan = OverlayMount {
             lowers,
             contents: Contents::default(),

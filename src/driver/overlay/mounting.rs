@@ -8,10 +8,10 @@ use rustix::fs::{CWD, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use crate::driver::contract::MountOptions;
+use crate::driver::home_state::Mounts;
 use crate::driver::layer_use::check_type;
+use crate::driver::mount_flags::{self, Sorted};
 use crate::driver::overlay::composefs::Image;
-use crate::driver::overlay::flags::{self, Sorted};
-use crate::driver::overlay::home_state::Mounts;
 use crate::driver::overlay::layout::check_id;
 use crate::driver::overlay::link_files::exists;
 use crate::driver::overlay::lower_mounts::sweep;
@@ -111,7 +111,7 @@ impl Overlay {
 
     /// The options of a mount as flags and data, with what the kernel needs in a user namespace.
     pub(super) fn sort_options(&self, options: &MountOptions) -> Result<Sorted> {
-        let mut sorted = flags::sort(self.mount_options(options))?;
+        let mut sorted = mount_flags::sort(self.mount_options(options))?;
         if self.namespace == Namespace::User && self.program.is_none() {
             sorted.data.push("userxattr".into());
         }

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use crate::driver::config::DriverConfig;
 use crate::driver::filesystem_type::FilesystemType;
+use crate::driver::home_state::HomeState;
 use crate::driver::options::OverlayOptions;
-use crate::driver::overlay::home_state::HomeState;
 use crate::driver::overlay::id_mapped::UserNamespaces;
 use crate::driver::overlay::layout::{LINKS, MOUNT_PROGRAM_FLAG, NAME, TEMP_DIRS};
 use crate::driver::overlay::link_files::exists;
@@ -150,7 +150,7 @@ impl Overlay {
             };
             let search = || {
                 let path = config.search_path.clone().or_else(|| std::env::var_os("PATH"));
-                program::find(program::DEFAULT, &path.unwrap_or_default())
+                crate::driver::program::find(program::DEFAULT, &path.unwrap_or_default())
             };
             if marked {
                 // The kernel would show the whiteouts of this store as files.

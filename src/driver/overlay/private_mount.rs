@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::driver::contract::MountOptions;
-use crate::driver::overlay::flags::{self, Sorted};
+use crate::driver::mount_flags::{self, Sorted};
 use crate::driver::overlay::layout::TEMP_DIRS;
 use crate::driver::overlay::lower_stack::{AttachDirs, Trees};
 use crate::driver::overlay::mount::{Contents, OverlayMount};
@@ -22,10 +22,10 @@ use crate::driver::overlay::mounting::OwnTree;
 use crate::driver::overlay::program::{self, Extras};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{Located, Lower};
+use crate::driver::temporary_mount;
 use crate::error::{IoContext as _, Result, ResultExt as _};
-use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
-use crate::sys::mount::{clone_mount, is_live_mount, make_private};
+use crate::sys::mount::{clone_mount, is_live_mount};
 
 impl Overlay {
     /// Opens the root directory of a private mount of a layer.
@@ -57,7 +57,7 @@ impl Overlay {
         let merged = self.merged(id, place);
         if let Some(program) = &self.program {
             write_back(&merged);
-            return self.in_temp_dir(|target| {
+            return temporary_mount::open(&self.private_mounts(), |target| {
                 let extras = Extras {
                     mappings: None,
                     masked: self.options.force_mask.is_some(),
@@ -67,7 +67,7 @@ impl Overlay {
         }
         let made = match plan.detached() {
             Ok(Some(mount)) => open_root(&mount).at("opening a private mount of", &place.dir),
-            Ok(None) => self.in_temp_dir(|target| plan.mount_at(target)),
+            Ok(None) => temporary_mount::open(&self.private_mounts(), |target| plan.mount_at(target)),
             Err(error) => Err(error),
         };
         match made {
@@ -91,13 +91,13 @@ impl Overlay {
             changes: false,
             lowers: Vec::new(),
         };
-        let mounted = flags::sort(["ro"]).and_then(|options| self.mount_with_images(&trees, options));
+        let mounted = mount_flags::sort(["ro"]).and_then(|options| self.mount_with_images(&trees, options));
         mounted.context(|| format!("mounting the image in {}", dir.display()))
     }
 
     /// A private mount of trees of which some are in images.
     fn mount_with_images(&self, trees: &Trees, mut options: Sorted) -> Result<OwnedFd> {
-        self.in_temp_dir(|target| {
+        temporary_mount::open(&self.private_mounts(), |target| {
             let dirs = AttachDirs::in_dir(target.parent().unwrap_or(target));
             // Kept until the mount is made.
             let (lowers, contents, _attached) = self.stack(trees, true, dirs, None, &mut options)?;
@@ -115,20 +115,6 @@ impl Overlay {
     /// Where the mount points of private mounts are.
     pub(super) fn private_mounts(&self) -> PathBuf {
         self.run_home.join(TEMP_DIRS)
-    }
-
-    /// Has `mount` make a mount in a temporary directory, opens it, and detaches it.
-    fn in_temp_dir(&self, mount: impl FnOnce(&Path) -> Result<()>) -> Result<OwnedFd> {
-        // Dropped, the directory is removed; mounts in it are detached first, and never entered.
-        let mut temp = TempDir::create(&self.private_mounts())?;
-        let dir = temp.addition();
-        let target = dir.join("merged");
-        std::fs::create_dir_all(&target).at("creating", &target)?;
-        make_private(&dir).at("making a private mount of", &dir)?;
-        mount(&target)?;
-        let root = at::open_dir(&target).at("opening a private mount at", &target)?;
-        temp.remove()?;
-        Ok(root)
     }
 }
 

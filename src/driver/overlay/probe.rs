@@ -12,8 +12,8 @@ use std::sync::MutexGuard;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RawDir};
 use rustix::io::Errno;
 
-use crate::driver::overlay::flags::{self, Sorted};
-use crate::driver::overlay::home_state::HomeState;
+use crate::driver::home_state::HomeState;
+use crate::driver::mount_flags::{self, Sorted};
 use crate::driver::overlay::layout::TEMP_DIRS;
 use crate::driver::overlay::mount::{Contents, OverlayMount, is_invalid};
 use crate::error::{ErrorKind, IoContext as _, Result};
@@ -211,7 +211,7 @@ impl Probe<'_> {
     fn try_metacopy(&self) -> Result<bool> {
         let trial = Trial::new(self, &["lower"])?;
         trial.write("lower/f", &[0xff])?;
-        let options = flags::sort([self.mount_options])?;
+        let options = mount_flags::sort([self.mount_options])?;
         match trial.mount(&["lower"], self.namespace, options) {
             Err(error) if is_invalid(&error) => return Ok(false),
             // Another driver may work where these options do not. A full disk is no reason for another driver.
@@ -255,7 +255,11 @@ impl Probe<'_> {
         let opaque = self.namespace.opaque();
         xattr::set_at(middle.as_fd(), b"d", opaque.as_bytes(), OPAQUE_VALUE)
             .during("failed to set opaque flag on middle layer")?;
-        trial.mount(&["l2", "l1"], self.namespace, flags::sort([self.mount_options])?)?;
+        trial.mount(
+            &["l2", "l1"],
+            self.namespace,
+            mount_flags::sort([self.mount_options])?,
+        )?;
         trial.write("merged/d/f", b"")?;
         let upper = at::open_dir(&trial.path("upper")).at("opening", trial.path("upper"))?;
         let copied =
@@ -282,7 +286,7 @@ impl Probe<'_> {
     pub(super) fn volatile(&self) -> bool {
         let probe = || {
             let trial = Trial::new(self, &["lower"])?;
-            trial.mount(&["lower"], self.namespace, flags::sort(["volatile"])?)?;
+            trial.mount(&["lower"], self.namespace, mount_flags::sort(["volatile"])?)?;
             Ok((true, String::new()))
         };
         self.decide("volatile", probe).unwrap_or_else(|error| {
@@ -302,7 +306,7 @@ impl Probe<'_> {
                     dirs: vec![trial.path("contents")],
                 },
                 upper: None,
-                options: flags::sort(["ro,metacopy=on"])?,
+                options: mount_flags::sort(["ro,metacopy=on"])?,
                 label: "",
             };
             let made = mount.mount_at(&trial.path("merged"));

@@ -4,19 +4,17 @@
 //! driver's directory, as with the Go library. Of the mount flags it gets those for which FUSE has options.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{Read as _, Seek as _};
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::driver::overlay::mount::OverlayMount;
+use crate::driver::program::Printed;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::sys::child;
@@ -28,19 +26,8 @@ pub(super) const DEFAULT: &str = "fuse-overlayfs";
 /// Set-user-ID programs that unmount FUSE mounts of their caller.
 const UNMOUNTERS: [&str; 2] = ["fusermount3", "fusermount"];
 
-/// Most bytes of a failed program's messages that are passed on.
-const MAX_MESSAGE: u64 = 4096;
-
-/// The first executable file called `name` in the directories of `path`, which has the form of `$PATH`.
-pub(super) fn find(name: &str, path: &OsStr) -> Option<PathBuf> {
-    std::env::split_paths(path)
-        .filter(|dir| dir.is_absolute())
-        .map(|dir| dir.join(name))
-        .find(|file| {
-            file.metadata()
-                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-        })
-}
+/// Most bytes that a program's messages take.
+const MAX_PRINTED: u64 = 1024 * 1024;
 
 /// Options that only a mount program has.
 #[derive(Debug, Default)]
@@ -76,7 +63,7 @@ fn mount_within(
 ) -> Result<()> {
     let data = data(plan, extras)?;
     tracing::debug!(program = %program.display(), data = %data.display(), "mounting through a program");
-    let mut messages = messages_file()?;
+    let mut messages = Printed::new(MAX_PRINTED)?;
     let mut child = Command::new(program)
         .arg("-o")
         .arg(data)
@@ -84,13 +71,13 @@ fn mount_within(
         .current_dir(home)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(messages.try_clone().during("keeping a file for messages open")?)
+        .stderr(messages.end()?)
         .spawn()
         .at("starting mount program", program)?;
     let status = match child::wait(&mut child, limit) {
         Ok(status) => status,
         Err(error) => {
-            let said = read_messages(&mut messages);
+            let said = messages.messages();
             if let Err(error) = unmount(target) {
                 tracing::warn!(error = %error.chain(), "cannot undo the mount of a program that was killed");
             }
@@ -99,7 +86,7 @@ fn mount_within(
         }
     };
     if !status.success() {
-        let said = read_messages(&mut messages);
+        let said = messages.messages();
         let reason = format!("mount program failed ({status}): {said}:");
         return Err(ErrorKind::Io.err(reason).at(program));
     }
@@ -109,32 +96,6 @@ fn mount_within(
             .at(program));
     }
     Ok(())
-}
-
-/// A file for the program's messages. Not a pipe: the daemon may keep its end open as long as it runs.
-fn messages_file() -> Result<File> {
-    let file = rustix::fs::memfd_create("mount program", MemfdFlags::CLOEXEC);
-    Ok(file
-        .during("making a file for a mount program's messages")?
-        .into())
-}
-
-fn read_messages(file: &mut File) -> String {
-    let mut bytes = Vec::new();
-    let read = file
-        .rewind()
-        .and_then(|()| file.take(MAX_MESSAGE).read_to_end(&mut bytes));
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    match read {
-        Err(error) => format!("its messages cannot be read ({error})"),
-        Ok(_) if lines.is_empty() => "no message".to_owned(),
-        Ok(_) => lines.join("; "),
-    }
 }
 
 /// The options in one argument.
@@ -244,16 +205,19 @@ pub(super) fn missing(home: &Path) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
-    use crate::driver::overlay::flags;
+    use crate::driver::mount_flags;
     use crate::driver::overlay::mount::Contents;
+    use std::path::PathBuf;
 
     fn plan() -> OverlayMount<'static> {
         OverlayMount {
             lowers: vec![PathBuf::from("/s/l/A"), PathBuf::from("/s/l/B")],
             contents: Contents::default(),
             upper: Some((PathBuf::from("/s/x/diff"), PathBuf::from("/s/x/work"))),
-            options: flags::sort(["nodev,volatile", "noatime"]).unwrap(),
+            options: mount_flags::sort(["nodev,volatile", "noatime"]).unwrap(),
             label: "",
         }
     }
@@ -373,17 +337,5 @@ mod tests {
         assert!(endless.chain().contains("/endless"), "{}", endless.chain());
         let missing = run(Path::new("/does/not/exist"));
         assert!(missing.contains("/does/not/exist"), "{missing}");
-    }
-
-    #[test]
-    fn programs_are_found_in_a_list_of_directories() {
-        assert_eq!(
-            find("sh", OsStr::new("/does/not/exist:/bin")),
-            Some("/bin/sh".into())
-        );
-        assert_eq!(find("sh", OsStr::new("")), None);
-        assert_eq!(find("passwd", OsStr::new("/etc")), None, "not executable");
-        // Relative directories are not searched.
-        assert_eq!(find("Cargo.toml", OsStr::new(".")), None);
     }
 }

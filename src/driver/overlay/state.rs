@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::driver::contract::LayerTree;
+use crate::driver::home_state::HomeState;
 use crate::driver::options::OverlayOptions;
-use crate::driver::overlay::home_state::HomeState;
 use crate::driver::overlay::id_mapped::UserNamespaces;
 use crate::driver::overlay::probe::Probe;
 use crate::driver::overlay::program;

@@ -1,5 +1,5 @@
 //! A directory in the tree of a layer that is no part of it: what is in it is moved into the tree. Nothing can be renamed from
-//! one subvolume to another.
+//! one subvolume or dataset to another.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -7,11 +7,12 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
+use crate::driver::copy;
 use crate::driver::copy_entry::times;
 use crate::error::{IoContext as _, Result};
 use crate::sys::{at, random, tree};
 
-const DOING: &str = "unpacking into a subvolume";
+const DOING: &str = "unpacking into the tree of a layer";
 
 /// How its name begins. A number follows that nobody can know before: what is unpacked has no such name.
 const PREFIX: &str = ".graphroot-unpack-";
@@ -42,6 +43,18 @@ impl UnpackDir {
     pub(super) fn remove(&self) -> Result<()> {
         remove(&self.root, &self.name)
     }
+}
+
+/// Has `move_all` move a copy of the content in `from` into the tree `into`, which is on another file system.
+pub(super) fn move_copy(
+    from: BorrowedFd<'_>,
+    into: BorrowedFd<'_>,
+    move_all: &mut dyn FnMut(BorrowedFd<'_>) -> Result<()>,
+) -> Result<()> {
+    let unpack_dir = UnpackDir::make(into)?;
+    let moved = copy::copy_all(from, unpack_dir.dir.as_fd()).and_then(|()| move_all(unpack_dir.dir.as_fd()));
+    let removed = unpack_dir.remove();
+    moved.and(removed)
 }
 
 /// Removes those that killed processes have left in a tree.

@@ -62,6 +62,13 @@ impl HomeState {
         self.private.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The mount targets that this process has left mounted without a use.
+    pub(super) fn unused(&self) -> Vec<PathBuf> {
+        let counts = self.counts();
+        let unused = counts.iter().filter(|(_target, count)| **count == 0);
+        unused.map(|(target, _count)| target.clone()).collect()
+    }
+
     fn counts(&self) -> MutexGuard<'_, HashMap<PathBuf, u64>> {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -119,6 +126,11 @@ impl Mounts<'_> {
         };
         let known = self.home.counts().get(merged).copied();
         Ok(Some(if mounted { known.unwrap_or(1) } else { 0 }))
+    }
+
+    /// Says that a layer is mounted by this process without a use.
+    pub(super) fn set_unused(&mut self, merged: PathBuf) {
+        self.home.counts().insert(merged, 0);
     }
 
     /// Sets how often a layer is in use.
