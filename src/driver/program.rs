@@ -1,13 +1,15 @@
-//! Programs that drivers start: finding them, and keeping what they print within bounds.
+//! Programs that drivers start: finding them, and keeping what they print.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::error::{IoContext as _, Result};
 
@@ -25,24 +27,36 @@ pub(super) fn find(name: &str, path: &OsStr) -> Option<PathBuf> {
         })
 }
 
-/// What a program prints, in memory and no more than so many bytes: what it writes beyond fails. Not a pipe: nobody has to
-/// read while the program runs, and a daemon that it leaves behind may keep its end open.
+/// Has a program killed when a file that it writes, such as what it prints, has so many bytes.
+pub(super) fn limit_files(child: &mut Child, bytes: u64) -> Result<()> {
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    match prlimit(pid, Resource::Fsize, limit) {
+        // It may have ended.
+        Ok(_) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => {
+            const DOING: &str = "limiting what a program may print";
+            child.kill().and_then(|()| child.wait()).during(DOING)?;
+            Err(error).during(DOING)
+        }
+    }
+}
+
+/// What a program prints, in memory. Not a pipe: nobody has to read while the program runs, and a daemon that it leaves behind
+/// may keep its end open.
 #[derive(Debug)]
 pub(super) struct Printed {
     file: File,
-    limit: u64,
 }
 
 impl Printed {
-    /// Room for `limit` bytes.
-    pub(super) fn new(limit: u64) -> Result<Self> {
-        const DOING: &str = "making a file for what a program prints";
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = rustix::fs::memfd_create("printed", flags).during(DOING)?;
-        rustix::fs::ftruncate(&file, limit).during(DOING)?;
-        rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK).during(DOING)?;
-        let file = File::from(file);
-        Ok(Self { file, limit })
+    pub(super) fn new() -> Result<Self> {
+        let file = rustix::fs::memfd_create("printed", MemfdFlags::CLOEXEC);
+        let file = file.during("making a file for what a program prints")?.into();
+        Ok(Self { file })
     }
 
     /// The program's end.
@@ -55,25 +69,26 @@ impl Printed {
         Ok(file?.into())
     }
 
-    /// What was printed; `None` if there was no room for more.
-    pub(super) fn read(mut self) -> std::io::Result<Option<Vec<u8>>> {
-        let length = self.file.stream_position()?;
-        if length >= self.limit {
-            return Ok(None);
-        }
+    /// Whether fewer bytes were printed.
+    pub(super) fn is_shorter(&self, limit: u64) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.len() < limit)
+    }
+
+    /// What was printed; `None` if that is `limit` bytes or more.
+    pub(super) fn read(mut self, limit: u64) -> std::io::Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
         self.file.rewind()?;
-        self.file.take(length).read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
+        let length = self.file.take(limit).read_to_end(&mut bytes)?;
+        Ok(Some(bytes).filter(|_| (length as u64) < limit))
     }
 
     /// The messages for an error, in one line.
     pub(super) fn messages(&mut self) -> String {
         let mut bytes = Vec::new();
-        let read = self.file.stream_position().and_then(|length| {
-            self.file.rewind()?;
-            (&self.file).take(length.min(MAX_MESSAGE)).read_to_end(&mut bytes)
-        });
+        let read = self
+            .file
+            .rewind()
+            .and_then(|()| (&self.file).take(MAX_MESSAGE).read_to_end(&mut bytes));
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text
             .lines()
@@ -107,26 +122,34 @@ mod tests {
 
     #[test]
     fn what_is_printed_has_a_limit() {
+        const LIMIT: u64 = 1_000_000;
         let run = |script: &str| {
-            let printed = Printed::new(1000).unwrap();
-            let status = Command::new("sh")
+            let printed = Printed::new().unwrap();
+            let mut child = Command::new("sh")
                 .args(["-c", script])
+                .stdin(Stdio::piped())
                 .stdout(printed.end().unwrap())
                 .stderr(Stdio::null())
-                .status();
-            (printed, status.unwrap().success())
+                .spawn()
+                .unwrap();
+            limit_files(&mut child, LIMIT).unwrap();
+            drop(child.stdin.take());
+            (printed, child.wait().unwrap().success())
         };
-        let (printed, ended) = run("echo one; echo two");
+        let (printed, ended) = run("read x; echo one; echo two");
         assert_eq!(
-            (printed.read().unwrap(), ended),
+            (printed.read(LIMIT).unwrap(), ended),
             (Some(b"one\ntwo\n".to_vec()), true)
         );
-        let (printed, ended) = run("exec yes");
-        assert_eq!((printed.read().unwrap(), ended), (None, false));
+        for endless in ["read x; exec yes", "trap '' XFSZ; read x; yes; exit 0"] {
+            let (printed, _ended) = run(endless);
+            assert!(!printed.is_shorter(LIMIT), "{endless}");
+            assert_eq!(printed.read(LIMIT).unwrap(), None, "{endless}");
+        }
         let (mut printed, _ended) = run("echo; echo ' one '; echo two");
         assert_eq!(printed.messages(), "one; two");
         let (mut printed, _ended) = run("exit 0");
         assert_eq!(printed.messages(), "no message");
-        assert_eq!(printed.read().unwrap(), Some(Vec::new()));
+        assert_eq!(printed.read(LIMIT).unwrap(), Some(Vec::new()));
     }
 }

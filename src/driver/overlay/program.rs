@@ -26,9 +26,6 @@ pub(super) const DEFAULT: &str = "fuse-overlayfs";
 /// Set-user-ID programs that unmount FUSE mounts of their caller.
 const UNMOUNTERS: [&str; 2] = ["fusermount3", "fusermount"];
 
-/// Most bytes that a program's messages take.
-const MAX_PRINTED: u64 = 1024 * 1024;
-
 /// Options that only a mount program has.
 #[derive(Debug, Default)]
 pub(super) struct Extras<'a> {
@@ -63,7 +60,7 @@ fn mount_within(
 ) -> Result<()> {
     let data = data(plan, extras)?;
     tracing::debug!(program = %program.display(), data = %data.display(), "mounting through a program");
-    let mut messages = Printed::new(MAX_PRINTED)?;
+    let mut messages = Printed::new()?;
     let mut child = Command::new(program)
         .arg("-o")
         .arg(data)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use crate::driver::program::Printed;
+use crate::driver::program::{Printed, limit_files};
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::child;
 
@@ -14,9 +14,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Most bytes that a command may print: a list of some 300,000 datasets.
 const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
-
-/// Most bytes that its messages may take.
-const MAX_MESSAGES: u64 = 1024 * 1024;
 
 /// A program, which each call starts anew.
 #[derive(Clone, Debug)]
@@ -108,7 +105,7 @@ impl Program {
     pub(super) fn ask(&self, arguments: &[&str]) -> Result<Result<String, Refusal>> {
         let what = || format!("{} {}", self.path.display(), arguments.join(" "));
         tracing::debug!(program = %self.path.display(), ?arguments, "running");
-        let (printed, mut messages) = (Printed::new(MAX_OUTPUT)?, Printed::new(MAX_MESSAGES)?);
+        let (printed, mut messages) = (Printed::new()?, Printed::new()?);
         let mut child = Command::new(&self.path)
             .args(arguments)
             // Messages are looked at.
@@ -119,16 +116,17 @@ impl Program {
             .stderr(messages.end()?)
             .spawn()
             .at("starting", &self.path)?;
+        limit_files(&mut child, MAX_OUTPUT)?;
         let status = child::wait(&mut child, self.limit)
             .map_err(|error| Error::io(format!("waiting for {} ({})", what(), messages.messages()), error))?;
-        if !status.success() {
+        if !status.success() && printed.is_shorter(MAX_OUTPUT) {
             return Ok(Err(Refusal {
                 what: what(),
                 status,
                 said: messages.messages(),
             }));
         }
-        let printed = printed.read().during("reading what zfs has printed")?;
+        let printed = printed.read(MAX_OUTPUT).during("reading what zfs has printed")?;
         let Some(printed) = printed else {
             return Err(ErrorKind::Io.err(format!("{} prints more than {MAX_OUTPUT} bytes", what())));
         };

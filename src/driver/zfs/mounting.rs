@@ -232,11 +232,41 @@ fn by_daemon(datasets: &Datasets, name: &str, target: &Path) -> Result<()> {
     Err(ErrorKind::Io.err(what).at(target))
 }
 
+/// Options of the file system itself. It passes over others without a word.
+const OWN_OPTIONS: [&str; 13] = [
+    "acl",
+    "noacl",
+    "posixacl",
+    "xattr",
+    "noxattr",
+    "dirxattr",
+    "saxattr",
+    "setuid",
+    "nosetuid",
+    "devices",
+    "nodevices",
+    "nbmand",
+    "nonbmand",
+];
+
 /// The options of a mount: the caller's, or without any the driver's.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for options that there are not.
 pub(super) fn sort_options(options: &MountOptions, usual: &str) -> Result<Sorted> {
-    match options.options.is_empty() {
+    let sorted = match options.options.is_empty() {
         true => mount_flags::sort([usual]),
         false => mount_flags::sort(options.options.iter().map(String::as_str)),
+    }?;
+    match sorted
+        .data
+        .iter()
+        .find(|option| !OWN_OPTIONS.contains(&option.as_str()))
+    {
+        Some(option) => {
+            Err(ErrorKind::InvalidInput.err(format!("mount option {option:?} with the zfs driver")))
+        }
+        None => Ok(sorted),
     }
 }
 
