@@ -13,6 +13,7 @@
 mod support;
 
 mod additional_layers;
+mod auto_userns;
 mod check_beside_writers;
 mod concurrency;
 mod config;

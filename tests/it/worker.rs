@@ -30,6 +30,7 @@ async fn entry() {
         }
         ("put", [source, id]) => put(Path::new(source), id).await,
         ("additional-layer", [work, option, id]) => crate::additional_layers::work(work, option, id).await,
+        ("auto-userns", [image, seed]) => crate::auto_userns::work(image, seed.parse().unwrap()).await,
         ("staged-layer", [what, dir]) => crate::staged_kills::work(what, dir),
         ("heal", [source]) => crate::heal_kills::work(source),
         ("repair", [what]) => crate::repair_kills::work(what),
