@@ -14,7 +14,7 @@ use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::{TestRoot, mounts_below};
 use crate::support::store::{exported, layer_ids, names_in, put_bytes};
 use crate::support::tar::{Header, Tar};
-use crate::support::user::{UID, User};
+use crate::support::user::{NAMESPACE, UID, User};
 use crate::support::worker::{Worker, store_location, tell};
 use crate::support::{each_set, missing, needs};
 
@@ -28,8 +28,14 @@ enum Way {
     Copies,
     /// In a user namespace.
     Kernel,
+    /// In one inside of that.
+    Nested,
+    /// In one that has no other IDs than the user's own: all files belong to him.
+    Alone,
     /// In a user namespace, through fuse-overlayfs.
     Program,
+    /// The same, with modes on disk that let everybody read.
+    Masked,
 }
 
 impl Way {
@@ -37,16 +43,72 @@ impl Way {
         match name {
             "copies" => Self::Copies,
             "kernel" => Self::Kernel,
+            "nested" => Self::Nested,
+            "alone" => Self::Alone,
             "program" => Self::Program,
+            "masked" => Self::Masked,
             _ => panic!("no such way: {name}"),
         }
     }
 
-    fn option(self) -> Option<String> {
+    fn options(self) -> Vec<String> {
+        let program = || format!("overlay.mount_program={MOUNT_PROGRAM}");
         match self {
-            Self::Copies => Some("vfs.ignore_chown_errors=true".into()),
-            Self::Kernel => None,
-            Self::Program => Some(format!("overlay.mount_program={MOUNT_PROGRAM}")),
+            Self::Copies => vec!["vfs.ignore_chown_errors=true".into()],
+            Self::Kernel | Self::Nested => Vec::new(),
+            Self::Alone => vec!["overlay.ignore_chown_errors=true".into()],
+            Self::Program => vec![program()],
+            Self::Masked => vec![program(), "overlay.force_mask=shared".into()],
+        }
+    }
+
+    /// Whether a program mounts.
+    fn has_program(self) -> bool {
+        matches!(self, Self::Program | Self::Masked)
+    }
+
+    /// How the user gets there; `enter` is Podman's command.
+    fn wrapper(self, enter: &Command) -> Vec<&str> {
+        let enter = std::iter::once(enter.get_program()).chain(enter.get_args());
+        let enter = enter.map(|word| word.to_str().unwrap());
+        match self {
+            Self::Copies => Vec::new(),
+            Self::Nested => enter.chain(NAMESPACE.iter().copied()).collect(),
+            Self::Kernel | Self::Alone | Self::Program | Self::Masked => enter.collect(),
+        }
+    }
+
+    /// As whose a file of user 1000 is seen.
+    fn seen_owner(self) -> u32 {
+        match self {
+            Self::Copies => UID,
+            Self::Alone => 0,
+            _ => 1000,
+        }
+    }
+
+    /// Whose it is on disk.
+    fn owner_on_disk(self) -> u32 {
+        match self {
+            Self::Masked => 0,
+            _ => self.seen_owner(),
+        }
+    }
+
+    /// What is seen of the image. Devices can be made nowhere; the program shows what stands for one.
+    fn seen(self) -> Vec<&'static str> {
+        let mut seen = SEEN.to_vec();
+        if self == Self::Masked {
+            seen.insert(5, "null");
+        }
+        seen
+    }
+
+    /// The mode of a directory on disk that has mode 0555 in the layer.
+    fn mode_on_disk(self) -> u32 {
+        match self {
+            Self::Masked => 0o755,
+            _ => 0o555,
         }
     }
 }
@@ -54,7 +116,10 @@ impl Way {
 /// Sends the user to work on a store of his.
 fn send(set: PeerSet, driver: &'static str, way: &str) {
     let root = TestRoot::in_dir(&std::env::temp_dir(), driver).of(set);
-    let user = User::new(root.path());
+    let mut user = User::new(root.path());
+    if Way::named(way) == Way::Alone {
+        user = user.without_subordinate_ids();
+    }
     for dir in ["graph", "run", "xdg"] {
         fs::create_dir(root.path().join(dir)).unwrap();
     }
@@ -75,12 +140,7 @@ fn send(set: PeerSet, driver: &'static str, way: &str) {
         way: Way::named(way),
     };
     let enter = peers.podman().with(["unshare"]);
-    let mut wrapper = Vec::new();
-    if peers.way != Way::Copies {
-        wrapper.push(enter.get_program().to_str().unwrap());
-        wrapper.extend(enter.get_args().map(|argument| argument.to_str().unwrap()));
-    }
-    let mut command = user.program(&wrapper);
+    let mut command = user.program(&peers.way.wrapper(&enter));
     command
         .env_clear()
         .envs(root.environment())
@@ -98,6 +158,16 @@ fn the_kernel_mounts_in_a_user_namespace(set: PeerSet) {
     send(set, "overlay", "kernel");
 }
 each_set!(fn the_kernel_mounts_in_a_user_namespace: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar");
+
+fn the_kernel_mounts_in_a_nested_user_namespace(set: PeerSet) {
+    send(set, "overlay", "nested");
+}
+each_set!(fn the_kernel_mounts_in_a_nested_user_namespace: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar");
+
+fn all_files_belong_to_a_user_without_other_ids(set: PeerSet) {
+    send(set, "overlay", "alone");
+}
+each_set!(fn all_files_belong_to_a_user_without_other_ids: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar");
 
 #[test]
 fn who_may_not_mount_is_told_so() {
@@ -135,6 +205,14 @@ fn a_program_mounts_in_a_user_namespace(set: PeerSet) {
 }
 each_set!(fn a_program_mounts_in_a_user_namespace: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar", "fuse-overlayfs");
 
+fn modes_on_disk_are_forced_where_a_program_shows_others(set: PeerSet) {
+    if !Path::new("/dev/fuse").exists() {
+        return missing("there is no /dev/fuse");
+    }
+    send(set, "overlay", "masked");
+}
+each_set!(fn modes_on_disk_are_forced_where_a_program_shows_others: "unshare", "setpriv", "newuidmap", "podman", "containers-storage", "tar", "fuse-overlayfs");
+
 /// The store as the user's other programs open it.
 struct Peers {
     graph: PathBuf,
@@ -146,10 +224,10 @@ struct Peers {
 impl Peers {
     fn options(&self) -> StoreOptions {
         let options = StoreOptions::new(&self.graph, &self.run).driver(&self.driver);
-        match self.way.option() {
-            Some(option) => options.driver_option(option),
-            None => options,
-        }
+        self.way
+            .options()
+            .into_iter()
+            .fold(options, StoreOptions::driver_option)
     }
 
     fn podman(&self) -> Command {
@@ -178,7 +256,7 @@ impl Peers {
 
     fn driver_arguments(&self, mut command: Command) -> Command {
         command.arg("--storage-driver").arg(&self.driver);
-        if let Some(option) = self.way.option() {
+        for option in self.way.options() {
             command.arg("--storage-opt").arg(option);
         }
         command
@@ -304,23 +382,24 @@ fn on_disk(peers: &Peers) {
     let (base, child) = (peers.layer_dir("base"), peers.layer_dir("child"));
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o7777;
     assert_eq!(
-        (mode(&base), mode(&child), mode(&base.join("closed"))),
-        (0o555, 0o555, 0o555)
+        [mode(&base), mode(&child), mode(&base.join("closed"))],
+        [peers.way.mode_on_disk(); 3]
     );
-    assert!(
-        fs::symlink_metadata(base.join("null")).is_err(),
-        "devices cannot be made"
+    match (fs::symlink_metadata(base.join("null")), peers.way) {
+        (Ok(stand_in), Way::Masked) => assert!(stand_in.is_file()),
+        (made, _) => assert!(made.is_err(), "devices cannot be made"),
+    }
+    assert_eq!(
+        fs::metadata(base.join("owned")).unwrap().uid(),
+        peers.way.owner_on_disk()
     );
-    let owner = fs::metadata(base.join("owned")).unwrap().uid();
     let flag = || fs::read_to_string(peers.graph.join("overlay/.has-mount-program")).unwrap();
     let probes = || names_in(&peers.run.join("overlay"));
     match peers.way {
         Way::Copies => {
-            assert_eq!(owner, UID);
             assert!(!child.join("d/gone").exists() && !child.join("opaque/old").exists());
         }
-        Way::Kernel => {
-            assert_eq!(owner, 1000);
+        Way::Kernel | Way::Nested | Way::Alone => {
             let gone = fs::symlink_metadata(child.join("d/gone")).unwrap();
             assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
             let mut value = [0; 8];
@@ -334,8 +413,7 @@ fn on_disk(peers: &Peers) {
                 probes()
             );
         }
-        Way::Program => {
-            assert_eq!(owner, 1000);
+        Way::Program | Way::Masked => {
             assert!(child.join("d/.wh.gone").is_file() && child.join("opaque/.wh..wh..opq").is_file());
             assert_eq!(flag(), "true");
             assert!(!probes().contains("overlay-true"), "the kernel was asked");
@@ -370,7 +448,7 @@ async fn use_container(store: &Store, peers: &Peers) -> String {
     let container = store.create_container(Some(NAME), options).await.unwrap();
     let layer = container.layer_id().to_owned();
     let path = store.mount("container", Default::default()).await.unwrap();
-    assert_eq!(listing(&path), SEEN);
+    assert_eq!(listing(&path), peers.way.seen());
     assert_eq!(fs::read_to_string(path.join("closed/file")).unwrap(), "inside");
     fs::write(path.join("d/new"), "new").unwrap();
     fs::remove_file(path.join("d/kept")).unwrap();
@@ -446,8 +524,12 @@ async fn seen_by_others(store: &Store, peers: &Peers, image: &OciImage, layer: &
     assert_eq!(store.unmount("container").await.unwrap(), 0);
     assert!(!mounts_below(&peers.graph).contains(&path));
     let path = PathBuf::from(peers.podman().with(["image", "mount", NAME]).run());
-    assert_eq!(listing(&path), SEEN);
-    assert_eq!(fs::metadata(path.join("owned")).unwrap().uid(), 1000);
+    assert_eq!(listing(&path), peers.way.seen());
+    assert_eq!(
+        fs::metadata(path.join("owned")).unwrap().uid(),
+        peers.way.seen_owner()
+    );
+    assert_eq!(fs::metadata(path.join("closed")).unwrap().mode() & 0o7777, 0o555);
     peers.podman().with(["image", "unmount", NAME]).run();
 }
 
@@ -470,23 +552,24 @@ async fn made_by_others(store: &Store, peers: &Peers) {
     let layer = store.layer("theirs").await.unwrap();
     assert_eq!(layer.uncompressed_digest(), Some(Digest::sha256(&tar)));
     assert_eq!(exported(store, "theirs").await.0, Digest::sha256(&tar));
-    let path = store.mount("theirs", Default::default()).await.unwrap();
-    let expected = [
-        "closed",
-        "closed/file",
-        "d",
-        "d/kept",
-        "d/theirs",
-        "opaque",
-        "owned",
-    ];
-    assert_eq!(listing(&path), expected);
-    store.unmount("theirs").await.unwrap();
+    // The program cannot list a layer with forced modes that it could write to, whoever made it.
+    if peers.way != Way::Masked {
+        let path = store.mount("theirs", Default::default()).await.unwrap();
+        let mut expected = peers.way.seen();
+        expected.retain(|name| *name != "opaque/new");
+        for name in &mut expected {
+            if *name == "d/more" {
+                *name = "d/theirs";
+            }
+        }
+        assert_eq!(listing(&path), expected);
+        store.unmount("theirs").await.unwrap();
+    }
     // A container of theirs, with changes.
     peers.go().with(["create-container", "--id", "box", NAME]).run();
     let container = store.container("box").await.unwrap();
     let path = store.mount("box", Default::default()).await.unwrap();
-    assert_eq!(listing(&path), SEEN);
+    assert_eq!(listing(&path), peers.way.seen());
     fs::remove_file(path.join("d/more")).unwrap();
     store.unmount("box").await.unwrap();
     let changes = peers.go().with(["changes", container.layer_id()]).run();

@@ -57,7 +57,8 @@ impl User {
         std::os::unix::fs::chown(&home, Some(UID), Some(UID)).unwrap();
         fs::write(copies.join("program"), "").unwrap();
         let home_path = home.display();
-        let subordinate = format!("{NAME}:{FIRST_SUBORDINATE}:65536\n");
+        // In the user's namespace root has those of the namespace, for one inside of it.
+        let subordinate = format!("root:1:65535\n{NAME}:{FIRST_SUBORDINATE}:65536\n");
         for (name, line) in [
             ("passwd", format!("{NAME}:x:{UID}:{UID}::{home_path}:/bin/sh\n")),
             ("group", format!("{NAME}:x:{UID}:\n")),
@@ -65,9 +66,21 @@ impl User {
             ("subgid", subordinate),
         ] {
             let known = fs::read_to_string(Path::new("/etc").join(name)).unwrap_or_default();
-            fs::write(copies.join(name), known + &line).unwrap();
+            let text = match name.starts_with("sub") {
+                true => line + &known,
+                false => known + &line,
+            };
+            fs::write(copies.join(name), text).unwrap();
         }
         Self { copies, home }
+    }
+
+    /// Takes all subordinate IDs away.
+    pub(crate) fn without_subordinate_ids(self) -> Self {
+        for name in ["subuid", "subgid"] {
+            fs::write(self.copies.join(name), "").unwrap();
+        }
+        self
     }
 
     /// Runs this process's program as the user, by `wrapper`. Arguments can be added.
