@@ -1,12 +1,13 @@
 //! Layers that are put together on file systems on which files can share their content.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use graphroot::chunked::pack_directory;
 use graphroot::test_util::{TarBuilder, TarEntry};
 use graphroot::{
-    CheckOptions, ChunkedDiffer, ConvertingDiffer, DedupHashMethod, DedupOptions, DiffOptions, ImageOptions,
-    LayerOptions, StagingOptions, Store,
+    CheckOptions, ChunkedDiffer, ConvertingDiffer, DedupHashMethod, DedupOptions, DiffOptions, IdMap,
+    IdMappingOptions, ImageOptions, LayerOptions, StagingOptions, Store,
 };
 use tokio::io::AsyncReadExt as _;
 
@@ -96,6 +97,51 @@ fn files_of_other_layers_are_shared_where_that_works() {
         let other = root.graph().join("overlay/first/diff/large");
         assert!(std::fs::read(other).unwrap() == content);
     });
+}
+
+/// A container with other owners is a copy of its image, of which only the owners are its own.
+fn copied_with_other_owners(kind: &str) {
+    let place = tempfile::tempdir().unwrap();
+    let image = place.path().join("image");
+    format(kind, &image, 1 << 30);
+    let disk = LoopFs::mount(&image, &place.path().join("disk"));
+    let root = TestRoot::in_dir(disk.path(), "vfs");
+    let sync = || rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
+    let content = noise();
+    block_on(async {
+        let store = root.open().await;
+        images(&store, &content).await;
+        sync();
+        let before = free(disk.path());
+        let image = store.layer("first").await.unwrap();
+        let map = [IdMap::new(0, 100_000, 1000)];
+        let options = LayerOptions::default().id_mappings(IdMappingOptions::mapped(map, map));
+        let copy = store
+            .create_layer(Some(image.id()), options.writeable(true))
+            .await
+            .unwrap();
+        sync();
+        let taken = before.saturating_sub(free(disk.path()));
+        assert!(taken < SIZE as u64 / 4, "{taken} bytes");
+        let tree = root.graph().join("vfs/dir").join(copy.id());
+        let large = tree.join("large");
+        assert!(std::fs::read(&large).unwrap() == content);
+        assert_eq!(std::fs::metadata(&large).unwrap().uid(), 100_000);
+        let theirs = root.graph().join("vfs/dir/first/large");
+        assert_eq!(std::fs::metadata(&theirs).unwrap().uid(), 0);
+    });
+}
+
+#[test]
+fn copies_with_other_owners_share_the_content_on_xfs() {
+    needs!("mkfs.xfs");
+    copied_with_other_owners("xfs");
+}
+
+#[test]
+fn copies_with_other_owners_share_the_content_on_btrfs() {
+    needs!("mkfs.btrfs");
+    copied_with_other_owners("btrfs");
 }
 
 /// Two images whose layers have a large file in common, and one that differs from it in one byte.
