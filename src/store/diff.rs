@@ -17,7 +17,9 @@ use crate::bridge::{self, run_to_completion};
 use crate::compression::Compression;
 use crate::driver::LayerUse;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::idmap::IdMappings;
 use crate::options::DiffOptions;
+use crate::record::container::ContainerRow;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
@@ -29,6 +31,7 @@ use crate::store::diff_stream::{
 };
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
+use crate::store::layer_store::new_layer::mappings_of;
 use crate::sys::tree::UsageWalk;
 
 /// What has changed, and the tree with it. Each step is bounded, so that a large layer keeps no thread from others, and a
@@ -101,6 +104,15 @@ impl Store {
             }
             None => None,
         };
+        let mappings = self.mappings_of_layer(&to).await?;
+        let to = match mappings == mappings_of(&to) {
+            true => to,
+            false => Arc::new(LayerRow {
+                uid_map: mappings.uids,
+                gid_map: mappings.gids,
+                ..LayerRow::clone(&to)
+            }),
+        };
         let direct = asked.as_ref().is_none_or(|row| row.id == to.parent);
         let from = match asked {
             Some(row) => Some(row),
@@ -121,6 +133,24 @@ impl Store {
             direct,
             home,
         })
+    }
+
+    /// The mappings of a layer. Those of a container's layer may be in the container's record only: there the Go library before
+    /// 1.64 has those that a mount maps.
+    pub(crate) async fn mappings_of_layer(&self, layer: &LayerRow) -> Result<IdMappings> {
+        let own = mappings_of(layer);
+        if !own.is_identity() || layer.has_diff() {
+            return Ok(own);
+        }
+        let of_container = |container: &ContainerRow| IdMappings {
+            uids: container.uid_map.clone(),
+            gids: container.gid_map.clone(),
+        };
+        self.read_container_store(|table| {
+            let container = table.by_layer(&layer.id);
+            Ok(container.map_or(own, |container| of_container(container)))
+        })
+        .await
     }
 
     /// Opens the trees to compare; mounts what has to be mounted.

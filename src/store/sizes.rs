@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
-use crate::idmap::{IdMap, IdMappings};
+use crate::idmap::IdMap;
 use crate::record::image::ImageRow;
 use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
@@ -266,15 +266,12 @@ impl Store {
     /// No effect.
     pub async fn layer_parent_owners(&self, id: &str) -> Result<ParentOwners> {
         let layer = self.layer(id).await?;
-        if layer.uid_map().is_empty() && layer.gid_map().is_empty() {
+        let mappings = self.mappings_of_layer(layer.row()).await?;
+        if mappings.uids.is_empty() && mappings.gids.is_empty() {
             return Ok(ParentOwners::default());
         }
         let Some(path) = layer.mount_point().map(Path::to_owned) else {
             return Err(ErrorKind::LayerNotMounted.err(format!("reading the parent owners of layer {id:?}")));
-        };
-        let mappings = IdMappings {
-            uids: layer.uid_map().to_vec(),
-            gids: layer.gid_map().to_vec(),
         };
         mappings
             .root()

@@ -240,3 +240,38 @@ async fn owners_mapped_by_a_mount_are_recorded_as_they_do(set: PeerSet) {
     }
 }
 each_set!(newer async owners_mapped_by_a_mount_are_recorded_as_they_do: "containers-storage");
+
+async fn containers_of_older_programs_have_their_mappings_in_their_own_record(set: PeerSet) {
+    let root = TestRoot::new().of(set);
+    let store = root.open().await;
+    put_ours(&store, "base", None).await;
+    let image = ImageOptions::default().name("image");
+    store.create_image(Some("base"), image).await.unwrap();
+    root.go()
+        .with(["create-container", "--id", "theirs", "--uidmap", MAPPED])
+        .with(["--gidmap", MAPPED, "image"])
+        .run();
+    let container = store.container("theirs").await.unwrap();
+    assert_eq!(container.uid_map(), [IdMap::new(0, 100_000, 65_536)]);
+    let layer = store.layer(container.layer_id()).await.unwrap();
+    assert_eq!(layer.uid_map().is_empty(), !knows_lower_layers(set));
+    let path = store.mount("theirs", Default::default()).await.unwrap();
+    fs::write(path.join("new"), "x").unwrap();
+    std::os::unix::fs::chown(path.join("new"), Some(100_005), Some(100_006)).unwrap();
+    let owners = store.container_parent_owners("theirs").await.unwrap();
+    assert_eq!((owners.uids, owners.gids), (vec![0], vec![0]));
+    store.unmount("theirs").await.unwrap();
+    let file = root.scratch("diffs").join("theirs");
+    let mut stream = store.diff(None, layer.id(), Default::default()).await.unwrap();
+    let mut tar = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut tar)
+        .await
+        .unwrap();
+    fs::write(&file, tar).unwrap();
+    let listed = Command::new("tar")
+        .args(["--numeric-owner", "-tvf"])
+        .arg(&file)
+        .run();
+    assert!(listed.contains(" 5/6 "), "{listed}");
+}
+each_set!(async containers_of_older_programs_have_their_mappings_in_their_own_record: "containers-storage");

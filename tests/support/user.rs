@@ -48,7 +48,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// Makes the user and his home in `dir`, through which he must be able to go.
+    /// Makes the user and his home in `dir`, through which he must be able to go. What he sees of `/etc` is in `dir/user`.
     pub(crate) fn new(dir: &Path) -> Self {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
         let (copies, home) = (dir.join("user"), dir.join("user-home"));
@@ -73,14 +73,6 @@ impl User {
             fs::write(copies.join(name), text).unwrap();
         }
         Self { copies, home }
-    }
-
-    /// Takes all subordinate IDs away.
-    pub(crate) fn without_subordinate_ids(self) -> Self {
-        for name in ["subuid", "subgid"] {
-            fs::write(self.copies.join(name), "").unwrap();
-        }
-        self
     }
 
     /// Runs this process's program as the user, by `wrapper`. Arguments can be added.
