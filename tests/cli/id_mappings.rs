@@ -490,3 +490,60 @@ fn a_container_exports_the_owners_that_it_sees_and_what_it_has_deleted() {
         assert!(!listed.contains("10000"), "{place:?}:\n{listed}");
     }
 }
+
+/// A container with other owners on an image of an additional store, which keeps no copies: the container's layer has all files
+/// with the container's owners.
+fn compare_on_read_only_store(place: Place) {
+    if !PeerSet::Forky.is_ready(&["containers-storage"]) {
+        return;
+    }
+    let below = Side::new(Program::Theirs, place, PeerSet::Forky);
+    below.import("base", "", "", &base());
+    below.import("top", "", "base", &above());
+    below.good("create-image -i image top");
+    let before = fs::read(below.root.metadata_dir("images").join("images.json")).unwrap();
+    let (driver, graph) = (below.root.driver(), below.root.graph());
+    let option = format!("--storage-opt {driver}.imagestore={}", graph.display());
+    let [theirs, ours] = [Program::Theirs, Program::Ours].map(|program| {
+        let side = Side::new(program, place, PeerSet::Forky);
+        for id in ["one", "two"] {
+            side.good(&format!(
+                "create-container {option} -i {id} {} image",
+                flags("first")
+            ));
+        }
+        let path = side.good(&format!("mount {option} one"));
+        let shown = owners(Path::new(&path));
+        side.good(&format!("unmount {option} one"));
+        let maps: Vec<Value> = side
+            .records("layers")
+            .iter()
+            .map(|row| row["uidmap"].clone())
+            .collect();
+        (shown, maps)
+    });
+    assert_eq!(ours, theirs);
+    assert_eq!(ours.1.len(), 2);
+    assert!(
+        ours.0[Path::new("dir/user")].starts_with("100005:100006 "),
+        "{:?}",
+        ours.0
+    );
+    let after = fs::read(below.root.metadata_dir("images").join("images.json")).unwrap();
+    assert!(after == before);
+}
+
+#[test]
+fn images_of_a_read_only_store_on_overlay() {
+    compare_on_read_only_store(Place::Overlay);
+}
+
+#[test]
+fn images_of_a_read_only_store_on_overlay_without_mapped_mounts() {
+    compare_on_read_only_store(Place::OverlayUnshifted);
+}
+
+#[test]
+fn images_of_a_read_only_store_on_vfs() {
+    compare_on_read_only_store(Place::Vfs);
+}
