@@ -62,11 +62,6 @@ impl Way {
         }
     }
 
-    /// Whether a program mounts.
-    fn has_program(self) -> bool {
-        matches!(self, Self::Program | Self::Masked)
-    }
-
     /// How the user gets there; `enter` is Podman's command.
     fn wrapper(self, enter: &Command) -> Vec<&str> {
         let enter = std::iter::once(enter.get_program()).chain(enter.get_args());
