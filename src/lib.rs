@@ -168,6 +168,8 @@ pub use store::check::strays::{Stray, StrayKind};
 pub use store::chunked_differ::{ChunkedDiffer, Savings};
 pub use store::commit::CommitOptions;
 pub use store::converting_differ::ConvertingDiffer;
+pub use store::copy_to::options::{CopyEvent, CopyOptions};
+pub use store::copy_to::report::{CopiedItem, CopyReport};
 pub use store::dedup::DedupResult;
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};

@@ -72,6 +72,15 @@ pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, options: CopyO
     copy_walk::run(from, to, &rules, options.durable)
 }
 
+/// As [`copy_tree`], without what is mounted in the tree.
+pub(crate) fn copy_mount(from: BorrowedFd<'_>, to: BorrowedFd<'_>, durable: bool) -> Result<()> {
+    let rules = Rules {
+        one_mount: true,
+        ..Rules::new()
+    };
+    copy_walk::run(from, to, &rules, durable)
+}
+
 /// Copies the tree below `from` into `to`, on the same file system, with everything that belongs to it.
 pub(crate) fn copy_all(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     let rules = Rules {

@@ -69,6 +69,8 @@ pub(super) struct Rules<'a> {
     pub(super) owners: Option<NewOwners<'a>>,
     /// Only what gets another owner is copied, with the directories above it.
     pub(super) only_changed: bool,
+    /// What is mounted in the tree is left out.
+    pub(super) one_mount: bool,
     /// Mode of every file of the copy; owner and mode go into an attribute.
     pub(super) forced_mode: Option<u32>,
     /// Where contents are looked for before they are read from the tree itself.
@@ -92,6 +94,7 @@ impl Rules<'_> {
             ignore_owners: false,
             owners: None,
             only_changed: false,
+            one_mount: false,
             forced_mode: None,
             contents: &[],
             counts_names: true,

@@ -396,8 +396,15 @@ impl Walk<'_> {
         if self.rules.files != Files::Present {
             rustix::fs::mkdirat(target, name, Mode::RWXU)?;
         }
-        let below = rustix::fs::openat(source, name, DIR_FLAGS, Mode::empty())?;
         let copy = rustix::fs::openat(target, name, DIR_FLAGS, Mode::empty())?;
+        let below = match self.rules.one_mount {
+            false => rustix::fs::openat(source, name, DIR_FLAGS, Mode::empty())?,
+            true => match tree::open_on_same_mount(source, name) {
+                // As empty as the copy.
+                Err(Errno::XDEV) => rustix::fs::openat(target, name, DIR_FLAGS, Mode::empty())?,
+                below => below?,
+            },
+        };
         Ok((below, copy))
     }
 

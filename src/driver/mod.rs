@@ -38,6 +38,7 @@ pub(crate) use crate::driver::contract::{
     CreateOptions, Driver, FoundLayer, LayerTree, Leftover, LeftoverKind, MountOptions, MountState,
     OverlayDiff, Staged, Standing, StandingDamage,
 };
+pub(crate) use crate::driver::copy::copy_mount;
 pub(crate) use crate::driver::layer_copy::{Copied, LayerCopy};
 pub(crate) use crate::driver::layer_id::{check_id, is_usual_id};
 pub(crate) use crate::driver::layer_use::LayerUse;

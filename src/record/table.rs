@@ -186,7 +186,6 @@ impl<R: Record> Table<R> {
     }
 
     /// The location of the row with this ID.
-    #[cfg(test)]
     pub(crate) fn location(&self, id: &str) -> Option<usize> {
         Some(self.slots.get(self.index.ids.get(id)?)?.location)
     }

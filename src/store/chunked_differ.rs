@@ -339,7 +339,10 @@ impl ChunkedDiffer {
         }
         output.toc_digest = self.location.toc_digest().cloned();
         let file = self.text.try_clone().during("duplicating a file handle")?;
-        let table = ItemFile { key: TOC_KEY, file };
+        let table = ItemFile {
+            key: TOC_KEY.into(),
+            file,
+        };
         content.describe(output, has_tar_split, vec![table]).await
     }
 }

@@ -1,6 +1,6 @@
 //! Creating and finding containers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::digest::Digest;
@@ -17,7 +17,7 @@ use crate::selinux::{LabelPair, Levels};
 use crate::store::access::in_flight::{Flight, Note};
 use crate::store::access::{Batch, Held, Needs};
 use crate::store::all_stores::remove_dirs;
-use crate::store::dirs::{container_location, item_dir, layer_location};
+use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
 use crate::store::evidence::containers_of_other_mode;
 use crate::store::ids::random_id;
 use crate::store::layer_steps::create_announced;
@@ -163,16 +163,12 @@ struct NewContainer {
     options: ContainerOptions,
 }
 
-/// A container whose layer has an incomplete record.
+/// A container whose layer has an incomplete record, and what its own record says.
 struct Begun {
-    id: String,
     image: InlineId,
-    layer: Announced,
     labels: LabelPair,
     volatile: bool,
-    location: usize,
-    dirs: [PathBuf; 2],
-    _note: Note,
+    announced: AnnouncedContainer,
 }
 
 impl NewContainer {
@@ -196,61 +192,24 @@ impl NewContainer {
         let _claim = match given {
             Some(claim) => claim,
             // Nobody else knows the ID.
-            None => claim(&begun.layer.id).await?,
+            None => claim(&begun.announced.layer.id).await?,
         };
         let Begun {
-            id,
             image,
-            layer: announced,
             labels,
             volatile,
-            location,
-            dirs,
-            _note,
+            announced,
         } = begun;
-        let failed = |error: Error| error.context(format!("creating container {id:?}"));
-        let layer = create_announced(batch, announced).await.map_err(failed)?;
         let options = &self.options;
-        let row = new_row(options, &id, image, &layer.id, labels, volatile);
-        let layer = [layer.id.to_string()];
-        let mut inserted = false;
-        let mut recorded = batch.with(|held| {
-            let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-            images::write_items(&dirs[0], items)?;
-            let containers = held.containers()?;
-            drop(containers.table_mut().insert(row, location)?);
-            inserted = true;
-            containers.rely_on(dirs[0].clone());
-            containers.rely_on(self.store.inner.dirs.containers());
-            Ok(())
-        });
-        if recorded.is_ok() {
-            recorded = batch.save().await;
-        }
-        batch.with(|held| {
-            let (layers, containers) = held.layers_and_containers()?;
-            if let Err(error) = recorded {
-                // A failed save may have come far enough to be seen: the layer goes only when the record has gone.
-                if inserted {
-                    drop(containers.table_mut().remove(&id));
-                }
-                let undone = containers
-                    .save()
-                    .and_then(|()| layers.delete_all(&layer))
-                    .and_then(|()| remove_dirs(&dirs));
-                if let Err(error) = undone {
-                    tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
-                }
-                return Err(failed(error));
-            }
-            layers.mark(&layer, None)
-        })?;
-        if let Err(error) = batch.save().await {
-            // The container is there; the next user of the store takes the mark off.
-            tracing::warn!(container = id, error = %error.chain(), "cannot take the mark off the layer of a container yet");
-        }
-        let row = batch.with(|held| Ok(held.containers()?.get(&id).map(Arc::clone)))?;
-        row.ok_or_else(|| ContainerRow::unknown(&id)).map(Some)
+        let id = announced.place.id.clone();
+        let row = new_row(options, &id, image, &announced.layer.id, labels, volatile);
+        let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
+        let row = announced
+            .complete(batch, &self.store.inner.dirs, row, |dir| {
+                images::write_items(dir, items)
+            })
+            .await?;
+        Ok(Some(row))
     }
 
     fn begin(&self, held: &mut Held) -> Result<Option<Begun>> {
@@ -270,56 +229,13 @@ impl NewContainer {
         let mappings = self.store.wanted_mappings(&options.id_mappings, top.as_deref())?;
         let shifts = held.layers()?.driver.supports_shifting(&mappings);
         let mapped_by_mount = options.id_mappings.host_uid_mapping || shifts;
-        let taken = |id: &str| Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
-        if let Some(id) = &options.id
-            && (held.containers()?.get(id).is_some() || held.in_flight.has(id))
-        {
-            return taken(id);
-        }
-        for name in &options.names {
-            let owner = held.containers()?.by_name(name).map(|row| row.id.to_string());
-            if let Some(owner) = owner.or_else(|| held.in_flight.creates_named(name)) {
-                let what = format!(
-                    "the container name {name:?} is already in use by {owner}. You have to remove that container to be able to reuse that name"
-                );
-                return Err(ErrorKind::DuplicateName.err(what));
-            }
-        }
-        let id = match &options.id {
-            None => {
-                let containers = held.containers()?;
-                random_id(|id| containers.get(id).is_some())?
-            }
-            Some(id) => id.clone(),
-        };
         for item in &options.big_data {
             drop(big_data::file_name(&item.key)?);
         }
-        let dirs = [
-            item_dir(self.store.inner.dirs.containers(), &id)?,
-            item_dir(self.store.inner.dirs.run_containers(), &id)?,
-        ];
         let volatile = options.volatile || self.store.inner.options.transient;
-        let location = if volatile {
-            container_location::VOLATILE
-        } else {
-            container_location::STABLE
-        };
-        self.check_not_lost(held, &id)?;
-        let (layers, containers) = held.layers_and_containers()?;
-        containers.ensure_written(location)?;
-        if self.store.inner.options.transient {
-            // Who opens the store in the other mode looks for these files beside the layer and directory made here. Writers
-            // of containers have another lock there.
-            layers.ensure_written(layer_location::STABLE)?;
-            containers.ensure_there(container_location::STABLE)?;
-        } else {
-            // Also for a volatile one: a directory that a killed process leaves is no sign then that this file was lost.
-            containers.ensure_written(container_location::STABLE)?;
-        }
+        let wanted = options.id.as_deref();
+        let place = ContainerPlace::find(&self.store, held, wanted, &options.names, volatile)?;
         let labels = self.labels(held)?;
-        // What a killed process has left under this ID does not belong to the new container.
-        remove_dirs(&dirs)?;
         let new = NewLayer {
             id: options.layer_id.clone().unwrap_or_default(),
             names: Vec::new(),
@@ -334,24 +250,14 @@ impl NewContainer {
             big_data: Vec::new(),
             storage_opt: options.storage_opt.clone(),
             volatile,
-            companion: Some(Companion::Container(id.clone())),
+            companion: None,
         };
-        let layer = held.layers()?.announce(new);
-        let layer = layer.context(|| format!("creating container {id:?}"))?;
         let image = found.map(|(image, _)| image.id.clone()).unwrap_or_default();
-        let note = held.in_flight.note(Flight::Creation {
-            id: id.clone(),
-            names: options.names.clone(),
-        });
         Ok(Some(Begun {
-            id,
             image,
-            layer,
             labels,
             volatile,
-            location,
-            dirs,
-            _note: note,
+            announced: place.announce(held, new)?,
         }))
     }
 
@@ -382,36 +288,190 @@ impl NewContainer {
         }
         policy.label(&options.label_opts, &levels, sys::random::number()?)
     }
+}
 
-    /// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
-    /// as if there had been none.
-    fn check_not_lost(&self, held: &mut Held, id: &str) -> Result<()> {
-        let containers = held.containers()?;
-        // In transient mode a reboot takes the records and leaves the directories.
-        let Some(file) = containers
-            .unwritten(container_location::STABLE)
-            .filter(|_| !self.store.inner.options.transient)
-        else {
-            return Ok(());
-        };
-        let dirs = &self.store.inner.dirs;
-        // Killed programs leave directories of volatile containers, whose records are in a file of their own.
-        let unknown = match containers.unwritten(container_location::VOLATILE) {
-            Some(_none_written) => {
-                let elsewhere = containers_of_other_mode(dirs, false)?;
-                let known = |id: &str| containers.get(id).is_some() || elsewhere.contains(id);
-                unknown_item(&dirs.containers(), known)?
-            }
-            None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
-        };
-        let Some(name) = unknown else {
-            return Ok(());
-        };
-        let file = file.to_owned();
-        match held.layer_without_container()? {
-            Some(layer) => Err(lost(&file, &format!("{name:?} beside it and layer {layer:?}"))),
-            None => Ok(()),
+/// Where everything of a new container goes.
+pub(crate) struct ContainerPlace {
+    id: String,
+    location: usize,
+    /// Those of its data, which do not exist.
+    dirs: [PathBuf; 2],
+    _note: Note,
+}
+
+impl ContainerPlace {
+    /// Checks that nothing is in the way of a new container.
+    pub(crate) fn find(
+        store: &Store,
+        held: &mut Held,
+        wanted: Option<&str>,
+        names: &[String],
+        volatile: bool,
+    ) -> Result<Self> {
+        let taken = |id: &str| Err(ErrorKind::DuplicateId.err(format!("creating container with ID {id:?}")));
+        if let Some(id) = wanted
+            && (held.containers()?.get(id).is_some() || held.in_flight.has(id))
+        {
+            return taken(id);
         }
+        for name in names {
+            let owner = held.containers()?.by_name(name).map(|row| row.id.to_string());
+            if let Some(owner) = owner.or_else(|| held.in_flight.creates_named(name)) {
+                let what = format!(
+                    "the container name {name:?} is already in use by {owner}. You have to remove that container to be able to reuse that name"
+                );
+                return Err(ErrorKind::DuplicateName.err(what));
+            }
+        }
+        let id = match wanted {
+            None => {
+                let containers = held.containers()?;
+                random_id(|id| containers.get(id).is_some())?
+            }
+            Some(id) => id.to_owned(),
+        };
+        let all = &store.inner.dirs;
+        let dirs = [
+            item_dir(all.containers(), &id)?,
+            item_dir(all.run_containers(), &id)?,
+        ];
+        let location = if volatile {
+            container_location::VOLATILE
+        } else {
+            container_location::STABLE
+        };
+        let transient = store.inner.options.transient;
+        check_not_lost(all, transient, held, &id)?;
+        let (layers, containers) = held.layers_and_containers()?;
+        containers.ensure_written(location)?;
+        if transient {
+            // Who opens the store in the other mode looks for these files beside the layer and directory made here. Writers
+            // of containers have another lock there.
+            layers.ensure_written(layer_location::STABLE)?;
+            containers.ensure_there(container_location::STABLE)?;
+        } else {
+            // Also for a volatile one: a directory that a killed process leaves is no sign then that this file was lost.
+            containers.ensure_written(container_location::STABLE)?;
+        }
+        // What a killed process has left under this ID does not belong to the new container.
+        remove_dirs(&dirs)?;
+        let note = held.in_flight.note(Flight::Creation {
+            id: id.clone(),
+            names: names.to_vec(),
+        });
+        Ok(Self {
+            id,
+            location,
+            dirs,
+            _note: note,
+        })
+    }
+
+    /// Enters the incomplete record of the container's layer, marked as going with it.
+    pub(crate) fn announce(self, held: &mut Held, layer: NewLayer) -> Result<AnnouncedContainer> {
+        let new = NewLayer {
+            companion: Some(Companion::Container(self.id.clone())),
+            ..layer
+        };
+        let layer = held.layers()?.announce(new);
+        let layer = layer.context(|| format!("creating container {:?}", self.id))?;
+        Ok(AnnouncedContainer { place: self, layer })
+    }
+}
+
+/// A container whose layer has an incomplete record.
+pub(crate) struct AnnouncedContainer {
+    pub(crate) place: ContainerPlace,
+    pub(crate) layer: Announced,
+}
+
+impl AnnouncedContainer {
+    /// Makes the layer, then the data and the record `row`, then takes the mark off the layer. `write` writes the data to a
+    /// directory, which it makes.
+    #[expect(clippy::future_not_send, reason = "steps stay on one thread")]
+    pub(crate) async fn complete(
+        self,
+        batch: &Batch,
+        all: &Dirs,
+        row: ContainerRow,
+        write: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Arc<ContainerRow>> {
+        let ContainerPlace {
+            id,
+            location,
+            dirs,
+            _note,
+        } = self.place;
+        let failed = |error: Error| error.context(format!("creating container {id:?}"));
+        let layer = create_announced(batch, self.layer).await.map_err(failed)?;
+        let layer = [layer.id.to_string()];
+        let mut inserted = false;
+        let mut recorded = batch.with(|held| {
+            write(&dirs[0])?;
+            let containers = held.containers()?;
+            drop(containers.table_mut().insert(row, location)?);
+            inserted = true;
+            containers.rely_on(dirs[0].clone());
+            containers.rely_on(all.containers());
+            Ok(())
+        });
+        if recorded.is_ok() {
+            recorded = batch.save().await;
+        }
+        batch.with(|held| {
+            let (layers, containers) = held.layers_and_containers()?;
+            if let Err(error) = recorded {
+                // A failed save may have come far enough to be seen: the layer goes only when the record has gone.
+                if inserted {
+                    drop(containers.table_mut().remove(&id));
+                }
+                let undone = containers
+                    .save()
+                    .and_then(|()| layers.delete_all(&layer))
+                    .and_then(|()| remove_dirs(&dirs));
+                if let Err(error) = undone {
+                    tracing::warn!(container = id, error = %error.chain(), "cannot clean up after a failed creation");
+                }
+                return Err(failed(error));
+            }
+            layers.mark(&layer, None)
+        })?;
+        if let Err(error) = batch.save().await {
+            // The container is there; the next user of the store takes the mark off.
+            tracing::warn!(container = id, error = %error.chain(), "cannot take the mark off the layer of a container yet");
+        }
+        let row = batch.with(|held| Ok(held.containers()?.get(&id).map(Arc::clone)))?;
+        row.ok_or_else(|| ContainerRow::unknown(&id))
+    }
+}
+
+/// Refuses a new container `id` where the records of others have been lost: with the new record in the file it would look
+/// as if there had been none.
+fn check_not_lost(dirs: &Dirs, transient: bool, held: &mut Held, id: &str) -> Result<()> {
+    let containers = held.containers()?;
+    // In transient mode a reboot takes the records and leaves the directories.
+    let Some(file) = containers
+        .unwritten(container_location::STABLE)
+        .filter(|_| !transient)
+    else {
+        return Ok(());
+    };
+    // Killed programs leave directories of volatile containers, whose records are in a file of their own.
+    let unknown = match containers.unwritten(container_location::VOLATILE) {
+        Some(_none_written) => {
+            let elsewhere = containers_of_other_mode(dirs, false)?;
+            let known = |id: &str| containers.get(id).is_some() || elsewhere.contains(id);
+            unknown_item(&dirs.containers(), known)?
+        }
+        None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
+    };
+    let Some(name) = unknown else {
+        return Ok(());
+    };
+    let file = file.to_owned();
+    match held.layer_without_container()? {
+        Some(layer) => Err(lost(&file, &format!("{name:?} beside it and layer {layer:?}"))),
+        None => Ok(()),
     }
 }
 

@@ -114,7 +114,14 @@ impl<R: AsyncRead + Send> Differ for ConvertingDiffer<R> {
             .owners(applied.uids.iter().copied(), applied.gids.iter().copied())
             .big_data(FORMAT_KEY, Bytes::from_static(AS_NAMED));
         content
-            .describe(output, true, vec![ItemFile { key: TOC_KEY, file }])
+            .describe(
+                output,
+                true,
+                vec![ItemFile {
+                    key: TOC_KEY.into(),
+                    file,
+                }],
+            )
             .await
     }
 }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::archive::apply::origins::Origins;
 use crate::archive::diff::changes::{Change, Counted, changes_size};
 use crate::bridge::{self, run_to_completion};
 use crate::compression::Compression;
@@ -276,6 +277,41 @@ impl Store {
         source.stream(self.read_layers_of(&pair), compression, &options)
     }
 
+    /// The uncompressed diff of a layer (an exact ID) against its parent, and whether it is the stream that the layer came from.
+    /// Files whose content is in the stream are offered to `origins`. The layer lock is taken shared only.
+    pub(crate) async fn diff_to_copy(&self, id: &str, origins: &Arc<Origins>) -> Result<(DiffStream, bool)> {
+        let pair = self.pair(None, id).await?;
+        let recorded = self.open_recorded(&pair).await?;
+        let is_recorded = recorded.is_some();
+        let source = match recorded {
+            Some(DiffSource::Replay {
+                tar_split,
+                trees,
+                size,
+                origins: _,
+            }) => DiffSource::Replay {
+                tar_split,
+                trees,
+                size,
+                origins: Some(Arc::clone(origins)),
+            },
+            Some(other) => other,
+            None => {
+                let (to, from) = (Arc::clone(&pair.to), pair.from.clone());
+                let (guard, driver) = (self.read_layers().await?, self.inner.driver());
+                let opened = bridge::run(move || {
+                    let opened = files_of(&to.id, Comparison::open(&driver, &to, from.as_deref()));
+                    drop(guard);
+                    opened
+                });
+                DiffSource::Comparison(self.explained(&pair, opened.await).await?)
+            }
+        };
+        let layers = self.read_layers_of(&pair);
+        let stream = source.stream(layers, Compression::None, &DiffOptions::uncompressed())?;
+        Ok((stream, is_recorded))
+    }
+
     /// Opens what gives the stream that a layer came from: the blob in an additional layer store in which its files are, or
     /// its tar-split file and its trees. `None` if it has neither.
     async fn open_recorded(&self, pair: &Pair) -> Result<Option<DiffSource>> {
@@ -311,6 +347,7 @@ impl Store {
                 tar_split,
                 trees,
                 size,
+                origins: None,
             }))
         })
         .await

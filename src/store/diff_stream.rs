@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::Handle;
 
+use crate::archive::apply::origins::Origins;
 use crate::archive::compress::gzip::Gzip;
 use crate::archive::compress::parallel::ParallelStream;
 use crate::archive::compress::zstd_frames::ZstdFrames;
@@ -228,11 +229,12 @@ pub(super) fn check_compression(compression: Compression, level: Option<i32>) ->
 /// What the bytes of a diff are made of.
 pub(super) enum DiffSource {
     /// The layer's tar-split file and its files, which give the stream that the layer came from. `size` is its size as
-    /// recorded.
+    /// recorded; the files are offered to `origins`.
     Replay {
         tar_split: File,
         trees: Vec<OwnedFd>,
         size: Option<u64>,
+        origins: Option<Arc<Origins>>,
     },
     /// What the driver says has changed.
     Comparison(Comparison),
@@ -279,8 +281,17 @@ impl DiffSource {
                 DiffBytes::Blob(blob.raw())
             }
             Self::Blob { blob, .. } => DiffBytes::Blob(blob.decoded()),
-            Self::Replay { tar_split, trees, .. } => {
-                DiffBytes::Replay(Box::new(Replay::new(tar_split, trees, start)))
+            Self::Replay {
+                tar_split,
+                trees,
+                origins,
+                ..
+            } => {
+                let mut replay = Replay::new(tar_split, trees, start);
+                if let Some(origins) = origins {
+                    replay = replay.offering_to(origins);
+                }
+                DiffBytes::Replay(Box::new(replay))
             }
             Self::Comparison(comparison) => DiffBytes::Fresh(Fresh::Opened(comparison, start)),
         };

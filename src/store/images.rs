@@ -12,7 +12,7 @@ use crate::record::names::NameOperation;
 use crate::record::record_trait::DigestKind;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
-use crate::store::access::{Batch, Needs, hit};
+use crate::store::access::{Batch, Held, Needs, hit};
 use crate::store::all_stores::remove_dirs;
 use crate::store::dirs::item_dir;
 use crate::store::ids::random_id;
@@ -70,66 +70,86 @@ impl Store {
             None => None,
             Some(id) => self.additional_image(id).await?,
         };
-        let dirs = self.inner.dirs.clone();
         let needs = match layer {
             Some(_) => Needs::IMAGES_ON_LAYERS,
             None => Needs::IMAGES,
         };
         let layer = layer.map(str::to_owned);
-        let row = self
-            .in_batch(needs, async move |batch: Batch| {
-                let begun = batch.with(|held| {
-                    let top = match &layer {
-                        Some(key) => held.find_layer(key)?.id.to_string(),
-                        None => String::new(),
-                    };
-                    let images = held.images()?;
-                    images.ensure_written(0)?;
-                    let table = images.table_mut();
-                    let mut names_after = names;
-                    let mut options = options;
-                    if let Some((row, data)) = pulled_up {
-                        names_after.extend(row.names.iter().cloned());
-                        names_after.append(&mut options.names);
-                        merge_pulled_up(&mut options, &row, data);
-                    }
-                    let id = match options.id.take() {
-                        Some(id) => id,
-                        None => random_id(|id| table.get(id).is_some())?,
-                    };
-                    let row = new_row(&id, &mut options, top)?;
-                    drop(table.insert(row, 0)?);
-                    let data = item_dir(dirs.images(), &id)?;
-                    // What a killed process has left under this ID does not belong to the new image.
-                    remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
-                    let items = options.big_data.iter().map(|item| (&*item.key, &*item.data));
-                    if let Err(error) = write_items(&data, items) {
-                        clean_up(&id, remove_dirs(&[data]));
-                        return Err(error);
-                    }
-                    if !names_after.is_empty() {
-                        table.apply_names(&id, NameOperation::Add, &names_after)?;
-                    }
-                    images.rely_on(data.clone());
-                    images.rely_on(dirs.images());
-                    let row = images.get(&id).map(Arc::clone);
-                    Ok((row.ok_or_else(|| ImageRow::unknown(&id))?, data))
-                });
-                let (row, data) = begun?;
-                if let Err(error) = batch.save().await {
-                    // It may have come far enough to be seen: the data goes only when the file is without the record again.
-                    let undone = batch.with(|held| {
-                        let images = held.images()?;
-                        drop(images.table_mut().remove(&row.id));
-                        images.save()
-                    });
-                    clean_up(&row.id, undone.and_then(|()| remove_dirs(&[data])));
+        let row = self.record_image(needs, move |held| {
+            let top = match &layer {
+                Some(key) => held.find_layer(key)?.id.to_string(),
+                None => String::new(),
+            };
+            let table = held.images()?.table_mut();
+            let mut names_after = names;
+            let mut options = options;
+            if let Some((row, data)) = pulled_up {
+                names_after.extend(row.names.iter().cloned());
+                names_after.append(&mut options.names);
+                merge_pulled_up(&mut options, &row, data);
+            }
+            let id = match options.id.take() {
+                Some(id) => id,
+                None => random_id(|id| table.get(id).is_some())?,
+            };
+            Ok(NewImage {
+                row: new_row(&id, &mut options, top)?,
+                items: options.big_data,
+                names_after,
+            })
+        });
+        Ok(Image::new(&row.await?, false))
+    }
+
+    /// Writes the record and the data of a new image in one step.
+    pub(crate) async fn record_image(
+        &self,
+        needs: Needs,
+        make: impl FnOnce(&mut Held) -> Result<NewImage> + Send + 'static,
+    ) -> Result<Arc<ImageRow>> {
+        let dirs = self.inner.dirs.clone();
+        self.in_batch(needs, async move |batch: Batch| {
+            let begun = batch.with(|held| {
+                held.images()?.ensure_written(0)?;
+                let NewImage {
+                    row,
+                    items,
+                    names_after,
+                } = make(held)?;
+                let images = held.images()?;
+                let table = images.table_mut();
+                let id = row.id.to_string();
+                drop(table.insert(row, 0)?);
+                let data = item_dir(dirs.images(), &id)?;
+                // What a killed process has left under this ID does not belong to the new image.
+                remove_dirs(&[data.clone(), item_dir(dirs.run_images(), &id)?])?;
+                let items = items.iter().map(|item| (&*item.key, &*item.data));
+                if let Err(error) = write_items(&data, items) {
+                    clean_up(&id, remove_dirs(&[data]));
                     return Err(error);
                 }
-                Ok(row)
-            })
-            .await?;
-        Ok(Image::new(&row, false))
+                if !names_after.is_empty() {
+                    table.apply_names(&id, NameOperation::Add, &names_after)?;
+                }
+                images.rely_on(data.clone());
+                images.rely_on(dirs.images());
+                let row = images.get(&id).map(Arc::clone);
+                Ok((row.ok_or_else(|| ImageRow::unknown(&id))?, data))
+            });
+            let (row, data) = begun?;
+            if let Err(error) = batch.save().await {
+                // It may have come far enough to be seen: the data goes only when the file is without the record again.
+                let undone = batch.with(|held| {
+                    let images = held.images()?;
+                    drop(images.table_mut().remove(&row.id));
+                    images.save()
+                });
+                clean_up(&row.id, undone.and_then(|()| remove_dirs(&[data])));
+                return Err(error);
+            }
+            Ok(row)
+        })
+        .await
     }
 
     /// An image of an additional store with this ID and its big data.
@@ -246,6 +266,14 @@ impl Store {
             .await?;
         Ok(all)
     }
+}
+
+/// What a new image is made of.
+pub(crate) struct NewImage {
+    pub(crate) row: ImageRow,
+    pub(crate) items: Vec<ImageBigData>,
+    /// Names that are taken from the images that have them.
+    pub(crate) names_after: Vec<String>,
 }
 
 /// Values of the caller take precedence over those of the image in the additional store; lists are joined.

@@ -78,6 +78,8 @@ pub(crate) mod dedup;
 
 pub(crate) mod heal;
 
+pub(crate) mod copy_to;
+
 // What they are made of.
 pub(crate) mod access;
 mod additional_blob;

@@ -182,7 +182,7 @@ impl Store {
                     // What lies below may not be there yet: the owners of its files are changed later.
                     let owners = LayerOwners {
                         mappings,
-                        parent: None,
+                        ..LayerOwners::default()
                     };
                     let unpacked = store.unpack(on, owners, &options, diff).await;
                     unpacked.map(|unpacked| (index, options, unpacked))
@@ -210,30 +210,15 @@ impl Store {
     }
 
     /// Makes an unpacked diff a layer.
-    async fn commit_unpacked(
+    pub(crate) async fn commit_unpacked(
         &self,
         plan: LayerPlan,
         options: LayerOptions,
         unpacked: Unpacked,
     ) -> Result<PutLayer> {
         let size = unpacked.applied.content_size;
-        let parent_mappings = plan.parent_mappings();
-        let unpacked = if unpacked.depends_on_parent() || parent_mappings.is_some() {
-            let (parent, mappings) = (plan.parent_id(), plan.mappings.clone());
-            let durable = self.inner.sync_content() && !options.volatile;
-            let driver = self.inner.driver();
-            let mut unpacked = unpacked;
-            bridge::run(move || {
-                let owners = parent_mappings
-                    .as_ref()
-                    .map(|from| NewOwners { from, to: &mappings });
-                unpacked.fit(&*driver, parent.as_deref(), owners, durable)?;
-                Ok(unpacked)
-            })
-            .await?
-        } else {
-            unpacked
-        };
+        let fitted = self.fit_to_parent(plan.parent_id(), plan.owners(), &options, unpacked);
+        let unpacked = fitted.await?;
         let row = self
             .in_batch(Needs::LAYERS, async move |batch: Batch| {
                 let new = batch.with(|held| plan.layer(held.layers()?, options, unpacked))?;
@@ -244,6 +229,28 @@ impl Store {
             layer: Layer::new(&row, None, false),
             size,
         })
+    }
+
+    /// Fits what was unpacked to the parent of the layer that it becomes.
+    pub(crate) async fn fit_to_parent(
+        &self,
+        parent: Option<String>,
+        owners: LayerOwners,
+        options: &LayerOptions,
+        mut unpacked: Unpacked,
+    ) -> Result<Unpacked> {
+        if !unpacked.depends_on_parent() && owners.parent.is_none() {
+            return Ok(unpacked);
+        }
+        let durable = self.inner.sync_content() && !options.volatile;
+        let driver = self.inner.driver();
+        bridge::run(move || {
+            let to = &owners.mappings;
+            let new = owners.parent.as_ref().map(|from| NewOwners { from, to });
+            unpacked.fit(&*driver, parent.as_deref(), new, durable)?;
+            Ok(unpacked)
+        })
+        .await
     }
 
     /// Whether a layer can be unpacked before the one below it is there.

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,15 +91,24 @@ impl Origins {
     /// Offers a file, all of which is the payload of `size` bytes that begins at `offset`. Offsets ascend.
     pub(crate) fn offer(&self, offset: u64, size: u64, local: &LocalFile) -> Result<()> {
         let may_link = self.links && local.may_link;
+        self.add(offset, size, local.file.as_fd(), may_link)
+    }
+
+    /// As [`Origins::offer`], for a file to which there may be no hard links.
+    pub(crate) fn offer_content(&self, offset: u64, size: u64, file: BorrowedFd<'_>) -> Result<()> {
+        self.add(offset, size, file, false)
+    }
+
+    fn add(&self, offset: u64, size: u64, file: BorrowedFd<'_>, may_link: bool) -> Result<()> {
         if !may_link && (size < MIN_SIZE || !self.works.load(Ordering::Relaxed)) {
             return Ok(());
         }
         let mut waiting = self.waiting();
         if waiting.len() < MAX_WAITING {
-            let file = local.file.try_clone().during("duplicating a file handle")?;
+            let file = file.try_clone_to_owned().during("duplicating a file handle")?;
             waiting.push_back(Origin {
                 offset,
-                file,
+                file: file.into(),
                 may_link,
             });
         }

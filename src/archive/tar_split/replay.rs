@@ -12,6 +12,7 @@
 use std::borrow::Cow;
 use std::io::{BufReader, Read};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
@@ -20,6 +21,7 @@ use crate::bridge::{Producer, Progress, read_spare};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::sys::at;
 
+use crate::archive::apply::origins::Origins;
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
 use crate::archive::tar_split::crc::Crc;
@@ -49,6 +51,9 @@ pub(crate) struct Replay<R: Read> {
     clean: Vec<u8>,
     contents: Contents,
     damaged: Vec<DamagedFile>,
+    offered_to: Option<Arc<Origins>>,
+    /// Bytes of the stream before what is produced next; counted from its start on.
+    position: u64,
 }
 
 /// What becomes of the files.
@@ -141,7 +146,15 @@ impl<R: Read> Replay<R> {
             clean: Vec::new(),
             contents: Contents::Restored,
             damaged: Vec::new(),
+            offered_to: None,
+            position: 0,
         }
+    }
+
+    /// Has each file be offered for its payload, when that is taken up: whoever unpacks the stream can share its content.
+    pub(crate) fn offering_to(mut self, origins: Arc<Origins>) -> Self {
+        self.offered_to = Some(origins);
+        self
     }
 
     /// The whole stream, with zeros in the place of what is damaged: see [`Replay::damaged`].
@@ -188,6 +201,8 @@ impl<R: Read> Replay<R> {
         };
         let skipped = self.skip.min(size);
         self.skip -= skipped;
+        let start = self.position;
+        self.position = start.saturating_add(size);
         if skipped == size {
             return Ok(true);
         }
@@ -202,6 +217,9 @@ impl<R: Read> Replay<R> {
                     Contents::Omitted => Ok(None),
                     _ => self.open(&name, size, skipped).map(Some),
                 };
+                if let (Some(origins), Ok(Some(file)), 0) = (&self.offered_to, &opened, skipped) {
+                    origins.offer_content(start, size, file.as_fd())?;
+                }
                 match opened {
                     Ok(Some(file)) => Current::File {
                         name,

@@ -87,7 +87,12 @@ impl Store {
     }
 
     /// The file of an item, and its size.
-    async fn open_layer_file(&self, row: Arc<LayerRow>, home: StoreOrigin, key: &str) -> Result<(File, u64)> {
+    pub(crate) async fn open_layer_file(
+        &self,
+        row: Arc<LayerRow>,
+        home: StoreOrigin,
+        key: &str,
+    ) -> Result<(File, u64)> {
         let id = row.id.clone();
         let key = named(&row.big_data_names, key, "layer", &id)?.to_owned();
         let layer = ReadLayers::new(self.clone(), row, None);

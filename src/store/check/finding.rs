@@ -36,7 +36,7 @@ pub enum ItemKind {
 }
 
 impl ItemKind {
-    const fn noun(self) -> &'static str {
+    pub(crate) const fn noun(self) -> &'static str {
         match self {
             Self::Layer => "layer",
             Self::Image => "image",

@@ -111,7 +111,7 @@ impl Store {
         // The layer below has the same: copies with other owners are left.
         let owners = LayerOwners {
             mappings: mappings_of(row),
-            parent: None,
+            ..LayerOwners::default()
         };
         Area::make(&self.inner, renewed.parent(), owners, &layer).await
     }

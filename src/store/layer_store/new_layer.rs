@@ -14,6 +14,7 @@ use crate::lock::temp_dir::TempDir;
 use crate::options::{Flag, LayerBigData};
 use crate::record::intent::Companion;
 use crate::record::layer::LayerRow;
+use crate::record::record_trait::Record as _;
 
 /// A tar-split file that waits in a locked temporary directory for its layer.
 #[derive(Debug)]
@@ -59,6 +60,8 @@ pub(crate) struct FromDiffer {
     /// Whether tar-split data was recorded that goes with the diff.
     pub(crate) has_tar_split: bool,
     pub(crate) items: Vec<StagedItem>,
+    /// The record of the layer in another store of which this one is a copy: what it says, this one's says too.
+    pub(crate) copy_of: Option<Box<LayerRow>>,
 }
 
 /// A big data item that waits for its layer, in the directory of its tar-split.
@@ -89,10 +92,28 @@ impl Unpacked {
         }
     }
 
+    /// Has the record of the layer say what that of its original in another store does.
+    pub(crate) fn become_copy_of(&mut self, original: LayerRow) {
+        if let Some(differ) = &mut self.from_differ {
+            differ.copy_of = Some(Box::new(original));
+        }
+    }
+
     /// Writes into a record where the content comes from.
     pub(crate) fn record(&self, row: &mut LayerRow) {
         record_applied(row, &self.applied);
         let Some(differ) = &self.from_differ else { return };
+        if let Some(original) = &differ.copy_of {
+            // The owners on disk are the driver's affair.
+            let (uid_map, gid_map) = (std::mem::take(&mut row.uid_map), std::mem::take(&mut row.gid_map));
+            *row = LayerRow {
+                uid_map,
+                gid_map,
+                ..LayerRow::clone(original)
+            };
+            row.set_intent("");
+            return;
+        }
         row.diff_digest = differ.uncompressed_digest.clone().into();
         row.diff_size = differ
             .size

@@ -1,5 +1,6 @@
 //! Where the content of a new layer goes before the layer exists, and how it gets there.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub(crate) struct LayerOwners {
     pub(crate) mappings: IdMappings,
     /// The mappings of the parent's files, if they are others.
     pub(crate) parent: Option<IdMappings>,
+    /// They are those of what was written in mounts that map owners, as in a container's layer. The rest of it has none.
+    pub(crate) from_mount: bool,
 }
 
 /// Content that a differ has put together, for [`Store::apply_staged_layer`](crate::Store::apply_staged_layer). Dropped, it
@@ -63,7 +66,7 @@ pub struct StagedContent {
 /// A file whose content becomes a big data item.
 #[derive(Debug)]
 pub(crate) struct ItemFile {
-    pub(crate) key: &'static str,
+    pub(crate) key: Cow<'static, str>,
     pub(crate) file: File,
 }
 
@@ -79,7 +82,10 @@ impl Area {
         let sync = inner.sync_content() && !options.volatile;
         let create = CreateOptions {
             read_write: options.writeable,
-            mappings: owners.mappings.clone(),
+            mappings: match owners.from_mount {
+                true => IdMappings::default(),
+                false => owners.mappings.clone(),
+            },
             parent_mappings: owners.parent,
             storage_opt: options.storage_opt.clone(),
             durable: sync,
@@ -237,7 +243,7 @@ impl StagedContent {
             };
             for ItemFile { key, mut file } in files {
                 std::io::Seek::rewind(&mut file).during("reading a temporary file")?;
-                add(key, &mut file)?;
+                add(&key, &mut file)?;
             }
             for item in &output.big_data {
                 add(&item.key, &mut &*item.data)?;
@@ -251,6 +257,7 @@ impl StagedContent {
                 toc_digest: output.toc_digest,
                 has_tar_split,
                 items,
+                copy_of: None,
             });
             Ok(Detached::new(unpacked))
         })

@@ -32,6 +32,7 @@ impl LayerPlan {
         LayerOwners {
             mappings: self.mappings.clone(),
             parent: self.parent_mappings(),
+            from_mount: false,
         }
     }
 

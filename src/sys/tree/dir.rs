@@ -47,7 +47,7 @@ pub(crate) fn open_dir_below(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedF
 }
 
 /// `EXDEV` if a mount is in the way, be it of the same file system.
-pub(super) fn open_on_same_mount(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
+pub(crate) fn open_on_same_mount(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
     if !NO_OPENAT2.load(Ordering::Relaxed) {
         match rustix::fs::openat2(dir, name, DIR_FLAGS, Mode::empty(), ResolveFlags::NO_XDEV) {
             Err(Errno::NOSYS) => NO_OPENAT2.store(true, Ordering::Relaxed),

@@ -17,7 +17,7 @@ mod tests;
 
 pub(crate) use dir::{
     DIR_FLAGS, identity, is_directory, last_name, list_names, listing_buffer, mount_id, open_dir_below,
-    pop_name,
+    open_on_same_mount, pop_name,
 };
 pub(crate) use dir_stack::DirStack;
 pub(crate) use remove::remove_tree;
