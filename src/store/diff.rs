@@ -304,7 +304,7 @@ impl Store {
                     drop(guard);
                     opened
                 });
-                DiffSource::Comparison(self.explained(&pair, opened.await).await?)
+                DiffSource::ExactComparison(self.explained(&pair, opened.await).await?)
             }
         };
         let layers = self.read_layers_of(&pair);

@@ -238,6 +238,8 @@ pub(super) enum DiffSource {
     },
     /// What the driver says has changed.
     Comparison(Comparison),
+    /// The same with times to the nanosecond.
+    ExactComparison(Comparison),
     /// The blob of a layer whose files are in an additional layer store. `size` is that of the tar stream as recorded.
     Blob { blob: StoredBlob, size: Option<u64> },
 }
@@ -272,7 +274,7 @@ impl DiffSource {
             _ => 0,
         };
         // What a replay lacks, it misses.
-        let is_asked_at_end = matches!(self, Self::Comparison(_));
+        let is_asked_at_end = matches!(self, Self::Comparison(_) | Self::ExactComparison(_));
         let mut is_compressed = false;
         let bytes = match self {
             // Other levels, and other annotations, come from other bytes.
@@ -293,7 +295,12 @@ impl DiffSource {
                 }
                 DiffBytes::Replay(Box::new(replay))
             }
-            Self::Comparison(comparison) => DiffBytes::Fresh(Fresh::Opened(comparison, start)),
+            Self::Comparison(comparison) => {
+                DiffBytes::Fresh(Fresh::Opened(comparison, start), Times::Seconds)
+            }
+            Self::ExactComparison(comparison) => {
+                DiffBytes::Fresh(Fresh::Opened(comparison, start), Times::Exact)
+            }
         };
         let producer = DiffProducer { id, bytes };
         let mut annotations = Annotations::default();
@@ -413,8 +420,15 @@ struct DiffProducer {
 
 enum DiffBytes {
     Replay(Box<Replay<File>>),
-    Fresh(Fresh),
+    Fresh(Fresh, Times),
     Blob(BlobBytes),
+}
+
+/// The times in a diff that is made of what has changed.
+#[derive(Clone, Copy)]
+enum Times {
+    Seconds,
+    Exact,
 }
 
 /// A diff that is made of what has changed, step by step.
@@ -437,7 +451,7 @@ impl Producer for DiffProducer {
     fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
         let progress = match &mut self.bytes {
             DiffBytes::Replay(replay) => replay.step(out, room),
-            DiffBytes::Fresh(fresh) => fresh.step(out, room),
+            DiffBytes::Fresh(fresh, times) => fresh.step(*times, out, room),
             DiffBytes::Blob(blob) => blob.step(out, room),
         };
         progress.context(|| format!("reading the diff of layer {:?}", self.id))
@@ -445,18 +459,24 @@ impl Producer for DiffProducer {
 }
 
 impl Fresh {
-    fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+    fn step(&mut self, times: Times, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
         if let Self::Exporting(export) = self {
             return export.step(out, room);
         }
+        let exporting = |export: Export| {
+            Self::Exporting(Box::new(match times {
+                Times::Seconds => export,
+                Times::Exact => export.with_exact_times(),
+            }))
+        };
         *self = match std::mem::replace(self, Self::Over) {
             Self::Opened(Comparison::OverlayDiff(diff, mappings), offset) => {
                 let export = Export::upper(diff.dir.as_fd(), diff.lowers, diff.namespace, &mappings, offset)?;
-                Self::Exporting(Box::new(export))
+                exporting(export)
             }
             Self::Opened(Comparison::Trees { new, old: None }, offset) => {
                 let export = Export::tree(new.dir.as_fd(), &new.mappings, offset)?;
-                Self::Exporting(Box::new(export))
+                exporting(export)
             }
             Self::Opened(Comparison::Trees { new, old: Some(old) }, offset) => Self::Comparing {
                 comparison: Box::new(TreeComparison::new(new.compared(), Some(old.compared()))?),
@@ -480,7 +500,7 @@ impl Fresh {
                 } else {
                     let changes = comparison.into_changes();
                     let export = Export::changes(new.dir, changes, &new.mappings, offset);
-                    Self::Exporting(Box::new(export))
+                    exporting(export)
                 }
             }
             over => over,

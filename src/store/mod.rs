@@ -135,7 +135,7 @@ use crate::store::inner::Inner;
 /// | Containers | [`create_container`](Store::create_container), [`containers`](Store::containers), [`container_by_name`](Store::container_by_name) |
 /// | Names, data | [`add_names`](Store::add_names), [`set_metadata`](Store::set_metadata), [`image_big_data`](Store::image_big_data), [`container_directory`](Store::container_directory) and their like |
 /// | Mounts | [`mount_guard`](Store::mount_guard), [`mount`](Store::mount), [`unmount`](Store::unmount), [`mount_image`](Store::mount_image) |
-/// | Maintenance | [`delete_container`](Store::delete_container), [`delete_image`](Store::delete_image), [`delete_layer`](Store::delete_layer), [`check`](Store::check), [`repair`](Store::repair), [`heal`](Store::heal), [`dedup`](Store::dedup), [`garbage_collect`](Store::garbage_collect), [`lock_owners`](Store::lock_owners), [`shutdown`](Store::shutdown), [`wipe`](Store::wipe) |
+/// | Maintenance | [`delete_container`](Store::delete_container), [`delete_image`](Store::delete_image), [`delete_layer`](Store::delete_layer), [`check`](Store::check), [`repair`](Store::repair), [`heal`](Store::heal), [`copy_to`](Store::copy_to), [`dedup`](Store::dedup), [`garbage_collect`](Store::garbage_collect), [`lock_owners`](Store::lock_owners), [`shutdown`](Store::shutdown), [`wipe`](Store::wipe) |
 ///
 /// ```
 /// # async fn demo() -> graphroot::Result<()> {

@@ -20,6 +20,7 @@ mod accepted_failures;
 mod bad_layers;
 mod check;
 mod config;
+mod convert;
 mod copy;
 mod extra_commands;
 mod failing;

@@ -18,6 +18,7 @@ mod check_beside_writers;
 mod concurrency;
 mod config;
 mod config_places;
+mod copied_stores;
 mod counting_store;
 mod crash;
 mod diffs_for_go;

@@ -32,6 +32,7 @@ async fn entry() {
         ("additional-layer", [work, option, id]) => crate::additional_layers::work(work, option, id).await,
         ("auto-userns", [image, seed]) => crate::auto_userns::work(image, seed.parse().unwrap()).await,
         ("staged-layer", [what, dir]) => crate::staged_kills::work(what, dir),
+        ("copy-to", [source, driver]) => crate::copied_stores::work(source, driver),
         ("heal", [source]) => crate::heal_kills::work(source),
         ("repair", [what]) => crate::repair_kills::work(what),
         ("delete", [id]) => delete(id).await,

@@ -88,6 +88,7 @@ fn every_future_is_send(store: &Store, digest: &Digest) {
     is_send(store.image_run_directory(""));
     is_send(store.container_directory(""));
     is_send(store.container_run_directory(""));
+    is_send(store.copy_to(store, graphroot::CopyOptions::new()));
 }
 
 /// Polls a future this often, then drops it.

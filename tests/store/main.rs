@@ -36,6 +36,7 @@ mod coming_from_go;
 mod composefs;
 mod concurrency;
 mod containers;
+mod copy_to;
 mod delete;
 mod diff;
 mod error_texts;

@@ -66,6 +66,21 @@ pub(crate) mod heal {
     );
 }
 
+/// Flags of `convert`.
+pub(crate) mod convert {
+    use super::Flag;
+    pub(crate) const TO: Flag = Flag::text(&["-to"], "Storage driver of the new storage tree");
+    pub(crate) const OPTION: Flag =
+        Flag::list(&["-to-opt"], "Set storage driver options of the new storage tree");
+    pub(crate) const IMAGE: Flag = Flag::list(&["-image"], "Copy this image only, and others that are named");
+    pub(crate) const CONTAINER: Flag = Flag::list(
+        &["-container"],
+        "Copy this container with its image only, and others that are named",
+    );
+    pub(crate) const NO_CONTAINERS: Flag = Flag::bool(&["-no-containers"], "Copy no containers");
+    pub(crate) const DRY_RUN: Flag = Flag::bool(&["-dry-run"], "Only print what would be copied");
+}
+
 /// Flags of commands that create something.
 pub(crate) mod new {
     use super::Flag;

@@ -45,6 +45,12 @@ impl ItemKind {
     }
 }
 
+impl fmt::Display for ItemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.noun())
+    }
+}
+
 impl CheckedItem {
     pub(crate) fn new(kind: ItemKind, id: &str, read_only: bool) -> Self {
         Self {

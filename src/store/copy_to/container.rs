@@ -112,7 +112,10 @@ impl Job {
                 let dir = dir.get_or_insert_with(|| temp.addition());
                 make_private_subdir(dir)?;
                 for (key, data) in &items {
-                    big_data::write_bytes(dir, key, data, sync)?;
+                    // A file that has it keeps its time.
+                    if big_data::read(dir, key, None)?.as_deref() != Some(&**data) {
+                        big_data::write_bytes(dir, key, data, sync)?;
+                    }
                 }
             }
             Ok(StagedData { dir, temp, row })

@@ -66,7 +66,8 @@ impl Store {
     /// Owners on disk follow the driver of `to`: where it maps owners in mounts, layers of images with ID mappings are kept
     /// without them, as by [`Store::put_layer`].
     ///
-    /// Nothing in this store is changed, except that what killed processes have left is put right as by every reader. Its locks
+    /// Nothing in this store is changed, except that what killed processes have left is put right as by every reader, and
+    /// that the driver may try out, in its directory for temporary data, what the kernel does. Its locks
     /// are taken shared, all of them for a moment and the layer lock for a moment for each layer, and none while data flows: it
     /// may be in use meanwhile. What is deleted from it before it is copied is left out. In `to` the locks are those of
     /// [`Store::put_layer`], [`Store::create_image`] and [`Store::create_container`], for each item.

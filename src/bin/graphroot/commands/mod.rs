@@ -2,6 +2,7 @@
 //! the manual pages use these tables.
 
 mod check;
+mod convert;
 mod copy;
 mod create;
 mod data;
@@ -26,8 +27,8 @@ use crate::command::Command;
 use crate::flags::{
     ADD_NAME, BZIP2, CHOWN, DEBUG, FORCE_SHUTDOWN, FORCE_UNMOUNT, GZIP, HASH_METHOD, HELP, IS_CONTAINER,
     IS_IMAGE, IS_LAYER, JSON, MOUNT_OPTIONS, MOUNT_READ_ONLY, NEW_NAME, NO_NAMES, OMIT_NAMES, QUICK,
-    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check as check_flags, file, heal as heal_flags,
-    new,
+    QUIET_IDS, REMOVE_NAME, TEST, TREE, UNCOMPRESSED, XZ, check as check_flags, convert as convert_flags,
+    file, heal as heal_flags, new,
 };
 #[cfg(feature = "pull")]
 use crate::flags::{QUIET_TRANSFER, login as login_flags, transfer as transfer_flags};
@@ -246,6 +247,9 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     #[cfg(not(feature = "pull"))]
     command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
         [JSON, heal_flags::FROM_STORE], heal::heal, ["graphroot heal --from-store /srv/other localhost/demo"]),
+    command!(["convert"], "[options [...]] newRoot", "Copy layers, images and containers into a storage tree with another driver", 1, Some(1),
+        [JSON, convert_flags::TO, convert_flags::OPTION, convert_flags::IMAGE, convert_flags::CONTAINER, convert_flags::NO_CONTAINERS, convert_flags::DRY_RUN], convert::convert,
+        ["graphroot convert --to overlay /srv/containers/storage", "graphroot -s vfs convert --to btrfs --image localhost/app --container app /mnt/storage"]),
     command!(["tree"], "[options [...]]", "Show images with their layers and containers, and what belongs to no image", 0, Some(0),
         [JSON], image_usage::tree, ["graphroot tree"]),
     command!(["du"], "[options [...]]", "Show the space that each image takes, its own and shared", 0, Some(0),

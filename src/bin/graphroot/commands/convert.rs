@@ -1,0 +1,157 @@
+//! The command that copies a storage tree, or a part of it, into another one with another driver.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use graphroot::{CopiedItem, CopyEvent, CopyOptions, CopyReport, Store, StoreOptions};
+use serde::Serialize;
+
+use crate::call::Call;
+use crate::flags::convert as flags;
+use crate::input::spinner;
+use crate::outcome::{CommandError, DONE, Outcome, file_failure};
+use crate::output::Output;
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ReportRow<'a> {
+    copied: &'a [CopiedItem],
+    present: &'a [CopiedItem],
+    gone: &'a [CopiedItem],
+    mounted: &'a [CopiedItem],
+}
+
+fn print_report(call: &Call, out: &mut Output, report: &CopyReport) -> Result<(), CommandError> {
+    if call.json() {
+        return out.json(&ReportRow {
+            copied: &report.copied,
+            present: &report.present,
+            gone: &report.gone,
+            mounted: &report.mounted,
+        });
+    }
+    for item in &report.copied {
+        out.line(item.to_string())?;
+    }
+    for item in &report.gone {
+        out.stderr_line(format!("{item}: it was deleted before it was copied"))?;
+    }
+    for item in &report.mounted {
+        out.stderr_line(format!(
+            "{item}: it was mounted while it was copied, each file is as it was at its time"
+        ))?;
+    }
+    Ok(())
+}
+
+/// The other storage tree.
+struct Target {
+    store: Store,
+    /// Its run root, and all of it where nothing is copied: a directory that goes at the end.
+    dir: PathBuf,
+}
+
+/// The driver whose layers are in a directory, if it is another one than `wanted`.
+fn other_driver(root: &Path, wanted: &str) -> io::Result<Option<String>> {
+    let entries = match std::fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let driver = name.to_str().and_then(|name| name.strip_suffix("-layers"));
+        if let Some(driver) = driver.filter(|driver| *driver != wanted) {
+            return Ok(Some(driver.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a path leads into a directory. Nothing of the path has to exist.
+fn lies_in(path: &Path, dir: &Path) -> io::Result<bool> {
+    let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino()));
+    let dir = identity(dir)?;
+    let mut above = path.to_owned();
+    while !above.exists() && above.pop() {}
+    let mut known = identity(&above)?;
+    while known != dir {
+        above.push("..");
+        let next = identity(&above)?;
+        if next == known {
+            return Ok(false);
+        }
+        known = next;
+    }
+    Ok(true)
+}
+
+impl Target {
+    async fn open(call: &Call) -> Result<Self, CommandError> {
+        let store = call.store()?;
+        let given = call.arg(0);
+        let failed = |error: io::Error| file_failure("find", given, &error);
+        let root = std::path::absolute(given).map_err(failed)?;
+        let driver = call.flags.text(&flags::TO);
+        if driver.is_empty() {
+            return Err("convert: no driver is given: --to overlay|btrfs|vfs|zfs".into());
+        }
+        if lies_in(&root, store.graph_root()).map_err(failed)? {
+            let what = format!(
+                "{given} lies in the storage tree {}",
+                store.graph_root().display()
+            );
+            return Err(what.into());
+        }
+        if let Some(other) = other_driver(&root, driver).map_err(failed)? {
+            return Err(format!("{given} has layers of the driver {other}, not of {driver}").into());
+        }
+        let dir = store.run_root().join(format!("convert-{}", std::process::id()));
+        let is_there = root.join(format!("{driver}-layers")).exists();
+        let mut options = match call.flags.is_on(&flags::DRY_RUN) && !is_there {
+            // An empty one.
+            true => StoreOptions::new(dir.join("graph"), dir.join("run")).driver("vfs"),
+            false => StoreOptions::new(&root, dir.join("run")).driver(driver),
+        };
+        if options.graph_root == root {
+            for option in call.flags.list(&flags::OPTION) {
+                options = options.driver_option(option);
+            }
+        }
+        Ok(Self {
+            store: Store::open(options).await?,
+            dir,
+        })
+    }
+
+    async fn close(self) {
+        let closed = self.store.shutdown().await;
+        self.store.free();
+        if let Err(error) = closed {
+            tracing::warn!(error = %error.chain(), "cannot close the other store");
+        } else if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a temporary directory");
+        }
+    }
+}
+
+pub(crate) async fn convert(call: &Call, out: &mut Output) -> Outcome {
+    let target = Target::open(call).await?;
+    let busy = spinner("Comparing");
+    let shown = busy.clone();
+    let options = CopyOptions::new()
+        .images(call.flags.list(&flags::IMAGE))
+        .containers(call.flags.list(&flags::CONTAINER))
+        .without_containers(call.flags.is_on(&flags::NO_CONTAINERS))
+        .dry_run(call.flags.is_on(&flags::DRY_RUN))
+        .progress(move |event| {
+            if let CopyEvent::Copying { kind, id } = event {
+                shown.set_message(format!("Copying {kind} {id}"));
+            }
+        });
+    let report = call.store()?.copy_to(&target.store, options).await;
+    busy.finish_and_clear();
+    target.close().await;
+    print_report(call, out, &report?)?;
+    DONE
+}
