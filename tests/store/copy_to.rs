@@ -313,30 +313,42 @@ fn with<F: Future<Output = ()>>(
 }
 
 macro_rules! pairs {
-    ($($name:ident: $from:literal $of:ident, $to:literal $layout:ident;)*) => {
-        $(#[test]
-        fn $name() {
-            with(($from, Layout::$of), ($to, Layout::$layout), copies);
+    ($($module:ident { $($name:ident: $from:literal $of:ident, $to:literal $layout:ident;)* })*) => {
+        $(mod $module {
+            use super::*;
+
+            $(#[test]
+            fn $name() {
+                with(($from, Layout::$of), ($to, Layout::$layout), copies);
+            })*
         })*
     };
 }
 
 pairs! {
-    overlay_to_vfs: "overlay" Plain, "vfs" Plain;
-    vfs_to_overlay: "vfs" Plain, "overlay" Plain;
-    overlay_to_overlay: "overlay" Plain, "overlay" Plain;
-    vfs_to_vfs: "vfs" Plain, "vfs" Plain;
-    overlay_to_btrfs: "overlay" Plain, "btrfs" Plain;
-    btrfs_to_overlay: "btrfs" Plain, "overlay" Plain;
-    btrfs_to_btrfs: "btrfs" Plain, "btrfs" Plain;
-    btrfs_to_vfs: "btrfs" Plain, "vfs" Plain;
-    split_to_one: "overlay" Split, "vfs" Plain;
-    one_to_split: "vfs" Plain, "overlay" Split;
-    one_to_vfs_split: "overlay" Plain, "vfs" Split;
-    program_to_overlay: "overlay" Program, "overlay" Plain;
-    vfs_to_program: "vfs" Plain, "overlay" Program;
-    beside_an_additional_store: "overlay" Additional, "vfs" Plain;
-    to_one_with_an_additional_store: "vfs" Plain, "overlay" Additional;
+    overlay {
+        to_vfs: "overlay" Plain, "vfs" Plain;
+        to_overlay: "overlay" Plain, "overlay" Plain;
+    }
+    vfs {
+        to_vfs: "vfs" Plain, "vfs" Plain;
+    }
+    btrfs {
+        to_btrfs: "btrfs" Plain, "btrfs" Plain;
+        to_vfs: "btrfs" Plain, "vfs" Plain;
+    }
+    others {
+        vfs_to_overlay: "vfs" Plain, "overlay" Plain;
+        overlay_to_btrfs: "overlay" Plain, "btrfs" Plain;
+        btrfs_to_overlay: "btrfs" Plain, "overlay" Plain;
+        split_to_one: "overlay" Split, "vfs" Plain;
+        one_to_split: "vfs" Plain, "overlay" Split;
+        one_to_vfs_split: "overlay" Plain, "vfs" Split;
+        program_to_overlay: "overlay" Program, "overlay" Plain;
+        vfs_to_program: "vfs" Plain, "overlay" Program;
+        beside_an_additional_store: "overlay" Additional, "vfs" Plain;
+        to_one_with_an_additional_store: "vfs" Plain, "overlay" Additional;
+    }
 }
 
 /// Of a transient store the records are in the run root: a copy keeps them.
