@@ -46,7 +46,10 @@ async fn change(store: &Store, container: &Container) {
     std::fs::write(mounted.join("opaque/only"), "only").unwrap();
     std::fs::write(mounted.join("dir/kept"), "changed").unwrap();
     std::os::unix::fs::symlink("/etc/passwd", mounted.join("link")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o1751);
+    std::fs::set_permissions(&mounted, mode).unwrap();
     if is_root() {
+        std::os::unix::fs::chown(&mounted, Some(7), Some(8)).unwrap();
         std::os::unix::fs::chown(mounted.join("again"), Some(1000), Some(2000)).unwrap();
         rustix::fs::setxattr(
             mounted.join("opaque/only"),

@@ -4,6 +4,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use crate::bridge::{self, Detached};
@@ -18,9 +19,10 @@ use crate::record::record_trait::Record as _;
 use crate::store::access::{Batch, Needs};
 use crate::store::containers::ContainerPlace;
 use crate::store::copy_to::layer::{Copied, Job, layer_options};
-use crate::store::copy_to::plan::SourceContainer;
+use crate::store::copy_to::plan::{SourceContainer, SourceLayer};
 use crate::store::dirs::item_dir;
-use crate::store::layer_store::new_layer::{NewLayer, Start, mappings_of};
+use crate::store::layer_store::locked::files_of;
+use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked, mappings_of};
 use crate::store::stage::plan::new_layer;
 use crate::store::views::Container;
 use crate::sys::{at, make_private_subdir};
@@ -48,7 +50,7 @@ impl Job {
         let staged = self.stage(layer, &options, plan.parent_id(), owners.clone());
         let unpacked = Detached::new(staged.await?);
         let fitted = to.fit_to_parent(plan.parent_id(), owners, &options, unpacked.into_inner());
-        let unpacked = Detached::new(fitted.await?);
+        let unpacked = Detached::new(self.copy_root(layer, fitted.await?).await?);
         let data = Detached::new(self.stage_data(container).await?);
         let transient = to.inner.options.transient;
         let volatile = container.volatile || transient;
@@ -90,6 +92,32 @@ impl Job {
             true => Copied::WhileMounted,
             false => Copied::Whole,
         })
+    }
+
+    /// Gives the root directory of an unpacked layer the mode and the owner that it has in the source: no diff tells of them.
+    async fn copy_root(&self, layer: &SourceLayer, unpacked: Unpacked) -> Result<Unpacked> {
+        let (guard, driver) = (self.from.read_layers().await?, self.from.inner.driver());
+        let row = Arc::clone(&layer.row);
+        bridge::run(move || {
+            let from = files_of(&row.id, driver.layer_tree(&row.id))?;
+            drop(guard);
+            let to = unpacked.staged.tree();
+            if from.force_mask.is_some() || to.force_mask.is_some() {
+                return Ok(unpacked);
+            }
+            let doing = "copying the root directory of a layer";
+            let [old, new] = [&from.dir, &to.dir].map(rustix::fs::fstat);
+            let (old, new) = (old.during(doing)?, new.during(doing)?);
+            // Others have their owners by the driver's ways.
+            if mappings_of(&row).is_identity() && (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid) {
+                let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+                rustix::fs::fchown(&to.dir, Some(uid), Some(gid)).during(doing)?;
+            }
+            let mode = Mode::from_raw_mode(old.st_mode & 0o7777);
+            rustix::fs::fchmod(&to.dir, mode).during(doing)?;
+            Ok(unpacked)
+        })
+        .await
     }
 
     /// Copies the data of a container: its items and its directory in the graph root, without what is mounted there.
