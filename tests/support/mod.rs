@@ -1,7 +1,6 @@
 //! What the integration tests share: temporary stores, the programs to compare with, and ways to look at results.
 
 pub(crate) mod accepted;
-#[allow(dead_code, reason = "not every test program has tests with it")]
 pub(crate) mod btrfs;
 pub(crate) mod debian;
 pub(crate) mod json;
