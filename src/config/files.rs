@@ -14,9 +14,11 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 /// Which files are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConfigName {
-    /// The file is `STEM.conf`, with a directory `STEM.conf.d` of more of them, or another one without.
+    /// The file is `STEM.EXTENSION`, and there may be directories of more of them.
     stem: &'static str,
     extension: &'static str,
+    /// What the names of directories of more files end in.
+    directory: &'static str,
     /// What is being done to a file, for errors.
     opening: &'static str,
     reading: &'static str,
@@ -30,6 +32,7 @@ pub(crate) struct ConfigName {
 pub(super) const STORAGE: ConfigName = ConfigName {
     stem: "storage",
     extension: "conf",
+    directory: "conf.d",
     opening: "opening storage configuration",
     reading: "reading storage configuration",
     conf: "CONTAINERS_STORAGE_CONF",
@@ -41,6 +44,7 @@ pub(super) const STORAGE: ConfigName = ConfigName {
 pub(crate) const REGISTRIES: ConfigName = ConfigName {
     stem: "registries",
     extension: "conf",
+    directory: "conf.d",
     opening: "opening registries configuration",
     reading: "reading registries configuration",
     conf: "CONTAINERS_REGISTRIES_CONF",
@@ -52,9 +56,22 @@ pub(crate) const REGISTRIES: ConfigName = ConfigName {
 pub(crate) const POLICY: ConfigName = ConfigName {
     stem: "policy",
     extension: "json",
+    directory: "json.d",
     opening: "opening signature policy",
     reading: "reading signature policy",
     conf: "CONTAINERS_POLICY_JSON",
+    last: "",
+};
+
+/// `registries.d`, which has no main file.
+#[cfg(feature = "signatures")]
+pub(crate) const REGISTRIES_D: ConfigName = ConfigName {
+    stem: "registries",
+    extension: "yaml",
+    directory: "d",
+    opening: "opening signature storage configuration",
+    reading: "reading signature storage configuration",
+    conf: "",
     last: "",
 };
 
@@ -127,37 +144,63 @@ fn read_main(
 /// less important directories; then only the names decide.
 fn drop_ins(environment: &Environment, name: &ConfigName, user: Option<&Path>) -> Result<Vec<PathBuf>> {
     let uid = environment.uid();
-    let stem = name.stem;
+    let ConfigName { stem, directory, .. } = name;
     let mut dirs = Vec::new();
     for dir in SYSTEM.map(|dir| environment.system(dir)) {
-        dirs.push(dir.join(format!("{stem}.conf.d")));
+        dirs.push(dir.join(format!("{stem}.{directory}")));
         if uid == 0 {
-            dirs.push(dir.join(format!("{stem}.rootful.conf.d")));
+            dirs.push(dir.join(format!("{stem}.rootful.{directory}")));
         } else {
-            let rootless = dir.join(format!("{stem}.rootless.conf.d"));
+            let rootless = dir.join(format!("{stem}.rootless.{directory}"));
             dirs.push(rootless.clone());
             dirs.push(rootless.join(uid.to_string()));
         }
     }
-    dirs.extend(user.map(|dir| dir.join(format!("{stem}.conf.d"))));
+    dirs.extend(user.map(|dir| dir.join(format!("{stem}.{directory}"))));
 
     let mut found: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for dir in dirs {
-        let entries = match std::fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).at("listing configuration directory", &dir),
-        };
-        for entry in entries {
-            let entry = entry.at("listing configuration directory", &dir)?;
-            let kind = entry.file_type().at("looking at", entry.path())?;
-            // Links and devices count: a link to /dev/null hides a file of a less important directory.
-            if !kind.is_dir() && entry.file_name().as_bytes().ends_with(b".conf") {
-                found.insert(entry.file_name(), entry.path());
-            }
+        match list(&dir, name) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {}
+            listed => found.extend(listed?),
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// The files of one directory.
+fn list(dir: &Path, name: &ConfigName) -> Result<BTreeMap<OsString, PathBuf>> {
+    let ending = format!(".{}", name.extension);
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).at("listing configuration directory", dir)? {
+        let entry = entry.at("listing configuration directory", dir)?;
+        let kind = entry.file_type().at("looking at", entry.path())?;
+        // Links and devices count: a link to /dev/null hides a file of a less important directory.
+        if !kind.is_dir() && entry.file_name().as_bytes().ends_with(ending.as_bytes()) {
+            found.insert(entry.file_name(), entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the files of the directories where there is no main file.
+#[cfg(feature = "signatures")]
+pub(crate) fn read_drop_ins(environment: &Environment, name: &ConfigName) -> Result<Vec<ConfigFile>> {
+    let user = user_dir(environment)?;
+    let paths = drop_ins(environment, name, user.as_deref())?;
+    read_those(paths.into_iter(), name)
+}
+
+/// Reads the files of one directory, which must exist.
+#[cfg(feature = "signatures")]
+pub(crate) fn read_directory(dir: &Path, name: &ConfigName) -> Result<Vec<ConfigFile>> {
+    read_those(list(dir, name)?.into_values(), name)
+}
+
+#[cfg(feature = "signatures")]
+fn read_those(paths: impl Iterator<Item = PathBuf>, name: &ConfigName) -> Result<Vec<ConfigFile>> {
+    // Some may be removed since they were listed.
+    paths.filter_map(|path| read(&path, name).transpose()).collect()
 }
 
 /// Reads a file that a variable names, which must exist.

@@ -137,6 +137,8 @@ use crate::options::driver::mount_options;
 pub(crate) use environment::Environment;
 #[cfg(feature = "pull")]
 pub(crate) use files::{ConfigFile, POLICY, REGISTRIES, read, read_all, read_one, user_dir};
+#[cfg(feature = "signatures")]
+pub(crate) use files::{REGISTRIES_D, read_directory, read_drop_ins};
 
 /// Reads the configuration, for this process or for given variables and a given user.
 #[derive(Clone, Debug)]

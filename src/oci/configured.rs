@@ -3,17 +3,20 @@
 use super::certificates;
 use super::registries_conf::RegistriesConf;
 use super::registry_options::RegistryOptions;
+#[cfg(feature = "signatures")]
+use super::signatures::SignatureStorage;
 use crate::bridge;
 use crate::config::Loader;
 use crate::error::Result;
 
 impl RegistryOptions {
     /// As the newest Podman reaches registries for this user on this machine: with
-    /// [`registries.conf`](RegistriesConf::load), and the certificates in `certs.d` beside it and in `/etc/docker`. What
+    /// [`registries.conf`](RegistriesConf::load), and the certificates in `certs.d` beside it and in `/etc/docker`; with the
+    /// feature `signatures` also the signatures where `registries.d` says. What
     /// goes beyond that (credentials in files, proxies by `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`) is the default anyway.
     ///
     /// # Errors
-    /// As [`RegistriesConf::load`].
+    /// As [`RegistriesConf::load`], of all these files.
     ///
     /// # Cancellation
     /// No effect.
@@ -24,6 +27,8 @@ impl RegistryOptions {
             bridge::run(move || certificates::directories(&environment)).await?
         };
         Ok(Self {
+            #[cfg(feature = "signatures")]
+            signature_storage: SignatureStorage::load_with(loader.clone()).await?,
             registries_conf: RegistriesConf::load_with(loader).await?,
             certificate_directories,
             ..Self::default()

@@ -41,8 +41,10 @@
 //!   and nothing unpacked for it.
 //! * **Podman's configuration.** [`RegistryOptions::default_for_user`] reads `registries.conf` (mirrors, short names,
 //!   registries that are blocked or insecure) and `certs.d`, and [`Policy::load`] `policy.json`. A download that fails at a
-//!   mirror goes on elsewhere at the first missing byte. Signatures are not verified; where the policy wants one, nothing is
-//!   pulled.
+//!   mirror goes on elsewhere at the first missing byte.
+//! * **Signatures.** With the feature `signatures` those that the policy wants are verified before anything of the image but
+//!   its manifest is read, and those that an image has are kept as Podman keeps them. What cannot be verified is refused; so
+//!   is everything of which a signature is wanted without the feature. [`Policy`] says what that is.
 //! * **Logging in.** [`CredentialStore`] reads and changes what `podman login` keeps, in files and with credential helpers;
 //!   [`check_credentials`] asks a registry. Pulls and pushes look in the same places.
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
@@ -93,13 +95,18 @@ mod registry;
 mod registry_name;
 mod registry_options;
 mod repository;
+mod requirement;
 mod response;
 mod retry;
 mod sign_in;
+#[cfg(feature = "signatures")]
+mod signatures;
+mod signed_identity;
 mod source;
 mod spool;
 mod tarball;
 mod tls;
+mod unique_json;
 mod upload;
 mod wanted;
 
@@ -116,3 +123,5 @@ pub use push::{Pushed, push};
 pub use reference::{ImageRef, RegistryRef};
 pub use registries_conf::{PullSource, RegistriesConf, ShortNameMode};
 pub use registry_options::{ClientIdentity, Credentials, RegistryOptions, TlsOptions, Transport};
+#[cfg(feature = "signatures")]
+pub use signatures::SignatureStorage;

@@ -95,6 +95,12 @@ impl Places {
         made.await.map(Arc::clone)
     }
 
+    /// The repository that the manifest came from.
+    #[cfg(feature = "signatures")]
+    pub(crate) async fn current(&self) -> Result<Arc<Repository>> {
+        self.open(self.first()).await
+    }
+
     /// Asks one place after the other until one answers, and all others after that one from there on.
     pub(crate) async fn ask_all<T, F>(&self, ask: impl Fn(Arc<Repository>) -> F + Send + Sync) -> Result<T>
     where

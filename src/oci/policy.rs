@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::{Map, Value};
 
-use super::reference::ImageRef;
+use super::reference::{ImageRef, RegistryRef};
+use super::requirement::Requirement;
+#[cfg(feature = "signatures")]
+use super::signatures::{self, Signature};
 use crate::bridge;
 use crate::config::{self, Loader, POLICY};
 use crate::error::{ErrorKind, Result};
@@ -18,7 +20,11 @@ use crate::error::{ErrorKind, Result};
 /// Which images may be pulled, as Podman, Buildah, Skopeo and CRI-O read it from `policy.json`. Cheap to clone. The default
 /// accepts anything.
 ///
-/// Signatures are not verified here: an image of which the policy wants a signature is refused.
+/// With the feature `signatures`, a pull verifies the signatures that the policy wants of images in registries: OpenPGP
+/// signatures (`signedBy`), and those of sigstore's programs with public keys (`sigstoreSigned` with `keyPath`, `keyPaths`,
+/// `keyData` or `keyDatas`; ECDSA on P-256 and P-384, RSA, Ed25519). They are where
+/// `RegistryOptions::signature_storage` says. What cannot be verified is refused: every signature without the feature,
+/// certificates of Fulcio or another PKI, entries in the log of Rekor, OpenPGP signatures with SHA-1 or MD5.
 ///
 /// ```
 /// use graphroot::oci::{ImageRef, Policy};
@@ -48,37 +54,6 @@ struct Rules {
     /// By transport, then by scope.
     #[serde(default)]
     transports: Unique<Unique<Requirements>>,
-}
-
-/// What is asked of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Requirement {
-    Nothing,
-    Reject,
-    /// A signature, of this type.
-    Signature(&'static str),
-}
-
-impl<'de> Deserialize<'de> for Requirement {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut fields: Map<String, Value> = Unique::deserialize(deserializer)?.0.into_iter().collect();
-        let kind = fields.remove("type").unwrap_or_default();
-        let only_type = |requirement| match fields.keys().next() {
-            None => Ok(requirement),
-            Some(field) => Err(D::Error::custom(format!("unknown key {field:?}"))),
-        };
-        match kind.as_str().unwrap_or_default() {
-            "insecureAcceptAnything" => only_type(Self::Nothing),
-            "reject" => only_type(Self::Reject),
-            "signedBy" => Ok(Self::Signature("signedBy")),
-            "signedBaseLayer" => Ok(Self::Signature("signedBaseLayer")),
-            "sigstoreSigned" => Ok(Self::Signature("sigstoreSigned")),
-            other => {
-                let what = format!("Unknown policy requirement type {other:?}");
-                Err(D::Error::custom(what))
-            }
-        }
-    }
 }
 
 /// A map in which no key stands twice: what counts then would differ from program to program.
@@ -192,24 +167,59 @@ impl Policy {
         parsed.map_err(|error| error.context(format!("invalid policy in {path:?}")))
     }
 
-    /// Whether an image may be pulled. Scopes are those of containers-policy.json(5): the narrowest one counts.
+    /// Whether an image may be pulled whatever signatures it has. Scopes are those of containers-policy.json(5): the narrowest
+    /// one counts. An image of which a signature is wanted is refused here; whether it has one only a pull can tell.
     ///
     /// # Errors
     /// [`ErrorKind::Rejected`] if not, with the reason.
     pub fn check(&self, image: &ImageRef) -> Result<()> {
-        let refuse = |why: String| Err(ErrorKind::Rejected.err(format!("Source image rejected: {why}")));
         for requirement in self.requirements(image) {
             match requirement {
                 Requirement::Nothing => {}
                 Requirement::Reject => {
-                    return refuse(format!("Running image {image} is rejected by policy."));
+                    return refuse(&format!("Running image {image} is rejected by policy."));
                 }
-                Requirement::Signature(kind) => {
-                    return refuse(format!(
-                        "A signature was required ({kind}) of {image}, which graphroot does not verify"
+                signed => {
+                    let kind = signed.name();
+                    return refuse(&format!(
+                        "A signature was required ({kind}) of {image}, which is not verified here"
                     ));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// As [`Policy::check`], but an image in a registry of which signatures are wanted that a pull verifies is not refused yet.
+    /// Blocking: looks at paths.
+    pub(crate) fn check_before_pull(&self, image: &ImageRef) -> Result<()> {
+        let wants_more =
+            |requirement: &Requirement| !matches!(requirement, Requirement::Nothing | Requirement::Reject);
+        let requirements = self.requirements(image);
+        if !cfg!(feature = "signatures") || !requirements.iter().any(wants_more) {
+            return self.check(image);
+        }
+        if requirements.contains(&Requirement::Reject) {
+            return refuse(&format!("Running image {image} is rejected by policy."));
+        }
+        match image {
+            ImageRef::Registry(_) => Ok(()),
+            _ => refuse("A signature was required, but no signature exists"),
+        }
+    }
+
+    /// Whether the signatures of an image in a registry are good for this manifest. Blocking: reads keys.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`] if not, with the reason.
+    #[cfg(feature = "signatures")]
+    pub(crate) fn verify(&self, image: &ImageRef, manifest: &[u8], signatures: &[Signature]) -> Result<()> {
+        let ImageRef::Registry(reference) = image else {
+            return self.check(image);
+        };
+        for requirement in self.requirements(image) {
+            let verified = signatures::verify(requirement, reference, manifest, signatures);
+            verified.or_else(|why| refuse(&why))?;
         }
         Ok(())
     }
@@ -222,17 +232,24 @@ impl Policy {
     }
 }
 
+fn refuse(why: &str) -> Result<()> {
+    Err(ErrorKind::Rejected.err(format!("Source image rejected: {why}")))
+}
+
+/// The scopes that an image in a registry is in, the narrowest first.
+pub(crate) fn registry_scopes(image: &RegistryRef) -> Vec<String> {
+    let mut scopes = vec![image.to_string()];
+    scopes.extend(image.names());
+    let host = image.registry().split(':').next().unwrap_or_default();
+    let domains = std::iter::successors(Some(host), |host| Some(host.split_once('.')?.1));
+    scopes.extend(domains.skip(1).map(|domain| format!("*.{domain}")));
+    scopes
+}
+
 /// The transport of an image, and the scopes that it is in, the narrowest first.
 fn scopes(image: &ImageRef) -> (&'static str, Vec<String>) {
     let (transport, mut scopes) = match image {
-        ImageRef::Registry(reference) => {
-            let mut scopes = vec![reference.to_string()];
-            scopes.extend(reference.names());
-            let host = reference.registry().split(':').next().unwrap_or_default();
-            let domains = std::iter::successors(Some(host), |host| Some(host.split_once('.')?.1));
-            scopes.extend(domains.skip(1).map(|domain| format!("*.{domain}")));
-            ("docker", scopes)
-        }
+        ImageRef::Registry(reference) => ("docker", registry_scopes(reference)),
         ImageRef::Layout { dir, .. } => ("oci", paths(dir)),
         ImageRef::OciArchive { file, .. } => ("oci-archive", paths(file)),
         ImageRef::DockerArchive { .. } => ("docker-archive", Vec::new()),
@@ -303,8 +320,13 @@ mod tests {
     fn a_signature_that_is_wanted_is_not_ignored() {
         let image = "docker://a.example/x".parse().unwrap();
         for kind in ["signedBy", "sigstoreSigned", "signedBaseLayer"] {
+            let fields = match kind {
+                "signedBy" => r#", "keyType": "GPGKeys", "keyPath": "/x""#,
+                "sigstoreSigned" => r#", "keyPath": "/x""#,
+                _ => r#", "baseLayerIdentity": {"type": "matchExact"}"#,
+            };
             let text = format!(
-                r#"{{"default": [{{"type": "insecureAcceptAnything"}}, {{"type": "{kind}", "keyType": "GPGKeys", "keyPath": "/x"}}]}}"#
+                r#"{{"default": [{{"type": "insecureAcceptAnything"}}, {{"type": "{kind}"{fields}}}]}}"#
             );
             let error = Policy::parse(&text).unwrap().check(&image).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Rejected);

@@ -9,12 +9,15 @@ use super::context::PullContext;
 use super::diff_ids;
 use super::image_layers::ImageLayers;
 use super::layers::{self, Tally};
-use super::manifest::Config;
+use super::manifest::{Config, Fetched};
 use super::meter::Meter;
 use super::options::PullOptions;
 use super::partial::Partials;
 use super::progress::ImageState;
 use super::reference::{self, ImageRef};
+#[cfg(feature = "signatures")]
+use super::signatures::Signature;
+use super::source::ImageSource;
 use super::wanted::WantedLayer;
 use crate::bridge;
 use crate::chunked::BlobSource;
@@ -212,12 +215,40 @@ impl Puller {
         result.map_err(|error| error.context(format!("pulling {text}")))
     }
 
+    /// The signatures of an image, as they are kept, after the policy has accepted them.
+    #[cfg(feature = "signatures")]
+    async fn verified(
+        &self,
+        source: &ImageSource,
+        image: &ImageRef,
+        manifest: &Fetched,
+    ) -> Result<Vec<Vec<u8>>> {
+        let _turn = self.context.download(source).await?;
+        let found = source.signatures(&manifest.digest).await?;
+        let kept = found.iter().map(Signature::to_bytes).collect::<Result<_, _>>();
+        let kept = kept.map_err(|why| ErrorKind::InvalidInput.err(why))?;
+        let (policy, image, bytes) = (
+            self.context.options.policy.clone(),
+            image.clone(),
+            manifest.bytes.clone(),
+        );
+        bridge::run(move || policy.verify(&image, &bytes, &found)).await?;
+        Ok(kept)
+    }
+
+    /// Images of which signatures are wanted are refused already.
+    #[cfg(not(feature = "signatures"))]
+    async fn verified(&self, _: &ImageSource, _: &ImageRef, _: &Fetched) -> Result<Vec<Vec<u8>>> {
+        Ok(Vec::new())
+    }
+
     async fn work(&self, image: &ImageRef, text: &Arc<str>, names: Option<Vec<String>>) -> Result<Pulled> {
         let PullContext { store, options, .. } = &*self.context;
         let (policy, checked) = (options.policy.clone(), image.clone());
-        bridge::run(move || policy.check(&checked)).await?;
+        bridge::run(move || policy.check_before_pull(&checked)).await?;
         let source = self.context.open(image).await?;
         let (top, instance, manifest) = self.context.resolve(&source).await?;
+        let signatures = self.verified(&source, image, &instance).await?;
         // Before anything is transferred: a name that cannot be given is found out now.
         let names = match names {
             Some(names) => names,
@@ -272,6 +303,7 @@ impl Puller {
             config: (manifest.config.digest, config_bytes),
             top: (top.digest.clone(), top.bytes),
             instance: (instance.digest.clone(), instance.bytes),
+            signatures,
         };
         let image = image_record::write(store, new).await?;
         let Tally { transferred, reused } = ensured.tally;

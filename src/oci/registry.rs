@@ -29,6 +29,12 @@ impl Repository {
         self.fetch(digest.as_str(), Some(digest)).await
     }
 
+    /// A manifest by another tag than that of the image.
+    #[cfg(feature = "signatures")]
+    pub(crate) async fn tagged(&self, tag: &str) -> Result<Fetched> {
+        self.fetch(tag, None).await
+    }
+
     async fn fetch(&self, reference: &str, digest: Option<&Digest>) -> Result<Fetched> {
         let what = format!("fetching manifest {reference} of {}", self.image);
         let path = format!("manifests/{reference}");

@@ -9,6 +9,8 @@ use bytes::Bytes;
 
 use super::proxies::Proxies;
 use super::registries_conf::RegistriesConf;
+#[cfg(feature = "signatures")]
+use super::signatures::SignatureStorage;
 
 /// Credentials for a registry. `Debug` shows no secret.
 #[non_exhaustive]
@@ -183,6 +185,9 @@ pub struct RegistryOptions {
     pub certificate_directory: Option<PathBuf>,
     /// Which requests go through a proxy; by default as the environment of this process says.
     pub proxies: Proxies,
+    /// Where the signatures of images are; by default nowhere. (Feature `signatures`.)
+    #[cfg(feature = "signatures")]
+    pub signature_storage: SignatureStorage,
 }
 
 impl Default for RegistryOptions {
@@ -201,6 +206,8 @@ impl Default for RegistryOptions {
             certificate_directories: Vec::new(),
             certificate_directory: None,
             proxies: Proxies::from_environment(),
+            #[cfg(feature = "signatures")]
+            signature_storage: SignatureStorage::default(),
         }
     }
 }
@@ -317,6 +324,14 @@ impl RegistryOptions {
     #[must_use]
     pub fn proxies(mut self, proxies: Proxies) -> Self {
         self.proxies = proxies;
+        self
+    }
+
+    /// Sets [`RegistryOptions::signature_storage`].
+    #[cfg(feature = "signatures")]
+    #[must_use]
+    pub fn signature_storage(mut self, storage: SignatureStorage) -> Self {
+        self.signature_storage = storage;
         self
     }
 

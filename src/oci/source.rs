@@ -16,6 +16,8 @@ use super::progress::Progress;
 use super::ranges::{MeteredBlob, RegistryBlob};
 use super::reference::{self, ImageRef};
 use super::repository::Registries;
+#[cfg(feature = "signatures")]
+use super::signatures::Signature;
 use super::tarball::Tarball;
 use crate::chunked::BlobSource;
 use crate::digest::Digest;
@@ -95,6 +97,15 @@ impl ImageSource {
         };
         blob.digest.check(&bytes, "the config")?;
         Ok(bytes)
+    }
+
+    /// The signatures of a manifest, not verified. Layouts and archives have none.
+    #[cfg(feature = "signatures")]
+    pub(crate) async fn signatures(&self, manifest: &Digest) -> Result<Vec<Signature>> {
+        match self {
+            Self::Registry(places) => places.current().await?.signatures(manifest).await,
+            Self::Layout { .. } | Self::Docker(_) => Ok(Vec::new()),
+        }
     }
 
     /// Whether transfers count among the bounded downloads.

@@ -357,6 +357,7 @@ impl ImageBuilder {
             config: (config.digest, config.bytes),
             top: document.clone(),
             instance: document,
+            signatures: Vec::new(),
         };
         image_record::write(store, new).await
     }

@@ -5,10 +5,11 @@
 //!                             of contents
 //! digest                      of the index that it was pulled by if there is one, else of the manifest
 //! names                       added in front of those that the image has
-//! metadata                    {}: it would tell the sizes of signatures, of which there are none
+//! metadata                    the sizes of signatures; {} if there are none
 //! big data: sha256:CONFIG     the config
 //!           manifest-sha256:X the index, if there is one; the manifest
 //!           manifest          the manifest once more
+//!           signatures, signature-X   all signatures, one behind the other, if there are some; X of the manifest
 //! ```
 
 use std::time::SystemTime;
@@ -24,7 +25,7 @@ use crate::store::image_manifest::ImageManifest;
 use crate::store::image_types;
 use crate::store::views::Image;
 
-/// The metadata of an image.
+/// The metadata of an image without signatures.
 const NO_SIGNATURES: &str = "{}";
 
 /// Everything about an image whose layers are in the store.
@@ -38,6 +39,8 @@ pub(crate) struct NewImage {
     pub(crate) top: (Digest, Bytes),
     /// The manifest for the platform; may be the same.
     pub(crate) instance: (Digest, Bytes),
+    /// Signatures of that manifest, each as the Go library stores it.
+    pub(crate) signatures: Vec<Vec<u8>>,
 }
 
 impl NewImage {
@@ -49,7 +52,25 @@ impl NewImage {
         }
         items.push((manifest_key(&self.instance.0), self.instance.1.clone()));
         items.push(("manifest".into(), self.instance.1.clone()));
+        if !self.signatures.is_empty() {
+            let all: Bytes = self.signatures.concat().into();
+            let own = format!("signature-{}", self.instance.0.encoded());
+            items.extend([("signatures".into(), all.clone()), (own, all)]);
+        }
         items
+    }
+
+    /// The metadata as the Go library writes it.
+    fn metadata(&self) -> String {
+        if self.signatures.is_empty() {
+            return NO_SIGNATURES.to_owned();
+        }
+        let sizes: Vec<String> = self.signatures.iter().map(|one| one.len().to_string()).collect();
+        let sizes = sizes.join(",");
+        format!(
+            r#"{{"signature-sizes":[{sizes}],"signatures-sizes":{{"{}":[{sizes}]}}}}"#,
+            self.instance.0
+        )
     }
 }
 
@@ -115,7 +136,7 @@ fn options(new: &NewImage, items: &[(String, Bytes)]) -> ImageOptions {
     let mut options = ImageOptions::default().id(&new.id);
     options.creation_date = new.created;
     options.digest = Some(new.top.0.clone());
-    options.metadata = NO_SIGNATURES.into();
+    options.metadata = new.metadata();
     for (key, data) in items {
         options = options.big_data(key, data.clone());
     }
@@ -142,8 +163,8 @@ async fn complete(store: &Store, image: &Image, new: &NewImage, items: Vec<(Stri
                 .await?;
         }
     }
-    if image.metadata() != NO_SIGNATURES {
-        store.set_metadata(image.id(), NO_SIGNATURES).await?;
+    if image.metadata() != new.metadata() {
+        store.set_metadata(image.id(), new.metadata()).await?;
     }
     Ok(())
 }

@@ -48,6 +48,8 @@ mod readable;
 mod records;
 mod registry;
 mod resume;
+#[cfg(feature = "signatures")]
+mod signatures;
 mod signing_in;
 mod threads;
 mod tls;

@@ -1,0 +1,205 @@
+//! What `policy.json` asks of an image, as containers-policy.json(5) says. Pure.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use serde_json::Value;
+
+use super::signed_identity::SignedIdentity;
+use super::unique_json::{Fields, Refusal, UniqueJson};
+
+/// What is asked of an image.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Requirement {
+    Nothing,
+    Reject,
+    /// A signature with one of these OpenPGP keys.
+    SignedBy {
+        /// `None`: of a type that no program verifies.
+        keys: Option<Keys>,
+        identity: SignedIdentity,
+    },
+    /// A signature that sigstore's programs have made.
+    SigstoreSigned {
+        /// `Err`: what else the signature is to be verified with, which is not done here.
+        keys: Result<Keys, &'static str>,
+        identity: SignedIdentity,
+    },
+    /// Which no program verifies.
+    SignedBaseLayer,
+}
+
+/// Public keys.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    Files(Vec<PathBuf>),
+    Data(Vec<Vec<u8>>),
+}
+
+impl<'de> Deserialize<'de> for Requirement {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let UniqueJson(value) = UniqueJson::deserialize(deserializer)?;
+        Self::parse(value).map_err(D::Error::custom)
+    }
+}
+
+impl Requirement {
+    /// What it is called in a policy.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Nothing => "insecureAcceptAnything",
+            Self::Reject => "reject",
+            Self::SignedBy { .. } => "signedBy",
+            Self::SigstoreSigned { .. } => "sigstoreSigned",
+            Self::SignedBaseLayer => "signedBaseLayer",
+        }
+    }
+
+    fn parse(value: Value) -> Result<Self, Refusal> {
+        let mut fields = Fields::of(value)?;
+        let kind = fields.take("type").unwrap_or_default();
+        let requirement = match kind.as_str().unwrap_or_default() {
+            "insecureAcceptAnything" => Self::Nothing,
+            "reject" => Self::Reject,
+            "signedBy" => signed_by(&mut fields)?,
+            "sigstoreSigned" => sigstore_signed(&mut fields)?,
+            "signedBaseLayer" => {
+                SignedIdentity::parse(fields.need("baseLayerIdentity")?)?;
+                Self::SignedBaseLayer
+            }
+            other => return Err(format!("Unknown policy requirement type {other:?}")),
+        };
+        fields.end()?;
+        Ok(requirement)
+    }
+}
+
+fn identity(fields: &mut Fields) -> Result<SignedIdentity, Refusal> {
+    let given = fields.take("signedIdentity");
+    given.map_or(Ok(SignedIdentity::RepoDigestOrExact), SignedIdentity::parse)
+}
+
+fn text(value: &Value, name: &str) -> Result<String, Refusal> {
+    let text = value.as_str().filter(|text| !text.is_empty());
+    let text = text.ok_or_else(|| format!("{name:?} is no text"))?;
+    Ok(text.to_owned())
+}
+
+fn data(value: &Value, name: &str) -> Result<Vec<u8>, Refusal> {
+    let decoded = STANDARD.decode(text(value, name)?);
+    decoded.map_err(|_reason| format!("{name:?} is not in base64"))
+}
+
+fn list<T>(
+    value: &Value,
+    name: &str,
+    each: impl Fn(&Value, &str) -> Result<T, Refusal>,
+) -> Result<Vec<T>, Refusal> {
+    let all = value.as_array().filter(|all| !all.is_empty());
+    let all = all.ok_or_else(|| format!("{name:?} contains no entries"))?;
+    all.iter().map(|value| each(value, name)).collect()
+}
+
+/// The fields of the keys that are there: as `PREFIXPath`, `PREFIXPaths`, `PREFIXData` or, if there are `datas`, `PREFIXDatas`.
+fn keys(fields: &mut Fields, prefix: &str, datas: bool) -> Result<Vec<Keys>, Refusal> {
+    let mut found = Vec::new();
+    let mut take = |suffix: &str| {
+        let name = format!("{prefix}{suffix}");
+        fields.take(&name).map(|value| (value, name))
+    };
+    if let Some((value, name)) = take("Path") {
+        found.push(Keys::Files(vec![text(&value, &name)?.into()]));
+    }
+    if let Some((value, name)) = take("Paths") {
+        let files = list(&value, &name, text)?;
+        found.push(Keys::Files(files.into_iter().map(PathBuf::from).collect()));
+    }
+    if let Some((value, name)) = take("Data") {
+        found.push(Keys::Data(vec![data(&value, &name)?]));
+    }
+    if datas && let Some((value, name)) = take("Datas") {
+        found.push(Keys::Data(list(&value, &name, data)?));
+    }
+    Ok(found)
+}
+
+fn signed_by(fields: &mut Fields) -> Result<Requirement, Refusal> {
+    let kind = fields.take("keyType").unwrap_or_default();
+    let is_gpg = match kind.as_str().unwrap_or_default() {
+        "GPGKeys" => true,
+        "signedByGPGKeys" | "X509Certificates" | "signedByX509CAs" => false,
+        other => return Err(format!("invalid keyType {other:?}")),
+    };
+    let mut found = keys(fields, "key", false)?;
+    let (Some(keys), true) = (found.pop(), found.is_empty()) else {
+        return Err("Exactly one of keyPath, keyPaths and keyData must be specified".to_owned());
+    };
+    Ok(Requirement::SignedBy {
+        keys: is_gpg.then_some(keys),
+        identity: identity(fields)?,
+    })
+}
+
+fn sigstore_signed(fields: &mut Fields) -> Result<Requirement, Refusal> {
+    let mut found: Vec<Result<Keys, &'static str>> = keys(fields, "key", true)?.into_iter().map(Ok).collect();
+    let has_fulcio = fields.take("fulcio").map(fulcio).transpose()?.is_some();
+    let has_pki = fields.take("pki").map(pki).transpose()?.is_some();
+    found.extend(has_fulcio.then_some(Err("a certificate of Fulcio")));
+    found.extend(has_pki.then_some(Err("a certificate of a PKI")));
+    let (Some(keys_or), true) = (found.pop(), found.is_empty()) else {
+        let what = "exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio, and pki must be specified";
+        return Err(what.to_owned());
+    };
+    let rekor = keys(fields, "rekorPublicKey", true)?;
+    if rekor.len() > 1 {
+        return Err("at most one source of keys of Rekor can be specified".to_owned());
+    }
+    if has_fulcio && rekor.is_empty() {
+        return Err("a key of Rekor must be specified if fulcio is used".to_owned());
+    }
+    if has_pki && !rekor.is_empty() {
+        return Err("keys of Rekor are not supported for pki".to_owned());
+    }
+    let keys = match (keys_or, rekor.is_empty()) {
+        (Ok(_), false) => Err("an entry in the log of Rekor"),
+        (keys, _) => keys,
+    };
+    Ok(Requirement::SigstoreSigned {
+        keys,
+        identity: identity(fields)?,
+    })
+}
+
+/// Checks what says which certificates of Fulcio are good.
+fn fulcio(value: Value) -> Result<(), Refusal> {
+    let mut fields = Fields::of(value)?;
+    if keys(&mut fields, "ca", false)?.len() != 1 {
+        return Err("exactly one of caPath and caData must be specified".to_owned());
+    }
+    for name in ["oidcIssuer", "subjectEmail"] {
+        text(&fields.need(name)?, name)?;
+    }
+    fields.end()
+}
+
+/// Checks what says which certificates of a PKI are good.
+fn pki(value: Value) -> Result<(), Refusal> {
+    let mut fields = Fields::of(value)?;
+    if keys(&mut fields, "caRoots", false)?.len() != 1 {
+        return Err("exactly one of caRootsPath and caRootsData must be specified".to_owned());
+    }
+    if keys(&mut fields, "caIntermediates", false)?.len() > 1 {
+        return Err("caIntermediatesPath and caIntermediatesData cannot be used simultaneously".to_owned());
+    }
+    let subjects: Vec<_> = ["subjectEmail", "subjectHostname"]
+        .into_iter()
+        .filter_map(|name| fields.take(name).map(|value| text(&value, name)))
+        .collect::<Result<_, _>>()?;
+    if subjects.is_empty() {
+        return Err("at least one of subjectEmail and subjectHostname must be specified".to_owned());
+    }
+    fields.end()
+}

@@ -1,0 +1,559 @@
+//! Signatures that the policy wants: what Skopeo says of the same signatures, and how both keep them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use graphroot::oci::{ImageRef, Policy, PullOptions, Puller, RegistryOptions, SignatureStorage};
+use graphroot::{Digest, ErrorKind, Store};
+use serde_json::{Value, json};
+
+use crate::fake_registry::layer;
+use crate::odd_registry::{OCI_MANIFEST, OddRegistry, Parts, Reply, good_config};
+use crate::registry::Registry;
+use crate::support::peers::{PeerSet, Run as _};
+use crate::support::root::TestRoot;
+use crate::support::{each_set, needs};
+
+/// OpenPGP keys of a test.
+struct Keys {
+    home: PathBuf,
+}
+
+impl Keys {
+    fn new(root: &TestRoot) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = root.scratch("gpg");
+        std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self { home }
+    }
+
+    fn gpg(&self, line: &str) -> Command {
+        let mut command = Command::new("gpg");
+        command.env("GNUPGHOME", &self.home).stdin(Stdio::null());
+        command
+            .words("--batch --quiet --yes --passphrase '' --pinentry-mode loopback")
+            .words(line)
+    }
+
+    /// Makes a key and writes its public part to a file.
+    fn add(&self, name: &str, line: &str) -> PathBuf {
+        self.gpg(line).run();
+        let file = self.home.join(format!("{name}.pub"));
+        self.gpg(&format!("--export --output {} {name}@example", file.display()))
+            .run();
+        file
+    }
+
+    /// A signature for a manifest and a name, made with these options.
+    fn sign(&self, options: &str, manifest: &str, name: &str) -> Vec<u8> {
+        let payload = json!({
+            "critical": {
+                "type": "atomic container signature",
+                "image": {"docker-manifest-digest": manifest},
+                "identity": {"docker-reference": name},
+            },
+            "optional": {},
+        });
+        let (from, to) = (self.home.join("payload"), self.home.join("signature"));
+        std::fs::write(&from, payload.to_string()).unwrap();
+        let (from, to) = (from.display(), to.display());
+        self.gpg(&format!("{options} --output {to} --sign {from}")).run();
+        std::fs::read(self.home.join("signature")).unwrap()
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        let mut command = Command::new("gpgconf");
+        command.env("GNUPGHOME", &self.home).args(["--kill", "all"]);
+        // It ends by itself when its directory is gone.
+        command.output().ok();
+    }
+}
+
+/// A registry with signed images, and all that is needed to verify them.
+struct Signed {
+    root: TestRoot,
+    registry: Registry,
+    keys: Keys,
+    /// Configuration of where signatures are.
+    registries_d: PathBuf,
+    lookaside: PathBuf,
+    /// Of the image, the same under all names.
+    manifest: String,
+}
+
+impl Signed {
+    fn start(set: PeerSet) -> Self {
+        let root = TestRoot::in_memory().of(set);
+        let registry = Registry::start(&root.scratch("registry"), &root.path().join("data"));
+        let keys = Keys::new(&root);
+        for (name, kind) in [("alice", "rsa2048"), ("bob", "ed25519"), ("carol", "nistp256")] {
+            keys.add(name, &format!("--quick-gen-key {name}@example {kind} sign never"));
+        }
+        let registries_d = root.scratch("registries.d");
+        let lookaside = root.scratch("lookaside");
+        let text = format!(
+            "default-docker:\n  lookaside: file://{}\n  use-sigstore-attachments: true\n",
+            lookaside.display()
+        );
+        std::fs::write(registries_d.join("default.yaml"), text).unwrap();
+        let source = OddRegistry::start(|_| None);
+        source.add("x", &Parts::new(OCI_MANIFEST, good_config(), &[layer("a", 1)]));
+        let mut signed = Self {
+            root,
+            registry,
+            keys,
+            registries_d,
+            lookaside,
+            manifest: String::new(),
+        };
+        for name in [
+            "app", "bob", "moved", "unsigned", "many", "cosign", "both", "other", "odd",
+        ] {
+            signed.copy("--remove-signatures", &source.image("x"), &signed.docker(name));
+        }
+        let raw = signed
+            .skopeo()
+            .words("inspect --raw --tls-verify=false")
+            .with([signed.docker("app")]);
+        let raw = { raw }.output().unwrap();
+        signed.manifest = Digest::sha256(raw.stdout).to_string();
+        signed
+    }
+
+    fn name(&self, image: &str) -> String {
+        format!("{}/team/{image}:v1", self.registry.address())
+    }
+
+    fn docker(&self, image: &str) -> String {
+        format!("docker://{}", self.name(image))
+    }
+
+    fn skopeo(&self) -> Command {
+        let mut skopeo = self.root.skopeo();
+        skopeo.env("GNUPGHOME", &self.keys.home);
+        skopeo.with(["--registries.d"]).with([&self.registries_d])
+    }
+
+    /// Copies an image with Skopeo, whatever the policy of this machine says.
+    fn copy(&self, options: &str, from: &str, to: &str) {
+        let policy = self.root.path().join("accept.json");
+        std::fs::write(&policy, r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
+        self.skopeo()
+            .with(["--policy"])
+            .with([&policy])
+            .words(&format!(
+                "copy --quiet --src-tls-verify=false --dest-tls-verify=false {options} {from} {to}"
+            ))
+            .run();
+    }
+
+    /// Where the signatures of an image are.
+    fn dir(&self, image: &str) -> PathBuf {
+        self.lookaside
+            .join(format!("team/{image}@{}", self.manifest.replace(':', "=")))
+    }
+
+    fn put(&self, image: &str, number: usize, signature: &[u8]) {
+        std::fs::create_dir_all(self.dir(image)).unwrap();
+        std::fs::write(self.dir(image).join(format!("signature-{number}")), signature).unwrap();
+    }
+
+    async fn options(&self, policy: &str) -> graphroot::Result<PullOptions> {
+        let storage = SignatureStorage::from_directory(&self.registries_d).await?;
+        let registry = RegistryOptions::default().retries(0).signature_storage(storage);
+        Ok(PullOptions::default()
+            .registry(registry)
+            .policy(Policy::parse(policy)?))
+    }
+
+    async fn pull(&self, store: &Store, policy: &str, image: &str) -> graphroot::Result<()> {
+        let puller = Puller::new(store, self.options(policy).await?);
+        puller.pull_as(&image.parse::<ImageRef>()?, &[]).await.map(drop)
+    }
+
+    /// Whether Skopeo copies an image, and what it says.
+    fn skopeo_copies(&self, policy: &str, image: &str) -> (bool, String) {
+        let file = self.root.path().join("policy.json");
+        std::fs::write(&file, policy).unwrap();
+        let to = format!("dir:{}", self.root.scratch("to").display());
+        let mut skopeo = self
+            .skopeo()
+            .with(["--policy"])
+            .with([&file])
+            .words("copy --quiet --src-tls-verify=false")
+            .with([image, &to]);
+        let output = skopeo.output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+}
+
+fn with_default(requirements: &Value) -> String {
+    json!({"default": requirements}).to_string()
+}
+
+fn base64(path: &Path) -> String {
+    base64::engine::general_purpose::STANDARD.encode(std::fs::read(path).unwrap())
+}
+
+async fn decisions_are_those_of_skopeo(set: PeerSet) {
+    let signed = Signed::start(set);
+    let public = |name: &str| signed.keys.home.join(format!("{name}.pub"));
+    let fingerprint = |name: &str| {
+        let listed = signed
+            .keys
+            .gpg(&format!("--with-colons --list-keys {name}@example"))
+            .run();
+        let line = listed.lines().find(|line| line.starts_with("fpr")).unwrap();
+        line.split(':').nth(9).unwrap().to_owned()
+    };
+    // By Skopeo itself.
+    let source = signed.docker("unsigned");
+    signed.copy(
+        &format!("--sign-by {}", fingerprint("alice")),
+        &source,
+        &signed.docker("app"),
+    );
+    signed.copy(
+        &format!("--sign-by {}", fingerprint("bob")),
+        &source,
+        &signed.docker("bob"),
+    );
+    let passphrase = signed.root.path().join("passphrase");
+    std::fs::write(&passphrase, "sesame\n").unwrap();
+    for key in ["one", "two"] {
+        let prefix = signed.root.path().join(key);
+        signed
+            .skopeo()
+            .words("generate-sigstore-key --output-prefix")
+            .with([&prefix])
+            .with(["--passphrase-file"])
+            .with([&passphrase])
+            .run();
+    }
+    let cosign = |key: &str| signed.root.path().join(format!("{key}.pub"));
+    let by_cosign = format!(
+        "--sign-passphrase-file {} --sign-by-sigstore-private-key {}",
+        passphrase.display(),
+        signed.root.path().join("one.private").display()
+    );
+    signed.copy(&by_cosign, &source, &signed.docker("cosign"));
+    signed.copy(&by_cosign, &signed.docker("app"), &signed.docker("both"));
+    // By GnuPG.
+    let (manifest, own) = (signed.manifest.as_str(), signed.name("many"));
+    let other = format!("sha256:{}", "0".repeat(64));
+    let by = |who: &str, manifest: &str, name: &str| {
+        signed.keys.sign(&format!("-u {who}@example"), manifest, name)
+    };
+    signed.put("moved", 1, &by("alice", manifest, &signed.name("app")));
+    signed.put("many", 1, &by("bob", manifest, &own));
+    signed.put("many", 2, &by("alice", manifest, &signed.name("else")));
+    signed.put("many", 3, &by("carol", manifest, &own));
+    signed.put("other", 1, &by("alice", &other, &signed.name("other")));
+    signed.put("odd", 1, b"\x90no signature");
+    let armored = signed.keys.home.join("armored");
+    let all = signed
+        .keys
+        .gpg("--export --armor alice@example bob@example")
+        .run();
+    std::fs::write(&armored, all).unwrap();
+
+    let by_gpg = |key: Value, identity: Value| {
+        let mut requirement = json!({"type": "signedBy", "keyType": "GPGKeys"});
+        let fields = requirement.as_object_mut().unwrap();
+        fields.extend(key.as_object().unwrap().clone());
+        if !identity.is_null() {
+            fields.insert("signedIdentity".into(), identity);
+        }
+        requirement
+    };
+    let alice = || json!({"keyPath": public("alice")});
+    let by_sigstore = |key: Value| {
+        let mut requirement = json!({"type": "sigstoreSigned"});
+        requirement
+            .as_object_mut()
+            .unwrap()
+            .extend(key.as_object().unwrap().clone());
+        requirement
+    };
+    let host = signed.registry.address();
+    let mut requirements = vec![
+        json!([by_gpg(alice(), Value::Null)]),
+        json!([by_gpg(json!({"keyPath": public("bob")}), Value::Null)]),
+        json!([by_gpg(json!({"keyData": base64(&public("alice"))}), Value::Null)]),
+        json!([by_gpg(
+            json!({"keyPaths": [public("carol"), public("alice")]}),
+            Value::Null
+        )]),
+        json!([by_gpg(json!({"keyPath": armored}), Value::Null)]),
+        json!([by_gpg(json!({"keyPath": "/no/such/key"}), Value::Null)]),
+        json!([by_gpg(json!({"keyPath": passphrase}), Value::Null)]),
+        json!([
+            by_gpg(alice(), Value::Null),
+            by_gpg(json!({"keyPath": public("bob")}), Value::Null)
+        ]),
+        json!([by_gpg(alice(), Value::Null), {"type": "reject"}]),
+        json!([{"type": "insecureAcceptAnything"}, by_gpg(alice(), Value::Null)]),
+        json!([{"type": "signedBy", "keyType": "X509Certificates", "keyPath": public("alice")}]),
+        json!([{"type": "signedBy", "keyType": "GPGKeys"}]),
+        json!([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "x", "keyData": "eA=="}]),
+        json!([{"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}]),
+        json!([by_sigstore(json!({"keyPath": cosign("one")}))]),
+        json!([by_sigstore(json!({"keyPath": cosign("two")}))]),
+        json!([by_sigstore(json!({"keyData": base64(&cosign("one"))}))]),
+        json!([by_sigstore(
+            json!({"keyDatas": [base64(&cosign("two")), base64(&cosign("one"))]})
+        )]),
+        json!([by_sigstore(json!({"keyPaths": [cosign("two"), cosign("one")]}))]),
+        json!([by_sigstore(json!({"keyPaths": []}))]),
+        json!([by_sigstore(json!({"keyPaths": [cosign("one"), passphrase]}))]),
+        json!([by_sigstore(
+            json!({"keyPath": cosign("one"), "rekorPublicKeyPath": cosign("one")})
+        )]),
+        json!([by_sigstore(
+            json!({"keyPath": cosign("one"), "signedIdentity": {"type": "matchRepository"}})
+        )]),
+        json!([by_sigstore(
+            json!({"fulcio": {"caPath": "/x", "oidcIssuer": "x", "subjectEmail": "x"}})
+        )]),
+        json!([by_sigstore(json!({"keyPath": cosign("one"), "unknown": 1}))]),
+        json!([
+            by_sigstore(json!({"keyPath": cosign("one")})),
+            by_gpg(alice(), Value::Null)
+        ]),
+    ];
+    for identity in [
+        json!({"type": "matchExact"}),
+        json!({"type": "matchRepoDigestOrExact"}),
+        json!({"type": "matchRepository"}),
+        json!({"type": "exactReference", "dockerReference": signed.name("app")}),
+        json!({"type": "exactReference", "dockerReference": format!("{host}/team/app")}),
+        json!({"type": "exactRepository", "dockerRepository": format!("{host}/team/app")}),
+        json!({"type": "remapIdentity", "prefix": format!("{host}/team/moved"), "signedPrefix": format!("{host}/team/app")}),
+        json!({"type": "remapIdentity", "prefix": host, "signedPrefix": "elsewhere.example"}),
+        json!({"type": "no such"}),
+    ] {
+        requirements.push(json!([by_gpg(alice(), identity)]));
+    }
+    let store = signed.root.open().await;
+    let mut images: Vec<String> = [
+        "app", "bob", "moved", "unsigned", "many", "cosign", "both", "other", "odd",
+    ]
+    .map(|image| signed.docker(image))
+    .to_vec();
+    for image in ["app", "moved", "cosign"] {
+        images.push(format!("docker://{host}/team/{image}@{manifest}"));
+    }
+    let layout = format!("oci:{}:x", signed.root.path().join("layout").display());
+    signed.copy("--remove-signatures", &source, &layout);
+    images.push(layout);
+    let mut accepted = 0;
+    for requirement in &requirements {
+        let policy = with_default(requirement);
+        for image in &images {
+            let (theirs, said) = signed.skopeo_copies(&policy, image);
+            let ours = signed.pull(&store, &policy, image).await;
+            assert_eq!(ours.is_ok(), theirs, "{image}: {policy}: {ours:?}: {said}");
+            accepted += usize::from(theirs);
+            if let Err(error) = ours {
+                let is_known = matches!(error.kind(), ErrorKind::Rejected | ErrorKind::InvalidInput);
+                assert!(is_known, "{error:?}: {said}");
+                // We look at requirements that need no signatures first.
+                let text = error.chain();
+                let no_signature = "A signature was required, but no signature exists";
+                let theirs_tells = said.contains(no_signature) && !said.contains("non-sigstore");
+                let ours_tells = text.contains(no_signature) || text.contains("is rejected by policy");
+                assert!(!theirs_tells || ours_tells, "{text}: {said}");
+            }
+        }
+    }
+    assert!(accepted > 20, "{accepted}");
+}
+each_set!(newer async decisions_are_those_of_skopeo: "skopeo", "gpg", "docker-registry");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_not_good_any_more_sign_nothing() {
+    needs!("gpg", "docker-registry");
+    let set = PeerSet::Forky;
+    if !set.is_ready(&["skopeo"]) {
+        return;
+    }
+    let signed = Signed::start(set);
+    let store = signed.root.open().await;
+    let keys = &signed.keys;
+    let then = "--faked-system-time 20200101T000000";
+    keys.add(
+        "old",
+        &format!("{then} --quick-gen-key old@example rsa2048 sign 1y"),
+    );
+    keys.add("revoked", "--quick-gen-key revoked@example ed25519 sign never");
+    keys.add("parent", "--quick-gen-key parent@example rsa2048 cert never");
+    let fingerprint = |name: &str| {
+        let listed = keys
+            .gpg(&format!("--with-colons --list-keys {name}@example"))
+            .run();
+        let line = listed.lines().find(|line| line.starts_with("fpr")).unwrap();
+        line.split(':').nth(9).unwrap().to_owned()
+    };
+    keys.add(
+        "parent",
+        &format!("--quick-add-key {} ed25519 sign never", fingerprint("parent")),
+    );
+    let sign = |image: &str, options: &str| {
+        let signature = keys.sign(options, &signed.manifest, &signed.name(image));
+        signed.put(image, 1, &signature);
+    };
+    sign("app", &format!("{then} -u old@example"));
+    sign("bob", "-u revoked@example");
+    sign("both", "-u parent@example");
+    sign(
+        "many",
+        "--digest-algo SHA1 --allow-weak-digest-algos -u alice@example",
+    );
+    sign(
+        "moved",
+        "-u alice@example --default-sig-expire 1d --faked-system-time 20200101T000000 --ignore-time-conflict --ignore-valid-from",
+    );
+    // GnuPG keeps a revocation for each key.
+    let revocation = keys
+        .home
+        .join(format!("openpgp-revocs.d/{}.rev", fingerprint("revoked")));
+    let text = std::fs::read_to_string(&revocation)
+        .unwrap()
+        .replace(":-----BEGIN", "-----BEGIN");
+    std::fs::write(&revocation, text).unwrap();
+    keys.add("revoked", &format!("--import {}", revocation.display()));
+
+    for (image, key, ours, theirs) in [
+        ("app", "old", false, false),
+        ("bob", "revoked", false, false),
+        ("both", "parent", true, true),
+        ("moved", "alice", false, false),
+        // GnuPG does not call that weak.
+        ("many", "alice", false, true),
+    ] {
+        let public = keys.home.join(format!("{key}.pub"));
+        let policy = with_default(&json!([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": public}]));
+        let (copies, said) = signed.skopeo_copies(&policy, &signed.docker(image));
+        assert_eq!(copies, theirs, "{image}: {said}");
+        let pulled = signed.pull(&store, &policy, &signed.docker(image)).await;
+        assert_eq!(pulled.is_ok(), ours, "{image}: {pulled:?}");
+    }
+}
+
+async fn signatures_are_kept_as_by_skopeo(set: PeerSet) {
+    let signed = Signed::start(set);
+    let by = |who: &str, name: &str| {
+        let options = format!("-u {who}@example");
+        signed.keys.sign(&options, &signed.manifest, &signed.name(name))
+    };
+    signed.put("both", 1, &by("alice", "both"));
+    signed.put("both", 2, &by("bob", "both"));
+    let passphrase = signed.root.path().join("passphrase");
+    std::fs::write(&passphrase, "sesame\n").unwrap();
+    let prefix = signed.root.path().join("key");
+    signed
+        .skopeo()
+        .words("generate-sigstore-key --output-prefix")
+        .with([&prefix])
+        .with(["--passphrase-file"])
+        .with([&passphrase])
+        .run();
+    let sign = format!(
+        "--remove-signatures --sign-passphrase-file {} --sign-by-sigstore-private-key {}.private",
+        passphrase.display(),
+        prefix.display()
+    );
+    let copy = signed.docker("both");
+    signed.copy(&sign, &signed.docker("unsigned"), &copy);
+
+    let accept = with_default(&json!([{"type": "insecureAcceptAnything"}]));
+    let kept = async |store: &Store| {
+        let image = store.images().await.unwrap().remove(0);
+        let mut items = Vec::new();
+        for name in store.list_image_big_data(image.id()).await.unwrap() {
+            let data = store.image_big_data(image.id(), &name).await.unwrap();
+            items.push((name, data.to_vec()));
+        }
+        items.sort();
+        (image.metadata().to_owned(), items)
+    };
+    let ours = TestRoot::in_memory().of(set);
+    let store = ours.open().await;
+    for image in ["unsigned", "both"] {
+        let puller = Puller::new(&store, signed.options(&accept).await.unwrap());
+        let pulled = puller.pull(&signed.docker(image).parse().unwrap()).await.unwrap();
+        assert_eq!(
+            pulled.image.metadata().len() > 2,
+            image == "both",
+            "{}",
+            pulled.image.metadata()
+        );
+    }
+    let theirs = TestRoot::in_memory().of(set);
+    let name = signed.name("both");
+    signed.copy("", &copy, &theirs.image_reference(&name));
+    let other = theirs.open().await;
+    let (mine, yours) = (kept(&store).await, kept(&other).await);
+    let signatures = mine
+        .1
+        .iter()
+        .filter(|(name, _)| name.starts_with("signature"))
+        .count();
+    assert_eq!(signatures, 2);
+    assert_eq!(mine.0, yours.0);
+    assert_eq!(mine.1, yours.1);
+}
+each_set!(newer async signatures_are_kept_as_by_skopeo: "skopeo", "gpg", "docker-registry");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_come_from_a_server_too() {
+    needs!("gpg", "docker-registry");
+    let set = PeerSet::Forky;
+    if !set.is_ready(&["skopeo"]) {
+        return;
+    }
+    let signed = Signed::start(set);
+    let store = signed.root.open().await;
+    signed.put(
+        "app",
+        1,
+        &signed
+            .keys
+            .sign("-u alice@example", &signed.manifest, &signed.name("app")),
+    );
+    signed.put("bob", 1, &vec![0x90; 5 << 20]);
+    let lookaside = signed.lookaside.clone();
+    let server = OddRegistry::start(move |asked| {
+        let path = lookaside.join(asked.path.strip_prefix("/sigs/")?);
+        Some(match std::fs::read(path) {
+            _ if asked.path.contains("team/other") => Reply::new(403, ""),
+            Ok(bytes) => Reply::new(200, bytes),
+            Err(_) => Reply::new(404, ""),
+        })
+    });
+    let text = format!(
+        "docker:\n  {}:\n    sigstore: http://{}/sigs\n",
+        signed.registry.address(),
+        server.address()
+    );
+    std::fs::write(signed.registries_d.join("default.yaml"), text).unwrap();
+    let public = signed.keys.home.join("alice.pub");
+    let policy = with_default(&json!([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": public}]));
+    for (image, expected) in [
+        ("app", true),
+        ("unsigned", false),
+        ("bob", false),
+        ("other", false),
+    ] {
+        let (theirs, said) = signed.skopeo_copies(&policy, &signed.docker(image));
+        assert_eq!(theirs, expected, "{image}: {said}");
+        let ours = signed.pull(&store, &policy, &signed.docker(image)).await;
+        assert_eq!(ours.is_ok(), expected, "{image}: {ours:?}");
+    }
+}
