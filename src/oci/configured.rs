@@ -4,7 +4,7 @@ use super::certificates;
 use super::registries_conf::RegistriesConf;
 use super::registry_options::RegistryOptions;
 #[cfg(feature = "signatures")]
-use super::signatures::SignatureStorage;
+use super::signatures::storage::SignatureStorage;
 use crate::bridge;
 use crate::config::Loader;
 use crate::error::Result;

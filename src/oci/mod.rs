@@ -124,4 +124,4 @@ pub use reference::{ImageRef, RegistryRef};
 pub use registries_conf::{PullSource, RegistriesConf, ShortNameMode};
 pub use registry_options::{ClientIdentity, Credentials, RegistryOptions, TlsOptions, Transport};
 #[cfg(feature = "signatures")]
-pub use signatures::SignatureStorage;
+pub use signatures::storage::SignatureStorage;

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::reference::{ImageRef, RegistryRef};
+use super::reference::ImageRef;
 use super::requirement::Requirement;
 #[cfg(feature = "signatures")]
-use super::signatures::{self, Signature};
+use super::signatures::evaluate;
+#[cfg(feature = "signatures")]
+use super::signatures::signature::Signature;
 use crate::bridge;
 use crate::config::{self, Loader, POLICY};
 use crate::error::{ErrorKind, Result};
@@ -218,7 +220,7 @@ impl Policy {
             return self.check(image);
         };
         for requirement in self.requirements(image) {
-            let verified = signatures::verify(requirement, reference, manifest, signatures);
+            let verified = evaluate::verify(requirement, reference, manifest, signatures);
             verified.or_else(|why| refuse(&why))?;
         }
         Ok(())
@@ -236,20 +238,10 @@ fn refuse(why: &str) -> Result<()> {
     Err(ErrorKind::Rejected.err(format!("Source image rejected: {why}")))
 }
 
-/// The scopes that an image in a registry is in, the narrowest first.
-pub(crate) fn registry_scopes(image: &RegistryRef) -> Vec<String> {
-    let mut scopes = vec![image.to_string()];
-    scopes.extend(image.names());
-    let host = image.registry().split(':').next().unwrap_or_default();
-    let domains = std::iter::successors(Some(host), |host| Some(host.split_once('.')?.1));
-    scopes.extend(domains.skip(1).map(|domain| format!("*.{domain}")));
-    scopes
-}
-
 /// The transport of an image, and the scopes that it is in, the narrowest first.
 fn scopes(image: &ImageRef) -> (&'static str, Vec<String>) {
     let (transport, mut scopes) = match image {
-        ImageRef::Registry(reference) => ("docker", registry_scopes(reference)),
+        ImageRef::Registry(reference) => ("docker", reference.scopes()),
         ImageRef::Layout { dir, .. } => ("oci", paths(dir)),
         ImageRef::OciArchive { file, .. } => ("oci-archive", paths(file)),
         ImageRef::DockerArchive { .. } => ("docker-archive", Vec::new()),

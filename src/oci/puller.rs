@@ -16,7 +16,7 @@ use super::partial::Partials;
 use super::progress::ImageState;
 use super::reference::{self, ImageRef};
 #[cfg(feature = "signatures")]
-use super::signatures::Signature;
+use super::signatures::signature::Signature;
 use super::source::ImageSource;
 use super::wanted::WantedLayer;
 use crate::bridge;

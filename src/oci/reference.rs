@@ -98,6 +98,16 @@ impl RegistryRef {
         let names: Vec<String> = widening(&name).map(str::to_owned).collect();
         names.into_iter()
     }
+
+    /// The scopes of configuration that it is in, the narrowest first: itself, its names, `*.DOMAIN` of its host.
+    pub(crate) fn scopes(&self) -> Vec<String> {
+        let mut scopes = vec![self.to_string()];
+        scopes.extend(self.names());
+        let host = self.registry.split(':').next().unwrap_or_default();
+        let domains = std::iter::successors(Some(host), |host| Some(host.split_once('.')?.1));
+        scopes.extend(domains.skip(1).map(|domain| format!("*.{domain}")));
+        scopes
+    }
 }
 
 /// A name and what it is in, the narrowest first: `HOST/A/B`, `HOST/A`, `HOST`.

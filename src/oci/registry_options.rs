@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::proxies::Proxies;
 use super::registries_conf::RegistriesConf;
 #[cfg(feature = "signatures")]
-use super::signatures::SignatureStorage;
+use super::signatures::storage::SignatureStorage;
 
 /// Credentials for a registry. `Debug` shows no secret.
 #[non_exhaustive]

@@ -17,7 +17,7 @@ use super::ranges::{MeteredBlob, RegistryBlob};
 use super::reference::{self, ImageRef};
 use super::repository::Registries;
 #[cfg(feature = "signatures")]
-use super::signatures::Signature;
+use super::signatures::signature::Signature;
 use super::tarball::Tarball;
 use crate::chunked::BlobSource;
 use crate::digest::Digest;

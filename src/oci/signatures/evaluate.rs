@@ -5,12 +5,13 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::openpgp;
 use super::payload::{self, Payload};
+use super::signature::{Attached, SIGSTORE_TYPE, Signature};
 use super::sigstore::Key;
-use super::{Attached, Refusal, SIGSTORE_TYPE, Signature};
 use crate::oci::files;
 use crate::oci::reference::RegistryRef;
 use crate::oci::requirement::{Keys, Requirement};
 use crate::oci::signed_identity::SignedIdentity;
+use crate::oci::unique_json::Refusal;
 
 /// The annotation with a signature, in base64.
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";

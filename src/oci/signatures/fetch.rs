@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
-use super::{Attached, MAX_SIGNATURE, Signature};
+use super::signature::{Attached, MAX_SIGNATURE, Signature};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::oci::files;

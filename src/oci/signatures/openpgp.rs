@@ -10,7 +10,7 @@ use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{KeyFlags, Signature, SignatureType, SubpacketData};
 use pgp::types::{Duration, KeyDetails as _, Tag, Timestamp};
 
-use super::Refusal;
+use crate::oci::unique_json::Refusal;
 
 /// Longest signed content.
 const MAX_CONTENT: u64 = 4 << 20;

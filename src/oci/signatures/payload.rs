@@ -2,9 +2,8 @@
 
 use serde_json::Value;
 
-use super::Refusal;
 use crate::digest::Digest;
-use crate::oci::unique_json::Fields;
+use crate::oci::unique_json::{Fields, Refusal};
 
 /// What a payload says it is.
 pub(super) const SIMPLE: &str = "atomic container signature";

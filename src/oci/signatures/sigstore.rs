@@ -7,8 +7,8 @@ use ring::signature::{
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::Refusal;
 use super::der::{BITS, Der, OBJECT, SEQUENCE};
+use crate::oci::unique_json::Refusal;
 
 const EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use reqwest::Url;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use super::Refusal;
 use crate::bridge;
 use crate::config::{self, ConfigFile, Environment, Loader, REGISTRIES_D};
 use crate::error::{Error, ErrorKind, Result};
-use crate::oci::policy;
 use crate::oci::reference::RegistryRef;
+use crate::oci::unique_json::Refusal;
 
 /// Where the signatures of images in registries are, as Podman, Skopeo and CRI-O read it from `registries.d`: beside the
 /// registry ("lookaside"), and attached to the image in the registry if that is asked for. Cheap to clone. The default looks
@@ -114,7 +113,7 @@ impl SignatureStorage {
         let Inner {
             default, namespaces, ..
         } = &*self.inner;
-        let scopes = policy::registry_scopes(image);
+        let scopes = image.scopes();
         let known = scopes.iter().filter_map(|scope| namespaces.get(scope));
         known.chain(default).find_map(part)
     }
