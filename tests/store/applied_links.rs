@@ -373,12 +373,14 @@ each_driver! {
         use tokio::io::AsyncWriteExt as _;
         let layer = layer(&store).await;
         let names = || tree_of(&store, layer.id()).join("f").metadata().unwrap().nlink();
-        // Between subvolumes there are no links: a copy stands for the file.
+        // Between subvolumes and datasets there are no links: a copy stands for the file.
         let has_arrived = |link: &str| {
             let temporary = tree_of(&store, layer.id()).join("../../tempdirs");
             let dirs = std::fs::read_dir(temporary).into_iter().flatten().flatten();
             let staged = dirs.filter_map(|dir| std::fs::read_dir(dir.path()).ok()).flatten();
-            staged.flatten().any(|staged| staged.path().join(link).exists())
+            // A dataset is mounted in a directory of the temporary one.
+            let places = |staged: std::path::PathBuf| [staged.join(link), staged.join("mounted").join(link)];
+            staged.flatten().flat_map(|staged| places(staged.path())).any(|place| place.exists())
         };
         for (link, change, busy) in [("g", ("other", "1"), false), ("never", ("f", "new"), true)] {
             let (mut feed, stream) = tokio::io::duplex(64 * 1024);

@@ -268,13 +268,19 @@ each_driver! {
             // The driver lists its own home, beside which images lie.
             return;
         }
-        std::fs::create_dir(&dir).unwrap();
+        if store.graph_driver_name() == "zfs" {
+            let options = graphroot::LayerOptions::default().id(stray.clone());
+            store.graph_driver().create_layer(None, options).await.unwrap();
+        } else {
+            std::fs::create_dir(&dir).unwrap();
+        }
         let report = check(&store).await;
         let found = lines(&report, ItemKind::Layer, &stray);
         assert_eq!(found, ["layer in lower level storage driver not accounted for"], "{report:#?}");
         assert_eq!(report.findings[0].kind(), ErrorKind::LayerUnaccounted);
         let repaired = store.repair(&report, RepairOptions::everything()).await.unwrap();
         assert!(repaired.is_success() && !dir.exists(), "{repaired:#?}");
+        assert!(!store.graph_driver().exists(&stray).await.unwrap());
         assert!(check(&store).await.is_clean());
     }
 

@@ -201,6 +201,11 @@ each_driver! {
         store.delete_layer("big").await.unwrap();
         let mut bytes = Vec::new();
         let end = tokio::io::AsyncReadExt::read_to_end(&mut parked, &mut bytes).await;
+        if store.graph_driver_name() == "zfs" {
+            // A dataset is not destroyed while a file in it is open.
+            end.unwrap();
+            return;
+        }
         let error = graphroot::Error::try_from_io(end.unwrap_err()).unwrap();
         assert!(error.kind() == ErrorKind::LayerUnknown && error.is_not_found(), "{error:?}");
     }

@@ -23,6 +23,8 @@ mod oci;
 mod text;
 #[path = "../support/user.rs"]
 mod user;
+#[path = "../support/zfs.rs"]
+mod zfs;
 
 mod additional;
 mod additional_layers;

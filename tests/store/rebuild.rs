@@ -80,6 +80,10 @@ fn everything(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         };
         for entry in entries {
             let entry = entry.unwrap();
+            // Where zfs-fuse mounts what is looked at.
+            if entry.path().ends_with("zfs/graph") {
+                continue;
+            }
             let kind = entry.file_type().unwrap();
             if kind.is_dir() {
                 dirs.push(entry.path());

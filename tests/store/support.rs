@@ -6,13 +6,15 @@ use std::pin::Pin;
 use graphroot::{CheckOptions, Durability, Layer, LayerOptions, Result, Store, StoreOptions};
 use tokio::io::AsyncReadExt as _;
 
-use crate::btrfs;
+use crate::{btrfs, zfs};
 
 /// A store that is unmounted and removed when the test ends, however it ends.
 pub struct TestStore {
     pub store: Store,
     layout: Layout,
     root: tempfile::TempDir,
+    /// What the root is in.
+    dataset: Option<zfs::Dataset>,
 }
 
 /// How a store is spread over directories.
@@ -84,7 +86,15 @@ impl TestStore {
             skip(why);
             return None;
         }
+        let mut dataset = None;
         let place = match driver {
+            "zfs" => match zfs::Dataset::new() {
+                Ok(made) => dataset.insert(made).path().to_owned(),
+                Err(why) => {
+                    skip(why);
+                    return None;
+                }
+            },
             "btrfs" => btrfs::shared().unwrap().to_owned(),
             _ => std::env::temp_dir(),
         };
@@ -105,6 +115,7 @@ impl TestStore {
             store: Store::open(options).await.unwrap(),
             layout,
             root,
+            dataset,
         })
     }
 
@@ -151,6 +162,20 @@ impl TestStore {
         };
         let name = format!("{}-{kind}", self.store.graph_driver_name());
         self.root.path().join(root).join(name)
+    }
+
+    /// The datasets of layers, whatever state they are in.
+    pub fn datasets(&self) -> Vec<String> {
+        let mut zfs = std::process::Command::new("zfs");
+        zfs.args(["list", "-H", "-r", "-t", "filesystem", "-o", "name"]);
+        let root = self.dataset.as_ref().unwrap().name();
+        let listed = zfs.arg(root).output().unwrap().stdout;
+        let names = String::from_utf8(listed).unwrap();
+        names
+            .lines()
+            .filter(|name| *name != root)
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Layers of this store, without those that the additional store brings.
@@ -250,6 +275,8 @@ impl Drop for TestStore {
             .into_iter()
             .filter(|mount| Path::new(mount).starts_with(self.root.path()))
         {
+            // Programs that serve mounts have to know first that files are closed.
+            rustix::fs::statfs(mount).ok();
             rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH).ok();
         }
     }
@@ -333,6 +360,13 @@ pub fn tree_of(store: &TestStore, id: &str) -> PathBuf {
     match driver {
         "overlay" => home.join(id).join("diff"),
         "btrfs" => home.join("subvolumes").join(id),
+        "zfs" => {
+            if let Some(dataset) = &store.dataset {
+                // The daemon mounts it where its property says, if it is there and not mounted.
+                zfs::zfs(&["mount", &format!("{}/{id}", dataset.name())]);
+            }
+            home.join("graph").join(id)
+        }
         _ => home.join("dir").join(id),
     }
 }
@@ -390,23 +424,31 @@ pub fn over(driver: &str, layout: Layout, case: Case) {
 /// One named test per driver for each function; the function gets a fresh store.
 macro_rules! each_driver {
     ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
+        each_exchanging_driver! { $($(#[$doc])* async fn $name($store) $body)* }
+        each_exchanging_driver!(@layout zfs, "zfs", Plain, $($name)*);
+    };
+}
+
+/// As [`each_driver`], without the driver that cannot exchange the content of a layer: `zfs`.
+macro_rules! each_exchanging_driver {
+    ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
         mod cases {
             use super::*;
             $($(#[$doc])* pub fn $name($store: crate::support::TestStore) -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
                 Box::pin(async move $body)
             })*
         }
-        each_driver!(@layout overlay, "overlay", Plain, $($name)*);
-        each_driver!(@layout overlay_split, "overlay", Split, $($name)*);
-        each_driver!(@layout overlay_transient, "overlay", Transient, $($name)*);
-        each_driver!(@layout overlay_additional, "overlay", Additional, $($name)*);
-        each_driver!(@layout overlay_program, "overlay", Program, $($name)*);
-        each_driver!(@layout vfs, "vfs", Plain, $($name)*);
-        each_driver!(@layout btrfs, "btrfs", Plain, $($name)*);
-        each_driver!(@layout btrfs_additional, "btrfs", Additional, $($name)*);
-        each_driver!(@layout vfs_split, "vfs", Split, $($name)*);
-        each_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);
-        each_driver!(@layout vfs_additional, "vfs", Additional, $($name)*);
+        each_exchanging_driver!(@layout overlay, "overlay", Plain, $($name)*);
+        each_exchanging_driver!(@layout overlay_split, "overlay", Split, $($name)*);
+        each_exchanging_driver!(@layout overlay_transient, "overlay", Transient, $($name)*);
+        each_exchanging_driver!(@layout overlay_additional, "overlay", Additional, $($name)*);
+        each_exchanging_driver!(@layout overlay_program, "overlay", Program, $($name)*);
+        each_exchanging_driver!(@layout vfs, "vfs", Plain, $($name)*);
+        each_exchanging_driver!(@layout btrfs, "btrfs", Plain, $($name)*);
+        each_exchanging_driver!(@layout btrfs_additional, "btrfs", Additional, $($name)*);
+        each_exchanging_driver!(@layout vfs_split, "vfs", Split, $($name)*);
+        each_exchanging_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);
+        each_exchanging_driver!(@layout vfs_additional, "vfs", Additional, $($name)*);
     };
     (@layout $module:ident, $driver:literal, $layout:ident, $($name:ident)*) => {
         mod $module {

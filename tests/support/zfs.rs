@@ -120,18 +120,18 @@ impl Dataset {
     }
 
     /// Its name.
-    #[expect(dead_code, reason = "not every test program asks")]
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 }
 
 /// Whether a command succeeds.
-fn zfs(arguments: &[&str]) -> bool {
+pub(crate) fn zfs(arguments: &[&str]) -> bool {
     let status = Command::new("timeout")
         .arg("60")
         .arg("zfs")
         .args(arguments)
+        .stderr(Stdio::null())
         .status();
     status.unwrap().success()
 }

@@ -88,6 +88,11 @@ impl Program {
         Self { path, limit: LIMIT }
     }
 
+    #[cfg(test)]
+    pub(super) fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
     /// The program `name` in the same directory.
     pub(super) fn beside(&self, name: &str) -> Self {
         Self {

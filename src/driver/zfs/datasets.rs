@@ -184,6 +184,12 @@ impl Datasets {
         self.set(name, &format!("{REMOVED}={number}"))
     }
 
+    /// Has a daemon mount a dataset where its property says.
+    pub(super) fn mount(&self, name: &str) -> Result<Result<(), Refusal>> {
+        let mounted = unless_busy(MAX_BUSY, || self.program.ask(&["mount", name]))?;
+        Ok(mounted.map(drop))
+    }
+
     /// Renames a dataset. On failure it keeps its name.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<Result<(), Refusal>> {
         let renamed = unless_busy(MAX_BUSY, || self.program.ask(&["rename", from, to]))?;

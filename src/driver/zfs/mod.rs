@@ -33,5 +33,7 @@ mod names;
 mod recovery;
 mod staged;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub(super) use state::Zfs;

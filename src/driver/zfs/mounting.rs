@@ -210,12 +210,12 @@ fn by_kernel(name: &str, target: &Path, options: &Sorted, label: &str) -> Result
 
 /// Has the daemon mount a dataset.
 fn by_daemon(datasets: &Datasets, name: &str, target: &Path) -> Result<()> {
-    let mut asked = datasets.program.ask(&["mount", name])?;
+    let mut asked = datasets.mount(name)?;
     if asked.as_ref().is_err_and(|refusal| refusal.has_no_mountpoint()) {
         // As one that was made where the kernel mounts.
         datasets.set(name, "canmount=noauto")?;
         datasets.set(name, &mountpoint(target)?)?;
-        asked = datasets.program.ask(&["mount", name])?;
+        asked = datasets.mount(name)?;
     }
     match asked {
         Err(refusal) if !refusal.is_mounted() => {

@@ -110,7 +110,7 @@ fn images_records(store: &TestStore) -> PathBuf {
     store.path().join("images").join(name)
 }
 
-each_driver! {
+each_exchanging_driver! {
     /// Every kind of damage to one layer of five, with one container that is mounted and one that is not.
     async fn every_damage_is_healed(store) {
         let five = fill(&store).await;

@@ -93,7 +93,7 @@ impl HealSource for Stuck {
     }
 }
 
-each_driver! {
+each_exchanging_driver! {
     /// What a source gives is compared with the record before anything changes.
     async fn a_source_that_lies_changes_nothing(store) {
         let five = fill(&store).await;
