@@ -259,8 +259,9 @@ pub(crate) struct FoundLayer {
     pub(crate) id: String,
     /// Its directory.
     pub(crate) dir: PathBuf,
-    /// Whether it is in the separate image store.
-    pub(crate) in_image_store: bool,
+    /// Whether it is in the separate image store; `None` if the driver has all layers in one place, wherever their records
+    /// are.
+    pub(crate) in_image_store: Option<bool>,
     /// The layers below, nearest first; `None` if the driver does not know. Of a copy of a layer with other owners that
     /// layer is the first.
     pub(crate) below: Option<Vec<String>>,

@@ -282,7 +282,7 @@ impl Driver for Vfs {
                     found.push(FoundLayer {
                         dir: layers.join(&id),
                         id,
-                        in_image_store: index > 0,
+                        in_image_store: Some(index > 0),
                         below: None,
                     });
                 }

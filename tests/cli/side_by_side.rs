@@ -4,9 +4,9 @@ use std::fs;
 
 use crate::program::{Answer, Normalizer, Program};
 use crate::script::{Alike, STEPS};
-use crate::support::each_set;
 use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
+use crate::support::{each_set, require_driver};
 
 /// A program with its store.
 struct Side {
@@ -17,7 +17,7 @@ struct Side {
 
 impl Side {
     fn new(program: Program, driver: &'static str, set: PeerSet) -> Self {
-        let root = TestRoot::in_dir(&std::env::temp_dir(), driver).of(set);
+        let root = TestRoot::for_peers(driver).of(set);
         small_layer(&root);
         fs::write(root.path().join("text"), "some text\n").unwrap();
         Self {
@@ -158,3 +158,10 @@ fn every_step_answers_alike_with_vfs(set: PeerSet) {
     compare("vfs", set);
 }
 each_set!(fn every_step_answers_alike_with_vfs: "containers-storage", "tar");
+
+fn every_step_answers_alike_with_btrfs(set: PeerSet) {
+    if require_driver("btrfs") {
+        compare("btrfs", set);
+    }
+}
+each_set!(newer fn every_step_answers_alike_with_btrfs: "containers-storage", "tar");

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use graphroot::{ContainerOptions, ImageOptions, LayerOptions, MountOptions, Store};
 
-use crate::support::each_set;
 use crate::support::peers::{PeerSet, Run as _, block_on};
 use crate::support::root::TestRoot;
 use crate::support::store::{assert_clean, put_bytes};
 use crate::support::tar::Tar;
+use crate::support::{each_set, require_driver};
 
 /// Rounds of each writer.
 const ROUNDS: usize = 10;
@@ -103,7 +103,7 @@ fn theirs(root: &TestRoot) {
 }
 
 fn check_beside(set: PeerSet, driver: &'static str) {
-    let root = TestRoot::in_dir("/dev/shm".as_ref(), driver).of(set);
+    let root = TestRoot::of_driver(driver).of(set);
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let go = scope.spawn(|| theirs(&root));
@@ -138,3 +138,10 @@ fn checks_beside_writers_find_nothing_with_vfs(set: PeerSet) {
     check_beside(set, "vfs");
 }
 each_set!(fn checks_beside_writers_find_nothing_with_vfs: "containers-storage");
+
+fn checks_beside_writers_find_nothing_with_btrfs(set: PeerSet) {
+    if require_driver("btrfs") {
+        check_beside(set, "btrfs");
+    }
+}
+each_set!(newer fn checks_beside_writers_find_nothing_with_btrfs: "containers-storage");

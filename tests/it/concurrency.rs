@@ -16,7 +16,7 @@ use crate::support::root::TestRoot;
 use crate::support::store::{exported, layer_ids, put_bytes};
 use crate::support::tar::{BLOCK, Tar};
 use crate::support::worker::Worker;
-use crate::support::{each_set, json, needs};
+use crate::support::{each_set, json, needs, require_driver};
 
 /// Numbers that differ from run to run; a test prints its seed.
 struct Random(u64);
@@ -231,8 +231,19 @@ fn create_and_delete_with_go(root: &TestRoot, prefix: &str, count: usize) -> BTr
 }
 
 async fn two_processes_of_ours_and_two_of_go_create_and_delete_layers(set: PeerSet) {
+    writers_of_both_kinds(TestRoot::in_memory().of(set)).await;
+}
+each_set!(async two_processes_of_ours_and_two_of_go_create_and_delete_layers: "containers-storage");
+
+async fn writers_of_both_kinds_on_btrfs(set: PeerSet) {
+    if require_driver("btrfs") {
+        writers_of_both_kinds(TestRoot::of_driver("btrfs").of(set)).await;
+    }
+}
+each_set!(newer async writers_of_both_kinds_on_btrfs: "containers-storage");
+
+async fn writers_of_both_kinds(root: TestRoot) {
     const COUNT: usize = 200;
-    let root = TestRoot::in_memory().of(set);
     let store = root.open().await;
     let count = COUNT.to_string();
     let mut ours: Vec<Worker> = ["ours-a-", "ours-b-"]
@@ -283,4 +294,3 @@ async fn two_processes_of_ours_and_two_of_go_create_and_delete_layers(set: PeerS
     assert_eq!(root.layer_directories(), BTreeSet::new());
     assert_eq!(root.short_links(), BTreeSet::new());
 }
-each_set!(async two_processes_of_ours_and_two_of_go_create_and_delete_layers: "containers-storage");

@@ -240,7 +240,7 @@ fn commits(driver: &'static str, deleted: Deleted) {
     };
     for calls in calls {
         for count in 1.. {
-            let root = TestRoot::in_dir(Path::new("/dev/shm"), driver);
+            let root = TestRoot::of_driver(driver);
             runtime.block_on(async { prepare(&root.open().await).await });
             let moment = format!("{deleted:?} at {count} of {calls}");
             let raced = race(

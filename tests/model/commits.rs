@@ -7,8 +7,8 @@ use graphroot::{CommitOptions, ContainerOptions, Digest, Image, Store};
 use tokio::runtime::Runtime;
 
 use crate::every_call::CALLS;
-use crate::support::needs;
 use crate::support::root::TestRoot;
+use crate::support::{needs, require_driver};
 use crate::worker::{Location, Remote, was_injected};
 
 pub(crate) const BASE: &str = "localhost/base:1";
@@ -89,7 +89,7 @@ async fn check(root: &TestRoot, succeeded: bool) {
 fn interrupt_each(driver: &'static str, calls: &str, start: impl Fn(&TestRoot, u32) -> Remote) -> u32 {
     let runtime = Runtime::new().unwrap();
     for count in 1.. {
-        let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), driver);
+        let root = TestRoot::of_driver(driver);
         runtime.block_on(async { prepare(&root.open().await).await });
         let mut traced = start(&root, count);
         let opened = traced.try_open(&Location::of(&root, false).synced());
@@ -116,7 +116,8 @@ fn interrupt_each(driver: &'static str, calls: &str, start: impl Fn(&TestRoot, u
 fn killed() {
     needs!("strace");
     let all = CALLS.map(|calls| ("overlay", calls));
-    for (driver, calls) in all.into_iter().chain([("vfs", CALLS[0])]) {
+    let btrfs = require_driver("btrfs").then_some(("btrfs", CALLS[0]));
+    for (driver, calls) in all.into_iter().chain([("vfs", CALLS[0])]).chain(btrfs) {
         let count = interrupt_each(driver, calls, |root, count| {
             Remote::start_killed(root, calls, count)
         });

@@ -42,6 +42,7 @@ fn directories(root: &TestRoot) -> Vec<PathBuf> {
         run("containers"),
         home.join("l"),
         home.join("dir"),
+        home.join("subvolumes"),
         home.join("tempdirs"),
         home,
     ];

@@ -4,15 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use graphroot::Store;
 use tokio::runtime::Runtime;
 
-use crate::every_call::{CALLS, go_writes, id, image, new, put};
+use crate::every_call::{calls_of, go_writes, id, image, new, put};
 use crate::operation::Operation;
 use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
-use crate::support::{each_set, needs};
+use crate::support::{each_set, needs, require_driver};
 use crate::worker::{Location, Remote};
 
 /// The owner on disk of root's files.
@@ -59,6 +60,15 @@ impl Made {
     }
 }
 
+/// Where a driver of whole trees has its layers.
+fn whole_trees(root: &TestRoot) -> PathBuf {
+    let name = match root.driver() {
+        "btrfs" => "subvolumes",
+        _ => "dir",
+    };
+    root.graph().join(root.driver()).join(name)
+}
+
 /// There is the layer with the owners of all files, or nothing of it.
 async fn check_layer(root: &TestRoot, store: &Store, made: bool) {
     store.garbage_collect().await.unwrap();
@@ -74,7 +84,7 @@ async fn check_layer(root: &TestRoot, store: &Store, made: bool) {
             "overlay" => {
                 ["diff1/file-a", "diff1/file-b", "diff/file-d"].map(|file| home.join(id('d')).join(file))
             }
-            _ => ["file-a", "file-b", "file-d"].map(|file| home.join("dir").join(id('d')).join(file)),
+            _ => ["file-a", "file-b", "file-d"].map(|file| whole_trees(root).join(id('d')).join(file)),
         };
         for file in trees {
             let stat = file.metadata().unwrap();
@@ -115,7 +125,7 @@ async fn check(root: &TestRoot, store: &Store, created: bool) {
         let tree = match root.driver() {
             // What it shows with other owners lies in a directory below its own.
             "overlay" => home.join(copy).join("diff1"),
-            _ => home.join("dir").join(copy),
+            _ => whole_trees(root).join(copy),
         };
         for name in ["file-a", "file-b"] {
             let stat = tree.join(name).metadata().unwrap();
@@ -133,9 +143,9 @@ async fn check(root: &TestRoot, store: &Store, created: bool) {
 fn kill_before_each(driver: &'static str, peers: PeerSet, go_is_next: bool, made: Made) {
     let runtime = Runtime::new().unwrap();
     let mut kills = 0;
-    for calls in CALLS {
+    for calls in calls_of(driver) {
         for count in 1.. {
-            let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), driver).of(peers);
+            let root = TestRoot::of_driver(driver).of(peers);
             let location = Location::of(&root, false);
             let store = runtime.block_on(location.open()).unwrap();
             for operation in [put('a', None), put('b', Some('a')), image('c', 'b')] {
@@ -207,6 +217,15 @@ fn whole_trees_on_a_parent_with_other_owners() {
 fn layers_on_a_parent_with_other_owners() {
     needs!("strace");
     kill_before_each("overlay", PeerSet::Installed, false, Made::Layer);
+}
+
+#[test]
+fn snapshots_with_other_owners() {
+    needs!("strace");
+    if require_driver("btrfs") {
+        kill_before_each("btrfs", PeerSet::Installed, false, Made::Layer);
+        kill_before_each("btrfs", PeerSet::Installed, false, Made::Container);
+    }
 }
 
 fn layers_before_go_writes(set: PeerSet) {

@@ -144,7 +144,7 @@ fn matches(expected: &Expected, outcome: &Outcome) -> bool {
 impl<'a> Bench<'a> {
     /// A fresh store, open in this process.
     pub(crate) fn new(setup: &mut Setup<'a>, transient: bool) -> Result<Self, String> {
-        let root = TestRoot::in_dir(std::path::Path::new("/dev/shm"), setup.driver).of(setup.peers);
+        let root = TestRoot::of_driver(setup.driver).of(setup.peers);
         let location = Location::of(&root, transient);
         let there = setup.spare.take().unwrap_or_else(|| Remote::start(&root));
         let opened = setup.runtime.block_on(location.open());

@@ -10,8 +10,8 @@ use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 use crate::kill::Moment;
 use crate::plan::{Ids, plan};
 use crate::run::{Counts, Kill, Setup, Step, run};
-use crate::support::needs;
 use crate::support::peers::PeerSet;
+use crate::support::{needs, require_driver};
 
 /// How often a shorter sequence is tried before it counts as one that does not fail: kills come at other moments each
 /// time.
@@ -42,6 +42,9 @@ fn kill() -> impl Strategy<Value = Kill> {
 /// Runs as many sequences as the environment says, or `default`.
 fn sequences(driver: &'static str, default: u32, with_kills: bool) {
     needs!();
+    if !require_driver(driver) {
+        return;
+    }
     let cases = number("GRAPHROOT_MODEL_CASES").map_or(default, |cases| u32::try_from(cases).unwrap());
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
     let asked_for = number("GRAPHROOT_MODEL_CASES").is_some();
@@ -130,6 +133,16 @@ fn overlay() {
 #[test]
 fn vfs() {
     sequences("vfs", 200, false);
+}
+
+#[test]
+fn btrfs() {
+    sequences("btrfs", 200, false);
+}
+
+#[test]
+fn btrfs_with_kills() {
+    sequences("btrfs", 100, true);
 }
 
 #[test]

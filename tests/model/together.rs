@@ -3,11 +3,11 @@
 
 use tokio::runtime::Runtime;
 
-use crate::every_call::{CALLS, enlarge, go_writes, id, image, new, put};
+use crate::every_call::{CALLS, calls_of, enlarge, go_writes, id, image, new, put};
 use crate::operation::{NameChange, Operation};
 use crate::run::{Bench, Setup};
 use crate::support::peers::PeerSet;
-use crate::support::{each_set, needs};
+use crate::support::{each_set, needs, require_driver};
 use crate::worker::Remote;
 
 /// A container, with a layer whose ID is that of the next letter.
@@ -113,6 +113,15 @@ fn killed_over_overlay() {
 fn killed_over_vfs() {
     needs!("strace");
     assert!(kill_before_each("vfs", &before(), &CALLS[..1], None) >= 5);
+}
+
+#[test]
+fn killed_over_btrfs() {
+    needs!("strace");
+    if require_driver("btrfs") {
+        let calls: Vec<&str> = calls_of("btrfs").filter(|calls| *calls != CALLS[1]).collect();
+        assert!(kill_before_each("btrfs", &before(), &calls, None) >= 10);
+    }
 }
 
 #[test]

@@ -353,7 +353,8 @@ pub async fn assert_nothing_temporary(store: &TestStore) {
 pub fn tree_of(store: &TestStore, id: &str) -> PathBuf {
     let driver = store.graph_driver_name();
     let root = match store.layout() {
-        Layout::Split => store.path().join("images"),
+        // btrfs has all layers in one place.
+        Layout::Split if driver != "btrfs" => store.path().join("images"),
         _ => store.path().join("graph"),
     };
     let home = root.join(driver);
@@ -445,6 +446,7 @@ macro_rules! each_exchanging_driver {
         each_exchanging_driver!(@layout overlay_program, "overlay", Program, $($name)*);
         each_exchanging_driver!(@layout vfs, "vfs", Plain, $($name)*);
         each_exchanging_driver!(@layout btrfs, "btrfs", Plain, $($name)*);
+        each_exchanging_driver!(@layout btrfs_split, "btrfs", Split, $($name)*);
         each_exchanging_driver!(@layout btrfs_additional, "btrfs", Additional, $($name)*);
         each_exchanging_driver!(@layout vfs_split, "vfs", Split, $($name)*);
         each_exchanging_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);

@@ -50,6 +50,14 @@ pub(crate) fn require_root() -> bool {
     root
 }
 
+/// Whether stores of this driver can be made here.
+pub(crate) fn require_driver(driver: &str) -> bool {
+    match driver {
+        "btrfs" => btrfs::shared().map_err(missing).is_ok(),
+        _ => true,
+    }
+}
+
 /// Ends the test early unless it runs as root and all the programs are there.
 macro_rules! needs {
     ($($program:literal),* $(,)?) => {

@@ -28,6 +28,22 @@ impl TestRoot {
         Self::in_dir(Path::new("/dev/shm"), "overlay")
     }
 
+    /// A store of `driver` in memory, where [`require_driver`](super::require_driver) says that there can be one.
+    pub(crate) fn of_driver(driver: &'static str) -> Self {
+        match driver {
+            "btrfs" => Self::in_dir(super::btrfs::shared().unwrap(), driver),
+            _ => Self::in_dir(Path::new("/dev/shm"), driver),
+        }
+    }
+
+    /// The same on a disk, where other drivers work for all programs.
+    pub(crate) fn for_peers(driver: &'static str) -> Self {
+        match driver {
+            "btrfs" => Self::of_driver(driver),
+            _ => Self::in_dir(&std::env::temp_dir(), driver),
+        }
+    }
+
     /// A store of `driver` below `parent`.
     pub(crate) fn in_dir(parent: &Path, driver: &'static str) -> Self {
         let parent = parent.to_path_buf();
@@ -165,8 +181,13 @@ impl Drop for TestRoot {
     fn drop(&mut self) {
         unmount_below(self.path());
         // `rm` copes with any depth of directories, which a recursive function does not.
+        // Subvolumes are not of one file system, as far as that goes.
+        let options = match self.driver {
+            "btrfs" => "-rf",
+            _ => "-rf --one-file-system",
+        };
         let removed = Command::new("rm")
-            .args(["-rf", "--one-file-system"])
+            .args(options.split(' '))
             .arg(self.path())
             .status();
         if !removed.is_ok_and(|status| status.success()) {

@@ -25,8 +25,10 @@ impl TestRoot {
     /// What lies in the driver's home besides what belongs to no layer.
     pub(crate) fn layer_directories(&self) -> BTreeSet<String> {
         let home = self.graph().join(self.driver());
-        if self.driver() == "vfs" {
-            return names_in(&home.join("dir"));
+        match self.driver() {
+            "vfs" => return names_in(&home.join("dir")),
+            "btrfs" => return names_in(&home.join("subvolumes")),
+            _ => {}
         }
         // The driver's own, none of which is a layer.
         const OWN: &[&str] = &["backingFsBlockDev", "l", "staging", "tempdirs"];

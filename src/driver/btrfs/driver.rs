@@ -85,7 +85,7 @@ impl Driver for Btrfs {
         let found = self.list_layers()?.into_iter().map(|id| FoundLayer {
             dir: self.home.layers().join(&id),
             id,
-            in_image_store: false,
+            in_image_store: None,
             below: None,
         });
         Ok(found.collect())

@@ -79,7 +79,7 @@ pub(super) fn found_layers<'a>(
             found.push(FoundLayer {
                 id: id.clone(),
                 dir: home.dir.join(id),
-                in_image_store: index > 0,
+                in_image_store: Some(index > 0),
                 below,
             });
         }

@@ -74,7 +74,7 @@ impl Driver for Zfs {
         let found = self.list_layers()?.into_iter().map(|id| FoundLayer {
             dir: self.target(&id),
             id,
-            in_image_store: false,
+            in_image_store: None,
             below: None,
         });
         Ok(found.collect())

@@ -222,6 +222,13 @@ fn wanted(examined: &Examined, driver: &dyn Driver, dirs: &Dirs, transient: bool
     let mut wanted = Wanted::default();
     let facts = &mut wanted.facts;
     facts.found = driver.found_layers()?;
+    for found in &mut facts.found {
+        // Beside a separate image store only containers' layers have their records in the graph root.
+        let is_of_container = || examined.container_rows().any(|row| row.layer == found.id);
+        found.in_image_store = found
+            .in_image_store
+            .or_else(|| Some(dirs.image_store.is_some() && !is_of_container()));
+    }
     let mut known: HashSet<&str> = examined.layer_rows().map(|(_, row)| row.id.as_str()).collect();
     let elsewhere = layers_of_other_mode(dirs, transient)?;
     known.extend(elsewhere.iter().map(String::as_str));
@@ -246,7 +253,7 @@ fn wanted(examined: &Examined, driver: &dyn Driver, dirs: &Dirs, transient: bool
             unknown
                 .iter()
                 .copied()
-                .filter(|found| found.in_image_store == in_image_store)
+                .filter(|found| found.in_image_store == Some(in_image_store))
         };
         lost_layers.push(match location {
             layer_location::VOLATILE => file.loses_records(),
@@ -255,8 +262,8 @@ fn wanted(examined: &Examined, driver: &dyn Driver, dirs: &Dirs, transient: bool
     }
     let lost = |location: usize| lost_layers.get(location) == Some(&true);
     let is_lost = |found: &&FoundLayer| match found.in_image_store {
-        true => lost(layer_location::IMAGE_STORE),
-        false => lost(layer_location::STABLE) || lost(layer_location::VOLATILE),
+        Some(true) => lost(layer_location::IMAGE_STORE),
+        _ => lost(layer_location::STABLE) || lost(layer_location::VOLATILE),
     };
     let damaged: HashSet<&str> = examined
         .layers

@@ -30,7 +30,7 @@ impl Builder<'_> {
     }
 
     fn location_of(&self, found: &FoundLayer) -> usize {
-        if found.in_image_store {
+        if found.in_image_store == Some(true) {
             return layer_location::IMAGE_STORE;
         }
         let lost = |location: usize| self.facts.lost_layers.get(location) == Some(&true);
