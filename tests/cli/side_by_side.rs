@@ -17,7 +17,11 @@ struct Side {
 
 impl Side {
     fn new(program: Program, driver: &'static str, set: PeerSet) -> Self {
-        let root = TestRoot::for_peers(driver).of(set);
+        let root = match driver {
+            "btrfs" => TestRoot::of_driver(driver),
+            _ => TestRoot::in_dir(&std::env::temp_dir(), driver),
+        };
+        let root = root.of(set);
         small_layer(&root);
         fs::write(root.path().join("text"), "some text\n").unwrap();
         Self {

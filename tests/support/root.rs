@@ -36,14 +36,6 @@ impl TestRoot {
         }
     }
 
-    /// The same on a disk, where other drivers work for all programs.
-    pub(crate) fn for_peers(driver: &'static str) -> Self {
-        match driver {
-            "btrfs" => Self::of_driver(driver),
-            _ => Self::in_dir(&std::env::temp_dir(), driver),
-        }
-    }
-
     /// A store of `driver` below `parent`.
     pub(crate) fn in_dir(parent: &Path, driver: &'static str) -> Self {
         let parent = parent.to_path_buf();
