@@ -59,3 +59,72 @@ fn read(info: &[u8]) -> Option<(&'static dyn VerificationAlgorithm, &[u8])> {
     };
     Some((algorithm, key))
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+
+    /// Public keys of each type and their signatures of `payload`, both in base64, made by OpenSSL.
+    const MADE: [(&str, &str); 4] = [
+        (
+            "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEf5a6FlLVAO7jHrTHQU8JG8YtYppPl3M97PogR5ZNqa+TcUpcKyr3Ijx2AzE3gVV7\
+             FaxwwU6f1zs0n5o01xlJ9A==",
+            "MEUCIQCli4f4DgJAIhLldV5QYpcYPf/Q5Qoj4Zdf3z3TZCP8DQIgLIHMLOEcv7md1k8+ijYZB912FYR5yGEuk1kid5Pvs6A=",
+        ),
+        (
+            "MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAEKoo0G9RHKXVQ8NYOPvUUNArprMJJoZvkqTa0wT86n6JlVEuqAPDDfNjLQg9nTGuxSfoB\
+             pJy3wHDTI7NixKH6oPIu3MGv9txw6aQ1N0WtRmtqxHiG1OBrFHnqSFEpCSVU",
+            "MGUCMQC3ngWkjvoIa1mMSIpT5pxjYL6QkqnQubJ/stIZ/xhKD5kXBp6t3jWzRMcqDNV9XloCMA3ooXfEsBcVyyZUcasUKW3GFQPi\
+             32npKrx1n59MHYupGteXwJZMzP95Jsgt3ogL7g==",
+        ),
+        (
+            "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAzCGgGcHY6NyGR9QpY9GqbTwxZoXQqzwn7lkUjA5Ws8uTGogjDmOw9CQf\
+             eF9gLfMETQ/WCsFhDT5ptC8YzvqgkB0vTK5inqobL/HKQGJbRK2BYnqV1pwMFTbw9ZSF1QKrbmKYuWM0WS8MWPsV2haXBfD9uR2P\
+             qmqooWtBqJ1+dmklq5xmPahJS+Ji9jh7T8Sc/vjMXM8fzqjbbN4qCkT3O+qlmINPYkqOGsXAkS4nDbkCt/hFxjwf2xpS3tnOMlqz\
+             /3QquneC+3RI8Qja9h3cdlDqayqxeRzDm1qhcquLsOwYptKPdLWsuKYas3owBrFjx+pJu5Mil52jQ0cPXNxW4wIDAQAB",
+            "QCU/bmeH0Js0HB/7emRcf7HYO6N6JqyXMBgLddfk5pbbBYWN8Vf0BfoIUlsJ6xWFXY70IjvmGGhQJtpCHJA5XYWHQzDHr8YTyUDU\
+             QBWw15FYtvFYcyzWExqRCtNSo+EHEcuUw2UqhZIg/wfCtxUeNv5cSeN/uu//AeQSnyMkix2/tGSZkyE88ITJHpxTeFzc9SAgFe/B\
+             NqftS4vhQ3y5Tt7Xcl4uClhrkYv0b0NhX/IGUmyau0A+cVNs/I+kFtAmuBgtW7AdY1nM7azwh9wDGIrtq1cHIuwsnjbv3SYzLWzf\
+             pbLaofCC3RIT/2LIW+M0m9X6AmrGgmVwoLTjIU/eOA==",
+        ),
+        (
+            "MCowBQYDK2VwAyEAHeuypvhu4EC4HBlEPbxegKxJC76xUzXBhQKOxabb718=",
+            "9utw43XrOG3pWq0vP/2gF9Xde9tBlcDTzpy1dEexA1zwcMLUmfq3YjPLkknmGe+KVB6LJi+s8V9Cp6kC3nQxCA==",
+        ),
+    ];
+
+    /// A key on P-521.
+    const UNKNOWN: &str = "MIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQBmwgq2rwvejayTN3DEKPJ+fYetncGtfhgcLjKNMpg9+Yv63nmr3V8PtNmKdXds9AC\
+             W24LQ+B+AgeqED+MTkiS1IwBKxlFsYy94gj7KWcCCqSX3m/lPnrg6bTMKLDvRC4tTb/5RSdPMzDd5DqUp72JFSBXhxNyaSmkCkH0\
+             CtVNiJgQ+/w=";
+
+    fn pem(key: &str) -> String {
+        format!("-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n")
+    }
+
+    #[test]
+    fn keys_of_all_types_verify_what_they_have_signed() {
+        for (key, signature) in MADE {
+            let key = Key::parse(pem(key).as_bytes()).unwrap_or_else(|why| panic!("{key}: {why}"));
+            let signature = STANDARD.decode(signature).unwrap();
+            assert!(key.has_signed(b"payload", &signature));
+            assert!(!key.has_signed(b"Payload", &signature));
+            assert!(!key.has_signed(b"payload", &[]));
+            for (other, _) in MADE {
+                let other = Key::parse(pem(other).as_bytes()).unwrap_or_else(|why| panic!("{why}"));
+                let is_same = other.0.as_ref() == key.0.as_ref();
+                assert_eq!(other.has_signed(b"payload", &signature), is_same);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_known_key_is_refused() {
+        for bad in [String::new(), pem(UNKNOWN), pem("MAA="), "no key".to_owned()] {
+            assert!(Key::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
