@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::files;
-use super::registry_options::{ClientIdentity, RegistryOptions, TlsOptions};
+use super::registry_options::{ClientIdentity, RegistryOptions, TlsOptions, Transport};
 use crate::config::{self, Environment};
 use crate::error::{ErrorKind, IoContext as _, Result};
 
@@ -31,8 +31,32 @@ pub(crate) fn directories(environment: &Environment) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// Adds what the directory for a registry has to `tls`. Blocking.
-pub(crate) fn add(tls: TlsOptions, options: &RegistryOptions, registry: &str) -> Result<TlsOptions> {
+/// How connections to a registry (`HOST[:PORT]`) are encrypted, with the certificates that its directory has. Registries that
+/// are not said to be insecure, and for which there are certificates, speak TLS, also on this machine. Blocking.
+pub(crate) fn tls_of(
+    options: &RegistryOptions,
+    registry: &str,
+    insecure: Option<bool>,
+) -> Result<TlsOptions> {
+    let tls = options.tls_of(registry, insecure);
+    if options.tls_by_registry.contains_key(registry) {
+        return Ok(tls);
+    }
+    let (transport, before) = (tls.transport, tls.root_certificates.len());
+    let has_identity = tls.identity.is_some();
+    let tls = add(tls, options, registry)?;
+    let are_there = options.certificate_directory.is_some()
+        || tls.root_certificates.len() > before
+        || tls.identity.is_some() != has_identity;
+    let undecided = options.tls_verify.is_none() && insecure.is_none() && transport == Transport::Plain;
+    match undecided && are_there {
+        true => Ok(tls.transport(Transport::Tls)),
+        false => Ok(tls),
+    }
+}
+
+/// Adds what the directory for a registry has to `tls`.
+fn add(tls: TlsOptions, options: &RegistryOptions, registry: &str) -> Result<TlsOptions> {
     if let Some(dir) = &options.certificate_directory {
         let entries = std::fs::read_dir(dir).at("listing certificates", dir)?;
         return add_all(tls, dir, entries);

@@ -42,7 +42,10 @@ impl Destination {
                     "pushing to {image}: a digest follows from the image, name a tag"
                 ))),
             ImageRef::Registry(reference) => {
-                let mut repository = registries.repository(reference, Access::Push, false).await?;
+                let retry = registries.retry(u32::MAX);
+                let mut repository = registries
+                    .repository(reference, Access::Push, false, retry)
+                    .await?;
                 let scope = |name: &String| format!("repository:{name}:pull");
                 repository.scopes.extend(mounts.iter().map(scope));
                 Ok(Self::Registry {

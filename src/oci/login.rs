@@ -41,8 +41,8 @@ pub async fn check_credentials(
     options: &RegistryOptions,
 ) -> Result<bool> {
     let registries = Arc::new(Registries::new(options.clone()));
-    let connection = registries.connect(registry, false).await?;
     let retry = registries.retry(u32::MAX);
+    let connection = registries.connect(registry, false, &retry).await?;
     let tried = retry
         .try_run(|| attempt(registry, &connection, credentials))
         .await;

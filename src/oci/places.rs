@@ -83,14 +83,16 @@ impl Places {
             .get(place)
             .ok_or_else(|| ErrorKind::NotFound.err("nowhere to pull from"))?;
         let made = repository.get_or_try_init(|| async {
+            let most = if self.is_last(place) {
+                u32::MAX
+            } else {
+                RETRIES_BEFORE_LAST
+            };
+            let retry = self.registries.retry(most);
             let opened = self
                 .registries
-                .repository(&source.image, Access::Pull, source.insecure);
-            let mut repository = opened.await?;
-            if !self.is_last(place) {
-                repository.retry = self.registries.retry(RETRIES_BEFORE_LAST);
-            }
-            Ok(Arc::new(repository))
+                .repository(&source.image, Access::Pull, source.insecure, retry);
+            Ok(Arc::new(opened.await?))
         });
         made.await.map(Arc::clone)
     }

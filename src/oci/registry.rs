@@ -104,7 +104,7 @@ impl Repository {
                 Some(port) => format!("{host}:{port}"),
                 None => host.to_owned(),
             };
-            let http = self.registries.client(&host, false).await?;
+            let (http, _) = self.registries.client(&host, None).await?;
             // Queries may hold signatures.
             let what = format!("fetching a layer from {host}{}", url.path());
             let attempt = || async {

@@ -159,7 +159,9 @@ pub struct RegistryOptions {
     /// order, `containers-auth.json` being the files.
     pub auth_file: Option<PathBuf>,
     /// TLS for registries without an entry in [`RegistryOptions::tls_by_registry`]. Registries on this machine
-    /// (`localhost`, 127.0.0.0/8, `::1`) are reached without TLS unless they have one.
+    /// (`localhost`, 127.0.0.0/8, `::1`) are reached without TLS, unless [`RegistryOptions::registries_conf`] says of them
+    /// `insecure = false` or there are certificates for them in [`RegistryOptions::certificate_directories`] or
+    /// [`RegistryOptions::certificate_directory`].
     pub tls: TlsOptions,
     /// TLS by `HOST[:PORT]`.
     pub tls_by_registry: BTreeMap<String, TlsOptions>,
@@ -335,17 +337,18 @@ impl RegistryOptions {
         self
     }
 
-    /// How connections to a registry (`HOST[:PORT]`) are encrypted, one that is `insecure` by configuration perhaps.
-    pub(crate) fn tls_of(&self, registry: &str, insecure: bool) -> TlsOptions {
+    /// How connections to a registry (`HOST[:PORT]`) are encrypted, one of which the configuration may say whether it is
+    /// `insecure`.
+    pub(crate) fn tls_of(&self, registry: &str, insecure: Option<bool>) -> TlsOptions {
         if let Some(own) = self.tls_by_registry.get(registry) {
             return own.clone();
         }
-        let transport = match self.tls_verify {
-            Some(true) => Transport::Tls,
-            Some(false) => Transport::Insecure,
-            None if insecure => Transport::Insecure,
-            None if is_loopback(registry) => Transport::Plain,
-            None => self.tls.transport,
+        let transport = match (self.tls_verify, insecure) {
+            (Some(true), _) => Transport::Tls,
+            (Some(false), _) | (None, Some(true)) => Transport::Insecure,
+            // Not with TLS first: many a small server waits for more of what it takes for a request.
+            (None, None) if is_loopback(registry) => Transport::Plain,
+            (None, _) => self.tls.transport,
         };
         self.tls.clone().transport(transport)
     }
@@ -377,7 +380,12 @@ mod tests {
             "127.3.2.1",
             "[::1]:5000",
         ] {
-            assert_eq!(options.tls_of(host, false).transport, Transport::Plain, "{host}");
+            assert_eq!(options.tls_of(host, None).transport, Transport::Plain, "{host}");
+            assert_eq!(
+                options.tls_of(host, Some(false)).transport,
+                Transport::Tls,
+                "{host}"
+            );
         }
         for host in [
             "localhost.example",
@@ -387,20 +395,20 @@ mod tests {
             "[::2]:1",
             "",
         ] {
-            assert_eq!(options.tls_of(host, false).transport, Transport::Tls, "{host}");
+            assert_eq!(options.tls_of(host, None).transport, Transport::Tls, "{host}");
         }
         let options = options
             .plain_http("10.0.0.1")
             .tls_for("localhost:5000", TlsOptions::default());
-        assert_eq!(options.tls_of("10.0.0.1", false).transport, Transport::Plain);
-        assert_eq!(options.tls_of("localhost:5000", false).transport, Transport::Tls);
+        assert_eq!(options.tls_of("10.0.0.1", None).transport, Transport::Plain);
+        assert_eq!(options.tls_of("localhost:5000", None).transport, Transport::Tls);
     }
 
     #[test]
     fn what_is_said_of_all_registries_counts_more_than_the_configuration() {
         let transports = |options: &RegistryOptions| {
             ["h.io", "localhost"]
-                .map(|host| [false, true].map(|insecure| options.tls_of(host, insecure).transport))
+                .map(|host| [None, Some(true)].map(|insecure| options.tls_of(host, insecure).transport))
         };
         let options = RegistryOptions::default();
         let (tls, any, plain) = (Transport::Tls, Transport::Insecure, Transport::Plain);

@@ -37,12 +37,14 @@ pub(crate) enum Access {
     Push,
 }
 
+/// Clients by registry and whether it is insecure by configuration, and how their connections are encrypted.
+type Clients = HashMap<(String, Option<bool>), (Client, Transport)>;
+
 /// The registries that one puller or push talks to; requests to one share connections.
 #[derive(Debug)]
 pub(crate) struct Registries {
     pub(crate) options: RegistryOptions,
-    /// By registry, and whether it is insecure by configuration.
-    clients: Mutex<HashMap<(String, bool), Client>>,
+    clients: Mutex<Clients>,
     /// Which registries that need not speak TLS do not.
     without_tls: Mutex<HashMap<String, bool>>,
     range_limits: Mutex<HashMap<String, Arc<RangeLimits>>>,
@@ -68,8 +70,8 @@ impl Registries {
         Arc::clone(all.entry(registry.to_owned()).or_default())
     }
 
-    /// The client for one registry or other host, made at first use.
-    pub(crate) async fn client(&self, registry: &str, insecure: bool) -> Result<Client> {
+    /// The client for one registry or other host, made at first use, and how its connections are encrypted.
+    pub(crate) async fn client(&self, registry: &str, insecure: Option<bool>) -> Result<(Client, Transport)> {
         let key = (registry.to_owned(), insecure);
         let known = self
             .clients
@@ -80,14 +82,10 @@ impl Registries {
         if let Some(client) = known {
             return Ok(client);
         }
-        let (tls, options) = (self.options.tls_of(registry, insecure), self.options.clone());
-        let host = registry.to_owned();
+        let (options, host) = (self.options.clone(), registry.to_owned());
         let made = bridge::run(move || {
-            let tls = match options.tls_by_registry.contains_key(&host) {
-                true => tls,
-                false => certificates::add(tls, &options, &host)?,
-            };
-            tls::http_client(&tls, &options)
+            let tls = certificates::tls_of(&options, &host, insecure)?;
+            Ok((tls::http_client(&tls, &options)?, tls.transport))
         });
         let made = made
             .await
@@ -96,42 +94,60 @@ impl Registries {
         Ok(clients.entry(key).or_insert(made).clone())
     }
 
-    /// Whether a registry that need not speak TLS does not. It is asked once.
-    async fn is_without_tls(&self, host: &str, http: &Client) -> bool {
+    /// Whether a registry that need not speak TLS does not. It is asked once; one that answers neither way as often as `retry`
+    /// says.
+    async fn is_without_tls(&self, host: &str, http: &Client, retry: &RetryPolicy) -> Result<bool> {
         let known = || self.without_tls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known().get(host).copied() {
-            return known;
+            return Ok(known);
         }
         let ping = async |scheme: &str| http.get(format!("{scheme}://{host}/v2/")).send().await;
-        let found = match ping("https").await {
-            Ok(_) => false,
-            Err(error) => {
-                tracing::debug!(host, %error, "no TLS");
-                ping("http").await.is_ok()
+        let attempt = || async {
+            let Err(error) = ping("https").await else {
+                return Ok(false);
+            };
+            tracing::debug!(host, %error, "no TLS");
+            if tls::is_answer_without_tls(&error) {
+                return Ok(true);
+            }
+            match ping("http").await {
+                Ok(_) => Ok(true),
+                Err(error) => Err(Failure::of_connection(
+                    &format!("pinging {host}"),
+                    error.without_url(),
+                )),
             }
         };
-        // Of one that answers neither way nothing is known.
-        if found {
-            known().insert(host.to_owned(), found);
-        }
-        found
+        let found = retry.run(attempt).await?;
+        known().insert(host.to_owned(), found);
+        Ok(found)
     }
 
-    /// A connection to the registry of a name, which is `insecure` perhaps because a mirror is configured so.
+    /// A connection to the registry of a name, which is `insecure` perhaps because a mirror is configured so. How it is encrypted
+    /// is asked as often as `retry` says.
     ///
     /// # Errors
-    /// [`ErrorKind::Rejected`] if the registry is blocked.
-    pub(crate) async fn connect(&self, name: &str, insecure: bool) -> Result<Connection> {
+    /// [`ErrorKind::Rejected`] if the registry is blocked; [`ErrorKind::Registry`] if one that need not speak TLS cannot be
+    /// reached.
+    pub(crate) async fn connect(
+        &self,
+        name: &str,
+        insecure: bool,
+        retry: &RetryPolicy,
+    ) -> Result<Connection> {
         let conf = &self.options.registries_conf;
         conf.refuse_blocked(name)?;
-        let insecure = insecure || conf.is_insecure(name);
+        let insecure = match insecure {
+            true => Some(true),
+            false => conf.is_insecure(name),
+        };
         let registry = reference::registry_of(name);
         let host = reference::host_of(registry);
-        let http = self.client(registry, insecure).await?;
-        let plain = match self.options.tls_of(registry, insecure).transport {
+        let (http, transport) = self.client(registry, insecure).await?;
+        let plain = match transport {
             Transport::Plain => true,
             Transport::Tls | Transport::TlsUnverified => false,
-            Transport::Insecure => self.is_without_tls(host, &http).await,
+            Transport::Insecure => self.is_without_tls(host, &http, retry).await?,
         };
         let scheme = if plain { "http" } else { "https" };
         let url = format!("{scheme}://{host}/v2/");
@@ -140,18 +156,20 @@ impl Registries {
         Ok(Connection { http, base, plain })
     }
 
-    /// One repository, whose registry is `insecure` perhaps because a mirror is configured so.
+    /// One repository, whose registry is `insecure` perhaps because a mirror is configured so. Requests are repeated as `retry`
+    /// says.
     ///
     /// # Errors
-    /// [`ErrorKind::Rejected`] if the registry is blocked.
+    /// Those of [`Registries::connect`].
     pub(crate) async fn repository(
         self: &Arc<Self>,
         image: &RegistryRef,
         access: Access,
         insecure: bool,
+        retry: RetryPolicy,
     ) -> Result<Repository> {
         let name = image.name();
-        let connection = self.connect(&name, insecure).await?;
+        let connection = self.connect(&name, insecure, &retry).await?;
         let base = connection.base.join(&format!("{}/", image.repository()));
         let base = base.map_err(|error| ErrorKind::InvalidInput.err(name.clone()).with_source(error))?;
         let actions = match access {
@@ -167,7 +185,7 @@ impl Registries {
             plain: connection.plain,
             scopes: vec![format!("repository:{}:{actions}", image.repository())],
             image: image.clone(),
-            retry: self.retry(u32::MAX),
+            retry,
             range_limits: self.range_limits(image.registry()),
             registries: Arc::clone(self),
             in_pieces: AtomicBool::new(false),

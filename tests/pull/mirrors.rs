@@ -1,6 +1,7 @@
 //! Pulls as `registries.conf` says: from mirrors, which may fail at any point, of short names, from registries that are
 //! blocked or insecure.
 
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use graphroot::oci::{ImageRef, PullOptions, Pulled, Puller, RegistriesConf, RegistryOptions};
@@ -200,6 +201,48 @@ async fn an_insecure_registry_is_asked_with_tls_first() {
     any.pull(&image).await.unwrap();
     let pings = origin.asked().iter().filter(|asked| asked.path == "/v2/").count();
     assert_eq!(pings, 1);
+}
+
+/// Closes so many connections, then leads all others to another place.
+fn late(refused: usize, to: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().skip(refused) {
+            let (Ok(client), Ok(server)) = (stream, TcpStream::connect(&to)) else {
+                return;
+            };
+            for (mut from, mut to) in [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ] {
+                std::thread::spawn(move || {
+                    // Either side may end it.
+                    let _end = std::io::copy(&mut from, &mut to);
+                    let _end = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_answers_late_is_asked_again_with_tls_and_without() {
+    needs!();
+    let origin = OddRegistry::start(|_| None);
+    origin.add("team/app", &image());
+    let image = origin.image("team/app");
+    let root = TestRoot::in_memory();
+    let store = root.open().await;
+    // Neither kind of connection is answered at first.
+    let address = late(4, origin.address().to_owned());
+    let image = image.replace(origin.address(), &address).parse().unwrap();
+    let options = RegistryOptions::default()
+        .backoff(Duration::from_millis(1))
+        .tls_verify(Some(false));
+    let puller = Puller::new(&store, PullOptions::default().registry(options));
+    puller.pull(&image).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use graphroot::ErrorKind;
 use graphroot::oci::{
-    ClientIdentity, PullOptions, Puller, PushOptions, RegistryOptions, TlsOptions, Transport, push,
+    ClientIdentity, PullOptions, Puller, PushOptions, RegistriesConf, RegistryOptions, TlsOptions, Transport,
+    push,
 };
 
 use crate::fake_registry::{FakeRegistry, layer};
@@ -99,6 +100,30 @@ async fn roots_and_client_certificates_are_given_by_value() {
     let puller = Puller::new(&other.open().await, PullOptions::default().registry(options));
     let back = puller.pull(&name.parse().unwrap()).await.unwrap();
     assert_eq!(back.image.id(), id);
+
+    // A registry on this machine speaks TLS where there are certificates for it, or where the configuration says so.
+    let identity_only = TlsOptions::default().identity(identity());
+    let default = RegistryOptions::default().retries(0).tls(identity_only);
+    let pulled = async |options: &RegistryOptions| {
+        let store = other.open().await;
+        let options = PullOptions::default().registry(options.clone());
+        Puller::new(&store, options).pull(&name.parse().unwrap()).await
+    };
+    assert_eq!(pulled(&default).await.unwrap_err().kind(), ErrorKind::Registry);
+    let own = root.scratch("certs.d").join(registry.address());
+    std::fs::create_dir(&own).unwrap();
+    let with_own = default.clone().certificate_directories([root.scratch("certs.d")]);
+    let certificate = |name: &str| std::fs::copy(certificates.join(name), own.join("root.crt")).unwrap();
+    certificate("client.pem");
+    assert_eq!(pulled(&with_own).await.unwrap_err().kind(), ErrorKind::Registry);
+    certificate("ca.pem");
+    pulled(&with_own).await.unwrap();
+    let conf = format!(
+        "[[registry]]\nlocation = '{}'\ninsecure = false\n",
+        registry.address()
+    );
+    let secure = default.registries_conf(RegistriesConf::parse(&conf).unwrap());
+    assert_eq!(pulled(&secure).await.unwrap_err().kind(), ErrorKind::Registry);
 
     assert!(
         rustls::crypto::CryptoProvider::get_default().is_none(),

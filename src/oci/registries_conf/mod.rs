@@ -233,10 +233,9 @@ impl RegistriesConf {
         }
     }
 
-    /// Whether the certificate of the registry of a name is not verified, and HTTP will do.
-    pub(crate) fn is_insecure(&self, name: &str) -> bool {
-        let registry = self.inner.registry_of(name);
-        registry.is_some_and(|registry| registry.endpoint.insecure)
+    /// Whether the certificate of the registry of a name is not verified, and HTTP will do; `None` where nothing is said.
+    pub(crate) fn is_insecure(&self, name: &str) -> Option<bool> {
+        self.inner.registry_of(name)?.endpoint.insecure
     }
 
     /// Whether nothing must be asked of the registry of an image.

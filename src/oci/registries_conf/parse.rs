@@ -116,12 +116,12 @@ impl Reader<'_> {
         }
     }
 
-    fn switch(&self, table: &DeTable<'_>, key: &str) -> Result<bool> {
+    fn switch(&self, table: &DeTable<'_>, key: &str) -> Result<Option<bool>> {
         let Some(value) = find(table, key) else {
-            return Ok(false);
+            return Ok(None);
         };
         match value.get_ref() {
-            DeValue::Boolean(on) => Ok(*on),
+            DeValue::Boolean(on) => Ok(Some(*on)),
             _ => Err(self.wrong_type(value, key, "boolean")),
         }
     }
@@ -241,14 +241,14 @@ impl Reader<'_> {
         if !what.is_empty() {
             return Err(self.refuse(at, what));
         }
-        let by_digest = self.switch(table, "mirror-by-digest-only")?;
+        let by_digest = self.switch(table, "mirror-by-digest-only")? == Some(true);
         let mut registry = Registry {
             prefix: if prefix.is_empty() {
                 endpoint.location.clone()
             } else {
                 prefix
             },
-            blocked: self.switch(table, "blocked")?,
+            blocked: self.switch(table, "blocked")? == Some(true),
             mirrors: Vec::new(),
             endpoint,
         };
@@ -284,7 +284,7 @@ impl Reader<'_> {
             };
             let other = *known.entry(location).or_insert(registry);
             let setting = match () {
-                () if registry.endpoint.insecure != other.endpoint.insecure => "insecure",
+                () if registry.is_insecure() != other.is_insecure() => "insecure",
                 () if registry.blocked != other.blocked => "blocked",
                 () => continue,
             };

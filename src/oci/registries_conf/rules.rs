@@ -8,7 +8,8 @@ use crate::error::{ErrorKind, Result};
 pub(super) struct Endpoint {
     /// What takes the place of the prefix in a name. Empty for a wildcard that rewrites nothing.
     pub(super) location: String,
-    pub(super) insecure: bool,
+    /// `None` where nothing is said.
+    pub(super) insecure: Option<bool>,
 }
 
 /// Which references a mirror is asked for.
@@ -62,6 +63,11 @@ pub struct PullSource {
 }
 
 impl Registry {
+    /// Whether it is said to be insecure.
+    pub(super) fn is_insecure(&self) -> bool {
+        self.endpoint.insecure == Some(true)
+    }
+
     /// How many bytes of a name the prefix stands for; `None` if it is not for this name.
     pub(super) fn matches(&self, name: &str) -> Option<usize> {
         let end = match self.prefix.strip_prefix('*') {
@@ -88,7 +94,7 @@ impl Registry {
         let source = |(endpoint, is_mirror): (&Endpoint, bool)| {
             Ok(PullSource {
                 image: self.rewrite(endpoint, image)?,
-                insecure: endpoint.insecure,
+                insecure: endpoint.insecure == Some(true),
                 is_mirror,
             })
         };

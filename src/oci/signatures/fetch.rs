@@ -78,7 +78,7 @@ impl Repository {
             .options
             .registries_conf
             .is_insecure(&self.image.name());
-        let http = self.registries.client(&host, insecure).await?;
+        let (http, _) = self.registries.client(&host, insecure).await?;
         let sent = http.get(url.clone()).send().await;
         let mut answer = sent.map_err(|error| Failure::of_connection(what, error.without_url()))?;
         match answer.status() {
