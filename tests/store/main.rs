@@ -61,6 +61,7 @@ mod mount;
 mod mount_guard;
 mod names;
 mod obstacles;
+mod odd_damage;
 mod odd_layers;
 mod options;
 mod rebuild;

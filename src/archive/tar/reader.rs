@@ -34,6 +34,11 @@ pub(crate) trait ChunkSource {
     fn is_expanded(&mut self) -> Result<bool> {
         Ok(false)
     }
+
+    /// Passes over at most `limit` bytes that nobody has to see. Returns how many.
+    fn pass(&mut self, _limit: u64) -> Result<u64> {
+        Ok(0)
+    }
 }
 
 /// One entry of an archive, extended headers applied. Reused from entry to entry for its allocations.
@@ -233,6 +238,30 @@ impl<S: ChunkSource> TarReader<S> {
         self.payload -= count;
         self.offset += count;
         Ok(Some(piece))
+    }
+
+    /// Passes over what comes next of the current entry's payload and nobody has to see. Returns how many bytes.
+    pub(crate) fn pass_payload(&mut self) -> Result<u64> {
+        let count = match self.payload {
+            0 => 0,
+            payload => self.pass(payload)?,
+        };
+        self.payload -= count;
+        Ok(count)
+    }
+
+    /// Likewise after the end of the archive.
+    pub(crate) fn pass_rest(&mut self) -> Result<u64> {
+        self.pass(u64::MAX)
+    }
+
+    fn pass(&mut self, limit: u64) -> Result<u64> {
+        if !self.chunk.is_empty() {
+            return Ok(0);
+        }
+        let count = self.source.pass(limit)?.min(limit);
+        self.offset = self.offset.saturating_add(count);
+        Ok(count)
     }
 
     /// After the end of the archive: the next piece of what follows it, `None` at the end of the stream.

@@ -7,7 +7,8 @@
 //! a reader of the stream has to treat an error at any point as fatal.
 //!
 //! A check of a layer goes on instead ([`Replay::examining`]): it collects what is wrong with files and puts zeros in
-//! their place. Headers can also be read alone, with zeros for all files ([`Replay::headers`]).
+//! their place. Headers can also be read alone, with zeros for all files ([`Replay::headers`]). These zeros need not be
+//! produced ([`Replay::pass_zeros`]): how many they are is what the tar-split file says, which may be anything.
 
 use std::borrow::Cow;
 use std::io::{BufReader, Read};
@@ -45,6 +46,8 @@ pub(crate) struct Replay<R: Read> {
     trees: Vec<Lookup<OwnedFd>>,
     /// Bytes of the stream that are passed over. Files that lie in them as a whole are not opened.
     skip: u64,
+    /// Bytes of all entries that were taken up.
+    total: u64,
     current: Current,
     /// Of the current file.
     crc: Crc,
@@ -141,6 +144,7 @@ impl<R: Read> Replay<R> {
             tar_split: TarSplit::Unread(Some(tar_split)),
             trees: trees.into_iter().map(Lookup::new).collect(),
             skip: offset,
+            total: 0,
             current: Current::Nothing,
             crc: Crc::new(),
             clean: Vec::new(),
@@ -199,6 +203,12 @@ impl<R: Read> Replay<R> {
             Entry::Segment(bytes) => bytes.len() as u64,
             Entry::File { size, .. } => *size,
         };
+        let total = self.total.checked_add(size);
+        self.total = total
+            .filter(|total| i64::try_from(*total).is_ok())
+            .ok_or_else(|| {
+                ErrorKind::CorruptMetadata.err("tar-split data of more bytes than a stream can have")
+            })?;
         let skipped = self.skip.min(size);
         self.skip -= skipped;
         let start = self.position;
@@ -270,6 +280,38 @@ impl<R: Read> Replay<R> {
             self.current,
             Current::File { .. } | Current::Zeros { .. }
         ))
+    }
+
+    /// Passes over at most `limit` of the zeros in the place of a file. Returns where the stream has them from and how many they
+    /// are; `None` if something else comes next.
+    pub(crate) fn pass_zeros(&mut self, limit: u64) -> Result<Option<(Origin, u64)>> {
+        if !self.is_at_file()? {
+            return Ok(None);
+        }
+        let Current::Zeros { rest, crc } = &mut self.current else {
+            return Ok(None);
+        };
+        let (count, origin) = (limit.min(*rest), Origin::File(*crc));
+        *rest -= count;
+        if *rest == 0 {
+            self.current = Current::Nothing;
+        }
+        Ok(Some((origin, count)))
+    }
+
+    /// Puts zeros in the place of the file that comes next if more than `room` bytes of it are left. Returns whether it did.
+    pub(crate) fn omit_beyond(&mut self, room: u64) -> Result<bool> {
+        if !self.is_at_file()? {
+            return Ok(false);
+        }
+        match self.current {
+            Current::File { rest, crc, .. } if rest > room => {
+                self.crc = Crc::new();
+                self.current = Current::Zeros { rest, crc };
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Appends at most `room` bytes that come from one place. `None` at the end; perhaps nothing was appended otherwise.

@@ -3,6 +3,9 @@
 //!
 //! A file that is missing or not as recorded does not end the reading: all of them are found. Then the digest of the stream
 //! says nothing and is not computed.
+//!
+//! How long that takes depends on the files that are there, and not on the sizes that the tar-split file says: what stands in the
+//! place of damaged files is passed over, and beyond the size that the stream should have no file is read.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -105,6 +108,12 @@ struct Pieces {
     hasher: Option<Hasher>,
     origin: Origin,
     size: u64,
+    /// Bytes that were not passed over.
+    read: u64,
+    /// Bytes that the stream should have, if that is known.
+    limit: Option<u64>,
+    /// It has more.
+    is_too_long: bool,
     /// Whether the stream was another one than what is read.
     expanded: bool,
 }
@@ -119,13 +128,26 @@ impl ChunkSource for Pieces {
         Ok(expanded)
     }
 
+    fn pass(&mut self, limit: u64) -> Result<u64> {
+        self.omit_excess()?;
+        let Some((origin, count)) = self.replay.pass_zeros(limit)? else {
+            return Ok(0);
+        };
+        self.origin = origin;
+        self.size = self.size.saturating_add(count);
+        self.hasher = None;
+        Ok(count)
+    }
+
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        self.omit_excess()?;
         let mut piece = Vec::new();
         let Some(origin) = self.replay.part(&mut piece, PIECE)? else {
             return Ok(None);
         };
         self.origin = origin;
         self.size = self.size.saturating_add(piece.len() as u64);
+        self.read = self.read.saturating_add(piece.len() as u64);
         if self.replay.damaged().is_empty() {
             if let Some(hasher) = &mut self.hasher {
                 hasher.update(&piece);
@@ -137,25 +159,47 @@ impl ChunkSource for Pieces {
     }
 }
 
+impl Pieces {
+    /// Has the file that comes next passed over if the stream would become longer than it should be.
+    fn omit_excess(&mut self) -> Result<()> {
+        if let Some(limit) = self.limit.filter(|_| !self.expanded)
+            && self.replay.omit_beyond(limit.saturating_sub(self.size))?
+        {
+            self.is_too_long = true;
+            self.hasher = None;
+        }
+        Ok(())
+    }
+}
+
 impl LayerReading {
     /// Reads everything. `tar_split` is the compressed file; `trees` are where the files are found, the layer's own first.
-    /// The digest has the algorithm of `like`.
-    pub(crate) fn contents(tar_split: File, trees: Vec<OwnedFd>, like: &Digest, wants_tree: bool) -> Self {
+    /// The digest has the algorithm of `like`. With a `limit` no file is read that lies beyond so many bytes of the stream.
+    pub(crate) fn contents(
+        tar_split: File,
+        trees: Vec<OwnedFd>,
+        like: &Digest,
+        limit: Option<u64>,
+        wants_tree: bool,
+    ) -> Self {
         let replay = Replay::examining(tar_split, trees);
-        Self::of(replay, Some(Hasher::like(like)), wants_tree)
+        Self::of(replay, Some(Hasher::like(like)), limit, wants_tree)
     }
 
     /// Reads the headers alone.
     pub(crate) fn headers(tar_split: File) -> Self {
-        Self::of(Replay::headers(tar_split), None, true)
+        Self::of(Replay::headers(tar_split), None, None, true)
     }
 
-    fn of(replay: Replay<File>, hasher: Option<Hasher>, wants_tree: bool) -> Self {
+    fn of(replay: Replay<File>, hasher: Option<Hasher>, limit: Option<u64>, wants_tree: bool) -> Self {
         let pieces = Pieces {
             replay,
             hasher,
             origin: Origin::TarSplit,
             size: 0,
+            read: 0,
+            limit,
+            is_too_long: false,
             expanded: false,
         };
         Self {
@@ -169,9 +213,9 @@ impl LayerReading {
         }
     }
 
-    /// Bytes of the stream that were read so far.
-    pub(crate) fn offset(&self) -> u64 {
-        self.reader.offset()
+    /// Bytes of the stream that were read so far, without those that were passed over.
+    pub(crate) fn bytes_read(&mut self) -> u64 {
+        self.reader.source().read
     }
 
     /// Reads on, for about `budget` bytes; `false` at the end.
@@ -192,6 +236,7 @@ impl LayerReading {
                         self.state = State::AfterEnd;
                     }
                 }
+                State::InPayload if self.reader.pass_payload()? > 0 => {}
                 State::InPayload => match self.reader.payload()? {
                     Some(piece) => {
                         let is_recorded = self.reader.source().origin == Origin::TarSplit;
@@ -209,7 +254,7 @@ impl LayerReading {
                     }
                 },
                 State::AfterEnd => {
-                    if self.reader.rest()?.is_none() {
+                    if self.reader.pass_rest()? == 0 && self.reader.rest()?.is_none() {
                         return Ok(false);
                     }
                 }
@@ -242,7 +287,7 @@ impl LayerReading {
         let hasher = pieces.hasher.take().filter(|_| damaged.is_empty());
         LayerContent {
             digest: hasher.map(Hasher::finish),
-            size: (!pieces.expanded).then_some(pieces.size),
+            size: (!pieces.expanded || pieces.is_too_long).then_some(pieces.size),
             damaged,
             expected: self.expected,
         }

@@ -229,7 +229,8 @@ impl Store {
             }
         };
         let wants_own_tree = options.layer_contents && own.is_some();
-        let reading = LayerReading::contents(tar_split, trees, expected, wants_own_tree);
+        let limit = u64::try_from(row.diff_size).ok().filter(|size| *size > 0);
+        let reading = LayerReading::contents(tar_split, trees, expected, limit, wants_own_tree);
         let mut content = match read_to_end(reading, &row.id, options).await {
             Ok(content) => content,
             Err(error) => {
@@ -315,9 +316,9 @@ pub(super) async fn read_to_end(
     loop {
         let (more, count);
         (more, count, reading) = bridge::run(move || {
-            let before = reading.offset();
+            let before = reading.bytes_read();
             let more = reading.step(READ_STEP)?;
-            Ok((more, reading.offset() - before, reading))
+            Ok((more, reading.bytes_read() - before, reading))
         })
         .await?;
         options.tell(|| CheckEvent::Read {

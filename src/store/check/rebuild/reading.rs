@@ -35,6 +35,13 @@ struct Pieces {
 }
 
 impl ChunkSource for Pieces {
+    fn pass(&mut self, limit: u64) -> Result<u64> {
+        let passed = self.replay.pass_zeros(limit)?;
+        let count = passed.map_or(0, |(_, count)| count);
+        self.size = self.size.saturating_add(count);
+        Ok(count)
+    }
+
     fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         let mut piece = Vec::new();
         if self.replay.part(&mut piece, PIECE)?.is_none() {
@@ -75,11 +82,11 @@ impl StreamReading {
         let mut entry = Entry::default();
         while self.reader.offset() < limit {
             if self.at_end {
-                if self.reader.rest()?.is_none() {
+                if self.reader.pass_rest()? == 0 && self.reader.rest()?.is_none() {
                     return Ok(false);
                 }
             } else if self.in_payload {
-                self.in_payload = self.reader.payload()?.is_some();
+                self.in_payload = self.reader.pass_payload()? > 0 || self.reader.payload()?.is_some();
             } else if self.reader.next(&mut entry, &mut |_| Ok(()))? {
                 self.in_payload = true;
                 self.note_owners(&entry);
