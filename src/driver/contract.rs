@@ -230,6 +230,8 @@ pub(crate) struct Standing {
     pub(crate) id: String,
     /// The layers below, nearest first.
     pub(crate) below: Vec<String>,
+    /// Whether images say too that it is the lowest one.
+    pub(crate) is_lowest: bool,
 }
 
 /// Something that a killed process has left in the driver's directories.

@@ -26,13 +26,15 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use rustix::io::Errno;
+
 use crate::bridge::CHUNK;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::record::raw_digest::RawDigest;
 use crate::record::record_trait::Record;
 use crate::sys::atomic::{self, AtomicFile};
-use crate::sys::{list_dir_if_there, make_private_subdir, temporary_names};
+use crate::sys::{at, list_dir_if_there, make_private_subdir, temporary_names};
 
 /// The prefix of the name of a file that waits to replace the file of an item.
 const WAITING: &str = ".new-";
@@ -41,6 +43,9 @@ const WAITING: &str = ".new-";
 pub(crate) fn is_waiting(name: &std::ffi::OsStr) -> bool {
     name.as_bytes().starts_with(WAITING.as_bytes())
 }
+
+/// The largest item that is read into memory, unless its record says that it has as many bytes.
+const MAX_UNRECORDED: u64 = 256 << 20;
 
 /// The longest name of a file on Linux.
 const NAME_MAX: usize = 255;
@@ -91,7 +96,7 @@ pub(crate) fn open(dir: &Path, key: &str) -> Result<Option<File>> {
         return Ok(None);
     }
     let path = dir.join(name);
-    match File::open(&path) {
+    match at::open_regular(&path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).at("opening big data item", path),
@@ -155,13 +160,32 @@ impl Recorded {
     }
 }
 
+/// Refuses an item directory that is a symbolic link: it could lead anywhere, and nothing outside the store is changed.
+fn refuse_link(dir: &Path) -> Result<()> {
+    match dir.is_symlink() {
+        true => Err(Errno::NOTDIR).at(
+            "a symbolic link in the place of the directory of big data items",
+            dir,
+        ),
+        false => Ok(()),
+    }
+}
+
+/// Makes the directory of the items of something where it is missing.
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+    refuse_link(dir)?;
+    make_private_subdir(dir)
+}
+
 /// Writes new content of the item `key` where it waits until the record says so.
 pub(crate) fn write_waiting(dir: &Path, key: &str, content: &[u8], new: &Recorded, sync: bool) -> Result<()> {
+    refuse_link(dir)?;
     atomic::write_file(&dir.join(new.waiting_name(key)), content, 0o600, sync).map(drop)
 }
 
 /// Renames the waiting file over the file of the item. The record has the new size and digest already.
 pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
+    refuse_link(dir)?;
     let (from, to) = (dir.join(recorded.waiting_name(key)), dir.join(&*file_name(key)?));
     match std::fs::rename(from, &to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -172,6 +196,9 @@ pub(crate) fn settle(dir: &Path, key: &str, recorded: &Recorded) -> Result<()> {
 /// The temporary and waiting files in an item's directory, as long as no one else is writing there.
 pub(crate) fn stale(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut stale = Vec::new();
+    if dir.is_symlink() {
+        return Ok(stale);
+    }
     for entry in list_dir_if_there(dir)? {
         let name = entry?.file_name();
         if is_waiting(&name) || temporary_names::is_temporary(&name) {
@@ -209,18 +236,30 @@ pub(crate) fn remove_stale<'a>(
 pub(crate) fn read(dir: &Path, key: &str, recorded: Option<&Recorded>) -> Result<Option<Vec<u8>>> {
     if let Some(recorded) = recorded {
         let path = dir.join(recorded.waiting_name(key));
-        match std::fs::read(&path) {
+        match at::open_regular(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            content => return content.at("reading big data item", path).map(Some),
+            file => {
+                return read_file(&file.at("reading big data item", &path)?, &path, Some(recorded)).map(Some);
+            }
         }
     }
-    let Some(mut file) = open(dir, key)? else {
+    let Some(file) = open(dir, key)? else {
         return Ok(None);
     };
+    read_file(&file, &dir.join(&*go_name(key)), recorded).map(Some)
+}
+
+/// Reads the file of an item, whose size is looked at before memory is made for it.
+fn read_file(mut file: &File, path: &Path, recorded: Option<&Recorded>) -> Result<Vec<u8>> {
+    let size = file.metadata().at("looking at big data item", path)?.len();
+    let is_recorded = recorded.is_some_and(|recorded| u64::try_from(recorded.size) == Ok(size));
+    if size > MAX_UNRECORDED && !is_recorded {
+        let what = format!("{size} bytes, of which the record says nothing, in big data item");
+        return Err(ErrorKind::CorruptMetadata.err(what).at(path));
+    }
     let mut content = Vec::new();
-    file.read_to_end(&mut content)
-        .during(format!("reading big data item {key:?} in {}", dir.display()))?;
-    Ok(Some(content))
+    file.read_to_end(&mut content).at("reading big data item", path)?;
+    Ok(content)
 }
 
 /// Sets the item `key` to `content`. `sync` forces it to disk first.
@@ -232,7 +271,7 @@ pub(crate) fn write_bytes(dir: &Path, key: &str, content: &[u8], sync: bool) -> 
 /// the old item stays as it was.
 pub(crate) fn write_stream(dir: &Path, key: &str, source: &mut dyn Read, sync: bool) -> Result<u64> {
     let name = file_name(key)?;
-    make_private_subdir(dir)?;
+    make_dir(dir)?;
     let path = dir.join(&*name);
     let mut file = AtomicFile::create(&path)?;
     let mut buffer = Vec::new();

@@ -9,8 +9,12 @@ use rustix::fs::fstat;
 
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::json;
+use crate::sys::at;
 use crate::sys::atomic::Mtime;
 use crate::sys::boot::changed_before_boot;
+
+/// Bytes of a file of records that is read: a store with ten thousand layers has a hundredth of it.
+const MAX_SIZE: u64 = 1 << 30;
 
 pub(super) type Rows<T> = Vec<(T, Bytes)>;
 
@@ -45,7 +49,7 @@ impl<'a> Content<'a> {
             text: text.into(),
             mtime,
         };
-        let mut file = match File::open(path) {
+        let file = match at::open_regular(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(content(b"null".to_vec(), None));
@@ -53,8 +57,7 @@ impl<'a> Content<'a> {
             Err(error) => return Err(error).at("opening", path),
         };
         let mtime = Mtime::of(&fstat(&file).at("reading the status of", path)?);
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).at("reading", path)?;
+        let text = read_whole(file, path)?;
         if text.is_empty() {
             if !synced {
                 return Ok(content(b"null".to_vec(), None));
@@ -90,6 +93,25 @@ impl<'a> Content<'a> {
                 .at(self.path)
                 .with_source(error)),
         }
+    }
+}
+
+/// Reads a file of records, whose size is looked at first.
+pub(super) fn read_whole(file: File, path: &Path) -> Result<Vec<u8>> {
+    let too_large = || {
+        let what = format!("a file of records of more than {MAX_SIZE} bytes");
+        Err(ErrorKind::CorruptMetadata.err(what).at(path))
+    };
+    if file.metadata().at("reading the status of", path)?.len() > MAX_SIZE {
+        return too_large();
+    }
+    let mut content = Vec::new();
+    // It may be growing.
+    let mut limited = file.take(MAX_SIZE.saturating_add(1));
+    limited.read_to_end(&mut content).at("reading", path)?;
+    match limited.limit() {
+        0 => too_large(),
+        _ => Ok(content),
     }
 }
 

@@ -12,15 +12,13 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::record_lock::{Deadline, ExclusiveLock, SharedLock};
 use crate::record::cache::{Location, RecordsInner};
+use crate::record::files::read_whole;
 use crate::record::mount_point::MountPoints;
 use crate::record::record_trait::Record;
 use crate::record::records::{ReadOnlyRecords, Records};
 use crate::record::table::Table;
 use crate::sys::name_sync::{self, NameSync};
 use crate::sys::{at, reserve, temporary_names};
-
-/// Bytes of a file of records that is read: a store with ten thousand layers has a hundredth of it.
-const MAX_SIZE: u64 = 1 << 30;
 
 /// Files that one damaged file is kept as.
 const MAX_KEPT: usize = 1000;
@@ -95,20 +93,12 @@ impl<R: Record> HeldFiles<R> {
 
 /// A file of records, as a whole.
 fn read_file(path: &Path) -> Result<Option<Bytes>> {
-    use std::io::Read as _;
     let file = match at::open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io_at("opening", path, error)),
     };
-    let mut content = Vec::new();
-    let mut limited = file.take(MAX_SIZE);
-    limited.read_to_end(&mut content).at("reading", path)?;
-    if limited.limit() == 0 {
-        let what = format!("a file of records of more than {MAX_SIZE} bytes");
-        return Err(ErrorKind::CorruptMetadata.err(what).at(path));
-    }
-    Ok(Some(content.into()))
+    Ok(Some(read_whole(file, path)?.into()))
 }
 
 /// Replaces a file under its `locks`, and keeps the old one beside it.

@@ -26,7 +26,7 @@ use crate::store::stage::differ::{Differ, StagingArea};
 use crate::store::stage::differ_output::DifferOutput;
 
 /// What [`FORMAT_KEY`] says of a layer whose files lie as they are named.
-pub(super) const AS_NAMED: &[u8] = b"{\"format\":0}";
+pub(crate) const AS_NAMED: &[u8] = b"{\"format\":0}";
 
 /// Puts a layer together from the parts of a zstd:chunked (or eStargz) blob, of which it fetches what the store does not have.
 ///
@@ -270,6 +270,11 @@ impl ChunkedDiffer {
     pub fn report(mut self, report: impl Fn(Savings) + Send + Sync + 'static) -> Self {
         self.report = Some(Report(Box::new(report)));
         self
+    }
+
+    /// The digest of the table of contents, if the annotations have it, and its text.
+    pub(crate) fn into_text(self) -> (Option<Digest>, File) {
+        (self.location.toc_digest().cloned(), self.text)
     }
 
     /// The table of contents.

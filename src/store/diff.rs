@@ -6,7 +6,6 @@
 //! The trees are opened under the layer lock; then the lock is released and the stream needs none, so that a slow
 //! reader delays no writer. If a layer is deleted meanwhile, the error says so.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -33,6 +32,7 @@ use crate::store::diff_stream::{
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
 use crate::store::layer_store::new_layer::mappings_of;
+use crate::sys::at;
 use crate::sys::tree::UsageWalk;
 
 /// What has changed, and the tree with it. Each step is bounded, so that a large layer keeps no thread from others, and a
@@ -337,7 +337,7 @@ impl Store {
                 let blob = StoredBlob::open(LayerUse::begin(&dir), &row)?;
                 return Ok(Some(DiffSource::Blob { blob, size }));
             }
-            let tar_split = match File::open(&path) {
+            let tar_split = match at::open_regular(&path) {
                 Ok(tar_split) => tar_split,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(Error::io_at("opening", path, error)),

@@ -12,7 +12,7 @@ use crate::record::image::ImageRow;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::dirs::item_dir;
-use crate::sys::{atomic, make_private_dir, name_sync};
+use crate::sys::{at, atomic, make_private_dir, name_sync};
 
 /// # Directories
 impl Store {
@@ -226,9 +226,14 @@ fn sync_above(path: &Path, userdata: &Path) -> Result<()> {
     above.try_for_each(name_sync::sync_dir)
 }
 
+/// The largest file that is read into memory.
+const MAX_FILE: u64 = 1 << 30;
+
 fn read_below(dir: &Path, file: &str) -> Result<Bytes> {
     let path = below(dir, file)?;
-    std::fs::read(&path).map(Bytes::from).at("reading", path)
+    at::read_regular(&path, MAX_FILE)
+        .map(Bytes::from)
+        .at("reading", path)
 }
 
 /// The directory for a caller's data of an item whose directory lies in `dir`, made where it is missing.

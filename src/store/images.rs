@@ -18,7 +18,6 @@ use crate::store::dirs::item_dir;
 use crate::store::ids::random_id;
 use crate::store::layer_store::new_layer::flags_json;
 use crate::store::views::Image;
-use crate::sys::make_private_subdir;
 use crate::time::Time;
 
 /// # Images
@@ -329,7 +328,7 @@ pub(crate) fn write_items<'a>(
     let mut made = false;
     for (key, data) in items {
         if !made {
-            make_private_subdir(dir)?;
+            big_data::make_dir(dir)?;
             made = true;
         }
         big_data::write_bytes(dir, key, data, true)?;

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
@@ -256,10 +257,15 @@ pub(crate) fn open_file_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> 
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Opens a regular file for reading, links followed. Anything else is an error; a FIFO does not block.
+/// Opens a regular file for reading, links followed. Anything else is an error; a FIFO does not block. Whoever has a
+/// [lease](crate::sys::lease) of the file is waited for.
 pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = std::fs::File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = match rustix::fs::openat(CWD, path, flags | OFlags::NONBLOCK, Mode::empty()) {
+        Err(Errno::AGAIN) if path.is_file() => rustix::fs::openat(CWD, path, flags, Mode::empty()),
+        opened => opened,
+    };
+    let file = std::fs::File::from(opened?);
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(std::io::Error::new(
@@ -269,10 +275,23 @@ pub(crate) fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
     }
 }
 
+/// Reads a regular file, links followed, of at most `limit` bytes. Anything else is an error; a FIFO does not block.
+pub(crate) fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let mut limited = open_regular(path)?.take(limit.saturating_add(1));
+    limited.read_to_end(&mut content)?;
+    match limited.limit() {
+        0 => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            format!("more than {limit} bytes"),
+        )),
+        _ => Ok(content),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
 
     fn read(root: &OwnedFd, path: &str, walk: bool) -> std::result::Result<String, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -286,6 +305,27 @@ mod tests {
             .read_to_string(&mut text)
             .map_err(|e| Errno::from_io_error(&e).unwrap())?;
         Ok(text)
+    }
+
+    #[test]
+    fn who_has_a_lease_is_waited_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("file");
+        let file = std::fs::File::create(&path).unwrap();
+        // Not every file system has them.
+        let Some(lease) = crate::sys::lease::Lease::of(&file) else {
+            return;
+        };
+        let opening = std::thread::spawn(move || open_regular(&path).map(drop));
+        while !opening.is_finished()
+            && !std::fs::read_to_string("/proc/locks")
+                .unwrap()
+                .contains("BREAKING")
+        {
+            std::thread::yield_now();
+        }
+        drop(lease);
+        opening.join().unwrap().unwrap();
     }
 
     #[test]

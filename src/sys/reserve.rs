@@ -38,6 +38,9 @@ pub(super) const COUNT: usize = 2;
 /// What the names of reserves begin with.
 pub(crate) const PREFIX: &str = ".reserve-";
 
+/// The largest content that reserves are made for: what a file says of its size may be anything, and space is taken for it.
+const MAX_RESERVED: u64 = 256 << 20;
+
 /// Bytes that a reserve has beyond the content it is made for.
 const SLACK: u64 = 16 * 1024;
 
@@ -52,10 +55,13 @@ fn allocated(file: &File) -> std::io::Result<u64> {
 }
 
 /// Makes the reserves of a file that are missing, and enlarges those that are too small for content of `size` bytes.
-/// Returns up to which size they need not be looked at again. Where the file system cannot make them there are none; where
+/// Returns up to which size they need not be looked at again. For very large content, and where the file system cannot make them there are none; where
 /// there is no space the next call tries again.
 pub(crate) fn keep(target: &Path, size: u64) -> u64 {
     let enough = size.saturating_add(SLACK / 2);
+    if size > MAX_RESERVED {
+        return enough;
+    }
     let mut known = enough;
     for path in paths(target) {
         if let Err(error) = keep_one(&path, size, enough) {

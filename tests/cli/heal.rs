@@ -49,6 +49,11 @@ async fn what_is_damaged_comes_from_elsewhere() {
         none.err.contains("layer L1: file integrity checksum failed"),
         "{none:?}"
     );
+    let mut lines: Vec<&str> = none.err.lines().collect();
+    let all = lines.len();
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), all, "{none:?}");
     let none = ours(&root, "heal nosuch");
     assert!(none.code == 1 && none.err.contains("nosuch"), "{none:?}");
     for source in [
@@ -62,6 +67,9 @@ async fn what_is_damaged_comes_from_elsewhere() {
                 healed.code == 0 && healed.out.starts_with("layer L1: made anew of "),
                 "{healed:?}"
             );
+            if let Some(root) = source.strip_prefix("--from-store ") {
+                assert!(healed.out.ends_with(&format!(" from {root}\n")), "{healed:?}");
+            }
             assert_eq!(fs::read_to_string(&file).unwrap(), "hello\n");
             assert_eq!(good(&root, "check"), "");
         }

@@ -63,9 +63,10 @@ fn is_locked(path: &std::path::Path) -> bool {
     rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
 }
 
-/// The item is a pipe, so that the test decides when it has been read.
+/// The item is large, so that it is being read for a while.
 #[tokio::test]
 async fn a_size_that_is_found_out_late_loses_no_item_that_is_set_meanwhile() {
+    const SIZE: u64 = 128 << 20;
     let store = TestStore::open("vfs", Layout::Plain).await.unwrap();
     let options = ContainerOptions::default().id("c").big_data("spec", "old");
     store.create_container(None, options).await.unwrap();
@@ -78,26 +79,19 @@ async fn a_size_that_is_found_out_late_loses_no_item_that_is_set_meanwhile() {
     std::fs::write(&records, rows.to_string()).unwrap();
     std::fs::write(dir.join("containers.lock"), "changed").unwrap();
     let item = dir.join("c/spec");
-    std::fs::remove_file(&item).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &item,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-        0,
-    )
-    .unwrap();
+    std::fs::File::create(&item).unwrap().set_len(SIZE).unwrap();
 
     let measuring = tokio::spawn({
         let store = store.store.clone();
         async move { store.container_big_data_size("c", "spec").await }
     });
-    // This waits until it is being read.
-    let opening = std::thread::spawn(move || std::fs::File::options().write(true).open(item));
-    while !opening.is_finished() {
+    let is_read = || {
+        let mut files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.any(|file| std::fs::read_link(file.path()).is_ok_and(|path| path == item))
+    };
+    while !measuring.is_finished() && !is_read() {
         tokio::task::yield_now().await;
     }
-    let mut pipe = opening.join().unwrap().unwrap();
     let setting = tokio::spawn({
         let store = store.store.clone();
         async move { store.set_container_big_data("c", "spec", "newer").await }
@@ -107,9 +101,7 @@ async fn a_size_that_is_found_out_late_loses_no_item_that_is_set_meanwhile() {
             tokio::task::yield_now().await;
         }
     }
-    std::io::Write::write_all(&mut pipe, b"old").unwrap();
-    drop(pipe);
-    assert_eq!(measuring.await.unwrap().unwrap(), 3);
+    assert_eq!(measuring.await.unwrap().unwrap(), SIZE);
     setting.await.unwrap().unwrap();
     assert_eq!(store.container_big_data("c", "spec").await.unwrap(), b"newer"[..]);
     assert_eq!(store.container_big_data_size("c", "spec").await.unwrap(), 5);

@@ -203,7 +203,7 @@ impl TestStore {
     }
 }
 
-fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
+pub fn options(root: &Path, driver: &str, layout: Layout) -> StoreOptions {
     let mut options = StoreOptions::new(root.join("graph"), root.join("run"))
         .driver(driver)
         .durability(Durability::None);

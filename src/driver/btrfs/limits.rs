@@ -11,7 +11,7 @@ use crate::driver::layer_id::check_id;
 use crate::driver::options::BtrfsOptions;
 use crate::driver::quota::Quota;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
-use crate::sys::{at, btrfs, list_dir_if_there, make_private_subdir};
+use crate::sys::{at, atomic, btrfs, list_dir_if_there, make_private_subdir};
 
 /// Longest number in a file.
 const MAX_DIGITS: u64 = 32;
@@ -78,7 +78,7 @@ impl Limits {
         self.apply(id, tree, bytes)?;
         make_private_subdir(&self.dir)?;
         let file = self.file(id)?;
-        std::fs::write(&file, bytes.to_string()).at("writing", file)
+        atomic::write_file(&file, bytes.to_string().as_bytes(), 0o644, false).map(drop)
     }
 
     /// Sets the limit of a layer once more: Go's programs do, and the subvolume may be another one by now.

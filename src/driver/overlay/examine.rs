@@ -141,6 +141,24 @@ fn list_damage<'a>(
     })
 }
 
+/// Removes the lists of a layer that stands on nothing, if that is certain.
+fn mend_lowest(dir: &Path, standing: &Standing, layer: &SurveyedLayer) -> Result<()> {
+    for (name, list) in [(LOWER, &layer.lower), (LOWER_LAYERS, &layer.lower_layers)] {
+        if matches!(list, List::Missing) {
+            continue;
+        }
+        if !standing.is_lowest {
+            return Err(ErrorKind::CorruptMetadata.err(format!(
+                "layer {:?} stands on layers, of which the records say nothing: they may not be complete",
+                standing.id
+            )));
+        }
+        let path = dir.join(name);
+        std::fs::remove_file(&path).at("removing", path)?;
+    }
+    Ok(())
+}
+
 /// Makes these files of a layer anew. The caller holds the layer store's lock exclusively.
 pub(super) fn mend<'a>(
     homes: impl Iterator<Item = &'a Path>,
@@ -180,14 +198,7 @@ pub(super) fn mend<'a>(
     atomic::write_file(&dir.join(LINK), link.as_bytes(), 0o644, true)?;
     let Some((parent, below)) = standing.below.split_first() else {
         let layer = survey.homes.get(home).and_then(|home| home.layers.get(id));
-        let lists =
-            layer.map(|layer| !layer.lower.names().is_empty() || !layer.lower_layers.names().is_empty());
-        return match lists {
-            Some(true) => Err(ErrorKind::CorruptMetadata.err(format!(
-                "layer {id:?} stands on layers, of which the records say nothing: they may not be complete"
-            ))),
-            _ => Ok(()),
-        };
+        return layer.map_or(Ok(()), |layer| mend_lowest(&dir, standing, layer));
     };
     let mut links = Vec::new();
     for id in &standing.below {

@@ -44,6 +44,12 @@ pub(super) fn read_additional_layer(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(content.map(PathBuf::from))
 }
 
+/// A file in which a program has noted what it has found out, as text; `None` if that cannot be told.
+pub(super) fn read_mark(path: &Path) -> Option<String> {
+    const MAX: u64 = 64 << 10;
+    String::from_utf8(at::read_regular(path, MAX).ok()?).ok()
+}
+
 /// A small text file, `None` if it does not exist.
 fn read_small(path: &Path) -> Result<Option<String>> {
     let file = match rustix::fs::openat(

@@ -15,12 +15,13 @@ use rustix::io::Errno;
 use crate::driver::home_state::HomeState;
 use crate::driver::mount_flags::{self, Sorted};
 use crate::driver::overlay::layout::TEMP_DIRS;
+use crate::driver::overlay::link_files::read_mark;
 use crate::driver::overlay::mount::{Contents, OverlayMount, is_invalid};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
-use crate::sys::{at, selinux, tree, userns, xattr};
+use crate::sys::{at, atomic, selinux, tree, userns, xattr};
 use crate::whiteout::{Namespace, OPAQUE_VALUE};
 
 /// Prefix of the reason why overlay does not work, as the Go library writes it.
@@ -119,7 +120,7 @@ impl Probe<'_> {
     /// A result that this process or another has recorded, with its text.
     fn cached(&self, feature: &str) -> Option<(bool, String)> {
         for works in [true, false] {
-            if let Ok(text) = std::fs::read_to_string(self.cache_file(feature, works)) {
+            if let Some(text) = read_mark(&self.cache_file(feature, works)) {
                 return Some((works, text));
             }
         }
@@ -129,8 +130,8 @@ impl Probe<'_> {
     /// Records a result. If the file cannot be written the next process probes again.
     fn record(&self, feature: &str, works: bool, text: &str) {
         let path = self.cache_file(feature, works);
-        if let Err(error) = std::fs::write(&path, text) {
-            tracing::debug!(path = %path.display(), %error, "cannot keep the result of a probe");
+        if let Err(error) = atomic::write_file(&path, text.as_bytes(), 0o644, false) {
+            tracing::debug!(path = %path.display(), error = %error.chain(), "cannot keep the result of a probe");
         }
     }
 

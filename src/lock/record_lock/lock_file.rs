@@ -227,11 +227,12 @@ fn registered(key: &Key) -> Option<Arc<LockFile>> {
     locked(&REGISTRY).get(key)?.upgrade()
 }
 
-/// Opens the file and creates it, and its directory, where missing.
+/// Opens the file and creates it, and its directory, where missing. One that is written to is not a symbolic link, which could
+/// lead to any file.
 fn open_file(path: &Path, mode: LockMode) -> Result<OwnedFd> {
     let access = match mode {
-        LockMode::ReadWrite => OFlags::RDWR,
-        LockMode::ReadOnly => OFlags::RDONLY,
+        LockMode::ReadWrite => OFlags::RDWR | OFlags::NOFOLLOW,
+        LockMode::ReadOnly => OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
     };
     let permissions = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
     let open = |extra| rustix::fs::openat(CWD, path, access | OFlags::CLOEXEC | extra, permissions);

@@ -7,7 +7,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::big_data::{Items, Recorded};
 use crate::record::{WriteGuard, big_data, intent};
 use crate::store::images;
-use crate::sys::make_private_subdir;
 
 pub(super) fn missing_item(key: &str, kind: &str, id: &str) -> Error {
     let (advice, reason) = match kind {
@@ -86,7 +85,7 @@ pub(super) fn set_item<R: Items>(
         images::write_items(dir, std::iter::once((key, data)))?;
         return if same { Ok(()) } else { record(store, "") };
     }
-    make_private_subdir(dir)?;
+    big_data::make_dir(dir)?;
     big_data::write_waiting(dir, key, data, &new, true)?;
     record(store, intent::DATA)?;
     store.save()?;

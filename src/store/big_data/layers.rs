@@ -24,7 +24,6 @@ use crate::store::big_data::reader::BigDataReader;
 use crate::store::deleted::ReadLayers;
 use crate::store::dirs::item_dir;
 use crate::store::inner::StoreOrigin;
-use crate::sys::make_private_subdir;
 
 /// Bytes that one step writes of an item that comes in as a stream.
 const SPOOL_STEP: usize = 1 << 20;
@@ -130,7 +129,7 @@ impl Store {
             .write_to_layer_store(move |layers| {
                 let row = layers.find_complete(&layer)?;
                 let dir = layers.inner.dirs.layer_data(&row.id)?;
-                make_private_subdir(&dir)?;
+                big_data::make_dir(&dir)?;
                 let target = dir.join(&*big_data::file_name(&key)?);
                 std::fs::rename(&path, &target).at("moving a big data item to", &target)?;
                 layers.rely_on_data(dir);

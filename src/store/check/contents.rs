@@ -18,6 +18,7 @@ use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::layer_reading::{LayerContent, LayerReading};
 use crate::archive::verify::overlay_marks::Marks;
 use crate::bridge::{self, run_to_completion};
+use crate::chunked::cache::CACHE_KEY;
 use crate::digest::{Digest, Hasher};
 use crate::driver::{Driver, OverlayDiff};
 use crate::error::{Error, IoContext as _, Result};
@@ -99,7 +100,12 @@ impl Store {
         if options.layer_data {
             for key in &row.big_data_names {
                 let opened = self.open_layer_item(Arc::clone(row), home, key).await;
-                result.problems.extend(data::of_layer(key, opened).await);
+                let found = data::of_layer(key, opened).await;
+                // Whoever needs it next makes it.
+                let is_remade = |problem: &Problem| key == CACHE_KEY && data::is_missing(problem);
+                result
+                    .problems
+                    .extend(found.filter(|problem| !is_remade(problem)));
             }
         }
         if options.layer_digests && !row.diff_digest.is_empty() {

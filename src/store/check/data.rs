@@ -29,6 +29,17 @@ fn failure(key: &str, error: &Error) -> Problem {
     )
 }
 
+/// Whether an item is not there.
+pub(super) fn is_missing(problem: &Problem) -> bool {
+    matches!(
+        problem,
+        Problem::Data {
+            problem: DataProblem::Missing,
+            ..
+        }
+    )
+}
+
 /// What is wrong with an item of a layer, of which the record tells neither size nor digest.
 pub(super) async fn of_layer(key: &str, opened: Result<BigDataReader>) -> Option<Problem> {
     let mut reader = match opened {

@@ -215,6 +215,31 @@ impl Problem {
         }
     }
 
+    /// Whether it is about the contents of a layer, and not about what the records say of several items.
+    pub(crate) fn is_of_contents(&self) -> bool {
+        match self {
+            Self::Data { .. }
+            | Self::InvalidDigest { .. }
+            | Self::TarSplitMissing
+            | Self::DiffUnreadable { .. }
+            | Self::FileModified { .. }
+            | Self::IncorrectDigest { .. }
+            | Self::IncorrectSize { .. }
+            | Self::ContentModified(_)
+            | Self::MoreModified { .. }
+            | Self::NotMountable { .. } => true,
+            Self::DriverData { .. }
+            | Self::Incomplete
+            | Self::ParentMissing { .. }
+            | Self::ParentLoop
+            | Self::Unreferenced
+            | Self::Unaccounted
+            | Self::LayerMissing { .. }
+            | Self::ImageMissing { .. }
+            | Self::Inherited(_) => false,
+        }
+    }
+
     /// Whether it may be that what is missing lies in an additional store.
     pub(crate) fn is_missing_layer(&self) -> bool {
         match self {

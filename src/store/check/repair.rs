@@ -210,13 +210,45 @@ impl Store {
             next = self.layer(&parent).await?.parent().map(str::to_owned);
             below.push(parent);
         }
+        let is_lowest = below.is_empty() && self.is_lowest_of_images(id).await?;
         let id = id.to_owned();
         let mended = self.step(Needs::LAYERS, move |held| {
             let layers = held.layers()?;
             layers.get(&id)?;
-            layers.driver.mend(&Standing { id, below })
+            layers.driver.mend(&Standing { id, below, is_lowest })
         });
         mended.await
+    }
+
+    /// Whether a layer whose record names none below it is the lowest one of all images that have it: their configs name as
+    /// many layers as there are from it upwards.
+    async fn is_lowest_of_images(&self, id: &str) -> Result<bool> {
+        let layers = self.layers().await?;
+        let parents: HashMap<&str, Option<&str>> =
+            layers.iter().map(|layer| (layer.id(), layer.parent())).collect();
+        let mut is_lowest = false;
+        for image in self.images().await? {
+            let mapped = image.mapped_top_layers().iter().map(String::as_str);
+            for top in image.top_layer().into_iter().chain(mapped) {
+                let mut chain = vec![top];
+                while let Some(Some(parent)) = chain.last().and_then(|last| parents.get(last))
+                    && !chain.contains(parent)
+                {
+                    chain.push(parent);
+                }
+                if chain.last() != Some(&id) {
+                    continue;
+                }
+                let Ok(manifest) = self.manifest_of(&image).await else {
+                    return Ok(false);
+                };
+                match self.config_of(&image, &manifest).await {
+                    Ok(config) if config.diff_ids.len() == chain.len() => is_lowest = true,
+                    _ => return Ok(false),
+                }
+            }
+        }
+        Ok(is_lowest)
     }
 
     async fn reason_to_keep(

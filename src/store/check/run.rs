@@ -113,6 +113,15 @@ impl Store {
     /// # }
     /// ```
     pub async fn check(&self, options: CheckOptions) -> Result<CheckReport> {
+        self.check_knowing(options, HashMap::new()).await
+    }
+
+    /// As [`Store::check`]; of layers that the options leave out, this is `known` to be wrong with the contents.
+    pub(crate) async fn check_knowing(
+        &self,
+        options: CheckOptions,
+        known: HashMap<String, Vec<Problem>>,
+    ) -> Result<CheckReport> {
         let examined = self.examine_records().await?;
         if !examined.can_be_loaded() {
             return self.check_damaged_records(&options).await;
@@ -126,7 +135,7 @@ impl Store {
                 .map(|(_, row)| u64::try_from(row.diff_size).unwrap_or(0))
                 .sum(),
         });
-        let mut layers = self.check_layers(&survey, &options).await?;
+        let mut layers = self.check_layers(&survey, &options, &known).await?;
         let mut images = self.check_image_data(&survey, &options).await;
         let mut containers = self.check_container_data(&survey, &options).await;
         drop(survey);
@@ -177,7 +186,12 @@ impl Store {
         })
     }
 
-    async fn check_layers(&self, survey: &Survey, options: &CheckOptions) -> Result<Found<LayerRow>> {
+    async fn check_layers(
+        &self,
+        survey: &Survey,
+        options: &CheckOptions,
+        known: &HashMap<String, Vec<Problem>>,
+    ) -> Result<Found<LayerRow>> {
         let parallel = processors().min(MAX_PARALLEL);
         // Owned, for the sake of callers who have to know that this can be sent to another thread.
         // Of one that stands on nothing, nothing else can be told.
@@ -196,6 +210,11 @@ impl Store {
             found.add(&row.id, &row, result.problems);
             if result.wants_whole_tree {
                 whole.insert(row.id.to_string());
+            }
+        }
+        for (_, row) in &survey.layers {
+            if let Some(known) = known.get(&*row.id) {
+                found.add(&row.id, row, known.clone());
             }
         }
         for (id, problems) in self.check_whole_trees(survey, &whole, options, parallel).await? {

@@ -22,6 +22,7 @@ use crate::store::check::strays::{Stray, StrayKind, in_the_making, of_driver, st
 use crate::store::dirs::Dirs;
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode};
 use crate::store::inner::StoreOrigin;
+use crate::sys::at;
 
 /// See the module's head. Of items with one ID in several stores only the first is there, which is the one that is used.
 pub(super) struct Survey {
@@ -42,9 +43,12 @@ pub(super) struct Survey {
     positions: HashMap<String, usize>,
 }
 
+/// Bytes of a file of records that may all be zeros.
+const MAX_EMPTY: u64 = 1 << 30;
+
 /// Whether a file is missing or has nothing in it, or nothing but zeros.
 fn says_nothing(file: &Path) -> bool {
-    match std::fs::read(file) {
+    match at::read_regular(file, MAX_EMPTY) {
         Ok(content) => content
             .iter()
             .all(|byte| *byte == 0 || byte.is_ascii_whitespace()),
@@ -243,6 +247,7 @@ impl Survey {
             Some(Standing {
                 id: row.id.to_string(),
                 below,
+                is_lowest: false,
             })
         };
         own.filter_map(standing).collect()

@@ -13,6 +13,8 @@ pub(super) fn standings_on(usage: &Usage, id: &str) -> Vec<Standing> {
     let standings = own.map(|(id, _)| Standing {
         id: id.clone(),
         below: usage.below(id),
+        // What is in doubt is mended alone.
+        is_lowest: false,
     });
     standings
         .filter(|standing| standing.id == id || standing.below.iter().any(|below| below == id))

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::archive::apply::selection::Selection;
 use crate::archive::path::{clean, split};
-use crate::archive::verify::difference::DifferenceKind;
+use crate::archive::verify::difference::{AttributeChange, DifferenceKind};
 use crate::bridge::{self, Detached};
 use crate::error::{IoContext as _, Result};
 use crate::record::layer::LayerRow;
@@ -35,6 +35,11 @@ pub(super) struct DamagedFiles {
     added: BTreeSet<Vec<u8>>,
 }
 
+/// Whether something else is in the place of a directory.
+fn is_directory_lost(change: &AttributeChange) -> bool {
+    matches!(change, AttributeChange::Type { expected: b'5', .. })
+}
+
 fn cleaned(path: &Path) -> Vec<u8> {
     let mut name = Vec::new();
     clean(path.as_os_str().as_bytes(), &mut name);
@@ -50,7 +55,11 @@ impl DamagedFiles {
                 Problem::FileModified { path, .. } => drop(files.wrong.insert(cleaned(path))),
                 Problem::ContentModified(difference) => {
                     let name = cleaned(&difference.path);
-                    match difference.kind {
+                    match &difference.kind {
+                        // What a directory is unpacked over hides what lies below it, and so the directory would.
+                        DifferenceKind::Changed(changes) if changes.iter().any(is_directory_lost) => {
+                            return None;
+                        }
                         DifferenceKind::Missing { .. } | DifferenceKind::Changed(_) => {
                             files.wrong.insert(name)
                         }

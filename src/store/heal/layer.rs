@@ -19,6 +19,21 @@ use crate::store::layer_store::new_layer::mappings_of;
 /// How often one source is asked for a layer.
 const MAX_ATTEMPTS: usize = 16;
 
+/// The content that a layer should have, by its record or by the images that have it.
+pub(super) fn wanted_content(row: &LayerRow, used: &Use) -> Option<WantedContent> {
+    let by_images = || match used.diff_ids.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    };
+    Some(WantedContent {
+        layer: row.id.to_string(),
+        diff_id: row.diff_digest.valid().or_else(by_images)?.clone(),
+        compressed_digest: row.compressed_digest.valid().cloned(),
+        blobs: used.blobs.clone(),
+        images: used.images.clone(),
+    })
+}
+
 impl Store {
     /// Makes a layer anew; only these `files` of it, if nothing else is wrong and that is possible. No layer below it is
     /// `broken`, nor is a layer taken as a source that is.
@@ -43,22 +58,10 @@ impl Store {
         if used.is_copy || parent.as_deref().is_some_and(owners_differ) {
             return Err(NotHealed::Copy);
         }
-        let by_images = || match used.diff_ids.as_slice() {
-            [only] => Some(only),
-            _ => None,
-        };
-        let diff_id = row.diff_digest.valid().or_else(by_images);
-        let diff_id = diff_id.cloned().ok_or(NotHealed::UnknownContent)?;
-        let wanted = WantedContent {
-            layer: id.to_owned(),
-            diff_id: diff_id.clone(),
-            compressed_digest: row.compressed_digest.valid().cloned(),
-            blobs: used.blobs.clone(),
-            images: used.images.clone(),
-        };
+        let wanted = wanted_content(&row, used).ok_or(NotHealed::UnknownContent)?;
         let renewed = Renewed {
             row,
-            diff_id,
+            diff_id: wanted.diff_id.clone(),
             with_containers,
             standings: standings_on(usage, id),
         };

@@ -54,6 +54,30 @@ impl Store {
         Ok(parent)
     }
 
+    /// Adds to a record that was made what the stream of the layer tells, if that is there and right.
+    pub(super) async fn complete_record(&self, id: &str) -> Result<()> {
+        let layer = self.layer(id).await?;
+        if layer.row().diff_size >= 0 {
+            return Ok(());
+        }
+        let Some(stream) = self.read_stream_of(id).await? else {
+            return Ok(());
+        };
+        let (id, now) = (id.to_owned(), layer.row().clone());
+        let completed = self.step(Needs::LAYERS, move |held| {
+            let layers = held.layers()?;
+            if stream.digest.as_ref() == now.diff_digest.valid() && *layers.get(&id)? == now {
+                layers.table_mut().update(&id, |row| {
+                    row.diff_size = i64::try_from(stream.size).unwrap_or(-1);
+                    row.uids = stream.uids.iter().copied().collect();
+                    row.gids = stream.gids.iter().copied().collect();
+                })?;
+            }
+            Ok(())
+        });
+        completed.await
+    }
+
     async fn put_record(&self, row: LayerRow) -> Result<()> {
         let put = self.step(Needs::LAYERS, move |held| {
             let layers = held.layers()?;

@@ -21,6 +21,7 @@ mod driver_data;
 mod files;
 mod image_data;
 mod layer;
+mod layer_data;
 mod missing;
 pub(crate) mod options;
 mod parts;

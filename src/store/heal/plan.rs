@@ -16,7 +16,7 @@ pub(super) struct Plan {
     pub(super) driver_data: BTreeSet<CheckedItem>,
     /// Layers that others, or images, refer to and that have no record.
     pub(super) missing: BTreeSet<String>,
-    /// Items of images that are not as recorded: the keys.
+    /// Items of images, and of layers, that are not as recorded: the keys.
     pub(super) data: BTreeMap<CheckedItem, BTreeSet<String>>,
     /// Layers that cannot be mounted. If nothing else is wrong, the driver may have lost them.
     pub(super) not_mountable: BTreeSet<CheckedItem>,
@@ -56,7 +56,7 @@ impl Plan {
             (ItemKind::Layer, Problem::DriverData { .. }) => drop(self.driver_data.insert(item.clone())),
             (_, Problem::ParentMissing { parent }) => drop(self.missing.insert(parent.clone())),
             (ItemKind::Image, Problem::LayerMissing { layer }) => drop(self.missing.insert(layer.clone())),
-            (ItemKind::Image, Problem::Data { key, .. }) => {
+            (ItemKind::Image | ItemKind::Layer, Problem::Data { key, .. }) => {
                 self.data.entry(item.clone()).or_default().insert(key.clone());
             }
             _ => {}

@@ -15,7 +15,8 @@ pub struct HealReport {
     pub healed: Vec<Healed>,
     /// What could not be made anew, and why.
     pub failures: Vec<HealFailure>,
-    /// What is still wrong with the items that were asked for.
+    /// What is still wrong with the items that were asked for: all that a check finds now. Layers that nothing refers to, which
+    /// are not damaged, are left out.
     pub left: Vec<Finding>,
     /// What is wrong with the store as a whole. Records are not made for what is missing as long as there is such a thing;
     /// [`Store::repair`](crate::Store::repair) rebuilds damaged files of records.
@@ -73,7 +74,7 @@ pub enum HealedHow {
     },
     /// The driver's files that say what the layer stands on, by the records.
     DriverData,
-    /// A manifest or config.
+    /// A manifest or config, or what a layer has of the table of contents of its blob.
     Data {
         /// Its key.
         key: String,

@@ -1,6 +1,6 @@
 //! The course of a heal.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::error::{ErrorKind, Result};
@@ -105,7 +105,7 @@ impl Store {
             .map(|targets| Arc::new(targets.layers.clone()));
         let mut found = match options.found.clone() {
             Some(found) => found,
-            None => self.check(check_options(only)).await?,
+            None => self.check(course.check_options(only)).await?,
         };
         for _ in 0..MAX_ROUNDS {
             let before = course.healed.len();
@@ -115,9 +115,9 @@ impl Store {
             if course.healed.len() == before {
                 break;
             }
-            let only = Some(Arc::new(course.touched.clone()));
-            found = self.check(check_options(only)).await?;
+            found = Box::pin(course.check_again(&found)).await?;
         }
+        course.complete_records(&found).await;
         let sweep = self.step_alone(Needs::LAYERS, |held| held.layers()?.remove_all_old_trees());
         if let Err(error) = sweep.await {
             tracing::warn!(error = %error.chain(), "cannot remove the old trees of layers");
@@ -171,18 +171,44 @@ impl Store {
     }
 }
 
-fn check_options(only: Option<Arc<HashSet<String>>>) -> CheckOptions {
-    let mut options = CheckOptions::everything().container_data(false);
-    options.only = only;
-    options
-}
-
 /// The first one below a layer that is not whole.
 fn first_below<'a>(below: &'a [String], broken: &BTreeSet<String>) -> Option<&'a String> {
     below.iter().find(|below| broken.contains(*below))
 }
 
 impl Course<'_> {
+    /// What a check looks at. What is wrong with containers counts if everything was asked for.
+    fn check_options(&self, only: Option<Arc<HashSet<String>>>) -> CheckOptions {
+        let mut options = CheckOptions::everything().container_data(self.targets.is_none());
+        options.only = only;
+        options
+    }
+
+    /// Checks what was made anew, and what was found to be wrong with layers on it. What was found in
+    /// other layers is still so.
+    async fn check_again(&self, found: &CheckReport) -> Result<CheckReport> {
+        let usage = Usage::of(self.store).await?;
+        let mut only = self.touched.clone();
+        let mut known: HashMap<String, Vec<Problem>> = HashMap::new();
+        let is_of_layer = |finding: &&Finding| finding.item.kind == ItemKind::Layer;
+        for Finding { item, problem } in found.findings.iter().filter(is_of_layer) {
+            if self.touched.contains(&item.id) {
+                continue;
+            }
+            if usage
+                .below(&item.id)
+                .iter()
+                .any(|below| self.touched.contains(below))
+            {
+                only.insert(item.id.clone());
+            } else if problem.is_of_contents() {
+                known.entry(item.id.clone()).or_default().push(problem.clone());
+            }
+        }
+        let options = self.check_options(Some(Arc::new(only)));
+        self.store.check_knowing(options, known).await
+    }
+
     /// Whether a finding is about what was asked for, and about damage.
     fn is_wanted(&self, finding: &Finding) -> bool {
         self.wants(&finding.item) && !matches!(finding.problem, Problem::Unreferenced | Problem::Unaccounted)
@@ -195,6 +221,19 @@ impl Course<'_> {
             ItemKind::Image => targets.images.contains(&item.id),
             ItemKind::Container => false,
         })
+    }
+
+    /// Completes the records that were made of layers with which nothing is wrong.
+    async fn complete_records(&self, found: &CheckReport) {
+        let is_record = |healed: &&Healed| matches!(healed.how, HealedHow::Record { .. });
+        for Healed { item, .. } in self.healed.iter().filter(is_record) {
+            if found.findings.iter().any(|finding| finding.item == *item) {
+                continue;
+            }
+            if let Err(error) = self.store.complete_record(&item.id).await {
+                tracing::warn!(layer = item.id, error = %error.chain(), "cannot complete the record of a layer");
+            }
+        }
     }
 
     fn done(&mut self, item: CheckedItem, how: HealedHow) {
@@ -261,6 +300,10 @@ impl Course<'_> {
             if !self.wants(item) || !self.is_open(item) {
                 continue;
             }
+            if item.kind == ItemKind::Layer {
+                self.heal_layer_data(item, keys).await?;
+                continue;
+            }
             // It may have been deleted since the check.
             let Some(image) = self.store.image_by_id(&item.id).await? else {
                 continue;
@@ -277,6 +320,24 @@ impl Course<'_> {
                     }
                     Err(reason) => drop(self.failures.insert(item.clone(), reason)),
                 }
+            }
+        }
+        Ok(())
+    }
+
+    async fn heal_layer_data(&mut self, item: &CheckedItem, keys: &BTreeSet<String>) -> Result<()> {
+        let usage = Usage::of(self.store).await?;
+        for key in keys {
+            self.touched.insert(item.id.clone());
+            let healed = self
+                .store
+                .heal_layer_item(item, key, &usage, &self.options.sources);
+            match healed.await {
+                Ok(source) => {
+                    let key = key.clone();
+                    self.done(item.clone(), HealedHow::Data { key, source });
+                }
+                Err(reason) => drop(self.failures.insert(item.clone(), reason)),
             }
         }
         Ok(())

@@ -26,7 +26,7 @@ use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedItem, Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
-use crate::sys::{btrfs, make_private_subdir};
+use crate::sys::btrfs;
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
 /// are: if no record speaks of it, garbage collection removes it.
@@ -192,7 +192,7 @@ impl LayerStore {
         diff: &PendingDiff,
     ) -> Result<()> {
         let data = self.inner.dirs.layer_data(id)?;
-        make_private_subdir(&data)?;
+        big_data::make_dir(&data)?;
         // Saved below; whoever finishes what has failed before removes what waits.
         self.table_mut().update(id, |row| diff.mark(row))?;
         let waiting = data.join(WAITING);

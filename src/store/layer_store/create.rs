@@ -1,5 +1,6 @@
 //! Creating layers.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{
     NewLayer, StagedItem, Start, Unpacked, flags_json, other_mappings,
 };
+use crate::sys::at;
 use crate::time::Time;
 
 /// A layer that has an incomplete record and nothing else yet.
@@ -195,7 +197,7 @@ impl Made {
         };
         if !new.big_data.is_empty() || !staged_items.is_empty() {
             let dir = dirs.layer_data(&self.id)?;
-            crate::sys::make_private_subdir(&dir)?;
+            big_data::make_dir(&dir)?;
             for item in &new.big_data {
                 big_data::write_bytes(&dir, &item.key, &item.data, true)?;
             }
@@ -301,13 +303,20 @@ fn move_items(items: &[StagedItem], dir: &Path) -> Result<()> {
 
 /// Copies a tar-split; a layer that was not made from a diff has none.
 fn copy_tar_split(from: &Path, to: &Path, durable: bool) -> Result<()> {
-    match std::fs::copy(from, to) {
+    let mut file = match at::open_regular(from) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        copied => copied.map(drop).at("copying tar-split", from)?,
-    }
+        opened => opened.at("opening tar-split", from)?,
+    };
+    let mut copy = std::fs::OpenOptions::new();
+    let mut copy = copy
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .at("creating", to)?;
+    std::io::copy(&mut file, &mut copy).at("copying tar-split", from)?;
     if !durable {
         return Ok(());
     }
-    let copy = std::fs::File::open(to).at("opening", to)?;
     copy.sync_data().at("syncing", to)
 }

@@ -55,6 +55,11 @@ fn damages() -> Vec<Damage> {
         ("a missing directory", |store, id| {
             std::fs::remove_dir_all(open_tree(store, id).join("sub")).unwrap();
         }),
+        ("a file in the place of a directory", |store, id| {
+            let path = open_tree(store, id).join("sub");
+            std::fs::remove_dir_all(&path).unwrap();
+            overwrite(&path, b"no directory");
+        }),
         ("a hard link that is a file of its own", |store, id| {
             let tree = open_tree(store, id);
             std::fs::remove_file(tree.join("hard")).unwrap();
@@ -133,7 +138,7 @@ each_exchanging_driver! {
                 assert_eq!(layers, [id.as_str()], "{name}: {healed:#?}");
                 let by_files = matches!(healed.healed[0].how, HealedHow::Files { .. });
                 let is_of_files = !whole_trees && index == MIDDLE && is_of_middle;
-                let is_told = store.layout() == Layout::Program || name.starts_with("a hard link") || name.starts_with("the tar-split");
+                let is_told = store.layout() == Layout::Program || name.starts_with("a hard link") || name.starts_with("a file in") || name.starts_with("the tar-split");
                 assert!(is_told || by_files == is_of_files, "{name}: {healed:#?}");
                 assert_clean(&store, name).await;
                 assert_same_trees(name, &before.trees, &trees(&store, &five.layers));
@@ -179,6 +184,10 @@ each_exchanging_driver! {
                 let again = store.layer(id).await.unwrap();
                 assert_eq!(again.parent().map(str::to_owned), parent);
                 assert_eq!(again.uncompressed_digest(), layer.uncompressed_digest());
+                let told = |layer: &graphroot::Layer| {
+                    (layer.uncompressed_size(), layer.uids().to_vec(), layer.gids().to_vec())
+                };
+                assert_eq!(told(&again), told(&layer), "{name}");
                 assert_clean(&store, &name).await;
                 assert_as_before(&name, &before, &state(&store, &five).await);
             }

@@ -2,6 +2,7 @@
 
 mod damages;
 mod drivers;
+mod left;
 mod sources;
 
 use std::path::{Path, PathBuf};

@@ -1,10 +1,13 @@
 //! The command that makes damaged and missing layers anew.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use graphroot::{
-    CheckedItem, ErrorKind, Finding, HealEvent, HealOptions, HealReport, Healed, HealedHow, Store,
-    StoreOptions,
+    BoxReader, CheckedItem, ErrorKind, Finding, HealEvent, HealOptions, HealReport, HealSource, Healed,
+    HealedHow, Store, StoreOptions, WantedContent, WantedDocument,
 };
 use serde::Serialize;
 
@@ -60,6 +63,13 @@ fn row(healed: &Healed) -> HealedRow<'_> {
     }
 }
 
+/// What is left, each once: images and containers inherit what is wrong with their layers.
+fn left(report: &HealReport) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let lines = report.left.iter().map(Finding::to_string);
+    lines.filter(|line| seen.insert(line.clone())).collect()
+}
+
 fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<(), CommandError> {
     if call.json() {
         let failures = report.failures.iter().map(|failure| FailureRow {
@@ -69,7 +79,7 @@ fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<()
         return out.json(&ReportRow {
             healed: report.healed.iter().map(row).collect(),
             failures: failures.collect(),
-            left: report.left.iter().map(Finding::to_string).collect(),
+            left: left(report),
             store: report.store_problems.iter().map(ToString::to_string).collect(),
         });
     }
@@ -79,8 +89,8 @@ fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<()
     for failure in &report.failures {
         out.stderr_line(failure.to_string())?;
     }
-    for finding in &report.left {
-        out.stderr_line(finding.to_string())?;
+    for finding in left(report) {
+        out.stderr_line(finding)?;
     }
     for problem in &report.store_problems {
         out.stderr_line(problem.to_string())?;
@@ -92,6 +102,31 @@ fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<()
 struct Elsewhere {
     store: Store,
     dir: PathBuf,
+}
+
+/// That store as a source, under the name that the caller has for it.
+#[derive(Debug)]
+struct Named {
+    name: String,
+    store: Store,
+}
+
+impl HealSource for Named {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn layer_stream<'a>(
+        &'a self,
+        wanted: &'a WantedContent,
+        attempt: usize,
+    ) -> BoxFuture<'a, graphroot::Result<Option<BoxReader>>> {
+        self.store.layer_stream(wanted, attempt)
+    }
+
+    fn document<'a>(&'a self, wanted: &'a WantedDocument) -> BoxFuture<'a, graphroot::Result<Option<Bytes>>> {
+        self.store.document(wanted)
+    }
 }
 
 impl Elsewhere {
@@ -165,7 +200,10 @@ pub(crate) async fn heal(call: &Call, out: &mut Output) -> Outcome {
     let mut others = Vec::new();
     for (number, root) in call.flags.list(&flags::FROM_STORE).iter().enumerate() {
         let other = Elsewhere::open(call, Path::new(root), number).await?;
-        options = options.source(other.store.clone());
+        options = options.source(Named {
+            name: root.clone(),
+            store: other.store.clone(),
+        });
         others.push(other);
     }
     let busy = spinner("Checking");

@@ -19,7 +19,7 @@ mod plan;
 mod plan_containers;
 mod plan_images;
 mod plan_layers;
-mod reading;
+pub(crate) mod reading;
 pub(crate) mod report;
 mod rows;
 mod salvage;
@@ -159,6 +159,15 @@ impl Store {
             .containers
             .sort_by(|(one, _), (other, _)| one.age().cmp(&other.age()));
         Ok(facts)
+    }
+
+    /// What the stream of a layer tells, which is read; `None` if it has none.
+    pub(crate) async fn read_stream_of(&self, id: &str) -> Result<Option<Stream>> {
+        let (driver, path, id) = (self.inner.driver(), self.inner.dirs.tar_split(id)?, id.to_owned());
+        match bridge::run(move || open_stream(&*driver, &path, &id)).await? {
+            Some(reading) => read(reading).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What is known of a layer without a record.

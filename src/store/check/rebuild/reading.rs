@@ -17,15 +17,15 @@ const PIECE: usize = 128 * 1024;
 
 /// What a layer's stream tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     /// Its digest; `None` if files are not as the tar-split file says.
-    pub(super) digest: Option<Digest>,
+    pub(crate) digest: Option<Digest>,
     /// Its bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Owners of its entries.
-    pub(super) uids: BTreeSet<u32>,
+    pub(crate) uids: BTreeSet<u32>,
     /// Groups of its entries.
-    pub(super) gids: BTreeSet<u32>,
+    pub(crate) gids: BTreeSet<u32>,
 }
 
 struct Pieces {
