@@ -143,7 +143,7 @@ where
     }
 }
 
-/// Where the steps of a stream run: the pool of the runtime that polls it, else of the one in which it was made.
+/// Where steps run: on the pool of the runtime that is current, else of the one in which this was made.
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
     home: Option<Handle>,
@@ -170,6 +170,23 @@ impl Pool {
             .or(self.home.as_ref())
             .map(|runtime| runtime.spawn_blocking(move || Detached::new(step())));
         Running { task }
+    }
+
+    /// Whether there is a runtime for steps.
+    pub(crate) fn has_runtime(&self) -> bool {
+        self.home.is_some() || Handle::try_current().is_ok()
+    }
+
+    /// Starts a finite step that nobody waits for. Without a runtime, or with one that is shutting down, it is dropped.
+    pub(crate) fn start_detached<F>(&self, step: F)
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        let runtime = Handle::try_current().ok();
+        if let Some(runtime) = runtime.as_ref().or(self.home.as_ref()) {
+            #[expect(clippy::disallowed_methods, reason = "this is the one door")]
+            drop(runtime.spawn_blocking(step));
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
+use crate::bridge::Pool;
 use crate::error::Result;
 use crate::store::access::boundary::Changed;
 use crate::store::access::claims::{Claim, Claims};
@@ -162,7 +163,6 @@ pub(super) struct Steps {
 }
 
 /// The work of a batch, closed when the batch ends.
-#[derive(Default)]
 struct Closing(Work);
 
 impl Drop for Closing {
@@ -199,9 +199,10 @@ impl Answered {
 pub(super) struct Broken;
 
 impl Steps {
-    pub(super) fn new(held: Box<Held>) -> Self {
+    /// No steps yet, with these locks. Threads of `pool` help with their work.
+    pub(super) fn new(held: Box<Held>, pool: &Pool) -> Self {
         Self {
-            work: Closing::default(),
+            work: Closing(Work::new(pool)),
             held: Rc::new(RefCell::new(held)),
             claims: Claims::default(),
             running: Vec::new(),

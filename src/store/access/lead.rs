@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime;
 
-use crate::bridge;
+use crate::bridge::{self, Pool};
 use crate::error::{Error, ErrorKind};
 use crate::lock::record_lock::{Deadline, LockFile, Patience, are_awaited, give_way};
 use crate::store::access::batch::Answered;
@@ -43,6 +43,8 @@ pub(super) struct Lead {
     waitlist: Arc<Waitlist>,
     inner: Arc<Inner>,
     role: Role,
+    /// On whose pool threads help. A thread that waits has no runtime itself.
+    pool: Pool,
 }
 
 impl Lead {
@@ -51,6 +53,17 @@ impl Lead {
             waitlist: Arc::clone(waitlist),
             inner: Arc::clone(inner),
             role,
+            pool: Pool::here(),
+        }
+    }
+
+    /// Another one for a thread of its own, which is helped as this one is.
+    fn on_own_thread(&self, role: Role) -> Self {
+        Self {
+            waitlist: Arc::clone(&self.waitlist),
+            inner: Arc::clone(&self.inner),
+            role,
+            pool: self.pool.clone(),
         }
     }
 
@@ -109,7 +122,7 @@ impl Lead {
             }
             match taken {
                 Ok(Some(held)) => {
-                    let last = self.waitlist.run_batch(held);
+                    let last = self.waitlist.run_batch(held, &self.pool);
                     if !self.answer(last) {
                         return;
                     }
@@ -178,7 +191,7 @@ impl Lead {
     /// Has a thread of its own wait for the locks that the oldest step needs.
     fn wait_for(&self, needs: Needs) {
         self.waitlist.queue().awaited.push(needs);
-        let lead = Self::new(&self.waitlist, &self.inner, Role::Waiting(needs));
+        let lead = self.on_own_thread(Role::Waiting(needs));
         let thread = std::thread::Builder::new().name("graphroot-wait".into());
         let spawned = thread.spawn(move || lead.after_waiting(needs));
         if let Err(error) = spawned {
@@ -197,7 +210,7 @@ impl Lead {
         self.role = Role::None;
         match taken {
             Ok(Some(held)) => {
-                if let Some(last) = self.waitlist.run_batch(held) {
+                if let Some(last) = self.waitlist.run_batch(held, &self.pool) {
                     drop(last.give());
                 }
             }
@@ -230,7 +243,7 @@ impl Drop for Lead {
             return;
         }
         drop(queue);
-        let mut lead = Self::new(&self.waitlist, &self.inner, Role::None);
+        let mut lead = self.on_own_thread(Role::None);
         let thread = std::thread::Builder::new().name("graphroot-lead".into());
         let spawned = thread.spawn(move || {
             if lead.take_over() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime;
 
-use crate::bridge;
+use crate::bridge::{self, Pool};
 use crate::error::Error;
 use crate::store::access::batch::{Answered, Broken, Step, Steps};
 use crate::store::access::held::Held;
@@ -141,10 +141,10 @@ impl Waitlist {
         }
     }
 
-    /// Runs the steps for which these locks suffice. The answer of one that nothing ran beside is left to the caller.
-    pub(super) fn run_batch(&self, held: Box<Held>) -> Option<Answered> {
+    /// Runs the steps for which these locks suffice; threads of `pool` help. The answer of one that nothing ran beside is left to the caller.
+    pub(super) fn run_batch(&self, held: Box<Held>, pool: &Pool) -> Option<Answered> {
         let needs = held.needs();
-        let mut steps = Steps::new(held);
+        let mut steps = Steps::new(held, pool);
         let started = Instant::now();
         let mut admitted = 0;
         let mut undelivered = Vec::new();

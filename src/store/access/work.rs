@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::bridge;
+use crate::bridge::Pool;
 
 /// How many threads help: more than processors, for much of what the kernel does here is waiting.
 const HELPERS: usize = 6;
@@ -48,13 +48,25 @@ struct Shared {
 }
 
 /// The work of one batch.
-#[derive(Clone, Default)]
-pub(super) struct Work(Arc<Shared>);
+#[derive(Clone)]
+pub(super) struct Work {
+    shared: Arc<Shared>,
+    /// Where helpers come from.
+    pool: Pool,
+}
 
 /// What a piece of work has come to.
 pub(super) type Outcome<T> = std::result::Result<T, Box<dyn Any + Send>>;
 
 impl Work {
+    /// None yet; threads of `pool` help.
+    pub(super) fn new(pool: &Pool) -> Self {
+        Self {
+            shared: Arc::default(),
+            pool: pool.clone(),
+        }
+    }
+
     /// Adds a piece. Returns what says that it was done, and then gives what it has come to.
     pub(super) fn add<T: Send + 'static>(
         &self,
@@ -64,7 +76,7 @@ impl Work {
         let done = Arc::<AtomicBool>::default();
         let span = tracing::Span::current();
         let work = move || drop(send.send(catch_unwind(AssertUnwindSafe(|| span.in_scope(work)))));
-        let mut pieces = self.0.lock();
+        let mut pieces = self.shared.lock();
         pieces.waiting.push_back(Piece {
             work: Box::new(work),
             done: Arc::clone(&done),
@@ -75,13 +87,13 @@ impl Work {
 
     /// Does a piece, or waits until another thread has done one.
     pub(super) fn advance(&self) {
-        let mut pieces = self.0.lock();
+        let mut pieces = self.shared.lock();
         if let Some(piece) = pieces.waiting.pop_front() {
             pieces.begun += 1;
             self.call_helpers(pieces);
-            self.0.run(piece);
+            self.shared.run(piece);
         } else if pieces.begun > 0 {
-            drop(self.0.done.wait(pieces));
+            drop(self.shared.done.wait(pieces));
         }
     }
 
@@ -91,26 +103,30 @@ impl Work {
         let woken = waiting.min(pieces.idle);
         let new = (waiting - woken).min(HELPERS.saturating_sub(pieces.helpers));
         // Without a runtime there is no pool.
-        let new = bridge::runtime().map_or(0, |_| new);
+        let new = if self.pool.has_runtime() { new } else { 0 };
         pieces.helpers += new;
         drop(pieces);
         for _ in 0..woken {
-            self.0.more.notify_one();
+            self.shared.more.notify_one();
         }
         for _ in 0..new {
-            let helper = Helper(Arc::clone(&self.0));
-            bridge::spawn_detached(move || helper.0.help());
+            let helper = Helper(Arc::clone(&self.shared));
+            self.pool.start_detached(move || helper.0.help());
         }
     }
 
     /// Ends the work: what has not begun never does, and is returned; what has begun is waited for.
     pub(super) fn close(&self) -> impl Sized + use<> {
-        let mut pieces = self.0.lock();
+        let mut pieces = self.shared.lock();
         pieces.closed = true;
         let left = std::mem::take(&mut pieces.waiting);
-        self.0.more.notify_all();
+        self.shared.more.notify_all();
         while pieces.begun > 0 {
-            pieces = self.0.done.wait(pieces).unwrap_or_else(PoisonError::into_inner);
+            pieces = self
+                .shared
+                .done
+                .wait(pieces)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         drop(pieces);
         left

@@ -93,6 +93,12 @@ impl Writers {
     pub(super) fn waiting(&self) -> usize {
         self.0.queue().waiting.len()
     }
+
+    /// Whether a thread of its own waits for locks.
+    #[cfg(test)]
+    pub(super) fn has_waiting_thread(&self) -> bool {
+        !self.0.queue().awaited.is_empty()
+    }
 }
 
 /// What a caller gets.

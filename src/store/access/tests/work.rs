@@ -46,6 +46,10 @@ async fn steps_work_beside_each_other_and_save_once() {
     });
     let steps: Vec<_> = steps.collect();
     until_waiting(&store, ids.len()).await;
+    // That is the thread that gets the locks then. Threads of the runtime's pool help it too.
+    while !store.writers.has_waiting_thread() {
+        tokio::task::yield_now().await;
+    }
     let saves = store.inner.images.saves();
     drop(held);
     for step in steps {
