@@ -48,13 +48,18 @@ impl Store {
     /// and containers with their IDs, names, dates, digests, flags, metadata, mappings, tar-split data and big data, and what
     /// containers have changed. Neither a registry nor an image program is needed.
     ///
-    /// What `to` has already, by ID and digest, is taken as done and stays as it is; so a copy that was cut off is continued
+    /// What `to` has already, by ID and digest, is taken as done and stays as it is, also a container that has changed since it
+    /// was copied, and an image that was given more names; so a copy that was cut off is continued
     /// by the same call, with the same end. Layers are copied before those on them, several at a time. Where both stores are
     /// on one file system that can share content, files of 16 KiB and more are clones.
     ///
     /// A layer with tar-split data is copied as the stream that it came from, and is refused if that has not the recorded
-    /// digest. Of a layer without it, such as a container's, the changes against its parent are copied. Sockets in a layer are
-    /// left out, as in every diff.
+    /// digest. Of a layer without it, such as a container's, the changes against its parent are copied as [`Store::diff`] has
+    /// them. Left out is what it leaves out: sockets; with ID mappings, files of owners that they do not contain; the extended
+    /// attributes `trusted.*` and unknown ones of `security.*`, access control lists, and those of the layer's root directory.
+    /// A file that a container has named `.wh.NAME` becomes a deletion of `NAME`; a hard link to a file of the image that has
+    /// not changed becomes a file of its own; and where drivers compare trees (vfs), a file that has kept its size and times
+    /// counts as unchanged.
     ///
     /// Of additional image stores and of an additional layer store only those layers and images are copied that what is copied needs, or
     /// that are named, unless `to` finds them in such a store too. They become layers and images of `to` itself.
