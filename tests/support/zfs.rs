@@ -45,6 +45,17 @@ echo ready
 read -r line || true
 "#;
 
+/// zfs-fuse, which nobody maintains any more, stops answering now and then: a test over it may never end.
+const LEFT_OUT: &str = "tests over zfs run with GRAPHROOT_TEST_ZFS=1";
+
+/// Says why there is no dataset. That nobody has asked for these tests is no failure.
+pub(crate) fn without(why: &str, skip: impl FnOnce(&str)) {
+    match why == LEFT_OUT {
+        true => eprintln!("SKIPPED: {why}"),
+        false => skip(why),
+    }
+}
+
 /// The pool of this process.
 struct Pool {
     name: String,
@@ -66,6 +77,9 @@ fn pool() -> Result<&'static Pool, &'static str> {
 }
 
 fn make_pool() -> Result<Pool, &'static str> {
+    if std::env::var_os("GRAPHROOT_TEST_ZFS").is_none() {
+        return Err(LEFT_OUT);
+    }
     if !rustix::process::geteuid().is_root() {
         return Err("a zfs pool is made by root");
     }

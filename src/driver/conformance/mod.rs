@@ -120,7 +120,7 @@ impl Setup {
             "zfs" => match zfs::Dataset::new() {
                 Ok(made) => dataset.insert(made).path().to_owned(),
                 Err(why) => {
-                    skip(why);
+                    zfs::without(why, skip);
                     return None;
                 }
             },

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::driver::conformance::MountGuard;
-use crate::driver::conformance::zfs::Dataset;
+use crate::driver::conformance::zfs::{self, Dataset};
 use crate::driver::select::open_driver;
 use crate::driver::zfs::command::Program;
 use crate::driver::{Copied, CreateOptions, Driver, DriverConfig, LeftoverKind, MountOptions};
@@ -33,8 +33,12 @@ struct Setup {
     dataset: Dataset,
 }
 
+fn dataset() -> Option<Dataset> {
+    Dataset::new().map_err(|why| zfs::without(why, skip)).ok()
+}
+
 fn setup(options: &[&str]) -> Option<Setup> {
-    let dataset = Dataset::new().map_err(skip).ok()?;
+    let dataset = dataset()?;
     Some(Setup {
         driver: open_driver(&config(dataset.path(), options)).unwrap(),
         _guard: MountGuard::new(dataset.path()),
@@ -128,7 +132,7 @@ fn every_layer_is_a_dataset_with_the_names_of_go() {
 
 #[test]
 fn the_dataset_can_be_elsewhere() {
-    let Some(dataset) = Dataset::new().map_err(skip).ok() else {
+    let Some(dataset) = dataset() else {
         return;
     };
     let tmp = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -376,7 +380,7 @@ fn two_drivers_on_one_root_are_named() {
 
 #[test]
 fn zfs_comes_before_vfs_where_the_graph_root_is_in_it() {
-    let Some(dataset) = Dataset::new().map_err(skip).ok() else {
+    let Some(dataset) = dataset() else {
         return;
     };
     let config = DriverConfig {
