@@ -141,12 +141,6 @@ pub(crate) const ACCEPTED: &[Accepted] = &[
         ..ANY
     },
     Accepted {
-        key: "other-drivers",
-        why: "Go looks for /dev/zfs, graphroot asks the program, and where there is none tells of that",
-        lines: &["layers --storage-driver zfs: *"],
-        ..ANY
-    },
-    Accepted {
         key: "the-option-vfs.sync",
         why: "it reads the documented option only under another name",
         lines: &["layers --storage-opt vfs.sync=x: *"],
