@@ -1,5 +1,5 @@
 //! A directory in the tree of a layer that is no part of it: what is in it is moved into the tree. Nothing can be renamed from
-//! one subvolume or dataset to another.
+//! one subvolume or dataset to another. Drivers whose layers are such trees have this.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -7,15 +7,29 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
+use crate::driver::contract::LayerTree;
 use crate::driver::copy;
 use crate::driver::copy_entry::times;
 use crate::error::{IoContext as _, Result};
-use crate::sys::{at, random, tree};
+use crate::sys::{at, privilege, random, tree};
+use crate::whiteout::WhiteoutFormat;
 
 const DOING: &str = "unpacking into the tree of a layer";
 
 /// How its name begins. A number follows that nobody can know before: what is unpacked has no such name.
 const PREFIX: &str = ".graphroot-unpack-";
+
+/// The directory of a layer that is there as a whole, and into which streams are unpacked as they are.
+pub(super) fn whole_tree(dir: OwnedFd) -> LayerTree {
+    LayerTree {
+        dir,
+        whiteouts: WhiteoutFormat::Apply,
+        root_entry: true,
+        ignore_chown_errors: false,
+        force_mask: None,
+        in_user_namespace: privilege::is_rootless(),
+    }
+}
 
 /// See the module's head. The tree's root is as if it was not there.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::files;
-use super::registry_options::{ClientIdentity, RegistryOptions, TlsOptions, Transport};
+use super::registry_options::{ClientIdentity, RegistryOptions, TlsOptions};
 use crate::config::{self, Environment};
 use crate::error::{ErrorKind, IoContext as _, Result};
 
@@ -31,39 +31,29 @@ pub(crate) fn directories(environment: &Environment) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// How connections to a registry (`HOST[:PORT]`) are encrypted, with the certificates that its directory has. Registries that
-/// are not said to be insecure, and for which there are certificates, speak TLS, also on this machine. Blocking.
+/// How connections to a registry (`HOST[:PORT]`) are encrypted, with the certificates that its directory has. Blocking.
 pub(crate) fn tls_of(
     options: &RegistryOptions,
     registry: &str,
     insecure: Option<bool>,
 ) -> Result<TlsOptions> {
-    let tls = options.tls_of(registry, insecure);
-    if options.tls_by_registry.contains_key(registry) {
-        return Ok(tls);
+    if let Some(own) = options.tls_by_registry.get(registry) {
+        return Ok(own.clone());
     }
-    let (transport, before) = (tls.transport, tls.root_certificates.len());
-    let has_identity = tls.identity.is_some();
-    let tls = add(tls, options, registry)?;
-    let are_there = options.certificate_directory.is_some()
-        || tls.root_certificates.len() > before
-        || tls.identity.is_some() != has_identity;
-    let undecided = options.tls_verify.is_none() && insecure.is_none() && transport == Transport::Plain;
-    match undecided && are_there {
-        true => Ok(tls.transport(Transport::Tls)),
-        false => Ok(tls),
-    }
+    let mut tls = options.tls.clone();
+    let found = add(&mut tls, options, registry)?;
+    Ok(tls.transport(options.transport_of(registry, insecure, found)))
 }
 
-/// Adds what the directory for a registry has to `tls`.
-fn add(tls: TlsOptions, options: &RegistryOptions, registry: &str) -> Result<TlsOptions> {
+/// Adds what the directory for a registry has to `tls`. Whether there is something.
+fn add(tls: &mut TlsOptions, options: &RegistryOptions, registry: &str) -> Result<bool> {
     if let Some(dir) = &options.certificate_directory {
         let entries = std::fs::read_dir(dir).at("listing certificates", dir)?;
-        return add_all(tls, dir, entries);
+        return add_all(tls, dir, entries).map(|_found| true);
     }
     // The name becomes part of a path.
     if registry.contains('/') || matches!(registry, "" | "." | "..") {
-        return Ok(tls);
+        return Ok(false);
     }
     for base in &options.certificate_directories {
         let dir = base.join(registry);
@@ -76,10 +66,10 @@ fn add(tls: TlsOptions, options: &RegistryOptions, registry: &str) -> Result<Tls
             Err(error) => return Err(error).at("listing certificates", &dir),
         }
     }
-    Ok(tls)
+    Ok(false)
 }
 
-fn add_all(mut tls: TlsOptions, dir: &Path, entries: std::fs::ReadDir) -> Result<TlsOptions> {
+fn add_all(tls: &mut TlsOptions, dir: &Path, entries: std::fs::ReadDir) -> Result<bool> {
     let mut names = Vec::new();
     for entry in entries {
         // Others are none of these files.
@@ -90,7 +80,7 @@ fn add_all(mut tls: TlsOptions, dir: &Path, entries: std::fs::ReadDir) -> Result
     let lacks = |what: String| Err(ErrorKind::InvalidInput.err(what).at(dir));
     for name in &names {
         if name.ends_with(".crt") {
-            tls = tls.root_certificate(read(&dir.join(name))?);
+            tls.root_certificates.push(read(&dir.join(name))?.into());
         }
         if let Some(base) = name.strip_suffix(".cert") {
             let key = format!("{base}.key");
@@ -103,7 +93,7 @@ fn add_all(mut tls: TlsOptions, dir: &Path, entries: std::fs::ReadDir) -> Result
             // Of several the first one is shown.
             if tls.identity.is_none() {
                 let identity = ClientIdentity::from_pem(read(&dir.join(name))?, read(&dir.join(key))?);
-                tls = tls.identity(Some(identity));
+                tls.identity = Some(identity);
             }
         }
         if let Some(base) = name.strip_suffix(".key") {
@@ -113,7 +103,8 @@ fn add_all(mut tls: TlsOptions, dir: &Path, entries: std::fs::ReadDir) -> Result
             }
         }
     }
-    Ok(tls)
+    let is_certificate = |name: &String| name.ends_with(".crt") || name.ends_with(".cert");
+    Ok(names.iter().any(is_certificate))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

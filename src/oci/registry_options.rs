@@ -337,20 +337,24 @@ impl RegistryOptions {
         self
     }
 
-    /// How connections to a registry (`HOST[:PORT]`) are encrypted, one of which the configuration may say whether it is
-    /// `insecure`.
-    pub(crate) fn tls_of(&self, registry: &str, insecure: Option<bool>) -> TlsOptions {
+    /// How connections to a registry (`HOST[:PORT]`) are encrypted. The configuration may say whether it is `insecure`, and there
+    /// may be certificates for it.
+    pub(crate) fn transport_of(
+        &self,
+        registry: &str,
+        insecure: Option<bool>,
+        has_certificates: bool,
+    ) -> Transport {
         if let Some(own) = self.tls_by_registry.get(registry) {
-            return own.clone();
+            return own.transport;
         }
-        let transport = match (self.tls_verify, insecure) {
+        match (self.tls_verify, insecure) {
             (Some(true), _) => Transport::Tls,
             (Some(false), _) | (None, Some(true)) => Transport::Insecure,
             // Not with TLS first: many a small server waits for more of what it takes for a request.
-            (None, None) if is_loopback(registry) => Transport::Plain,
+            (None, None) if is_loopback(registry) && !has_certificates => Transport::Plain,
             (None, _) => self.tls.transport,
-        };
-        self.tls.clone().transport(transport)
+        }
     }
 }
 
@@ -380,9 +384,13 @@ mod tests {
             "127.3.2.1",
             "[::1]:5000",
         ] {
-            assert_eq!(options.tls_of(host, None).transport, Transport::Plain, "{host}");
             assert_eq!(
-                options.tls_of(host, Some(false)).transport,
+                options.transport_of(host, None, false),
+                Transport::Plain,
+                "{host}"
+            );
+            assert_eq!(
+                options.transport_of(host, Some(false), false),
                 Transport::Tls,
                 "{host}"
             );
@@ -395,20 +403,23 @@ mod tests {
             "[::2]:1",
             "",
         ] {
-            assert_eq!(options.tls_of(host, None).transport, Transport::Tls, "{host}");
+            assert_eq!(options.transport_of(host, None, false), Transport::Tls, "{host}");
         }
         let options = options
             .plain_http("10.0.0.1")
             .tls_for("localhost:5000", TlsOptions::default());
-        assert_eq!(options.tls_of("10.0.0.1", None).transport, Transport::Plain);
-        assert_eq!(options.tls_of("localhost:5000", None).transport, Transport::Tls);
+        assert_eq!(options.transport_of("10.0.0.1", None, false), Transport::Plain);
+        assert_eq!(
+            options.transport_of("localhost:5000", None, false),
+            Transport::Tls
+        );
     }
 
     #[test]
     fn what_is_said_of_all_registries_counts_more_than_the_configuration() {
         let transports = |options: &RegistryOptions| {
             ["h.io", "localhost"]
-                .map(|host| [None, Some(true)].map(|insecure| options.tls_of(host, insecure).transport))
+                .map(|host| [None, Some(true)].map(|insecure| options.transport_of(host, insecure, false)))
         };
         let options = RegistryOptions::default();
         let (tls, any, plain) = (Transport::Tls, Transport::Insecure, Transport::Plain);

@@ -107,9 +107,6 @@ impl Registries {
                 return Ok(false);
             };
             tracing::debug!(host, %error, "no TLS");
-            if tls::is_answer_without_tls(&error) {
-                return Ok(true);
-            }
             match ping("http").await {
                 Ok(_) => Ok(true),
                 Err(error) => Err(Failure::of_connection(

@@ -1,6 +1,5 @@
 //! HTTP clients with TLS set up by value: nothing here chooses a TLS implementation for the whole process.
 
-use std::io;
 use std::sync::Arc;
 
 use reqwest::redirect;
@@ -153,24 +152,6 @@ pub(crate) fn http_client(tls: &TlsOptions, options: &RegistryOptions) -> Result
             .err("setting up an HTTP client")
             .with_source(error)
     })
-}
-
-/// Whether a connection has failed since what the other side answers is no TLS, as that of a server without is.
-pub(crate) fn is_answer_without_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // What an I/O error is made of is not its source.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let rustls = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) = rustls {
-            return true;
-        }
-        next = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    false
 }
 
 #[cfg(test)]

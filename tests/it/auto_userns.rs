@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use graphroot::{AutoUserNs, ContainerOptions, IdMap, ImageOptions, LayerOptions, Store, StoreOptions};
+use graphroot::{AutoUserNs, ContainerOptions, IdMap, ImageOptions, LayerOptions, Store};
 
 use crate::support::oci::OciImage;
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
-use crate::support::worker::{Worker, store_location, tell, wait_for_parent};
+use crate::support::worker::{Worker, tell, wait_for_parent};
 use crate::support::{each_set, needs};
 
 const NAME: &str = "localhost/auto:1";
@@ -114,10 +114,7 @@ fn podman(root: &TestRoot, grants: &Grants) -> Child {
 
 /// What a process of ours does: as one of Podman's, with sizes that differ.
 pub(crate) async fn work(image: &str, seed: usize) {
-    let (graph, run, driver) = store_location();
-    let store = Store::open(StoreOptions::new(graph, run).driver(driver))
-        .await
-        .unwrap();
+    let store = crate::worker::open().await;
     tell("ready");
     wait_for_parent();
     for n in 0..OURS {

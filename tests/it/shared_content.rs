@@ -30,6 +30,13 @@ fn noise() -> Vec<u8> {
     (0..SIZE / 8).flat_map(|_| next()).collect()
 }
 
+/// A new file system of a kind, in a directory.
+fn disk(kind: &str, place: &std::path::Path) -> LoopFs {
+    let image = place.join("image");
+    format(kind, &image, 1 << 30);
+    LoopFs::mount(&image, &place.join("disk"))
+}
+
 fn free(path: &std::path::Path) -> u64 {
     let stat = rustix::fs::statvfs(path).unwrap();
     stat.f_bavail * stat.f_frsize
@@ -51,9 +58,7 @@ async fn put(store: &Store, dir: &std::path::Path, id: &str) {
 fn files_of_other_layers_are_shared_where_that_works() {
     needs!("mkfs.xfs");
     let place = tempfile::tempdir().unwrap();
-    let image = place.path().join("image");
-    format("xfs", &image, 1 << 30);
-    let disk = LoopFs::mount(&image, &place.path().join("disk"));
+    let disk = disk("xfs", place.path());
     let root = TestRoot::in_dir(disk.path(), "overlay");
     let dir = place.path().join("content");
     std::fs::create_dir(&dir).unwrap();
@@ -102,9 +107,7 @@ fn files_of_other_layers_are_shared_where_that_works() {
 /// A container with other owners is a copy of its image, of which only the owners are its own.
 fn copied_with_other_owners(kind: &str) {
     let place = tempfile::tempdir().unwrap();
-    let image = place.path().join("image");
-    format(kind, &image, 1 << 30);
-    let disk = LoopFs::mount(&image, &place.path().join("disk"));
+    let disk = disk(kind, place.path());
     let root = TestRoot::in_dir(disk.path(), "vfs");
     let sync = || rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
     let content = noise();
@@ -167,9 +170,7 @@ async fn images(store: &Store, content: &[u8]) {
 
 fn deduplicated(kind: &str, driver: &'static str, method: DedupHashMethod) {
     let place = tempfile::tempdir().unwrap();
-    let image = place.path().join("image");
-    format(kind, &image, 1 << 30);
-    let disk = LoopFs::mount(&image, &place.path().join("disk"));
+    let disk = disk(kind, place.path());
     let root = TestRoot::in_dir(disk.path(), driver);
     let sync = || rustix::fs::syncfs(std::fs::File::open(disk.path()).unwrap()).unwrap();
     let content = noise();
@@ -218,9 +219,7 @@ fn holes_are_not_read() {
     needs!("mkfs.xfs", "mkfs.btrfs");
     for (kind, method) in [("xfs", DedupHashMethod::Crc), ("btrfs", DedupHashMethod::Sha256)] {
         let place = tempfile::tempdir().unwrap();
-        let image = place.path().join("image");
-        format(kind, &image, 1 << 30);
-        let disk = LoopFs::mount(&image, &place.path().join("disk"));
+        let disk = disk(kind, place.path());
         let root = TestRoot::in_dir(disk.path(), "overlay");
         let content = noise();
         let (size, offset) = (1u64 << 40, 1u64 << 39);

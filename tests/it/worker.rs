@@ -69,7 +69,7 @@ async fn open_with(option: &str) -> Store {
     Store::open(options().driver_option(option)).await.unwrap()
 }
 
-async fn open() -> Store {
+pub(crate) async fn open() -> Store {
     Store::open(options())
         .await
         .unwrap_or_else(|error| panic!("opening the store: {error:?}"))

@@ -85,6 +85,12 @@ struct Signed {
 }
 
 impl Signed {
+    /// Beside the newest Skopeo, if it is there.
+    fn start_beside_newest() -> Option<Self> {
+        let set = PeerSet::Forky;
+        set.is_ready(&["skopeo"]).then(|| Self::start(set))
+    }
+
     fn start(set: PeerSet) -> Self {
         let root = TestRoot::in_memory().of(set);
         let registry = Registry::start(&root.scratch("registry"), &root.path().join("data"));
@@ -379,11 +385,9 @@ each_set!(newer async decisions_are_those_of_skopeo: "skopeo", "gpg", "docker-re
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_not_good_any_more_sign_nothing() {
     needs!("gpg", "docker-registry");
-    let set = PeerSet::Forky;
-    if !set.is_ready(&["skopeo"]) {
+    let Some(signed) = Signed::start_beside_newest() else {
         return;
-    }
-    let signed = Signed::start(set);
+    };
     let store = signed.root.open().await;
     let keys = &signed.keys;
     let then = "--faked-system-time 20200101T000000";
@@ -514,11 +518,9 @@ each_set!(newer async signatures_are_kept_as_by_skopeo: "skopeo", "gpg", "docker
 #[tokio::test(flavor = "multi_thread")]
 async fn signatures_come_from_a_server_too() {
     needs!("gpg", "docker-registry");
-    let set = PeerSet::Forky;
-    if !set.is_ready(&["skopeo"]) {
+    let Some(signed) = Signed::start_beside_newest() else {
         return;
-    }
-    let signed = Signed::start(set);
+    };
     let store = signed.root.open().await;
     signed.put(
         "app",

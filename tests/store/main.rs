@@ -19,6 +19,8 @@ mod manifest;
 #[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
 #[path = "../support/oci.rs"]
 mod oci;
+#[path = "../support/scripted_fs.rs"]
+mod scripted_fs;
 #[path = "../support/text.rs"]
 mod text;
 #[path = "../support/user.rs"]

@@ -1,8 +1,10 @@
 //! File systems of the kind btrfs, in memory: one that all tests of a process share, and ones of their own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::OnceLock;
+
+use super::scripted_fs;
 
 /// Names a directory on a btrfs that is there already, for processes that may not mount one.
 pub(crate) const VARIABLE: &str = "GRAPHROOT_TEST_BTRFS";
@@ -39,29 +41,12 @@ impl Btrfs {
         if !rustix::process::geteuid().is_root() {
             return Err("a btrfs is mounted by root");
         }
-        let dir = tempfile::Builder::new()
-            .prefix("graphroot-test-btrfs-")
-            .tempdir_in("/dev/shm")
-            .unwrap()
-            .keep();
-        let mut program = Command::new("sh")
-            .args(["-c", SCRIPT, "sh"])
-            .arg(&dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = String::new();
-        let mut output = std::io::BufReader::new(program.stdout.take().unwrap());
-        std::io::BufRead::read_line(&mut output, &mut said).unwrap();
-        let made = Self {
-            dir: dir.join("mounted"),
-            program: Some(program),
-        };
-        match said.trim() {
-            "ready" => Ok(made),
-            _ => Err("a btrfs cannot be made and mounted here"),
-        }
+        let made = scripted_fs::make("btrfs", SCRIPT, &[]);
+        let made = made.ok_or("a btrfs cannot be made and mounted here")?;
+        Ok(Self {
+            dir: made.dir,
+            program: Some(made.program),
+        })
     }
 
     /// Where it is mounted.

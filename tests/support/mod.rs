@@ -11,6 +11,7 @@ pub(crate) mod manifest;
 pub(crate) mod oci;
 pub(crate) mod peers;
 pub(crate) mod root;
+pub(crate) mod scripted_fs;
 pub(crate) mod store;
 pub(crate) mod tar;
 #[expect(dead_code, reason = "other test programs include it too")]

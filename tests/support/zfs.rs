@@ -2,9 +2,11 @@
 //! started: one for all processes of the machine, which goes with the last of them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::scripted_fs::{self, ScriptedFs};
 
 /// Makes a pool, says so, and takes it away when its standard input ends: at the latest with the process that has the
 /// other end. Arguments: the directory for it, its name.
@@ -59,9 +61,7 @@ pub(crate) fn without(why: &str, skip: impl FnOnce(&str)) {
 /// The pool of this process.
 struct Pool {
     name: String,
-    dir: PathBuf,
-    // Ends with the process.
-    _program: Child,
+    made: ScriptedFs,
 }
 
 /// A mounted dataset. It goes when this is dropped, with those below it.
@@ -87,31 +87,10 @@ fn make_pool() -> Result<Pool, &'static str> {
     if !std::env::split_paths(&path).any(|dir| dir.join("zpool").is_file()) {
         return Err("neither OpenZFS nor zfs-fuse is installed");
     }
-    let dir = tempfile::Builder::new()
-        .prefix("graphroot-test-zfs-")
-        .tempdir_in("/dev/shm")
-        .unwrap()
-        .keep();
     let name = format!("graphroot-test-{}", std::process::id());
-    let mut program = Command::new("bash")
-        .args(["-c", SCRIPT, "bash"])
-        .arg(&dir)
-        .arg(&name)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut output = std::io::BufReader::new(program.stdout.take().unwrap());
-    std::io::BufRead::read_line(&mut output, &mut said).unwrap();
-    match said.trim() {
-        "ready" => Ok(Pool {
-            name,
-            dir: dir.join("mounted"),
-            _program: program,
-        }),
-        _ => Err("a zfs pool cannot be made here"),
-    }
+    let made = scripted_fs::make("zfs", SCRIPT, &[&name]);
+    let made = made.ok_or("a zfs pool cannot be made here")?;
+    Ok(Pool { name, made })
 }
 
 impl Dataset {
@@ -122,7 +101,7 @@ impl Dataset {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (name, dir) = (
             format!("{}/n{number}", pool.name),
-            pool.dir.join(format!("n{number}")),
+            pool.made.dir.join(format!("n{number}")),
         );
         assert!(zfs(&["create", &name]), "cannot make the dataset {name}");
         Ok(Self { name, dir })

@@ -16,6 +16,7 @@ mod input;
 mod logging;
 mod mflag;
 mod model;
+mod other_store;
 mod outcome;
 mod output;
 #[cfg(feature = "pull")]

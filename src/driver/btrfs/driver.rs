@@ -139,7 +139,7 @@ impl Driver for Btrfs {
     }
 
     fn layer_tree(&self, id: &str) -> Result<LayerTree> {
-        Ok(self.tree_of(self.home.open_layer(id)?))
+        Ok(unpack_dir::whole_tree(self.home.open_layer(id)?))
     }
 
     fn remove_half_moved(&self, id: &str) -> Result<()> {

@@ -37,7 +37,7 @@ impl StagedSubvolume {
         let dir = driver.home.subvolume(&path, parent, options)?;
         let unpack_dir = parent.map(|_| UnpackDir::make(dir.as_fd())).transpose()?;
         Ok(Self {
-            tree: driver.tree_of(dir),
+            tree: unpack_dir::whole_tree(dir),
             unpack_dir,
             path,
             temp,

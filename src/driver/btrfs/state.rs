@@ -1,18 +1,17 @@
 //! The driver's state: starting it, and making layers.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use crate::driver::btrfs::home::Home;
 use crate::driver::btrfs::limits::Limits;
 use crate::driver::config::DriverConfig;
-use crate::driver::contract::{CreateOptions, LayerTree};
+use crate::driver::contract::CreateOptions;
 use crate::driver::filesystem_type::FilesystemType;
 use crate::driver::options::BtrfsOptions;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::{at, privilege};
-use crate::whiteout::WhiteoutFormat;
+use crate::sys::at;
 
 /// The driver's name, and that of its directory.
 pub(super) const NAME: &str = "btrfs";
@@ -46,17 +45,6 @@ impl Btrfs {
             limits,
             image_stores: options.image_stores,
         })
-    }
-
-    pub(super) fn tree_of(&self, dir: OwnedFd) -> LayerTree {
-        LayerTree {
-            dir,
-            whiteouts: WhiteoutFormat::Apply,
-            root_entry: true,
-            ignore_chown_errors: false,
-            force_mask: None,
-            in_user_namespace: privilege::is_rootless(),
-        }
     }
 
     /// Makes a layer at its place.

@@ -8,6 +8,8 @@ pub(crate) mod btrfs;
 mod content;
 mod life;
 mod mounts;
+#[path = "../../../tests/support/scripted_fs.rs"]
+mod scripted_fs;
 mod stores;
 #[path = "../../../tests/support/user.rs"]
 mod user;

@@ -137,7 +137,7 @@ impl Driver for Zfs {
     }
 
     fn layer_tree(&self, id: &str) -> Result<LayerTree> {
-        Ok(self.tree_of(self.open_layer(id, Access::Write)?))
+        Ok(unpack_dir::whole_tree(self.open_layer(id, Access::Write)?))
     }
 
     fn remove_half_moved(&self, id: &str) -> Result<()> {

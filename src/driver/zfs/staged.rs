@@ -59,7 +59,7 @@ impl StagedDataset {
         driver.fill(&dir, parent, options)?;
         let unpack_dir = parent.map(|_| UnpackDir::make(dir.as_fd())).transpose()?;
         Ok(Self {
-            tree: driver.tree_of(dir),
+            tree: unpack_dir::whole_tree(dir),
             unpack_dir,
             name,
             path,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{Gid, Mode, Uid};
 
 use crate::driver::config::DriverConfig;
-use crate::driver::contract::{CreateOptions, LayerTree, MountOptions};
+use crate::driver::contract::{CreateOptions, MountOptions};
 use crate::driver::copy;
 use crate::driver::home_state::HomeState;
 use crate::driver::options::ZfsOptions;
@@ -20,7 +20,6 @@ use crate::driver::zfs::names::{Root, Temporary, mark_of};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::{make_private_dir, privilege};
-use crate::whiteout::WhiteoutFormat;
 
 /// The driver's name, and that of its directory.
 pub(super) const NAME: &str = "zfs";
@@ -132,17 +131,6 @@ impl Zfs {
             .mounter
             .open(&self.datasets, name, target, &mount_dirs, access);
         opened.context(|| format!("mounting {name} for reading"))
-    }
-
-    pub(super) fn tree_of(&self, dir: OwnedFd) -> LayerTree {
-        LayerTree {
-            dir,
-            whiteouts: WhiteoutFormat::Apply,
-            root_entry: true,
-            ignore_chown_errors: false,
-            force_mask: None,
-            in_user_namespace: false,
-        }
     }
 
     /// The properties of the dataset of a new layer that is to be mounted at `target`.

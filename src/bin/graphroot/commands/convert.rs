@@ -2,14 +2,15 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use graphroot::{CopiedItem, CopyEvent, CopyOptions, CopyReport, Store, StoreOptions};
+use graphroot::{CopiedItem, CopyEvent, CopyOptions, CopyReport, StoreOptions};
 use serde::Serialize;
 
 use crate::call::Call;
 use crate::flags::convert as flags;
 use crate::input::spinner;
+use crate::other_store::OtherStore;
 use crate::outcome::{CommandError, DONE, Outcome, file_failure};
 use crate::output::Output;
 
@@ -43,13 +44,6 @@ fn print_report(call: &Call, out: &mut Output, report: &CopyReport) -> Result<()
         ))?;
     }
     Ok(())
-}
-
-/// The other storage tree.
-struct Target {
-    store: Store,
-    /// Its run root, and all of it where nothing is copied: a directory that goes at the end.
-    dir: PathBuf,
 }
 
 /// The driver whose layers are in a directory, if it is another one than `wanted`.
@@ -86,57 +80,43 @@ fn lies_in(path: &Path, dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-impl Target {
-    async fn open(call: &Call) -> Result<Self, CommandError> {
-        let store = call.store()?;
-        let given = call.arg(0);
-        let failed = |error: io::Error| file_failure("find", given, &error);
-        let root = std::path::absolute(given).map_err(failed)?;
-        let driver = call.flags.text(&flags::TO);
-        if driver.is_empty() {
-            return Err("convert: no driver is given: --to overlay|btrfs|vfs|zfs".into());
-        }
-        if lies_in(&root, store.graph_root()).map_err(failed)? {
-            let what = format!(
-                "{given} lies in the storage tree {}",
-                store.graph_root().display()
-            );
-            return Err(what.into());
-        }
-        if let Some(other) = other_driver(&root, driver).map_err(failed)? {
-            return Err(format!("{given} has layers of the driver {other}, not of {driver}").into());
-        }
-        let dir = store.run_root().join(format!("convert-{}", std::process::id()));
-        let is_there = root.join(format!("{driver}-layers")).exists();
-        let mut options = match call.flags.is_on(&flags::DRY_RUN) && !is_there {
-            // An empty one.
-            true => StoreOptions::new(dir.join("graph"), dir.join("run")).driver("vfs"),
-            false => StoreOptions::new(&root, dir.join("run")).driver(driver),
-        };
-        if options.graph_root == root {
-            for option in call.flags.list(&flags::OPTION) {
-                options = options.driver_option(option);
-            }
-        }
-        Ok(Self {
-            store: Store::open(options).await?,
-            dir,
-        })
+/// The storage tree that is copied to; an empty one that is kept nowhere where nothing is to be copied.
+async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
+    let store = call.store()?;
+    let given = call.arg(0);
+    let failed = |error: io::Error| file_failure("find", given, &error);
+    let root = std::path::absolute(given).map_err(failed)?;
+    let driver = call.flags.text(&flags::TO);
+    if driver.is_empty() {
+        return Err("convert: no driver is given: --to overlay|btrfs|vfs|zfs".into());
     }
-
-    async fn close(self) {
-        let closed = self.store.shutdown().await;
-        self.store.free();
-        if let Err(error) = closed {
-            tracing::warn!(error = %error.chain(), "cannot close the other store");
-        } else if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a temporary directory");
+    if lies_in(&root, store.graph_root()).map_err(failed)? {
+        let what = format!(
+            "{given} lies in the storage tree {}",
+            store.graph_root().display()
+        );
+        return Err(what.into());
+    }
+    if let Some(other) = other_driver(&root, driver).map_err(failed)? {
+        return Err(format!("{given} has layers of the driver {other}, not of {driver}").into());
+    }
+    let dir = store.run_root().join(format!("convert-{}", std::process::id()));
+    let is_there = root.join(format!("{driver}-layers")).exists();
+    let mut options = match call.flags.is_on(&flags::DRY_RUN) && !is_there {
+        // An empty one.
+        true => StoreOptions::new(dir.join("graph"), dir.join("run")).driver("vfs"),
+        false => StoreOptions::new(&root, dir.join("run")).driver(driver),
+    };
+    if options.graph_root == root {
+        for option in call.flags.list(&flags::OPTION) {
+            options = options.driver_option(option);
         }
     }
+    OtherStore::open(options, dir).await
 }
 
 pub(crate) async fn convert(call: &Call, out: &mut Output) -> Outcome {
-    let target = Target::open(call).await?;
+    let target = open_target(call).await?;
     let busy = spinner("Comparing");
     let shown = busy.clone();
     let options = CopyOptions::new()

@@ -1,7 +1,7 @@
 //! The command that makes damaged and missing layers anew.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::call::Call;
 use crate::flags::heal as flags;
 use crate::input::spinner;
+use crate::other_store::OtherStore;
 use crate::outcome::{CommandError, DONE, FAILED, Outcome, file_failure};
 use crate::output::Output;
 
@@ -98,12 +99,6 @@ fn print_report(call: &Call, out: &mut Output, report: &HealReport) -> Result<()
     Ok(())
 }
 
-/// Another storage tree, opened as the additional store of an empty one: nothing in it is changed.
-struct Elsewhere {
-    store: Store,
-    dir: PathBuf,
-}
-
 /// That store as a source, under the name that the caller has for it.
 #[derive(Debug)]
 struct Named {
@@ -129,35 +124,20 @@ impl HealSource for Named {
     }
 }
 
-impl Elsewhere {
-    /// The `number`-th one.
-    async fn open(call: &Call, root: &Path, number: usize) -> Result<Self, CommandError> {
-        let own = call.store()?.graph_driver_name();
-        let has = |driver: &&&str| root.join(format!("{driver}-layers")).is_dir();
-        let driver = [own].iter().chain(&DRIVERS).find(has).copied();
-        let driver = driver.ok_or_else(|| format!("{}: no storage tree", root.display()))?;
-        let name = format!("heal-{}-{number}", std::process::id());
-        let dir = call.store()?.run_root().join(name);
-        let absolute = std::path::absolute(root);
-        let root = absolute.map_err(|error| file_failure("find", &root.display().to_string(), &error))?;
-        let options = StoreOptions::new(dir.join("graph"), dir.join("run"))
-            .driver(driver)
-            .driver_option(format!("{driver}.imagestore={}", root.display()));
-        Ok(Self {
-            store: Store::open(options).await?,
-            dir,
-        })
-    }
-
-    async fn close(self) {
-        let closed = self.store.shutdown().await;
-        self.store.free();
-        if let Err(error) = closed {
-            tracing::warn!(error = %error.chain(), "cannot close the other store");
-        } else if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a temporary directory");
-        }
-    }
+/// The `number`-th storage tree that layers come from, opened as the additional store of an empty one: nothing in it is changed.
+async fn open_source(call: &Call, root: &Path, number: usize) -> Result<OtherStore, CommandError> {
+    let own = call.store()?.graph_driver_name();
+    let has = |driver: &&&str| root.join(format!("{driver}-layers")).is_dir();
+    let driver = [own].iter().chain(&DRIVERS).find(has).copied();
+    let driver = driver.ok_or_else(|| format!("{}: no storage tree", root.display()))?;
+    let name = format!("heal-{}-{number}", std::process::id());
+    let dir = call.store()?.run_root().join(name);
+    let absolute = std::path::absolute(root);
+    let root = absolute.map_err(|error| file_failure("find", &root.display().to_string(), &error))?;
+    let options = StoreOptions::new(dir.join("graph"), dir.join("run"))
+        .driver(driver)
+        .driver_option(format!("{driver}.imagestore={}", root.display()));
+    OtherStore::open(options, dir).await
 }
 
 #[cfg(feature = "pull")]
@@ -199,7 +179,7 @@ pub(crate) async fn heal(call: &Call, out: &mut Output) -> Outcome {
     let mut options = add_images(call, store, HealOptions::default().items(&call.args)).await?;
     let mut others = Vec::new();
     for (number, root) in call.flags.list(&flags::FROM_STORE).iter().enumerate() {
-        let other = Elsewhere::open(call, Path::new(root), number).await?;
+        let other = open_source(call, Path::new(root), number).await?;
         options = options.source(Named {
             name: root.clone(),
             store: other.store.clone(),
