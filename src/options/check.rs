@@ -29,6 +29,10 @@ pub struct CheckOptions {
     pub layer_mountable: bool,
     /// Whether the trees of layers are as their streams describe them: nothing missing, nothing added, no other metadata.
     /// Needs [`CheckOptions::layer_digests`].
+    ///
+    /// Not compared are the root directory and the times of directories, which using a store changes; which names are hard
+    /// links of one file, since copies of a store and deduplication change that; and added attributes other than `user.`
+    /// ones, file capabilities and those of overlayfs, since the host sets them.
     pub layer_contents: bool,
     /// Whether big data items of layers can be read.
     pub layer_data: bool,

@@ -33,6 +33,7 @@ pub(crate) mod userns;
 pub(crate) mod verity;
 pub(crate) mod writeback;
 pub(crate) mod xattr;
+mod xattr_at;
 
 pub(crate) use clean_path::clean_path;
 pub use heap::return_memory_early;

@@ -21,8 +21,8 @@ use crate::archive::verify::expected_tree::{ExpectedTree, key, path_of};
 use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::overlay_marks::Marks;
 use crate::error::{IoContext as _, Result};
-use crate::sys::at;
 use crate::sys::sparse_read::{Piece, SparseReader};
+use crate::sys::{at, xattr};
 
 const DOING: &str = "looking at a file of the layer";
 
@@ -212,6 +212,7 @@ impl TreeCheck {
             return Ok(());
         }
         let (dir, name) = (self.walk.dir()?, self.walk.name());
+        let attributes = xattr::list_at(dir, name).unwrap_or_default();
         let mut changes = match item.what {
             // overlayfs' mark is what was made of such an entry.
             What::Device { number: 0, .. } if self.is_whiteout(&stat) => Vec::new(),
@@ -220,10 +221,10 @@ impl TreeCheck {
                 let below = below.transpose()?.flatten();
                 self.comparing.compare_implied(&stat, below.as_ref())
             }
-            _ => self.comparing.compare(dir, name, &stat, item),
+            _ => self.comparing.compare(dir, name, &stat, &attributes, item),
         };
         if let Some(marks) = &self.marks {
-            let foreign = marks.foreign_attributes(dir, name);
+            let foreign = marks.foreign_attributes(dir, name, &attributes);
             changes.extend(foreign.into_iter().map(AttributeChange::Attribute));
         }
         let has_type = !changes

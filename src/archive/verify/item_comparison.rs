@@ -32,12 +32,13 @@ pub(crate) struct Comparing {
 }
 
 impl Comparing {
-    /// What of an item's metadata is different.
+    /// What of an item's metadata is different at `name`, which has these attributes.
     pub(super) fn compare(
         &self,
         dir: BorrowedFd<'_>,
         name: &[u8],
         stat: &Stat,
+        attributes: &[String],
         item: &Item,
     ) -> Vec<AttributeChange> {
         let mut changes = Vec::new();
@@ -98,7 +99,7 @@ impl Comparing {
             }
             _ => {}
         }
-        self.compare_attributes(dir, name, stat, item, &mut changes);
+        self.compare_attributes((dir, name), stat, attributes, item, &mut changes);
         changes
     }
 
@@ -162,13 +163,12 @@ impl Comparing {
 
     fn compare_attributes(
         &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
+        (dir, name): (BorrowedFd<'_>, &[u8]),
         stat: &Stat,
+        found: &[String],
         item: &Item,
         changes: &mut Vec<AttributeChange>,
     ) {
-        let found = xattr::list_at(dir, name).unwrap_or_default();
         let expected: &[_] = item.attributes.as_deref().unwrap_or_default();
         for (attribute, value) in expected {
             let Ok(attribute) = std::str::from_utf8(attribute) else {
@@ -189,8 +189,8 @@ impl Comparing {
         }
         for attribute in found {
             let known = |list: &Attributes| list.iter().any(|(name, _)| **name == *attribute.as_bytes());
-            if is_content(&attribute) && !item.attributes.as_ref().is_some_and(known) {
-                changes.push(AttributeChange::Attribute(attribute));
+            if is_content(attribute) && !item.attributes.as_ref().is_some_and(known) {
+                changes.push(AttributeChange::Attribute(attribute.clone()));
             }
         }
     }

@@ -46,22 +46,27 @@ impl Marks {
         Ok(None)
     }
 
-    /// Attributes by which overlayfs would show something else than what is there. No layer that was unpacked has them.
-    pub(super) fn foreign_attributes(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Vec<String> {
+    /// Those of the attributes of `name` by which overlayfs would show something else than what is there. No layer that was
+    /// unpacked has them.
+    pub(super) fn foreign_attributes(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        found: &[String],
+    ) -> Vec<String> {
         const NAMES: [&str; 4] = ["redirect", "metacopy", "whiteout", "protattr"];
-        let found = xattr::list_at(dir, name).unwrap_or_default();
-        let is_foreign = |attribute: &String| {
+        let is_foreign = |attribute: &&String| {
             let own = ["trusted.overlay.", "user.overlay."];
             let Some(what) = own.iter().find_map(|prefix| attribute.strip_prefix(prefix)) else {
                 return false;
             };
             let has_value = |value: &[u8]| {
-                let found = xattr::get_at(dir, name, attribute);
+                let found = xattr::get_at(dir, name, attribute.as_str());
                 found.is_ok_and(|found| found.as_deref() == Some(value))
             };
             NAMES.contains(&what) || what == "opaque" && !has_value(whiteout::OPAQUE_VALUE)
         };
-        found.into_iter().filter(is_foreign).collect()
+        found.iter().filter(is_foreign).cloned().collect()
     }
 
     pub(super) fn is_opaque(&self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
