@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::program::{Answer, Program, with_input};
 use crate::support::manifest::{Entry, manifest};
+use crate::support::missing;
 use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::tar::{Header, Tar};
@@ -21,9 +22,27 @@ enum Place {
     Overlay,
     /// Overlay without.
     OverlayUnshifted,
+    /// Overlay through fuse-overlayfs, which maps where neither side of a mapping has gaps.
+    Program,
     Vfs,
 }
 use Place::{OverlayUnshifted, Vfs};
+
+const MOUNT_PROGRAM: &str = "/usr/bin/fuse-overlayfs";
+
+impl Place {
+    /// Whether it can be tested here, beside the newest Go program.
+    fn is_ready(self) -> bool {
+        if self == Self::Program {
+            let is_there = Path::new(MOUNT_PROGRAM).exists() && Path::new("/dev/fuse").exists();
+            if !is_there {
+                missing("fuse-overlayfs or /dev/fuse");
+                return false;
+            }
+        }
+        PeerSet::Forky.is_ready(&["containers-storage"])
+    }
+}
 
 /// What is done for a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +87,7 @@ fn flags(kind: &str) -> &'static str {
 struct Side {
     root: TestRoot,
     program: Program,
-    unshifted: bool,
+    place: Place,
 }
 
 impl Side {
@@ -77,13 +96,21 @@ impl Side {
         Self {
             root: TestRoot::in_dir(Path::new("/dev/shm"), driver).of(set),
             program,
-            unshifted: place == OverlayUnshifted,
+            place,
         }
     }
 
     fn run_with(&self, line: &str, input: &[u8]) -> Answer {
-        let mut command = self.program.on(&self.root).words(line);
-        if self.unshifted {
+        let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let option = match self.place {
+            Place::Program => format!("--storage-opt overlay.mount_program={MOUNT_PROGRAM}"),
+            _ => String::new(),
+        };
+        let mut command = self
+            .program
+            .on(&self.root)
+            .words(&format!("{verb} {option} {rest}"));
+        if self.place == OverlayUnshifted {
             command.env("_CONTAINERS_OVERLAY_DISABLE_IDMAP", "yes");
         }
         with_input(command, input)
@@ -171,6 +198,20 @@ fn above() -> Vec<u8> {
         .build()
 }
 
+/// A mapping of a record, in the order of its IDs: the Go library sorts it in another one where it has looked for gaps.
+fn map_of(row: &Value, key: &str) -> Value {
+    let mut map = row[key].clone();
+    if let Some(ranges) = map.as_array_mut() {
+        ranges.sort_by_key(|range| range["container_id"].as_u64());
+    }
+    map
+}
+
+/// Whether a program cannot map by this kind of mapping.
+fn has_gaps(kind: &str) -> bool {
+    ["parts", "root stays"].contains(&kind)
+}
+
 /// What a program has made of a container.
 #[derive(Debug)]
 struct Outcome {
@@ -254,7 +295,8 @@ impl Side {
             (1, _) => Done::Copy,
             more => panic!("{more:?}"),
         };
-        let maps = |row: &Value| serde_json::json!([row["uidmap"], row["gidmap"], row["flags"]]);
+        let maps =
+            |row: &Value| serde_json::json!([map_of(row, "uidmap"), map_of(row, "gidmap"), row["flags"]]);
         Outcome {
             done,
             records: vec![maps(&container), maps(&layer)],
@@ -267,21 +309,26 @@ impl Side {
 }
 
 fn compare_containers(place: Place, kind: &str, expected: Done) {
-    if !PeerSet::Forky.is_ready(&["containers-storage"]) {
+    if !place.is_ready() {
         return;
     }
-    let [theirs, ours] = [Program::Theirs, Program::Ours]
+    let [mut theirs, mut ours] = [Program::Theirs, Program::Ours]
         .map(|program| Side::new(program, place, PeerSet::Forky).container(kind));
     assert_eq!((theirs.done, ours.done), (expected, expected));
     assert_eq!(ours.records, theirs.records);
+    if place == Place::Program && expected == Done::Shift && !ours.mounted.1.is_empty() {
+        compare_roots(&mut ours, &mut theirs);
+    }
+    pass_over_fifos(place, &mut ours.mounted.1, &mut theirs.mounted.1);
     assert_eq!(ours.mounted, theirs.mounted);
     assert_eq!(ours.parents, theirs.parents);
     if expected == Done::Refused {
         return;
     }
     assert_eq!(ours.diff, theirs.diff);
-    for (number, (mine, other)) in ours.trees.into_iter().zip(theirs.trees).enumerate() {
-        for (name, tree) in mine {
+    for (number, (mine, mut other)) in ours.trees.into_iter().zip(theirs.trees).enumerate() {
+        for (name, mut tree) in mine {
+            pass_over_fifos(place, &mut tree, other.get_mut(&name).unwrap());
             // The Go library links files anew that keep their owner, with copies of them.
             let same = |path: &Path| kind != "identity" || path.as_os_str().is_empty();
             let kept = |tree: &Owners| -> Owners {
@@ -293,9 +340,46 @@ fn compare_containers(place: Place, kind: &str, expected: Done) {
     }
 }
 
+/// The Go library gives the root directory of a container's layer to the host's ID of its root user, and the program, which maps
+/// the owners on disk, shows it as nobody's. What is compared then is the rest.
+fn compare_roots(ours: &mut Outcome, theirs: &mut Outcome) {
+    let root = Path::new("");
+    let owner = |text: &str| text.split(' ').next().unwrap().to_owned();
+    let theirs_shown = theirs.mounted.1.remove(root).unwrap();
+    let shown = ours.mounted.1.remove(root).unwrap();
+    if shown != theirs_shown {
+        assert!(theirs_shown.starts_with("65534:"), "{theirs_shown}");
+        assert_eq!(owner(&shown), owner(&ours.mounted.1[Path::new("dir")]));
+    }
+    let own = |side: &mut Outcome| {
+        side.trees
+            .last_mut()
+            .unwrap()
+            .get_mut("diff")
+            .unwrap()
+            .remove(root)
+    };
+    let [ours_own, theirs_own] = [own(ours), own(theirs)].map(Option::unwrap);
+    assert!(
+        ours_own == theirs_own || ours_own.starts_with("0:0 "),
+        "{ours_own}"
+    );
+}
+
+/// The Go library gives files their owners through the mount of the program, which makes regular files of FIFOs.
+fn pass_over_fifos(place: Place, tree: &mut Owners, theirs: &mut Owners) {
+    let fifo = Path::new("fifo");
+    let is_file = |text: &String| text.contains(" file ");
+    if place == Place::Program && theirs.get(fifo).is_some_and(is_file) {
+        theirs.remove(fifo);
+        let ours = tree.remove(fifo).unwrap();
+        assert!(ours.contains(" fifo "), "{ours}");
+    }
+}
+
 /// A test for each cell of the table.
 macro_rules! containers {
-    ($($test:ident $kind:literal: $overlay:ident $unshifted:ident $vfs:ident;)*) => {$(
+    ($($test:ident $kind:literal: $overlay:ident $unshifted:ident $program:ident $vfs:ident;)*) => {$(
         mod $test {
             use super::{Done, Place, compare_containers};
 
@@ -310,6 +394,11 @@ macro_rules! containers {
             }
 
             #[test]
+            fn mount_program() {
+                compare_containers(Place::Program, $kind, Done::$program);
+            }
+
+            #[test]
             fn vfs() {
                 compare_containers(Place::Vfs, $kind, Done::$vfs);
             }
@@ -318,29 +407,29 @@ macro_rules! containers {
 }
 
 containers! {
-    // what                                       overlay   without mapped mounts, vfs
-    inherited "inherited":                        Nothing   Nothing       Nothing;
-    host "host":                                  Nothing   Nothing       Nothing;
-    only_host_users "only host users":            Nothing   Nothing       Nothing;
-    only_host_groups "only host groups":          Nothing   Nothing       Nothing;
-    first "first":                                Shift     Copy          Copy;
-    second "second":                              Shift     Copy          Copy;
-    users "users":                                Shift     Copy          Copy;
-    groups "groups":                              Shift     Copy          Copy;
-    host_users "host users":                      Shift     CopyAndChown  CopyAndChown;
-    host_groups "host groups":                    Shift     Copy          Copy;
-    single "single":                              Shift     Copy          Copy;
-    single_without_root "single without root":    Shift     Copy          Refused;
-    few "few":                                    Shift     Copy          Copy;
-    without_root "without root":                  Shift     Refused       Refused;
-    identity "identity":                          Shift     Copy          Copy;
-    parts "parts":                                Shift     Copy          Copy;
-    root_stays "root stays":                      Shift     Copy          Copy;
+    // what                                       overlay   without mapped mounts, mount program, vfs
+    inherited "inherited":                        Nothing   Nothing       Nothing       Nothing;
+    host "host":                                  Nothing   Nothing       Nothing       Nothing;
+    only_host_users "only host users":            Nothing   Nothing       Nothing       Nothing;
+    only_host_groups "only host groups":          Nothing   Nothing       Nothing       Nothing;
+    first "first":                                Shift     Copy          Shift         Copy;
+    second "second":                              Shift     Copy          Shift         Copy;
+    users "users":                                Shift     Copy          Shift         Copy;
+    groups "groups":                              Shift     Copy          Shift         Copy;
+    host_users "host users":                      Shift     CopyAndChown  Shift         CopyAndChown;
+    host_groups "host groups":                    Shift     Copy          Shift         Copy;
+    single "single":                              Shift     Copy          Shift         Copy;
+    single_without_root "single without root":    Shift     Copy          Shift         Refused;
+    few "few":                                    Shift     Copy          Shift         Copy;
+    without_root "without root":                  Shift     Refused       Shift         Refused;
+    identity "identity":                          Shift     Copy          Shift         Copy;
+    parts "parts":                                Shift     Copy          Copy          Copy;
+    root_stays "root stays":                      Shift     Copy          Copy          Copy;
 }
 
 /// A layer on a parent with another mapping, with a diff of its own or without.
 fn compare_layers(place: Place, below: &str, own: &str) {
-    if !PeerSet::Forky.is_ready(&["containers-storage"]) {
+    if !place.is_ready() {
         return;
     }
     let made = [Program::Theirs, Program::Ours].map(|program| {
@@ -348,7 +437,7 @@ fn compare_layers(place: Place, below: &str, own: &str) {
         side.import("base", flags(below), "", &base());
         side.import("diff", flags(own), "base", &above());
         side.good(&format!("create-layer -r -i empty {} base", flags(own)));
-        let maps = |row: Value| (row["uidmap"].clone(), row["gidmap"].clone());
+        let maps = |row: Value| (map_of(&row, "uidmap"), map_of(&row, "gidmap"));
         let records: Vec<_> = side.records("layers").into_iter().map(maps).collect();
         let trees = ["base", "diff", "empty"].map(|id| side.trees(id));
         let diffs = ["base", "diff"].map(|id| side.run(&format!("diff -u {id}")));
@@ -357,11 +446,13 @@ fn compare_layers(place: Place, below: &str, own: &str) {
     let [(records, trees, diffs), ours] = made;
     assert_eq!(ours.0, records);
     assert_eq!(ours.2, diffs);
-    let differ = place == OverlayUnshifted && records[0] != records[1];
+    let is_copied = place == OverlayUnshifted || place == Place::Program && has_gaps(own);
+    let differ = is_copied && records[0] != records[1];
     for (number, (mine, mut other)) in ours.1.into_iter().zip(trees).enumerate() {
         assert_eq!(mine.contains_key("diff1"), differ && number > 0);
         for (name, mut tree) in mine {
             let mut other = other.remove(&name).unwrap();
+            pass_over_fifos(place, &mut tree, &mut other);
             if differ && number == 1 && name == "diff" {
                 // The Go library leaves the owner of the parent's root directory.
                 let _theirs = other.remove(Path::new(""));
@@ -392,6 +483,11 @@ macro_rules! layers {
                     #[test]
                     fn overlay_without_mapped_mounts() {
                         compare_layers(Place::OverlayUnshifted, $below, $own);
+                    }
+
+                    #[test]
+                    fn mount_program() {
+                        compare_layers(Place::Program, $below, $own);
                     }
 
                     #[test]

@@ -122,12 +122,17 @@ impl Overlay {
         let MountTarget { place, merged, count } = target;
         let dir = &place.dir;
         let mut sorted = self.sort_options(options)?;
-        let shifting = !options.mappings.uids.is_empty()
-            && !options.mappings.gids.is_empty()
-            && self.can_shift(&options.mappings);
+        let mappings = &options.mappings;
+        let can_shift = self.can_shift(mappings);
         // A program maps new files as well: with it the owners on disk are the container's own.
-        let by_program = shifting && self.program.is_some();
-        let owners = if by_program { None } else { Some(&options.mappings) };
+        let by_program = self.program.is_some() && can_shift && !mappings.uids.is_empty();
+        let by_kernel =
+            self.program.is_none() && can_shift && !mappings.uids.is_empty() && !mappings.gids.is_empty();
+        if by_program {
+            // As with all other mounts, one without a root user is refused.
+            mappings.root()?;
+        }
+        let owners = if by_program { None } else { Some(mappings) };
         let trees = self.trees_of(id, place, OwnTree::Made(owners))?;
         // A read-only mount has no upper directory.
         let read_only = sorted.flags.contains(rustix::mount::MountFlags::RDONLY);
@@ -150,8 +155,8 @@ impl Overlay {
                 self.is_private.store(true, Ordering::Release);
             }
         }
-        let namespace = match shifting && !by_program {
-            true => Some(self.namespaces.get(&options.mappings)?),
+        let namespace = match by_kernel {
+            true => Some(self.namespaces.get(mappings)?),
             false => None,
         };
         let (namespace, attach) = (namespace.as_deref(), self.attach_dirs(id, place));
@@ -169,7 +174,7 @@ impl Overlay {
             None => plan.mount_at(merged),
             Some(program) => {
                 let extras = Extras {
-                    mappings: by_program.then_some(&options.mappings),
+                    mappings: by_program.then_some(mappings),
                     masked: self.options.force_mask.is_some(),
                 };
                 program::mount(program, &self.stores.home, &plan, merged, &extras)
