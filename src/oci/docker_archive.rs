@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Config, Fetched, MAX_DOCUMENT};
-use super::reference::full_name;
+use super::reference::{self, full_name, own_name};
 use super::spool::Spool;
 use super::tarball::Tarball;
 use crate::chunked::FileBlob;
@@ -91,11 +91,12 @@ impl DockerArchive {
             listed.push(Descriptor::new(LAYER_TYPE, diff_id.clone(), blob.size()));
             layers.insert(diff_id, blob);
         }
-        let names = item.repo_tags.unwrap_or_default();
+        // Podman gives one after the other, and each goes before the last one.
+        let names = item.repo_tags.iter().flatten().rev();
         Ok(Self {
             manifest: manifest(&config, &listed)?,
             config,
-            names: names.iter().map(|name| full_name(name)).collect::<Result<_>>()?,
+            names: names.map(|name| own_name(name)).collect::<Result<_>>()?,
             layers,
         })
     }
@@ -149,7 +150,7 @@ pub(crate) fn manifest(config: &Bytes, layers: &[Descriptor]) -> Result<Fetched>
     })
 }
 
-/// The image that is meant.
+/// The image that is meant; of one that is meant by a name, only that counts.
 fn pick(mut items: Vec<Item>, wanted: Option<&str>) -> Result<Item> {
     let Some(wanted) = wanted else {
         let names: Vec<String> = items.iter().enumerate().map(called).collect();
@@ -157,30 +158,33 @@ fn pick(mut items: Vec<Item>, wanted: Option<&str>) -> Result<Item> {
             (Some(item), 0) => Ok(item),
             (None, _) => Err(ErrorKind::NotFound.err("an archive without images")),
             (Some(_), more) => {
-                let what = format!("there are {} images, say which: {}", more + 1, names.join(", "));
+                let what = format!(
+                    "Unexpected tar manifest.json: expected 1 item, got {}: choose one of {}",
+                    more + 1,
+                    names.join(", ")
+                );
                 Err(ErrorKind::InvalidInput.err(what))
             }
         };
     };
-    if let Some(index) = wanted.strip_prefix('@') {
-        let found = index.parse().ok().filter(|index| *index < items.len());
-        return match found {
-            Some(index) => Ok(items.swap_remove(index)),
-            None => {
-                let what = format!("image {wanted:?} of {}, they count from @0", items.len());
-                Err(ErrorKind::NotFound.err(what))
-            }
-        };
+    if let Some(number) = wanted.strip_prefix('@') {
+        return reference::by_number(items.into_iter(), number);
     }
     let wanted = full_name(wanted)?;
-    let has = |item: &Item| {
-        let names = item.repo_tags.iter().flatten();
-        names
-            .filter_map(|name| full_name(name).ok())
-            .any(|name| name == wanted)
-    };
-    let found = items.into_iter().find(has);
-    found.ok_or_else(|| ErrorKind::NotFound.err(format!("image {wanted:?}")))
+    let is_wanted = |name: &String| full_name(name).is_ok_and(|name| name == wanted);
+    for mut item in items {
+        let tag = item
+            .repo_tags
+            .iter()
+            .flatten()
+            .find(|name| is_wanted(name))
+            .cloned();
+        if let Some(tag) = tag {
+            item.repo_tags = Some(vec![tag]);
+            return Ok(item);
+        }
+    }
+    Err(ErrorKind::NotFound.err(format!("Tag {wanted:?} not found")))
 }
 
 /// How an image of an archive is named in a reference.

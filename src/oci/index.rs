@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::platform::Platform;
+use super::reference;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::store::image_types;
 
 /// The annotation of an index entry that names it.
 pub(crate) const NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The annotation in which containerd and BuildKit give the whole name.
+const WHOLE_NAME: &str = "io.containerd.image.name";
 
 /// The annotation of an index entry whose layers are zstd's, and its value.
 const ZSTD: (&str, &str) = ("io.github.containers.compression.zstd", "true");
@@ -53,8 +57,14 @@ impl Entry {
     }
 
     /// Its name in a layout.
-    pub(crate) fn name(&self) -> Option<&str> {
+    fn name(&self) -> Option<&str> {
         self.annotations.get(NAME).map(String::as_str)
+    }
+
+    /// What the image is called elsewhere, if anything.
+    pub(crate) fn image_name(&self) -> Option<&str> {
+        let given = |key: &str| self.annotations.get(key).filter(|name| !name.is_empty());
+        given(WHOLE_NAME).or_else(|| given(NAME)).map(String::as_str)
     }
 
     /// What it runs on; `None` if it does not say so.
@@ -71,6 +81,12 @@ impl Entry {
         let (key, value) = ZSTD;
         self.annotations.get(key).is_some_and(|found| found == value)
     }
+}
+
+/// How an image of a layout is named in a reference.
+fn called((number, entry): (usize, &Entry)) -> String {
+    let short = entry.name().map(|name| name.chars().take(200).collect());
+    short.unwrap_or_else(|| format!("@{number}"))
 }
 
 impl Index {
@@ -107,20 +123,29 @@ impl Index {
         }
     }
 
-    /// The entry of a layout's index that is meant.
+    /// The entry of a layout's index that is meant: by its name, or as `@0` for the first.
     pub(crate) fn pick(&self, name: Option<&str>) -> Result<&Entry> {
         let entries = &self.manifests;
-        let found = match (name, entries.len()) {
-            (None, 1) => entries.first(),
-            (None, 0) => return Err(ErrorKind::NotFound.err("an empty layout")),
-            (None, count) => {
-                let names: Vec<&str> = entries.iter().filter_map(Entry::name).collect();
-                let what = format!("there are {count} images, say which: {}", names.join(", "));
-                return Err(ErrorKind::InvalidInput.err(what));
-            }
-            (Some(wanted), _) => entries.iter().find(|entry| entry.name() == Some(wanted)),
+        let Some(wanted) = name else {
+            return match (entries.first(), entries.len()) {
+                (Some(entry), 1) => Ok(entry),
+                (None, _) => Err(ErrorKind::NotFound.err("an empty layout")),
+                (Some(_), _) => {
+                    let names: Vec<String> = entries.iter().enumerate().map(called).collect();
+                    let what = format!(
+                        "more than one image in oci, choose an image: {}",
+                        names.join(", ")
+                    );
+                    Err(ErrorKind::InvalidInput.err(what))
+                }
+            };
         };
-        found.ok_or_else(|| ErrorKind::NotFound.err(format!("image {:?}", name.unwrap_or_default())))
+        if let Some(index) = wanted.strip_prefix('@') {
+            return reference::by_number(entries.iter(), index);
+        }
+        let found = entries.iter().find(|entry| entry.name() == Some(wanted));
+        let what = || format!("no descriptor found for reference {wanted:?}");
+        found.ok_or_else(|| ErrorKind::NotFound.err(what()))
     }
 }
 
@@ -193,9 +218,34 @@ mod tests {
     fn an_entry_of_a_layout_is_picked_by_name() {
         let named = |name: &str| entry(name, &format!(r#","annotations":{{"{NAME}":"{name}"}}"#));
         let index = index(&[named("a"), "{}".to_owned(), named("b")]);
-        assert_eq!(index.pick(Some("b")).unwrap().digest().unwrap(), digest("b"));
+        for name in ["b", "@2"] {
+            assert_eq!(index.pick(Some(name)).unwrap().digest().unwrap(), digest("b"));
+        }
         let error = index.pick(None).unwrap_err();
-        assert!(error.chain().contains("3 images, say which: a, b"), "{error:?}");
-        assert_eq!(index.pick(Some("c")).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(error.chain().contains("choose an image: a, @1, b"), "{error:?}");
+        for name in ["c", "@3", "@-1", "@", "@x", ""] {
+            assert_eq!(
+                index.pick(Some(name)).unwrap_err().kind(),
+                ErrorKind::NotFound,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_name_that_containerd_gives_counts_more() {
+        let of = |annotations: &str| {
+            let index = index(&[entry("a", &format!(r#","annotations":{{{annotations}}}"#))]);
+            index.pick(None).unwrap().image_name().map(str::to_owned)
+        };
+        let own = format!(r#""{NAME}":"1""#);
+        assert_eq!(of(&own).as_deref(), Some("1"));
+        assert_eq!(
+            of(&format!(r#"{own},"{WHOLE_NAME}":"h.io/a:1""#)).as_deref(),
+            Some("h.io/a:1")
+        );
+        assert_eq!(of(&format!(r#"{own},"{WHOLE_NAME}":"""#)).as_deref(), Some("1"));
+        assert_eq!(of(&format!(r#""{NAME}":"""#)), None);
+        assert_eq!(of(""), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::files;
-use super::index::Index;
+use super::index::{Entry, Index};
 use super::manifest::MAX_DOCUMENT;
 use super::tarball::Tarball;
 use crate::chunked::FileBlob;
@@ -24,13 +24,10 @@ pub(crate) fn blob_path(digest: &Digest) -> String {
 }
 
 impl Layout {
-    /// The digest of the image that is meant, and its name in the layout.
-    pub(crate) async fn find(&self, name: Option<&str>) -> Result<(Digest, Option<String>)> {
+    /// What the index says of the image that is meant.
+    pub(crate) async fn find(&self, name: Option<&str>) -> Result<Entry> {
         let bytes = self.small("index.json").await?;
-        let found = Index::parse(&bytes).and_then(|index| {
-            let entry = index.pick(name)?;
-            Ok((entry.digest()?, entry.name().map(str::to_owned)))
-        });
+        let found = Index::parse(&bytes).and_then(|index| index.pick(name).cloned());
         found.context(|| "looking for an image in index.json of the layout".into())
     }
 

@@ -59,7 +59,19 @@ impl Puller {
         }
     }
 
-    /// Pulls an image and gives it the name that Podman would give it. Names are taken from images that have them.
+    /// Pulls an image and gives it the names that the newest Podman would give it. Names are taken from images that have
+    /// them.
+    ///
+    /// | From | Names |
+    /// |---|---|
+    /// | `docker://NAME` | `NAME`, with its registry and tag |
+    /// | `oci:DIRECTORY:NAME` | `NAME` as that of an image in a registry: `app` is `docker.io/library/app:latest` |
+    /// | `oci:DIRECTORY`, `oci:DIRECTORY:@INDEX` | none |
+    /// | `oci-archive:FILE` with or without `:NAME` | what the annotation `io.containerd.image.name`, or else `org.opencontainers.image.ref.name`, says; without a registry it is in `localhost/` |
+    /// | `docker-archive:FILE` with or without `:@INDEX` | all that the archive gives it; those without a registry are in `localhost/` |
+    /// | `docker-archive:FILE:NAME` | that name as the archive gives it |
+    ///
+    /// A name with a digest has to be that of what is pulled.
     ///
     /// Takes the store's locks for moments only. Waits for other tasks and processes that pull the same image.
     ///
@@ -254,6 +266,17 @@ impl Puller {
             Some(names) => names,
             None => source.default_names(image).await?,
         };
+        for name in &names {
+            let digest = name.split_once('@').map(|(_, digest)| digest);
+            if digest.is_some_and(|digest| {
+                ![&top, &instance]
+                    .iter()
+                    .any(|known| known.digest.as_str() == digest)
+            }) {
+                let what = "Digest of source image's manifest would not match destination reference";
+                return Err(ErrorKind::DigestMismatch.err(format!("{what} {name}")));
+            }
+        }
         options.progress.image(text, || ImageState::Resolved {
             manifest: instance.digest.clone(),
             blobs: manifest

@@ -1,12 +1,12 @@
 //! Naming an image: where it comes from or goes to.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::registry_name;
+use super::registry_name::{self, RegistryName};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -32,18 +32,18 @@ use crate::error::{Error, ErrorKind, Result};
 pub enum ImageRef {
     /// `docker://[HOST[:PORT]/]NAME[:TAG|@DIGEST]`: in a registry.
     Registry(RegistryRef),
-    /// `oci:DIRECTORY[:NAME]`: in an OCI image layout.
+    /// `oci:DIRECTORY[:NAME|:@INDEX]`: in an OCI image layout.
     Layout {
         /// The layout's directory.
         dir: PathBuf,
-        /// Which image of the layout, if it has several.
+        /// Which image of the layout, if it has several: a name, or `@0` for the first of them.
         name: Option<String>,
     },
-    /// `oci-archive:FILE[:NAME]`: in a tar file of an OCI image layout.
+    /// `oci-archive:FILE[:NAME|:@INDEX]`: in a tar file of an OCI image layout.
     OciArchive {
         /// The tar file.
         file: PathBuf,
-        /// Which image of the layout, if it has several.
+        /// As for a layout.
         name: Option<String>,
     },
     /// `docker-archive:FILE[:NAME[:TAG]|:@INDEX]`: in a tar file as `docker save` writes it.
@@ -249,11 +249,25 @@ pub(crate) fn own_name(name: &str) -> Result<String> {
     }
 }
 
-/// The name that Podman gives to an image that it reads from a path.
-pub(crate) fn local_name(path: &Path) -> Result<String> {
-    let path = path.to_string_lossy();
-    let name = format!("localhost/{}", path.trim_start_matches('/'));
-    full_name(&name).map_err(|error| error.context("the path makes no image name, give one"))
+/// The name of the store for what a layout calls an image: as that of an image in a registry, also with both tag and digest.
+pub(crate) fn layout_name(name: &str) -> Result<String> {
+    let RegistryName {
+        domain,
+        path,
+        tag,
+        digest,
+    } = registry_name::parse(name)?;
+    let tag = tag.map(|tag| format!(":{tag}")).unwrap_or_default();
+    let digest = digest.map(|digest| format!("@{digest}")).unwrap_or_default();
+    Ok(format!("{domain}/{path}{tag}{digest}"))
+}
+
+/// That of several images which `@NUMBER` means.
+pub(crate) fn by_number<T>(mut images: impl ExactSizeIterator<Item = T>, number: &str) -> Result<T> {
+    let count = images.len();
+    let found = number.parse().ok().and_then(|number| images.nth(number));
+    let what = || format!("Invalid source index @{number}, only {count} images available, from @0 on");
+    found.ok_or_else(|| ErrorKind::NotFound.err(what()))
 }
 
 #[cfg(test)]
@@ -323,12 +337,21 @@ mod tests {
     }
 
     #[test]
-    fn a_path_makes_a_local_name_if_it_can() {
-        assert_eq!(
-            local_name(Path::new("/tmp/x/oci")).unwrap(),
-            "localhost/tmp/x/oci:latest"
-        );
-        assert!(local_name(Path::new("/tmp/Upper")).is_err());
+    fn names_in_archives_and_layouts_become_names_of_the_store() {
+        let digest = Digest::sha256(b"x");
+        for (name, stored) in [
+            ("1.0", "docker.io/library/1.0:latest".to_owned()),
+            ("localhost/foo:2", "localhost/foo:2".to_owned()),
+            (&format!("h.io/a:1@{digest}"), format!("h.io/a:1@{digest}")),
+            (&format!("a@{digest}"), format!("docker.io/library/a@{digest}")),
+        ] {
+            assert_eq!(layout_name(name).unwrap(), stored);
+        }
+        for bad in ["Upper", "a+b", "a@0", &"0".repeat(64)] {
+            assert!(layout_name(bad).is_err(), "{bad}");
+        }
+        let both = format!("h.io/a:1@{digest}");
+        assert_eq!(own_name(&both).unwrap(), format!("h.io/a@{digest}"));
         assert_eq!(own_name("ref").unwrap(), "localhost/ref:latest");
         assert_eq!(own_name("localhost/a:b").unwrap(), "localhost/a:b");
         assert_eq!(own_name("h.io/a").unwrap(), "h.io/a:latest");

@@ -8,7 +8,7 @@
 //! tag        = 1*128 of letters, digits, "_", "." and "-", not beginning with one of the last two
 //! ```
 //!
-//! What begins like a path, with neither dot nor port, is one of `docker.io`.
+//! What begins like a path, with neither dot nor port, is one of `docker.io`. An image ID is no name.
 
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -47,6 +47,10 @@ pub(super) fn parse(text: &str) -> Result<RegistryName> {
 }
 
 fn read(text: &str) -> Result<RegistryName> {
+    let is_hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if text.len() == 64 && text.bytes().all(is_hexadecimal) {
+        return Err(invalid("cannot specify 64-byte hexadecimal strings"));
+    }
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => (rest, Some(digest.parse::<Digest>()?)),
         None => (text, None),

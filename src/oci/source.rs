@@ -63,8 +63,8 @@ impl ImageSource {
         match self {
             Self::Registry(places) => places.ask_all(|at| async move { at.top().await }).await,
             Self::Layout { layout, name } => {
-                let (digest, _name) = layout.find(name.as_deref()).await?;
-                self.manifest(&digest).await
+                let entry = layout.find(name.as_deref()).await?;
+                self.manifest(&entry.digest()?).await
             }
             Self::Docker(archive) => Ok(archive.manifest.clone()),
         }
@@ -150,17 +150,22 @@ impl ImageSource {
         Ok(Arc::new(MeteredBlob::new(file, meter)))
     }
 
-    /// The names that Podman would give the image.
+    /// The names that the newest Podman would give the image: in a layout what it is asked for by, in an archive what that says.
     pub(crate) async fn default_names(&self, image: &ImageRef) -> Result<Vec<String>> {
-        match (self, image) {
-            (_, ImageRef::Registry(reference)) => Ok(vec![reference.to_string()]),
-            (_, ImageRef::Layout { dir, .. }) => Ok(vec![reference::local_name(dir)?]),
-            (Self::Layout { layout, name }, _) => {
-                let (_digest, name) = layout.find(name.as_deref()).await?;
-                name.map(|name| reference::own_name(&name)).into_iter().collect()
+        let is_number = |name: &&String| name.starts_with('@');
+        let name = match (self, image) {
+            (_, ImageRef::Registry(reference)) => Some(reference.to_string()),
+            (_, ImageRef::Layout { name, .. }) => {
+                let name = name.as_ref().filter(|name| !is_number(name));
+                name.map(|name| reference::layout_name(name)).transpose()?
             }
-            (Self::Docker(archive), _) => Ok(archive.names.clone()),
-            (Self::Registry(_), _) => Ok(Vec::new()),
-        }
+            (Self::Layout { layout, name }, _) => {
+                let entry = layout.find(name.as_deref()).await?;
+                entry.image_name().map(reference::own_name).transpose()?
+            }
+            (Self::Docker(archive), _) => return Ok(archive.names.clone()),
+            (Self::Registry(_), _) => None,
+        };
+        Ok(name.into_iter().collect())
     }
 }

@@ -35,6 +35,7 @@ mod layouts;
 mod library;
 mod memory;
 mod mirrors;
+mod names;
 mod odd_archives;
 mod odd_blobs;
 mod odd_pushes;

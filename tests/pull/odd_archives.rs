@@ -229,10 +229,20 @@ async fn what_is_wrong_with_an_archive_is_said() {
             &several,
             "",
             ErrorKind::InvalidInput,
-            "2 images, say which: h.io/a:1, h.io/b:1",
+            "expected 1 item, got 2: choose one of h.io/a:1, h.io/b:1",
         ),
-        (&several, ":@2", ErrorKind::NotFound, "\"@2\" of 2"),
-        (&several, ":@x", ErrorKind::NotFound, "\"@x\" of 2"),
+        (
+            &several,
+            ":@2",
+            ErrorKind::NotFound,
+            "source index @2, only 2 images",
+        ),
+        (
+            &several,
+            ":@x",
+            ErrorKind::NotFound,
+            "source index @x, only 2 images",
+        ),
         (&cut, "", ErrorKind::InvalidArchive, "one/layer.tar"),
         (
             &packed[..packed.len() / 2].to_vec(),
