@@ -1,27 +1,119 @@
-//! Changing a file of credentials: `auth.json`, or Docker's `config.json`. Blocking.
+//! Changing a file of credentials: `auth.json`, or Docker's `config.json`.
 //!
 //! What is not understood stays: other fields of the file and of its entries.
+//!
+//! All tasks and processes of this library that change one file do so one after the other: each holds the lock of
+//! `<file>.lock` beside it while it reads, changes and replaces the file. Podman and Docker take no lock.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use serde::Serialize as _;
 use serde_json::{Map, Value, json};
 
 use super::auth::MAX_FILE;
 use super::files;
+use crate::bridge;
 use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::lock::single_flight::{self, Flight};
 use crate::sys::atomic::AtomicFile;
 
 /// Nobody else may read it.
 const MODE: u32 = 0o600;
+
+/// How long others are waited for who change the same file, which takes moments.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// More links, one leading to the other, than the kernel follows.
+const MAX_LINKS: u32 = 40;
 
 /// A file of credentials in memory.
 #[derive(Debug)]
 pub(crate) struct AuthFile {
     path: PathBuf,
     fields: Map<String, Value>,
+}
+
+/// Has `change` change the file at `path`, which is replaced if that says so; with what it is in if that is missing. A link
+/// stays, and what it leads to is replaced.
+///
+/// # Cancellation
+/// Nothing has happened, or all.
+pub(crate) async fn change<T, F>(path: PathBuf, change: F) -> Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce(&mut AuthFile) -> Result<(bool, T)> + Send + 'static,
+{
+    let target = bridge::run(move || {
+        let target = followed(path)?;
+        make_dir_of(&target)?;
+        Ok(target)
+    })
+    .await?;
+    let lock = lock(&target).await;
+    bridge::run(move || {
+        let _lock = lock;
+        let mut file = AuthFile::read(&target)?;
+        let (is_changed, value) = change(&mut file)?;
+        if is_changed {
+            file.write()?;
+        }
+        Ok(value)
+    })
+    .await
+}
+
+/// The lock of a file among all who change it with this library. Where it cannot be had, or another user holds it for ever, the
+/// file is changed without it, as other programs do.
+async fn lock(path: &Path) -> Option<Flight> {
+    let (dir, name) = (dir_of(path), path.file_name()?.to_string_lossy());
+    let key = format!("{name}.lock");
+    let locked = tokio::time::timeout(LOCK_WAIT, single_flight::acquire(dir, &key)).await;
+    let reason = match locked {
+        Ok(Ok(lock)) => return Some(lock),
+        Ok(Err(error)) => error.chain(),
+        Err(_elapsed) => "another process holds the lock".to_owned(),
+    };
+    tracing::warn!(file = %path.display(), reason, "changing a file of credentials without its lock");
+    None
+}
+
+/// What a path leads to that may be a link. A link of a user who is neither this one nor root is not followed: it may lead the
+/// secret anywhere.
+fn followed(mut path: PathBuf) -> Result<PathBuf> {
+    for _ in 0..MAX_LINKS {
+        let status = match rustix::fs::lstat(&path) {
+            Ok(status) => status,
+            Err(Errno::NOENT) => return Ok(path),
+            Err(error) => return Err(error).at("looking at", &path),
+        };
+        let is_trusted = [0, rustix::process::geteuid().as_raw()].contains(&status.st_uid);
+        if !FileType::from_raw_mode(status.st_mode).is_symlink() || !is_trusted {
+            return Ok(path);
+        }
+        let link = std::fs::read_link(&path).at("reading", &path)?;
+        path = dir_of(&path).join(link);
+    }
+    Err(Errno::LOOP).at("following", &path)
+}
+
+fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+fn make_dir_of(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let dir = dir_of(path);
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(dir).at("creating", dir)
 }
 
 impl AuthFile {
@@ -42,14 +134,8 @@ impl AuthFile {
         })
     }
 
-    /// Replaces the file, with what it is in if that is missing.
-    pub(crate) fn write(&self) -> Result<()> {
-        if let Some(dir) = self.path.parent() {
-            use std::os::unix::fs::DirBuilderExt as _;
-            let mut builder = std::fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            builder.create(dir).at("creating", dir)?;
-        }
+    /// Replaces the file.
+    fn write(&self) -> Result<()> {
         let mut text = Vec::new();
         let format = serde_json::ser::PrettyFormatter::with_indent(b"\t");
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, format);
@@ -127,6 +213,7 @@ mod tests {
     fn what_is_not_understood_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/dir/auth.json");
+        make_dir_of(&path).unwrap();
         let mut file = AuthFile::read(&path).unwrap();
         file.set("h.io", "u", "p").unwrap();
         file.write().unwrap();
@@ -178,5 +265,64 @@ mod tests {
             let error = set.err().map(|error| error.chain());
             assert!(!error.unwrap_or_default().contains("s3cret"));
         }
+    }
+
+    async fn set(path: &Path, key: String) {
+        let set = change(path.to_owned(), move |file| Ok((true, file.set(&key, "u", "p")?)));
+        set.await.unwrap();
+    }
+
+    fn keys(path: &Path) -> usize {
+        let value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        value["auths"].as_object().unwrap().len()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn changes_at_the_same_time_are_all_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/auth.json");
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..32 {
+            let path = path.clone();
+            tasks.spawn(async move { set(&path, format!("h{number}.io")).await });
+        }
+        tasks.join_all().await;
+        assert_eq!(keys(&path), 32);
+        let names = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        assert_eq!(names.count(), 1, "no lock is left");
+    }
+
+    #[tokio::test]
+    async fn links_stay_and_lead_to_what_is_changed() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        symlink("second", at("auth.json")).unwrap();
+        symlink(at("real/config.json"), at("second")).unwrap();
+        for (number, key) in ["a.io", "b.io"].into_iter().enumerate() {
+            set(&at("auth.json"), key.to_owned()).await;
+            assert_eq!(keys(&at("real/config.json")), number + 1);
+            for link in ["auth.json", "second"] {
+                assert!(at(link).symlink_metadata().unwrap().is_symlink());
+            }
+        }
+        symlink("round", at("round")).unwrap();
+        let error = change(at("round"), |_| Ok((true, ()))).await.unwrap_err();
+        assert!(error.has_errno(Errno::LOOP), "{error:?}");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::lchown(at("auth.json"), Some(1000), None).unwrap();
+            set(&at("auth.json"), "c.io".to_owned()).await;
+            assert_eq!((keys(&at("auth.json")), keys(&at("second"))), (3, 2));
+            assert!(at("auth.json").symlink_metadata().unwrap().is_file());
+        }
+    }
+
+    #[tokio::test]
+    async fn who_cannot_have_the_lock_changes_the_file_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.json");
+        std::fs::create_dir(dir.path().join("auth.json.lock")).unwrap();
+        set(&path, "h.io".to_owned()).await;
+        assert_eq!(keys(&path), 1);
     }
 }

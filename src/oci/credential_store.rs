@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::auth::{self, Lookup};
-use super::auth_file::AuthFile;
+use super::auth_file::{self, AuthFile};
 use super::credential_helper::Helper;
 use super::registry_name;
 use super::registry_options::{Credentials, RegistryOptions};
@@ -16,8 +16,10 @@ use crate::error::{Error, ErrorKind, Result};
 ///
 /// Scopes are `HOST[:PORT]`, or a namespace or repository in a registry.
 ///
-/// Files are replaced atomically, with mode 0600; fields that are not known stay. Of two programs that change one file at the
-/// same time, the last one wins, as with Podman.
+/// Files are replaced atomically, with mode 0600; fields that are not known stay, and so does a symbolic link to the file, which
+/// Podman replaces. Changes that processes with this library make at the same time are made one after the other: they hold the
+/// lock of `FILE.lock` beside the file for moments. Podman and Docker take no lock: if one of them reads the file just before
+/// and replaces it just after, what was changed in between is lost.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -231,33 +233,28 @@ impl CredentialStore {
 
     async fn set_in_file(&self, scope: &str, username: &str, password: &str) -> Result<String> {
         let path = self.file()?;
+        let place = path.display().to_string();
         let [key, user, secret] = [scope, username, password].map(str::to_owned);
-        let set = move || {
-            let mut file = AuthFile::read(&path)?;
+        let set = auth_file::change(path, move |file| {
             let helper = file.helper(&key);
             if helper.is_none() {
                 file.set(&key, &user, &secret)?;
-                file.write()?;
             }
-            Ok((helper, path.display().to_string()))
-        };
-        match bridge::run(set).await? {
-            (None, path) => Ok(path),
-            (Some(helper), _) => self.store(&helper, scope, username, password).await,
+            Ok((helper.is_none(), helper))
+        });
+        match set.await? {
+            None => Ok(place),
+            Some(helper) => self.store(&helper, scope, username, password).await,
         }
     }
 
     async fn remove_from_file(&self, scope: &str) -> Result<bool> {
-        let (path, key) = (self.file()?, scope.to_owned());
-        let remove = move || {
-            let mut file = AuthFile::read(&path)?;
-            let removed = file.remove(&key)?;
-            if removed {
-                file.write()?;
-            }
-            Ok((removed, file.helper(&key)))
-        };
-        let (removed, helper) = bridge::run(remove).await?;
+        let key = scope.to_owned();
+        let remove = auth_file::change(self.file()?, move |file| {
+            let is_removed = file.remove(&key)?;
+            Ok((is_removed, (is_removed, file.helper(&key))))
+        });
+        let (removed, helper) = remove.await?;
         let erased = match helper {
             Some(helper) => Helper::new(&helper, self.limit).erase(scope).await?,
             None => false,
@@ -276,12 +273,7 @@ impl CredentialStore {
         }
         // Docker's file says more than what is logged in to.
         let with_helpers = !matches!(self.place, Place::Docker(_));
-        let clear = move || {
-            let mut file = AuthFile::read(&path)?;
-            file.clear(with_helpers)?;
-            file.write()
-        };
-        bridge::run(clear).await
+        auth_file::change(path, move |file| Ok((true, file.clear(with_helpers)?))).await
     }
 }
 

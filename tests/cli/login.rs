@@ -162,6 +162,31 @@ fn files_are_the_same_as_podmans(set: PeerSet) {
         same_files(files);
         assert_eq!(read(&a), "{\n\t\"auths\": {}\n}");
         runner.same(&format!("pull -q --authfile FILE {host}/team/app:v2"), files);
+        for (user, input, text) in [
+            (
+                "-u user --password-stdin ",
+                "",
+                "reading password: inappropriate ioctl for device",
+            ),
+            (
+                "-u user --password-stdin ",
+                "\n\n",
+                "reading password: inappropriate ioctl for device",
+            ),
+            ("-u user ", "", "reading password: inappropriate ioctl for device"),
+            ("", "user\n", "reading password: inappropriate ioctl for device"),
+            ("", "", "reading username: EOF"),
+        ] {
+            for podman in [false, true] {
+                let line = format!("login --authfile {} {user}elsewhere.example", a.display());
+                let answer = runner.run_with(podman, &line, input);
+                let text = format!("getting username and password: {text}\n");
+                assert!(
+                    answer.code != 0 && answer.err.ends_with(&text),
+                    "{line}: {answer:?}"
+                );
+            }
+        }
         for line in [
             "login --authfile FILE -p x --password-stdin -u user elsewhere.example",
             "login --authfile FILE --password-stdin elsewhere.example",
@@ -176,6 +201,49 @@ fn files_are_the_same_as_podmans(set: PeerSet) {
     }
 }
 each_set!(newer fn files_are_the_same_as_podmans: "podman");
+
+/// Podman replaces a link; whoever has one keeps it here.
+fn a_link_to_a_file_stays(set: PeerSet) {
+    let registry = registry(basic);
+    let host = registry.address();
+    for podman in [false, true] {
+        let root = TestRoot::vfs().of(set);
+        let runner = Runner {
+            root: &root,
+            variables: Vec::new(),
+        };
+        let (link, file) = (root.path().join("auth.json"), root.path().join("real.json"));
+        std::fs::write(&file, r#"{"auths": {"other.example": {"auth": "dTpw"}}}"#).unwrap();
+        std::os::unix::fs::symlink("real.json", &link).unwrap();
+        let line = format!("login --authfile {} -u user -p secret {host}", link.display());
+        assert_eq!(runner.run(podman, &line).code, 0);
+        assert_eq!(link.symlink_metadata().unwrap().is_symlink(), !podman);
+        let read = read(&link);
+        assert!(read.contains("other.example") && read.contains(host), "{read}");
+        assert_eq!(self::read(&file).contains(host), !podman);
+    }
+}
+each_set!(newer fn a_link_to_a_file_stays: "podman");
+
+#[test]
+fn eight_logins_at_once_are_all_kept() {
+    let registry = registry(basic);
+    let host = registry.address();
+    let root = TestRoot::vfs();
+    let file = root.path().join("new/auth.json");
+    let runner = Runner {
+        root: &root,
+        variables: vec![("REGISTRY_AUTH_FILE", file.clone())],
+    };
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let (runner, line) = (&runner, format!("login -u user -p secret {host}/team{number}"));
+            scope.spawn(move || assert_eq!(runner.run(false, &line).code, 0));
+        }
+    });
+    let kept: Value = serde_json::from_str(&read(&file)).unwrap();
+    assert_eq!(kept["auths"].as_object().unwrap().len(), 8, "{kept}");
+}
 
 fn the_environment_says_which_file(set: PeerSet) {
     let registry = registry(basic);

@@ -6,6 +6,7 @@ use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 
 use crate::outcome::CommandError;
 use crate::output::Output;
+use crate::text::system_error;
 
 /// Asks for a line on standard input.
 pub(crate) fn line(out: &mut Output, question: &str) -> Result<String, CommandError> {
@@ -35,7 +36,7 @@ impl Drop for Restore {
 pub(crate) fn secret(out: &mut Output, question: &str) -> Result<String, CommandError> {
     out.raw(question.as_bytes())?;
     out.flush()?;
-    let failed = |error: rustix::io::Errno| io::Error::from(error).to_string();
+    let failed = |error: rustix::io::Errno| system_error(&error.into());
     let before = termios::tcgetattr(io::stdin()).map_err(failed)?;
     let mut quiet = before.clone();
     quiet

@@ -59,6 +59,11 @@ fn read_password(call: &Call) -> Result<String, CommandError> {
     Ok(text.lines().collect())
 }
 
+/// As Podman says it, in the same words.
+fn not_given(error: CommandError, what: &str) -> CommandError {
+    error.context(what).context("getting username and password")
+}
+
 /// Checks credentials with the registry and keeps them.
 pub(crate) async fn login(call: &Call, out: &mut Output) -> Outcome {
     let options = registry_options(call).await?;
@@ -105,13 +110,13 @@ pub(crate) async fn login(call: &Call, out: &mut Output) -> Outcome {
             Some(user) => format!("Username ({user}): "),
             None => "Username: ".to_owned(),
         };
-        username = prompt::line(out, &question).map_err(|error| error.context("reading username"))?;
+        username = prompt::line(out, &question).map_err(|error| not_given(error, "reading username"))?;
         if username.is_empty() {
             username = before.unwrap_or_default();
         }
     }
     if password.is_empty() {
-        password = prompt::secret(out, "Password: ").map_err(|error| error.context("reading password"))?;
+        password = prompt::secret(out, "Password: ").map_err(|error| not_given(error, "reading password"))?;
     }
     let username = username.trim();
     let credentials = Credentials::password(username, &*password);
