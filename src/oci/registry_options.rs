@@ -172,7 +172,8 @@ pub struct RegistryOptions {
     pub backoff: Duration,
     /// No wait is longer than this, whatever the registry asks for.
     pub max_wait: Duration,
-    /// A registry that accepts no connection or sends nothing for this long has failed.
+    /// A registry that accepts no connection or sends nothing for this long has failed. One that need not speak TLS is taken for
+    /// one without if it has not agreed on it within a sixth of that.
     pub stall: Duration,
     /// Mirrors, and registries that are blocked or insecure; by default none.
     pub registries_conf: RegistriesConf,

@@ -1,6 +1,7 @@
 //! HTTP clients with TLS set up by value: nothing here chooses a TLS implementation for the whole process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::redirect;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,6 +13,10 @@ use rustls_platform_verifier::Verifier;
 
 use super::registry_options::{RegistryOptions, TlsOptions, Transport};
 use crate::error::{Error, ErrorKind, Result};
+
+/// The part of [`RegistryOptions::stall`] within which a registry has to agree on TLS that need not speak it: 10 seconds by
+/// default, as for Podman.
+const INSECURE_SHARE: u32 = 6;
 
 /// Most redirections that are followed.
 const MAX_REDIRECTS: usize = 10;
@@ -133,13 +138,22 @@ fn client_config(tls: &TlsOptions) -> Result<ClientConfig> {
     Ok(config)
 }
 
+/// How long a connection may take until it is there, with TLS. One that need not speak TLS is asked without it afterwards, and
+/// may be one that waits for more of what it does not understand.
+fn connect_timeout(tls: &TlsOptions, options: &RegistryOptions) -> Duration {
+    match tls.transport {
+        Transport::Insecure => options.stall / INSECURE_SHARE,
+        _ => options.stall,
+    }
+}
+
 /// A client with these TLS options. Blocking: reads the system's root certificates.
 pub(crate) fn http_client(tls: &TlsOptions, options: &RegistryOptions) -> Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         // None but those that the options name.
         .no_proxy()
         .user_agent(concat!("graphroot/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(options.stall)
+        .connect_timeout(connect_timeout(tls, options))
         .read_timeout(options.stall)
         .redirect(redirect::Policy::limited(MAX_REDIRECTS))
         .tls_backend_preconfigured(client_config(tls)?);

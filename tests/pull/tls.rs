@@ -1,7 +1,9 @@
 //! TLS by value: roots, client certificates, unverified connections; nothing chosen for the whole process.
 
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use graphroot::ErrorKind;
 use graphroot::oci::{
@@ -129,4 +131,59 @@ async fn roots_and_client_certificates_are_given_by_value() {
         rustls::crypto::CryptoProvider::get_default().is_none(),
         "the program that links the library chooses"
     );
+}
+
+/// Passes connections on to a registry; those that begin with TLS it keeps open and says nothing.
+fn silent_about_tls(registry: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let (stream, mut first) = (stream.unwrap(), [0]);
+            if stream.peek(&mut first).unwrap_or(0) == 1 && first != [0x16] {
+                let other = TcpStream::connect(&registry).unwrap();
+                for (mut from, mut to) in [
+                    (stream.try_clone().unwrap(), other.try_clone().unwrap()),
+                    (other, stream),
+                ] {
+                    std::thread::spawn(move || {
+                        std::io::copy(&mut from, &mut to).ok();
+                        to.shutdown(std::net::Shutdown::Write).ok();
+                    });
+                }
+            } else {
+                kept.push(stream);
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_registry_that_neither_answers_nor_closes_is_soon_asked_without_tls() {
+    needs!();
+    let fake = FakeRegistry::start();
+    let image = fake.add("some/image", &[layer("file", 1)]);
+    let (registry, rest) = image
+        .reference
+        .strip_prefix("docker://")
+        .unwrap()
+        .split_once('/')
+        .unwrap();
+    let address = silent_about_tls(registry.to_owned());
+    let conf = format!("[[registry]]\nlocation = '{address}'\ninsecure = true\n");
+    let stall = Duration::from_secs(12);
+    let options = RegistryOptions::default()
+        .retries(0)
+        .stall(stall)
+        .registries_conf(RegistriesConf::parse(&conf).unwrap());
+    let root = TestRoot::in_memory();
+    let puller = Puller::new(&root.open().await, PullOptions::default().registry(options));
+    let begun = Instant::now();
+    puller
+        .pull(&format!("docker://{address}/{rest}").parse().unwrap())
+        .await
+        .unwrap();
+    assert!(begun.elapsed() < stall, "{:?}", begun.elapsed());
 }
