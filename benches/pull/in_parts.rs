@@ -3,16 +3,16 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use graphroot::oci::{ImageRef, PullOptions, Puller, PushOptions, push};
 use graphroot::{Compression, Durability, ImageBuilder, Store, StoreOptions};
 
+use crate::programs::Programs;
 use crate::registry::Registry;
 use crate::support::{Res, options, print_rows, remove, run, runtime, timed};
-use crate::testing::testing_programs;
 use crate::{BASE, ROUNDS, clean};
 
 /// In the update, one of so many files has other content.
@@ -31,64 +31,10 @@ enum Who<'a> {
     Podman(&'a Programs),
 }
 
-/// Programs of Debian testing, as the tests have them.
-struct Programs {
-    bin: PathBuf,
-    home: PathBuf,
-}
-
-impl Programs {
-    /// `None` if they are not there.
-    fn find(dir: &Path) -> Res<Option<Self>> {
-        let Some(bin) = testing_programs() else {
-            return Ok(None);
-        };
-        let home = dir.join("home");
-        let policy = home.join(".config/containers");
-        std::fs::create_dir_all(&policy)?;
-        let accept = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-        std::fs::write(policy.join("policy.json"), accept)?;
-        let conf = format!(
-            "[containers]\ncgroups = \"disabled\"\n[engine]\nhelper_binaries_dir = [{bin:?}]\nevents_logger = \"none\"\n\
-             cgroup_manager = \"cgroupfs\"\ntmp_dir = {:?}\n",
-            home.join("tmp")
-        );
-        std::fs::write(home.join("containers.conf"), conf)?;
-        std::fs::write(
-            home.join("registries.conf"),
-            "unqualified-search-registries = []\n",
-        )?;
-        Ok(Some(Self { bin, home }))
-    }
-
-    /// One of them, on a store in `root` that is asked for partial pulls.
-    fn command(&self, program: &str, root: &Path) -> Res<Command> {
-        let storage = root.join("storage.conf");
-        let text = format!(
-            "[storage]\ndriver = \"overlay\"\ngraphroot = {:?}\nrunroot = {:?}\n\
-             [storage.options.pull_options]\nenable_partial_images = \"true\"\n",
-            root.join("graph"),
-            root.join("run")
-        );
-        std::fs::write(&storage, text)?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::iter::once(self.bin.clone()).chain(std::env::split_paths(&path));
-        let mut command = Command::new(self.bin.join(program));
-        command
-            .env("PATH", std::env::join_paths(path)?)
-            .env("HOME", &self.home)
-            .env("CONTAINERS_CONF", self.home.join("containers.conf"))
-            .env("CONTAINERS_REGISTRIES_CONF", self.home.join("registries.conf"))
-            .env("CONTAINERS_STORAGE_CONF", storage);
-        Ok(command)
-    }
-}
-
-pub(crate) fn measure(dir: &Path, registry: &Registry) -> Res<()> {
-    let programs = Programs::find(dir)?;
+pub(crate) fn measure(dir: &Path, registry: &Registry, programs: Option<&Programs>) -> Res<()> {
     let source = tempfile::tempdir_in(dir)?;
     let images = make(source.path())?;
-    write(dir, source.path(), programs.as_ref())?;
+    write(dir, source.path(), programs)?;
     let names = ["first", "update"].map(|tag| format!("{}/parts/image:{tag}", registry.address));
     for (image, name) in images.iter().zip(&names) {
         let to: ImageRef = format!("docker://{name}").parse()?;
@@ -107,11 +53,7 @@ pub(crate) fn measure(dir: &Path, registry: &Registry) -> Res<()> {
             ("graphroot, layers as a whole", Who::Ours { parts: false }),
             ("graphroot, layers in parts", Who::Ours { parts: true }),
         ];
-        contenders.extend(
-            programs
-                .as_ref()
-                .map(|programs| ("podman pull, layers in parts", Who::Podman(programs))),
-        );
+        contenders.extend(programs.map(|programs| ("podman pull, layers in parts", Who::Podman(programs))));
         let mut rows: Vec<(String, Vec<Duration>)> = Vec::new();
         for _ in 0..ROUNDS {
             for (index, (name, who)) in contenders.iter().enumerate() {
