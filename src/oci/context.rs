@@ -10,6 +10,7 @@ use super::partial::Partials;
 use super::reference::ImageRef;
 use super::repository::Registries;
 use super::source::ImageSource;
+use crate::bridge;
 use crate::error::{ErrorKind, Result};
 use crate::lock::single_flight::{self, Flight};
 use crate::options::PartialPullOptions;
@@ -82,6 +83,13 @@ impl PullContext {
     /// A permit to unpack; to be asked for after that to download.
     pub(crate) async fn unpacker(&self) -> Result<OwnedSemaphorePermit> {
         acquire(&self.unpackers).await
+    }
+
+    /// Opens a source of layers for something else than a pull, if the policy does not refuse the image.
+    pub(super) async fn open_for_layers(&self, image: &ImageRef) -> Result<ImageSource> {
+        let (policy, checked) = (self.options.policy.clone(), image.clone());
+        bridge::run(move || policy.refuse_rejected(&checked)).await?;
+        self.open(image).await
     }
 
     /// Opens a source.

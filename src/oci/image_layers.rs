@@ -107,7 +107,7 @@ impl ImageLayers {
 
     /// A manifest, or else a config, with the digest.
     async fn document_of(&self, image: &ImageRef, wanted: &WantedDocument) -> Result<Bytes> {
-        let source = self.context.open(image).await?;
+        let source = self.context.open_for_layers(image).await?;
         let error = match source.manifest(&wanted.digest).await {
             Ok(fetched) => return Ok(fetched.bytes),
             Err(error) => error,
@@ -143,7 +143,7 @@ impl HealSource for ImageLayers {
             let Some((image, way)) = ways.nth(attempt) else {
                 return Ok(None);
             };
-            let source = self.context.open(&image).await?;
+            let source = self.context.open_for_layers(&image).await?;
             let blob = match way {
                 Way::Blob(blob) => blob,
                 Way::ByDigest(digest) => self.find(&source, Some(&digest), wanted).await?,
@@ -168,7 +168,7 @@ impl HealSource for ImageLayers {
             let (Some(blob), Some((image, _digest))) = (blob, images.first()) else {
                 return Ok(None);
             };
-            let source = self.context.open(image).await?;
+            let source = self.context.open_for_layers(image).await?;
             let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
             let source = source.ranges(blob, meter).await?;
             Ok(Some(BlobParts::new(blob.clone(), source)))

@@ -25,8 +25,12 @@ use crate::error::{ErrorKind, Result};
 /// With the feature `signatures`, a pull verifies the signatures that the policy wants of images in registries: OpenPGP
 /// signatures (`signedBy`), and those of sigstore's programs with public keys (`sigstoreSigned` with `keyPath`, `keyPaths`,
 /// `keyData` or `keyDatas`; ECDSA on P-256 and P-384, RSA, Ed25519). They are where
-/// `RegistryOptions::signature_storage` says. What cannot be verified is refused: every signature without the feature,
+/// `RegistryOptions::signature_storage` says; a registry that serves OpenPGP signatures itself, which it says in an answer at
+/// `/v2/` (`X-Registry-Supports-Signatures: 1`), is asked for them in place of what is beside it. What cannot be verified is refused: every signature without the feature,
 /// certificates of Fulcio or another PKI, entries in the log of Rekor, OpenPGP signatures with SHA-1 or MD5.
+///
+/// Where layers of an image are fetched without a pull, to heal a store or in parts, only `reject` counts: what they have to be
+/// is known by digests, and of a signature nothing more would follow.
 ///
 /// ```
 /// use graphroot::oci::{ImageRef, Policy};
@@ -201,13 +205,29 @@ impl Policy {
         if !cfg!(feature = "signatures") || !requirements.iter().any(wants_more) {
             return self.check(image);
         }
-        if requirements.contains(&Requirement::Reject) {
-            return refuse(&format!("Running image {image} is rejected by policy."));
-        }
+        self.refuse_rejected(image)?;
         match image {
             ImageRef::Registry(_) => Ok(()),
             _ => refuse("A signature was required, but no signature exists"),
         }
+    }
+
+    /// Refuses an image of which nothing may be pulled, whatever signatures it has. Blocking: looks at paths.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Rejected`].
+    pub(crate) fn refuse_rejected(&self, image: &ImageRef) -> Result<()> {
+        match self.requirements(image).contains(&Requirement::Reject) {
+            true => refuse(&format!("Running image {image} is rejected by policy.")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether OpenPGP signatures of an image in a registry are wanted.
+    #[cfg(feature = "signatures")]
+    pub(crate) fn wants_openpgp(&self, image: &ImageRef) -> bool {
+        let is_openpgp = |requirement: &Requirement| matches!(requirement, Requirement::SignedBy { .. });
+        matches!(image, ImageRef::Registry(_)) && self.requirements(image).iter().any(is_openpgp)
     }
 
     /// Whether the signatures of an image in a registry are good for this manifest. Blocking: reads keys.

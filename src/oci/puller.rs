@@ -191,23 +191,26 @@ impl Puller {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such blob; [`ErrorKind::DigestMismatch`] if it has another size;
+    /// [`ErrorKind::Rejected`] if [`PullOptions::policy`] rejects the image, whatever signatures it has;
     /// [`ErrorKind::InvalidInput`] for an archive that cannot be read; [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Nothing remains.
     pub async fn blob_source(&self, image: &ImageRef, blob: &Descriptor) -> Result<Arc<dyn BlobSource>> {
-        let source = self.context.open(image).await?;
+        let source = self.context.open_for_layers(image).await?;
         let meter = Meter::start(&self.context.options.progress, &blob.digest, blob.size, 0);
         source.ranges(blob, meter).await
     }
 
-    /// The layers of an image elsewhere, for [`Store::heal`]. Nothing is connected to yet.
+    /// The layers of an image elsewhere, for [`Store::heal`]. Nothing is connected to yet. They are verified by the digests that
+    /// the store knows, so of [`PullOptions::policy`] only `reject` counts; an image that it rejects is not asked for.
     pub fn layers_of(&self, image: ImageRef) -> ImageLayers {
         ImageLayers::new(Arc::clone(&self.context), Some(image))
     }
 
     /// The layers of the images in registries that have the names of the damaged images, for [`Store::heal`]. An image of
-    /// which the digest is recorded is asked for by that: its name may have moved to another one.
+    /// which the digest is recorded is asked for by that: its name may have moved to another one. The policy counts as in
+    /// [`Puller::layers_of`].
     pub fn layers_by_name(&self) -> ImageLayers {
         ImageLayers::new(Arc::clone(&self.context), None)
     }
@@ -236,7 +239,8 @@ impl Puller {
         manifest: &Fetched,
     ) -> Result<Vec<Vec<u8>>> {
         let _turn = self.context.download(source).await?;
-        let found = source.signatures(&manifest.digest).await?;
+        let wanted = self.context.options.policy.wants_openpgp(image);
+        let found = source.signatures(&manifest.digest, wanted).await?;
         let kept = found.iter().map(Signature::to_bytes).collect::<Result<_, _>>();
         let kept = kept.map_err(|why| ErrorKind::InvalidInput.err(why))?;
         let (policy, image, bytes) = (

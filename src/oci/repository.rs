@@ -48,6 +48,9 @@ pub(crate) struct Registries {
     /// Which registries that need not speak TLS do not.
     without_tls: Mutex<HashMap<String, bool>>,
     range_limits: Mutex<HashMap<String, Arc<RangeLimits>>>,
+    /// Which registries serve signatures of images themselves, by what they said at `/v2/`.
+    #[cfg(feature = "signatures")]
+    pub(super) serving_signatures: Mutex<HashMap<String, bool>>,
 }
 
 impl Registries {
@@ -57,6 +60,8 @@ impl Registries {
             clients: Mutex::default(),
             without_tls: Mutex::default(),
             range_limits: Mutex::default(),
+            #[cfg(feature = "signatures")]
+            serving_signatures: Mutex::default(),
         }
     }
 

@@ -99,11 +99,12 @@ impl ImageSource {
         Ok(bytes)
     }
 
-    /// The signatures of a manifest, not verified. Layouts and archives have none.
+    /// The signatures of a manifest, not verified. Layouts and archives have none. OpenPGP signatures are looked for everywhere
+    /// if they are `wanted`.
     #[cfg(feature = "signatures")]
-    pub(crate) async fn signatures(&self, manifest: &Digest) -> Result<Vec<Signature>> {
+    pub(crate) async fn signatures(&self, manifest: &Digest, wanted: bool) -> Result<Vec<Signature>> {
         match self {
-            Self::Registry(places) => places.current().await?.signatures(manifest).await,
+            Self::Registry(places) => places.current().await?.signatures(manifest, wanted).await,
             Self::Layout { .. } | Self::Docker(_) => Ok(Vec::new()),
         }
     }

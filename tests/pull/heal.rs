@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use graphroot::oci::{ImageLayers, ImageRef, PullOptions, Puller, PushOptions, RegistryOptions, push};
-use graphroot::{HealOptions, HealReport, HealedHow, NotHealed, Store};
+use graphroot::oci::{
+    ImageLayers, ImageRef, Policy, PullOptions, Puller, PushOptions, RegistryOptions, push,
+};
+use graphroot::{ErrorKind, HealOptions, HealReport, HealedHow, NotHealed, Store};
 
 use crate::chunked::{image, push_chunked};
 use crate::fake_registry::{FakeRegistry, Fault, Image};
 use crate::in_parts::open;
+use crate::ranges::descriptor;
 use crate::support::manifest::{Manifest, assert_same, layer_manifest};
 use crate::support::needs;
 use crate::support::root::TestRoot;
@@ -294,4 +297,30 @@ async fn documents_come_first() {
         "{healed:#?}"
     );
     pulled.assert_whole("documents").await;
+}
+
+/// An image that the policy rejects is not asked for; a signature that it wants adds nothing to the digests.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_rejects_counts_for_healing_too() {
+    needs!();
+    let (fake, image, pulled) = pulled().await;
+    let blob = || fake.requests(&image.layers[1]).len();
+    let signed = r#"{"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/no/such/key"}]}"#;
+    for (policy, heals) in [(r#"{"default": [{"type": "reject"}]}"#, false), (signed, true)] {
+        pulled.damage(1);
+        let asked = blob();
+        let options = PullOptions::default().policy(Policy::parse(policy).unwrap());
+        let puller = Puller::new(&pulled.store, options);
+        let reference: ImageRef = image.reference.parse().unwrap();
+        for source in [puller.layers_by_name(), puller.layers_of(reference.clone())] {
+            let healed = pulled.heal(source).await;
+            assert_eq!(healed.is_success(), heals, "{policy}: {healed:#?}");
+        }
+        assert_eq!(blob() > asked, heals, "{policy}");
+        if !heals {
+            let blob = descriptor(&image.layers[1], 1);
+            let error = puller.blob_source(&reference, &blob).await.map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Rejected);
+        }
+    }
 }

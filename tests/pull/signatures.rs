@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use graphroot::oci::{ImageRef, Policy, PullOptions, Puller, RegistryOptions, SignatureStorage};
@@ -559,3 +560,111 @@ async fn signatures_come_from_a_server_too() {
         assert_eq!(ours.is_ok(), expected, "{image}: {ours:?}");
     }
 }
+
+/// What a registry serves as the signatures of an image, and whether the policy is met.
+fn served(good: &[u8], other: &[u8]) -> Vec<(&'static str, Reply, bool)> {
+    let entry = |version: u32, kind: &str, content: &[u8]| {
+        let content = base64::engine::general_purpose::STANDARD.encode(content);
+        json!({"schemaVersion": version, "name": "sha256:x@y", "type": kind, "content": content})
+    };
+    let list = |entries: &[Value]| Reply::new(200, json!({"signatures": entries}).to_string());
+    let good = || entry(2, "atomic", good);
+    vec![
+        ("good", list(&[good()]), true),
+        (
+            "behind others",
+            list(&[entry(2, "atomic", other), entry(1, "x", b""), good()]),
+            true,
+        ),
+        ("of another key", list(&[entry(2, "atomic", other)]), false),
+        ("of another version", list(&[entry(1, "atomic", b"x")]), false),
+        ("of another type", list(&[entry(2, "AtomicImageV1", b"x")]), false),
+        ("garbage", list(&[entry(2, "atomic", b"garbage")]), false),
+        ("none", list(&[]), false),
+        ("null", Reply::new(200, r#"{"signatures": null}"#), false),
+        ("no list", Reply::new(200, "[]"), false),
+        ("nothing", Reply::new(404, ""), false),
+        (
+            "not in base64",
+            Reply::new(
+                200,
+                r#"{"signatures": [{"content": "%", "type": "atomic", "schemaVersion": 2}]}"#,
+            ),
+            false,
+        ),
+        (
+            "too long",
+            Reply::new(200, format!("{{{}}}", " ".repeat(5 << 20))),
+            false,
+        ),
+    ]
+}
+
+/// What the registry serves counts, and what is beside it does not.
+async fn signatures_that_a_registry_serves_are_those_of_skopeo(set: PeerSet) {
+    let root = TestRoot::in_memory().of(set);
+    let keys = Keys::new(&root);
+    let key = keys.add("alice", "--quick-gen-key alice@example ed25519 sign never");
+    keys.add("bob", "--quick-gen-key bob@example ed25519 sign never");
+    let reply = Arc::new(Mutex::new(Reply::new(404, "")));
+    let serves = Arc::clone(&reply);
+    let registry = OddRegistry::start(move |asked| match &*asked.path {
+        "/v2/" => Some(Reply::new(200, "{}").header("X-Registry-Supports-Signatures", "1")),
+        path if path.starts_with("/extensions/v2/team/app/signatures/sha256:") => {
+            Some(serves.lock().unwrap().clone())
+        }
+        _ => None,
+    });
+    let manifest = registry.add(
+        "team/app",
+        &Parts::new(OCI_MANIFEST, good_config(), &[layer("a", 1)]),
+    );
+    let name = format!("{}/team/app:v1", registry.address());
+    let by = |who: &str| keys.sign(&format!("-u {who}@example"), manifest.as_str(), &name);
+    let (good, other) = (by("alice"), by("bob"));
+    let beside = root.scratch("lookaside");
+    let dir = beside.join(format!("team/app@sha256={}", manifest.encoded()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("signature-1"), &good).unwrap();
+    let registries_d = root.scratch("registries.d");
+    let text = format!("default-docker:\n  lookaside: file://{}\n", beside.display());
+    std::fs::write(registries_d.join("default.yaml"), text).unwrap();
+    let policy = root.path().join("policy.json");
+    let requirement = json!([{"type": "signedBy", "keyType": "GPGKeys", "keyPath": key}]);
+    std::fs::write(&policy, with_default(&requirement)).unwrap();
+    let store = root.open().await;
+    let options = async |policy: Policy| {
+        let storage = SignatureStorage::from_directory(&registries_d).await.unwrap();
+        let registry = RegistryOptions::default().retries(0).signature_storage(storage);
+        PullOptions::default().registry(registry).policy(policy)
+    };
+    let image: ImageRef = format!("docker://{name}").parse().unwrap();
+    for (what, served, is_met) in served(&good, &other) {
+        *reply.lock().unwrap() = served;
+        let puller = Puller::new(&store, options(Policy::from_file(&policy).await.unwrap()).await);
+        let pulled = puller.pull_as(&image, &[]).await;
+        assert_eq!(pulled.is_ok(), is_met, "{what}: {pulled:?}");
+        let skopeo = root
+            .skopeo()
+            .with(["--registries.d"])
+            .with([&registries_d])
+            .with(["--policy"])
+            .with([&policy])
+            .words("copy --quiet --src-tls-verify=false")
+            .with([image.to_string(), format!("dir:{}", root.scratch("to").display())])
+            .output()
+            .unwrap();
+        assert_eq!(skopeo.status.success(), is_met, "{what}: {skopeo:?}");
+    }
+    // Nobody is asked for signatures that the policy does not want.
+    registry.take_log();
+    let puller = Puller::new(&store, options(Policy::default()).await);
+    puller.pull_as(&image, &[]).await.unwrap();
+    assert!(
+        !registry
+            .take_log()
+            .iter()
+            .any(|line| line.contains("/extensions/"))
+    );
+}
+each_set!(newer async signatures_that_a_registry_serves_are_those_of_skopeo: "skopeo", "gpg");

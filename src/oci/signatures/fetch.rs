@@ -1,7 +1,12 @@
-//! Fetching the signatures of an image in a registry: from files or a server beside it, and what is attached to it.
+//! Fetching the signatures of an image in a registry: from itself where it serves them, else from files or a server beside it,
+//! and what is attached to it.
 
+use std::sync::PoisonError;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::BytesMut;
-use reqwest::{StatusCode, Url};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use super::signature::{Attached, MAX_SIGNATURE, Signature};
@@ -16,21 +21,95 @@ use crate::store::image_manifest::Descriptor;
 /// More signatures than any image has.
 const MAX_SIGNATURES: usize = 128;
 
+/// The header of a registry that serves signatures itself, as OpenShift's did.
+const SERVES_SIGNATURES: &str = "X-Registry-Supports-Signatures";
+
+/// The signatures that such a registry serves: those of this version and type are OpenPGP messages.
+const SERVED: (i64, &str) = (2, "atomic");
+
 impl Repository {
-    /// The signatures of a manifest, not verified.
+    /// The signatures of a manifest, not verified. Whether the registry serves OpenPGP signatures is asked only if these are
+    /// `wanted`.
     ///
     /// # Errors
     /// As for other requests; [`ErrorKind::InvalidInput`] for what is no signature where one should be.
-    pub(crate) async fn signatures(&self, manifest: &Digest) -> Result<Vec<Signature>> {
+    pub(crate) async fn signatures(&self, manifest: &Digest, wanted: bool) -> Result<Vec<Signature>> {
         let storage = &self.registries.options.signature_storage;
         let mut found = Vec::new();
-        if let Some(base) = storage.lookaside(&self.image)? {
+        if wanted && self.serves_signatures().await? {
+            self.served(manifest, &mut found).await?;
+        } else if let Some(base) = storage.lookaside(&self.image)? {
             self.look_aside(&base, manifest, &mut found).await?;
         }
         if storage.uses_attachments(&self.image) {
             self.attached(manifest, &mut found).await?;
         }
         Ok(found)
+    }
+
+    /// Whether the registry serves signatures; asked once.
+    async fn serves_signatures(&self) -> Result<bool> {
+        let known = &self.registries.serving_signatures;
+        let known = || known.lock().unwrap_or_else(PoisonError::into_inner);
+        let registry = self.image.registry();
+        if let Some(known) = known().get(registry).copied() {
+            return Ok(known);
+        }
+        let (url, what) = (self.url("/v2/")?, format!("pinging {registry}"));
+        let ask = || async {
+            let sent = self.request(Method::GET, url.clone()).send().await;
+            let answer = sent.map_err(|error| Failure::of_connection(&what, error))?;
+            Ok(answer
+                .headers()
+                .get(SERVES_SIGNATURES)
+                .is_some_and(|value| value == "1"))
+        };
+        let found = self.retry.run(ask).await?;
+        known().insert(registry.to_owned(), found);
+        Ok(found)
+    }
+
+    /// Adds the signatures that the registry itself serves.
+    async fn served(&self, manifest: &Digest, found: &mut Vec<Signature>) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Document {
+            #[serde(default)]
+            signatures: Option<Vec<Served>>,
+        }
+        #[derive(Deserialize)]
+        struct Served {
+            #[serde(rename = "schemaVersion", default)]
+            version: i64,
+            #[serde(rename = "type", default)]
+            kind: String,
+            #[serde(default)]
+            content: Option<String>,
+        }
+        let what = format!("reading the signatures of {}", self.image);
+        let path = format!("/extensions/v2/{}/signatures/{manifest}", self.image.repository());
+        let url = self.url(&path)?;
+        let ask = || async {
+            let request = || self.request(Method::GET, url.clone());
+            let answer = self.attempt(&url, request, &[], &what).await?;
+            response::read_all(answer, &what).await
+        };
+        let bytes = self.retry.run(ask).await?;
+        let refuse = |why: String| ErrorKind::InvalidInput.err(format!("{what}: {why}"));
+        let document: Document = serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
+        let all = document.signatures.unwrap_or_default();
+        if all.len() > MAX_SIGNATURES {
+            return Err(refuse(format!("more than {MAX_SIGNATURES} signatures")));
+        }
+        for served in all
+            .into_iter()
+            .filter(|served| (served.version, &*served.kind) == SERVED)
+        {
+            let message = STANDARD.decode(served.content.unwrap_or_default());
+            found.push(Signature::Simple(
+                message.map_err(|error| refuse(error.to_string()))?,
+            ));
+        }
+        Ok(())
     }
 
     /// Adds the signatures beside the registry, which have numbers.

@@ -15,7 +15,7 @@ use crate::oci::unique_json::Refusal;
 
 /// Where the signatures of images in registries are, as Podman, Skopeo and CRI-O read it from `registries.d`: beside the
 /// registry ("lookaside"), and attached to the image in the registry if that is asked for. Cheap to clone. The default looks
-/// nowhere.
+/// nowhere. Where a policy wants an OpenPGP signature, a registry is asked first whether it serves such signatures itself.
 #[derive(Clone, Debug, Default)]
 pub struct SignatureStorage {
     inner: Arc<Inner>,

@@ -146,14 +146,16 @@ async fn add_images(
     store: &Store,
     mut options: HealOptions,
 ) -> Result<HealOptions, CommandError> {
-    use graphroot::oci::{PullOptions, Puller};
+    use graphroot::oci::{Policy, PullOptions, Puller};
 
     let from = call.flags.list(&flags::FROM);
     // Whoever names a source means that one.
     if from.is_empty() && !call.flags.list(&flags::FROM_STORE).is_empty() {
         return Ok(options);
     }
-    let mut pull = PullOptions::default().registry(super::transfer::registry_options(call).await?);
+    let mut pull = PullOptions::default()
+        .registry(super::transfer::registry_options(call).await?)
+        .policy(Policy::load().await?);
     let platform = call.flags.text(&crate::flags::transfer::PLATFORM);
     if !platform.is_empty() {
         pull.platform = platform.parse()?;
