@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use fd_lock::RwLock;
+use rustix::fs::OFlags;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::bridge;
@@ -73,12 +74,15 @@ enum Attempt {
 
 fn open(path: &Path) -> Result<RwLock<File>> {
     let mut options = std::fs::OpenOptions::new();
+    // Nobody makes a link of it; one of somebody else could have a file made anywhere.
+    let no_links = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
     options
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o600);
+        .mode(0o600)
+        .custom_flags(no_links);
     let file = match options.open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             if let Some(dir) = path.parent() {
@@ -213,6 +217,15 @@ mod tests {
             "the named file is locked"
         );
         drop(flight);
+    }
+
+    #[tokio::test]
+    async fn a_link_is_no_lock() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("key");
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        assert!(acquire(tmp.path(), "key").await.is_err());
+        assert!(!tmp.path().join("elsewhere").exists());
     }
 
     #[tokio::test]

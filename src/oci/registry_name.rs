@@ -22,6 +22,9 @@ const LEGACY_HUB: &str = "index.docker.io";
 /// Bytes of a path.
 const MAX_PATH: usize = 255;
 
+/// Characters of a name in a message: a whole name, but no more of what some archive calls one.
+const MAX_SHOWN: usize = 512;
+
 /// Bytes of a tag.
 const MAX_TAG: usize = 128;
 
@@ -41,7 +44,8 @@ pub(super) struct RegistryName {
 /// [`ErrorKind::InvalidInput`].
 pub(super) fn parse(text: &str) -> Result<RegistryName> {
     read(text).map_err(|error| {
-        let what = format!("image name {text:?}");
+        let short: String = text.chars().take(MAX_SHOWN).collect();
+        let what = format!("image name {short:?}");
         ErrorKind::InvalidInput.err(what).with_source(error)
     })
 }

@@ -24,15 +24,32 @@ pub(crate) enum Requirement {
     },
     /// A signature that sigstore's programs have made.
     SigstoreSigned {
-        /// `Err`: what else the signature is to be verified with, which is not done here.
-        keys: Result<Keys, &'static str>,
+        by: Signer,
+        /// Keys of the log in which it has to be.
+        log: Option<Keys>,
         identity: SignedIdentity,
     },
     /// Which no program verifies.
     SignedBaseLayer,
 }
 
-/// Public keys.
+/// Whose signature is wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Signer {
+    /// That of one of these keys.
+    Keys(Keys),
+    /// That of a key of which a certificate of Fulcio says whose it is.
+    Fulcio {
+        /// Certificates of authorities.
+        authorities: Keys,
+        issuer: String,
+        email: String,
+    },
+    /// That of a key with a certificate of another PKI, which is not verified here.
+    Pki,
+}
+
+/// Public keys, or certificates.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
     Files(Vec<PathBuf>),
@@ -144,49 +161,54 @@ fn signed_by(fields: &mut Fields) -> Result<Requirement, Refusal> {
 }
 
 fn sigstore_signed(fields: &mut Fields) -> Result<Requirement, Refusal> {
-    let mut found: Vec<Result<Keys, &'static str>> = keys(fields, "key", true)?.into_iter().map(Ok).collect();
-    let has_fulcio = fields.take("fulcio").map(fulcio).transpose()?.is_some();
-    let has_pki = fields.take("pki").map(pki).transpose()?.is_some();
-    found.extend(has_fulcio.then_some(Err("a certificate of Fulcio")));
-    found.extend(has_pki.then_some(Err("a certificate of a PKI")));
-    let (Some(keys_or), true) = (found.pop(), found.is_empty()) else {
+    let mut found: Vec<Signer> = keys(fields, "key", true)?.into_iter().map(Signer::Keys).collect();
+    found.extend(fields.take("fulcio").map(fulcio).transpose()?);
+    found.extend(fields.take("pki").map(pki).transpose()?);
+    let (Some(by), true) = (found.pop(), found.is_empty()) else {
         let what = "exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio, and pki must be specified";
         return Err(what.to_owned());
     };
-    let rekor = keys(fields, "rekorPublicKey", true)?;
-    if rekor.len() > 1 {
+    let mut log = keys(fields, "rekorPublicKey", true)?;
+    if log.len() > 1 {
         return Err("at most one source of keys of Rekor can be specified".to_owned());
     }
-    if has_fulcio && rekor.is_empty() {
-        return Err("a key of Rekor must be specified if fulcio is used".to_owned());
+    let log = log.pop();
+    match (&by, &log) {
+        (Signer::Fulcio { .. }, None) => {
+            return Err("a key of Rekor must be specified if fulcio is used".to_owned());
+        }
+        (Signer::Pki, Some(_)) => return Err("keys of Rekor are not supported for pki".to_owned()),
+        _ => {}
     }
-    if has_pki && !rekor.is_empty() {
-        return Err("keys of Rekor are not supported for pki".to_owned());
-    }
-    let keys = match (keys_or, rekor.is_empty()) {
-        (Ok(_), false) => Err("an entry in the log of Rekor"),
-        (keys, _) => keys,
-    };
     Ok(Requirement::SigstoreSigned {
-        keys,
+        by,
+        log,
         identity: identity(fields)?,
     })
 }
 
-/// Checks what says which certificates of Fulcio are good.
-fn fulcio(value: Value) -> Result<(), Refusal> {
+/// What says which certificates of Fulcio are good.
+fn fulcio(value: Value) -> Result<Signer, Refusal> {
     let mut fields = Fields::of(value)?;
-    if keys(&mut fields, "ca", false)?.len() != 1 {
+    let mut found = keys(&mut fields, "ca", false)?;
+    let (Some(authorities), true) = (found.pop(), found.is_empty()) else {
         return Err("exactly one of caPath and caData must be specified".to_owned());
-    }
-    for name in ["oidcIssuer", "subjectEmail"] {
-        text(&fields.need(name)?, name)?;
-    }
-    fields.end()
+    };
+    let [issuer, email] = ["oidcIssuer", "subjectEmail"].map(|name| {
+        let value = fields.need(name)?;
+        text(&value, name)
+    });
+    let (issuer, email) = (issuer?, email?);
+    fields.end()?;
+    Ok(Signer::Fulcio {
+        authorities,
+        issuer,
+        email,
+    })
 }
 
 /// Checks what says which certificates of a PKI are good.
-fn pki(value: Value) -> Result<(), Refusal> {
+fn pki(value: Value) -> Result<Signer, Refusal> {
     let mut fields = Fields::of(value)?;
     if keys(&mut fields, "caRoots", false)?.len() != 1 {
         return Err("exactly one of caRootsPath and caRootsData must be specified".to_owned());
@@ -201,5 +223,6 @@ fn pki(value: Value) -> Result<(), Refusal> {
     if subjects.is_empty() {
         return Err("at least one of subjectEmail and subjectHostname must be specified".to_owned());
     }
-    fields.end()
+    fields.end()?;
+    Ok(Signer::Pki)
 }

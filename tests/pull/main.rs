@@ -30,6 +30,8 @@ mod flight;
 mod heal;
 mod in_parts;
 mod in_parts_faults;
+#[cfg(feature = "signatures")]
+mod keyless;
 mod known_by_toc;
 mod layouts;
 mod library;

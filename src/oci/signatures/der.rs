@@ -1,4 +1,4 @@
-//! As much of DER as public keys need. Pure.
+//! As much of DER as public keys and certificates need. Pure.
 
 /// The elements of some bytes, one after the other.
 #[derive(Debug)]
@@ -7,10 +7,35 @@ pub(super) struct Der<'a>(pub(super) &'a [u8]);
 pub(super) const SEQUENCE: u8 = 0x30;
 pub(super) const OBJECT: u8 = 0x06;
 pub(super) const BITS: u8 = 0x03;
+pub(super) const BOOLEAN: u8 = 0x01;
+pub(super) const OCTETS: u8 = 0x04;
+pub(super) const TEXT: u8 = 0x0c;
+pub(super) const UTC_TIME: u8 = 0x17;
+pub(super) const GENERALIZED_TIME: u8 = 0x18;
+/// Of a certificate.
+pub(super) const VERSION: u8 = 0xa0;
+/// Of a certificate.
+pub(super) const EXTENSIONS: u8 = 0xa3;
+/// Among the names of a certificate.
+pub(super) const EMAIL: u8 = 0x81;
 
 impl<'a> Der<'a> {
     /// The content of the next element, which has to have this tag.
     pub(super) fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
+        let (found, content) = self.take_any()?;
+        (found == tag).then_some(content)
+    }
+
+    /// Skips the next element if it has this tag; `None` if it makes no sense.
+    pub(super) fn take_if(&mut self, tag: u8) -> Option<()> {
+        match self.0.first() {
+            Some(found) if *found == tag => self.take_any().map(drop),
+            _ => Some(()),
+        }
+    }
+
+    /// The tag and the content of the next element.
+    pub(super) fn take_any(&mut self) -> Option<(u8, &'a [u8])> {
         let [found, first, rest @ ..] = self.0 else {
             return None;
         };
@@ -27,7 +52,7 @@ impl<'a> Der<'a> {
         };
         let (content, rest) = rest.split_at_checked(length)?;
         self.0 = rest;
-        (*found == tag).then_some(content)
+        Some((*found, content))
     }
 
     /// What follows.

@@ -3,18 +3,26 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::fulcio::{self, Subject};
 use super::openpgp;
 use super::payload::{self, Payload};
+use super::pem;
+use super::rekor::{self, Logged};
 use super::signature::{Attached, SIGSTORE_TYPE, Signature};
 use super::sigstore::Key;
 use crate::oci::files;
 use crate::oci::reference::RegistryRef;
-use crate::oci::requirement::{Keys, Requirement};
+use crate::oci::requirement::{Keys, Requirement, Signer};
 use crate::oci::signed_identity::SignedIdentity;
 use crate::oci::unique_json::Refusal;
 
 /// The annotation with a signature, in base64.
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+
+/// Those with an entry of the log, a certificate, and the certificates between that and an authority's.
+const ENTRY: &str = "dev.sigstore.cosign/bundle";
+const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
+const CHAIN: &str = "dev.sigstore.cosign/chain";
 
 /// Larger files hold no keys.
 const MAX_KEYS: u64 = 4 << 20;
@@ -55,20 +63,23 @@ pub(crate) fn verify(
                 check(&content, payload::SIMPLE, identity)
             })
         }
-        Requirement::SigstoreSigned { keys, identity } => {
+        Requirement::SigstoreSigned { by, log, identity } => {
             let attached = signatures.iter().filter_map(|signature| match signature {
                 Signature::Sigstore(attached) if attached.media_type == SIGSTORE_TYPE => Some(attached),
                 _ => None,
             });
             one_of(attached, |attached| {
-                let keys = keys.as_ref().map_err(|what| {
-                    format!("the signature is to be verified with {what}, which graphroot does not do")
-                })?;
-                let keys = read(keys)?;
-                // One that cannot be read is told of even if another one would do.
-                let keys = keys.iter().map(|pem| Key::parse(pem));
-                let keys = keys.collect::<Result<Vec<_>, _>>()?;
-                check_signature(attached, &keys)?;
+                let signature = annotation(attached, SIGNATURE)?;
+                let signature = STANDARD
+                    .decode(signature)
+                    .map_err(|error| format!("base64 decoding: {error}"))?;
+                let keys = good_keys(by, log.as_ref(), attached, &signature)?;
+                if !keys
+                    .iter()
+                    .any(|key| key.has_signed(&attached.payload, &signature))
+                {
+                    return Err("cryptographic signature verification failed".to_owned());
+                }
                 check(&attached.payload, payload::SIGSTORE, identity)
             })
         }
@@ -107,19 +118,86 @@ fn read(keys: &Keys) -> Result<Vec<Vec<u8>>, Refusal> {
     }
 }
 
-fn check_signature(attached: &Attached, keys: &[Key]) -> Result<(), Refusal> {
+fn annotation<'a>(attached: &'a Attached, name: &str) -> Result<&'a str, Refusal> {
     let annotations = attached.annotations.as_ref();
-    let signature = annotations.and_then(|all| all.get(SIGNATURE));
-    let signature = signature.ok_or_else(|| format!("missing {SIGNATURE} annotation"))?;
-    let signature = STANDARD
-        .decode(signature)
-        .map_err(|error| format!("base64 decoding: {error}"))?;
-    match keys
-        .iter()
-        .any(|key| key.has_signed(&attached.payload, &signature))
-    {
-        true => Ok(()),
-        false => Err("cryptographic signature verification failed".to_owned()),
+    let found = annotations.and_then(|all| all.get(name));
+    found
+        .map(String::as_str)
+        .ok_or_else(|| format!("missing {name} annotation"))
+}
+
+/// The keys of which one has to have made a signature.
+fn good_keys(
+    by: &Signer,
+    log: Option<&Keys>,
+    attached: &Attached,
+    signature: &[u8],
+) -> Result<Vec<Key>, Refusal> {
+    let log = log.map(log_keys).transpose()?;
+    let is_logged = |log: &[Key], key: (&'static str, &[u8])| {
+        let wanted = Logged {
+            key,
+            signature,
+            payload: &attached.payload,
+        };
+        rekor::verify(log, annotation(attached, ENTRY)?, &wanted)
+    };
+    match (by, log) {
+        (Signer::Pki, _) => Err(
+            "the signature is to be verified with a certificate of a PKI, which graphroot does not do"
+                .to_owned(),
+        ),
+        (Signer::Keys(keys), None) => parse(keys),
+        (Signer::Keys(keys), Some(log)) => {
+            let (mut good, mut reasons) = (Vec::new(), Vec::new());
+            for key in parse(keys)? {
+                match is_logged(&log, (pem::PUBLIC_KEY, key.info())) {
+                    Ok(_time) => good.push(key),
+                    Err(reason) => reasons.push(reason),
+                }
+            }
+            match good.is_empty() {
+                true => Err(format!(
+                    "No public key verified against the RekorSET: {}",
+                    reasons.join(", ")
+                )),
+                false => Ok(good),
+            }
+        }
+        (Signer::Fulcio { .. }, None) => Err("a key of Rekor must be specified if fulcio is used".to_owned()),
+        (
+            Signer::Fulcio {
+                authorities,
+                issuer,
+                email,
+            },
+            Some(log),
+        ) => {
+            let certificate = annotation(attached, CERTIFICATE)?;
+            let certificate = pem::only(certificate.as_bytes(), pem::CERTIFICATE)?;
+            let time = is_logged(&log, (pem::CERTIFICATE, &certificate))?;
+            let chain = annotation(attached, CHAIN).unwrap_or_default();
+            let subject = Subject {
+                authorities: &read(authorities)?.concat(),
+                issuer,
+                email,
+            };
+            Ok(vec![fulcio::key_of(&certificate, chain, time, &subject)?])
+        }
+    }
+}
+
+/// Keys in PEM. One that cannot be read is told of even if another one would do.
+fn parse(keys: &Keys) -> Result<Vec<Key>, Refusal> {
+    read(keys)?.iter().map(|pem| Key::parse(pem)).collect()
+}
+
+/// The keys of a log.
+fn log_keys(keys: &Keys) -> Result<Vec<Key>, Refusal> {
+    let keys = parse(keys)?;
+    match keys.iter().all(|key| key.is_ecdsa) {
+        true => Ok(keys),
+        false => Err("Rekor public key is not using ECDSA".to_owned()),
     }
 }
 

@@ -3,8 +3,12 @@
 mod der;
 pub(crate) mod evaluate;
 mod fetch;
+mod fulcio;
 mod openpgp;
 mod payload;
+mod pem;
+mod rekor;
 pub(crate) mod signature;
 mod sigstore;
 pub(crate) mod storage;
+mod x509;

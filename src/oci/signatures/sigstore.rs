@@ -17,26 +17,46 @@ const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 const EDWARDS: &[u8] = &[0x2b, 0x65, 0x70];
 
 /// A public key.
-pub(super) struct Key(UnparsedPublicKey<Vec<u8>>);
+pub(super) struct Key {
+    key: UnparsedPublicKey<Vec<u8>>,
+    /// As a `SubjectPublicKeyInfo`.
+    info: Vec<u8>,
+    /// Whether it is one of an elliptic curve, but not Edwards's.
+    pub(super) is_ecdsa: bool,
+}
 
 impl Key {
     /// Reads a key in PEM.
     pub(super) fn parse(pem: &[u8]) -> Result<Self, Refusal> {
         let info = SubjectPublicKeyInfoDer::from_pem_slice(pem)
             .map_err(|error| format!("no public key in PEM: {error}"))?;
-        let (algorithm, key) =
-            read(&info).ok_or_else(|| "a public key of a type that is not known".to_owned())?;
-        Ok(Self(UnparsedPublicKey::new(algorithm, key.to_vec())))
+        Self::of_info(&info)
+    }
+
+    /// The key in a `SubjectPublicKeyInfo`.
+    pub(super) fn of_info(info: &[u8]) -> Result<Self, Refusal> {
+        let read = read(info).ok_or_else(|| "a public key of a type that is not known".to_owned());
+        let (algorithm, key, kind) = read?;
+        Ok(Self {
+            key: UnparsedPublicKey::new(algorithm, key.to_vec()),
+            info: info.to_vec(),
+            is_ecdsa: kind == EC,
+        })
+    }
+
+    /// As a `SubjectPublicKeyInfo`.
+    pub(super) fn info(&self) -> &[u8] {
+        &self.info
     }
 
     /// Whether it has made a signature of these bytes.
     pub(super) fn has_signed(&self, bytes: &[u8], signature: &[u8]) -> bool {
-        self.0.verify(bytes, signature).is_ok()
+        self.key.verify(bytes, signature).is_ok()
     }
 }
 
-/// Reads a `SubjectPublicKeyInfo`.
-fn read(info: &[u8]) -> Option<(&'static dyn VerificationAlgorithm, &[u8])> {
+/// Reads a `SubjectPublicKeyInfo`: how the key verifies, the key, and its kind.
+fn read(info: &[u8]) -> Option<(&'static dyn VerificationAlgorithm, &[u8], &[u8])> {
     let mut outer = Der(info);
     let mut fields = Der(outer.take(SEQUENCE)?);
     let mut algorithm = Der(fields.take(SEQUENCE)?);
@@ -47,7 +67,8 @@ fn read(info: &[u8]) -> Option<(&'static dyn VerificationAlgorithm, &[u8])> {
     if !outer.is_at_end() || !fields.is_at_end() {
         return None;
     }
-    let algorithm: &'static dyn VerificationAlgorithm = match algorithm.take(OBJECT)? {
+    let kind = algorithm.take(OBJECT)?;
+    let algorithm: &'static dyn VerificationAlgorithm = match kind {
         EC => match algorithm.take(OBJECT)? {
             P256 => &ECDSA_P256_SHA256_ASN1,
             P384 => &ECDSA_P384_SHA256_ASN1,
@@ -57,7 +78,7 @@ fn read(info: &[u8]) -> Option<(&'static dyn VerificationAlgorithm, &[u8])> {
         EDWARDS => &ED25519,
         _ => return None,
     };
-    Some((algorithm, key))
+    Some((algorithm, key, kind))
 }
 
 #[cfg(test)]
@@ -115,7 +136,7 @@ mod tests {
             assert!(!key.has_signed(b"payload", &[]));
             for (other, _) in MADE {
                 let other = Key::parse(pem(other).as_bytes()).unwrap_or_else(|why| panic!("{why}"));
-                let is_same = other.0.as_ref() == key.0.as_ref();
+                let is_same = other.info() == key.info();
                 assert_eq!(other.has_signed(b"payload", &signature), is_same);
             }
         }
