@@ -306,8 +306,8 @@ async fn a_policy_that_rejects_counts_for_healing_too() {
     let (fake, image, pulled) = pulled().await;
     let blob = || fake.requests(&image.layers[1]).len();
     let signed = r#"{"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/no/such/key"}]}"#;
+    pulled.damage(1);
     for (policy, heals) in [(r#"{"default": [{"type": "reject"}]}"#, false), (signed, true)] {
-        pulled.damage(1);
         let asked = blob();
         let options = PullOptions::default().policy(Policy::parse(policy).unwrap());
         let puller = Puller::new(&pulled.store, options);

@@ -264,9 +264,10 @@ fn podmans(root: &TestRoot, reference: &str) -> Option<Vec<String>> {
         .output()
         .unwrap();
     let text = String::from_utf8(pulled.stdout).unwrap();
-    let id = pulled.status.success().then(|| text.trim().to_owned())?;
+    // Once for each name.
+    let id = text.lines().next().filter(|_| pulled.status.success())?;
     let row = rows(&root.metadata_dir("images").join("images.json"));
-    let row = row.iter().find(|row| row["id"] == id.as_str()).unwrap();
+    let row = row.iter().find(|row| row["id"] == id).unwrap();
     let names = row["names"].as_array();
     Some(
         names
