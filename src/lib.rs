@@ -61,7 +61,8 @@
 //!
 //! # Drivers
 //!
-//! The page [`drivers`] says what works for whom, rootless too, from which kernel on and with which options.
+//! The page [`drivers`] says what works for whom, rootless too, from which kernel on and with which options. A program can
+//! bring a driver of its own: the page [`tree_drivers`] says how.
 //!
 //! # Layers with a table of contents
 //!
@@ -108,6 +109,9 @@ pub mod coming_from_go {}
 #[doc = include_str!("drivers.md")]
 pub mod drivers {}
 
+#[doc = include_str!("tree_drivers.md")]
+pub mod tree_drivers {}
+
 mod archive;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
@@ -140,6 +144,7 @@ mod sys;
 #[cfg(any(test, feature = "test-util"))]
 pub mod test_util;
 mod time;
+mod tree_driver;
 mod whiteout;
 
 // The store, and what it is opened with.
@@ -149,6 +154,7 @@ pub use options::{
     LayerOptions, MountOptions, MultiListOptions, PartialPullOptions, Remap, RepairOptions, StoreOptions,
 };
 pub use store::Store;
+pub use tree_driver::TreeDriver;
 
 // What it holds.
 pub use store::views::{Container, Image, Layer};

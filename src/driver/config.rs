@@ -2,6 +2,9 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::tree_driver::TreeDriver;
 
 /// The settings of a store that concern its driver.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +21,8 @@ pub(crate) struct DriverConfig {
     pub(crate) priority: Vec<String>,
     /// Option strings.
     pub(crate) options: Vec<String>,
+    /// A driver of the program.
+    pub(crate) tree_driver: Option<Arc<dyn TreeDriver>>,
     /// Directories in which programs are looked for; `None` for `$PATH`.
     pub(crate) search_path: Option<OsString>,
 }

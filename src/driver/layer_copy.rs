@@ -45,6 +45,18 @@ pub(crate) struct LayerCopy {
 /// How the names of old trees begin that stay because a mount shows them.
 pub(super) const OLD_TREE: &str = "replaced";
 
+/// Makes an empty directory in a temporary one, if directories there can be exchanged.
+pub(super) fn exchangeable(temp: &mut TempDir) -> Result<Option<PathBuf>> {
+    let (path, other) = (temp.addition(), temp.addition());
+    for dir in [&path, &other] {
+        rustix::fs::mkdir(dir, Mode::RWXU).at("creating directory", dir)?;
+    }
+    match rustix::fs::renameat_with(CWD, &path, CWD, &other, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(None),
+        exchanged => exchanged.at("exchanging directories in", other).map(|()| Some(path)),
+    }
+}
+
 impl LayerCopy {
     /// Copies what is `copied` of the tree at `original` into a new temporary directory below `temp_dirs`, on the same file system. `None` if
     /// the file system cannot exchange directories.
@@ -55,14 +67,9 @@ impl LayerCopy {
         copied: Copied,
     ) -> Result<Option<Self>> {
         let mut temp = TempDir::create(temp_dirs)?;
-        let (path, other) = (temp.addition(), temp.addition());
-        for dir in [&path, &other] {
-            rustix::fs::mkdir(dir, Mode::RWXU).at("creating directory", dir)?;
-        }
-        match rustix::fs::renameat_with(CWD, &path, CWD, &other, RenameFlags::EXCHANGE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(None),
-            exchanged => exchanged.at("exchanging directories in", temp_dirs)?,
-        }
+        let Some(path) = exchangeable(&mut temp)? else {
+            return Ok(None);
+        };
         let from = at::open_dir(&original).at("opening", &original)?;
         let dir = at::open_dir(&path).at("opening", &path)?;
         same_project(from.as_fd(), dir.as_fd()).at("setting the project of", &path)?;

@@ -8,6 +8,7 @@ use crate::driver::btrfs::Btrfs;
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::Driver;
 use crate::driver::overlay::Overlay;
+use crate::driver::tree_adapter::{Calls, TreeAdapter, marked_homes};
 use crate::driver::vfs::Vfs;
 use crate::driver::zfs::Zfs;
 use crate::error::{ErrorKind, Result};
@@ -18,15 +19,16 @@ const PRIORITY: &[&str] = &["overlay", "btrfs", "zfs", "vfs"];
 
 /// Starts the driver for a graph root.
 pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
+    let own = config.tree_driver.clone().map(Calls::new).transpose()?;
     if let Some(name) = config.name.as_deref().filter(|name| !name.is_empty()) {
-        return start(name, config);
+        return start(name, config, own.as_ref());
     }
-    let used: Vec<&str> = DRIVER_NAMES
-        .iter()
-        .copied()
+    let known = DRIVER_NAMES.iter().map(ToString::to_string);
+    let used: Vec<String> = known
         .filter(|name| is_used(&config.root.join(name)))
+        .chain(marked_homes(&config.root)?)
         .collect();
-    match used[..] {
+    match used.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {}
         // An old name of the overlay driver: its records have the new name, only its directory has the old one.
         ["overlay2"] => {
@@ -36,7 +38,7 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
             );
             return Err(ErrorKind::InvalidInput.err(what));
         }
-        [only] => return start(only, config),
+        [only] => return start(only, config, own.as_ref()),
         _ => {
             let what = format!(
                 "{} contains several valid graphdrivers: {}; choose one of them",
@@ -46,15 +48,16 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
             return Err(ErrorKind::InvalidInput.err(what));
         }
     }
-    // The drivers of the configuration come first, then all others.
-    let asked = config.priority.iter().map(String::as_str);
-    let others = PRIORITY
-        .iter()
-        .copied()
-        .filter(|name| !config.priority.iter().any(|asked| asked == name));
+    // The drivers of the configuration come first, then that of the program, then all others.
+    let mut order: Vec<&str> = config.priority.iter().map(String::as_str).collect();
+    for name in own.iter().map(Calls::name).chain(PRIORITY.iter().copied()) {
+        if !config.priority.iter().any(|asked| asked == name) {
+            order.push(name);
+        }
+    }
     let mut refused = Vec::new();
-    for name in asked.chain(others) {
-        match start(name, config) {
+    for name in order {
+        match start(name, config, own.as_ref()) {
             Err(error) if error.kind() == ErrorKind::NotSupported => {
                 tracing::debug!(driver = name, reason = %error.chain(), "driver does not work here");
                 refused.push(error.chain());
@@ -70,15 +73,25 @@ fn is_used(home: &Path) -> bool {
     std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-fn start(name: &str, config: &DriverConfig) -> Result<Arc<dyn Driver>> {
+/// `own` is the driver of the program.
+fn start(name: &str, config: &DriverConfig, own: Option<&Calls>) -> Result<Arc<dyn Driver>> {
     match name {
         "overlay" | "overlay2" => Ok(Arc::new(Overlay::open(config)?)),
         "btrfs" => Ok(Arc::new(Btrfs::open(config)?)),
         "zfs" => Ok(Arc::new(Zfs::open(config)?)),
         "vfs" => Ok(Arc::new(Vfs::open(config)?)),
-        _ => Err(ErrorKind::NotSupported
-            .err(format!("storage driver {name:?}"))
-            .with_source("driver not supported")),
+        _ => {
+            if let Some(own) = own.filter(|own| own.name() == name) {
+                return Ok(Arc::new(TreeAdapter::open(config, own.clone())?));
+            }
+            let mut what = format!("storage driver {name:?}");
+            if marked_homes(&config.root)?.iter().any(|marked| marked == name) {
+                what.push_str(", which the program has to bring (StoreOptions::tree_driver)");
+            }
+            Err(ErrorKind::NotSupported
+                .err(what)
+                .with_source("driver not supported"))
+        }
     }
 }
 

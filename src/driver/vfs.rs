@@ -22,12 +22,13 @@ use rustix::io::Errno;
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, EntryKind, FoundLayer, LayerTree, Leftover,
-    LeftoverKind, MountOptions, MountState, Staged,
+    MountOptions, MountState, Staged,
 };
 use crate::driver::copy::{self, CopyOptions};
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::options::VfsOptions;
+use crate::driver::tree_home::{self, TEMP_DIRS, move_to_place};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::{self, TempDir};
@@ -39,8 +40,6 @@ const NAME: &str = "vfs";
 
 /// The directory of the layers, in the home.
 const LAYERS: &str = "dir";
-/// Locked temporary directories.
-const TEMP_DIRS: &str = "tempdirs";
 
 /// The driver. It has no state but its settings.
 #[derive(Debug)]
@@ -168,13 +167,7 @@ impl Vfs {
     fn place(&self, id: &str, options: &CreateOptions, temp: &mut TempDir, path: &Path) -> Result<()> {
         check_id(id)?;
         let target = self.base(options.read_write).join(LAYERS).join(id);
-        // An empty directory would be replaced by the rename itself.
-        let mut renamed = at::rename(path, &target);
-        if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) = renamed {
-            temp.stage_deletion(&target)?;
-            renamed = at::rename(path, &target);
-        }
-        renamed.at("moving a layer's tree to", target)
+        move_to_place(path, &target, || temp.stage_deletion(&target))
     }
 }
 
@@ -303,11 +296,7 @@ impl Driver for Vfs {
     fn leftovers(&self) -> Result<Vec<Leftover>> {
         let mut found = Vec::new();
         for home in self.writable() {
-            let dirs = temp_dir::stale(&home.join(TEMP_DIRS))?.into_iter();
-            found.extend(dirs.map(|path| Leftover {
-                path,
-                kind: LeftoverKind::TempDir,
-            }));
+            found.extend(tree_home::leftovers(&home.join(TEMP_DIRS))?);
         }
         Ok(found)
     }
@@ -332,10 +321,7 @@ impl Driver for Vfs {
     }
 
     fn mount_state(&self, target: &Path) -> MountState {
-        match target.is_dir() {
-            true => MountState::Elsewhere,
-            false => MountState::Nowhere,
-        }
+        tree_home::mount_state(target)
     }
 
     fn mount_private(&self, id: &str) -> Result<OwnedFd> {

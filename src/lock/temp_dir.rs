@@ -93,7 +93,6 @@ impl TempDir {
     }
 
     /// The directory.
-    #[cfg(test)]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -201,6 +200,11 @@ pub(crate) fn recover_with(root: &Path, companion: &mut dyn FnMut(&str) -> Resul
     }
     drop(unlinked);
     first_failure.map_or(Ok(()), Err)
+}
+
+/// The directory of a number below `root`.
+pub(crate) fn of_number(root: &Path, number: &str) -> PathBuf {
+    member(root, DIR_PREFIX, number.as_bytes())
 }
 
 /// The directories that killed processes have left below `root`. Changes nothing; what is in

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::idmap::{IdMap, IdMappings};
 use crate::options::partial_pull::PartialPullOptions;
+use crate::tree_driver::TreeDriver;
 
 /// How much is forced to disk before a call reports success, with every driver and in a separate image store too.
 ///
@@ -86,7 +88,7 @@ pub struct StoreOptions {
     pub run_root: PathBuf,
     /// Directory for images and their layers, if they shall lie apart from the containers.
     pub image_store: Option<PathBuf>,
-    /// Name of the driver (`overlay`, `btrfs`, `zfs`, `vfs`); `None`: what is on disk already, else the first of
+    /// Name of the driver (`overlay`, `btrfs`, `zfs`, `vfs`, or that of [`StoreOptions::tree_driver`]); `None`: what is on disk already, else the first of
     /// [`StoreOptions::driver_priority`] that works here. The page [`drivers`](crate::drivers) says what works where.
     pub driver: Option<String>,
     /// Drivers to try, in this order; empty: the library's own order.
@@ -118,7 +120,22 @@ pub struct StoreOptions {
     /// How many layers are unpacked at the same time; more have to wait. Each takes a thread and a few MiB of memory.
     /// 0: 64.
     pub max_unpacks: usize,
+    /// See [`StoreOptions::tree_driver`].
+    #[serde(skip)]
+    pub(crate) tree_driver: Option<OwnDriver>,
 }
+
+/// A driver of the program; equal to itself alone.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnDriver(pub(crate) Arc<dyn TreeDriver>);
+
+impl PartialEq for OwnDriver {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for OwnDriver {}
 
 impl StoreOptions {
     /// Options for the store in these two directories, which are created if missing.
@@ -155,6 +172,18 @@ impl StoreOptions {
     #[must_use]
     pub fn driver(mut self, driver: impl Into<String>) -> Self {
         self.driver = Some(driver.into());
+        self
+    }
+
+    /// Brings a driver of one's own, and names it ([`StoreOptions::driver`]): see the page
+    /// [`tree_drivers`](crate::tree_drivers). With the name taken out again the driver is only known: what is on disk
+    /// decides, and a new store gets this driver unless [`StoreOptions::driver_priority`] says otherwise.
+    ///
+    /// It is no part of the options as JSON.
+    #[must_use]
+    pub fn tree_driver(mut self, driver: Arc<dyn TreeDriver>) -> Self {
+        self.driver = Some(driver.name().to_owned());
+        self.tree_driver = Some(OwnDriver(driver));
         self
     }
 
@@ -295,6 +324,7 @@ impl StoreOptions {
             durability,
             lock_timeout,
             max_unpacks,
+            tree_driver,
         } = self;
         [
             ("image_store", *image_store != open.image_store),
@@ -320,6 +350,10 @@ impl StoreOptions {
             ("durability", *durability != open.durability),
             ("lock_timeout", *lock_timeout != open.lock_timeout),
             ("max_unpacks", *max_unpacks != open.max_unpacks),
+            (
+                "tree_driver",
+                tree_driver.is_some() && *tree_driver != open.tree_driver,
+            ),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))

@@ -205,6 +205,7 @@ pub(crate) fn driver_config(options: &StoreOptions) -> DriverConfig {
         image_store: options.image_store.clone(),
         priority: options.driver_priority.clone(),
         options: options.driver_options.clone(),
+        tree_driver: options.tree_driver.clone().map(|driver| driver.0),
         search_path: None,
     }
 }

@@ -95,6 +95,7 @@ async fn complete(mut options: StoreOptions, loader: Loader) -> Result<StoreOpti
             durability: options.durability,
             lock_timeout: options.lock_timeout,
             max_unpacks: options.max_unpacks,
+            tree_driver: options.tree_driver,
             ..configured
         });
     }

@@ -44,10 +44,10 @@ const ROWS: &[Row] = &[
         ],
         among: true,
     },
-    // Maps of user and group IDs; labels of SELinux. Pure.
+    // Maps of user and group IDs; labels of SELinux; the trait of drivers that are no part of the library. Pure.
     Row {
         rank: 1,
-        rooms: &["idmap", "selinux"],
+        rooms: &["idmap", "selinux", "tree_driver"],
         among: false,
     },
     // System calls and all unsafe code.

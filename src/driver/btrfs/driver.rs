@@ -4,15 +4,16 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::driver::btrfs::home::{copy_of, empty_subvolume, stage_deletion};
-use crate::driver::btrfs::staged::StagedSubvolume;
+use crate::driver::btrfs::home::{copy_of, empty_subvolume, stage_deletion, subvolume};
 use crate::driver::btrfs::state::{Btrfs, NAME};
 use crate::driver::contract::{
     CreateOptions, DiskUsage, Driver, DriverCapabilities, Entry, FoundLayer, LayerTree, Leftover,
-    LeftoverKind, MountOptions, MountState, Staged,
+    MountOptions, MountState, Staged,
 };
 use crate::driver::copy;
 use crate::driver::layer_copy::{Copied, LayerCopy};
+use crate::driver::staged_tree::StagedTree;
+use crate::driver::tree_home;
 use crate::driver::unpack_dir;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
@@ -52,7 +53,11 @@ impl Driver for Btrfs {
     }
 
     fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>> {
-        Ok(Box::new(StagedSubvolume::begin(self, parent, options)?))
+        self.limits.wanted(&options.storage_opt, options.read_write)?;
+        let mut temp = TempDir::create(&self.home.temp_dirs())?;
+        let path = temp.addition();
+        let dir = subvolume(&self.home, &path, parent, options)?;
+        Ok(Box::new(StagedTree::new(self, dir, path, temp, parent.is_some())?))
     }
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
@@ -82,13 +87,7 @@ impl Driver for Btrfs {
     }
 
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
-        let found = self.list_layers()?.into_iter().map(|id| FoundLayer {
-            dir: self.home.layers().join(&id),
-            id,
-            in_image_store: None,
-            below: None,
-        });
-        Ok(found.collect())
+        self.home.found_layers()
     }
 
     fn list(&self) -> Result<Vec<Entry>> {
@@ -96,12 +95,7 @@ impl Driver for Btrfs {
     }
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
-        let dirs = temp_dir::stale(&self.home.temp_dirs())?.into_iter();
-        let leftovers = dirs.map(|path| Leftover {
-            path,
-            kind: LeftoverKind::TempDir,
-        });
-        Ok(leftovers.collect())
+        self.home.leftovers()
     }
 
     fn remove_strays(&self) -> Result<()> {
@@ -128,10 +122,7 @@ impl Driver for Btrfs {
     }
 
     fn mount_state(&self, target: &Path) -> MountState {
-        match target.is_dir() {
-            true => MountState::Elsewhere,
-            false => MountState::Nowhere,
-        }
+        tree_home::mount_state(target)
     }
 
     fn mount_private(&self, id: &str) -> Result<OwnedFd> {

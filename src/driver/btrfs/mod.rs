@@ -22,7 +22,6 @@
 mod driver;
 mod home;
 mod limits;
-mod staged;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,16 @@
 //! The driver's state: starting it, and making layers.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::driver::btrfs::home::Home;
+use crate::driver::btrfs::home::{INTERNAL, LAYERS, clear_place, stage_deletion, subvolume};
 use crate::driver::btrfs::limits::Limits;
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::CreateOptions;
 use crate::driver::filesystem_type::FilesystemType;
 use crate::driver::options::BtrfsOptions;
+use crate::driver::staged_tree::TreeHost;
+use crate::driver::tree_home::TreeHome;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
@@ -19,7 +21,7 @@ pub(super) const NAME: &str = "btrfs";
 /// The driver.
 #[derive(Debug)]
 pub(crate) struct Btrfs {
-    pub(super) home: Home,
+    pub(super) home: TreeHome,
     pub(super) limits: Limits,
     pub(super) image_stores: Vec<PathBuf>,
 }
@@ -38,7 +40,7 @@ impl Btrfs {
             return Err(ErrorKind::NotSupported.err(what).with_source(source));
         }
         let additional = options.image_stores.iter().map(|root| root.join(NAME)).collect();
-        let home = Home::make(path, additional)?;
+        let home = TreeHome::make(path, LAYERS, INTERNAL, additional)?;
         let limits = Limits::new(&home.path, &options)?;
         Ok(Self {
             home,
@@ -58,16 +60,35 @@ impl Btrfs {
     ) -> Result<()> {
         let mut temp = None;
         if options.new_owners().is_none() {
-            self.home.clear_place(place, &mut temp)?;
-            let dir = self.home.subvolume(place, parent, options)?;
+            clear_place(&self.home, place, &mut temp)?;
+            let dir = subvolume(&self.home, place, parent, options)?;
             return self.limits.set(id, dir.as_fd(), limit);
         }
         // Nobody sees a layer of which some files have their new owners.
         let mut building = TempDir::create(&self.home.temp_dirs())?;
         let path = building.addition();
-        let dir = self.home.subvolume(&path, parent, options)?;
-        self.home.clear_place(place, &mut temp)?;
+        let dir = subvolume(&self.home, &path, parent, options)?;
+        clear_place(&self.home, place, &mut temp)?;
         self.limits.set(id, dir.as_fd(), limit)?;
         at::rename(&path, place).at("moving a layer's subvolume to", place)
+    }
+}
+
+impl TreeHost for Btrfs {
+    fn home(&self) -> &TreeHome {
+        &self.home
+    }
+
+    fn before_place(&self, id: &str, _path: &Path, dir: OwnedFd, options: &CreateOptions) -> Result<()> {
+        let limit = self.limits.wanted(&options.storage_opt, options.read_write)?;
+        self.limits.set(id, dir.as_fd(), limit)
+    }
+
+    fn not_placed(&self, id: &str) -> Result<()> {
+        self.limits.forget(id)
+    }
+
+    fn stage_deletion(&self, temp: &mut TempDir, path: &Path) -> Result<bool> {
+        stage_deletion(temp, path)
     }
 }

@@ -1,0 +1,126 @@
+//! The trait for drivers that are no part of this library.
+
+use std::fmt;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+/// A driver of one's own: how a program makes, clones and deletes the trees that layers are.
+///
+/// Each layer is a directory that shows all files of the layer and of those below it. The store does everything else: it unpacks
+/// into a tree, gives it its place by a rename, records it, maps owners, counts mounts, recovers what killed processes
+/// have left. [`StoreOptions::tree_driver`](crate::StoreOptions::tree_driver) opens a store with such a driver. The page
+/// [`tree_drivers`](crate::tree_drivers) has the promises that a driver makes, an example, and what is stable;
+/// `test_util::check_tree_driver` (feature `test-util`) tests a driver for them.
+///
+/// All methods block. They are called from finite steps on tokio's blocking pool, by several threads and processes at
+/// once, but never by two for one path. `path` is absolute, in a directory that only the owner of the store may enter. A panic
+/// is an error of the method.
+///
+/// An error stops the call of the store: it leaves the store as it was, deletes the new tree, and is returned as an
+/// [`ErrorKind::Io`](crate::ErrorKind::Io) that names the driver and has the [`io::Error`] in its chain.
+pub trait TreeDriver: Send + Sync + fmt::Debug {
+    /// The driver's name, 2 to 32 lower-case letters and digits, a letter first. It is also the name of its directory in the
+    /// graph root and the prefix of the directories of records. It is asked for once per opening.
+    fn name(&self) -> &'static str;
+
+    /// Whether the driver works where the graph root is; `dir` is there, and is the graph root or a directory above. Nothing may be
+    /// changed. The default says that it does.
+    ///
+    /// # Errors
+    /// Why it does not work. The store is not opened then
+    /// ([`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported)).
+    fn probe(&self, dir: &Path) -> io::Result<()> {
+        let _anywhere = dir;
+        Ok(())
+    }
+
+    /// Makes an empty tree at `path`, where nothing is. The store sets mode and owner of its root. The default makes a directory.
+    ///
+    /// # Errors
+    /// What is at `path` then is deleted.
+    fn create_tree(&self, path: &Path) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(path)
+    }
+
+    /// Makes at `path`, where nothing is, a tree that has everything that the tree `source` has; the page
+    /// [`tree_drivers`](crate::tree_drivers) says what that is. No file may be one of the source: what is changed in one tree
+    /// does not change in the other. The source may be a tree of an additional read-only store. It does not change meanwhile, but may be deleted,
+    /// which has to be an error.
+    ///
+    /// It is called without a lock of the store while a layer is unpacked, and with the exclusive lock of the layers while a container
+    /// is created: what takes long keeps every other task and process from layers.
+    ///
+    /// # Errors
+    /// With [`io::ErrorKind::Unsupported`] and [`io::ErrorKind::CrossesDevices`] the store copies the source itself, into a new
+    /// tree of [`TreeDriver::create_tree`], by reflink where the file system has it. With any other, what is at `path`
+    /// then is deleted.
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()>;
+
+    /// Deletes what the tree at `path` is made of. The store removes what is still there afterwards file by file, which is all that
+    /// happens by default.
+    ///
+    /// At `path` may be a whole tree, one that was only half made or half deleted when a process was killed, a directory that is no tree, or
+    /// nothing: none of this is an error. It is called without a lock of the store, may take long, and is called again after a failure or a kill.
+    ///
+    /// # Errors
+    /// The tree stays where it is, hidden; the next opening of the store, and whatever else removes leftovers, calls this again.
+    fn delete_tree(&self, path: &Path) -> io::Result<()> {
+        let _by_the_store = path;
+        Ok(())
+    }
+
+    /// Has a tree that was just cloned be on disk; without it, a power cut may leave a layer that lacks files. Called only where
+    /// [`Durability`](crate::Durability) asks for it. The default syncs the whole file system; a driver whose clones are
+    /// on disk when they are made does nothing.
+    ///
+    /// # Errors
+    /// The layer is not made.
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        rustix::fs::syncfs(File::open(path)?).map_err(io::Error::from)
+    }
+
+    /// Makes the tree be seen at `path`, if it is not: for trees that are file systems of their own, which are mounted there.
+    /// Called before each use of a tree, so it has to be quick where nothing is to be done. The default does nothing.
+    ///
+    /// The tree at a path moves by a rename of the directory at `path` after [`TreeDriver::detach_tree`]. So what says which tree it is
+    /// has to be in that directory, below the mount.
+    ///
+    /// # Errors
+    /// The layer cannot be used.
+    fn attach_tree(&self, path: &Path) -> io::Result<()> {
+        let _always_there = path;
+        Ok(())
+    }
+
+    /// Undoes [`TreeDriver::attach_tree`], so that the directory at `path` can be renamed; open files may still be in the tree, and stay usable.
+    /// Called also where nothing is attached, for each layer when the store is shut down. The default does nothing.
+    ///
+    /// # Errors
+    /// The layer is neither made nor deleted.
+    fn detach_tree(&self, path: &Path) -> io::Result<()> {
+        let _always_there = path;
+        Ok(())
+    }
+
+    /// Whether [`TreeDriver::limit_size`] can do something. By default it cannot.
+    fn limits_size(&self) -> bool {
+        false
+    }
+
+    /// Limits what a container may write into the tree at `path`, a new clone or an empty tree, to `bytes` (`--storage-opt size=`).
+    /// A container at its limit gets `ENOSPC` or `EDQUOT`. Called only if [`TreeDriver::limits_size`] says so.
+    ///
+    /// # Errors
+    /// The container is not made.
+    fn limit_size(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let _no_limits = (path, bytes);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What the driver reports on itself, shown with the status of the store in this order. By default nothing.
+    fn status(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
