@@ -15,8 +15,9 @@ use std::path::Path;
 /// `test_util::check_tree_driver` (feature `test-util`) tests a driver for them.
 ///
 /// All methods block. They are called from finite steps on tokio's blocking pool, by several threads and processes at
-/// once, but never by two for one path. `path` is absolute, in a directory that only the owner of the store may enter. A panic
-/// is an error of the method.
+/// once, but of one path a tree is never made, attached, detached or deleted by two threads at the same time; two processes may
+/// attach one at the same time. `path` is absolute, in a directory that only the owner of the store may enter. A panic is an error
+/// of the method.
 ///
 /// An error stops the call of the store: it leaves the store as it was, deletes the new tree, and is returned as an
 /// [`ErrorKind::Io`](crate::ErrorKind::Io) that names the driver and has the [`io::Error`] in its chain.
@@ -62,7 +63,7 @@ pub trait TreeDriver: Send + Sync + fmt::Debug {
     /// happens by default.
     ///
     /// At `path` may be a whole tree, one that was only half made or half deleted when a process was killed, a directory that is no tree, or
-    /// nothing: none of this is an error. It is called without a lock of the store, may take long, and is called again after a failure or a kill.
+    /// nothing: none of this is an error. What was attached is detached first. It is called without a lock of the store, may take long, and is called again after a failure or a kill.
     ///
     /// # Errors
     /// The tree stays where it is, hidden; the next opening of the store, and whatever else removes leftovers, calls this again.

@@ -53,7 +53,9 @@ pub(super) fn exchangeable(temp: &mut TempDir) -> Result<Option<PathBuf>> {
     }
     match rustix::fs::renameat_with(CWD, &path, CWD, &other, RenameFlags::EXCHANGE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(None),
-        exchanged => exchanged.at("exchanging directories in", other).map(|()| Some(path)),
+        exchanged => exchanged
+            .at("exchanging directories in", other)
+            .map(|()| Some(path)),
     }
 }
 

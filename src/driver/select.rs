@@ -19,7 +19,7 @@ const PRIORITY: &[&str] = &["overlay", "btrfs", "zfs", "vfs"];
 
 /// Starts the driver for a graph root.
 pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
-    let own = config.tree_driver.clone().map(Calls::new).transpose()?;
+    let own = Calls::new(config)?;
     if let Some(name) = config.name.as_deref().filter(|name| !name.is_empty()) {
         return start(name, config, own.as_ref());
     }

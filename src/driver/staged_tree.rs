@@ -57,9 +57,7 @@ impl<H: TreeHost> StagedTree<H> {
         temp: TempDir,
         has_parent: bool,
     ) -> Result<Self> {
-        let unpack_dir = has_parent
-            .then(|| UnpackDir::make(dir.as_fd()))
-            .transpose()?;
+        let unpack_dir = has_parent.then(|| UnpackDir::make(dir.as_fd())).transpose()?;
         Ok(Self {
             host,
             tree: unpack_dir::whole_tree(dir),

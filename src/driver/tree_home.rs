@@ -150,11 +150,7 @@ pub(super) fn mount_state(target: &Path) -> MountState {
 }
 
 /// Renames a finished tree to its place. What is there belongs to a layer that was never recorded; `clear` moves it away.
-pub(super) fn move_to_place(
-    from: &Path,
-    place: &Path,
-    clear: impl FnOnce() -> Result<bool>,
-) -> Result<()> {
+pub(super) fn move_to_place(from: &Path, place: &Path, clear: impl FnOnce() -> Result<bool>) -> Result<()> {
     // An empty directory would be replaced by the rename itself.
     let mut renamed = at::rename(from, place);
     if let Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) = renamed {

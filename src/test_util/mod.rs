@@ -1,5 +1,5 @@
 //! What tests of programs that use a store need: a store that cleans up after itself, and layer archives to
-//! build and to look into.
+//! build and to look into. For those who write a driver: tests of what a [`TreeDriver`](crate::TreeDriver) promises.
 //!
 //! Behind the feature `test-util`. A program turns it on for its tests:
 //!
@@ -28,7 +28,9 @@
 mod read_tar;
 mod tar;
 mod temp_store;
+mod tree_driver;
 
 pub use read_tar::{ReadEntry, read_tar};
 pub use tar::{TarBuilder, TarEntry, pax_record};
 pub use temp_store::TempStore;
+pub use tree_driver::{BrokenPromise, TreePromise, check_tree_driver};

@@ -27,8 +27,8 @@ pub struct TempStore {
 
 /// Removes its directory, and what is mounted below, on drop.
 #[derive(Debug)]
-struct TempDirectory {
-    path: PathBuf,
+pub(super) struct TempDirectory {
+    pub(super) path: PathBuf,
     removed: bool,
 }
 
@@ -128,16 +128,19 @@ impl Drop for TempStore {
 
 impl TempDirectory {
     fn create() -> Result<Self> {
+        Self::create_in(&std::env::temp_dir())
+    }
+
+    pub(super) fn create_in(parent: &Path) -> Result<Self> {
         let id = random_id(|_| false)?;
-        let parent = std::env::temp_dir();
         // The mount table has the path without links.
-        let parent = parent.canonicalize().at("resolving", &parent)?;
+        let parent = parent.canonicalize().at("resolving", parent)?;
         let path = parent.join(format!("graphroot-{}", id.get(..12).unwrap_or(&id)));
         sys::make_private_dir(&path)?;
         Ok(Self { path, removed: false })
     }
 
-    fn remove(&mut self) -> Result<()> {
+    pub(super) fn remove(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.removed, true) {
             return Ok(());
         }

@@ -76,6 +76,7 @@ mod split;
 mod staged_layers;
 mod strays;
 mod threads;
+mod tree_drivers;
 mod userns;
 
 /// A file that is not listed here would never run.

@@ -57,7 +57,13 @@ impl Driver for Btrfs {
         let mut temp = TempDir::create(&self.home.temp_dirs())?;
         let path = temp.addition();
         let dir = subvolume(&self.home, &path, parent, options)?;
-        Ok(Box::new(StagedTree::new(self, dir, path, temp, parent.is_some())?))
+        Ok(Box::new(StagedTree::new(
+            self,
+            dir,
+            path,
+            temp,
+            parent.is_some(),
+        )?))
     }
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {

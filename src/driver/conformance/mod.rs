@@ -33,6 +33,7 @@ use crate::lock::temp_dir::TempDir;
 use crate::skip::skip;
 use crate::sys::mount::{in_directory, is_mount_point, mounts_below, unmount_lazily};
 use crate::sys::{at, privilege, xattr};
+use crate::tree_driver::TreeDriver;
 use crate::whiteout::{OPAQUE_VALUE, WhiteoutFormat};
 
 /// Whether overlay mounts can be tested; prints the reason if not.
@@ -71,6 +72,23 @@ struct Variant {
     program: bool,
     /// Layers with content are composefs layers.
     composefs: bool,
+}
+
+/// The name of [`Copied`].
+const TREE: &str = "copied";
+
+/// A driver of a program's own, which leaves copies to the library.
+#[derive(Debug)]
+struct Copied;
+
+impl TreeDriver for Copied {
+    fn name(&self) -> &'static str {
+        TREE
+    }
+
+    fn clone_tree(&self, _source: &Path, _path: &Path) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Unmounts everything below a directory when dropped.
@@ -142,6 +160,9 @@ impl Setup {
             run_root: tmp.path().join("run"),
             ..DriverConfig::default()
         };
+        if variant.driver == TREE {
+            config.tree_driver = Some(Arc::new(Copied));
+        }
         if variant.driver == "vfs" && !privilege::is_root() {
             config.options.push("vfs.ignore_chown_errors=true".into());
         }
@@ -466,6 +487,7 @@ macro_rules! suites {
 
 suites! {
     vfs: "vfs" false false,
+    tree: "copied" false false,
     btrfs_suite: "btrfs" false false,
     zfs_suite: "zfs" false false,
     overlay: "overlay" false false,
@@ -485,6 +507,7 @@ fn every_driver_works_in_a_user_namespace() {
     }
     let suites = [
         "conformance::vfs::",
+        "conformance::tree::",
         "conformance::overlay::",
         "conformance::mount_program::",
         "btrfs",

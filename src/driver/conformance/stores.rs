@@ -74,7 +74,7 @@ pub(super) fn images_can_lie_in_a_store_of_their_own(variant: Variant) {
     });
     let Some(setup) = setup else { return };
     // As in Go, subvolumes and datasets are in one place, whatever has their records.
-    let is_apart = !matches!(variant.driver, "btrfs" | "zfs");
+    let is_apart = !matches!(variant.driver, "btrfs" | "zfs" | TREE);
     let images = match is_apart {
         true => setup.config.image_store.clone().unwrap().join(variant.driver),
         false => setup.driver.home().to_owned(),

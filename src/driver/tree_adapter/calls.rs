@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::driver::config::DriverConfig;
+use crate::driver::home_state::HomeState;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::options::driver::DRIVER_NAMES;
 use crate::sys::{at, tree};
@@ -20,14 +22,19 @@ const MAX_NAME: usize = 32;
 pub(crate) struct Calls {
     driver: Arc<dyn TreeDriver>,
     name: &'static str,
+    /// Which trees are just being attached or detached.
+    state: Arc<HomeState>,
 }
 
 impl Calls {
-    /// Asks the driver for its name.
+    /// The driver of a configuration; `None` if it has none. Asks the driver for its name.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a name that cannot be.
-    pub(crate) fn new(driver: Arc<dyn TreeDriver>) -> Result<Self> {
+    pub(crate) fn new(config: &DriverConfig) -> Result<Option<Self>> {
+        let Some(driver) = config.tree_driver.clone() else {
+            return Ok(None);
+        };
         let name = caught(|| Ok(driver.name())).during("asking a driver for its name")?;
         let begins = name.starts_with(|first: char| first.is_ascii_lowercase());
         let is_usual = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -37,7 +44,8 @@ impl Calls {
         if DRIVER_NAMES.contains(&name) {
             return Err(ErrorKind::InvalidInput.err(format!("driver {name:?}: the name of another driver")));
         }
-        Ok(Self { driver, name })
+        let state = HomeState::of(&config.root.join(name), &config.run_root.join(name));
+        Ok(Some(Self { driver, name, state }))
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -66,13 +74,17 @@ impl Calls {
 
     /// Makes an empty tree; returns its root directory.
     pub(super) fn create(&self, path: &Path) -> Result<OwnedFd> {
-        self.call("creating an empty tree at", path, |driver| driver.create_tree(path))?;
+        self.call("creating an empty tree at", path, |driver| {
+            driver.create_tree(path)
+        })?;
         self.open_new(path)
     }
 
     /// Clones a tree; `None` if the driver leaves that to a copy. Returns the root directory.
     pub(super) fn clone_tree(&self, source: &Path, path: &Path) -> Result<Option<OwnedFd>> {
-        let cloned = self.call("cloning a tree to", path, |driver| driver.clone_tree(source, path));
+        let cloned = self.call("cloning a tree to", path, |driver| {
+            driver.clone_tree(source, path)
+        });
         match cloned {
             Err(error)
                 if matches!(
@@ -92,7 +104,10 @@ impl Calls {
     fn open_new(&self, path: &Path) -> Result<OwnedFd> {
         let made = path.symlink_metadata();
         if !made.is_ok_and(|made| made.is_dir()) {
-            let what = format!("driver {:?}: says that it has made a tree, and no directory is at", self.name);
+            let what = format!(
+                "driver {:?}: says that it has made a tree, and no directory is at",
+                self.name
+            );
             return Err(ErrorKind::Io.err(what).at(path));
         }
         self.open(path)
@@ -135,10 +150,12 @@ impl Calls {
     }
 
     pub(super) fn attach(&self, path: &Path) -> Result<()> {
+        let _alone = self.state.mounts(&path.to_string_lossy());
         self.call("attaching the tree at", path, |driver| driver.attach_tree(path))
     }
 
     pub(super) fn detach(&self, path: &Path) -> Result<()> {
+        let _alone = self.state.mounts(&path.to_string_lossy());
         self.call("detaching the tree at", path, |driver| driver.detach_tree(path))
     }
 

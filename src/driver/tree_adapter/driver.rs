@@ -49,7 +49,13 @@ impl Driver for TreeAdapter {
         let mut temp = self.temp_dir()?;
         let path = temp.addition();
         let dir = self.make(&path, parent, options)?;
-        Ok(Box::new(StagedTree::new(self, dir, path, temp, parent.is_some())?))
+        Ok(Box::new(StagedTree::new(
+            self,
+            dir,
+            path,
+            temp,
+            parent.is_some(),
+        )?))
     }
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {

@@ -3,6 +3,8 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::driver::config::DriverConfig;
 use crate::driver::contract::CreateOptions;
 use crate::driver::copy::{self, CopyOptions};
@@ -10,16 +12,19 @@ use crate::driver::quota::Quota;
 use crate::driver::staged_tree::TreeHost;
 use crate::driver::tree_adapter::calls::Calls;
 use crate::driver::tree_home::{TreeHome, move_to_place, own_empty_root};
-use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::options::driver::OptionString;
 use crate::sys::mount::is_mount_point;
-use crate::sys::{list_dir_if_there, make_private_dir};
+use crate::sys::{at, list_dir_if_there, make_private_dir};
 
 /// The directory of the layers.
 const LAYERS: &str = "dir";
 /// Marks the directory of a driver of a program's own.
 const MARK: &str = ".graphroot-tree-driver";
+
+/// How often a tree is detached anew to be moved.
+const MAX_RACES: u32 = 100;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -63,6 +68,8 @@ impl TreeAdapter {
                 return Err(ErrorKind::InvalidInput.err(what).at(path));
             }
             std::fs::File::create(&mark).at("creating", &mark)?;
+            let dir = at::open_dir(&path).at("opening", &path)?;
+            rustix::fs::fsync(&dir).at("syncing", &path)?;
         }
         let additional = image_stores.iter().map(|root| root.join(name)).collect();
         Ok(Self {
@@ -99,7 +106,9 @@ impl TreeAdapter {
             return Err(ErrorKind::NotSupported.err(format!("--storage-opt is not supported for {name}")));
         }
         match quota.inodes {
-            Some(_) => Err(ErrorKind::InvalidInput.err(format!("unknown option inodes with the {name} driver"))),
+            Some(_) => {
+                Err(ErrorKind::InvalidInput.err(format!("unknown option inodes with the {name} driver")))
+            }
             None => Ok(quota.size),
         }
     }
@@ -116,7 +125,11 @@ impl TreeAdapter {
             Some(parent) => self
                 .copy(path, parent, options)
                 // The parent may have been removed meanwhile.
-                .map_err(|error| self.home.find(parent).map_or_else(|gone| gone, |_still_there| error))
+                .map_err(|error| {
+                    self.home
+                        .find(parent)
+                        .map_or_else(|gone| gone, |_still_there| error)
+                })
                 .context(|| format!("cloning layer {parent:?}"))?,
         };
         if let Some(bytes) = limit {
@@ -207,10 +220,21 @@ impl TreeHost for TreeAdapter {
     }
 
     fn stage_deletion(&self, temp: &mut TempDir, path: &Path) -> Result<bool> {
-        if path.is_dir() {
-            self.calls.detach(path)?;
+        for _ in 0..MAX_RACES {
+            if path.is_dir() {
+                self.calls.detach(path)?;
+            }
+            match temp.stage_deletion(path) {
+                // Somebody who only looks at it has attached it again.
+                Err(error) if error.has_errno(Errno::BUSY) => {}
+                staged => return staged,
+            }
         }
-        temp.stage_deletion(path)
+        Err(Error::io_at(
+            "moving a tree that is always in use, at",
+            path,
+            Errno::BUSY,
+        ))
     }
 }
 

@@ -1,0 +1,110 @@
+//! What a test has: a driver in a graph root of its own, used as a store uses it.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::driver::select::open_driver;
+use crate::driver::{CreateOptions, Driver, DriverConfig, MountOptions};
+use crate::error::{Error, Result};
+use crate::tree_driver::TreeDriver;
+
+/// Why a test has failed.
+#[derive(Debug)]
+pub(super) struct Fault(pub(super) String);
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self(error.chain())
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<rustix::io::Errno> for Fault {
+    fn from(error: rustix::io::Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+/// Fails unless something is as it should be.
+pub(super) fn ensure(is_so: bool, otherwise: impl FnOnce() -> String) -> Result<(), Fault> {
+    match is_so {
+        true => Ok(()),
+        false => Err(Fault(otherwise())),
+    }
+}
+
+/// See the module's head.
+pub(super) struct Bed {
+    /// The driver itself.
+    pub(super) own: Arc<dyn TreeDriver>,
+    /// The same as the store has it.
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) root: PathBuf,
+}
+
+impl Bed {
+    pub(super) fn make(own: Arc<dyn TreeDriver>, directory: &Path) -> Result<Self, Fault> {
+        let root = directory.join("graph");
+        let config = DriverConfig {
+            name: Some(own.name().to_owned()),
+            root: root.clone(),
+            run_root: directory.join("run"),
+            tree_driver: Some(Arc::clone(&own)),
+            ..DriverConfig::default()
+        };
+        let driver = open_driver(&config)?;
+        Ok(Self { own, driver, root })
+    }
+
+    /// Makes a layer and fills its tree, of which the owner may write into the root.
+    pub(super) fn layer(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        fill: impl FnOnce(&Path) -> Result<(), Fault>,
+    ) -> Result<PathBuf, Fault> {
+        self.driver.create(id, parent, &CreateOptions::default())?;
+        let tree = self.tree(id)?;
+        if parent.is_none() {
+            std::fs::set_permissions(&tree, Permissions::from_mode(0o755))?;
+        }
+        fill(&tree)?;
+        Ok(tree)
+    }
+
+    /// A layer on `parent` that is as it.
+    pub(super) fn clone_of(&self, id: &str, parent: &str) -> Result<PathBuf, Fault> {
+        self.layer(id, Some(parent), |_tree| Ok(()))
+    }
+
+    /// The tree of a layer, to be looked at.
+    pub(super) fn tree(&self, id: &str) -> Result<PathBuf, Fault> {
+        Ok(self.driver.mount(id, &MountOptions::default())?)
+    }
+
+    /// Deletes a layer.
+    pub(super) fn delete(&self, id: &str) -> Result<(), Fault> {
+        if let Some(temp) = self.driver.defer_remove(id)? {
+            temp.remove()?;
+        }
+        Ok(())
+    }
+
+    /// A path at which nothing is, where new trees are made.
+    pub(super) fn new_path(&self, name: &str) -> PathBuf {
+        self.driver.home().join("dir").join(name)
+    }
+}
+
+/// Writes a file.
+pub(super) fn write(tree: &Path, name: &str, content: &str) -> Result<(), Fault> {
+    Ok(std::fs::write(tree.join(name), content)?)
+}

@@ -1,0 +1,331 @@
+//! Drivers that are no part of the library, good ones and bad ones.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use graphroot::TreeDriver;
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+
+/// Copies trees with `cp`.
+#[derive(Debug)]
+pub struct Copies;
+
+fn cp(arguments: &[&str], source: &Path, path: &Path) -> io::Result<()> {
+    let mut cp = Command::new("cp");
+    cp.args(arguments).args(["--no-target-directory", "--"]);
+    let done = cp.arg(source).arg(path).output()?;
+    match done.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&done.stderr).into_owned(),
+        )),
+    }
+}
+
+impl TreeDriver for Copies {
+    fn name(&self) -> &'static str {
+        "copies"
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        cp(&["--archive", "--reflink=auto"], source, path)
+    }
+}
+
+/// Leaves copies to the store.
+#[derive(Debug)]
+pub struct Plain;
+
+impl TreeDriver for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
+    fn clone_tree(&self, _source: &Path, _path: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Has the trees in a directory elsewhere and mounts them, as volumes are. The directory at a tree's path has a file with the
+/// volume's number, below the mount.
+#[derive(Debug)]
+pub struct Mounted {
+    pub volumes: PathBuf,
+    /// They are file systems in memory, of which each can have a limit.
+    pub in_memory: bool,
+}
+
+impl Mounted {
+    const NUMBER: &str = "volume";
+
+    /// The volume of the tree at `path`, which is not attached.
+    fn volume(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        match fs::read_to_string(path.join(Self::NUMBER)) {
+            Ok(number) if number.is_empty() => Ok(None),
+            Ok(number) => Ok(Some(self.volumes.join(number))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_attached(&self, path: &Path) -> io::Result<bool> {
+        let above = path.parent().unwrap();
+        let mount_of = |path: &Path| -> io::Result<u64> {
+            let flags = rustix::fs::AtFlags::empty();
+            let stat = rustix::fs::statx(CWD, path, flags, rustix::fs::StatxFlags::MNT_ID)?;
+            Ok(stat.stx_mnt_id)
+        };
+        match mount_of(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            found => Ok(found? != mount_of(above)?),
+        }
+    }
+
+    /// Makes a volume, and the directory at `path` that stands for it; returns the volume.
+    fn begin(&self, path: &Path) -> io::Result<PathBuf> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        fs::create_dir_all(&self.volumes)?;
+        fs::create_dir(path)?;
+        fs::write(path.join(Self::NUMBER), &number)?;
+        let volume = self.volumes.join(number);
+        fs::create_dir(&volume)?;
+        if self.in_memory {
+            mount("volume", &volume, "tmpfs", MountFlags::empty(), c"")?;
+        }
+        Ok(volume)
+    }
+}
+
+impl TreeDriver for Mounted {
+    fn name(&self) -> &'static str {
+        "mounted"
+    }
+
+    fn probe(&self, dir: &Path) -> io::Result<()> {
+        match self.volumes.starts_with(dir) {
+            true => Err(io::Error::other("the volumes are in the graph root")),
+            false => Ok(()),
+        }
+    }
+
+    fn create_tree(&self, path: &Path) -> io::Result<()> {
+        self.begin(path).map(drop)
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        cp(&["--archive"], source, &self.begin(path)?)
+    }
+
+    fn delete_tree(&self, path: &Path) -> io::Result<()> {
+        match self.volume(path)? {
+            Some(volume) if volume.exists() => {
+                if self.in_memory {
+                    let _unmounted = unmount(&volume, UnmountFlags::DETACH);
+                }
+                fs::remove_dir_all(volume)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn attach_tree(&self, path: &Path) -> io::Result<()> {
+        if self.is_attached(path)? {
+            return Ok(());
+        }
+        match self.volume(path)? {
+            Some(volume) => Ok(mount_bind(volume, path)?),
+            None => Err(io::Error::other("no volume")),
+        }
+    }
+
+    fn detach_tree(&self, path: &Path) -> io::Result<()> {
+        while self.is_attached(path)? {
+            unmount(path, UnmountFlags::DETACH)?;
+        }
+        Ok(())
+    }
+
+    fn limits_size(&self) -> bool {
+        self.in_memory
+    }
+
+    fn limit_size(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let size = std::ffi::CString::new(format!("size={bytes}"))?;
+        Ok(mount_remount(path, MountFlags::empty(), &*size)?)
+    }
+}
+
+/// The directory of the volumes; unmounts them when dropped.
+pub struct Volumes(tempfile::TempDir);
+
+impl Volumes {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn count(&self) -> usize {
+        fs::read_dir(self.path()).unwrap().count()
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        for volume in fs::read_dir(self.path()).unwrap() {
+            let _in_memory = unmount(volume.unwrap().path(), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// How a method goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Error,
+    Panic,
+    /// It does nothing and says that it has.
+    Lie,
+    /// It does half of what it should, and fails.
+    Half,
+    /// The process ends before the call, as by a kill.
+    KilledBefore,
+    /// The process ends after the call.
+    KilledAfter,
+}
+
+/// As [`Plain`] or [`Copies`], but its N-th call goes wrong.
+#[derive(Debug)]
+pub struct Faulty {
+    pub fault: Fault,
+    /// How many calls are well before it.
+    left: AtomicUsize,
+}
+
+impl Faulty {
+    pub fn after(calls: usize, fault: Fault) -> Arc<Self> {
+        Arc::new(Self {
+            fault,
+            left: AtomicUsize::new(calls),
+        })
+    }
+
+    /// Whether the call was reached.
+    pub fn has_struck(&self) -> bool {
+        self.left.load(Ordering::SeqCst) == usize::MAX
+    }
+
+    fn call(&self, path: &Path, method: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let strike = |left: usize| Some(left.wrapping_sub(usize::from(left != usize::MAX)));
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, strike);
+        if left != Ok(0) {
+            return method();
+        }
+        match self.fault {
+            Fault::Error => Err(io::Error::other("injected")),
+            Fault::Panic => panic!("injected"),
+            Fault::Lie => Ok(()),
+            Fault::Half => {
+                let _made = fs::create_dir(path);
+                let _written = fs::write(path.join("half"), "");
+                Err(io::Error::other("injected"))
+            }
+            Fault::KilledBefore => std::process::exit(77),
+            Fault::KilledAfter => {
+                let _done = method();
+                std::process::exit(77)
+            }
+        }
+    }
+}
+
+impl TreeDriver for Faulty {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+
+    fn create_tree(&self, path: &Path) -> io::Result<()> {
+        self.call(path, || fs::create_dir(path))
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        self.call(path, || Copies.clone_tree(source, path))
+    }
+
+    fn delete_tree(&self, path: &Path) -> io::Result<()> {
+        self.call(path, || match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        })
+    }
+
+    fn attach_tree(&self, path: &Path) -> io::Result<()> {
+        self.call(path, || Ok(()))
+    }
+
+    fn detach_tree(&self, path: &Path) -> io::Result<()> {
+        self.call(path, || Ok(()))
+    }
+
+    fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        self.call(path, || Ok(()))
+    }
+}
+
+/// How [`Broken`] clones and deletes.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// Hard links to the files of the source.
+    Links,
+    /// A symbolic link to the source.
+    SymbolicLink,
+    /// Without times and owners.
+    WithoutAttributes,
+    /// Hard links become files.
+    WithoutLinks,
+    /// A clone of nothing is an empty tree.
+    OfNothing,
+    /// Deleting what is not there is an error.
+    DeletesOnce,
+    Panics,
+}
+
+/// Breaks a promise.
+#[derive(Debug)]
+pub struct Broken(pub Way);
+
+impl TreeDriver for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        match self.0 {
+            Way::Links => cp(&["--archive", "--link"], source, path),
+            Way::SymbolicLink => std::os::unix::fs::symlink(source, path),
+            Way::WithoutAttributes => cp(
+                &["--recursive", "--no-dereference", "--preserve=links"],
+                source,
+                path,
+            ),
+            Way::WithoutLinks => cp(&["--archive", "--no-preserve=links"], source, path),
+            Way::OfNothing if !source.exists() => fs::create_dir(path),
+            Way::OfNothing | Way::DeletesOnce => Copies.clone_tree(source, path),
+            Way::Panics => panic!("cannot clone"),
+        }
+    }
+
+    fn delete_tree(&self, path: &Path) -> io::Result<()> {
+        match self.0 {
+            Way::DeletesOnce => fs::remove_dir_all(path),
+            _ => Ok(()),
+        }
+    }
+}
