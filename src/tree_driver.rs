@@ -19,8 +19,8 @@ use std::path::Path;
 /// attach one at the same time. `path` is absolute, in a directory that only the owner of the store may enter. A panic is an error
 /// of the method.
 ///
-/// An error stops the call of the store: it leaves the store as it was, deletes the new tree, and is returned as an
-/// [`ErrorKind::Io`](crate::ErrorKind::Io) that names the driver and has the [`io::Error`] in its chain.
+/// An error is one of the call of the store, an [`ErrorKind::Io`](crate::ErrorKind::Io) that names the driver and has the
+/// [`io::Error`] in its chain. What was to be made is deleted, and the store is as it was; what was to be deleted is deleted later.
 pub trait TreeDriver: Send + Sync + fmt::Debug {
     /// The driver's name, 2 to 32 lower-case letters and digits, a letter first. It is also the name of its directory in the
     /// graph root and the prefix of the directories of records. It is asked for once per opening.
@@ -99,7 +99,7 @@ pub trait TreeDriver: Send + Sync + fmt::Debug {
     /// Called also where nothing is attached, for each layer when the store is shut down. The default does nothing.
     ///
     /// # Errors
-    /// The layer is neither made nor deleted.
+    /// The layer is not made; a deletion fails, and goes on with the next use of the store.
     fn detach_tree(&self, path: &Path) -> io::Result<()> {
         let _always_there = path;
         Ok(())

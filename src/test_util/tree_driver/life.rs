@@ -10,7 +10,9 @@ use crate::bridge;
 use crate::compression::Compression;
 use crate::error::Result;
 use crate::idmap::{IdMap, IdMappings};
-use crate::options::{CheckOptions, ContainerOptions, DiffOptions, ImageOptions, MountOptions, StoreOptions};
+use crate::options::{
+    CheckOptions, ContainerOptions, DiffOptions, Durability, ImageOptions, MountOptions, StoreOptions,
+};
 use crate::store::Store;
 use crate::sys::privilege;
 use crate::test_util::tree_driver::bed::{Fault, ensure, write};
@@ -20,7 +22,9 @@ use crate::tree_driver::TreeDriver;
 pub(super) async fn life_of_a_layer(driver: Arc<dyn TreeDriver>, directory: &Path) -> Result<(), Fault> {
     let options = || {
         let options = StoreOptions::new(directory.join("graph"), directory.join("run"));
-        let options = options.tree_driver(Arc::clone(&driver));
+        let options = options
+            .tree_driver(Arc::clone(&driver))
+            .durability(Durability::None);
         match privilege::is_root() {
             true => options,
             false => options.id_mappings(mine()),

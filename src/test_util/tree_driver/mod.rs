@@ -18,6 +18,9 @@ use crate::test_util::temp_store::TempDirectory;
 use crate::test_util::tree_driver::bed::{Bed, Fault};
 use crate::tree_driver::TreeDriver;
 
+/// A test of a promise.
+type Test = fn(&Bed) -> Result<(), Fault>;
+
 /// Something that a [`TreeDriver`] promises. The page [`tree_drivers`](crate::tree_drivers) says what each means.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,7 +115,7 @@ impl TreePromise {
     }
 
     /// The test, but for that of the store.
-    fn test(self) -> Option<fn(&Bed) -> Result<(), Fault>> {
+    fn test(self) -> Option<Test> {
         Some(match self {
             Self::EmptyTree => clones::empty_tree,
             Self::SameContent => clones::same_content,
@@ -202,7 +205,7 @@ pub async fn check_tree_driver<D: TreeDriver + 'static>(
 }
 
 /// Runs a test; a panic is a fault.
-fn run_test(test: fn(&Bed) -> Result<(), Fault>, bed: &Bed) -> Result<(), Fault> {
+fn run_test(test: Test, bed: &Bed) -> Result<(), Fault> {
     let tested = catch_unwind(AssertUnwindSafe(|| test(bed)));
     tested.unwrap_or_else(|_said| Err(Fault("the driver panicked".to_owned())))
 }

@@ -142,9 +142,7 @@ pub(super) fn fill(tree: &Path) -> Result<(), Fault> {
     fs::create_dir(tree.join("empty directory"))?;
     write(tree, "empty", "")?;
     write(tree, "d/short", "content")?;
-    let long: Vec<u8> = (0..3_000_000_u32)
-        .flat_map(|number| number.to_le_bytes())
-        .collect();
+    let long: Vec<u8> = (0..100_000_u32).flat_map(|number| number.to_le_bytes()).collect();
     fs::write(tree.join("d/long"), long)?;
     let mut sparse = fs::File::create(tree.join("sparse"))?;
     sparse.set_len(1 << 22)?;

@@ -233,8 +233,9 @@ impl Faulty {
             Fault::Panic => panic!("injected"),
             Fault::Lie => Ok(()),
             Fault::Half => {
-                let _made = fs::create_dir(path);
-                let _written = fs::write(path.join("half"), "");
+                if fs::create_dir(path).is_ok() {
+                    fs::write(path.join("half"), "")?;
+                }
                 Err(io::Error::other("injected"))
             }
             Fault::KilledBefore => std::process::exit(77),

@@ -5,7 +5,7 @@ use std::process::Command;
 use graphroot::{CheckOptions, Store};
 
 use crate::tree_drivers::doubles::{Fault, Faulty};
-use crate::tree_drivers::{STEPS, options, state, step, trees};
+use crate::tree_drivers::{STEPS, options, sound_states, state, step, trees};
 
 /// Tells the process below what to do: the call, when it is killed, and the directory.
 const VARIABLE: &str = "GRAPHROOT_TEST_TREE_DRIVER_KILL";
@@ -35,6 +35,7 @@ async fn a_process_that_is_killed() {
 
 #[tokio::test]
 async fn the_next_process_finds_the_state_before_or_after() {
+    let sound = sound_states().await;
     for when in ["before", "after"] {
         let mut kills = 0;
         for calls in 0..MAX_CALLS {
@@ -60,6 +61,7 @@ async fn the_next_process_finds_the_state_before_or_after() {
                 .await
                 .unwrap();
             let found = state(&store, &graph).await;
+            assert!(sound.contains(&found), "{what}: {found:?}");
             let report = store.check(CheckOptions::everything()).await.unwrap();
             assert!(report.is_clean(), "{what}: {report:?}");
             let layers = store.layers().await.unwrap().len();

@@ -57,7 +57,7 @@ async fn step(store: &Store, number: usize) -> Result<()> {
         }
         5 => drop(
             store
-                .changes(None, &store.container("box").await?.layer_id().to_owned())
+                .changes(None, &store.container("box").await?.layer_id())
                 .await?,
         ),
         6 => {
@@ -102,4 +102,20 @@ fn trees(graph: &Path, driver: &str) -> (usize, usize) {
         std::fs::read_dir(dir).map_or(0, Iterator::count)
     };
     (count("dir"), count("tempdirs"))
+}
+
+/// The states between the steps, where no driver fails.
+async fn sound_states() -> Vec<Vec<String>> {
+    let dir = tempfile::tempdir().unwrap();
+    let driver = doubles::Faulty::after(usize::MAX, doubles::Fault::Error);
+    let store = Store::open(options(dir.path()).tree_driver(driver))
+        .await
+        .unwrap();
+    let mut states = vec![Vec::new()];
+    for number in 0..STEPS {
+        step(&store, number).await.unwrap();
+        states.push(state(&store, &dir.path().join("graph")).await);
+    }
+    assert_eq!(states[STEPS], [""; 0]);
+    states
 }
