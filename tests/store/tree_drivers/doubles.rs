@@ -96,7 +96,7 @@ impl Mounted {
         let volume = self.volumes.join(number);
         fs::create_dir(&volume)?;
         if self.in_memory {
-            mount("volume", &volume, "tmpfs", MountFlags::empty(), c"")?;
+            mount("volume", &volume, "tmpfs", MountFlags::empty(), c"mode=0755")?;
         }
         Ok(volume)
     }

@@ -8,7 +8,7 @@ use crate::tree_drivers::doubles::{Fault, Faulty};
 use crate::tree_drivers::{STEPS, options, sound_states, state, step, trees};
 
 /// The first step that deletes something.
-const DELETIONS: usize = 7;
+const DELETIONS: usize = 8;
 
 /// No driver is called so often by one step.
 const MAX_CALLS: usize = 100;

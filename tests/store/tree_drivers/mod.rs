@@ -25,7 +25,7 @@ fn tar(files: &[(&str, &str)]) -> Cursor<Vec<u8>> {
 }
 
 /// What a program does with a store, one call after the other.
-const STEPS: usize = 9;
+const STEPS: usize = 11;
 
 /// One of its steps. What an earlier one was to make may be missing.
 async fn step(store: &Store, number: usize) -> Result<()> {
@@ -60,12 +60,11 @@ async fn step(store: &Store, number: usize) -> Result<()> {
                 .changes(None, &store.container("box").await?.layer_id())
                 .await?,
         ),
-        6 => {
-            let layer = store.container("box").await?.layer_id().to_owned();
-            store.apply_diff(&layer, tar(&[("applied", "1")])).await?;
-        }
-        7 => store.delete_container("box").await?,
-        _ => drop(store.delete_image("image").await?),
+        6 => drop(store.create_layer(None, named("other")).await?),
+        7 => drop(store.apply_diff("other", tar(&[("applied", "1")])).await?),
+        8 => store.delete_container("box").await?,
+        9 => drop(store.delete_image("image").await?),
+        _ => store.delete_layer("other").await?,
     }
     Ok(())
 }
