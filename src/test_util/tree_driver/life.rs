@@ -15,8 +15,8 @@ use crate::options::{
 };
 use crate::store::Store;
 use crate::sys::privilege;
+use crate::test_util::tar::{TarBuilder, TarEntry};
 use crate::test_util::tree_driver::bed::{Fault, ensure, write};
-use crate::test_util::{TarBuilder, TarEntry};
 use crate::tree_driver::TreeDriver;
 
 pub(super) async fn life_of_a_layer(driver: Arc<dyn TreeDriver>, directory: &Path) -> Result<(), Fault> {
