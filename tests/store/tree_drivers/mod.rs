@@ -57,7 +57,7 @@ async fn step(store: &Store, number: usize) -> Result<()> {
         }
         5 => drop(
             store
-                .changes(None, &store.container("box").await?.layer_id())
+                .changes(None, store.container("box").await?.layer_id())
                 .await?,
         ),
         6 => drop(store.create_layer(None, named("other")).await?),
