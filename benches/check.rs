@@ -10,6 +10,10 @@
 //! the programs that make xfs and btrfs.
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
+#[path = "support/command.rs"]
+mod command;
+#[path = "support/disk.rs"]
+mod disk;
 mod support;
 #[path = "support/testing.rs"]
 mod testing;
@@ -21,8 +25,9 @@ use std::time::{Duration, Instant};
 use graphroot::{
     CheckOptions, DedupOptions, Durability, HealOptions, Image, ImageBuilder, LayerOptions, Store,
 };
-use rustix::fs::statvfs;
 
+use command::command;
+use disk::Disk;
 use support::{Res, is_there, options, print_rows, remove, run, runtime, timed};
 use testing::testing_programs;
 
@@ -58,15 +63,6 @@ async fn open(root: &Path, driver: &str) -> Res<Store> {
     Ok(Store::open(options(root, driver).durability(Durability::None)).await?)
 }
 
-/// The `containers-storage` command on a store in `root`.
-fn containers_storage(program: &Path, root: &Path, driver: &str, verb: &str) -> Command {
-    let mut command = Command::new(program);
-    command.arg("--graph").arg(root.join("graph"));
-    command.arg("--run").arg(root.join("run"));
-    command.args(["--storage-driver", driver, verb]);
-    command
-}
-
 /// Puts the layer `count` times, each on top of the one before, and makes an image of them.
 async fn put(store: &Store, blob: &Path, count: usize) -> Res<Image> {
     let mut top: Option<String> = None;
@@ -100,7 +96,7 @@ fn check(dir: &Path, blob: &Path, go: Option<&Path>, driver: &str) -> Res<()> {
         if let Some(go) = go {
             // It is not content with layers that lack entries for the directories above their files.
             let started = Instant::now();
-            containers_storage(go, root.path(), driver, "check").output()?;
+            command(go, root.path(), driver, "check").output()?;
             rows[1].1.push(started.elapsed());
         }
     }
@@ -121,36 +117,11 @@ fn our_check(root: &Path, driver: &str) -> Res<Duration> {
     })
 }
 
-/// A file system in a file, mounted for as long as this lives.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(kind: &str, dir: &Path) -> Res<Self> {
-        let (image, target) = (dir.join("image"), dir.join("disk"));
-        std::fs::File::create(&image)?.set_len(8 << 30)?;
-        run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
-        std::fs::create_dir(&target)?;
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(&image)
-            .arg(&target))?;
-        Ok(Self(target))
-    }
-
-    /// Bytes that are in use, everything written.
-    fn used(&self) -> Res<u64> {
-        run(Command::new("sync").arg("-f").arg(&self.0))?;
-        let stat = statvfs(&self.0)?;
-        Ok((stat.f_blocks - stat.f_bfree) * stat.f_frsize)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if let Err(error) = run(Command::new("umount").arg("--recursive").arg(&self.0)) {
-            println!("{} stays mounted: {error}", self.0.display());
-        }
-    }
+/// Bytes of a file system that are in use, everything written.
+fn used(disk: &Disk) -> Res<u64> {
+    run(Command::new("sync").arg("-f").arg(disk.path()))?;
+    let stat = rustix::fs::statvfs(disk.path())?;
+    Ok((stat.f_blocks - stat.f_bfree) * stat.f_frsize)
 }
 
 /// Two images with the same layer, whose files share nothing before.
@@ -168,22 +139,22 @@ fn dedup(dir: &Path, blob: &Path, go: Option<&Path>, kind: &str) -> Res<()> {
             let root = tempfile::tempdir_in(dir)?;
             let disk = Disk::new(kind, root.path())?;
             runtime()?.block_on(async {
-                let store = open(&disk.0, "overlay").await?;
+                let store = open(disk.path(), "overlay").await?;
                 put(&store, blob, 1).await?;
                 put(&store, blob, 1).await
             })?;
-            let before = disk.used()?;
+            let before = used(&disk)?;
             let time = match program {
-                Some(go) => timed(&mut containers_storage(go, &disk.0, "overlay", "dedup"))?,
+                Some(go) => timed(&mut command(go, disk.path(), "overlay", "dedup"))?,
                 None => runtime()?.block_on(async {
-                    let store = open(&disk.0, "overlay").await?;
+                    let store = open(disk.path(), "overlay").await?;
                     let started = Instant::now();
                     store.dedup(DedupOptions::default()).await?;
                     Ok(started.elapsed()) as Res<Duration>
                 })?,
             };
             let name = row.0.split(',').next().unwrap_or_default();
-            let megabytes = [before, disk.used()?].map(|bytes| bytes / 1_000_000);
+            let megabytes = [before, used(&disk)?].map(|bytes| bytes / 1_000_000);
             row.0 = format!("{name}, {} to {} MB", megabytes[0], megabytes[1]);
             row.1.push(time);
         }

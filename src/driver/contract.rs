@@ -22,6 +22,7 @@ use crate::driver::new_owners::NewOwners;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
+use crate::sys::btrfs::SnapshotChanges;
 use crate::sys::tree;
 use crate::whiteout::{Namespace, WhiteoutFormat};
 
@@ -36,6 +37,8 @@ pub(crate) struct CreateOptions {
     pub(crate) parent_mappings: Option<IdMappings>,
     /// `--storage-opt` of a container, such as `size`.
     pub(crate) storage_opt: BTreeMap<String, String>,
+    /// The SELinux label of the files, or empty; for drivers without mounts, which could show it.
+    pub(crate) mount_label: String,
     /// The files that the driver makes are on disk before the layer is visible, or will be with what is written later on
     /// the same file system; see [`Driver::names_to_sync`] for the names.
     pub(crate) durable: bool,
@@ -481,6 +484,12 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// whole trees shows them ([`Driver::mount_private`] for both).
     fn overlay_diff(&self, _id: &str, _parent: Option<&str>) -> Result<Option<OverlayDiff>> {
         Ok(None)
+    }
+
+    /// Begins to find out in which inodes the trees of a layer and of its direct parent can differ, that [`Driver::mount_private`]
+    /// has opened; `None` where only a comparison of whole trees shows it.
+    fn snapshot_changes(&self, _new: BorrowedFd<'_>, _old: BorrowedFd<'_>) -> Option<SnapshotChanges> {
+        None
     }
 
     /// The driver's report on itself, in the order in which it is shown.

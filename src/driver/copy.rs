@@ -103,6 +103,19 @@ pub(crate) fn own_tree(dir: BorrowedFd<'_>, owners: NewOwners<'_>, durable: bool
     copy_walk::run(dir, dir, &rules, durable)
 }
 
+/// Gives everything in the tree at `dir` an SELinux label, the root included.
+///
+/// # Errors
+/// [`ErrorKind::Io`](crate::ErrorKind::Io); the tree then has it in part.
+pub(crate) fn label_tree(dir: BorrowedFd<'_>, label: &str, durable: bool) -> Result<()> {
+    let rules = Rules {
+        files: Files::Present,
+        label: Some(label),
+        ..Rules::new()
+    };
+    copy_walk::run(dir, dir, &rules, durable)
+}
+
 /// Copies what gets another owner into `to`, with the directories above it: what is in `to` then hides what was copied,
 /// and shows the same with other owners. `forced_mode`: every file gets this mode, and its owner and mode are in an
 /// attribute. The root itself is not changed. Otherwise as [`copy_tree`].
@@ -264,6 +277,33 @@ mod tests {
         assert!(!capable || kept.as_deref() == Some(CAPABILITY));
         assert_eq!(root.join("d/file").metadata().unwrap().mtime_nsec(), before);
         assert_eq!(root.join("link").metadata().unwrap().nlink(), 3);
+    }
+
+    #[test]
+    fn a_tree_gets_a_label() {
+        let tmp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(tmp.path().join("d/e")).unwrap();
+        fs::write(tmp.path().join("d/file"), "content").unwrap();
+        fs::hard_link(tmp.path().join("d/file"), tmp.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("d", tmp.path().join("symlink")).unwrap();
+        let dir = at::open_dir(tmp.path()).unwrap();
+        rustix::fs::mknodat(&dir, c"fifo", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        const OTHER: &[u8] = b"system_u:object_r:container_file_t:s0";
+        let label = "system_u:object_r:container_file_t:s0:c1,c2";
+        if xattr::set_at(dir.as_fd(), b"d", b"security.selinux", OTHER).is_err() {
+            return crate::skip::skip("labels need root");
+        }
+        let before = tmp.path().join("d").metadata().unwrap().modified().unwrap();
+        label_tree(dir.as_fd(), label, true).unwrap();
+        for path in [".", "d", "d/e", "d/file", "link", "symlink", "fifo"] {
+            let value = xattr::get_at(dir.as_fd(), path.as_bytes(), "security.selinux").unwrap();
+            assert_eq!(value.as_deref(), Some(label.as_bytes()), "{path}");
+        }
+        assert_eq!(
+            tmp.path().join("d").metadata().unwrap().modified().unwrap(),
+            before
+        );
+        assert_eq!(tmp.path().join("d/file").metadata().unwrap().nlink(), 2);
     }
 
     #[test]

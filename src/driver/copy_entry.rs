@@ -16,7 +16,7 @@ use crate::error::{Error, Result as CrateResult};
 use crate::idmap::Owner;
 use crate::sys::sync_tracker::SyncTracker;
 use crate::sys::tree;
-use crate::sys::{at, privilege, xattr};
+use crate::sys::{at, privilege, selinux, xattr};
 use crate::whiteout::OVERRIDE_STAT;
 
 /// How files come into a copy.
@@ -67,6 +67,8 @@ pub(super) struct Rules<'a> {
     pub(super) ignore_owners: bool,
     /// The owners of the copy, if they are others.
     pub(super) owners: Option<NewOwners<'a>>,
+    /// The SELinux label that everything gets, with [`Files::Present`].
+    pub(super) label: Option<&'a str>,
     /// Only what gets another owner is copied, with the directories above it.
     pub(super) only_changed: bool,
     /// What is mounted in the tree is left out.
@@ -93,6 +95,7 @@ impl Rules<'_> {
             attributes: Attributes::OfContent,
             ignore_owners: false,
             owners: None,
+            label: None,
             only_changed: false,
             one_mount: false,
             forced_mode: None,
@@ -227,6 +230,9 @@ impl<'a> Worker<'a> {
     /// Gives an entry of the tree itself its new owner, once for all its names.
     fn present(&self, dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<()> {
         let rules = self.rules;
+        if let Some(label) = rules.label {
+            selinux::set_label_at(dir, name.to_bytes(), label)?;
+        }
         let mut links = rules.links.lock().unwrap_or_else(PoisonError::into_inner);
         if stat.st_nlink < 2 {
             drop(links);
@@ -313,6 +319,9 @@ impl<'a> Worker<'a> {
     ) -> Result<()> {
         let owner = owner.map_or_else(|| self.rules.owner_of(stat), Ok)?;
         if self.rules.files == Files::Present {
+            if let Some(label) = self.rules.label {
+                selinux::set_label(to, label)?;
+            }
             if owner != self::owner(stat) {
                 let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
                 rustix::fs::fchown(to, Some(uid), Some(gid))?;

@@ -26,12 +26,11 @@ use crate::store::Store;
 use crate::store::access::{Needs, hit};
 use crate::store::additional_blob::StoredBlob;
 use crate::store::deleted::ReadLayers;
-use crate::store::diff_stream::{
-    COMPARED_ENTRIES, ChangeSearch, Comparison, DiffSource, DiffStream, check_compression,
-};
+use crate::store::diff_stream::{ChangeSearch, Comparison, DiffSource, DiffStream, check_compression};
 use crate::store::inner::StoreOrigin;
 use crate::store::layer_store::locked::files_of;
 use crate::store::layer_store::new_layer::mappings_of;
+use crate::store::tree_search::COMPARED_ENTRIES;
 use crate::sys::at;
 use crate::sys::tree::UsageWalk;
 

@@ -19,7 +19,7 @@ use crate::archive::apply::origins::Origins;
 use crate::archive::compress::gzip::Gzip;
 use crate::archive::compress::parallel::ParallelStream;
 use crate::archive::compress::zstd_frames::ZstdFrames;
-use crate::archive::diff::changes::{Change, ComparedTree, TreeComparison, UpperChanges};
+use crate::archive::diff::changes::{Change, UpperChanges};
 use crate::archive::diff::export::Export;
 use crate::archive::tar_split::replay::Replay;
 use crate::bridge::{ByteStream, Producer, Progress};
@@ -33,9 +33,8 @@ use crate::record::layer::LayerRow;
 use crate::store::additional_blob::{BlobBytes, StoredBlob};
 use crate::store::deleted::ReadLayers;
 use crate::store::layer_store::new_layer::mappings_on_disk;
-
-/// Entries of two trees that one step compares.
-pub(super) const COMPARED_ENTRIES: usize = 2048;
+use crate::store::tree_search::{self, Tree, TreeSearch};
+use crate::sys::btrfs::SnapshotChanges;
 
 /// A layer's diff as a stream of bytes, made by [`Store::diff`](crate::Store::diff).
 ///
@@ -334,22 +333,26 @@ impl DiffSource {
 pub(super) enum Comparison {
     /// The driver keeps changes apart.
     OverlayDiff(OverlayDiff, IdMappings),
-    /// Two whole trees.
-    Trees { new: Tree, old: Option<Tree> },
+    /// Two whole trees, the second one perhaps that of the direct parent.
+    Trees {
+        new: Tree,
+        old: Option<Tree>,
+        snapshot: Option<Box<SnapshotChanges>>,
+    },
 }
 
 /// What is being found out about the changes of a layer, step by step.
 pub(super) enum ChangeSearch {
     Upper(Box<UpperChanges>),
-    Trees(Box<TreeComparison>),
+    Trees(TreeSearch),
 }
 
 impl ChangeSearch {
     /// One step; `false` at the end. Blocking.
     pub(super) fn step(&mut self) -> Result<bool> {
         match self {
-            Self::Upper(search) => search.step(COMPARED_ENTRIES),
-            Self::Trees(comparison) => comparison.step(COMPARED_ENTRIES),
+            Self::Upper(search) => search.step(tree_search::COMPARED_ENTRIES),
+            Self::Trees(search) => search.step(),
         }
     }
 
@@ -357,23 +360,7 @@ impl ChangeSearch {
     pub(super) fn into_changes(self) -> Vec<Change> {
         match self {
             Self::Upper(search) => search.into_changes(),
-            Self::Trees(comparison) => comparison.into_changes(),
-        }
-    }
-}
-
-/// A tree and whose owners it has.
-pub(super) struct Tree {
-    /// The root directory, perhaps of a private mount.
-    dir: OwnedFd,
-    mappings: IdMappings,
-}
-
-impl Tree {
-    fn compared(&self) -> ComparedTree<'_> {
-        ComparedTree {
-            root: self.dir.as_fd(),
-            mappings: &self.mappings,
+            Self::Trees(search) => search.into_changes(),
         }
     }
 }
@@ -390,9 +377,18 @@ impl Comparison {
             let mappings = mappings_on_disk(&**driver, row, dir.as_fd())?;
             Ok(Tree { dir, mappings })
         };
+        let (new, old) = (tree(to)?, from.map(tree).transpose()?);
+        let snapshot = match &old {
+            // Other mappings have the same owners differ.
+            Some(old) if old.mappings == new.mappings => {
+                driver.snapshot_changes(new.dir.as_fd(), old.dir.as_fd())
+            }
+            _ => None,
+        };
         Ok(Self::Trees {
-            new: tree(to)?,
-            old: from.map(tree).transpose()?,
+            new,
+            old,
+            snapshot: snapshot.map(Box::new),
         })
     }
 
@@ -403,9 +399,9 @@ impl Comparison {
                 let search = UpperChanges::new(upper.dir.as_fd(), upper.lowers, upper.namespace)?;
                 Ok((ChangeSearch::Upper(Box::new(search)), upper.dir))
             }
-            Self::Trees { new, old } => {
-                let comparison = TreeComparison::new(new.compared(), old.as_ref().map(Tree::compared))?;
-                Ok((ChangeSearch::Trees(Box::new(comparison)), new.dir))
+            Self::Trees { new, old, snapshot } => {
+                let search = TreeSearch::new(&new, old.as_ref(), snapshot)?;
+                Ok((ChangeSearch::Trees(search), new.dir))
             }
         }
     }
@@ -437,9 +433,8 @@ enum Fresh {
     Opened(Comparison, u64),
     /// Two trees are being compared.
     Comparing {
-        comparison: Box<TreeComparison>,
+        search: TreeSearch,
         new: Tree,
-        old: Tree,
         offset: u64,
     },
     /// The stream is being written.
@@ -474,31 +469,24 @@ impl Fresh {
                 let export = Export::upper(diff.dir.as_fd(), diff.lowers, diff.namespace, &mappings, offset)?;
                 exporting(export)
             }
-            Self::Opened(Comparison::Trees { new, old: None }, offset) => {
+            Self::Opened(Comparison::Trees { new, old: None, .. }, offset) => {
                 let export = Export::tree(new.dir.as_fd(), &new.mappings, offset)?;
                 exporting(export)
             }
-            Self::Opened(Comparison::Trees { new, old: Some(old) }, offset) => Self::Comparing {
-                comparison: Box::new(TreeComparison::new(new.compared(), Some(old.compared()))?),
+            Self::Opened(Comparison::Trees { new, old, snapshot }, offset) => Self::Comparing {
+                search: TreeSearch::new(&new, old.as_ref(), snapshot)?,
                 new,
-                old,
                 offset,
             },
             Self::Comparing {
-                mut comparison,
+                mut search,
                 new,
-                old,
                 offset,
             } => {
-                if comparison.step(COMPARED_ENTRIES)? {
-                    Self::Comparing {
-                        comparison,
-                        new,
-                        old,
-                        offset,
-                    }
+                if search.step()? {
+                    Self::Comparing { search, new, offset }
                 } else {
-                    let changes = comparison.into_changes();
+                    let changes = search.into_changes();
                     let export = Export::changes(new.dir, changes, &new.mappings, offset);
                     exporting(export)
                 }

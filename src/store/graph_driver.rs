@@ -118,6 +118,7 @@ impl GraphDriver {
                 },
                 parent_mappings: None,
                 storage_opt: options.storage_opt,
+                mount_label: options.mount_label.unwrap_or_default(),
                 durable: false,
             };
             create.mappings.validate()?;

@@ -108,6 +108,7 @@ pub(crate) mod stage;
 mod top_layer;
 #[cfg(feature = "pull")]
 pub(crate) mod transfer_dirs;
+mod tree_search;
 mod typed_json;
 pub(crate) mod userns;
 pub(crate) mod views;

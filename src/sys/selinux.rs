@@ -50,6 +50,11 @@ pub(crate) fn set_label(file: BorrowedFd<'_>, label: &str) -> rustix::io::Result
     xattr::fset(file, b"security.selinux", label.as_bytes())
 }
 
+/// Gives the file `name` of a directory a label; a symbolic link gets it itself.
+pub(crate) fn set_label_at(dir: BorrowedFd<'_>, name: &[u8], label: &str) -> rustix::io::Result<()> {
+    xattr::set_at(dir, name, b"security.selinux", label.as_bytes())
+}
+
 /// Where the kernel's files are; `None` where SELinux is off.
 fn mount_point() -> Option<&'static Path> {
     static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();

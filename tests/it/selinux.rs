@@ -14,7 +14,7 @@ use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
-use crate::support::{each_set, json};
+use crate::support::{each_set, json, require_driver};
 
 const IMAGE: &str = "localhost/labels:1";
 
@@ -264,3 +264,35 @@ async fn copied_trees_have_the_labels_that_go_gives_them(set: PeerSet) {
     assert_ne!(labels(&root, "ours")[1], "");
 }
 each_set!(ignored "needs SELinux: tests/vm/run" async copied_trees_have_the_labels_that_go_gives_them: "containers-storage");
+
+/// With btrfs there is no mount that could have a label: each file of a container gets it.
+async fn files_on_btrfs_have_the_label_of_their_container(set: PeerSet) {
+    if !require_driver("btrfs") {
+        return;
+    }
+    let root = TestRoot::of_driver("btrfs").of(set);
+    let store = root.open().await;
+    image(&store).await;
+    create(&store, "ours", &[]).await.unwrap();
+    root.go()
+        .with(["create-container", "--name", "theirs", IMAGE])
+        .run();
+    for name in ["ours", "theirs"] {
+        let label = labels(&root, name)[1].clone();
+        let mounted = store.mount(name, MountOptions::default()).await.unwrap();
+        fs::write(mounted.join("d/new"), "").unwrap();
+        for file in ["", "d", "d/file", "d/new"] {
+            assert_eq!(label_of(&mounted.join(file)), label, "{name}: {file}");
+        }
+        // That is no change of it.
+        let layer = store.container(name).await.unwrap().layer_id().to_owned();
+        let changes = store.changes(None, &layer).await.unwrap();
+        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(changes, ["C /d", "A /d/new"], "{name}");
+        store.unmount(name).await.unwrap();
+    }
+    assert_ne!(labels(&root, "ours"), labels(&root, "theirs"));
+    let tree = root.graph().join("btrfs/subvolumes/base");
+    assert!(!label_of(&tree.join("d/file")).contains(":c"));
+}
+each_set!(ignored "needs SELinux: tests/vm/run" async files_on_btrfs_have_the_label_of_their_container: "containers-storage");

@@ -315,6 +315,8 @@ pub(crate) struct TreeComparison {
     new_mappings: IdMappings,
     old_mappings: IdMappings,
     list: List,
+    /// The inode numbers at which the trees can differ, if that is known.
+    differing: Option<HashSet<u64>>,
 }
 
 impl TreeComparison {
@@ -330,7 +332,14 @@ impl TreeComparison {
             new_mappings: new.mappings.clone(),
             old_mappings: old.map(|old| old.mappings.clone()).unwrap_or_default(),
             list: List::default(),
+            differing: None,
         })
+    }
+
+    /// Looks only at these inode numbers: what has another one, and the same in both trees, is the same with everything in it.
+    /// Both trees have the same mappings.
+    pub(crate) fn look_only_at(&mut self, differing: HashSet<u64>) {
+        self.differing = Some(differing);
     }
 
     /// Compares some more entries, about `count`; `false` once all are compared.
@@ -348,9 +357,23 @@ impl TreeComparison {
                     continue;
                 }
             };
-            self.compare(side)?;
+            if side.is_eq() && self.is_known_to_be_equal() {
+                self.new.advance();
+                self.old.advance();
+            } else {
+                self.compare(side)?;
+            }
         }
         Ok(true)
+    }
+
+    /// Whether the next entry, which has the same name in both trees, needs no comparison.
+    fn is_known_to_be_equal(&self) -> bool {
+        let Some(differing) = &self.differing else {
+            return false;
+        };
+        let inode = self.new.peek_inode();
+        inode == self.old.peek_inode() && inode.is_some_and(|inode| !differing.contains(&inode))
     }
 
     /// All changes, once there is no more to compare, sorted by the bytes of the path.

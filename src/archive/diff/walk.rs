@@ -53,6 +53,8 @@ struct Name {
     start: usize,
     end: usize,
     kind: FileType,
+    /// Its inode number; at a mount point, that of the directory below the mount.
+    inode: u64,
 }
 
 impl Names {
@@ -73,6 +75,7 @@ impl Names {
                 start,
                 end: names.bytes.len(),
                 kind: entry.file_type(),
+                inode: entry.ino(),
             });
         }
         let bytes = &names.bytes;
@@ -145,6 +148,12 @@ impl TreeWalk {
     pub(crate) fn peek(&self) -> Option<&[u8]> {
         let names = &self.frames.last()?.names;
         names.get(names.next).map(|(name, _)| name)
+    }
+
+    /// The inode number that the directory tells for the name that [`TreeWalk::advance`] would go to.
+    pub(crate) fn peek_inode(&self) -> Option<u64> {
+        let names = &self.frames.last()?.names;
+        names.entries.get(names.next).map(|name| name.inode)
     }
 
     /// Goes to the next name in this directory; `false` if there is none.

@@ -1,6 +1,6 @@
 //! The driver's methods.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::driver::unpack_dir;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::{self, TempDir};
+use crate::sys::btrfs::SnapshotChanges;
 use crate::sys::tree;
 
 impl Driver for Btrfs {
@@ -168,6 +169,13 @@ impl Driver for Btrfs {
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
         Ok(vec![self.home.open_layer(id)?])
+    }
+
+    fn snapshot_changes(&self, new: BorrowedFd<'_>, old: BorrowedFd<'_>) -> Option<SnapshotChanges> {
+        SnapshotChanges::begin(new, old).unwrap_or_else(|error| {
+            tracing::debug!(%error, "what a snapshot changes cannot be searched for");
+            None
+        })
     }
 
     fn disk_usage(&self, id: &str) -> Result<DiskUsage> {

@@ -10,7 +10,7 @@ use crate::driver::copy::{self, CopyOptions};
 use crate::driver::tree_home::{TreeHome, own_empty_root};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::{at, btrfs};
+use crate::sys::{at, btrfs, selinux};
 
 /// The directory of the layers.
 pub(super) const LAYERS: &str = "subvolumes";
@@ -22,6 +22,21 @@ pub(super) const INTERNAL: &[&str] = &[LIMITS];
 
 /// Makes a subvolume at `path` that is empty, or has what the layer `parent` has, with the owners that are asked for.
 pub(super) fn subvolume(
+    home: &TreeHome,
+    path: &Path,
+    parent: Option<&str>,
+    options: &CreateOptions,
+) -> Result<OwnedFd> {
+    let dir = unlabelled_subvolume(home, path, parent, options)?;
+    // Compat: where SELinux is off labels are left out. Where it is on each file gets its own, since there is no mount.
+    if !options.mount_label.is_empty() && selinux::policy().is_some() {
+        copy::label_tree(dir.as_fd(), &options.mount_label, options.durable)
+            .context(|| format!("labelling the files of a new layer {:?}", options.mount_label))?;
+    }
+    Ok(dir)
+}
+
+fn unlabelled_subvolume(
     home: &TreeHome,
     path: &Path,
     parent: Option<&str>,

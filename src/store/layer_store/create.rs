@@ -221,6 +221,7 @@ impl Made {
             parent_mappings: other_mappings(below, &mappings),
             mappings,
             storage_opt: new.storage_opt,
+            mount_label: new.mount_label,
             durable: self.durable,
         };
         self.make_content(driver, dirs, new.parent.as_deref(), new.start, &options)

@@ -88,6 +88,7 @@ impl Area {
             },
             parent_mappings: owners.parent,
             storage_opt: options.storage_opt.clone(),
+            mount_label: options.mount_label.clone().unwrap_or_default(),
             durable: sync,
         };
         let inner = Arc::clone(inner);

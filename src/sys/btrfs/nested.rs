@@ -80,19 +80,7 @@ fn destroy_at(dir: BorrowedFd<'_>, name: &[u8], root: BorrowedFd<'_>, depth: u32
 /// Destroys subvolumes in the one with the root directory `root`: as many as one answer has. Returns whether there were any.
 fn destroy_nested(root: BorrowedFd<'_>, depth: u32) -> Result<bool> {
     let mut any = false;
-    let mut references = References {
-        min_subvolume: 0,
-        found: [Place::default(); MAX_FOUND],
-        count: 0,
-        align: [0; 7],
-    };
-    // SAFETY: the argument has the layout that this opcode takes and fills.
-    let asked = unsafe { ioctl::ioctl(root, Updater::<REFERENCES, _>::new(&mut references)) };
-    match asked {
-        // There are more than one answer has.
-        Err(Errno::OVERFLOW) => {}
-        asked => asked?,
-    }
+    let references = references(root)?;
     for place in references.found.iter().take(references.count.into()) {
         let mut lookup = Lookup {
             directory: place.directory,
@@ -119,6 +107,28 @@ fn destroy_nested(root: BorrowedFd<'_>, depth: u32) -> Result<bool> {
         any = true;
     }
     Ok(any)
+}
+
+/// Subvolumes in the one with the root directory `root`: as many as one answer has.
+fn references(root: BorrowedFd<'_>) -> Result<References> {
+    let mut references = References {
+        min_subvolume: 0,
+        found: [Place::default(); MAX_FOUND],
+        count: 0,
+        align: [0; 7],
+    };
+    // SAFETY: the argument has the layout that this opcode takes and fills.
+    let asked = unsafe { ioctl::ioctl(root, Updater::<REFERENCES, _>::new(&mut references)) };
+    match asked {
+        // There are more than one answer has.
+        Err(Errno::OVERFLOW) => Ok(references),
+        asked => asked.map(|()| references),
+    }
+}
+
+/// Whether there are subvolumes in the one with the root directory `root`.
+pub(super) fn has_nested(root: BorrowedFd<'_>) -> Result<bool> {
+    Ok(references(root)?.count > 0)
 }
 
 /// What is before the zero byte.

@@ -7,12 +7,12 @@ use std::os::fd::BorrowedFd;
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{self, Opcode, Setter, Updater, opcode};
 
-use crate::sys::btrfs::search::{Key, first_item};
+use crate::sys::btrfs::search::{ItemKey, Range, Search};
 use crate::sys::btrfs::subvolume::GROUP;
 
 /// The tree of quotas, and the type of the item in it that says whether they are kept.
 const QUOTA_TREE: u64 = 8;
-const STATUS: u32 = 240;
+const STATUS: u8 = 240;
 
 const ENABLE: u64 = 1;
 /// The limit is on all that the subvolume refers to, whether it shares it with others or not.
@@ -54,14 +54,23 @@ const LIMIT: Opcode = opcode::read::<Limit>(GROUP, 43);
 /// # Errors
 /// `EPERM` without privilege over the file system.
 pub(crate) fn is_quota_enabled(dir: BorrowedFd<'_>) -> Result<bool> {
-    let key = Key {
-        tree: QUOTA_TREE,
+    let key = |number| ItemKey {
+        object: number,
         kind: STATUS,
+        offset: number,
     };
-    match first_item(dir, key) {
+    let range = Range {
+        tree: QUOTA_TREE,
+        first: key(0),
+        last: key(u64::MAX),
+        since: 0,
+    };
+    let mut first = None;
+    match Search::new().some(dir, range, 1, |item| first = Some(item.key.kind)) {
         // There is no such tree.
         Err(Errno::NOENT) => Ok(false),
-        found => Ok(found? == Some(STATUS)),
+        // What is found is not always of the type that was searched for.
+        searched => searched.map(|_rest| first == Some(STATUS)),
     }
 }
 

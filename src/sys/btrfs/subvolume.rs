@@ -15,7 +15,7 @@ pub(super) const GROUP: u8 = 0x94;
 const MAGIC: i128 = 0x9123_683e;
 
 /// The inode number of the root directory of every subvolume; no other file of a btrfs has it.
-const ROOT_INODE: u64 = 256;
+pub(super) const ROOT_INODE: u64 = 256;
 
 /// The longest name of a file.
 const MAX_NAME: usize = 255;

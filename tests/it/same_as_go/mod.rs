@@ -26,9 +26,9 @@ use op::{New, Op, Step};
 use records::Records;
 use roots::Normaliser;
 
-use crate::support::each_set;
 use crate::support::peers::PeerSet;
 use crate::support::root::TestRoot;
+use crate::support::{each_set, require_driver};
 
 /// One of the two roots.
 struct Side {
@@ -41,7 +41,11 @@ struct Side {
 impl Side {
     fn new(driver: &'static str, set: PeerSet, started: Timestamp) -> Self {
         Self {
-            root: TestRoot::in_dir(&std::env::temp_dir(), driver).of(set),
+            root: match driver {
+                "btrfs" => TestRoot::of_driver(driver),
+                _ => TestRoot::in_dir(&std::env::temp_dir(), driver),
+            }
+            .of(set),
             names: Names::default(),
             records: Records::default(),
             started,
@@ -166,3 +170,10 @@ async fn vfs(set: PeerSet) {
     run("vfs", set).await;
 }
 each_set!(async vfs: "containers-storage");
+
+async fn btrfs(set: PeerSet) {
+    if require_driver("btrfs") {
+        run("btrfs", set).await;
+    }
+}
+each_set!(newer async btrfs: "containers-storage");
