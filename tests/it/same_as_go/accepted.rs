@@ -120,6 +120,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
             "/graph/*/tempdirs: only in the first (directory)",
             "/graph/*-layers/tmp: only in the first (directory)",
             "/graph/vfs/dir: only in the first (directory)",
+            "/graph/btrfs/subvolumes: only in the first (directory)",
         ],
         ..ANY
     },
@@ -201,6 +202,7 @@ pub(super) const ACCEPTED: &[Accepted] = &[
             concat!("/graph/overlay/*/diff/*: mtime * / ", now!()),
             concat!("/graph/overlay/*/merged/*: mtime * / ", now!()),
             concat!("/graph/vfs/dir/*/*: mtime * / ", now!()),
+            concat!("/graph/btrfs/subvolumes/*/*: mtime * / ", now!()),
             "diff */: mtime * / now",
         ],
         ..ANY
@@ -224,8 +226,10 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         key: "time-of-the-root",
         why: "the peer makes and removes a temporary directory in the layer after unpacking, and so spoils the time \
               that the stream gives to the layer's root directory",
-        driver: Some("vfs"),
-        lines: &[concat!("/graph/vfs/dir/*: mtime 1700000000.000000000 / ", now!())],
+        lines: &[
+            concat!("/graph/vfs/dir/*: mtime 1700000000.000000000 / ", now!()),
+            concat!("/graph/btrfs/subvolumes/*: mtime 1700000000.000000000 / ", now!()),
+        ],
         ..ANY
     },
     // What comes out.
