@@ -148,7 +148,9 @@ fn change(root: &Path, random: &mut Random, open: &mut Open) {
             fs::create_dir(new).ok();
         }
         2 | 3 => {
-            fs::write(new, vec![2; size]).ok();
+            File::create_new(new)
+                .and_then(|mut file| file.write_all(&vec![2; size]))
+                .ok();
         }
         // In memory only, until the file system writes it.
         4 if is_file => drop(write_at(&one, 0)),
@@ -276,14 +278,16 @@ fn whatever_is_changed_is_found() {
     let cases: u64 = std::env::var("GRAPHROOT_TEST_SNAPSHOT_CASES").map_or(30, |text| text.parse().unwrap());
     let mut found = 0;
     for case in 1..=cases {
-        let mut random = Random(case * 0x9e37_79b9_7f4a_7c15);
+        let mut random = Random(case.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut open = Open::new();
         let base = setup.create("base", None);
         fill(&base, &mut random, &mut open);
         let above = setup.create("above", Some("base"));
         if case % 3 == 0 {
             // One more layer, which has changes of its own.
-            fill(&above.join("d"), &mut random, &mut open);
+            let second = above.join("second");
+            fs::create_dir(&second).unwrap();
+            fill(&second, &mut random, &mut open);
         }
         let container = setup.create("container", Some("above"));
         for _ in 0..4 {

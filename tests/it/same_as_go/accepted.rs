@@ -187,6 +187,16 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         ],
         ..OLD
     },
+    Accepted {
+        key: "owners-of-mapped-roots-on-btrfs",
+        why: "the peer's driver leaves the root directory of a mapped layer to the host's root",
+        driver: Some("btrfs"),
+        lines: &[
+            "/graph/btrfs/subvolumes/*: owner 100000:200000 / 0:0",
+            "/graph/btrfs/subvolumes/*: owner 300000:400000 / 0:0",
+        ],
+        ..ANY
+    },
     // What streams become.
     Accepted {
         key: "global-headers",
@@ -305,6 +315,17 @@ pub(super) const ACCEPTED: &[Accepted] = &[
         lines: &[
             "answer * / failed: vfs driver does not support mount options*",
             "mountpoints.json *",
+        ],
+        middle: true,
+        ..OLD
+    },
+    Accepted {
+        key: "image-mounts-on-old-btrfs",
+        why: "as image-mounts-on-old-vfs, with the btrfs driver of Debian 13",
+        driver: Some("btrfs"),
+        lines: &[
+            "answer * / failed: btrfs driver does not support mount options*",
+            "mountpoints.json : * / []",
         ],
         middle: true,
         ..OLD

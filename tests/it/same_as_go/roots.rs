@@ -90,7 +90,7 @@ impl<'a> Normaliser<'a> {
         let mut shown: Vec<String> = mounts
             .iter()
             .map(|path| self.text(path.to_str().unwrap()))
-            .filter(|path| path != "<graph>/overlay")
+            .filter(|path| !["<graph>/overlay", "<graph>/btrfs"].contains(&path.as_str()))
             .collect();
         shown.sort();
         shown
