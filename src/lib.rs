@@ -175,7 +175,7 @@ pub use store::chunked_differ::{ChunkedDiffer, Savings};
 pub use store::commit::CommitOptions;
 pub use store::converting_differ::ConvertingDiffer;
 pub use store::copy_to::options::{CopyEvent, CopyOptions};
-pub use store::copy_to::report::{CopiedItem, CopyReport};
+pub use store::copy_to::report::{CopiedItem, CopyReport, DifferentItem, LostContent};
 pub use store::dedup::DedupResult;
 pub use store::diff_stream::DiffStream;
 pub use store::digest_lock::{DigestLock, DigestLockGuard};
@@ -194,6 +194,7 @@ pub use store::stage::area::StagedContent;
 pub use store::stage::differ::{Differ, StagingArea};
 pub use store::stage::differ_output::DifferOutput;
 pub use store::staged_layers::{StagedLayer, StagingOptions};
+pub use store::temporary_directory::TemporaryDirectory;
 pub use store::userns::sub_id_mappings;
 
 // Content: digests, compression, owners, copies.

@@ -64,6 +64,14 @@ impl Namespace {
         }
     }
 
+    /// The attribute of a directory that is in another place in the layers below.
+    pub(crate) const fn redirect(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.redirect",
+            Self::User => "user.overlay.redirect",
+        }
+    }
+
     /// The attribute that makes a directory opaque.
     pub(crate) const fn opaque(self) -> &'static str {
         match self {

@@ -38,6 +38,8 @@ pub(super) enum Attributes {
     /// Those that a mount shows, without what belongs to a file's place.
     OfShown,
     All,
+    /// None: whoever has the file copied does the rest.
+    None,
 }
 
 impl Attributes {
@@ -49,6 +51,7 @@ impl Attributes {
         };
         match self {
             Self::All => true,
+            Self::None => false,
             Self::OfContent => of_content(),
             Self::OfShown => {
                 let of_overlay = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");

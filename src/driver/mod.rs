@@ -31,6 +31,7 @@ mod temporary_mount;
 mod tree_adapter;
 mod tree_home;
 mod unpack_dir;
+mod update;
 mod vfs;
 mod zfs;
 
@@ -46,3 +47,6 @@ pub(crate) use crate::driver::layer_copy::{Copied, LayerCopy};
 pub(crate) use crate::driver::layer_id::{check_id, is_usual_id};
 pub(crate) use crate::driver::layer_use::LayerUse;
 pub(crate) use crate::driver::new_owners::NewOwners;
+pub(crate) use crate::driver::update::{
+    Loss, NewTree, OwnFiles, Remaps, ShownTree, difference, remap, update,
+};

@@ -156,6 +156,12 @@ impl IdMappings {
         Ok(Owner { uid, gid })
     }
 
+    /// The host's user and group with the IDs that those with this ID have in `to`; `None` for what is in no range.
+    pub(crate) fn moved_to(&self, to: &Self, id: u32) -> (Option<u32>, Option<u32>) {
+        let moved = |from: &[IdMap], to: &[IdMap]| map(to, map(from, id, false)?, true);
+        (moved(&self.uids, &to.uids), moved(&self.gids, &to.gids))
+    }
+
     /// The host's owner of container root. A list of one single ID stands for root whatever its container ID.
     ///
     /// # Errors

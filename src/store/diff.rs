@@ -276,13 +276,11 @@ impl Store {
         source.stream(self.read_layers_of(&pair), compression, &options)
     }
 
-    /// The uncompressed diff of a layer (an exact ID) against its parent, and whether it is the stream that the layer came from.
+    /// The uncompressed stream that a layer (an exact ID) came from, if that is known.
     /// Files whose content is in the stream are offered to `origins`. The layer lock is taken shared only.
-    pub(crate) async fn diff_to_copy(&self, id: &str, origins: &Arc<Origins>) -> Result<(DiffStream, bool)> {
+    pub(crate) async fn recorded_diff(&self, id: &str, origins: &Arc<Origins>) -> Result<Option<DiffStream>> {
         let pair = self.pair(None, id).await?;
-        let recorded = self.open_recorded(&pair).await?;
-        let is_recorded = recorded.is_some();
-        let source = match recorded {
+        let source = match self.open_recorded(&pair).await? {
             Some(DiffSource::Replay {
                 tar_split,
                 trees,
@@ -295,20 +293,12 @@ impl Store {
                 origins: Some(Arc::clone(origins)),
             },
             Some(other) => other,
-            None => {
-                let (to, from) = (Arc::clone(&pair.to), pair.from.clone());
-                let (guard, driver) = (self.read_layers().await?, self.inner.driver());
-                let opened = bridge::run(move || {
-                    let opened = files_of(&to.id, Comparison::open(&driver, &to, from.as_deref()));
-                    drop(guard);
-                    opened
-                });
-                DiffSource::ExactComparison(self.explained(&pair, opened.await).await?)
-            }
+            None => return Ok(None),
         };
         let layers = self.read_layers_of(&pair);
-        let stream = source.stream(layers, Compression::None, &DiffOptions::uncompressed())?;
-        Ok((stream, is_recorded))
+        source
+            .stream(layers, Compression::None, &DiffOptions::uncompressed())
+            .map(Some)
     }
 
     /// Opens what gives the stream that a layer came from: the blob in an additional layer store in which its files are, or

@@ -237,8 +237,6 @@ pub(super) enum DiffSource {
     },
     /// What the driver says has changed.
     Comparison(Comparison),
-    /// The same with times to the nanosecond.
-    ExactComparison(Comparison),
     /// The blob of a layer whose files are in an additional layer store. `size` is that of the tar stream as recorded.
     Blob { blob: StoredBlob, size: Option<u64> },
 }
@@ -273,7 +271,7 @@ impl DiffSource {
             _ => 0,
         };
         // What a replay lacks, it misses.
-        let is_asked_at_end = matches!(self, Self::Comparison(_) | Self::ExactComparison(_));
+        let is_asked_at_end = matches!(self, Self::Comparison(_));
         let mut is_compressed = false;
         let bytes = match self {
             // Other levels, and other annotations, come from other bytes.
@@ -294,12 +292,7 @@ impl DiffSource {
                 }
                 DiffBytes::Replay(Box::new(replay))
             }
-            Self::Comparison(comparison) => {
-                DiffBytes::Fresh(Fresh::Opened(comparison, start), Times::Seconds)
-            }
-            Self::ExactComparison(comparison) => {
-                DiffBytes::Fresh(Fresh::Opened(comparison, start), Times::Exact)
-            }
+            Self::Comparison(comparison) => DiffBytes::Fresh(Fresh::Opened(comparison, start)),
         };
         let producer = DiffProducer { id, bytes };
         let mut annotations = Annotations::default();
@@ -416,15 +409,8 @@ struct DiffProducer {
 
 enum DiffBytes {
     Replay(Box<Replay<File>>),
-    Fresh(Fresh, Times),
+    Fresh(Fresh),
     Blob(BlobBytes),
-}
-
-/// The times in a diff that is made of what has changed.
-#[derive(Clone, Copy)]
-enum Times {
-    Seconds,
-    Exact,
 }
 
 /// A diff that is made of what has changed, step by step.
@@ -446,7 +432,7 @@ impl Producer for DiffProducer {
     fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
         let progress = match &mut self.bytes {
             DiffBytes::Replay(replay) => replay.step(out, room),
-            DiffBytes::Fresh(fresh, times) => fresh.step(*times, out, room),
+            DiffBytes::Fresh(fresh) => fresh.step(out, room),
             DiffBytes::Blob(blob) => blob.step(out, room),
         };
         progress.context(|| format!("reading the diff of layer {:?}", self.id))
@@ -454,16 +440,11 @@ impl Producer for DiffProducer {
 }
 
 impl Fresh {
-    fn step(&mut self, times: Times, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
+    fn step(&mut self, out: &mut Vec<u8>, room: usize) -> Result<Progress> {
         if let Self::Exporting(export) = self {
             return export.step(out, room);
         }
-        let exporting = |export: Export| {
-            Self::Exporting(Box::new(match times {
-                Times::Seconds => export,
-                Times::Exact => export.with_exact_times(),
-            }))
-        };
+        let exporting = |export: Export| Self::Exporting(Box::new(export));
         *self = match std::mem::replace(self, Self::Over) {
             Self::Opened(Comparison::OverlayDiff(diff, mappings), offset) => {
                 let export = Export::upper(diff.dir.as_fd(), diff.lowers, diff.namespace, &mappings, offset)?;

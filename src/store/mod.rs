@@ -105,6 +105,7 @@ mod local_layers;
 mod open;
 mod roots;
 pub(crate) mod stage;
+pub(crate) mod temporary_directory;
 mod top_layer;
 #[cfg(feature = "pull")]
 pub(crate) mod transfer_dirs;

@@ -113,6 +113,39 @@ pub(crate) fn parse_mount_table(table: &[u8], below: &Path) -> Vec<std::path::Pa
     found
 }
 
+/// Where a file is, whatever mounts lead there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PlaceOnDisk {
+    /// The file system, as the mount table names it.
+    pub(crate) device: String,
+    /// From the file system's root.
+    pub(crate) path: std::path::PathBuf,
+}
+
+/// The place of a directory, whose path without links is `real`; `None` if this mount namespace has no such mount.
+pub(crate) fn place_on_disk(dir: BorrowedFd<'_>, real: &Path) -> io::Result<Option<PlaceOnDisk>> {
+    let id = mount_id(dir)?;
+    Ok(parse_place(&std::fs::read("/proc/self/mountinfo")?, id, real))
+}
+
+fn parse_place(table: &[u8], id: u64, real: &Path) -> Option<PlaceOnDisk> {
+    let mut fields = line_of(table, id)?.split(|byte| *byte == b' ').skip(2);
+    let device = String::from_utf8(fields.next()?.to_vec()).ok()?;
+    let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
+    Some(PlaceOnDisk {
+        device,
+        path: root.join(real.strip_prefix(point).ok()?),
+    })
+}
+
+/// The line of a mount table that is about a mount.
+fn line_of(table: &[u8], id: u64) -> Option<&[u8]> {
+    let id = id.to_string();
+    table
+        .split(|byte| *byte == b'\n')
+        .find(|line| line.split(|byte| *byte == b' ').next() == Some(id.as_bytes()))
+}
+
 /// The type and the source of the file system that a directory is on, as the mount table has them; `None` if this mount namespace
 /// has no such mount.
 pub(crate) fn type_and_source(dir: BorrowedFd<'_>) -> io::Result<Option<(String, String)>> {
@@ -121,12 +154,8 @@ pub(crate) fn type_and_source(dir: BorrowedFd<'_>) -> io::Result<Option<(String,
 }
 
 fn parse_type_and_source(table: &[u8], id: u64) -> Option<(String, String)> {
-    let line = table.split(|byte| *byte == b'\n').find(|line| {
-        let first = line.split(|byte| *byte == b' ').next();
-        first.is_some_and(|first| first == id.to_string().as_bytes())
-    })?;
     // A variable number of fields ends with a hyphen.
-    let mut fields = line
+    let mut fields = line_of(table, id)?
         .split(|byte| *byte == b' ')
         .skip_while(|field| *field != b"-")
         .skip(1);
@@ -276,6 +305,20 @@ mod tests {
         let proc = crate::sys::at::open_dir(Path::new("/proc")).unwrap();
         let (kind, _source) = type_and_source(proc.as_fd()).unwrap().unwrap();
         assert_eq!(kind, "proc");
+    }
+
+    #[test]
+    fn the_mount_table_tells_places_on_disk() {
+        let table =
+            b"22 1 254:0 / / rw - ext4 /dev/vda rw\n30 22 0:40 /sub\\040x /a rw - btrfs /dev/vdb rw\n";
+        let found = |id, path: &str| {
+            parse_place(table, id, Path::new(path))
+                .map(|place| (place.device, place.path.display().to_string()))
+        };
+        assert_eq!(found(22, "/srv/b"), Some(("254:0".into(), "/srv/b".into())));
+        assert_eq!(found(30, "/a/b"), Some(("0:40".into(), "/sub x/b".into())));
+        assert_eq!(found(30, "/c"), None);
+        assert_eq!(found(3, "/a"), None);
     }
 
     #[test]

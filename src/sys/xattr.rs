@@ -110,6 +110,11 @@ pub(crate) fn set_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8], value: 
     }
 }
 
+/// Removes one attribute of `name` in `dir`; `name` must be a single component and is not followed.
+pub(crate) fn remove_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8]) -> Result<()> {
+    rustix::fs::lremovexattr(proc_path(dir, name), attribute)
+}
+
 /// The attribute names of `name` in `dir`, unordered; empty where the file system has none.
 pub(crate) fn list_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<String>> {
     names(list_raw_at(dir, name))

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::program::{Program, good, ours};
 use crate::support::needs;
 use crate::support::oci::OciImage;
+use crate::support::peers::Run as _;
 use crate::support::root::TestRoot;
 use crate::support::store::put_bytes;
 use crate::support::tar::Tar;
@@ -70,14 +71,140 @@ async fn a_store_gets_another_driver() {
     let again: Value = serde_json::from_str(&again).unwrap();
     assert_eq!(again["Copied"].as_array().unwrap().len(), 0, "{again}");
     assert_eq!(again["Present"].as_array().unwrap().len(), 4, "{again}");
-    let left = fs::read_dir(root.run()).unwrap();
-    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(temporary(&root).is_empty(), "{:?}", temporary(&root));
+}
+
+/// What is in the directory for temporary data.
+fn temporary(root: &TestRoot) -> Vec<std::ffi::OsString> {
+    let listed = fs::read_dir(root.graph().join("vfs-layers/tmp"));
+    let names = listed.into_iter().flatten();
+    names.map(|entry| entry.unwrap().file_name()).collect()
+}
+
+/// Changes the one file of container C1.
+fn write_hello(root: &TestRoot, text: &str) {
+    let mounted = good(root, "mount C1");
+    fs::write(std::path::Path::new(mounted.trim()).join("hello"), text).unwrap();
+    good(root, "unmount C1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_has_changed_is_told_and_replaced() {
+    let root = filled().await;
+    let to = root.path().join("new");
+    let line = format!("convert --to vfs {}", to.display());
+    good(&root, &line);
+    write_hello(&root, "other\n");
+    let kept = ours(&root, &line);
+    assert_eq!((kept.code, &*kept.out), (0, ""), "{kept:?}");
     assert!(
-        !left
-            .iter()
-            .any(|name| name.to_string_lossy().starts_with("convert-")),
-        "{left:?}"
+        kept.err
+            .contains("container C1 (web): another /hello: it was there already"),
+        "{kept:?}"
     );
+    let there = || elsewhere(&root, &to, "mount C1", "vfs");
+    let hello = std::path::Path::new(there().trim()).join("hello");
+    elsewhere(&root, &to, "unmount C1", "vfs");
+    assert_eq!(fs::read_to_string(&hello).unwrap(), "hello\n");
+    let json = good(&root, &line.replace("convert", "convert -j"));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["Different"][0]["item"]["id"], "C1", "{json}");
+    let replaced = good(&root, &line.replace("convert", "convert --refresh"));
+    assert_eq!(replaced, "container C1 (web): replaced\n");
+    assert_eq!(fs::read_to_string(&hello).unwrap(), "other\n");
+    assert_eq!(good(&root, &line), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_once_make_one_copy() {
+    let root = filled().await;
+    let to = root.path().join("new");
+    let line = format!("convert --to vfs {}", to.display());
+    let outs = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| ours(&root, &line))).collect();
+        let answers = runs.into_iter().map(|run| run.join().unwrap());
+        answers.collect::<Vec<_>>()
+    });
+    let mut lines = Vec::new();
+    for answer in &outs {
+        assert_eq!(answer.code, 0, "{answer:?}");
+        lines.extend(answer.out.lines());
+    }
+    assert_eq!(lines.len(), 4, "each item was copied once: {outs:?}");
+    assert_eq!(elsewhere(&root, &to, "check", "vfs"), "");
+}
+
+/// A killed one leaves a directory that whoever opens the store next removes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_one_leaves_is_removed() {
+    let root = filled().await;
+    let to = root.path().join("new");
+    good(&root, &format!("convert --to vfs {}", to.display()));
+    // Another copy seems to be at work there.
+    let busy = to.join("vfs-layers/tmp");
+    fs::create_dir_all(&busy).unwrap();
+    let busy = fs::File::create(busy.join("copy")).unwrap();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the lock that copies have among each other is one of flock"
+    )]
+    busy.lock().unwrap();
+    let line = format!("convert --to vfs {}", to.display());
+    let mut waiting = Program::Ours.on(&root).words(&line);
+    let mut waiting = waiting.stdout(std::process::Stdio::null()).spawn().unwrap();
+    while temporary(&root).is_empty() {
+        assert!(waiting.try_wait().unwrap().is_none(), "it does not wait");
+        std::thread::yield_now();
+    }
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert!(!temporary(&root).is_empty());
+    good(&root, "layers");
+    assert!(temporary(&root).is_empty(), "{:?}", temporary(&root));
+    drop(busy);
+    good(&root, &format!("convert --to vfs {}", to.display()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_in_the_store_is_refused_however_it_is_reached() {
+    needs!();
+    let root = filled().await;
+    let mount = root.path().join("bound");
+    fs::create_dir(&mount).unwrap();
+    let inside = root.graph().join("vfs");
+    rustix::mount::mount_bind(&inside, &mount).unwrap();
+    let link = root.path().join("link");
+    std::os::unix::fs::symlink(&inside, &link).unwrap();
+    let before = fs::read_dir(&inside).unwrap().count();
+    let targets = [
+        mount.join("new"),
+        mount.join("new/deep"),
+        link.join("new"),
+        inside.join("new"),
+        root.run().join("new"),
+        root.graph().to_owned(),
+    ];
+    for target in targets {
+        let answer = ours(&root, &format!("convert --to vfs {}", target.display()));
+        assert!(
+            answer.code == 1 && answer.err.contains("lies in the storage tree"),
+            "{target:?}: {answer:?}"
+        );
+    }
+    assert_eq!(fs::read_dir(&inside).unwrap().count(), before);
+    rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).unwrap();
+    // A mount of something else is no part of it.
+    let target = root.path().join("new");
+    let line = format!(
+        "convert --to vfs --no-containers --container web {}",
+        target.display()
+    );
+    let answer = ours(&root, &line);
+    assert!(
+        answer.code == 1 && answer.err.contains("--no-containers and --container"),
+        "{answer:?}"
+    );
+    assert!(!target.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,11 +16,11 @@ use crate::support::{Layout, TestStore, assert_clean, assert_nothing_temporary, 
 
 const APP: &str = "localhost/app:1";
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-async fn put(store: &Store, parent: Option<&str>, files: &[(&str, &str)]) -> String {
+pub(crate) async fn put(store: &Store, parent: Option<&str>, files: &[(&str, &str)]) -> String {
     let mut blob = Vec::new();
     let mut gzip = async_gzip(tar(files));
     blob.append(&mut gzip);
@@ -297,7 +297,7 @@ async fn copies(from: TestStore, to: TestStore) {
 }
 
 /// Runs something with two stores, if both can be had.
-fn with<F: Future<Output = ()>>(
+pub(crate) fn with<F: Future<Output = ()>>(
     (from, of): (&str, Layout),
     (to, layout): (&str, Layout),
     case: impl FnOnce(TestStore, TestStore) -> F,

@@ -40,6 +40,7 @@ mod coming_from_go;
 mod composefs;
 mod concurrency;
 mod containers;
+mod copied_trees;
 mod copy_to;
 mod delete;
 mod diff;

@@ -103,16 +103,9 @@ impl Export {
                 tar: TarWriter::new(offset),
                 mappings: mappings.clone(),
                 links: HashMap::new(),
-                exact_times: false,
             },
             ended: false,
         }
-    }
-
-    /// With times to the nanosecond. The Go library's streams have seconds.
-    pub(crate) fn with_exact_times(mut self) -> Self {
-        self.stream.exact_times = true;
-        self
     }
 }
 
@@ -320,7 +313,6 @@ struct EntryStream {
     mappings: IdMappings,
     /// Device and inode, and the first name.
     links: HashMap<(u64, u64), Vec<u8>>,
-    exact_times: bool,
 }
 
 impl EntryStream {
@@ -369,10 +361,6 @@ impl EntryStream {
             mode: stat.st_mode & 0o7777,
             owner,
             mtime: stat.st_mtime,
-            nanoseconds: match self.exact_times {
-                true => u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
-                false => 0,
-            },
             xattrs: &attributes,
             ..Item::mark(path)
         };

@@ -78,6 +78,10 @@ pub(crate) mod convert {
         "Copy this container with its image only, and others that are named",
     );
     pub(crate) const NO_CONTAINERS: Flag = Flag::bool(&["-no-containers"], "Copy no containers");
+    pub(crate) const REFRESH: Flag = Flag::bool(
+        &["-refresh"],
+        "Replace containers that were copied before and have changed since",
+    );
     pub(crate) const DRY_RUN: Flag = Flag::bool(&["-dry-run"], "Only print what would be copied");
 }
 

@@ -1,21 +1,19 @@
 //! A store beside the one that a command works on, for as long as the command runs.
 
-use std::path::PathBuf;
-
-use graphroot::{Store, StoreOptions};
+use graphroot::{Store, StoreOptions, TemporaryDirectory};
 
 use crate::outcome::CommandError;
 
 /// See the module's head.
 pub(crate) struct OtherStore {
     pub(crate) store: Store,
-    /// Its run root, and all of it that nobody else has: a directory that goes at the end.
-    dir: PathBuf,
+    /// Its run root, and all of it that nobody else has.
+    dir: TemporaryDirectory,
 }
 
 impl OtherStore {
     /// Opens it; what it has for itself is in `dir`.
-    pub(crate) async fn open(options: StoreOptions, dir: PathBuf) -> Result<Self, CommandError> {
+    pub(crate) async fn open(options: StoreOptions, dir: TemporaryDirectory) -> Result<Self, CommandError> {
         Ok(Self {
             store: Store::open(options).await?,
             dir,
@@ -28,8 +26,9 @@ impl OtherStore {
         self.store.free();
         if let Err(error) = closed {
             tracing::warn!(error = %error.chain(), "cannot close the other store");
-        } else if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove a temporary directory");
+        }
+        if let Err(error) = self.dir.remove().await {
+            tracing::warn!(error = %error.chain(), "cannot remove a temporary directory yet");
         }
     }
 }

@@ -4,7 +4,6 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use crate::bridge::{self, Detached};
@@ -18,11 +17,11 @@ use crate::record::container::ContainerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::access::{Batch, Needs};
 use crate::store::containers::ContainerPlace;
-use crate::store::copy_to::layer::{Copied, Job, layer_options};
-use crate::store::copy_to::plan::{SourceContainer, SourceLayer};
+use crate::store::copy_to::layer::{Copied, Job, Outcome, layer_options};
+use crate::store::copy_to::plan::SourceContainer;
+use crate::store::delete::delete_container;
 use crate::store::dirs::item_dir;
-use crate::store::layer_store::locked::files_of;
-use crate::store::layer_store::new_layer::{NewLayer, Start, Unpacked, mappings_of};
+use crate::store::layer_store::new_layer::{NewLayer, Start};
 use crate::store::stage::plan::new_layer;
 use crate::store::views::Container;
 use crate::sys::{at, make_private_subdir};
@@ -39,28 +38,46 @@ struct StagedData {
 }
 
 impl Job {
-    /// Copies a container whose image and layers are there.
-    pub(super) async fn copy_container(self: &Arc<Self>, container: &SourceContainer) -> Result<Copied> {
+    /// Copies a container whose image and layers are there. `is_outdated`: the target has an older copy, which is replaced
+    /// when the new one is ready.
+    pub(super) async fn copy_container(
+        self: &Arc<Self>,
+        container: &SourceContainer,
+        is_outdated: bool,
+    ) -> Result<Copied> {
         let to = &self.to;
         let layer = &container.layer;
         let was_mounted = self.from.mounted(&layer.row.id).await? > 0;
         let mut options = layer_options(layer).writeable(true);
-        let plan = to.plan_layer(layer.row.parent_id(), &options).await?;
-        let (owners, mapped_by_mount) = self.owners_of_container(layer, plan.parent.as_deref());
-        let staged = self.stage(layer, &options, plan.parent_id(), owners.clone());
-        let unpacked = Detached::new(staged.await?);
-        let fitted = to.fit_to_parent(plan.parent_id(), owners, &options, unpacked.into_inner());
-        let unpacked = Detached::new(self.copy_root(layer, fitted.await?).await?);
+        let plan = match is_outdated {
+            false => to.plan_layer(layer.row.parent_id(), &options).await?,
+            true => {
+                let mut unnamed = options.clone();
+                (unnamed.id, unnamed.names) = (None, Vec::new());
+                to.plan_layer(layer.row.parent_id(), &unnamed).await?
+            }
+        };
+        let mappings = self.from.mappings_of_layer(&layer.row).await?;
+        let (owners, mapped_by_mount) = self.owners_of_container(mappings.clone(), plan.parent.as_deref());
+        let staged = self.stage_tree(layer, &options, plan.parent.clone(), owners);
+        let (unpacked, losses) = staged.await?;
+        let unpacked = Detached::new(unpacked);
         let data = Detached::new(self.stage_data(container).await?);
         let transient = to.inner.options.transient;
         let volatile = container.volatile || transient;
         options.volatile = layer.volatile || transient;
         // The mappings of the record are those of the source in any case.
         options.id_mappings = IdMappingOptions::default();
-        let mappings = mappings_of(&layer.row);
         let store = to.clone();
-        let row = to.in_batch(Needs::CONTAINER_ON_IMAGE, async move |batch: Batch| {
+        let needs = match is_outdated {
+            true => Needs::ALL,
+            false => Needs::CONTAINER_ON_IMAGE,
+        };
+        let row = to.in_batch(needs, async move |batch: Batch| {
             let StagedData { dir, temp, row } = data.into_inner();
+            if is_outdated {
+                delete_container(&batch, &store.inner.dirs, &row.id).await?;
+            }
             let (_claim, ()) = batch
                 .claim({
                     let id = row.layer.to_string();
@@ -88,36 +105,11 @@ impl Job {
         let (row, temp) = row.await?;
         tracing::debug!(container = %row.id, "copied");
         drop(temp);
-        Ok(match was_mounted {
-            true => Copied::WhileMounted,
-            false => Copied::Whole,
-        })
-    }
-
-    /// Gives the root directory of an unpacked layer the mode and the owner that it has in the source: no diff tells of them.
-    async fn copy_root(&self, layer: &SourceLayer, unpacked: Unpacked) -> Result<Unpacked> {
-        let (guard, driver) = (self.from.read_layers().await?, self.from.inner.driver());
-        let row = Arc::clone(&layer.row);
-        bridge::run(move || {
-            let from = files_of(&row.id, driver.layer_tree(&row.id))?;
-            drop(guard);
-            let to = unpacked.staged.tree();
-            if from.force_mask.is_some() || to.force_mask.is_some() {
-                return Ok(unpacked);
-            }
-            let doing = "copying the root directory of a layer";
-            let [old, new] = [&from.dir, &to.dir].map(rustix::fs::fstat);
-            let (old, new) = (old.during(doing)?, new.during(doing)?);
-            // Others have their owners by the driver's ways.
-            if mappings_of(&row).is_identity() && (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid) {
-                let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
-                rustix::fs::fchown(&to.dir, Some(uid), Some(gid)).during(doing)?;
-            }
-            let mode = Mode::from_raw_mode(old.st_mode & 0o7777);
-            rustix::fs::fchmod(&to.dir, mode).during(doing)?;
-            Ok(unpacked)
-        })
-        .await
+        Ok(Copied::There(Outcome {
+            while_mounted: was_mounted,
+            refreshed: is_outdated,
+            losses,
+        }))
     }
 
     /// Copies the data of a container: its items and its directory in the graph root, without what is mounted there.

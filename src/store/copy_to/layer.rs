@@ -11,15 +11,18 @@ use crate::archive::apply::origins::Origins;
 use crate::archive::apply::pipeline::{ApplyOptions, Inflow, TarChunks};
 use crate::bridge::{self, CHUNK};
 use crate::chunked::cache::{CACHE_KEY, FORMAT_KEY};
+use crate::driver::Loss;
 use crate::error::{Error, Result};
 use crate::idmap::IdMappings;
 use crate::options::{IdMappingOptions, LayerOptions};
 use crate::record::layer::LayerRow;
 use crate::store::Store;
+use crate::store::access::{Batch, Needs};
 use crate::store::chunked_differ::AS_NAMED;
 use crate::store::copy_to::options::{CopyEvent, CopyOptions};
 use crate::store::copy_to::plan::SourceLayer;
 use crate::store::diff_stream::DiffStream;
+use crate::store::layer_steps::create_layer;
 use crate::store::layer_store::new_layer::{Unpacked, mappings_of};
 use crate::store::stage::area::{Area, ItemFile, LayerOwners, StagedContent};
 use crate::store::stage::differ_output::DifferOutput;
@@ -33,11 +36,20 @@ pub(super) struct Job {
 
 /// What copying an item has come to.
 pub(super) enum Copied {
-    Whole,
-    /// Of a container that was mounted.
-    WhileMounted,
+    There(Outcome),
     /// It was deleted from the source, or something that it needs.
     Gone,
+}
+
+/// What there is to tell of an item that was copied.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// It is a container that was mounted.
+    pub(super) while_mounted: bool,
+    /// It is a container that replaces an older one.
+    pub(super) refreshed: bool,
+    /// What the target cannot have of it.
+    pub(super) losses: Vec<Loss>,
 }
 
 /// The options for a layer that is a copy of `layer`; what they don't say, its record does.
@@ -78,33 +90,31 @@ fn chunks(job: Arc<Job>, layer: String, diff: DiffStream) -> TarChunks<'static> 
 }
 
 impl Job {
-    /// Unpacks the stream of a layer in the target, on `below`, with everything that belongs to it.
-    pub(super) async fn stage(
+    /// Unpacks the stream that a layer came from in the target, on `below`, with everything that belongs to it.
+    async fn stage(
         self: &Arc<Self>,
         layer: &SourceLayer,
         options: &LayerOptions,
         below: Option<String>,
         owners: LayerOwners,
+        (diff, origins): (DiffStream, Arc<Origins>),
     ) -> Result<Unpacked> {
         let row = &layer.row;
-        // Before anything is made in the target.
-        let origins = Arc::new(Origins::new(false, None));
-        let (diff, is_recorded) = self.from.diff_to_copy(&row.id, &origins).await?;
         let area = Area::make(&self.to.inner, below, owners, options).await?;
         let stores_by_digest = !options.writeable && !area.may_link();
         let apply = ApplyOptions {
-            uncompressed_digest: row.diff_digest.valid().filter(|_| is_recorded).cloned(),
+            uncompressed_digest: row.diff_digest.valid().cloned(),
             verify: true,
             origins: Some(origins),
             ..ApplyOptions::default()
         };
         let stream = chunks(Arc::clone(self), row.id.to_string(), diff);
         let content = area.unpack_with(Inflow::Tar(stream), apply).await?;
-        self.describe(content, layer, is_recorded, stores_by_digest).await
+        self.describe(content, layer, true, stores_by_digest).await
     }
 
     /// Adds what the source has of the layer beside its content.
-    async fn describe(
+    pub(super) async fn describe(
         &self,
         content: StagedContent,
         layer: &SourceLayer,
@@ -144,9 +154,17 @@ impl Job {
         self: &Arc<Self>,
         layer: &SourceLayer,
         parent_there: impl Future<Output = bool>,
-    ) -> Result<bool> {
+    ) -> Result<Copied> {
         let (to, row) = (&self.to, &layer.row);
         let options = layer_options(layer);
+        // Before anything is made in the target.
+        let origins = Arc::new(Origins::new(false, None));
+        let Some(diff) = self.from.recorded_diff(&row.id, &origins).await? else {
+            return match parent_there.await {
+                true => self.copy_unrecorded(layer, options).await,
+                false => Ok(Copied::Gone),
+            };
+        };
         let mut parent_there = Some(parent_there);
         let parent = row.parent_id();
         let (below, owners) = if to.stages_apart() {
@@ -159,29 +177,47 @@ impl Job {
             if let Some(there) = parent_there.take()
                 && !there.await
             {
-                return Ok(false);
+                return Ok(Copied::Gone);
             }
             let plan = to.plan_layer(parent, &options).await?;
             (plan.parent_id(), plan.owners())
         };
-        let unpacked = bridge::Detached::new(self.stage(layer, &options, below, owners).await?);
+        let staged = self.stage(layer, &options, below, owners, (diff, origins));
+        let unpacked = bridge::Detached::new(staged.await?);
         if let Some(there) = parent_there
             && !there.await
         {
-            return Ok(false);
+            return Ok(Copied::Gone);
         }
         let plan = to.plan_layer(parent, &options).await?;
         to.commit_unpacked(plan, options, unpacked.into_inner()).await?;
-        Ok(true)
+        Ok(Copied::There(Outcome::default()))
+    }
+
+    /// Copies a layer of which nobody knows the stream, and whose parent is there.
+    async fn copy_unrecorded(&self, layer: &SourceLayer, options: LayerOptions) -> Result<Copied> {
+        let to = &self.to;
+        let plan = to.plan_layer(layer.row.parent_id(), &options).await?;
+        let staged = self.stage_tree(layer, &options, plan.parent.clone(), plan.owners());
+        let (unpacked, losses) = staged.await?;
+        let unpacked = bridge::Detached::new(unpacked);
+        let made = to.in_batch(Needs::LAYERS, async move |batch: Batch| {
+            let new = batch.with(|held| plan.layer(held.layers()?, options, unpacked.into_inner()))?;
+            create_layer(&batch, new).await
+        });
+        made.await?;
+        Ok(Copied::There(Outcome {
+            losses,
+            ..Outcome::default()
+        }))
     }
 
     /// The owners of the files of a container's layer in the target, and whether its mounts map those of all others.
     pub(super) fn owners_of_container(
         &self,
-        layer: &SourceLayer,
+        mappings: IdMappings,
         parent: Option<&LayerRow>,
     ) -> (LayerOwners, bool) {
-        let mappings = mappings_of(&layer.row);
         let driver = self.to.inner.driver();
         if !mappings.is_identity() && driver.supports_shifting(&mappings) {
             let owners = LayerOwners {

@@ -2,45 +2,52 @@
 //!
 //! ```text
 //! shared locks of both, for a moment:  what is there, what is missing
-//! no lock:   layer → stream as it came in, or what the driver says has changed ─┐ beside each other
+//! no lock:   layer → stream as it came in ───────────────────────────────────────┐ beside each other
 //!                    └ files offered as origins: clones on the same file system │
 //! target:            unpacked in a staging directory ── its parent is there ────┘─→ layer
+//!            layer without a stream → its tree → staging directory on its parent ─→ layer
 //!            image → record and data, in one step
-//!            container → layer and data staged → both records, in one step
+//!            container → its tree and its data staged → both records, in one step
+//!            container that is there → compared → left as it is, or replaced by a staged one, in one step
 //! ```
 //!
 //! An item is in the target as a whole or not at all, and after what it needs: whoever is killed copies the rest the next
 //! time.
 
+mod apart;
+mod comparison;
 mod container;
 mod image;
 mod layer;
+mod layer_tree;
 pub(crate) mod options;
 mod plan;
 pub(crate) mod report;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::Mode;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use crate::bridge;
-use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::driver::Loss;
+use crate::error::{ErrorKind, Result};
+use crate::lock::single_flight;
 use crate::store::Store;
 use crate::store::check::finding::ItemKind;
-use crate::store::copy_to::layer::{Copied, Job};
+use crate::store::copy_to::layer::{Copied, Job, Outcome};
 use crate::store::copy_to::options::{CopyEvent, CopyOptions};
 use crate::store::copy_to::plan::{Plan, SourceContainer, SourceLayer};
-use crate::store::copy_to::report::{CopiedItem, CopyReport};
-use crate::sys::{at, processors, tree};
+use crate::store::copy_to::report::{CopiedItem, CopyReport, DifferentItem, LostContent};
+use crate::sys::processors;
 
 /// Items that are copied at the same time, at the most. Each has a thread and a few MiB.
 const MAX_AT_ONCE: usize = 8;
+
+/// The key of the lock that all copies to a store take.
+const FLIGHT: &str = "copy";
 
 /// # Copies in other stores
 impl Store {
@@ -48,18 +55,27 @@ impl Store {
     /// and containers with their IDs, names, dates, digests, flags, metadata, mappings, tar-split data and big data, and what
     /// containers have changed. Neither a registry nor an image program is needed.
     ///
-    /// What `to` has already, by ID and digest, is taken as done and stays as it is, also a container that has changed since it
-    /// was copied, and an image that was given more names; so a copy that was cut off is continued
+    /// Layers and images that `to` has already, by ID and digest, are taken as done and stay as they are, also an image that was
+    /// given more names; so a copy that was cut off is continued
     /// by the same call, with the same end. Layers are copied before those on them, several at a time. Where both stores are
-    /// on one file system that can share content, files of 16 KiB and more are clones.
+    /// on one file system that can share content, files are clones.
+    ///
+    /// A container that `to` has already is compared with this one, contents included. If one of the two has changed since, the
+    /// report says so, with the first difference, and the copy stays as it is; with [`CopyOptions::refresh`] it is replaced,
+    /// unless it is mounted. The new one is ready before the old one is deleted, in one step: other users of `to` see one or the
+    /// other. If the process is killed in that step, `to` may be without the container until the same call is made again.
     ///
     /// A layer with tar-split data is copied as the stream that it came from, and is refused if that has not the recorded
-    /// digest. Of a layer without it, such as a container's, the changes against its parent are copied as [`Store::diff`] has
-    /// them. Left out is what it leaves out: sockets; with ID mappings, files of owners that they do not contain; the extended
-    /// attributes `trusted.*` and unknown ones of `security.*`, access control lists, and those of the layer's root directory.
-    /// A file that a container has named `.wh.NAME` becomes a deletion of `NAME`; a hard link to a file of the image that has
-    /// not changed becomes a file of its own; and where drivers compare trees (vfs), a file that has kept its size and times
-    /// counts as unchanged.
+    /// digest. Of a layer without it, such as a container's, the tree is copied: everything that its files have, whoever their
+    /// owners are, with hard links, holes, sockets, access control lists, all extended attributes, and what belongs to the root
+    /// directory. Left out are only the attributes `security.selinux` and `security.evm`, which belong to a place, and the flags of
+    /// `chattr`. What `to` cannot have is named in the report ([`CopyReport::lost`]): attributes that its file system or a user
+    /// namespace refuses, devices in a user namespace, and in the driver overlay what overlayfs or a mount program would take
+    /// for a mark of its own (`trusted.overlay.*`, character devices 0:0, with a mount program names that begin with `.wh.`).
+    /// Attributes `trusted.*` are not seen from within a user namespace.
+    ///
+    /// The trees are compared with those of the layers below. Where this driver keeps changes apart (overlay) only these are
+    /// read, else everything is, since a changed file can have kept its size and times.
     ///
     /// Of additional image stores and of an additional layer store only those layers and images are copied that what is copied needs, or
     /// that are named, unless `to` finds them in such a store too. They become layers and images of `to` itself.
@@ -75,10 +91,12 @@ impl Store {
     /// that the driver may try out, in its directory for temporary data, what the kernel does. Its locks
     /// are taken shared, all of them for a moment and the layer lock for a moment for each layer, and none while data flows: it
     /// may be in use meanwhile. What is deleted from it before it is copied is left out. In `to` the locks are those of
-    /// [`Store::put_layer`], [`Store::create_image`] and [`Store::create_container`], for each item.
+    /// [`Store::put_layer`], [`Store::create_image`] and [`Store::create_container`], for each item; to replace a container also
+    /// those of [`Store::delete_container`]. Two copies to one store are made one after the other.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if `to` is this store, or lies in it; [`ErrorKind::ImageUnknown`] and
+    /// [`ErrorKind::InvalidInput`] if `to` is this store, or [lies in it](Store::contains), and for options that exclude each
+    /// other; [`ErrorKind::ImageUnknown`] and
     /// [`ErrorKind::ContainerUnknown`] for what is named; [`ErrorKind::DuplicateId`] if `to` has an item with the ID of one of
     /// this store and other content, and the error that says so for a name, both before anything is copied;
     /// [`ErrorKind::LayerUnknown`] if a layer is missing here; [`ErrorKind::DigestMismatch`] and
@@ -111,9 +129,32 @@ impl Store {
     }
 
     async fn copy_all_to(&self, to: &Self, options: CopyOptions) -> Result<CopyReport> {
-        let (from_root, to_root) = (self.graph_root().to_owned(), to.graph_root().to_owned());
-        bridge::run(move || check_apart(&from_root, &to_root)).await?;
-        let plan = Plan::new(self, to, &options).await?;
+        if options.without_containers && !options.containers.is_empty() {
+            return Err(ErrorKind::InvalidInput.err("containers are named, and to be left out"));
+        }
+        let dirs = &to.inner.dirs;
+        // What is only looked at may be anywhere.
+        for root in [Some(&dirs.graph_root), dirs.image_store.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if !options.dry_run && self.contains(root).await? {
+                let (ours, theirs) = (root.display(), self.graph_root().display());
+                return Err(ErrorKind::InvalidInput.err(format!("{ours} lies in the store {theirs}")));
+            }
+        }
+        let mut plan = Plan::new(self, to, &options).await;
+        let mut _flight = None;
+        if !options.dry_run {
+            let locks = dirs.layers_tmp();
+            let lock = locks.join(FLIGHT);
+            // What is refused leaves no trace; but it may only be half of what another copy puts there.
+            if plan.is_ok() || bridge::run(move || Ok(lock.exists())).await? {
+                _flight = Some(single_flight::acquire(&locks, FLIGHT).await?);
+            }
+            plan = Plan::new(self, to, &options).await;
+        }
+        let mut plan = plan?;
         let mut course = Course {
             report: CopyReport {
                 present: plan.present.clone(),
@@ -125,51 +166,32 @@ impl Store {
                 options,
             }),
         };
+        let outdated = course.compare(std::mem::take(&mut plan.there)).await?;
         if course.job.options.dry_run {
             let layers = plan.layers.iter().map(SourceLayer::item);
             let images = plan.images.iter().map(plan::SourceImage::item);
             let containers = plan.containers.iter().map(SourceContainer::item);
             course.report.copied = layers.chain(images).chain(containers).collect();
+            course.report.refreshed = outdated.iter().map(SourceContainer::item).collect();
             return Ok(course.report);
         }
         course.job.options.tell(|| CopyEvent::Started {
-            layers: plan.layers.len() + plan.containers.len(),
+            layers: plan.layers.len() + plan.containers.len() + outdated.len(),
             images: plan.images.len(),
-            containers: plan.containers.len(),
+            containers: plan.containers.len() + outdated.len(),
         });
         course.copy_layers(plan.layers).await?;
         for image in plan.images {
             let item = image.item();
             course.begin(&item);
-            let copied = course.job.copy_image(&image).await.map(|()| Copied::Whole);
+            let copied = course.job.copy_image(&image).await;
+            let copied = copied.map(|()| Copied::There(Outcome::default()));
             course.end(item, copied).await?;
         }
-        course.copy_containers(plan.containers).await?;
+        let new = plan.containers.into_iter().map(|container| (container, false));
+        let containers = new.chain(outdated.into_iter().map(|container| (container, true)));
+        course.copy_containers(containers.collect()).await?;
         Ok(course.report)
-    }
-}
-
-/// Refuses a target that is the source, or lies in it.
-fn check_apart(from: &Path, to: &Path) -> Result<()> {
-    let open = |path: &Path| at::open_dir(path).at("opening", path);
-    let identity = |dir: &OwnedFd| {
-        let stat = rustix::fs::fstat(dir).during("looking at a graph root")?;
-        Ok::<_, Error>(tree::identity(&stat))
-    };
-    let (source, mut above) = (identity(&open(from)?)?, open(to)?);
-    let mut known = identity(&above)?;
-    loop {
-        if known == source {
-            let what = format!("{} lies in the store {}", to.display(), from.display());
-            return Err(ErrorKind::InvalidInput.err(what));
-        }
-        above = rustix::fs::openat(&above, "..", tree::DIR_FLAGS, Mode::empty())
-            .at("opening what is above", to)?;
-        let next = identity(&above)?;
-        if next == known {
-            return Ok(());
-        }
-        known = next;
     }
 }
 
@@ -183,7 +205,7 @@ struct Course {
 type There = Option<bool>;
 
 /// An item and what copying it has come to.
-type Outcome = (CopiedItem, Result<Copied>);
+type Ended = (CopiedItem, Result<Copied>);
 
 /// The result of a task, or the end of this one.
 fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
@@ -216,15 +238,24 @@ impl Course {
     async fn end(&mut self, item: CopiedItem, copied: Result<Copied>) -> Result<()> {
         match copied {
             Ok(Copied::Gone) => self.report.gone.push(item),
-            Ok(copied) => {
+            Ok(Copied::There(outcome)) => {
                 self.job.options.tell(|| CopyEvent::Copied {
                     kind: item.kind,
                     id: item.id.clone(),
                 });
-                if matches!(copied, Copied::WhileMounted) {
+                if outcome.while_mounted {
                     self.report.mounted.push(item.clone());
                 }
-                self.report.copied.push(item);
+                let lost = outcome.losses.into_iter().map(|Loss { path, what }| LostContent {
+                    item: item.clone(),
+                    path,
+                    what,
+                });
+                self.report.lost.extend(lost);
+                match outcome.refreshed {
+                    true => self.report.refreshed.push(item),
+                    false => self.report.copied.push(item),
+                }
             }
             Err(error) if error.is_not_found() && !self.job.is_there(&item).await? => {
                 tracing::debug!(?item, error = %error.chain(), "deleted before it was copied");
@@ -238,7 +269,7 @@ impl Course {
     async fn copy_layers(&mut self, layers: Vec<SourceLayer>) -> Result<()> {
         let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
         let mut there: HashMap<String, watch::Receiver<There>> = HashMap::new();
-        let mut tasks: JoinSet<Outcome> = JoinSet::new();
+        let mut tasks: JoinSet<Ended> = JoinSet::new();
         for layer in layers {
             // A layer has its permit before those on it: one of those that have permits always goes on.
             let permit = loop {
@@ -267,15 +298,13 @@ impl Course {
             let task = async move {
                 let item = layer.item();
                 let copied = match job.copy_layer(&layer, wait_for(parent)).await {
-                    Ok(true) => Ok(Copied::Whole),
-                    Ok(false) => Ok(Copied::Gone),
                     Err(error) if error.is_not_found() && matches!(job.is_there(&item).await, Ok(false)) => {
                         Ok(Copied::Gone)
                     }
-                    Err(error) => Err(error),
+                    copied => copied,
                 };
                 if let Ok(copied) = &copied {
-                    tell.send_replace(Some(matches!(copied, Copied::Whole)));
+                    tell.send_replace(Some(matches!(copied, Copied::There(_))));
                 }
                 drop(permit);
                 (item, copied)
@@ -285,10 +314,50 @@ impl Course {
         self.end_all(tasks).await
     }
 
-    async fn copy_containers(&mut self, containers: Vec<SourceContainer>) -> Result<()> {
+    /// Compares containers with the copies that the target has of them. Returns those that are to be copied anew.
+    async fn compare(&mut self, containers: Vec<SourceContainer>) -> Result<Vec<SourceContainer>> {
         let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
-        let mut tasks: JoinSet<Outcome> = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for container in containers {
+            let (permits, job) = (Arc::clone(&permits), Arc::clone(&self.job));
+            let task = async move {
+                let _permit = permits.acquire_owned().await;
+                let id = container.row.id.to_string();
+                job.options.tell(|| CopyEvent::Comparing { id });
+                let found = job.difference(&container).await;
+                let in_use = match &found {
+                    Ok(Some(_)) if job.options.refresh => job.to.mounted(&container.layer.row.id).await,
+                    _ => Ok(0),
+                };
+                (container, found.and_then(|found| Ok((found, in_use? > 0))))
+            };
+            tasks.spawn(task.in_current_span());
+        }
+        let mut outdated = Vec::new();
+        while let Some(ended) = tasks.join_next().await {
+            let (container, found) = joined(ended)?;
+            let item = container.item();
+            match found {
+                Ok((None, _)) => self.report.present.push(item),
+                Ok((Some(_), false)) if self.job.options.refresh => outdated.push(container),
+                Ok((Some(difference), in_use)) => {
+                    let difference = match in_use {
+                        true => format!("{difference}; it is mounted there, and cannot be replaced"),
+                        false => difference,
+                    };
+                    self.report.different.push(DifferentItem { item, difference });
+                }
+                Err(error) => self.end(item, Err(error)).await?,
+            }
+        }
+        Ok(outdated)
+    }
+
+    /// Copies containers, and those anew that are outdated.
+    async fn copy_containers(&mut self, containers: Vec<(SourceContainer, bool)>) -> Result<()> {
+        let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
+        let mut tasks: JoinSet<Ended> = JoinSet::new();
+        for (container, is_outdated) in containers {
             let (permits, job) = (Arc::clone(&permits), Arc::clone(&self.job));
             let task = async move {
                 let _permit = permits.acquire_owned().await;
@@ -297,7 +366,7 @@ impl Course {
                     kind: item.kind,
                     id: item.id.clone(),
                 });
-                let copied = job.copy_container(&container).await;
+                let copied = job.copy_container(&container, is_outdated).await;
                 (item, copied)
             };
             tasks.spawn(task.in_current_span());
@@ -307,7 +376,7 @@ impl Course {
     }
 
     /// Waits for the tasks. Those that are left after a failure end with this.
-    async fn end_all(&mut self, mut tasks: JoinSet<Outcome>) -> Result<()> {
+    async fn end_all(&mut self, mut tasks: JoinSet<Ended>) -> Result<()> {
         while let Some(ended) = tasks.join_next().await {
             let (item, copied) = joined(ended)?;
             self.end(item, copied).await?;

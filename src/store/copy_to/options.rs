@@ -25,6 +25,8 @@ pub struct CopyOptions {
     pub containers: Vec<String>,
     /// Leave out containers where everything is copied.
     pub without_containers: bool,
+    /// Replace containers of the other store that are not what they are in this one now.
+    pub refresh: bool,
     /// Only find out what would be copied.
     pub dry_run: bool,
     progress: Option<Progress>,
@@ -45,6 +47,11 @@ pub enum CopyEvent {
         images: usize,
         /// How many containers.
         containers: usize,
+    },
+    /// A container that is there already is being compared.
+    Comparing {
+        /// Its ID.
+        id: String,
     },
     /// An item is being copied.
     Copying {
@@ -110,6 +117,13 @@ impl CopyOptions {
         self
     }
 
+    /// Sets [`CopyOptions::refresh`].
+    #[must_use]
+    pub fn refresh(mut self, refresh: bool) -> Self {
+        self.refresh = refresh;
+        self
+    }
+
     /// Sets [`CopyOptions::dry_run`].
     #[must_use]
     pub fn dry_run(mut self, dry_run: bool) -> Self {
@@ -142,6 +156,7 @@ impl fmt::Debug for CopyOptions {
             .field("images", &self.images)
             .field("containers", &self.containers)
             .field("without_containers", &self.without_containers)
+            .field("refresh", &self.refresh)
             .field("dry_run", &self.dry_run)
             .finish_non_exhaustive()
     }

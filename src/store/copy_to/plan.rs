@@ -52,6 +52,8 @@ pub(super) struct Plan {
     pub(super) images: Vec<SourceImage>,
     pub(super) containers: Vec<SourceContainer>,
     pub(super) present: Vec<CopiedItem>,
+    /// Containers that are there already, perhaps as they were once.
+    pub(super) there: Vec<SourceContainer>,
 }
 
 impl SourceLayer {
@@ -245,7 +247,7 @@ impl Plan {
             let there = is_present(&*container.row, &[&*target.containers], (&roots.0, &roots.1))?;
             let has_layer = is_present(&*container.layer.row, &tables, (&roots.0, &roots.1))?;
             match there {
-                true => plan.present.push(container.item()),
+                true => plan.there.push(container),
                 false if has_layer => {
                     let what = format!(
                         "layer {:?} of container {:?} is in {} already, without the container",

@@ -168,6 +168,38 @@ impl Area {
         })
     }
 
+    /// Has `write` write the content, and sync it.
+    pub(crate) async fn write<T: Send + 'static>(
+        self,
+        write: impl FnOnce(&dyn Staged) -> Result<T> + Send + 'static,
+    ) -> Result<(StagedContent, T)> {
+        let Self {
+            place, path, sync, ..
+        } = self;
+        bridge::run(move || {
+            let Place {
+                staged,
+                tar_split,
+                permit: _permit,
+                ..
+            } = place.into_inner();
+            let written = write(&*staged)?;
+            let content = StagedContent {
+                unpacked: Detached::new(Unpacked {
+                    staged,
+                    tar_split,
+                    applied: nothing_unpacked(&DifferOutput::default()),
+                    fitted_to: None,
+                    from_differ: None,
+                }),
+                path,
+                sync,
+            };
+            Ok((content, written))
+        })
+        .await
+    }
+
     /// Takes what was written into the directory for the content.
     pub(crate) async fn finish(self, output: DifferOutput) -> Result<StagedContent> {
         let Self {

@@ -1,39 +1,55 @@
 //! The command that copies a storage tree, or a part of it, into another one with another driver.
 
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use graphroot::{CopiedItem, CopyEvent, CopyOptions, CopyReport, StoreOptions};
+use graphroot::{CopiedItem, CopyEvent, CopyOptions, CopyReport, DifferentItem, LostContent, StoreOptions};
 use serde::Serialize;
 
 use crate::call::Call;
 use crate::flags::convert as flags;
 use crate::input::spinner;
 use crate::other_store::OtherStore;
-use crate::outcome::{CommandError, DONE, Outcome, file_failure};
+use crate::outcome::{CommandError, DONE, FAILED, Outcome, file_failure};
 use crate::output::Output;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct ReportRow<'a> {
     copied: &'a [CopiedItem],
+    refreshed: &'a [CopiedItem],
     present: &'a [CopiedItem],
+    different: &'a [DifferentItem],
     gone: &'a [CopiedItem],
     mounted: &'a [CopiedItem],
+    lost: &'a [LostContent],
 }
 
 fn print_report(call: &Call, out: &mut Output, report: &CopyReport) -> Result<(), CommandError> {
     if call.json() {
         return out.json(&ReportRow {
             copied: &report.copied,
+            refreshed: &report.refreshed,
             present: &report.present,
+            different: &report.different,
             gone: &report.gone,
             mounted: &report.mounted,
+            lost: &report.lost,
         });
     }
     for item in &report.copied {
         out.line(item.to_string())?;
+    }
+    for item in &report.refreshed {
+        out.line(format!("{item}: replaced"))?;
+    }
+    for different in &report.different {
+        out.stderr_line(format!(
+            "{different}: it was there already, has changed in the source, and is kept as it is there (see --refresh)"
+        ))?;
+    }
+    for lost in &report.lost {
+        out.stderr_line(format!("{lost}: cannot be in the new storage tree"))?;
     }
     for item in &report.gone {
         out.stderr_line(format!("{item}: it was deleted before it was copied"))?;
@@ -62,24 +78,6 @@ fn other_driver(root: &Path, wanted: &str) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Whether a path leads into a directory. Nothing of the path has to exist.
-fn lies_in(path: &Path, dir: &Path) -> io::Result<bool> {
-    let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino()));
-    let dir = identity(dir)?;
-    let mut above = path.to_owned();
-    while !above.exists() && above.pop() {}
-    let mut known = identity(&above)?;
-    while known != dir {
-        above.push("..");
-        let next = identity(&above)?;
-        if next == known {
-            return Ok(false);
-        }
-        known = next;
-    }
-    Ok(true)
-}
-
 /// The storage tree that is copied to; an empty one that is kept nowhere where nothing is to be copied.
 async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
     let store = call.store()?;
@@ -90,7 +88,10 @@ async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
     if driver.is_empty() {
         return Err("convert: no driver is given: --to overlay|btrfs|vfs|zfs".into());
     }
-    if lies_in(&root, store.graph_root()).map_err(failed)? {
+    if call.flags.is_on(&flags::NO_CONTAINERS) && !call.flags.list(&flags::CONTAINER).is_empty() {
+        return Err("convert: --no-containers and --container exclude each other".into());
+    }
+    if store.contains(&root).await? {
         let what = format!(
             "{given} lies in the storage tree {}",
             store.graph_root().display()
@@ -100,12 +101,13 @@ async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
     if let Some(other) = other_driver(&root, driver).map_err(failed)? {
         return Err(format!("{given} has layers of the driver {other}, not of {driver}").into());
     }
-    let dir = store.run_root().join(format!("convert-{}", std::process::id()));
+    let dir = store.temporary_directory().await?;
+    let own = dir.path();
     let is_there = root.join(format!("{driver}-layers")).exists();
     let mut options = match call.flags.is_on(&flags::DRY_RUN) && !is_there {
         // An empty one.
-        true => StoreOptions::new(dir.join("graph"), dir.join("run")).driver("vfs"),
-        false => StoreOptions::new(&root, dir.join("run")).driver(driver),
+        true => StoreOptions::new(own.join("graph"), own.join("run")).driver("vfs"),
+        false => StoreOptions::new(&root, own.join("run")).driver(driver),
     };
     if options.graph_root == root {
         for option in call.flags.list(&flags::OPTION) {
@@ -123,15 +125,20 @@ pub(crate) async fn convert(call: &Call, out: &mut Output) -> Outcome {
         .images(call.flags.list(&flags::IMAGE))
         .containers(call.flags.list(&flags::CONTAINER))
         .without_containers(call.flags.is_on(&flags::NO_CONTAINERS))
+        .refresh(call.flags.is_on(&flags::REFRESH))
         .dry_run(call.flags.is_on(&flags::DRY_RUN))
-        .progress(move |event| {
-            if let CopyEvent::Copying { kind, id } = event {
-                shown.set_message(format!("Copying {kind} {id}"));
-            }
+        .progress(move |event| match event {
+            CopyEvent::Copying { kind, id } => shown.set_message(format!("Copying {kind} {id}")),
+            CopyEvent::Comparing { id } => shown.set_message(format!("Comparing container {id}")),
+            _ => {}
         });
     let report = call.store()?.copy_to(&target.store, options).await;
     busy.finish_and_clear();
     target.close().await;
-    print_report(call, out, &report?)?;
-    DONE
+    let report = report?;
+    print_report(call, out, &report)?;
+    match report.lost.is_empty() {
+        true => DONE,
+        false => FAILED,
+    }
 }

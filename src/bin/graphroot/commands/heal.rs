@@ -124,17 +124,16 @@ impl HealSource for Named {
     }
 }
 
-/// The `number`-th storage tree that layers come from, opened as the additional store of an empty one: nothing in it is changed.
-async fn open_source(call: &Call, root: &Path, number: usize) -> Result<OtherStore, CommandError> {
+/// A storage tree that layers come from, opened as the additional store of an empty one: nothing in it is changed.
+async fn open_source(call: &Call, root: &Path) -> Result<OtherStore, CommandError> {
     let own = call.store()?.graph_driver_name();
     let has = |driver: &&&str| root.join(format!("{driver}-layers")).is_dir();
     let driver = [own].iter().chain(&DRIVERS).find(has).copied();
     let driver = driver.ok_or_else(|| format!("{}: no storage tree", root.display()))?;
-    let name = format!("heal-{}-{number}", std::process::id());
-    let dir = call.store()?.run_root().join(name);
+    let dir = call.store()?.temporary_directory().await?;
     let absolute = std::path::absolute(root);
     let root = absolute.map_err(|error| file_failure("find", &root.display().to_string(), &error))?;
-    let options = StoreOptions::new(dir.join("graph"), dir.join("run"))
+    let options = StoreOptions::new(dir.path().join("graph"), dir.path().join("run"))
         .driver(driver)
         .driver_option(format!("{driver}.imagestore={}", root.display()));
     OtherStore::open(options, dir).await
@@ -180,8 +179,8 @@ pub(crate) async fn heal(call: &Call, out: &mut Output) -> Outcome {
     let store = call.store()?;
     let mut options = add_images(call, store, HealOptions::default().items(&call.args)).await?;
     let mut others = Vec::new();
-    for (number, root) in call.flags.list(&flags::FROM_STORE).iter().enumerate() {
-        let other = open_source(call, Path::new(root), number).await?;
+    for root in call.flags.list(&flags::FROM_STORE) {
+        let other = open_source(call, Path::new(root)).await?;
         options = options.source(Named {
             name: root.clone(),
             store: other.store.clone(),
