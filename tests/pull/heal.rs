@@ -1,12 +1,13 @@
 //! Damaged layers are made anew of what registries, layouts and archives have.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use graphroot::oci::{
     ImageLayers, ImageRef, Policy, PullOptions, Puller, PushOptions, RegistryOptions, push,
 };
-use graphroot::{ErrorKind, HealOptions, HealReport, HealedHow, NotHealed, Store};
+use graphroot::{CheckOptions, ErrorKind, HealOptions, HealReport, HealedHow, NotHealed, Store};
 
 use crate::chunked::{image, push_chunked};
 use crate::fake_registry::{FakeRegistry, Fault, Image};
@@ -224,32 +225,61 @@ async fn everything_comes_from_layouts_and_archives() {
     }
 }
 
+/// An image of one layer with a table of contents, in a registry and in a store that takes parts of blobs.
+struct Chunked {
+    fake: FakeRegistry,
+    image: Image,
+    root: TestRoot,
+    store: Store,
+    puller: Puller,
+    layer: String,
+}
+
+impl Chunked {
+    async fn new() -> Self {
+        let from = TestRoot::in_memory();
+        let mut tar = Tar::new();
+        for index in 0..40 {
+            tar = tar.file(format!("file{index}"), text(20_000, index));
+        }
+        let (store, id) = image(&from, &tar.build()).await;
+        let layout = from.path().join("layout");
+        push_chunked(&store, &id, &format!("oci:{}:v1", layout.display())).await;
+        let fake = FakeRegistry::start();
+        let image = fake.add_layout("some/image", &layout);
+        let root = TestRoot::in_memory();
+        let store = open(&root).await;
+        let puller = Puller::new(&store, PullOptions::default());
+        let pulled = puller.pull(&image.reference.parse().unwrap()).await.unwrap();
+        let layer = pulled.image.top_layer().unwrap().to_owned();
+        Self {
+            fake,
+            image,
+            root,
+            store,
+            puller,
+            layer,
+        }
+    }
+
+    async fn heal(&self) -> HealReport {
+        let options = HealOptions::default().source(self.puller.layers_by_name());
+        self.store.heal(options).await.unwrap()
+    }
+}
+
 /// Of a layer with a table of contents only the parts are fetched that hold the damaged files.
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_of_a_blob_are_enough() {
     needs!();
-    let from = TestRoot::in_memory();
-    let mut tar = Tar::new();
-    for index in 0..40 {
-        tar = tar.file(format!("file{index}"), text(20_000, index));
-    }
-    let (store, id) = image(&from, &tar.build()).await;
-    let layout = from.path().join("layout");
-    push_chunked(&store, &id, &format!("oci:{}:v1", layout.display())).await;
-    let fake = FakeRegistry::start();
-    let image = fake.add_layout("some/image", &layout);
-    let root = TestRoot::in_memory();
-    let store = open(&root).await;
-    let puller = Puller::new(&store, PullOptions::default());
-    let pulled = puller.pull(&image.reference.parse().unwrap()).await.unwrap();
-    let layer = pulled.image.top_layer().unwrap().to_owned();
-    let before = files(&root, &layer);
-    let asked = fake.requests(&image.layers[0]).len();
-    let tree = tree(&root, &layer);
+    let pulled = Chunked::new().await;
+    let (root, layer) = (&pulled.root, &pulled.layer);
+    let before = files(root, layer);
+    let asked = pulled.fake.requests(&pulled.image.layers[0]).len();
+    let tree = tree(root, layer);
     std::fs::write(tree.join("file3"), vec![b'x'; 20_000]).unwrap();
     std::fs::remove_file(tree.join("file7")).unwrap();
-    let options = HealOptions::default().source(puller.layers_by_name());
-    let healed = store.heal(options).await.unwrap();
+    let healed = pulled.heal().await;
     let (true, [one]) = (healed.is_success(), healed.healed.as_slice()) else {
         panic!("{healed:#?}");
     };
@@ -257,13 +287,43 @@ async fn parts_of_a_blob_are_enough() {
         panic!("{healed:#?}");
     };
     assert!(fetched > 0 && reused > 10 * fetched, "{healed:#?}");
-    let requests = fake.requests(&image.layers[0]);
+    let requests = pulled.fake.requests(&pulled.image.layers[0]);
     assert!(
         requests[asked..].iter().all(|request| !request.ranges.is_empty()),
         "{requests:?}"
     );
-    assert_same("before", &before, "afterwards", &files(&root, &layer));
-    assert_clean(&store, "afterwards").await;
+    assert_same("before", &before, "afterwards", &files(root, layer));
+    assert_clean(&pulled.store, "afterwards").await;
+}
+
+/// The items by which other layers take files and chunks from one that was put together of parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn items_of_a_layer_are_healed() {
+    needs!();
+    let pulled = Chunked::new().await;
+    let layer = pulled.store.layer(&pulled.layer).await.unwrap();
+    let keys = layer.big_data_names().to_vec();
+    let items = pulled.root.metadata_dir("layers").join(&pulled.layer);
+    let files = || -> BTreeMap<_, _> {
+        let files = std::fs::read_dir(&items).unwrap().map(Result::unwrap);
+        files
+            .map(|file| (file.file_name(), std::fs::read(file.path()).unwrap()))
+            .collect()
+    };
+    let before = files();
+    assert_eq!((keys.len(), before.len()), (2, 2), "{keys:?}");
+    for (name, content) in &before {
+        std::fs::remove_file(items.join(name)).unwrap();
+        let found = pulled.store.check(CheckOptions::everything()).await.unwrap();
+        assert!(!found.is_clean(), "{name:?}: {found:#?}");
+        let healed = pulled.heal().await;
+        assert!(
+            healed.is_success() && healed.healed.len() == 1,
+            "{name:?}: {healed:#?}"
+        );
+        assert!(files()[name] == *content, "{name:?}");
+        assert_clean(&pulled.store, "afterwards").await;
+    }
 }
 
 /// Without its manifest and config nobody knows an image's layers; they come first.
