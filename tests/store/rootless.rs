@@ -27,7 +27,13 @@ fn every_driver_works_in_a_user_namespace() {
     if possible() {
         test_again(
             user::NAMESPACE,
-            &["::overlay::", "::overlay_program::", "::vfs::", "::btrfs::", "tree_drivers::"],
+            &[
+                "::overlay::",
+                "::overlay_program::",
+                "::vfs::",
+                "::btrfs::",
+                "tree_drivers::",
+            ],
             180,
             &[(btrfs::VARIABLE, btrfs::shared().unwrap())],
         );
