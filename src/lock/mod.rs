@@ -10,7 +10,6 @@
 pub(crate) mod last_write;
 pub(crate) mod owners;
 pub(crate) mod record_lock;
-#[cfg(feature = "pull")]
 pub(crate) mod single_flight;
 pub(crate) mod staging_lock;
 pub(crate) mod temp_dir;
