@@ -87,8 +87,8 @@ impl Bench {
         })?;
         self.started()?;
         self.created(&runtime, &store)?;
-        self.deleted(&runtime, &store)?;
         self.changed(&runtime, &store)?;
+        self.deleted(&runtime, &store)?;
         runtime.block_on(remove(&store))
     }
 
