@@ -1,6 +1,7 @@
 //! `convert`: a store, or a part of it, in another root with another driver.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -183,6 +184,9 @@ async fn a_target_in_the_store_is_refused_however_it_is_reached() {
         inside.join("new"),
         root.run().join("new"),
         root.graph().to_owned(),
+        Path::new("/missing/..")
+            .join(inside.strip_prefix("/").unwrap())
+            .join("new"),
     ];
     for target in targets {
         let answer = ours(&root, &format!("convert --to vfs {}", target.display()));

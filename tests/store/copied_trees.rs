@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use graphroot::{ContainerOptions, CopyOptions, IdMap, IdMappingOptions, LayerOptions, MountOptions, Store};
+use graphroot::{
+    ContainerOptions, CopyOptions, IdMap, IdMappingOptions, LayerOptions, MountOptions, Store, StoreOptions,
+};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat,
 };
@@ -423,4 +425,118 @@ fn deep_trees_are_copied() {
             assert!(again.different.is_empty(), "{again:#?}");
         },
     );
+}
+
+/// An attribute that the target cannot have is named also where nothing else of a file has changed.
+#[test]
+fn attributes_alone_are_told() {
+    with(
+        ("vfs", Layout::Plain),
+        ("overlay", Layout::Plain),
+        |from, to| async move {
+            image(&from).await;
+            let container = from
+                .create_container(Some("image"), ContainerOptions::default())
+                .await
+                .unwrap();
+            let id = container.id();
+            let file = mounted(&from, id).await.join("unchanged/file");
+            if !attribute(&file, "trusted.overlay.test", b"1") {
+                return skip("marks of overlayfs need root");
+            }
+            from.unmount(id).await.unwrap();
+            let report = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            let lost: Vec<String> = report.lost.iter().map(ToString::to_string).collect();
+            let what = "/unchanged/file: the extended attribute trusted.overlay.test";
+            assert_eq!(lost, [format!("container {id}: {what}")]);
+            let again = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert!(again.different.is_empty(), "{again:#?}");
+        },
+    );
+}
+
+/// A mount that another run root has is one too.
+#[test]
+fn copies_that_others_use_are_kept() {
+    with(
+        ("vfs", Layout::Plain),
+        ("overlay", Layout::Plain),
+        |from, to| async move {
+            image(&from).await;
+            let container = from
+                .create_container(Some("image"), ContainerOptions::default())
+                .await
+                .unwrap();
+            let id = container.id();
+            from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            let run = tempfile::tempdir().unwrap();
+            let others = StoreOptions::new(to.graph_root(), run.path()).driver("overlay");
+            let others = Store::open(others).await.unwrap();
+            fs::write(mounted(&others, id).await.join("kept"), "kept").unwrap();
+            fs::write(mounted(&from, id).await.join("new"), "new").unwrap();
+            from.unmount(id).await.unwrap();
+            let refresh = || CopyOptions::new().refresh(true);
+            let report = from.copy_to(&to, refresh()).await.unwrap();
+            assert!(report.refreshed.is_empty(), "{report:#?}");
+            let text = report.different[0].to_string();
+            assert!(text.contains("it is mounted there"), "{text}");
+            assert_eq!(shown(&others, id).await[Path::new("kept")].size, Some(4));
+            others.unmount(id).await.unwrap();
+            others.free();
+            from.copy_to(&to, refresh()).await.unwrap();
+            assert_copied(&from, &to, id).await;
+        },
+    );
+}
+
+/// Files of which overlayfs has copied up everything but the content.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_without_their_content_are_copied_with_it() {
+    if !is_root() {
+        return skip("overlayfs leaves contents below for root alone");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let open = async |name: &str, driver: &str, option: &str| {
+        let place = |what| dir.path().join(name).join(what);
+        let options = StoreOptions::new(place("graph"), place("run")).driver(driver);
+        Store::open(match option {
+            "" => options,
+            option => options.driver_option(option),
+        })
+        .await
+        .unwrap()
+    };
+    let from = open("from", "overlay", "overlay.mountopt=metacopy=on").await;
+    let sizes = [1, 4000, 4096, 5000, 60_000];
+    let mut files = vec![("dir/".to_owned(), String::new())];
+    files.extend(sizes.map(|size| (format!("dir/file{size}"), "x".repeat(size))));
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (&**name, &**text)).collect();
+    let layer = put(&from, None, &files).await;
+    let options = graphroot::ImageOptions::default().id("image");
+    from.create_image(Some(&layer), options).await.unwrap();
+    let container = from
+        .create_container(Some("image"), ContainerOptions::default())
+        .await
+        .unwrap();
+    let id = container.id();
+    let root = mounted(&from, id).await;
+    for (number, size) in sizes.iter().enumerate() {
+        let file = root.join(format!("dir/file{size}"));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        if number % 2 == 1 {
+            fs::rename(&file, root.join(format!("renamed{size}"))).unwrap();
+        }
+    }
+    from.unmount(id).await.unwrap();
+    let expected = shown(&from, id).await;
+    for driver in ["overlay", "vfs"] {
+        let to = open(driver, driver, "").await;
+        let report = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+        assert!(report.lost.is_empty(), "{report:#?}");
+        assert_same("source", &expected, driver, &shown(&to, id).await);
+        to.shutdown().await.unwrap();
+        to.free();
+    }
+    from.shutdown().await.unwrap();
+    from.free();
 }

@@ -72,6 +72,10 @@ pub(crate) mod convert {
     pub(crate) const TO: Flag = Flag::text(&["-to"], "Storage driver of the new storage tree");
     pub(crate) const OPTION: Flag =
         Flag::list(&["-to-opt"], "Set storage driver options of the new storage tree");
+    pub(crate) const RUN: Flag = Flag::text(
+        &["-to-run"],
+        "Root of the runtime state tree of the new storage tree, if it is in use",
+    );
     pub(crate) const IMAGE: Flag = Flag::list(&["-image"], "Copy this image only, and others that are named");
     pub(crate) const CONTAINER: Flag = Flag::list(
         &["-container"],

@@ -13,9 +13,12 @@ use crate::whiteout::is_driver_attribute;
 pub(super) type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Whether an attribute belongs to a file and not to its place: a label of SELinux is that of the store, and a signature of EVM
-/// has the inode in it.
+/// has the inode in it. XFS lists access control lists under names of its own too.
 fn is_carried(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"security.selinux" | b"security.evm")
+    !matches!(
+        name,
+        b"" | b"security.selinux" | b"security.evm" | b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT"
+    )
 }
 
 /// What of a file's attributes another tree has to have. `keeps_marks`: those that mark something for overlayfs are among
@@ -110,6 +113,19 @@ fn mapped(attribute: &[u8], value: Vec<u8>, remap: &Remap) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::idmap::{IdMap, IdMappings};
+
+    #[test]
+    fn lists_are_carried_under_one_name() {
+        for (name, carried) in [
+            (&b"system.posix_acl_access"[..], true),
+            (b"trusted.SGI_ACL_FILE", false),
+            (b"trusted.SGI_ACL_DEFAULT", false),
+            (b"trusted.test", true),
+            (b"security.selinux", false),
+        ] {
+            assert_eq!(is_carried(name), carried, "{}", name.escape_ascii());
+        }
+    }
 
     #[test]
     fn owners_in_lists_are_mapped() {

@@ -72,10 +72,10 @@ impl Walk<'_> {
         }
         let marks = self.keeps_marks();
         let mut wanted = self.wanted(from, name, is_own)?;
-        if !marks {
-            // Those are named when an entry is written.
+        if !self.is_update() {
             wanted.retain(|name, _| !whiteout::is_driver_attribute(name));
         }
+        // Those that the new tree cannot have are named when the entry is written.
         Ok(wanted == carried(base_dir, name.to_bytes(), remap, marks)?)
     }
 
@@ -150,7 +150,12 @@ impl Walk<'_> {
             return Ok(());
         }
         self.clear(name)?;
-        let contents: Vec<OwnedFd> = Vec::from_iter(self.own_dir()?);
+        // A layer that does not tell everything may have files without their contents.
+        let is_complete = self.shown.own.as_ref().is_some_and(|own| own.complete);
+        let contents: Vec<OwnedFd> = match is_complete {
+            true => Vec::from_iter(self.own_dir()?),
+            false => Vec::new(),
+        };
         let dirs = Pair {
             source: self.from.current()?,
             target: self.to.current()?,

@@ -10,7 +10,7 @@ use crate::bridge;
 use crate::error::{IoContext as _, Result};
 use crate::store::Store;
 use crate::sys::mount::{PlaceOnDisk, place_on_disk};
-use crate::sys::{at, tree};
+use crate::sys::{at, clean_path, tree};
 
 /// A directory, and where it is whatever mounts lead there.
 struct Place {
@@ -76,16 +76,20 @@ impl Store {
         let dirs = &self.inner.dirs;
         let mut roots = vec![dirs.graph_root.clone(), dirs.run_root.clone()];
         roots.extend(dirs.image_store.clone());
-        let mut path = path.to_owned();
+        let path = path.to_owned();
         bridge::run(move || {
-            while !path.is_dir() && path.pop() {}
-            if path.as_os_str().is_empty() {
-                path.push(".");
-            }
-            let place = Place::of(&path)?;
-            for root in &roots {
-                if place.lies_in(&Place::of(root)?)? {
-                    return Ok(true);
+            // As a store resolves `..`, and as the kernel does.
+            let clean = clean_path(&path).at("making absolute", &path)?;
+            for mut path in [clean, path] {
+                while !path.is_dir() && path.pop() {}
+                if path.as_os_str().is_empty() {
+                    path.push(".");
+                }
+                let place = Place::of(&path)?;
+                for root in &roots {
+                    if place.lies_in(&Place::of(root)?)? {
+                        return Ok(true);
+                    }
                 }
             }
             Ok(false)

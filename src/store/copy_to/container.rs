@@ -68,6 +68,9 @@ impl Job {
         options.volatile = layer.volatile || transient;
         // The mappings of the record are those of the source in any case.
         options.id_mappings = IdMappingOptions::default();
+        if is_outdated && self.is_in_use(&layer.row.id).await? {
+            return Ok(Copied::InUse);
+        }
         let store = to.clone();
         let needs = match is_outdated {
             true => Needs::ALL,

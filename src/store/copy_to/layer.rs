@@ -39,6 +39,8 @@ pub(super) enum Copied {
     There(Outcome),
     /// It was deleted from the source, or something that it needs.
     Gone,
+    /// It is a container that is mounted in the target, which keeps its older copy.
+    InUse,
 }
 
 /// What there is to tell of an item that was copied.

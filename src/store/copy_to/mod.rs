@@ -25,6 +25,7 @@ mod plan;
 pub(crate) mod report;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
@@ -32,7 +33,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use crate::bridge;
-use crate::driver::Loss;
+use crate::driver::{Loss, MountState};
 use crate::error::{ErrorKind, Result};
 use crate::lock::single_flight;
 use crate::store::Store;
@@ -49,6 +50,9 @@ const MAX_AT_ONCE: usize = 8;
 /// The key of the lock that all copies to a store take.
 const FLIGHT: &str = "copy";
 
+/// What is said of a container that is not replaced for that.
+const IN_USE: &str = "it is mounted there, and cannot be replaced";
+
 /// # Copies in other stores
 impl Store {
     /// Copies this store, or some images and containers of it, to another one, which may have another driver: layers, images
@@ -62,7 +66,7 @@ impl Store {
     ///
     /// A container that `to` has already is compared with this one, contents included. If one of the two has changed since, the
     /// report says so, with the first difference, and the copy stays as it is; with [`CopyOptions::refresh`] it is replaced,
-    /// unless it is mounted. The new one is ready before the old one is deleted, in one step: other users of `to` see one or the
+    /// unless it is mounted: by the records in the run root of `to`, and with overlay wherever there is such a mount. The new one is ready before the old one is deleted, in one step: other users of `to` see one or the
     /// other. If the process is killed in that step, `to` may be without the container until the same call is made again.
     ///
     /// A layer with tar-split data is copied as the stream that it came from, and is refused if that has not the recorded
@@ -238,6 +242,10 @@ impl Course {
     async fn end(&mut self, item: CopiedItem, copied: Result<Copied>) -> Result<()> {
         match copied {
             Ok(Copied::Gone) => self.report.gone.push(item),
+            Ok(Copied::InUse) => {
+                let difference = IN_USE.to_owned();
+                self.report.different.push(DifferentItem { item, difference });
+            }
             Ok(Copied::There(outcome)) => {
                 self.job.options.tell(|| CopyEvent::Copied {
                     kind: item.kind,
@@ -326,10 +334,10 @@ impl Course {
                 job.options.tell(|| CopyEvent::Comparing { id });
                 let found = job.difference(&container).await;
                 let in_use = match &found {
-                    Ok(Some(_)) if job.options.refresh => job.to.mounted(&container.layer.row.id).await,
-                    _ => Ok(0),
+                    Ok(Some(_)) if job.options.refresh => job.is_in_use(&container.layer.row.id).await,
+                    _ => Ok(false),
                 };
-                (container, found.and_then(|found| Ok((found, in_use? > 0))))
+                (container, found.and_then(|found| Ok((found, in_use?))))
             };
             tasks.spawn(task.in_current_span());
         }
@@ -342,7 +350,7 @@ impl Course {
                 Ok((Some(_), false)) if self.job.options.refresh => outdated.push(container),
                 Ok((Some(difference), in_use)) => {
                     let difference = match in_use {
-                        true => format!("{difference}; it is mounted there, and cannot be replaced"),
+                        true => format!("{difference}; {IN_USE}"),
                         false => difference,
                     };
                     self.report.different.push(DifferentItem { item, difference });
@@ -386,6 +394,21 @@ impl Course {
 }
 
 impl Job {
+    /// Whether a layer of the target is mounted: by what its run root counts, and, where the driver has mounts of its own,
+    /// whatever other run root it is used with.
+    pub(super) async fn is_in_use(&self, layer: &str) -> Result<bool> {
+        if self.to.mounted(layer).await? > 0 {
+            return Ok(true);
+        }
+        let (driver, layer) = (self.to.inner.driver(), layer.to_owned());
+        bridge::run(move || {
+            let paths = driver.metadata(&layer)?;
+            let target = paths.get("MergedDir");
+            Ok(target.is_some_and(|target| driver.mount_state(Path::new(target)) != MountState::Nowhere))
+        })
+        .await
+    }
+
     /// Whether the source still has an item, with everything that it needs.
     async fn is_there(&self, item: &CopiedItem) -> Result<bool> {
         let held = self.from.hold_everything().await?;

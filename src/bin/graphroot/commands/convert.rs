@@ -45,7 +45,7 @@ fn print_report(call: &Call, out: &mut Output, report: &CopyReport) -> Result<()
     }
     for different in &report.different {
         out.stderr_line(format!(
-            "{different}: it was there already, has changed in the source, and is kept as it is there (see --refresh)"
+            "{different}: it was there already, differs from the source, and is kept as it is there (see --refresh)"
         ))?;
     }
     for lost in &report.lost {
@@ -107,7 +107,13 @@ async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
     let mut options = match call.flags.is_on(&flags::DRY_RUN) && !is_there {
         // An empty one.
         true => StoreOptions::new(own.join("graph"), own.join("run")).driver("vfs"),
-        false => StoreOptions::new(&root, own.join("run")).driver(driver),
+        false => {
+            let run = match call.flags.text(&flags::RUN) {
+                "" => own.join("run"),
+                run => std::path::absolute(run).map_err(failed)?,
+            };
+            StoreOptions::new(&root, run).driver(driver)
+        }
     };
     if options.graph_root == root {
         for option in call.flags.list(&flags::OPTION) {

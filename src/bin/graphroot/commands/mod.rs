@@ -248,7 +248,7 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
         [JSON, heal_flags::FROM_STORE], heal::heal, ["graphroot heal --from-store /srv/other localhost/demo"]),
     command!(["convert"], "[options [...]] newRoot", "Copy layers, images and containers into a storage tree with another driver", 1, Some(1),
-        [JSON, convert_flags::TO, convert_flags::OPTION, convert_flags::IMAGE, convert_flags::CONTAINER, convert_flags::NO_CONTAINERS, convert_flags::REFRESH, convert_flags::DRY_RUN], convert::convert,
+        [JSON, convert_flags::TO, convert_flags::OPTION, convert_flags::RUN, convert_flags::IMAGE, convert_flags::CONTAINER, convert_flags::NO_CONTAINERS, convert_flags::REFRESH, convert_flags::DRY_RUN], convert::convert,
         ["graphroot convert --to overlay /srv/containers/storage", "graphroot -s vfs convert --to btrfs --image localhost/app --container app /mnt/storage"]),
     command!(["tree"], "[options [...]]", "Show images with their layers and containers, and what belongs to no image", 0, Some(0),
         [JSON], image_usage::tree, ["graphroot tree"]),
