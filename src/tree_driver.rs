@@ -3,7 +3,9 @@
 use std::fmt;
 use std::fs::{DirBuilder, File};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// A driver of one's own: how a program makes, clones and deletes the trees that layers are.
@@ -16,14 +18,16 @@ use std::path::Path;
 ///
 /// All methods block. They are called from finite steps on tokio's blocking pool, by several threads and processes at
 /// once, but of one path a tree is never made, attached, detached or deleted by two threads at the same time; two processes may
-/// attach one at the same time. `path` is absolute, in a directory that only the owner of the store may enter. A panic is an error
-/// of the method.
+/// attach one at the same time. `path` is absolute, in a directory that only the owner of the store may enter, unless it is a tree of
+/// an additional read-only store: that may be anybody's. A panic is an error of the method.
 ///
 /// An error is one of the call of the store, an [`ErrorKind::Io`](crate::ErrorKind::Io) that names the driver and has the
 /// [`io::Error`] in its chain. What was to be made is deleted, and the store is as it was; what was to be deleted is deleted later.
 pub trait TreeDriver: Send + Sync + fmt::Debug {
     /// The driver's name, 2 to 32 lower-case letters and digits, a letter first. It is also the name of its directory in the
-    /// graph root and the prefix of the directories of records. It is asked for once per opening.
+    /// graph root and the prefix of the directories of records; those of what Podman and Go have in a graph root (`libpod`, `volumes`,
+    /// `tmp` and others) are refused. It is asked for by [`StoreOptions::tree_driver`](crate::StoreOptions::tree_driver) and at each
+    /// opening, and is always the same.
     fn name(&self) -> &'static str;
 
     /// Whether the driver works where the graph root is; `dir` is there, and is the graph root or a directory above. Nothing may be
@@ -88,6 +92,9 @@ pub trait TreeDriver: Send + Sync + fmt::Debug {
     /// The tree at a path moves by a rename of the directory at `path` after [`TreeDriver::detach_tree`]. So what says which tree it is
     /// has to be in that directory, below the mount.
     ///
+    /// What is attached of an additional read-only store stays so when this store is shut down, since other stores and processes may
+    /// use the same trees: the store whose trees they are detaches them.
+    ///
     /// # Errors
     /// The layer cannot be used.
     fn attach_tree(&self, path: &Path) -> io::Result<()> {
@@ -96,10 +103,11 @@ pub trait TreeDriver: Send + Sync + fmt::Debug {
     }
 
     /// Undoes [`TreeDriver::attach_tree`], so that the directory at `path` can be renamed; open files may still be in the tree, and stay usable.
-    /// Called also where nothing is attached, for each layer when the store is shut down. The default does nothing.
+    /// Called also where nothing is attached, for each layer of its own when the store is shut down. The default does nothing.
     ///
     /// # Errors
-    /// The layer is not made; a deletion fails, and goes on with the next use of the store.
+    /// The layer is not made; a deletion fails, and is tried once more by the next use of the store. If that fails too, the tree stays
+    /// where it is, without a record, and [`Store::garbage_collect`](crate::Store::garbage_collect) deletes it.
     fn detach_tree(&self, path: &Path) -> io::Result<()> {
         let _always_there = path;
         Ok(())
@@ -124,4 +132,18 @@ pub trait TreeDriver: Send + Sync + fmt::Debug {
     fn status(&self) -> Vec<(String, String)> {
         Vec::new()
     }
+}
+
+/// Runs a method of a driver; a panic is an error.
+pub(crate) fn caught<T>(method: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(method)).unwrap_or_else(|panic| {
+        // What a panic carries may panic itself when it is dropped.
+        let panic = ManuallyDrop::new(panic);
+        let said = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        let said = said.unwrap_or_else(|| "without a message".to_owned());
+        Err(io::Error::other(format!("the driver panicked: {said}")))
+    })
 }

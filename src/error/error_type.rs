@@ -19,6 +19,7 @@ impl ErrorKind {
             what: what.into(),
             path: None,
             source: None,
+            of_tree_driver: false,
         }))
     }
 }
@@ -32,6 +33,8 @@ struct Inner {
     what: Cow<'static, str>,
     path: Option<PathBuf>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// The source is the error of a method of a [`TreeDriver`](crate::TreeDriver).
+    of_tree_driver: bool,
 }
 
 impl Error {
@@ -71,12 +74,33 @@ impl Error {
         source.downcast_ref::<Self>()?.io_kind()
     }
 
-    /// Whether there was no space, no inode or no quota left.
+    /// Whether there was no space, no inode or no quota left for the store itself. What a driver of the program says is about
+    /// something that the store does not know.
     pub(crate) fn is_full(&self) -> bool {
         matches!(
-            self.io_kind(),
+            self.own_io_kind(),
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         )
+    }
+
+    /// As [`Error::io_kind`], for system calls of this library.
+    pub(crate) fn own_io_kind(&self) -> Option<io::ErrorKind> {
+        self.io_kind().filter(|_| !self.is_of_tree_driver())
+    }
+
+    fn is_of_tree_driver(&self) -> bool {
+        let below = self
+            .0
+            .source
+            .as_ref()
+            .and_then(|source| source.downcast_ref::<Self>());
+        self.0.of_tree_driver || below.is_some_and(Self::is_of_tree_driver)
+    }
+
+    /// Says that a method of a [`TreeDriver`](crate::TreeDriver) has failed.
+    pub(crate) fn of_tree_driver(mut self) -> Self {
+        self.0.of_tree_driver = true;
+        self
     }
 
     /// The number (`errno`) of the system call below that failed, if one did.
@@ -160,6 +184,7 @@ impl Error {
             what: what.into(),
             path: None,
             source: Some(Box::new(self)),
+            of_tree_driver: false,
         }))
     }
 
@@ -197,6 +222,7 @@ impl Error {
             what: inner.what.clone(),
             path: inner.path.clone(),
             source,
+            of_tree_driver: inner.of_tree_driver,
         }))
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::idmap::{IdMap, IdMappings};
 use crate::options::partial_pull::PartialPullOptions;
-use crate::tree_driver::TreeDriver;
+use crate::tree_driver::{TreeDriver, caught};
 
 /// How much is forced to disk before a call reports success, with every driver and in a separate image store too.
 ///
@@ -179,10 +179,15 @@ impl StoreOptions {
     /// [`tree_drivers`](crate::tree_drivers). With the name taken out again the driver is only known: what is on disk
     /// decides, and a new store gets this driver unless [`StoreOptions::driver_priority`] says otherwise.
     ///
+    /// A store that this process has open already keeps the driver object with which it was opened, also if another one, or one of
+    /// another type, has the same name; only a warning ([`tracing`]) tells. So all of a process should share one `Arc`. The
+    /// name alone says to whom a root on disk belongs: programs that make trees in different ways need different names.
+    ///
     /// It is no part of the options as JSON.
     #[must_use]
     pub fn tree_driver(mut self, driver: Arc<dyn TreeDriver>) -> Self {
-        self.driver = Some(driver.name().to_owned());
+        // Opening asks again, and tells of a panic.
+        self.driver = caught(|| Ok(driver.name().to_owned())).ok();
         self.tree_driver = Some(OwnDriver(driver));
         self
     }

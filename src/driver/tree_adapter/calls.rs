@@ -3,19 +3,38 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::io::Errno;
 
 use crate::driver::config::DriverConfig;
 use crate::driver::home_state::HomeState;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::options::driver::DRIVER_NAMES;
+use crate::sys::mount::is_mount_point;
 use crate::sys::{at, tree};
-use crate::tree_driver::TreeDriver;
+use crate::tree_driver::{TreeDriver, caught};
 
 /// Longest name of a driver.
 const MAX_NAME: usize = 32;
+
+/// Names of other things in a graph root: directories of Podman, of drivers that Go has or had, and of this library.
+const TAKEN_NAMES: [&str; 13] = [
+    "artifacts",
+    "aufs",
+    "cache",
+    "devicemapper",
+    "libpod",
+    "mounts",
+    "networks",
+    "secrets",
+    "tempdirs",
+    "tmp",
+    "volumes",
+    "windows",
+    "windowsfilter",
+];
 
 /// The driver.
 #[derive(Clone, Debug)]
@@ -44,6 +63,10 @@ impl Calls {
         if DRIVER_NAMES.contains(&name) {
             return Err(ErrorKind::InvalidInput.err(format!("driver {name:?}: the name of another driver")));
         }
+        if TAKEN_NAMES.contains(&name) {
+            let what = format!("driver {name:?}: the name of something else in graph roots");
+            return Err(ErrorKind::InvalidInput.err(what));
+        }
         let state = HomeState::of(&config.root.join(name), &config.run_root.join(name));
         Ok(Some(Self { driver, name, state }))
     }
@@ -59,16 +82,16 @@ impl Calls {
         path: &Path,
         method: impl FnOnce(&dyn TreeDriver) -> io::Result<T>,
     ) -> Result<T> {
-        caught(|| method(&*self.driver))
-            .map_err(|error| Error::io_at(format!("driver {:?}: {doing}", self.name), path, error))
+        caught(|| method(&*self.driver)).map_err(|error| {
+            Error::io_at(format!("driver {:?}: {doing}", self.name), path, error).of_tree_driver()
+        })
     }
 
     pub(super) fn probe(&self, dir: &Path) -> Result<()> {
-        let probed = self.call("probing", dir, |driver| driver.probe(dir));
-        probed.map_err(|error| {
-            ErrorKind::NotSupported
-                .err(format!("storage driver {:?}", self.name))
-                .with_source(error)
+        caught(|| self.driver.probe(dir)).map_err(|error| {
+            let what = format!("storage driver {:?}: probing", self.name);
+            let error = ErrorKind::NotSupported.err(what).at(dir).with_source(error);
+            error.of_tree_driver()
         })
     }
 
@@ -102,8 +125,7 @@ impl Calls {
 
     /// Opens a tree that has just been made.
     fn open_new(&self, path: &Path) -> Result<OwnedFd> {
-        let made = path.symlink_metadata();
-        if !made.is_ok_and(|made| made.is_dir()) {
+        if !is_tree(path) {
             let what = format!(
                 "driver {:?}: says that it has made a tree, and no directory is at",
                 self.name
@@ -121,10 +143,13 @@ impl Calls {
 
     /// Deletes whatever is at `path`.
     pub(super) fn delete(&self, path: &Path) -> Result<()> {
-        if path.is_dir() {
+        if is_tree(path) {
             self.detach(path)?;
         }
-        self.call("deleting a tree at", path, |driver| driver.delete_tree(path))?;
+        // The driver may follow a link that it has left there by mistake.
+        if is_tree(path) || path.symlink_metadata().is_err() {
+            self.call("deleting a tree at", path, |driver| driver.delete_tree(path))?;
+        }
         tree::remove_tree(path).at("removing", path)
     }
 
@@ -154,6 +179,21 @@ impl Calls {
         self.call("attaching the tree at", path, |driver| driver.attach_tree(path))
     }
 
+    /// As [`Calls::detach`], of a tree that nobody else attaches and that is to be renamed.
+    pub(super) fn detach_to_move(&self, path: &Path) -> Result<()> {
+        self.detach(path)?;
+        match is_mount_point(path).at("looking for a mount at", path)? {
+            true => Err(self.still_mounted(path)),
+            false => Ok(()),
+        }
+    }
+
+    /// The error for a tree that the driver was to detach.
+    pub(super) fn still_mounted(&self, path: &Path) -> Error {
+        let what = format!("driver {:?}: after detaching, a mount is still at", self.name);
+        Error::io_at(what, path, Errno::BUSY).of_tree_driver()
+    }
+
     pub(super) fn detach(&self, path: &Path) -> Result<()> {
         let _alone = self.state.mounts(&path.to_string_lossy());
         self.call("detaching the tree at", path, |driver| driver.detach_tree(path))
@@ -178,14 +218,7 @@ impl Calls {
     }
 }
 
-/// Runs a method; a panic is an error.
-fn caught<T>(method: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    catch_unwind(AssertUnwindSafe(method)).unwrap_or_else(|panic| {
-        let said = panic
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        let said = said.unwrap_or_else(|| "without a message".to_owned());
-        Err(io::Error::other(format!("the driver panicked: {said}")))
-    })
+/// Whether there is a directory at `path`, and no link to one.
+pub(super) fn is_tree(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }

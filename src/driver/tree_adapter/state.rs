@@ -10,9 +10,9 @@ use crate::driver::contract::CreateOptions;
 use crate::driver::copy::{self, CopyOptions};
 use crate::driver::quota::Quota;
 use crate::driver::staged_tree::TreeHost;
-use crate::driver::tree_adapter::calls::Calls;
+use crate::driver::tree_adapter::calls::{Calls, is_tree};
 use crate::driver::tree_home::{TreeHome, move_to_place, own_empty_root};
-use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
+use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::options::driver::OptionString;
 use crate::sys::mount::is_mount_point;
@@ -103,7 +103,9 @@ impl TreeAdapter {
         };
         let name = self.calls.name();
         if !self.calls.limits_size() {
-            return Err(ErrorKind::NotSupported.err(format!("--storage-opt is not supported for {name}")));
+            return Err(ErrorKind::NotSupported
+                .err("limiting the size of a layer")
+                .with_source(format!("--storage-opt is not supported for {name}")));
         }
         match quota.inodes {
             Some(_) => {
@@ -185,7 +187,7 @@ impl TreeAdapter {
     /// Gives the tree at `path` in `temp` its place as the layer `id`.
     pub(super) fn place(&self, id: &str, path: &Path, temp: &mut TempDir) -> Result<()> {
         let place = self.home.place(id)?;
-        self.calls.detach(path)?;
+        self.calls.detach_to_move(path)?;
         move_to_place(path, &place, || self.stage_deletion(temp, &place))
     }
 
@@ -204,7 +206,7 @@ impl TreeHost for TreeAdapter {
     fn before_place(&self, _id: &str, path: &Path, dir: OwnedFd, _options: &CreateOptions) -> Result<()> {
         // What is open in a tree need not keep it from being detached, but may.
         drop(dir);
-        self.calls.detach(path)
+        self.calls.detach_to_move(path)
     }
 
     fn check_exchange(&self, path: &Path) -> Result<()> {
@@ -221,7 +223,7 @@ impl TreeHost for TreeAdapter {
 
     fn stage_deletion(&self, temp: &mut TempDir, path: &Path) -> Result<bool> {
         for _ in 0..MAX_RACES {
-            if path.is_dir() {
+            if is_tree(path) {
                 self.calls.detach(path)?;
             }
             match temp.stage_deletion(path) {
@@ -230,11 +232,7 @@ impl TreeHost for TreeAdapter {
                 staged => return staged,
             }
         }
-        Err(Error::io_at(
-            "moving a tree that is always in use, at",
-            path,
-            Errno::BUSY,
-        ))
+        Err(self.calls.still_mounted(path))
     }
 }
 

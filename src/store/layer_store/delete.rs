@@ -219,7 +219,7 @@ fn move_away(driver: &dyn Driver, dirs: &Dirs, id: &str, trash: &mut Vec<TempDir
         Ok(temp) => trash.extend(temp),
         Err(error) if error.is_full() => driver.remove_in_place(id)?,
         // An immutable directory cannot be moved; to remove it its flag is cleared.
-        Err(error) if error.io_kind() == Some(std::io::ErrorKind::PermissionDenied) => {
+        Err(error) if error.own_io_kind() == Some(std::io::ErrorKind::PermissionDenied) => {
             driver.remove_in_place(id)?;
         }
         Err(error) => return Err(error),

@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use graphroot::TreeDriver;
 use rustix::fs::CWD;
@@ -328,5 +328,92 @@ impl TreeDriver for Broken {
             Way::DeletesOnce => fs::remove_dir_all(path),
             _ => Ok(()),
         }
+    }
+}
+
+/// Cannot detach or delete one tree.
+#[derive(Debug, Default)]
+pub struct Stuck {
+    /// The name of its directory, and the error.
+    pub tree: Mutex<Option<(String, rustix::io::Errno)>>,
+}
+
+impl TreeDriver for Stuck {
+    fn name(&self) -> &'static str {
+        "stuck"
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        Copies.clone_tree(source, path)
+    }
+
+    fn detach_tree(&self, path: &Path) -> io::Result<()> {
+        match &*self.tree.lock().unwrap() {
+            Some((name, error)) if path.ends_with(name) => Err((*error).into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes a link to the source of a clone before it leaves the copy to the store.
+#[derive(Debug, Default)]
+pub struct Linking {
+    /// The links for which a method was called.
+    pub touched: Mutex<Vec<PathBuf>>,
+}
+
+impl Linking {
+    fn look(&self, path: &Path) -> io::Result<()> {
+        if path.is_symlink() {
+            self.touched.lock().unwrap().push(path.to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl TreeDriver for Linking {
+    fn name(&self) -> &'static str {
+        "linking"
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        std::os::unix::fs::symlink(source, path)?;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn delete_tree(&self, path: &Path) -> io::Result<()> {
+        self.look(path)
+    }
+
+    fn detach_tree(&self, path: &Path) -> io::Result<()> {
+        self.look(path)
+    }
+}
+
+/// What a panic carries; it panics again.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+/// Panics with more than a message.
+#[derive(Debug)]
+pub struct Bombs {
+    pub has_name: bool,
+}
+
+impl TreeDriver for Bombs {
+    fn name(&self) -> &'static str {
+        match self.has_name {
+            true => "bombs",
+            false => std::panic::panic_any(Bomb),
+        }
+    }
+
+    fn clone_tree(&self, _source: &Path, _path: &Path) -> io::Result<()> {
+        std::panic::panic_any(Bomb)
     }
 }

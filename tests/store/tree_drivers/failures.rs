@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use graphroot::{CheckOptions, ErrorKind, Store, TreeDriver};
+use graphroot::{CheckOptions, ContainerOptions, ErrorKind, Store, TreeDriver};
+use rustix::io::Errno;
 
-use crate::tree_drivers::doubles::{Fault, Faulty};
-use crate::tree_drivers::{STEPS, options, sound_states, state, step, trees};
+use crate::tree_drivers::doubles::{Bombs, Fault, Faulty, Linking, Stuck};
+use crate::tree_drivers::{STEPS, options, sound_states, state, step, tar, trees};
 
 /// The first step that deletes something.
 const DELETIONS: usize = 8;
@@ -90,4 +91,73 @@ async fn half_of_any_call_leaves_the_store_as_it_was() {
 #[tokio::test]
 async fn a_call_that_does_nothing_leaves_the_store_as_it_was() {
     each_call_once(Fault::Lie).await;
+}
+
+/// A tree that cannot be detached keeps nobody from the others, whatever the driver says of it: also an error that would be one of
+/// a full disk if it were of the store's own.
+#[tokio::test]
+async fn a_tree_that_cannot_be_detached_is_left_behind() {
+    for errno in [Errno::NOSPC, Errno::DQUOT, Errno::ACCESS, Errno::IO, Errno::BUSY] {
+        let (dir, driver) = (tempfile::tempdir().unwrap(), Arc::new(Stuck::default()));
+        let graph = dir.path().join("graph");
+        let store = Store::open(options(dir.path()).tree_driver(Arc::clone(&driver) as _))
+            .await
+            .unwrap();
+        for number in 0..4 {
+            step(&store, number).await.unwrap();
+        }
+        let layer = store.container("box").await.unwrap().layer_id().to_owned();
+        *driver.tree.lock().unwrap() = Some((layer.clone(), errno));
+        let error = store.delete_container("box").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{errno}: {error:?}");
+        assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()), "{error:?}");
+        let text = error.chain();
+        assert!(text.contains("\"stuck\": detaching"), "{text}");
+
+        let used = store.put_image_layer(None, tar(&[("file", "other")])).await;
+        let other = used.unwrap_or_else(|error| panic!("{errno}: {error:?}"));
+        assert!(store.exists(other.id()).await.unwrap());
+        let made = ContainerOptions::default().name("second");
+        store.create_container(Some("image"), made).await.unwrap();
+        store.delete_container("second").await.unwrap();
+        assert!(!store.exists(&layer).await.unwrap());
+        let report = store.check(CheckOptions::everything()).await.unwrap();
+        assert!(!report.is_clean(), "the tree is there without a record");
+
+        *driver.tree.lock().unwrap() = None;
+        store.garbage_collect().await.unwrap();
+        let report = store.check(CheckOptions::everything()).await.unwrap();
+        assert!(report.is_clean(), "{errno}: {report:?}");
+        assert_eq!(trees(&graph, "stuck"), (3, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_a_driver_leaves_is_not_followed() {
+    let (dir, driver) = (tempfile::tempdir().unwrap(), Arc::new(Linking::default()));
+    let store = Store::open(options(dir.path()).tree_driver(Arc::clone(&driver) as _))
+        .await
+        .unwrap();
+    for number in 0..STEPS {
+        step(&store, number).await.unwrap();
+    }
+    let touched = driver.touched.lock().unwrap();
+    assert!(touched.is_empty(), "{touched:?}");
+    assert_eq!(trees(&dir.path().join("graph"), "linking"), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_panic_carries_may_panic_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let bombs = |has_name| options(dir.path()).tree_driver(Arc::new(Bombs { has_name }));
+    let error = Store::open(bombs(false)).await.unwrap_err();
+    let text = error.chain();
+    assert!(text.contains("its name: the driver panicked"), "{text}");
+
+    let store = Store::open(bombs(true)).await.unwrap();
+    step(&store, 0).await.unwrap();
+    let error = step(&store, 1).await.unwrap_err();
+    let text = error.chain();
+    assert!(text.contains("\"bombs\": cloning"), "{text}");
+    assert_eq!(store.layers().await.unwrap().len(), 1);
 }

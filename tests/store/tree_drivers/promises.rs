@@ -100,6 +100,12 @@ async fn containers_get_the_limits_of_a_driver_that_has_some() {
         .unwrap();
     let error = store.create_container(None, limit()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotSupported, "{error}");
+    assert!(
+        error
+            .chain()
+            .ends_with("--storage-opt is not supported for mounted"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
