@@ -264,14 +264,36 @@ mod changed {
             to_btrfs: "btrfs";
         }
         vfs {
-            to_overlay: "overlay";
             to_vfs: "vfs";
-            to_btrfs: "btrfs";
         }
         btrfs {
             to_overlay: "overlay";
             to_vfs: "vfs";
             to_btrfs: "btrfs";
+        }
+    }
+}
+
+/// From vfs to drivers that an ordinary user does not have.
+mod privileged {
+    use super::*;
+
+    fn copy(to: &str) {
+        with(("vfs", Layout::Plain), (to, Layout::Plain), case);
+        with(("vfs", Layout::Plain), (to, Layout::Plain), mapped_case);
+    }
+
+    mod overlay {
+        #[test]
+        fn from_vfs() {
+            super::copy("overlay");
+        }
+    }
+
+    mod btrfs {
+        #[test]
+        fn from_vfs() {
+            super::copy("btrfs");
         }
     }
 }
@@ -350,7 +372,6 @@ mod mapped {
             to_btrfs: "btrfs";
         }
         vfs {
-            to_overlay: "overlay";
             to_vfs: "vfs";
         }
         btrfs {
