@@ -435,6 +435,14 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Whether what [`Driver::mount`] has returned is still mounted.
     fn mount_state(&self, target: &Path) -> MountState;
 
+    /// Whether a layer is mounted at the mount target that the driver itself gives it, whoever counts that mount; nowhere with a
+    /// driver that has no such targets.
+    fn own_mount_state(&self, id: &str) -> Result<MountState> {
+        let paths = self.metadata(id)?;
+        let target = paths.get("MergedDir").map(Path::new);
+        Ok(target.map_or(MountState::Nowhere, |target| self.mount_state(target)))
+    }
+
     /// Opens the root directory of the whole layer, with the layers below it, for reading.
     ///
     /// If that takes a mount it is read-only and has no path: no other task or process can use or unmount it, and it is

@@ -112,7 +112,10 @@ pub(crate) fn set_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8], value: 
 
 /// Removes one attribute of `name` in `dir`; `name` must be a single component and is not followed.
 pub(crate) fn remove_at(dir: BorrowedFd<'_>, name: &[u8], attribute: &[u8]) -> Result<()> {
-    rustix::fs::lremovexattr(proc_path(dir, name), attribute)
+    match xattr_at::remove(dir, name, attribute) {
+        Some(removed) => removed.map(drop),
+        None => rustix::fs::lremovexattr(proc_path(dir, name), attribute),
+    }
 }
 
 /// The attribute names of `name` in `dir`, unordered; empty where the file system has none.
@@ -178,6 +181,15 @@ mod tests {
             }
             let refused = set_at(dir, name, b"nonsense", b"value");
             writeln!(text, "  {refused:?}").unwrap();
+        }
+        for (name, attribute) in [
+            (&b"file"[..], &b"user.short"[..]),
+            (b"file", b"user.short"),
+            (b"link", b"user.long"),
+            (b"missing", b"user.long"),
+        ] {
+            let removed = remove_at(dir, name, attribute);
+            writeln!(text, "{removed:?}").unwrap();
         }
         let refused = set_at(dir, b"link", b"user.short", b"value");
         writeln!(text, "{refused:?}").unwrap();

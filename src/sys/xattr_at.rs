@@ -31,6 +31,7 @@ const FIRST: Option<libc::c_long> = match cfg!(any(
 const SET: libc::c_long = 0;
 const GET: libc::c_long = 1;
 const LIST: libc::c_long = 2;
+const REMOVE: libc::c_long = 3;
 
 /// The kernel has said that it does not have them.
 static MISSING: AtomicBool = AtomicBool::new(false);
@@ -91,18 +92,21 @@ fn with_names(
     }
 }
 
-/// Reads an attribute into `buffer`; with an empty one its size is returned. The last part of `name` is not followed.
-pub(super) fn get(
+/// Reads or sets an attribute.
+///
+/// # Safety
+/// The memory of `value` is valid for as long as its size says: to be written by [`GET`], to be read by [`SET`].
+unsafe fn exchange(
+    call: libc::c_long,
     dir: BorrowedFd<'_>,
     name: &[u8],
     attribute: impl Arg,
-    buffer: &mut [u8],
+    value: &Value,
 ) -> Option<Result<usize>> {
-    let number = number(GET)?;
+    let number = number(call)?;
     with_names(name, attribute, |name, attribute| {
-        let value = Value::new(buffer.as_mut_ptr(), buffer.len());
-        // SAFETY: both names end in a zero byte and live during the call, the value is the buffer, which is borrowed
-        // mutably and is as long as its size says, and the size of the structure is its own.
+        // SAFETY: both names end in a zero byte and live during the call, the caller answers for the memory of the value, and
+        // the size of the structure is its own.
         let returned = unsafe {
             libc::syscall(
                 number,
@@ -110,12 +114,24 @@ pub(super) fn get(
                 name.as_ptr(),
                 libc::AT_SYMLINK_NOFOLLOW,
                 attribute.as_ptr(),
-                &raw const value,
+                std::ptr::from_ref(value),
                 size_of::<Value>(),
             )
         };
         result(returned)
     })
+}
+
+/// Reads an attribute into `buffer`; with an empty one its size is returned. The last part of `name` is not followed.
+pub(super) fn get(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    attribute: impl Arg,
+    buffer: &mut [u8],
+) -> Option<Result<usize>> {
+    let value = Value::new(buffer.as_mut_ptr(), buffer.len());
+    // SAFETY: the value is the buffer, which is borrowed mutably and as long as its size says.
+    unsafe { exchange(GET, dir, name, attribute, &value) }
 }
 
 /// Sets an attribute. The last part of `name` is not followed.
@@ -125,11 +141,16 @@ pub(super) fn set(
     attribute: impl Arg,
     value: &[u8],
 ) -> Option<Result<usize>> {
-    let number = number(SET)?;
+    let value = Value::new(value.as_ptr(), value.len());
+    // SAFETY: the value is borrowed and as long as its size says.
+    unsafe { exchange(SET, dir, name, attribute, &value) }
+}
+
+/// Removes an attribute. The last part of `name` is not followed.
+pub(super) fn remove(dir: BorrowedFd<'_>, name: &[u8], attribute: impl Arg) -> Option<Result<usize>> {
+    let number = number(REMOVE)?;
     with_names(name, attribute, |name, attribute| {
-        let value = Value::new(value.as_ptr(), value.len());
-        // SAFETY: both names end in a zero byte and live during the call, the value is borrowed and as long as its size
-        // says, and the size of the structure is its own.
+        // SAFETY: both names end in a zero byte and live during the call.
         let returned = unsafe {
             libc::syscall(
                 number,
@@ -137,8 +158,6 @@ pub(super) fn set(
                 name.as_ptr(),
                 libc::AT_SYMLINK_NOFOLLOW,
                 attribute.as_ptr(),
-                &raw const value,
-                size_of::<Value>(),
             )
         };
         result(returned)

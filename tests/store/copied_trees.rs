@@ -95,6 +95,13 @@ async fn image(store: &Store) {
     store.create_image(Some("written"), options).await.unwrap();
 }
 
+/// A container of the image; returns its ID.
+async fn container(store: &Store) -> String {
+    let options = ContainerOptions::default();
+    let container = store.create_container(Some("image"), options).await.unwrap();
+    container.id().to_owned()
+}
+
 /// Changes a container in every way that a diff leaves out, and in others.
 fn change(root: &Path) {
     fs::hard_link(root.join("dir/file"), root.join("dir/linked")).unwrap();
@@ -301,11 +308,7 @@ mod privileged {
 /// What is in a subvolume of a container is copied as what is in any directory.
 async fn nested(from: TestStore, to: TestStore) {
     image(&from).await;
-    let container = from
-        .create_container(Some("image"), ContainerOptions::default())
-        .await
-        .unwrap();
-    let id = container.id();
+    let id = &*container(&from).await;
     let subvolume = mounted(&from, id).await.join("dir/subvolume");
     let mut btrfs = std::process::Command::new("btrfs");
     let made = btrfs.args(["-q", "subvolume", "create"]).arg(&subvolume).status();
@@ -426,11 +429,7 @@ fn deep_trees_are_copied() {
         ("overlay", Layout::Plain),
         |from, to| async move {
             image(&from).await;
-            let container = from
-                .create_container(Some("image"), ContainerOptions::default())
-                .await
-                .unwrap();
-            let id = container.id();
+            let id = &*container(&from).await;
             let mut dir =
                 rustix::fs::open(mounted(&from, id).await, OFlags::DIRECTORY, Mode::empty()).unwrap();
             let name = "d".repeat(200);
@@ -456,11 +455,7 @@ fn attributes_alone_are_told() {
         ("overlay", Layout::Plain),
         |from, to| async move {
             image(&from).await;
-            let container = from
-                .create_container(Some("image"), ContainerOptions::default())
-                .await
-                .unwrap();
-            let id = container.id();
+            let id = &*container(&from).await;
             let file = mounted(&from, id).await.join("unchanged/file");
             if !attribute(&file, "trusted.overlay.test", b"1") {
                 return skip("marks of overlayfs need root");
@@ -484,11 +479,7 @@ fn copies_that_others_use_are_kept() {
         ("overlay", Layout::Plain),
         |from, to| async move {
             image(&from).await;
-            let container = from
-                .create_container(Some("image"), ContainerOptions::default())
-                .await
-                .unwrap();
-            let id = container.id();
+            let id = &*container(&from).await;
             from.copy_to(&to, CopyOptions::new()).await.unwrap();
             let run = tempfile::tempdir().unwrap();
             let others = StoreOptions::new(to.graph_root(), run.path()).driver("overlay");
@@ -535,11 +526,7 @@ async fn files_without_their_content_are_copied_with_it() {
     let layer = put(&from, None, &files).await;
     let options = graphroot::ImageOptions::default().id("image");
     from.create_image(Some(&layer), options).await.unwrap();
-    let container = from
-        .create_container(Some("image"), ContainerOptions::default())
-        .await
-        .unwrap();
-    let id = container.id();
+    let id = &*container(&from).await;
     let root = mounted(&from, id).await;
     for (number, size) in sizes.iter().enumerate() {
         let file = root.join(format!("dir/file{size}"));

@@ -78,6 +78,10 @@ impl Store {
         roots.extend(dirs.image_store.clone());
         let path = path.to_owned();
         bridge::run(move || {
+            let roots = roots
+                .iter()
+                .map(|root| Place::of(root))
+                .collect::<Result<Vec<_>>>()?;
             // As a store resolves `..`, and as the kernel does.
             let clean = clean_path(&path).at("making absolute", &path)?;
             for mut path in [clean, path] {
@@ -87,7 +91,7 @@ impl Store {
                 }
                 let place = Place::of(&path)?;
                 for root in &roots {
-                    if place.lies_in(&Place::of(root)?)? {
+                    if place.lies_in(root)? {
                         return Ok(true);
                     }
                 }

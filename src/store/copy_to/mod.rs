@@ -25,7 +25,6 @@ mod plan;
 pub(crate) mod report;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
@@ -401,12 +400,7 @@ impl Job {
             return Ok(true);
         }
         let (driver, layer) = (self.to.inner.driver(), layer.to_owned());
-        bridge::run(move || {
-            let paths = driver.metadata(&layer)?;
-            let target = paths.get("MergedDir");
-            Ok(target.is_some_and(|target| driver.mount_state(Path::new(target)) != MountState::Nowhere))
-        })
-        .await
+        bridge::run(move || Ok(driver.own_mount_state(&layer)? != MountState::Nowhere)).await
     }
 
     /// Whether the source still has an item, with everything that it needs.

@@ -243,9 +243,7 @@ impl LayerStore {
             if counted.is_some_and(|path| self.driver.mount_state(path) != MountState::Nowhere) {
                 return Ok(true);
             }
-            let paths = self.driver.metadata(layer).unwrap_or_default();
-            let target = paths.get("MergedDir").map(Path::new);
-            if target.is_some_and(|path| self.driver.mount_state(path) == MountState::Here) {
+            if matches!(self.driver.own_mount_state(layer), Ok(MountState::Here)) {
                 self.driver
                     .unmount_all(layer)
                     .context(|| format!("unmounting layer {layer:?}"))?;
