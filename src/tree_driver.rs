@@ -16,6 +16,9 @@ use std::path::Path;
 /// [`tree_drivers`](crate::tree_drivers) has the promises that a driver makes, an example, and what is stable;
 /// `test_util::check_tree_driver` (feature `test-util`) tests a driver for them.
 ///
+/// What is in a tree is hostile: see there what a driver does not do with links, FIFOs, names and long paths. What says which tree
+/// is which has to be on disk: other processes have objects of their own. A method must not use the store that calls it.
+///
 /// All methods block. They are called from finite steps on tokio's blocking pool, by several threads and processes at
 /// once, but of one path a tree is never made, attached, detached or deleted by two threads at the same time; two processes may
 /// attach one at the same time. `path` is absolute, in a directory that only the owner of the store may enter, unless it is a tree of

@@ -47,11 +47,17 @@ pub(super) struct Bed {
     pub(super) own: Arc<dyn TreeDriver>,
     /// The same as the store has it.
     pub(super) driver: Arc<dyn Driver>,
+    /// Another object of the same driver, as another process has it.
+    other: Arc<dyn TreeDriver>,
     pub(super) root: PathBuf,
 }
 
 impl Bed {
-    pub(super) fn make(own: Arc<dyn TreeDriver>, directory: &Path) -> Result<Self, Fault> {
+    pub(super) fn make(
+        own: Arc<dyn TreeDriver>,
+        other: Arc<dyn TreeDriver>,
+        directory: &Path,
+    ) -> Result<Self, Fault> {
         let root = directory.join("graph");
         let config = DriverConfig {
             name: Some(own.name().to_owned()),
@@ -61,7 +67,24 @@ impl Bed {
             ..DriverConfig::default()
         };
         let driver = open_driver(&config)?;
-        Ok(Self { own, driver, root })
+        Ok(Self {
+            own,
+            driver,
+            other,
+            root,
+        })
+    }
+
+    /// The same graph root as another process has it.
+    pub(super) fn in_another_process(&self) -> Result<Self, Fault> {
+        let (own, other) = (Arc::clone(&self.other), Arc::clone(&self.own));
+        Self::make(own, other, self.directory()?)
+    }
+
+    /// The test's directory, in which the graph root is.
+    pub(super) fn directory(&self) -> Result<&Path, Fault> {
+        let above = self.root.parent();
+        above.ok_or_else(|| Fault("the graph root is in no directory".to_owned()))
     }
 
     /// Makes a layer and fills its tree, of which the owner may write into the root.

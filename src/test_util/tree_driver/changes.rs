@@ -11,7 +11,9 @@ use crate::error::Result;
 use crate::sys::at;
 use crate::sys::mount::is_mount_point;
 use crate::test_util::tree_driver::bed::{Bed, Fault, ensure, write};
-use crate::test_util::tree_driver::tree::{ensure_same, fill, look};
+use crate::test_util::tree_driver::fill::fill;
+use crate::test_util::tree_driver::panic_message;
+use crate::test_util::tree_driver::tree::{ensure_same, look};
 
 pub(super) fn moved_trees(bed: &Bed) -> Result<(), Fault> {
     let tree = bed.layer("first", None, fill)?;
@@ -37,6 +39,8 @@ pub(super) fn exchanged_trees(bed: &Bed) -> Result<(), Fault> {
     for tree in [&one, &other] {
         bed.own.detach_tree(tree)?;
     }
+    // A clone from before says nothing about one from afterwards.
+    bed.clone_of("before", "one")?;
     match at::exchange(&one, &other) {
         // The file system cannot.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return Ok(()),
@@ -47,7 +51,20 @@ pub(super) fn exchanged_trees(bed: &Bed) -> Result<(), Fault> {
         "both have what they had".to_owned()
     })?;
     write(&one, "new", "")?;
-    ensure(!other.join("new").exists(), || "they are one tree".to_owned())
+    ensure(!other.join("new").exists(), || "they are one tree".to_owned())?;
+    let clone = bed.clone_of("after", "one")?;
+    let has = |name: &str| clone.join(name).exists();
+    ensure(has("other") && has("new") && !has("one"), || {
+        "a clone of one is what the other was".to_owned()
+    })?;
+    bed.delete("one")?;
+    ensure(!one.exists() && other.join("one").exists(), || {
+        "deleting one has deleted the other".to_owned()
+    })?;
+    bed.delete("other")?;
+    ensure(!other.exists() && has("other"), || {
+        "deleting both has deleted a clone".to_owned()
+    })
 }
 
 pub(super) fn independent_deletion(bed: &Bed) -> Result<(), Fault> {
@@ -93,26 +110,35 @@ pub(super) fn repeated_attaching(bed: &Bed) -> Result<(), Fault> {
 
 pub(super) fn parallel_calls(bed: &Bed) -> Result<(), Fault> {
     const THREADS: usize = 8;
-    let source = look(&bed.layer("source", None, fill)?)?;
+    // A clone of the one is not what another thread clones meanwhile.
+    let sources = [
+        ("source", look(&bed.layer("source", None, fill)?)?),
+        (
+            "other",
+            look(&bed.layer("other", None, |tree| write(tree, "other", ""))?)?,
+        ),
+    ];
     let work = |number: usize| -> Result<(), Fault> {
+        let (source, expected) = &sources[number % sources.len()];
         for round in 0..2 {
             let (gone, stays) = (
                 format!("gone-{number}-{round}"),
                 format!("stays-{number}-{round}"),
             );
-            bed.clone_of(&gone, "source")?;
-            let tree = bed.clone_of(&stays, "source")?;
+            bed.clone_of(&gone, source)?;
+            let tree = bed.clone_of(&stays, source)?;
             bed.delete(&gone)?;
-            ensure_same(&source, &look(&tree)?)?;
+            ensure_same(expected, &look(&tree)?)?;
         }
         Ok(())
     };
     std::thread::scope(|scope| {
+        let work = &work;
         let threads: Vec<_> = (0..THREADS)
             .map(|number| scope.spawn(move || work(number)))
             .collect();
         let ends = threads.into_iter().map(|thread| {
-            let panicked = |_said| Err(Fault("the driver panicked".to_owned()));
+            let panicked = |panic| Err(Fault(panic_message(panic)));
             thread.join().unwrap_or_else(panicked)
         });
         ends.collect::<Vec<_>>().into_iter().collect()

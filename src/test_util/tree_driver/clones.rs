@@ -8,10 +8,13 @@ use std::path::Path;
 use crate::error::Result;
 use crate::sys::privilege;
 use crate::test_util::tree_driver::bed::{Bed, Fault, ensure, write};
-use crate::test_util::tree_driver::tree::{compare, ensure_same, fill, look};
+use crate::test_util::tree_driver::fill::{fill, fill_deep, fill_many, read_deep};
+use crate::test_util::tree_driver::tree::{compare, ensure_same, ensure_separate, look};
 
 /// Layers of a long chain.
 const DEPTH: usize = 100;
+/// One in so many has a file of its own.
+const EACH: usize = 10;
 
 pub(super) fn empty_tree(bed: &Bed) -> Result<(), Fault> {
     let path = bed.new_path("new");
@@ -35,7 +38,28 @@ fn clone_of_all<T: PartialEq + std::fmt::Debug>(
 }
 
 pub(super) fn same_content(bed: &Bed) -> Result<(), Fault> {
-    clone_of_all(bed, |seen| seen.content.clone())
+    let source = bed.layer("source", None, fill)?;
+    let is_clone = |id: &str| {
+        let clone = look(&bed.clone_of(id, "source")?)?;
+        compare(&look(&bed.tree("source")?)?, &clone, |seen| seen.content.clone())
+    };
+    is_clone("clone")?;
+    // What the source has now, whatever it had when it was cloned before.
+    write(&source, "d/e/new", "new")?;
+    fs::remove_file(source.join("d/short"))?;
+    is_clone("clone of the changed one")?;
+    bed.delete("source")?;
+    bed.layer("source", None, |tree| write(tree, "file", "of another layer"))?;
+    is_clone("clone of another one")?;
+
+    let many = look(&bed.layer("many", None, fill_many)?)?;
+    compare(&many, &look(&bed.clone_of("many clone", "many")?)?, |seen| {
+        seen.content.clone()
+    })?;
+    bed.layer("deep", None, fill_deep)?;
+    let deep = read_deep(&bed.clone_of("deep clone", "deep")?)?;
+    ensure(deep == "deep", || format!("a file at a long path has {deep:?}"))?;
+    bed.delete("deep clone")
 }
 
 pub(super) fn same_attributes(bed: &Bed) -> Result<(), Fault> {
@@ -71,6 +95,10 @@ pub(super) fn separate_files(bed: &Bed) -> Result<(), Fault> {
         bed.clone_of("changed", "source")?,
         bed.clone_of("kept", "source")?,
     );
+    for clone in [&changed, &kept] {
+        ensure_separate(&source, &look(clone)?)?;
+    }
+    ensure_separate(&look(&changed)?, &look(&kept)?)?;
     change(&changed)?;
     let told = |what: &'static str| move |Fault(found): Fault| Fault(format!("{what}: {found}"));
     ensure_same(&source, &look(&source_tree)?).map_err(told("after changes in a clone, in the source"))?;
@@ -92,13 +120,16 @@ pub(super) fn long_chains(bed: &Bed) -> Result<(), Fault> {
         let id = format!("layer{number}");
         bed.layer(&id, parent.as_deref(), |tree| {
             write(tree, "top", &number.to_string())?;
-            write(tree, &format!("file{number}"), "")
+            match number % EACH {
+                0 => write(tree, &format!("file{number}"), ""),
+                _ => Ok(()),
+            }
         })?;
         parent = Some(id);
     }
     let top = bed.tree(&parent.unwrap_or_default())?;
     let entries = fs::read_dir(&top)?.count();
-    ensure(entries == DEPTH + 1, || {
+    ensure(entries == DEPTH / EACH + 1, || {
         format!("after {DEPTH} clones there are {entries} entries")
     })?;
     let content = fs::read_to_string(bed.tree("layer7")?.join("top"))?;

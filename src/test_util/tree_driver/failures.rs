@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::error::Result;
 use crate::test_util::tree_driver::bed::{Bed, Fault, ensure, write};
-use crate::test_util::tree_driver::tree::fill;
+use crate::test_util::tree_driver::fill::fill;
 
 pub(super) fn missing_source(bed: &Bed) -> Result<(), Fault> {
     let (source, path) = (bed.new_path("missing"), bed.new_path("clone"));
@@ -50,7 +50,7 @@ pub(super) fn killed_processes(bed: &Bed) -> Result<(), Fault> {
         bed.own.attach_tree(&half)?;
         fs::remove_file(half.join("d/long"))?;
     }
-    bed.driver.prune()?;
+    bed.in_another_process()?.driver.prune()?;
     ensure(!dir.exists(), || "its trees are still there".to_owned())?;
     ensure(source.join("d/long").exists(), || {
         "the source has lost a file".to_owned()

@@ -19,18 +19,21 @@ use crate::test_util::tar::{TarBuilder, TarEntry};
 use crate::test_util::tree_driver::bed::{Fault, ensure, write};
 use crate::tree_driver::TreeDriver;
 
-pub(super) async fn life_of_a_layer(driver: Arc<dyn TreeDriver>, directory: &Path) -> Result<(), Fault> {
-    let options = || {
+/// The second of the drivers is that of another process.
+pub(super) async fn life_of_a_layer(
+    drivers: [Arc<dyn TreeDriver>; 2],
+    directory: &Path,
+) -> Result<(), Fault> {
+    let [driver, other] = drivers;
+    let options = |driver| {
         let options = StoreOptions::new(directory.join("graph"), directory.join("run"));
-        let options = options
-            .tree_driver(Arc::clone(&driver))
-            .durability(Durability::None);
+        let options = options.tree_driver(driver).durability(Durability::None);
         match privilege::is_root() {
             true => options,
             false => options.id_mappings(mine()),
         }
     };
-    let store = Store::open(options()).await?;
+    let store = Store::open(options(driver)).await?;
     let base = TarBuilder::new()
         .entry(TarEntry::dir("d").mode(0o755))
         .file("d/changed", "base")
@@ -86,7 +89,7 @@ pub(super) async fn life_of_a_layer(driver: Arc<dyn TreeDriver>, directory: &Pat
 
     // As another process finds it.
     store.free();
-    let store = Store::open(options()).await?;
+    let store = Store::open(options(other)).await?;
     let report = store.check(CheckOptions::everything()).await?;
     ensure(report.is_clean(), || format!("check finds {report:?}"))?;
     store.delete_container(container.id()).await?;

@@ -4,9 +4,13 @@ mod bed;
 mod changes;
 mod clones;
 mod failures;
+mod fill;
 mod life;
+mod outside;
+mod processes;
 mod tree;
 
+use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -53,6 +57,10 @@ pub enum TreePromise {
     OpenFiles,
     /// `repeated-attaching`
     RepeatedAttaching,
+    /// `stays-inside`
+    StaysInside,
+    /// `several-processes`
+    SeveralProcesses,
     /// `parallel-calls`
     ParallelCalls,
     /// `syncing`
@@ -82,6 +90,8 @@ impl TreePromise {
         Self::RepeatedDeletion,
         Self::OpenFiles,
         Self::RepeatedAttaching,
+        Self::StaysInside,
+        Self::SeveralProcesses,
         Self::ParallelCalls,
         Self::Syncing,
         Self::Limits,
@@ -106,6 +116,8 @@ impl TreePromise {
             Self::RepeatedDeletion => "repeated-deletion",
             Self::OpenFiles => "open-files",
             Self::RepeatedAttaching => "repeated-attaching",
+            Self::StaysInside => "stays-inside",
+            Self::SeveralProcesses => "several-processes",
             Self::ParallelCalls => "parallel-calls",
             Self::Syncing => "syncing",
             Self::Limits => "limits",
@@ -131,6 +143,8 @@ impl TreePromise {
             Self::RepeatedDeletion => failures::repeated_deletion,
             Self::OpenFiles => changes::open_files,
             Self::RepeatedAttaching => changes::repeated_attaching,
+            Self::StaysInside => outside::stays_inside,
+            Self::SeveralProcesses => processes::several_processes,
             Self::ParallelCalls => changes::parallel_calls,
             Self::Syncing => changes::syncing,
             Self::Limits => changes::limits,
@@ -162,10 +176,12 @@ impl fmt::Display for BrokenPromise {
     }
 }
 
-/// Tests all promises of a driver, and returns those that it breaks. `make` is called for each test; the test works in a new directory below
+/// Tests all promises of a driver, and returns those that it breaks. `make` is called twice for each test: the second object is the
+/// driver as another process has it, so it has to know of the trees of the first one by what is on disk. The test works in a new directory below
 /// `below`, which has to be where the driver works, and which is removed again. Some tests are only made as root.
 ///
-/// Takes the locks of stores that it makes.
+/// Takes the locks of stores that it makes. It waits for the driver without a limit: each promise is logged at level `DEBUG` before it is
+/// tested, so the last one is that of a driver that hangs.
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the directories cannot be made or removed.
@@ -173,25 +189,26 @@ impl fmt::Display for BrokenPromise {
 /// # Cancellation
 /// The test that is running goes on to its end in the background, and its directory is removed.
 ///
-/// The page [`tree_drivers`](crate::tree_drivers) has an example.
-pub async fn check_tree_driver<D: TreeDriver + 'static>(
-    make: impl Fn() -> Arc<D>,
+/// The page [`tree_drivers`](crate::tree_drivers) has an example, and says what the tests cannot see.
+pub async fn check_tree_driver(
+    make: impl Fn() -> Arc<dyn TreeDriver>,
     below: &Path,
 ) -> Result<Vec<BrokenPromise>> {
     let mut broken = Vec::new();
     for promise in TreePromise::ALL.iter().copied() {
-        let (driver, below): (Arc<dyn TreeDriver>, _) = (make(), below.to_owned());
+        tracing::debug!(%promise, "testing a driver");
+        let (driver, other, below) = (make(), make(), below.to_owned());
         let directory = bridge::run(move || TempDirectory::create_in(&below)).await?;
         let (directory, tested) = match promise.test() {
             Some(test) => {
                 let run = move || {
-                    let tested = Bed::make(driver, &directory.path).and_then(|bed| run_test(test, &bed));
-                    Ok((directory, tested))
+                    let bed = Bed::make(driver, other, &directory.path);
+                    Ok((directory, bed.and_then(|bed| run_test(test, &bed))))
                 };
                 bridge::run(run).await?
             }
             None => {
-                let tested = life::life_of_a_layer(driver, &directory.path).await;
+                let tested = life::life_of_a_layer([driver, other], &directory.path).await;
                 (directory, tested)
             }
         };
@@ -207,5 +224,15 @@ pub async fn check_tree_driver<D: TreeDriver + 'static>(
 /// Runs a test; a panic is a fault.
 fn run_test(test: Test, bed: &Bed) -> Result<(), Fault> {
     let tested = catch_unwind(AssertUnwindSafe(|| test(bed)));
-    tested.unwrap_or_else(|_said| Err(Fault("the driver panicked".to_owned())))
+    tested.unwrap_or_else(|panic| Err(Fault(panic_message(panic))))
+}
+
+/// What a thread said when it panicked.
+fn panic_message(panic: Box<dyn Any + Send>) -> String {
+    let said = panic.downcast::<String>().map(|said| *said);
+    let said = said.or_else(|panic| panic.downcast::<&str>().map(|said| (*said).to_owned()));
+    match said {
+        Ok(said) => format!("the driver panicked: {said}"),
+        Err(_other) => "the driver panicked".to_owned(),
+    }
 }

@@ -1,32 +1,54 @@
-//! A tree with everything in it that a layer can have, and what can be seen of a tree.
+//! What can be seen of a tree.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::{self, Permissions};
-use std::io::Write as _;
+use std::fmt;
+use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use std::sync::Arc;
 
 use crate::error::Result;
-use crate::sys::{at, privilege, xattr};
-use crate::test_util::tree_driver::bed::{Fault, write};
+use crate::sys::{at, xattr};
+use crate::test_util::tree_driver::bed::{Fault, ensure};
 
 /// Longest file of which the content is in a report.
 const SHORT: usize = 40;
 
+/// The type, and the content, target or device number.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Content {
+    File(Arc<[u8]>),
+    Other(String),
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Other(what) => f.write_str(what),
+            Self::File(content) if content.len() < SHORT => {
+                write!(f, "file {:?}", String::from_utf8_lossy(content))
+            }
+            // Only of what is in a report: a digest of every file would take most of the time in a debug build.
+            Self::File(content) => {
+                let digest = crate::digest::Digest::sha256(content);
+                write!(f, "file of {} bytes, {digest}", content.len())
+            }
+        }
+    }
+}
+
 /// What can be seen of one entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Seen {
-    /// The type, and the content, target or device number.
-    pub(super) content: String,
+    pub(super) content: Content,
     /// Mode, owner, modification time, extended attributes.
     pub(super) attributes: String,
     /// The first path of the same file.
     pub(super) same_as: PathBuf,
+    /// Device and inode, unless it is a directory.
+    file: Option<(u64, u64)>,
 }
 
 /// Everything in a tree, its root as the empty path.
@@ -43,22 +65,22 @@ pub(super) fn look(tree: &Path) -> Result<BTreeMap<PathBuf, Seen>, Fault> {
             }
             below.sort();
             waiting.extend(below.into_iter().rev());
-            "directory".to_owned()
+            Content::Other("directory".to_owned())
         } else if kind.is_symlink() {
-            format!("link to {:?}", fs::read_link(&full)?)
+            Content::Other(format!("link to {:?}", fs::read_link(&full)?))
         } else if kind.is_file() {
-            describe(&fs::read(&full)?)
+            Content::File(fs::read(&full)?.into())
         } else if kind.is_fifo() {
-            "FIFO".to_owned()
+            Content::Other("FIFO".to_owned())
+        } else if kind.is_block_device() {
+            Content::Other(format!("block device {:#x}", meta.rdev()))
         } else {
-            format!("device {:#x}", meta.rdev())
+            Content::Other(format!("device {:#x}", meta.rdev()))
         };
-        let same_as = match kind.is_dir() {
-            true => path.clone(),
-            false => first
-                .entry((meta.dev(), meta.ino()))
-                .or_insert_with(|| path.clone())
-                .clone(),
+        let file = (!kind.is_dir()).then(|| (meta.dev(), meta.ino()));
+        let same_as = match file {
+            None => path.clone(),
+            Some(file) => first.entry(file).or_insert_with(|| path.clone()).clone(),
         };
         let attributes = format!(
             "mode {:o}, owner {}:{}, modified {}.{:09}, {:?}",
@@ -73,20 +95,11 @@ pub(super) fn look(tree: &Path) -> Result<BTreeMap<PathBuf, Seen>, Fault> {
             content,
             attributes,
             same_as,
+            file,
         };
         seen.insert(path, entry);
     }
     Ok(seen)
-}
-
-fn describe(content: &[u8]) -> String {
-    match content.len() {
-        0..SHORT => format!("file {:?}", String::from_utf8_lossy(content)),
-        length => format!(
-            "file of {length} bytes, {}",
-            crate::digest::Digest::sha256(content)
-        ),
-    }
 }
 
 /// The extended attributes that belong to a layer.
@@ -115,7 +128,7 @@ pub(super) fn compare<T: PartialEq + std::fmt::Debug>(
 ) -> Result<(), Fault> {
     for (path, wanted) in expected {
         let Some(seen) = found.get(path) else {
-            return Err(Fault(format!("{path:?} is missing: {}", wanted.content)));
+            return Err(Fault(format!("{path:?} is missing: {:?}", wanted.content)));
         };
         let (wanted, seen) = (part(wanted), part(seen));
         if wanted != seen {
@@ -133,90 +146,29 @@ pub(super) fn ensure_same(
     expected: &BTreeMap<PathBuf, Seen>,
     found: &BTreeMap<PathBuf, Seen>,
 ) -> Result<(), Fault> {
-    compare(expected, found, Seen::clone)
+    compare(expected, found, |seen| {
+        (
+            seen.content.clone(),
+            seen.attributes.clone(),
+            seen.same_as.clone(),
+        )
+    })
 }
 
-/// Puts everything into an empty tree that the caller and the file system allow.
-pub(super) fn fill(tree: &Path) -> Result<(), Fault> {
-    fs::create_dir_all(tree.join("d/e/f"))?;
-    fs::create_dir(tree.join("empty directory"))?;
-    write(tree, "empty", "")?;
-    write(tree, "d/short", "content")?;
-    let long: Vec<u8> = (0..100_000_u32).flat_map(|number| number.to_le_bytes()).collect();
-    fs::write(tree.join("d/long"), long)?;
-    let mut sparse = fs::File::create(tree.join("sparse"))?;
-    sparse.set_len(1 << 22)?;
-    sparse.write_all(b"begin")?;
-    for name in ["linked", "d/e/linked again"] {
-        fs::hard_link(tree.join("d/short"), tree.join(name))?;
-    }
-    symlink("/nowhere/at all", tree.join("d/e/dangling"))?;
-    symlink("d", tree.join("to a directory"))?;
-    fs::write(tree.join(OsStr::from_bytes(b"not \xff utf-8\n")), "odd")?;
-    rustix::fs::mknodat(CWD, tree.join("fifo"), FileType::Fifo, Mode::RUSR, 0)?;
-    let dir = at::open_dir(tree)?;
-    if xattr::is_supported_at(dir.as_fd(), b"empty", "user.test") {
-        xattr::set_at(dir.as_fd(), b"empty", b"user.test", b"a \0 value")?;
-        xattr::set_at(dir.as_fd(), b"d", b"user.test", b"")?;
-        xattr::set_at(dir.as_fd(), b".", b"user.root", b"1")?;
-    }
-    // u::rw-, u:1234:r--, g::r--, m::r--, o::---
-    let list = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xd2\x04\0\0\x04\0\x04\0\xff\xff\xff\xff\
-        \x10\0\x04\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
-    // Where there are none the tree is without.
-    let _listed = xattr::set_at(dir.as_fd(), b"sparse", b"system.posix_acl_access", list);
-    if privilege::is_root() {
-        chown(tree.join("d/e"), Some(5), Some(6))?;
-        chown(tree.join("d/long"), Some(7), Some(8))?;
-        rustix::fs::chownat(
-            CWD,
-            tree.join("to a directory"),
-            Some(rustix::fs::Uid::from_raw(9)),
-            None,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-        if !privilege::is_rootless() {
-            rustix::fs::mknodat(
-                CWD,
-                tree.join("null"),
-                FileType::CharacterDevice,
-                Mode::RUSR,
-                rustix::fs::makedev(1, 3),
-            )?;
-        }
-        let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        let _set = xattr::set_at(dir.as_fd(), b"empty", b"security.capability", capability);
-    }
-    let mut modes = vec![
-        ("d/long", 0o4755),
-        ("d/e", 0o2710),
-        ("empty directory", 0o1777),
-        ("linked", 0o400),
-        ("d/e/f", 0o555),
-        ("", 0o751),
-    ];
-    if privilege::overrides_modes() {
-        modes.push(("empty", 0));
-    }
-    for (name, mode) in modes {
-        fs::set_permissions(tree.join(name), Permissions::from_mode(mode))?;
-    }
-    // From the bottom up: nothing is changed in a directory after its time was set.
-    let paths: Vec<PathBuf> = look(tree)?.into_keys().rev().collect();
-    for (number, path) in (1_i64..).zip(paths) {
-        let time = Timespec {
-            tv_sec: 1_000_000_000 + number,
-            tv_nsec: 123_456_000 + number,
-        };
-        let times = Timestamps {
-            last_access: time,
-            last_modification: time,
-        };
-        let full = match path.as_os_str().is_empty() {
-            true => tree.to_owned(),
-            false => tree.join(path),
-        };
-        rustix::fs::utimensat(CWD, full, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+/// Whether no file is in both trees.
+pub(super) fn ensure_separate(
+    one: &BTreeMap<PathBuf, Seen>,
+    other: &BTreeMap<PathBuf, Seen>,
+) -> Result<(), Fault> {
+    let files: BTreeMap<_, _> = one
+        .iter()
+        .filter_map(|(path, seen)| Some((seen.file?, path)))
+        .collect();
+    for (path, seen) in other {
+        let same = seen.file.and_then(|file| files.get(&file));
+        ensure(same.is_none(), || {
+            format!("{path:?} is the file {same:?} of another tree")
+        })?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Drivers that are no part of the library, good ones and bad ones.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +19,8 @@ pub struct Copies;
 
 fn cp(arguments: &[&str], source: &Path, path: &Path) -> io::Result<()> {
     let mut cp = Command::new("cp");
-    cp.args(arguments).args(["--no-target-directory", "--"]);
+    cp.env("LC_ALL", "C").args(arguments);
+    cp.args(["--no-target-directory", "--"]);
     let done = cp.arg(source).arg(path).output()?;
     match done.status.success() {
         true => Ok(()),
@@ -27,13 +30,21 @@ fn cp(arguments: &[&str], source: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
+/// Leaves to the store what has paths that are too long for `cp`.
+fn cp_or_leave(arguments: &[&str], source: &Path, path: &Path) -> io::Result<()> {
+    cp(arguments, source, path).map_err(|error| match error.to_string() {
+        said if said.contains("File name too long") => io::ErrorKind::Unsupported.into(),
+        _ => error,
+    })
+}
+
 impl TreeDriver for Copies {
     fn name(&self) -> &'static str {
         "copies"
     }
 
     fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
-        cp(&["--archive", "--reflink=auto"], source, path)
+        cp_or_leave(&["--archive", "--reflink=auto"], source, path)
     }
 }
 
@@ -119,7 +130,7 @@ impl TreeDriver for Mounted {
     }
 
     fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
-        cp(&["--archive"], source, &self.begin(path)?)
+        cp_or_leave(&["--archive"], source, &self.begin(path)?)
     }
 
     fn delete_tree(&self, path: &Path) -> io::Result<()> {
@@ -296,6 +307,100 @@ pub enum Way {
     /// Deleting what is not there is an error.
     DeletesOnce,
     Panics,
+    /// Gives `cp` whole paths, which can be too long.
+    WholePaths,
+    /// Clones what the path had when it was cloned first.
+    Cached,
+    /// Hard links to large files of the source.
+    LinksLarge,
+    /// Without the ACLs that new files get.
+    WithoutDefaultLists,
+    /// Without times before 1970.
+    WithoutOldTimes,
+    /// A thousand entries of each directory.
+    FirstThousand,
+    /// Hard links to symbolic links become symbolic links.
+    SeparateSymbolicLinks,
+    /// Gives modes to what links lead to.
+    FollowsForModes,
+    /// Empties what links lead to.
+    FollowsToDelete,
+    /// Has the source in a variable of the process.
+    Shared,
+}
+
+/// Everything in a tree, directories before what is in them.
+fn walk(tree: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = vec![tree.to_owned()];
+    let mut next = 0;
+    while let Some(path) = found.get(next).cloned() {
+        next += 1;
+        if path.symlink_metadata()?.is_dir() {
+            for entry in fs::read_dir(path)? {
+                found.push(entry?.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Way {
+    /// Spoils a clone.
+    fn spoil(self, source: &Path, clone: &Path) -> io::Result<()> {
+        for path in walk(clone)? {
+            let Ok(meta) = path.symlink_metadata() else {
+                continue;
+            };
+            match self {
+                Self::LinksLarge if meta.is_file() && meta.len() > 1 << 20 => {
+                    fs::remove_file(&path)?;
+                    fs::hard_link(source.join(path.strip_prefix(clone).unwrap()), &path)?;
+                }
+                Self::WithoutDefaultLists if meta.is_dir() => {
+                    let _without = rustix::fs::removexattr(&path, "system.posix_acl_default");
+                }
+                Self::WithoutOldTimes if meta.mtime() < 0 => {
+                    let zero = rustix::fs::Timespec {
+                        tv_sec: 0,
+                        tv_nsec: 0,
+                    };
+                    let times = rustix::fs::Timestamps {
+                        last_access: zero,
+                        last_modification: zero,
+                    };
+                    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                    rustix::fs::utimensat(CWD, &path, &times, flags)?;
+                }
+                Self::FirstThousand if meta.is_dir() => {
+                    for entry in fs::read_dir(&path)?.skip(1000) {
+                        fs::remove_file(entry?.path())?;
+                    }
+                }
+                Self::SeparateSymbolicLinks if meta.is_symlink() && meta.nlink() > 1 => {
+                    let target = fs::read_link(&path)?;
+                    fs::remove_file(&path)?;
+                    std::os::unix::fs::symlink(target, &path)?;
+                }
+                Self::FollowsForModes => {
+                    let _dangling = fs::set_permissions(&path, meta.permissions());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes everything in a directory, and in those that links in it lead to.
+fn empty(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            empty(&path)?;
+        }
+        let _removed = fs::remove_file(&path).or_else(|_directory| fs::remove_dir(&path));
+    }
+    Ok(())
 }
 
 /// Breaks a promise.
@@ -320,12 +425,36 @@ impl TreeDriver for Broken {
             Way::OfNothing if !source.exists() => fs::create_dir(path),
             Way::OfNothing | Way::DeletesOnce => Copies.clone_tree(source, path),
             Way::Panics => panic!("cannot clone"),
+            Way::WholePaths => cp(&["--archive"], source, path),
+            Way::Cached => {
+                let cache = source.ancestors().nth(3).unwrap().join("cache");
+                let cached = cache.join(source.file_name().unwrap());
+                if !cached.exists() {
+                    fs::create_dir_all(cache)?;
+                    Copies.clone_tree(source, &cached)?;
+                }
+                Copies.clone_tree(&cached, path)
+            }
+            Way::Shared => {
+                static SOURCE: Mutex<Option<PathBuf>> = Mutex::new(None);
+                *SOURCE.lock().unwrap() = Some(source.to_owned());
+                // Takes a while.
+                Command::new("true").status()?;
+                let source = SOURCE.lock().unwrap().clone().unwrap();
+                Copies.clone_tree(&source, path)
+            }
+            Way::FollowsToDelete => Copies.clone_tree(source, path),
+            way => {
+                Copies.clone_tree(source, path)?;
+                way.spoil(source, path)
+            }
         }
     }
 
     fn delete_tree(&self, path: &Path) -> io::Result<()> {
         match self.0 {
             Way::DeletesOnce => fs::remove_dir_all(path),
+            Way::FollowsToDelete if path.exists() => empty(path),
             _ => Ok(()),
         }
     }
@@ -415,5 +544,35 @@ impl TreeDriver for Bombs {
 
     fn clone_tree(&self, _source: &Path, _path: &Path) -> io::Result<()> {
         std::panic::panic_any(Bomb)
+    }
+}
+
+/// Knows its trees, by their inodes, only as long as the object lives.
+#[derive(Debug, Default)]
+pub struct InMemory(Mutex<HashSet<u64>>);
+
+impl InMemory {
+    fn has_made(&self, path: &Path) -> io::Result<()> {
+        self.0.lock().unwrap().insert(path.metadata()?.ino());
+        Ok(())
+    }
+}
+
+impl TreeDriver for InMemory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn create_tree(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)?;
+        self.has_made(path)
+    }
+
+    fn clone_tree(&self, source: &Path, path: &Path) -> io::Result<()> {
+        if !self.0.lock().unwrap().contains(&source.metadata()?.ino()) {
+            return Err(io::Error::other("not one of my trees"));
+        }
+        Copies.clone_tree(source, path)?;
+        self.has_made(path)
     }
 }

@@ -7,10 +7,10 @@ use graphroot::test_util::{BrokenPromise, TreePromise, check_tree_driver};
 use graphroot::{ContainerOptions, ErrorKind, MountOptions, Store, TreeDriver};
 
 use crate::support::skip;
-use crate::tree_drivers::doubles::{Broken, Copies, Mounted, Plain, Volumes, Way};
+use crate::tree_drivers::doubles::{Broken, Copies, InMemory, Mounted, Plain, Volumes, Way};
 use crate::tree_drivers::{STEPS, options, step};
 
-async fn check<D: TreeDriver + 'static>(make: impl Fn() -> Arc<D>, below: &Path) -> Vec<BrokenPromise> {
+async fn check(make: impl Fn() -> Arc<dyn TreeDriver>, below: &Path) -> Vec<BrokenPromise> {
     let broken = check_tree_driver(make, below).await.unwrap();
     assert_eq!(std::fs::read_dir(below).unwrap().count(), 0, "nothing is left");
     broken
@@ -30,7 +30,7 @@ async fn a_driver_that_mounts_keeps_every_promise() {
     }
     for in_memory in [false, true] {
         let (dir, volumes) = (tempfile::tempdir().unwrap(), Volumes::new());
-        let make = || {
+        let make = || -> Arc<dyn TreeDriver> {
             Arc::new(Mounted {
                 volumes: volumes.path().to_owned(),
                 in_memory,
@@ -112,7 +112,7 @@ async fn containers_get_the_limits_of_a_driver_that_has_some() {
 async fn broken_promises_are_told() {
     let dir = tempfile::tempdir().unwrap();
     for (way, promise, reason) in [
-        (Way::Links, TreePromise::SeparateFiles, "in the source"),
+        (Way::Links, TreePromise::SeparateFiles, "of another tree"),
         (Way::SymbolicLink, TreePromise::SameContent, "no directory is at"),
         (Way::WithoutAttributes, TreePromise::SameAttributes, "modified"),
         (Way::WithoutLinks, TreePromise::SameHardLinks, "d/short"),
@@ -123,6 +123,37 @@ async fn broken_promises_are_told() {
             "what is not there",
         ),
         (Way::Panics, TreePromise::LongChains, "cannot clone"),
+        (Way::WholePaths, TreePromise::SameContent, "File name too long"),
+        (Way::Cached, TreePromise::SameContent, "is missing"),
+        (
+            Way::Cached,
+            TreePromise::ExchangedTrees,
+            "a clone of one is what the other was",
+        ),
+        (Way::LinksLarge, TreePromise::SeparateFiles, "of another tree"),
+        (
+            Way::WithoutDefaultLists,
+            TreePromise::SameAttributes,
+            "posix_acl_default",
+        ),
+        (Way::WithoutOldTimes, TreePromise::SameAttributes, "modified -"),
+        (Way::FirstThousand, TreePromise::SameContent, "is missing"),
+        (
+            Way::SeparateSymbolicLinks,
+            TreePromise::SameHardLinks,
+            "to a long path",
+        ),
+        (
+            Way::FollowsForModes,
+            TreePromise::StaysInside,
+            "after a clone: \"\" should",
+        ),
+        (
+            Way::FollowsToDelete,
+            TreePromise::StaysInside,
+            "after the deletion of a clone",
+        ),
+        (Way::Shared, TreePromise::ParallelCalls, "should"),
     ] {
         let broken = check(|| Arc::new(Broken(way)), dir.path()).await;
         let found = broken.iter().find(|broken| broken.promise == promise);
@@ -130,6 +161,15 @@ async fn broken_promises_are_told() {
         assert!(found.reason.contains(reason), "{way:?}: {found}");
         assert!(found.to_string().starts_with(promise.name()), "{found}");
     }
+}
+
+#[tokio::test]
+async fn a_driver_that_knows_its_trees_in_memory_only_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = check(|| Arc::new(InMemory::default()), dir.path()).await;
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert_eq!(broken[0].promise, TreePromise::SeveralProcesses, "{broken:?}");
+    assert!(broken[0].reason.contains("not one of my trees"), "{broken:?}");
 }
 
 /// The page that tells authors of drivers what they promise, and the tests of that, name the same.
