@@ -1,5 +1,6 @@
 //! What a test has: a driver in a graph root of its own, used as a store uses it.
 
+use std::any::Any;
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -38,6 +39,16 @@ pub(super) fn ensure(is_so: bool, otherwise: impl FnOnce() -> String) -> Result<
     match is_so {
         true => Ok(()),
         false => Err(Fault(otherwise())),
+    }
+}
+
+/// What a thread said when it panicked.
+pub(super) fn panic_message(panic: Box<dyn Any + Send>) -> String {
+    let said = panic.downcast::<String>().map(|said| *said);
+    let said = said.or_else(|panic| panic.downcast::<&str>().map(|said| (*said).to_owned()));
+    match said {
+        Ok(said) => format!("the driver panicked: {said}"),
+        Err(_other) => "the driver panicked".to_owned(),
     }
 }
 

@@ -10,9 +10,8 @@ use crate::driver::CreateOptions;
 use crate::error::Result;
 use crate::sys::at;
 use crate::sys::mount::is_mount_point;
-use crate::test_util::tree_driver::bed::{Bed, Fault, ensure, write};
+use crate::test_util::tree_driver::bed::{Bed, Fault, ensure, panic_message, write};
 use crate::test_util::tree_driver::fill::fill;
-use crate::test_util::tree_driver::panic_message;
 use crate::test_util::tree_driver::tree::{ensure_same, look};
 
 pub(super) fn moved_trees(bed: &Bed) -> Result<(), Fault> {

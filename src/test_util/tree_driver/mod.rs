@@ -10,7 +10,6 @@ mod outside;
 mod processes;
 mod tree;
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -19,7 +18,7 @@ use std::sync::Arc;
 use crate::bridge;
 use crate::error::Result;
 use crate::test_util::temp_store::TempDirectory;
-use crate::test_util::tree_driver::bed::{Bed, Fault};
+use crate::test_util::tree_driver::bed::{Bed, Fault, panic_message};
 use crate::tree_driver::TreeDriver;
 
 /// A test of a promise.
@@ -225,14 +224,4 @@ pub async fn check_tree_driver(
 fn run_test(test: Test, bed: &Bed) -> Result<(), Fault> {
     let tested = catch_unwind(AssertUnwindSafe(|| test(bed)));
     tested.unwrap_or_else(|panic| Err(Fault(panic_message(panic))))
-}
-
-/// What a thread said when it panicked.
-fn panic_message(panic: Box<dyn Any + Send>) -> String {
-    let said = panic.downcast::<String>().map(|said| *said);
-    let said = said.or_else(|panic| panic.downcast::<&str>().map(|said| (*said).to_owned()));
-    match said {
-        Ok(said) => format!("the driver panicked: {said}"),
-        Err(_other) => "the driver panicked".to_owned(),
-    }
 }
