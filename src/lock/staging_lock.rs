@@ -21,7 +21,17 @@ const MAX_RACES: usize = 1000;
 #[must_use = "the lock ends when this is dropped"]
 pub(crate) struct StagingLock {
     path: PathBuf,
-    _file: OwnedFd,
+    file: OwnedFd,
+}
+
+impl Drop for StagingLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: until they run another program, children that other threads have just forked have
+        // it open too, and the lock is that of all of them.
+        if let Err(error) = ofd::unlock(self.file.as_fd()) {
+            tracing::error!("unlocking {}: {error}", self.path.display());
+        }
+    }
 }
 
 impl StagingLock {
@@ -62,7 +72,7 @@ impl StagingLock {
             Ok(there) if there.st_dev == ours.st_dev && there.st_ino == ours.st_ino => {
                 Ok(Attempt::Locked(Self {
                     path: path.to_path_buf(),
-                    _file: file,
+                    file,
                 }))
             }
             Ok(_) | Err(Errno::NOENT) => Ok(Attempt::Gone),
@@ -132,6 +142,19 @@ mod tests {
         lock.remove().unwrap();
         assert!(!path.exists());
         StagingLock::try_create(&path).unwrap().unwrap().remove().unwrap();
+    }
+
+    /// A child has the files of its parent between `fork` and `exec`, and a child that runs no other program until it ends.
+    #[test]
+    fn a_dropped_lock_is_free_though_a_child_has_its_file() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("lock");
+        let lock = StagingLock::try_acquire(&path).unwrap().unwrap();
+        // As `fork` does it: another descriptor of the same open file.
+        let _inherited = rustix::io::dup(&lock.file).unwrap();
+        drop(lock);
+        assert_eq!(is_free(&path).unwrap(), Some(true));
+        assert!(StagingLock::try_acquire(&path).unwrap().is_some());
     }
 
     /// Threads that lock and unlink the same name all the time: two must never believe to have it at once.
