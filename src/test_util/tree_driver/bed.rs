@@ -69,11 +69,21 @@ impl Bed {
         other: Arc<dyn TreeDriver>,
         directory: &Path,
     ) -> Result<Self, Fault> {
+        Self::make_with(own, other, directory, Vec::new())
+    }
+
+    fn make_with(
+        own: Arc<dyn TreeDriver>,
+        other: Arc<dyn TreeDriver>,
+        directory: &Path,
+        options: Vec<String>,
+    ) -> Result<Self, Fault> {
         let root = directory.join("graph");
         let config = DriverConfig {
             name: Some(own.name().to_owned()),
             root: root.clone(),
             run_root: directory.join("run"),
+            options,
             tree_driver: Some(Arc::clone(&own)),
             ..DriverConfig::default()
         };
@@ -90,6 +100,15 @@ impl Bed {
     pub(super) fn in_another_process(&self) -> Result<Self, Fault> {
         let (own, other) = (Arc::clone(&self.other), Arc::clone(&self.own));
         Self::make(own, other, self.directory()?)
+    }
+
+    /// Another graph root, of another process, that has this one as an additional read-only store.
+    pub(super) fn of_which_this_is_additional(&self) -> Result<Self, Fault> {
+        let directory = self.directory()?.join("another");
+        std::fs::create_dir(&directory)?;
+        let (own, other) = (Arc::clone(&self.other), Arc::clone(&self.own));
+        let option = format!("{}.imagestore={}", own.name(), self.root.display());
+        Self::make_with(own, other, &directory, vec![option])
     }
 
     /// The test's directory, in which the graph root is.

@@ -1,10 +1,12 @@
 //! Tests of the promises of a [`TreeDriver`], which the page [`tree_drivers`](crate::tree_drivers) lists.
 
+mod additional;
 mod bed;
 mod changes;
 mod clones;
 mod failures;
 mod fill;
+mod kept_open;
 mod life;
 mod outside;
 mod processes;
@@ -60,6 +62,10 @@ pub enum TreePromise {
     StaysInside,
     /// `several-processes`
     SeveralProcesses,
+    /// `additional-stores`
+    AdditionalStores,
+    /// `nothing-open`
+    NothingOpen,
     /// `parallel-calls`
     ParallelCalls,
     /// `syncing`
@@ -91,6 +97,8 @@ impl TreePromise {
         Self::RepeatedAttaching,
         Self::StaysInside,
         Self::SeveralProcesses,
+        Self::AdditionalStores,
+        Self::NothingOpen,
         Self::ParallelCalls,
         Self::Syncing,
         Self::Limits,
@@ -117,6 +125,8 @@ impl TreePromise {
             Self::RepeatedAttaching => "repeated-attaching",
             Self::StaysInside => "stays-inside",
             Self::SeveralProcesses => "several-processes",
+            Self::AdditionalStores => "additional-stores",
+            Self::NothingOpen => "nothing-open",
             Self::ParallelCalls => "parallel-calls",
             Self::Syncing => "syncing",
             Self::Limits => "limits",
@@ -144,6 +154,8 @@ impl TreePromise {
             Self::RepeatedAttaching => changes::repeated_attaching,
             Self::StaysInside => outside::stays_inside,
             Self::SeveralProcesses => processes::several_processes,
+            Self::AdditionalStores => additional::additional_stores,
+            Self::NothingOpen => kept_open::nothing_open,
             Self::ParallelCalls => changes::parallel_calls,
             Self::Syncing => changes::syncing,
             Self::Limits => changes::limits,

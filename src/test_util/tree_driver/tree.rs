@@ -47,8 +47,8 @@ pub(super) struct Seen {
     pub(super) attributes: String,
     /// The first path of the same file.
     pub(super) same_as: PathBuf,
-    /// Device and inode, unless it is a directory.
-    file: Option<(u64, u64)>,
+    /// Device and inode.
+    inode: (u64, u64),
 }
 
 /// Everything in a tree, its root as the empty path.
@@ -77,10 +77,10 @@ pub(super) fn look(tree: &Path) -> Result<BTreeMap<PathBuf, Seen>, Fault> {
         } else {
             Content::Other(format!("device {:#x}", meta.rdev()))
         };
-        let file = (!kind.is_dir()).then(|| (meta.dev(), meta.ino()));
-        let same_as = match file {
-            None => path.clone(),
-            Some(file) => first.entry(file).or_insert_with(|| path.clone()).clone(),
+        let inode = (meta.dev(), meta.ino());
+        let same_as = match kind.is_dir() {
+            true => path.clone(),
+            false => first.entry(inode).or_insert_with(|| path.clone()).clone(),
         };
         let attributes = format!(
             "mode {:o}, owner {}:{}, modified {}.{:09}, {:?}",
@@ -95,7 +95,7 @@ pub(super) fn look(tree: &Path) -> Result<BTreeMap<PathBuf, Seen>, Fault> {
             content,
             attributes,
             same_as,
-            file,
+            inode,
         };
         seen.insert(path, entry);
     }
@@ -155,19 +155,16 @@ pub(super) fn ensure_same(
     })
 }
 
-/// Whether no file is in both trees.
+/// Whether no file or directory is in both trees.
 pub(super) fn ensure_separate(
     one: &BTreeMap<PathBuf, Seen>,
     other: &BTreeMap<PathBuf, Seen>,
 ) -> Result<(), Fault> {
-    let files: BTreeMap<_, _> = one
-        .iter()
-        .filter_map(|(path, seen)| Some((seen.file?, path)))
-        .collect();
+    let inodes: BTreeMap<_, _> = one.iter().map(|(path, seen)| (seen.inode, path)).collect();
     for (path, seen) in other {
-        let same = seen.file.and_then(|file| files.get(&file));
+        let same = inodes.get(&seen.inode);
         ensure(same.is_none(), || {
-            format!("{path:?} is the file {same:?} of another tree")
+            format!("{path:?} has the device and inode number of {same:?} of another tree")
         })?;
     }
     Ok(())

@@ -327,6 +327,10 @@ pub enum Way {
     FollowsToDelete,
     /// Has the source in a variable of the process.
     Shared,
+    /// Looks for the source in its own graph root.
+    ByName,
+    /// Leaves the source open.
+    LeavesOpen,
 }
 
 /// Everything in a tree, directories before what is in them.
@@ -444,6 +448,16 @@ impl TreeDriver for Broken {
                 Copies.clone_tree(&source, path)
             }
             Way::FollowsToDelete => Copies.clone_tree(source, path),
+            Way::ByName => {
+                let home = path.ancestors().nth(3).unwrap();
+                let source = home.join("dir").join(source.file_name().unwrap());
+                Copies.clone_tree(&source, path)
+            }
+            Way::LeavesOpen => {
+                static OPEN: Mutex<Option<fs::File>> = Mutex::new(None);
+                *OPEN.lock().unwrap() = Some(fs::File::open(source)?);
+                Copies.clone_tree(source, path)
+            }
             way => {
                 Copies.clone_tree(source, path)?;
                 way.spoil(source, path)

@@ -154,6 +154,12 @@ async fn broken_promises_are_told() {
             "after the deletion of a clone",
         ),
         (Way::Shared, TreePromise::ParallelCalls, "should"),
+        (
+            Way::ByName,
+            TreePromise::AdditionalStores,
+            "cloning a tree of an additional store",
+        ),
+        (Way::LeavesOpen, TreePromise::NothingOpen, "is open"),
     ] {
         let broken = check(|| Arc::new(Broken(way)), dir.path()).await;
         let found = broken.iter().find(|broken| broken.promise == promise);
@@ -167,9 +173,12 @@ async fn broken_promises_are_told() {
 async fn a_driver_that_knows_its_trees_in_memory_only_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let broken = check(|| Arc::new(InMemory::default()), dir.path()).await;
-    assert_eq!(broken.len(), 1, "{broken:?}");
-    assert_eq!(broken[0].promise, TreePromise::SeveralProcesses, "{broken:?}");
-    assert!(broken[0].reason.contains("not one of my trees"), "{broken:?}");
+    let promises: Vec<TreePromise> = broken.iter().map(|broken| broken.promise).collect();
+    let expected = [TreePromise::SeveralProcesses, TreePromise::AdditionalStores];
+    assert_eq!(promises, expected, "{broken:?}");
+    for broken in broken {
+        assert!(broken.reason.contains("not one of my trees"), "{broken:?}");
+    }
 }
 
 /// The page that tells authors of drivers what they promise, and the tests of that, name the same.
