@@ -4,9 +4,13 @@
 //! ([`last_write`]). [`staging_lock`]: short-lived lock files that protect something temporary, such as the directories
 //! of [`temp_dir`].
 //!
-//! All are `fcntl` record locks owned by an open file ([`crate::sys::ofd`]), on the whole file. The kernel releases them
-//! when the process dies, so a crash leaves files, but no locks.
+//! These are `fcntl` record locks owned by an open file ([`crate::sys::ofd`]), on the whole file. What only this library uses is
+//! locked by `flock` ([`flocked_file`]). The kernel releases both when the process dies, so a crash leaves files, but no locks.
+//!
+//! A child has the open files of its parent until it runs another program, and with them the locks. So locks are released before
+//! their files are closed.
 
+pub(crate) mod flocked_file;
 pub(crate) mod last_write;
 pub(crate) mod owners;
 pub(crate) mod record_lock;

@@ -20,12 +20,12 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
-use fd_lock::RwLock;
 use rustix::fs::OFlags;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::bridge;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::lock::flocked_file::FlockedFile;
 use crate::sys::make_private_subdir;
 
 type Gate = tokio::sync::Mutex<()>;
@@ -49,8 +49,8 @@ fn gate(path: &Path) -> Arc<Gate> {
 #[derive(Debug)]
 pub(crate) struct Flight {
     path: PathBuf,
-    /// Locked for as long as it is open. Declared before the gate, so that the lock is released first.
-    _file: RwLock<File>,
+    /// Declared before the gate, so that the lock is released first.
+    _file: FlockedFile,
     _gate: OwnedMutexGuard<()>,
 }
 
@@ -65,14 +65,14 @@ impl Drop for Flight {
 
 /// The outcome of an attempt to lock.
 enum Attempt {
-    Locked(RwLock<File>),
+    Locked(FlockedFile),
     /// Another process holds the lock; this is the file to wait on.
-    Taken(RwLock<File>),
+    Taken(File),
     /// The file was removed by its last holder.
     Gone,
 }
 
-fn open(path: &Path) -> Result<RwLock<File>> {
+fn open(path: &Path) -> Result<File> {
     let mut options = std::fs::OpenOptions::new();
     // Nobody makes a link of it; one of somebody else could have a file made anywhere.
     let no_links = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
@@ -92,12 +92,11 @@ fn open(path: &Path) -> Result<RwLock<File>> {
         }
         opened => opened,
     };
-    Ok(RwLock::new(file.at("opening", path)?))
+    file.at("opening", path)
 }
 
 /// Whether the locked file is still the one that others will open.
-fn still_named(lock: RwLock<File>, path: &Path) -> Result<Attempt> {
-    let file = lock.into_inner();
+fn still_named(file: FlockedFile, path: &Path) -> Result<Attempt> {
     let ours = file.metadata().at("reading the status of", path)?;
     let same = match std::fs::metadata(path) {
         Ok(named) => (named.dev(), named.ino()) == (ours.dev(), ours.ino()),
@@ -105,32 +104,21 @@ fn still_named(lock: RwLock<File>, path: &Path) -> Result<Attempt> {
         Err(error) => return Err(Error::io_at("reading the status of", path, error)),
     };
     Ok(if same {
-        Attempt::Locked(RwLock::new(file))
+        Attempt::Locked(file)
     } else {
         Attempt::Gone
     })
 }
 
 fn attempt(path: &Path) -> Result<Attempt> {
-    let mut lock = open(path)?;
-    // The lock belongs to the open file and goes when it is closed; the guard would only borrow it.
-    match lock.try_write().map(std::mem::forget) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(Attempt::Taken(lock)),
-        Err(error) => return Err(Error::io_at("locking", path, error)),
+    match FlockedFile::try_lock(open(path)?).at("locking", path)? {
+        Ok(file) => still_named(file, path),
+        Err(taken) => Ok(Attempt::Taken(taken)),
     }
-    still_named(lock, path)
 }
 
-fn wait(mut lock: RwLock<File>, path: &Path) -> Result<Attempt> {
-    loop {
-        match lock.write().map(std::mem::forget) {
-            Ok(()) => break,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io_at("locking", path, error)),
-        }
-    }
-    still_named(lock, path)
+fn wait(file: File, path: &Path) -> Result<Attempt> {
+    still_named(FlockedFile::lock(file).at("locking", path)?, path)
 }
 
 /// Waits for the lock of `key`, a plain file name, in `dir`.

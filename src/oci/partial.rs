@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use fd_lock::RwLock;
 
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{Error, IoContext as _, Result};
+use crate::lock::flocked_file::FlockedFile;
 use crate::sys::{list_dir_if_there, make_private_subdir};
 
 /// Bytes that are read or written in one step; a kill loses at most so many.
@@ -82,7 +82,7 @@ impl Partials {
 }
 
 /// Locks an existing or new file; `None` if it is locked.
-fn lock(path: &Path) -> Result<Option<(RwLock<File>, u64)>> {
+fn lock(path: &Path) -> Result<Option<(FlockedFile, u64)>> {
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -91,24 +91,18 @@ fn lock(path: &Path) -> Result<Option<(RwLock<File>, u64)>> {
         .mode(0o600)
         .open(path)
         .at("opening", path)?;
-    let mut lock = RwLock::new(file);
-    // Held as long as the file is open; the guard would only borrow it.
-    match lock.try_write().map(std::mem::forget) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) => return Err(Error::io_at("locking", path, error)),
-    }
-    let file = lock.into_inner();
+    let Ok(file) = FlockedFile::try_lock(file).at("locking", path)? else {
+        return Ok(None);
+    };
     let size = file.metadata().at("looking at", path)?.len();
-    Ok(Some((RwLock::new(file), size)))
+    Ok(Some((file, size)))
 }
 
 fn open(dir: &Path, path: PathBuf, size: u64) -> Result<Option<Partial>> {
     make_private_subdir(dir)?;
-    let Some((lock, found)) = lock(&path)? else {
+    let Some((file, found)) = lock(&path)? else {
         return Ok(None);
     };
-    let file = lock.into_inner();
     let mut kept = found;
     if found > size {
         // It is longer than the blob, so not of it.
@@ -129,7 +123,7 @@ fn open(dir: &Path, path: PathBuf, size: u64) -> Result<Option<Partial>> {
 #[derive(Debug)]
 pub(crate) struct Partial {
     /// Its position is where the next bytes are read, and later written.
-    file: Arc<Mutex<File>>,
+    file: Arc<Mutex<FlockedFile>>,
     path: PathBuf,
     kept: u64,
     /// Bytes read back.
@@ -156,7 +150,7 @@ impl Partial {
         let bytes = bridge::run(move || {
             let file = file.lock().unwrap_or_else(PoisonError::into_inner);
             let mut bytes = Vec::new();
-            (&*file)
+            (&**file)
                 .take(count)
                 .read_to_end(&mut bytes)
                 .at("reading", &path)?;
@@ -200,9 +194,9 @@ impl Partial {
     }
 }
 
-fn write(file: &Mutex<File>, bytes: &[u8], path: &Path) -> Result<()> {
+fn write(file: &Mutex<FlockedFile>, bytes: &[u8], path: &Path) -> Result<()> {
     let file = file.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut file = &*file;
+    let mut file: &File = &file;
     let start = file.stream_position().at("writing", path)?;
     let written = file.write_all(bytes).at("writing", path);
     if written.is_err() {
@@ -255,6 +249,8 @@ mod tests {
         assert!(partials.open(&digest, 1 << 20).await.is_none(), "one at a time");
         first.keep(&[2; 10]).await;
         first.flush().await;
+        // As a child has it that another thread has just forked.
+        let _inherited = first.file.lock().unwrap().try_clone().unwrap();
         drop(first);
         let mut second = partials.open(&digest, 1 << 20).await.unwrap();
         let bytes = read_all(&mut second).await;
