@@ -82,6 +82,23 @@ impl Setup {
         whole.len()
     }
 
+    /// From now on every access is recorded, as it is on most systems the first time only.
+    fn record_access(&self) {
+        let target = self.driver.home().ancestors().nth(2).unwrap();
+        let status = Command::new("mount")
+            .args(["-o", "remount,strictatime"])
+            .arg(target)
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// How many inodes two layers can differ in.
+    fn count(&self, new: &str, old: &str) -> usize {
+        let mut found = self.search(new, old).unwrap();
+        while found.step().unwrap() {}
+        found.into_inodes().len()
+    }
+
     fn search(&self, new: &str, old: &str) -> Option<SnapshotChanges> {
         self.snapshot_changes(&self.tree(new), &self.tree(old))
     }
@@ -124,6 +141,18 @@ fn paths(root: &Path) -> Vec<PathBuf> {
 /// Files that are open, some of them without a name.
 type Open = Vec<File>;
 
+/// Reads a file, a directory or a link, which changes nothing but the time of its last access.
+fn read(path: &Path) {
+    let kind = path.symlink_metadata().unwrap().file_type();
+    if kind.is_dir() {
+        assert!(fs::read_dir(path).unwrap().all(|entry| entry.is_ok()));
+    } else if kind.is_symlink() {
+        fs::read_link(path).unwrap();
+    } else if kind.is_file() {
+        fs::read(path).unwrap();
+    }
+}
+
 /// Changes something below `root`, if that can be: what the file system refuses is no matter.
 fn change(root: &Path, random: &mut Random, open: &mut Open) {
     let all = paths(root);
@@ -143,7 +172,7 @@ fn change(root: &Path, random: &mut Random, open: &mut Open) {
         file.write_at(&vec![1; size], at).unwrap();
         file
     };
-    match random.below(26) {
+    match random.below(28) {
         0 | 1 => {
             fs::create_dir(new).ok();
         }
@@ -250,6 +279,8 @@ fn change(root: &Path, random: &mut Random, open: &mut Open) {
             let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&unnamed));
             rustix::fs::linkat(CWD, path, CWD, new, AtFlags::SYMLINK_FOLLOW).ok();
         }
+        26 => read(&one),
+        27 => all.iter().for_each(|path| read(path)),
         _ => {}
     }
 }
@@ -280,6 +311,9 @@ fn whatever_is_changed_is_found() {
     for case in 1..=cases {
         let mut random = Random(case.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut open = Open::new();
+        if case == cases / 2 {
+            setup.record_access();
+        }
         let base = setup.create("base", None);
         fill(&base, &mut random, &mut open);
         let above = setup.create("above", Some("base"));
@@ -310,6 +344,99 @@ fn whatever_is_changed_is_found() {
         }
     }
     assert!(found > usize::try_from(cases).unwrap() * 20, "{found}");
+}
+
+/// Only the time of its last access is another one.
+#[test]
+fn what_was_only_read_is_not_found() {
+    let Some(setup) = Setup::new() else { return };
+    setup.record_access();
+    let (mut random, mut open) = (Random(5), Open::new());
+    let base = setup.create("base", None);
+    fill(&base, &mut random, &mut open);
+    // More names than one answer has room for.
+    let large = base.join("large");
+    fs::create_dir(&large).unwrap();
+    for number in 0..3000 {
+        File::create_new(large.join(format!("file{number}"))).unwrap();
+    }
+    fs::write(large.join("file2999"), "content").unwrap();
+    fs::write(base.join("other/file"), "content").unwrap();
+    let container = setup.create("container", Some("base"));
+    let read_all = |root: &Path| paths(root).iter().for_each(|path| read(path));
+    let accessed = |root: &Path| rustix::fs::stat(root.join("large")).unwrap().st_atime_nsec;
+    let before = [&base, &container].map(|root| accessed(root));
+    read_all(&container);
+    assert_eq!(setup.count("container", "base"), 0);
+    read_all(&base);
+    assert_eq!(setup.count("container", "base"), 0);
+    let after = [&base, &container].map(|root| accessed(root));
+    assert!(after[0] != before[0] && after[1] != before[1]);
+
+    // The file, and the directories above it.
+    let changed = container.join("other/file");
+    File::options()
+        .append(true)
+        .open(changed)
+        .unwrap()
+        .write_all(b"more")
+        .unwrap();
+    read_all(&container);
+    assert_eq!(setup.count("container", "base"), 3);
+    // The last of many names has another inode now.
+    fs::rename(container.join("large/file2999"), container.join("large/file2998")).unwrap();
+    assert!(setup.count("container", "base") < 10);
+    assert_eq!(setup.check("container", "base"), 5);
+}
+
+/// Two changes at one time, after which all numbers and times of the inode are the same in both trees.
+#[test]
+fn like_changes_in_both_trees_are_found() {
+    let Some(setup) = Setup::new() else { return };
+    let base = setup.create("base", None);
+    let names: Vec<String> = (0..200).map(|number| format!("dir{number:03}")).collect();
+    for name in &names {
+        fs::create_dir(base.join(name)).unwrap();
+        fs::write(base.join(name).join("file"), "content").unwrap();
+        fs::write(base.join(name).join("gone"), "content").unwrap();
+        fs::write(base.join(name).join("lost"), "content").unwrap();
+    }
+    let container = setup.create("container", Some("base"));
+    let set = |root: &Path, name: &str, value: &[u8]| {
+        let dir = at::open_dir(&root.join(name)).unwrap();
+        xattr::set_at(dir.as_fd(), b"file", b"user.a", value).unwrap();
+    };
+    // Half of them have other names now, half other attributes.
+    for (number, name) in names.iter().enumerate() {
+        if number % 2 == 0 {
+            fs::remove_file(base.join(name).join("gone")).unwrap();
+            fs::remove_file(container.join(name).join("lost")).unwrap();
+        } else {
+            set(&base, name, b"1");
+            set(&container, name, b"2");
+        }
+    }
+    let same_times = |name: &&String, file: &str| {
+        let times = [&base, &container].map(|root| {
+            let stat = rustix::fs::stat(root.join(name.as_str()).join(file)).unwrap();
+            (stat.st_ctime, stat.st_ctime_nsec)
+        });
+        times[0] == times[1]
+    };
+    let count = names
+        .iter()
+        .step_by(2)
+        .filter(|name| same_times(name, ""))
+        .count();
+    let of_files = names
+        .iter()
+        .skip(1)
+        .step_by(2)
+        .filter(|name| same_times(name, "file"))
+        .count();
+    assert!(count > 0 && of_files > 0, "{count} {of_files}");
+    // Each directory with the two names, and the one of the file with the file.
+    assert_eq!(setup.check("container", "base"), 100 * 3 + 100 * 2);
 }
 
 /// More than an inode's item of names has room for; they are kept elsewhere then.

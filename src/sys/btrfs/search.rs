@@ -89,6 +89,14 @@ pub(super) struct Range {
     pub(super) since: u64,
 }
 
+impl Range {
+    /// What is left of it after the last item of an answer; `None` if that is nothing, or there was none.
+    fn after(self, end: Option<ItemKey>) -> Option<Self> {
+        let first = end.and_then(ItemKey::next).filter(|next| *next <= self.last)?;
+        Some(Self { first, ..self })
+    }
+}
+
 /// An item of a tree.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item<'a> {
@@ -134,6 +142,43 @@ impl Search {
         count: u32,
         mut each: impl FnMut(Item<'_>),
     ) -> Result<Option<Range>> {
+        self.ask(dir, range, count)?;
+        let mut end = None;
+        for item in self.items() {
+            end = Some(item.key);
+            each(item);
+        }
+        Ok(range.after(end))
+    }
+
+    /// Compares the items of one answer with those of the same range in another tree, one by one. Returns whether all are the
+    /// same, and what is left of the range then.
+    ///
+    /// # Errors
+    /// As [`Search::some`].
+    pub(super) fn compare_some(
+        (search, dir): (&mut Self, BorrowedFd<'_>),
+        (other_search, other_dir): (&mut Self, BorrowedFd<'_>),
+        range: Range,
+        mut same: impl FnMut(Item<'_>, Item<'_>) -> bool,
+    ) -> Result<(bool, Option<Range>)> {
+        search.ask(dir, range, u32::MAX)?;
+        other_search.ask(other_dir, range, u32::MAX)?;
+        let (mut items, mut others) = (search.items(), other_search.items());
+        let mut end = None;
+        loop {
+            match (items.next(), others.next()) {
+                (Some(item), Some(other)) if item.key == other.key && same(item, other) => {
+                    end = Some(item.key)
+                }
+                (None, None) => return Ok((true, range.after(end))),
+                _ => return Ok((false, None)),
+            }
+        }
+    }
+
+    /// Has the file system fill in an answer.
+    fn ask(&mut self, dir: BorrowedFd<'_>, range: Range, count: u32) -> Result<()> {
         let Range {
             tree,
             first,
@@ -159,17 +204,17 @@ impl Search {
             room: ROOM as u64,
         };
         // SAFETY: the opcode takes the head and fills it, and as many bytes after it as it says; the argument has them.
-        unsafe { ioctl::ioctl(dir, Updater::<SEARCH, Arguments>::new(arguments)) }?;
-        let mut bytes = arguments.found.as_slice();
-        let mut end = None;
-        for _ in 0..arguments.head.key.count {
-            let Some((item, rest)) = item(bytes) else { break };
+        unsafe { ioctl::ioctl(dir, Updater::<SEARCH, Arguments>::new(arguments)) }
+    }
+
+    /// The items of the last answer.
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        let mut bytes = self.0.found.as_slice();
+        (0..self.0.head.key.count).map_while(move |_| {
+            let (item, rest) = item(bytes)?;
             bytes = rest;
-            end = Some(item.key);
-            each(item);
-        }
-        let next = end.and_then(ItemKey::next).filter(|next| *next <= last);
-        Ok(next.map(|first| Range { first, ..range }))
+            Some(item)
+        })
     }
 
     /// Passes on all items of a range.

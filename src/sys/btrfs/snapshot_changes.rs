@@ -3,16 +3,19 @@
 //! A snapshot shares all blocks of its tree with its origin. Whoever changes one of them, in either tree, writes a new block, with
 //! the number of the transaction; and each change of a file or directory that can be seen writes its inode item, with that
 //! number too. So what is different now is at inodes that were written, in one of the trees, after the transaction of the
-//! snapshot. Some of them are not different: only what is *not* found is known to be equal.
+//! snapshot. Of many of these only the time of the last access was written: inodes whose items are otherwise the same in both trees, the
+//! names in directories and the attributes among them, are left out. Some others are not different either: only what is
+//! *not* found is known to be equal.
 //!
 //! Names of inodes are found too: of every directory that has a changed inode somewhere below, the inode is among those that
-//! are found. A directory that is not, in either tree, is equal with everything in it: its names lead to the same inodes as at
-//! the time of the snapshot, none of these has changed, and so on below.
+//! are found. A directory that is not, in either tree, is equal with everything in it: its names lead to the same inodes in both
+//! trees, none of these has changed, and so on below.
 
 #![expect(unsafe_code, reason = "the ioctls have no safe wrapper")]
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range as Bytes;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
@@ -25,13 +28,18 @@ use crate::sys::btrfs::subvolume::{GROUP, ROOT_INODE, is_btrfs, is_subvolume};
 /// The last inode number that a file can have.
 const LAST_INODE: u64 = u64::MAX - 256;
 
-/// Types of items: inodes, and their names.
+/// Types of items: inodes, their names, and the last type of what belongs to an inode beside the content of files: the names in a
+/// directory. Attributes are between these.
 const INODE: u8 = 1;
 const NAME: u8 = 12;
 const MORE_NAMES: u8 = 13;
+const DIRECTORY_INDEX: u8 = 96;
 
-/// Where an inode item has the number of the transaction that has written it last.
+/// Where an inode item has the numbers of the transactions that have made it and have written it last, and the time of the
+/// last access.
+const INODE_MADE: usize = 0;
 const INODE_TRANSACTION: usize = 8;
+const INODE_ACCESSED: Bytes<usize> = 112..124;
 
 /// Bytes of an item of more names before the name itself, and where the length of the name is.
 const MORE_HEADER: usize = 18;
@@ -44,7 +52,7 @@ const MAX_CHANGED: usize = 200_000;
 /// time in which whole trees are compared as well.
 const MAX_UNWRITTEN: u64 = 16 << 20;
 
-/// Inodes of which one step finds the names.
+/// Inodes of which one step finds the names, and searches that it makes to compare some.
 const PER_STEP: usize = 1000;
 
 /// `struct btrfs_ioctl_get_subvol_info_args`, the times at its end as numbers.
@@ -96,6 +104,8 @@ enum Stage {
     Write,
     /// Finding changed inodes in the tree of this number, in what is left of this range.
     Change(usize, Range),
+    /// Leaving out those that are the same in both trees. Of one, what is left of its items.
+    Compare(Option<Range>),
     /// Finding the names of inodes in the tree of this number.
     Name(usize),
 }
@@ -106,8 +116,10 @@ pub(crate) struct SnapshotChanges {
     filesystem: [u8; 16],
     /// The first transaction after that of the snapshot.
     since: u64,
-    search: Search,
+    searches: [Search; 2],
     stage: Stage,
+    /// Inodes that were written, the last one to be compared next.
+    written: Vec<u64>,
     found: HashSet<u64>,
 }
 
@@ -146,8 +158,9 @@ impl SnapshotChanges {
             trees: [tree(new)?, tree(old)?],
             filesystem,
             since: snapshot.made + 1,
-            search,
+            searches: [search, Search::new()],
             stage: Stage::Write,
+            written: Vec::new(),
             found: HashSet::new(),
         }))
     }
@@ -167,37 +180,73 @@ impl SnapshotChanges {
                 Stage::Change(0, everything(self.since))
             }
             Stage::Change(number, range) => {
-                let Some(tree) = self.trees.get_mut(number) else {
+                let (Some(tree), Some(search)) = (self.trees.get(number), self.searches.get_mut(number))
+                else {
                     return Ok(false);
                 };
-                let (since, unnamed) = (self.since, &mut tree.unnamed);
-                let left = self.search.some(tree.root.as_fd(), range, u32::MAX, |item| {
+                let (since, written) = (self.since, &mut self.written);
+                let left = search.some(tree.root.as_fd(), range, u32::MAX, |item| {
                     if is_written_since(item, since) {
-                        unnamed.push(item.key.object);
+                        written.push(item.key.object);
                     }
                 })?;
-                if unnamed.len() > MAX_CHANGED {
+                if written.len() > MAX_CHANGED {
                     return Err(Errno::TOOBIG);
                 }
                 match left {
                     Some(left) => Stage::Change(number, left),
-                    None => Stage::Name(number),
+                    None if number + 1 < self.trees.len() => Stage::Change(number + 1, everything(since)),
+                    None => {
+                        written.sort_unstable();
+                        written.dedup();
+                        Stage::Compare(None)
+                    }
                 }
             }
+            Stage::Compare(range) => self.compare_some(range)?,
             Stage::Name(number) => {
                 if self.name_some(number)? {
                     Stage::Name(number)
+                } else if number + 1 < self.trees.len() {
+                    Stage::Name(number + 1)
                 } else {
-                    Stage::Change(number + 1, everything(self.since))
+                    return Ok(false);
                 }
             }
         };
         Ok(true)
     }
 
+    /// Compares some of the inodes that were written, one of them from `range` on. Returns what is done next.
+    fn compare_some(&mut self, mut range: Option<Range>) -> Result<Stage> {
+        let ([tree, other], [search, other_search]) = (&mut self.trees, &mut self.searches);
+        let since = self.since;
+        for _ in 0..PER_STEP {
+            let Some(inode) = self.written.last().copied() else {
+                return Ok(Stage::Name(0));
+            };
+            let (same, left) = Search::compare_some(
+                (search, tree.root.as_fd()),
+                (other_search, other.root.as_fd()),
+                range.unwrap_or_else(|| items_of(inode)),
+                |item, other| is_same(item, other, since),
+            )?;
+            range = left;
+            if range.is_some() {
+                continue;
+            }
+            self.written.pop();
+            if !same {
+                tree.unnamed.push(inode);
+                other.unnamed.push(inode);
+            }
+        }
+        Ok(Stage::Compare(range))
+    }
+
     /// Finds the directories of some inodes; `false` if there were none left.
     fn name_some(&mut self, number: usize) -> Result<bool> {
-        let Some(tree) = self.trees.get_mut(number) else {
+        let (Some(tree), Some(search)) = (self.trees.get_mut(number), self.searches.get_mut(number)) else {
             return Ok(false);
         };
         for _ in 0..PER_STEP {
@@ -211,12 +260,11 @@ impl SnapshotChanges {
                     unnamed.push(directory);
                 }
             };
-            self.search
-                .all(tree.root.as_fd(), names_of(inode), |item| match item.key.kind {
-                    NAME => above(item.key.offset),
-                    MORE_NAMES => directories_in(item.data).for_each(&mut above),
-                    _ => {}
-                })?;
+            search.all(tree.root.as_fd(), names_of(inode), |item| match item.key.kind {
+                NAME => above(item.key.offset),
+                MORE_NAMES => directories_in(item.data).for_each(&mut above),
+                _ => {}
+            })?;
         }
         Ok(true)
     }
@@ -264,6 +312,36 @@ fn names_of(inode: u64) -> Range {
         last: key(MORE_NAMES, u64::MAX),
         since: 0,
     }
+}
+
+/// All items of an inode but the content of a file.
+fn items_of(inode: u64) -> Range {
+    let key = |kind, offset| ItemKey {
+        object: inode,
+        kind,
+        offset,
+    };
+    Range {
+        tree: 0,
+        first: key(INODE, 0),
+        last: key(DIRECTORY_INDEX, u64::MAX),
+        since: 0,
+    }
+}
+
+/// Whether two items with the same key, one from each tree, are known to be the same but for an access. An inode that was made since a
+/// transaction is not known to be: its number may have been that of another one.
+fn is_same(item: Item<'_>, other: Item<'_>, since: u64) -> bool {
+    if item.key.kind != INODE {
+        return item.data == other.data;
+    }
+    let what_counts = |data| {
+        let made = number_in(data, INODE_MADE).filter(|made| *made < since)?;
+        let rest = data.get(INODE_TRANSACTION + 8..INODE_ACCESSED.start)?;
+        Some((made, rest, data.get(INODE_ACCESSED.end..)?))
+    };
+    let counts = what_counts(item.data);
+    counts.is_some() && counts == what_counts(other.data)
 }
 
 /// Whether an item is that of an inode which was written since a transaction.
