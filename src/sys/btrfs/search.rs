@@ -169,7 +169,7 @@ impl Search {
         loop {
             match (items.next(), others.next()) {
                 (Some(item), Some(other)) if item.key == other.key && same(item, other) => {
-                    end = Some(item.key)
+                    end = Some(item.key);
                 }
                 (None, None) => return Ok((true, range.after(end))),
                 _ => return Ok((false, None)),
