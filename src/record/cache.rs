@@ -1,7 +1,7 @@
 //! The table of one store as last loaded or saved, and how to tell whether the files still say the same.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::record::row_files::RowFiles;
 use crate::record::table::Table;
 use crate::sys::atomic::Mtime;
 use crate::sys::name_sync::NameSync;
-use crate::sys::{list_dir_if_there, reserve};
+use crate::sys::{list_dir_if_there, reserve, temporary_names};
 
 /// One file of rows.
 #[derive(Clone, Debug)]
@@ -80,6 +80,8 @@ pub(super) struct RecordsInner<R: Record> {
     reserved: Vec<AtomicU64>,
     /// What the last save has left; only used with the locks held exclusively.
     row_files: Mutex<RowFiles>,
+    /// Whether what killed writers have left was looked for.
+    swept: AtomicBool,
     /// How often the files were saved.
     #[cfg(test)]
     pub(super) saves: AtomicU64,
@@ -130,6 +132,7 @@ impl<R: Record> RecordsInner<R> {
         Arc::new(Self {
             reserved: reserved.collect(),
             row_files: Mutex::default(),
+            swept: AtomicBool::new(false),
             #[cfg(test)]
             saves: AtomicU64::new(0),
             check_mtimes: config.check_mtimes || locks.is_empty(),
@@ -142,6 +145,22 @@ impl<R: Record> RecordsInner<R> {
             loading: Arc::default(),
             prefetch: OnceLock::new(),
         })
+    }
+
+    /// Removes the temporary files that killed writers have left, the first time. The locks are held exclusively, and exclude
+    /// a living writer.
+    pub(super) fn sweep_once(&self) {
+        if self.swept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let paths: Vec<&Path> = self.locations.iter().map(|location| &*location.path).collect();
+        match temporary_names::remove_stale(&paths) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed what killed writers of records have left"),
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "cannot remove what killed writers have left");
+            }
+        }
     }
 
     /// The cached table, if the files have not changed since. The token was read with the locks held, or just now.

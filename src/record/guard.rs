@@ -359,11 +359,13 @@ impl<R: Record> WriteGuard<R> {
     /// Removes stale temporary files, which killed writers have left: the exclusive locks exclude a living writer.
     /// Blocking. Returns how many there were.
     pub(crate) fn remove_stale(&self) -> Result<usize> {
-        let mut removed = 0;
-        for location in &self.core.locations {
-            removed += temporary_names::remove_stale(&location.path)?;
-        }
-        Ok(removed)
+        let paths: Vec<&Path> = self
+            .core
+            .locations
+            .iter()
+            .map(|location| &*location.path)
+            .collect();
+        temporary_names::remove_stale(&paths)
     }
 }
 

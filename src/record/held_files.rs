@@ -105,7 +105,7 @@ fn read_file(path: &Path) -> Result<Option<Bytes>> {
 fn replace_file(path: &Path, content: &[u8], locks: &[ExclusiveLock], sync: bool) -> Result<Option<PathBuf>> {
     let kept = keep_beside(path)?;
     // Of this one too, if it was killed before.
-    temporary_names::remove_stale(path)?;
+    temporary_names::remove_stale(&[path])?;
     // Compat: the token before the data, as with every save.
     for lock in locks {
         reserve::or_release(path, || lock.write_token())?;

@@ -344,7 +344,7 @@ impl MountGuard {
 
     /// Removes stale temporary files, which killed writers have left: the lock excludes a living writer.
     pub(crate) fn remove_stale(&self) -> Result<()> {
-        temporary_names::remove_stale(&self.core.path).map(drop)
+        temporary_names::remove_stale(&[&self.core.path]).map(drop)
     }
 }
 

@@ -230,6 +230,7 @@ impl<R: Record> RecordsInner<R> {
             None => (Arc::new(self.load(token)?), true),
         };
         self.check_not_lost(&snapshot)?;
+        self.sweep_once();
         Ok(WriteGuard::new(self, held, snapshot, reloaded))
     }
 

@@ -1,5 +1,6 @@
 //! The names of temporary files that are to replace others, and what killed writers have left under them.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -17,25 +18,30 @@ pub(super) const NAME_MAX: usize = 255;
 /// Digits of the largest random suffix.
 const DIGITS: usize = 10;
 
-/// The temporary files that killed writers of `target` have left, as long as no other one is writing it.
-pub(crate) fn stale(target: &Path) -> Result<Vec<PathBuf>> {
-    let (Some(dir), Some(base)) = (target.parent(), target.file_name()) else {
-        return Ok(Vec::new());
-    };
+/// The temporary files that killed writers of these files have left, as long as no other one is writing them.
+pub(crate) fn stale(targets: &[&Path]) -> Result<Vec<PathBuf>> {
+    let mut bases: BTreeMap<&Path, Vec<&OsStr>> = BTreeMap::new();
+    for target in targets {
+        if let (Some(dir), Some(base)) = (target.parent(), target.file_name()) {
+            bases.entry(dir).or_default().push(base);
+        }
+    }
     let mut found = Vec::new();
-    for entry in list_dir_if_there(dir)? {
-        let name = entry?.file_name();
-        if is_temp_name(&name, base) {
-            found.push(dir.join(name));
+    for (dir, bases) in bases {
+        for entry in list_dir_if_there(dir)? {
+            let name = entry?.file_name();
+            if bases.iter().any(|base| is_temp_name(&name, base)) {
+                found.push(dir.join(name));
+            }
         }
     }
     Ok(found)
 }
 
-/// Removes the temporary files that killed writers of `target` have left. Returns how many there were.
-pub(crate) fn remove_stale(target: &Path) -> Result<usize> {
+/// Removes the temporary files that killed writers of these files have left. Returns how many there were.
+pub(crate) fn remove_stale(targets: &[&Path]) -> Result<usize> {
     let mut removed = 0;
-    for path in stale(target)? {
+    for path in stale(targets)? {
         match std::fs::remove_file(&path) {
             Ok(()) => removed += 1,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -93,7 +99,7 @@ mod tests {
         {
             std::fs::write(tmp.path().join(name), "").unwrap();
         }
-        assert_eq!(remove_stale(&tmp.path().join("layers.json")).unwrap(), 2);
+        assert_eq!(remove_stale(&[&tmp.path().join("layers.json")]).unwrap(), 2);
         let mut keep: Vec<_> = keep.iter().map(ToString::to_string).collect();
         keep.sort();
         let left = std::fs::read_dir(tmp.path()).unwrap();
@@ -102,6 +108,9 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, keep);
-        assert_eq!(remove_stale(&tmp.path().join("missing/layers.json")).unwrap(), 0);
+        assert_eq!(
+            remove_stale(&[&tmp.path().join("missing/layers.json")]).unwrap(),
+            0
+        );
     }
 }

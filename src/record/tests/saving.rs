@@ -271,6 +271,21 @@ async fn stale_temporary_files_can_be_removed() {
     );
 }
 
+/// By the first one that may write, without being asked.
+#[tokio::test]
+async fn the_first_writer_removes_stale_temporary_files() {
+    let tmp = tempfile::tempdir().unwrap();
+    for name in [".tmp-layers.json12", ".tmp-volatile-layers.json3", ".tmp-other1"] {
+        fs::write(tmp.path().join(name), "half").unwrap();
+    }
+    let records = open(tmp.path());
+    drop(records.read().await.unwrap());
+    // A reader does not know whether somebody is writing.
+    assert!(tmp.path().join(".tmp-layers.json12").exists());
+    drop(records.write_blocking().unwrap());
+    assert_eq!(file_names(tmp.path()), [".tmp-other1", "layers.lock"]);
+}
+
 #[tokio::test]
 async fn a_row_kept_beyond_its_guard_stays_as_it_was() {
     let tmp = tempfile::tempdir().unwrap();

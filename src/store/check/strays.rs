@@ -117,7 +117,7 @@ pub(super) fn in_the_making(files: &[PathBuf], dirs: &BTreeSet<PathBuf>) -> Resu
         found.extend(paths.into_iter().map(|path| Stray { path, kind }));
     };
     for file in files {
-        add(temporary_names::stale(file)?, StrayKind::RecordsInTheMaking);
+        add(temporary_names::stale(&[file])?, StrayKind::RecordsInTheMaking);
     }
     for dir in dirs {
         for id in ids_in(dir, "")? {
