@@ -17,6 +17,9 @@ use crate::store::roots::DistinctDirs;
 use crate::sys::name_sync::{self, NameSync};
 use crate::sys::{clean_path, make_private_dir};
 
+/// In the graph root: held while a driver starts.
+const GRAPH_LOCK: &str = "storage.lock";
+
 /// Open stores. Weak, so that a store ends with its last clone; a thread that is about to end may have the first part for a
 /// moment longer, and only clones have the second.
 static STORES: Mutex<Vec<(Weak<Inner>, Weak<Writers>)>> = Mutex::new(Vec::new());
@@ -122,16 +125,17 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
     }
     let timeout = options.lock_timeout;
     let begun = bridge::run(move || {
+        let made = Missing::find(&options);
         make_private_dir(&options.run_root)?;
         make_root(&options.graph_root, &options)?;
         if let Some(image_store) = &options.image_store {
             make_root(image_store, &options)?;
         }
         drop(DistinctDirs::roots(&options)?);
-        let lock = LockFile::open(&options.graph_root.join("storage.lock"), LockMode::ReadWrite)?;
+        let lock = LockFile::open(&options.graph_root.join(GRAPH_LOCK), LockMode::ReadWrite)?;
         // It is never held for long, so that this one step is mostly enough.
         match lock.try_exclusive()? {
-            Some(held) => assemble(options, lock, held).map(Begun::Done),
+            Some(held) => assemble(options, lock, held, &made).map(Begun::Done),
             None => Ok(Begun::Busy(Box::new(options), lock)),
         }
     })
@@ -140,7 +144,7 @@ pub(crate) async fn open(options: StoreOptions) -> Result<Store> {
         Begun::Done(inner) => inner,
         Begun::Busy(options, lock) => {
             let held = lock.exclusive(timeout).await?;
-            bridge::run(move || assemble(*options, lock, held)).await?
+            bridge::run(move || assemble(*options, lock, held, &Missing::default())).await?
         }
     };
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,6 +177,30 @@ fn make_root(path: &Path, options: &StoreOptions) -> Result<()> {
     }
 }
 
+/// The directories that opening a store makes.
+#[derive(Default)]
+struct Missing(Vec<PathBuf>);
+
+impl Missing {
+    fn find(options: &StoreOptions) -> Self {
+        let roots = [&options.graph_root, &options.run_root];
+        let dirs = roots.into_iter().chain(&options.image_store);
+        let dirs = dirs.flat_map(|root| root.ancestors().take_while(|dir| !dir.exists()));
+        Self(dirs.map(Path::to_owned).collect())
+    }
+
+    /// Removes them, if there is nothing in them: no driver works there. The graph lock is held.
+    fn remove(&self, options: &StoreOptions) {
+        if self.0.contains(&options.graph_root) {
+            std::fs::remove_file(options.graph_root.join(GRAPH_LOCK)).ok();
+        }
+        for dir in &self.0 {
+            // Another one may have put something there.
+            std::fs::remove_dir(dir).ok();
+        }
+    }
+}
+
 /// How far the first step of opening a store has come.
 enum Begun {
     Done(Arc<Inner>),
@@ -181,9 +209,15 @@ enum Begun {
 }
 
 /// Opens everything under the graph lock.
-fn assemble(options: StoreOptions, lock: Arc<LockFile>, held: ExclusiveLock) -> Result<Arc<Inner>> {
+fn assemble(
+    options: StoreOptions,
+    lock: Arc<LockFile>,
+    held: ExclusiveLock,
+    missing: &Missing,
+) -> Result<Arc<Inner>> {
     let token = held.token()?;
-    let driver: Arc<dyn Driver> = open_driver(&crate::store::inner::driver_config(&options))?;
+    let driver = open_driver(&crate::store::inner::driver_config(&options));
+    let driver: Arc<dyn Driver> = driver.inspect_err(|_no_driver| missing.remove(&options))?;
     let inner = Inner::assemble(options, lock, driver, token)?;
     drop(held);
     Ok(Arc::new(inner))
@@ -209,6 +243,8 @@ impl Store {
     /// [`ErrorKind::IncompleteOptions`] if no root is given but a driver is, [`ErrorKind::NotSupported`] if no driver works here,
     /// [`ErrorKind::InvalidInput`] for a driver option that is not known, or if two of the graph root, the run root, the
     /// image store and an additional image store are one directory, on whichever paths; [`ErrorKind::Io`].
+    ///
+    /// Where no driver works, directories that were made for it are removed.
     ///
     /// # Cancellation
     /// Directories may have been created; nothing else remains.
@@ -273,6 +309,20 @@ mod tests {
         assert!(Arc::ptr_eq(&first.inner, &same.inner) && !same.transient_store());
         let log = log.lock().unwrap();
         assert!(log.contains("driver_options, transient, max_unpacks"), "{log}");
+    }
+
+    #[tokio::test]
+    async fn where_no_driver_works_nothing_is_left() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (graph, run) = (dir.path().join("new/deep/graph"), dir.path().join("new/run"));
+        let open = || Store::open(StoreOptions::new(&graph, &run).driver("btrfs"));
+        let error = open().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
+        assert!(!dir.path().join("new").exists());
+        // What was there stays, empty or not.
+        std::fs::create_dir_all(&graph).unwrap();
+        open().await.unwrap_err();
+        assert!(graph.join(GRAPH_LOCK).exists() && !run.exists());
     }
 
     #[tokio::test]
