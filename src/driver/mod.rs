@@ -48,5 +48,5 @@ pub(crate) use crate::driver::layer_id::{check_id, is_usual_id};
 pub(crate) use crate::driver::layer_use::LayerUse;
 pub(crate) use crate::driver::new_owners::NewOwners;
 pub(crate) use crate::driver::update::{
-    Loss, NewTree, OwnFiles, Remaps, ShownTree, difference, remap, update,
+    Loss, NewTree, OwnFiles, Remaps, ShownTree, Trial, difference, remap, update,
 };

@@ -28,6 +28,7 @@ pub(crate) mod sparse_read;
 pub(crate) mod sync_tracker;
 pub(crate) mod temporary_names;
 pub(crate) mod tree;
+pub(crate) mod tree_users;
 pub(crate) mod unnamed;
 pub(crate) mod userns;
 pub(crate) mod verity;

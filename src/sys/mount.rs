@@ -138,6 +138,19 @@ fn parse_place(table: &[u8], id: u64, real: &Path) -> Option<PlaceOnDisk> {
     })
 }
 
+/// Whether a mount table has a mount that shows a directory, or a part of it.
+pub(crate) fn has_mount_of(table: &[u8], place: &PlaceOnDisk) -> bool {
+    table.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ').skip(2);
+        fields
+            .next()
+            .is_some_and(|device| device == place.device.as_bytes())
+            && fields
+                .next()
+                .is_some_and(|root| unescape(root).starts_with(&place.path))
+    })
+}
+
 /// The line of a mount table that is about a mount.
 fn line_of(table: &[u8], id: u64) -> Option<&[u8]> {
     let id = id.to_string();

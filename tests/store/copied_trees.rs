@@ -1,7 +1,7 @@
 //! Containers, and layers of which nobody has the stream, in copies of stores: they have everything that no diff can say.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use graphroot::{
@@ -405,6 +405,7 @@ fn what_cannot_be_there_is_told() {
             let report = from.copy_to(&to, CopyOptions::new()).await.unwrap();
             let mut lost: Vec<String> = report.lost.iter().map(ToString::to_string).collect();
             lost.sort();
+            assert!(!report.is_known(&report.lost[0]));
             assert_eq!(
                 lost,
                 [
@@ -417,6 +418,56 @@ fn what_cannot_be_there_is_told() {
             let there = shown(&to, id).await;
             assert_eq!(there.len(), 2, "{there:#?}");
             assert_eq!(there[Path::new("kept")].size, Some(4));
+
+            // It is no difference the next time, but is still named.
+            let again = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert!(
+                again.different.is_empty() && again.copied.is_empty(),
+                "{again:#?}"
+            );
+            let mut known: Vec<String> = again.lost.iter().map(ToString::to_string).collect();
+            known.sort();
+            assert_eq!(known, lost);
+            assert!(again.lost.iter().all(|lost| again.is_known(lost)), "{again:#?}");
+            let refreshed = from.copy_to(&to, CopyOptions::new().refresh(true)).await.unwrap();
+            assert!(refreshed.refreshed.is_empty(), "{refreshed:#?}");
+            // What has changed beside it is one.
+            fs::write(mounted(&from, id).await.join("kept"), "more").unwrap();
+            from.unmount(id).await.unwrap();
+            let changed = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert_eq!(changed.different.len(), 1, "{changed:#?}");
+            assert!(changed.lost.is_empty(), "{changed:#?}");
+        },
+    );
+}
+
+/// A file that is nearly nothing but a hole is not read.
+#[test]
+fn holes_are_not_compared() {
+    const SIZE: u64 = 8 << 40;
+    with(
+        ("vfs", Layout::Plain),
+        ("overlay", Layout::Plain),
+        |from, to| async move {
+            image(&from).await;
+            let id = &*container(&from).await;
+            let path = mounted(&from, id).await.join("sparse");
+            let file = fs::File::create(&path).unwrap();
+            if file.set_len(SIZE).is_err() {
+                return skip("the file system has no files of that size");
+            }
+            file.write_all_at(b"data", SIZE / 2).unwrap();
+            let report = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert!(report.lost.is_empty(), "{report:#?}");
+            let again = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert!(again.different.is_empty(), "{again:#?}");
+            // Data where the other one has a hole.
+            let time = path.metadata().unwrap();
+            file.write_all_at(b"data", SIZE / 4).unwrap();
+            modified(&path, time.mtime(), time.mtime_nsec());
+            from.unmount(id).await.unwrap();
+            let changed = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert_eq!(changed.different[0].difference, "another /sparse");
         },
     );
 }
@@ -467,6 +518,36 @@ fn attributes_alone_are_told() {
             assert_eq!(lost, [format!("container {id}: {what}")]);
             let again = from.copy_to(&to, CopyOptions::new()).await.unwrap();
             assert!(again.different.is_empty(), "{again:#?}");
+        },
+    );
+}
+
+/// A tree that is mounted elsewhere is in use, whoever counts that.
+#[test]
+fn copies_whose_trees_are_mounted_are_kept() {
+    with(
+        ("overlay", Layout::Plain),
+        ("vfs", Layout::Plain),
+        |from, to| async move {
+            image(&from).await;
+            let id = &*container(&from).await;
+            from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            let tree = mounted(&to, id).await;
+            to.unmount(id).await.unwrap();
+            fs::write(mounted(&from, id).await.join("new"), "new").unwrap();
+            from.unmount(id).await.unwrap();
+            let place = tempfile::tempdir().unwrap();
+            if rustix::mount::mount_bind(&tree, place.path()).is_err() {
+                return skip("mounting needs root");
+            }
+            let refresh = || CopyOptions::new().refresh(true);
+            let report = from.copy_to(&to, refresh()).await.unwrap();
+            rustix::mount::unmount(place.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+            assert!(report.refreshed.is_empty(), "{report:#?}");
+            let text = report.different[0].to_string();
+            assert!(text.contains("it is mounted there"), "{text}");
+            let report = from.copy_to(&to, refresh()).await.unwrap();
+            assert_eq!(report.refreshed.len(), 1, "{report:#?}");
         },
     );
 }

@@ -9,7 +9,7 @@ mod content;
 mod life;
 mod mounts;
 #[path = "../../../tests/support/scripted_fs.rs"]
-mod scripted_fs;
+pub(crate) mod scripted_fs;
 mod stores;
 #[path = "../../../tests/support/user.rs"]
 mod user;

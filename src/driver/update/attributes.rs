@@ -68,11 +68,19 @@ pub(super) fn give(
             continue;
         }
         match xattr::set_at(dir, name, attribute, value) {
-            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => lose(attribute),
+            Err(error) if is_refusal(error) => lose(attribute),
             set => set?,
         }
     }
     Ok(())
+}
+
+/// Whether a failure to set an attribute says that the file cannot have it.
+pub(super) fn is_refusal(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL
+    )
 }
 
 /// An access control list with the owners that files get. Its entries: tag, permissions, ID.

@@ -1,22 +1,27 @@
 //! The entries of two trees: whether they are the same, and how those of one come into the other.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
-use crate::driver::copy_entry::{Pair, Result, times};
+use crate::driver::copy_entry::{Failure, Pair, Result, times};
 use crate::driver::update::attributes::{Attributes, carried, give};
 use crate::driver::update::frame::{Base, Frame};
 use crate::driver::update::walk::Walk;
+use crate::sys::sparse_read::next_data;
 use crate::sys::tree;
 use crate::sys::{at, xattr};
 use crate::whiteout::{self, OPAQUE_VALUE, WhiteoutFormat};
 
 /// Bytes of two files that are compared at a time.
 const COMPARED: usize = 128 * 1024;
+
+/// Why a link is not there.
+const LONG_LINK: &str = "a link to a path that is too long for the file system";
 
 const OPEN: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
@@ -39,13 +44,14 @@ impl Walk<'_> {
 
     /// The attributes that an entry of the source gets. What a mount program shows of its own is none of them.
     fn wanted(&self, dir: BorrowedFd<'_>, name: &CStr, is_own: bool) -> Result<Attributes> {
-        let keeps_marks = self.is_update() && self.shown.counts_names;
+        let keeps_marks = self.shown.counts_names;
         Ok(carried(dir, name.to_bytes(), self.remap(is_own), keeps_marks)?)
     }
 
-    /// Whether an entry of the source and one of the base are the same but for contents. Both have their new owners.
+    /// Whether an entry of the source and one of the base are the same but for contents. Both have their new owners. In a
+    /// comparison, what the base cannot have is a loss and no difference.
     pub(super) fn is_same_entry(
-        &self,
+        &mut self,
         name: &CStr,
         stat: &Stat,
         base: &Base<'_>,
@@ -70,22 +76,57 @@ impl Walk<'_> {
             _ if is_device(stat) && stat.st_rdev != base.st_rdev => return Ok(false),
             _ => {}
         }
-        let marks = self.keeps_marks();
-        let mut wanted = self.wanted(from, name, is_own)?;
-        if !self.is_update() {
-            wanted.retain(|name, _| !whiteout::is_driver_attribute(name));
+        let there = carried(base_dir, name.to_bytes(), remap, self.keeps_marks())?;
+        let wanted = self.wanted(from, name, is_own)?;
+        match self.is_update() {
+            // Those that the new tree cannot have are named when the entry is written.
+            true => Ok(wanted == there),
+            false => self.are_all_there(kind(stat), &wanted, &there),
         }
-        // Those that the new tree cannot have are named when the entry is written.
-        Ok(wanted == carried(base_dir, name.to_bytes(), remap, marks)?)
+    }
+
+    /// Whether an entry that is compared has these attributes, all but those that it cannot have.
+    fn are_all_there(&mut self, kind: FileType, wanted: &Attributes, there: &Attributes) -> Result<bool> {
+        if there.keys().any(|name| !wanted.contains_key(name)) {
+            return Ok(false);
+        }
+        let keeps_marks = self.form() == WhiteoutFormat::Apply;
+        let mut lost = Vec::new();
+        for (name, value) in wanted {
+            let is_lost = if whiteout::is_driver_attribute(name) {
+                !keeps_marks
+            } else if there.get(name) == Some(value) {
+                false
+            } else if let Some(trial) = self.trial()
+                && !trial.takes_attribute(kind, name, value)?
+            {
+                true
+            } else {
+                return Ok(false);
+            };
+            if is_lost {
+                lost.push(String::from_utf8_lossy(name).into_owned());
+            }
+        }
+        self.lose_attributes(lost);
+        Ok(true)
     }
 
     /// Whether two regular files of the same size have the same content.
     fn is_same_content(&self, name: &CStr) -> Result<bool> {
         let open = |dir: BorrowedFd<'_>| rustix::fs::openat(dir, name, OPEN, Mode::empty());
         let (one, other) = (open(self.from.current()?)?, open(self.base.current()?)?);
+        let (one, other) = (File::from(one), File::from(other));
         let (mut ours, mut theirs) = (vec![0; COMPARED], vec![0; COMPARED]);
         let mut offset = 0;
         loop {
+            // Where both have a hole there is nothing to read.
+            let data = |file| next_data(file, offset, u64::MAX).map(|data| data.start);
+            offset = data(&one)?.min(data(&other)?);
+            if offset == u64::MAX {
+                let size = |file| rustix::fs::fstat(file).map(|stat| stat.st_size);
+                return Ok(size(&one)? == size(&other)?);
+            }
             let count = fill(&one, &mut ours, offset)?;
             if fill(&other, &mut theirs, offset)? != count || ours.get(..count) != theirs.get(..count) {
                 return Ok(false);
@@ -111,6 +152,10 @@ impl Walk<'_> {
                 Some(_) => self.remove(name),
                 None => Ok(()),
             };
+        }
+        if base.is_none() && kind(stat) == FileType::Symlink && self.cannot_have_link(name)? {
+            self.lose(LONG_LINK);
+            return Ok(());
         }
         if is_own && self.regrouped.is_none() {
             self.meet(stat);
@@ -166,16 +211,32 @@ impl Walk<'_> {
             Err(_) if at::lstat_at(self.from.current()?, name.to_bytes())?.is_none() => {
                 return self.clear(name);
             }
+            Err(Failure::Io(error))
+                if kind(stat) == FileType::Symlink
+                    && Errno::from_io_error(&error) == Some(Errno::NAMETOOLONG) =>
+            {
+                self.lose(LONG_LINK);
+                return match base {
+                    Some(_) => self.remove(name),
+                    None => Ok(()),
+                };
+            }
             copied => copied?,
         }
         self.give_attributes(name, is_own)
     }
 
-    /// Why the new tree cannot have an entry.
+    /// Whether the compared tree cannot have a link of the source.
+    fn cannot_have_link(&self, name: &CStr) -> Result<bool> {
+        let Some(trial) = self.trial() else {
+            return Ok(false);
+        };
+        let target = at::read_link_at(self.from.current()?, name.to_bytes())?;
+        Ok(!trial.takes_link(&target)?)
+    }
+
+    /// Why the tree that is written or compared cannot have an entry.
     fn obstacle(&self, name: &CStr, stat: &Stat) -> Option<&'static str> {
-        if !self.is_update() {
-            return None;
-        }
         match self.form() {
             WhiteoutFormat::Overlay(_) if kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0 => {
                 return Some("a character device 0:0, which overlayfs takes for a deletion");
@@ -321,7 +382,7 @@ impl Walk<'_> {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> rustix::io::Result<usize> {
+fn fill(file: &File, buffer: &mut [u8], offset: u64) -> rustix::io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         let count =

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, Stat};
 use rustix::io::Errno;
 
 use crate::driver::update::trees::{Loss, NewTree, OwnFiles, Remap, ShownTree};
+use crate::driver::update::trial::Trial;
 use crate::sys::tree::DIR_FLAGS;
 use crate::sys::{privilege, xattr};
 use crate::whiteout::{OPAQUE_VALUE, WhiteoutFormat};
@@ -16,8 +17,8 @@ use crate::whiteout::{OPAQUE_VALUE, WhiteoutFormat};
 pub(super) enum Aim<'a> {
     /// They are written away.
     Update(&'a NewTree<'a>),
-    /// The first one is noted.
-    Compare(&'a ShownTree),
+    /// The first one is noted. What the compared tree cannot have is none.
+    Compare(&'a ShownTree, Option<&'a Trial>),
 }
 
 /// What a walk has come to.

@@ -11,12 +11,14 @@ mod entries;
 mod frame;
 mod links;
 mod trees;
+mod trial;
 mod walk;
 
 use std::path::PathBuf;
 
 use crate::driver::update::frame::Aim;
 pub(crate) use crate::driver::update::trees::{Loss, NewTree, OwnFiles, Remaps, ShownTree, remap};
+pub(crate) use crate::driver::update::trial::Trial;
 use crate::error::Result;
 use crate::whiteout::WhiteoutFormat;
 
@@ -35,11 +37,21 @@ pub(crate) fn update(from: &ShownTree, to: &NewTree<'_>, remaps: &Remaps) -> Res
     walk::run(from, &Aim::Update(to), remaps, may_skip).map(|end| end.losses)
 }
 
-/// The first path at which two trees differ that is found, if there is one.
+/// The first path at which two trees differ that is found, if there is one, and what `to` lacks because it cannot have it,
+/// which is no difference. Without `trial` that is only what no tree of its kind can have.
 ///
 /// # Errors
 /// [`ErrorKind::Io`](crate::ErrorKind::Io).
-pub(crate) fn difference(from: &ShownTree, to: &ShownTree, remaps: &Remaps) -> Result<Option<PathBuf>> {
+pub(crate) fn difference(
+    from: &ShownTree,
+    to: &ShownTree,
+    remaps: &Remaps,
+    trial: Option<&Trial>,
+) -> Result<(Option<PathBuf>, Vec<Loss>)> {
     let may_skip = to.own.as_ref().is_some_and(|own| own.complete);
-    walk::run(from, &Aim::Compare(to), remaps, may_skip).map(|end| end.difference)
+    let end = walk::run(from, &Aim::Compare(to, trial), remaps, may_skip)?;
+    Ok((end.difference, end.losses))
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub(crate) struct ShownTree {
     pub(crate) counts_names: bool,
     /// What is mounted in it is no part of it.
     pub(crate) one_mount: bool,
+    /// In a user namespace: devices cannot be made.
+    pub(crate) in_user_namespace: bool,
 }
 
 /// What a layer has changed.

@@ -16,6 +16,7 @@ use crate::driver::update::links::{Identity, regrouped};
 use crate::driver::update::trees::{
     Loss, MAX_LOSSES, NewTree, OwnFiles, Remap, Remaps, ShownTree, with_owner,
 };
+use crate::driver::update::trial::Trial;
 use crate::error::Result as CrateResult;
 use crate::sys::at;
 use crate::sys::tree::{self, DIR_FLAGS, DirStack};
@@ -61,7 +62,7 @@ pub(super) fn run(shown: &ShownTree, aim: &Aim<'_>, remaps: &Remaps, may_skip: b
             counts_names: shown.counts_names,
             ..Rules::new()
         },
-        Aim::Compare(_) => Rules::new(),
+        Aim::Compare(..) => Rules::new(),
     };
     let mut changes_only = may_skip && shown.own.as_ref().is_some_and(is_complete);
     loop {
@@ -104,7 +105,7 @@ impl<'a> Walk<'a> {
                 };
                 (tree, base, None, new.durable)
             }
-            Aim::Compare(other) => (root, Some(other.root.as_fd()), other.own.as_ref(), false),
+            Aim::Compare(other, _) => (root, Some(other.root.as_fd()), other.own.as_ref(), false),
         };
         let regrouped = match base {
             Some(base) if !changes_only => Some(regrouped(root, base, shown.counts_names)?),
@@ -157,7 +158,7 @@ impl<'a> Walk<'a> {
         if walk.is_update() {
             open_up(walk.to.current()?)?;
         }
-        if matches!(aim, Aim::Compare(_)) {
+        if matches!(aim, Aim::Compare(..)) {
             let remap = walk.base_remap(true);
             let base = Base {
                 stat: with_owner(&rustix::fs::fstat(walk.base.current()?)?, remap),
@@ -183,7 +184,7 @@ impl<'a> Walk<'a> {
     fn base_remap(&self, is_own: bool) -> &'a Remap {
         let is_own = match self.aim {
             Aim::Update(_) => false,
-            Aim::Compare(other) => is_own || other.own.is_none(),
+            Aim::Compare(other, _) => is_own || other.own.is_none(),
         };
         match is_own {
             true => &self.remaps.base_own,
@@ -195,11 +196,22 @@ impl<'a> Walk<'a> {
         matches!(self.aim, Aim::Update(_))
     }
 
-    /// How deletions are written.
+    /// How deletions are written in the tree that is written or compared.
     pub(super) fn form(&self) -> WhiteoutFormat {
         match self.aim {
             Aim::Update(new) => new.tree.whiteouts,
-            Aim::Compare(_) => WhiteoutFormat::Apply,
+            Aim::Compare(other, _) => {
+                let own = other.own.as_ref();
+                own.map_or(WhiteoutFormat::Apply, |own| own.whiteouts)
+            }
+        }
+    }
+
+    /// Where is tried out what a compared tree can have.
+    pub(super) fn trial(&self) -> Option<&'a Trial> {
+        match self.aim {
+            Aim::Update(_) => None,
+            Aim::Compare(_, trial) => *trial,
         }
     }
 
@@ -207,7 +219,7 @@ impl<'a> Walk<'a> {
     fn new_tree(&self) -> Option<&NewTree<'a>> {
         match self.aim {
             Aim::Update(new) => Some(new),
-            Aim::Compare(_) => None,
+            Aim::Compare(..) => None,
         }
     }
 
@@ -222,7 +234,10 @@ impl<'a> Walk<'a> {
     }
 
     pub(super) fn in_user_namespace(&self) -> bool {
-        self.new_tree().is_some_and(|new| new.tree.in_user_namespace)
+        match self.aim {
+            Aim::Update(new) => new.tree.in_user_namespace,
+            Aim::Compare(other, _) => other.in_user_namespace,
+        }
     }
 
     /// The current directory of what the source has changed, if it is there.
@@ -380,7 +395,7 @@ impl<'a> Walk<'a> {
         let theirs = open(has_theirs, &self.theirs)?;
         let own_marks = Marks::of(own.as_ref(), self.shown.own.as_ref())?;
         let their_marks = match self.aim {
-            Aim::Compare(other) => Marks::of(theirs.as_ref(), other.own.as_ref())?,
+            Aim::Compare(other, _) => Marks::of(theirs.as_ref(), other.own.as_ref())?,
             Aim::Update(_) => Marks::default(),
         };
         if changes_only && (own_marks.redirected || their_marks.redirected) {

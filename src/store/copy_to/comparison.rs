@@ -1,11 +1,11 @@
-//! Whether the copy of a container is what the container is now.
+//! Whether the copy of a container is what the container is now, but for what it cannot have.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::bridge;
-use crate::driver::{Remaps, ShownTree, difference, remap};
+use crate::driver::{Loss, Remaps, ShownTree, Trial, difference, remap};
 use crate::error::{IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::record::container::ContainerRow;
@@ -18,23 +18,31 @@ use crate::store::copy_to::plan::SourceContainer;
 use crate::store::dirs::item_dir;
 use crate::sys::at;
 
+/// What the comparison of a container with its copy has come to.
+pub(super) enum Compared {
+    /// They are the same, but for what the target cannot have.
+    Same(Vec<Loss>),
+    /// What tells them apart.
+    Different(String),
+}
+
 impl Job {
-    /// What tells the target's copy of a container from what it is in the source; `None` if they are the same.
-    pub(super) async fn difference(&self, container: &SourceContainer) -> Result<Option<String>> {
+    /// Compares a container with the copy that the target has of it.
+    pub(super) async fn compare(&self, container: &SourceContainer) -> Result<Compared> {
         let id = container.row.id.to_string();
         let copy = self.to.read_container_store(|table| {
             let row = table.get(&id).map(Arc::clone);
             row.ok_or_else(|| ContainerRow::unknown(&id))
         });
         if let Some(what) = other_record(&container.row, &*copy.await?) {
-            return Ok(Some(format!("other {what}")));
+            return Ok(Compared::Different(format!("other {what}")));
         }
         let dirs = [&self.from, &self.to].map(|store| item_dir(store.inner.dirs.containers(), &id));
         let [ours, theirs] = dirs;
         let (ours, theirs) = (ours?, theirs?);
         let data = bridge::run(move || other_data(&ours, &theirs)).await?;
         if let Some(path) = data {
-            return Ok(Some(format!("other data: {}", path.display())));
+            return Ok(Compared::Different(format!("other data: {}", path.display())));
         }
         let layer = &container.layer.row.id;
         let found = self
@@ -51,8 +59,17 @@ impl Job {
             base: inside(theirs.on_disk.below),
             base_own: inside(theirs.on_disk.own),
         };
-        let path = bridge::run(move || difference(&ours.shown, &theirs.shown, &remaps)).await?;
-        Ok(path.map(|path| format!("another {}", path.display())))
+        let temporary = self.to.inner.dirs.layers_tmp();
+        let home = self.to.inner.driver().home().to_owned();
+        let (path, losses) = bridge::run(move || {
+            let trial = Trial::new(temporary, &home);
+            difference(&ours.shown, &theirs.shown, &remaps, trial.as_ref())
+        })
+        .await?;
+        Ok(match path {
+            Some(path) => Compared::Different(format!("another {}", path.display())),
+            None => Compared::Same(losses),
+        })
     }
 }
 
@@ -81,10 +98,14 @@ fn other_data(ours: &Path, theirs: &Path) -> Result<Option<PathBuf>> {
         own: None,
         counts_names: true,
         one_mount: true,
+        in_user_namespace: false,
     };
     match (open(ours)?, open(theirs)?) {
         (None, None) => Ok(None),
-        (Some(ours), Some(theirs)) => difference(&shown(ours), &shown(theirs), &Remaps::default()),
+        (Some(ours), Some(theirs)) => {
+            let found = difference(&shown(ours), &shown(theirs), &Remaps::default(), None);
+            found.map(|(path, _losses)| path)
+        }
         _ => Ok(Some(PathBuf::from("/"))),
     }
 }

@@ -81,8 +81,10 @@ impl Standing {
         let root = driver.mount_private(id)?;
         let own = match driver.is_fixed(id)? {
             true => None,
-            false => Some(driver.layer_tree(id)?).filter(|own| own.whiteouts != WhiteoutFormat::Apply),
+            false => Some(driver.layer_tree(id)?),
         };
+        let in_user_namespace = own.as_ref().is_some_and(|own| own.in_user_namespace);
+        let own = own.filter(|own| own.whiteouts != WhiteoutFormat::Apply);
         let parent = self.parent.as_ref().map(|row| row.id.as_str());
         let on_disk = match &own {
             Some(_) => self.on_disk(driver, root.as_fd())?,
@@ -102,6 +104,7 @@ impl Standing {
                 root,
                 counts_names: !driver.shifts_new_files(),
                 one_mount: false,
+                in_user_namespace,
             },
             on_disk,
         })

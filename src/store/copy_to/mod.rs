@@ -25,6 +25,7 @@ mod plan;
 pub(crate) mod report;
 
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
@@ -33,15 +34,18 @@ use tracing::Instrument as _;
 
 use crate::bridge;
 use crate::driver::{Loss, MountState};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::lock::single_flight;
 use crate::store::Store;
 use crate::store::check::finding::ItemKind;
+use crate::store::copy_to::comparison::Compared;
 use crate::store::copy_to::layer::{Copied, Job, Outcome};
 use crate::store::copy_to::options::{CopyEvent, CopyOptions};
 use crate::store::copy_to::plan::{Plan, SourceContainer, SourceLayer};
 use crate::store::copy_to::report::{CopiedItem, CopyReport, DifferentItem, LostContent};
 use crate::sys::processors;
+use crate::sys::tree_users::is_used;
+use crate::whiteout::WhiteoutFormat;
 
 /// Items that are copied at the same time, at the most. Each has a thread and a few MiB.
 const MAX_AT_ONCE: usize = 8;
@@ -65,7 +69,7 @@ impl Store {
     ///
     /// A container that `to` has already is compared with this one, contents included. If one of the two has changed since, the
     /// report says so, with the first difference, and the copy stays as it is; with [`CopyOptions::refresh`] it is replaced,
-    /// unless it is mounted: by the records in the run root of `to`, and with overlay wherever there is such a mount. The new one is ready before the old one is deleted, in one step: other users of `to` see one or the
+    /// unless it is mounted. What `to` cannot have is no difference, and is named again. Mounted are copies by the records in the run root of `to`, and with overlay wherever there is such a mount. The new one is ready before the old one is deleted, in one step: other users of `to` see one or the
     /// other. If the process is killed in that step, `to` may be without the container until the same call is made again.
     ///
     /// A layer with tar-split data is copied as the stream that it came from, and is refused if that has not the recorded
@@ -73,7 +77,7 @@ impl Store {
     /// owners are, with hard links, holes, sockets, access control lists, all extended attributes, and what belongs to the root
     /// directory. Left out are only the attributes `security.selinux` and `security.evm`, which belong to a place, and the flags of
     /// `chattr`. What `to` cannot have is named in the report ([`CopyReport::lost`]): attributes that its file system or a user
-    /// namespace refuses, devices in a user namespace, and in the driver overlay what overlayfs or a mount program would take
+    /// namespace refuses, links to paths that are too long for it, devices in a user namespace, and in the driver overlay what overlayfs or a mount program would take
     /// for a mark of its own (`trusted.overlay.*`, character devices 0:0, with a mount program names that begin with `.wh.`).
     /// Attributes `trusted.*` are not seen from within a user namespace.
     ///
@@ -131,10 +135,25 @@ impl Store {
         copied.await.map_err(|error| error.context(what))
     }
 
+    /// Whether [`Store::copy_to`] finds what it is to copy: all that `options` name, with every layer that it needs. Nothing is
+    /// changed, and no other store is needed. The locks are taken shared, for a moment.
+    ///
+    /// # Errors
+    /// Those of [`Store::copy_to`] before anything is copied, but for what depends on the other store.
+    ///
+    /// # Cancellation
+    /// No effect.
+    pub async fn check_copy(&self, options: &CopyOptions) -> Result<()> {
+        let checked = async {
+            options.validate()?;
+            Plan::check(self, options).await
+        };
+        let what = || format!("copying {}", self.graph_root().display());
+        checked.await.map_err(|error: Error| error.context(what()))
+    }
+
     async fn copy_all_to(&self, to: &Self, options: CopyOptions) -> Result<CopyReport> {
-        if options.without_containers && !options.containers.is_empty() {
-            return Err(ErrorKind::InvalidInput.err("containers are named, and to be left out"));
-        }
+        options.validate()?;
         let dirs = &to.inner.dirs;
         // What is only looked at may be anywhere.
         for root in [Some(&dirs.graph_root), dirs.image_store.as_ref()]
@@ -253,12 +272,7 @@ impl Course {
                 if outcome.while_mounted {
                     self.report.mounted.push(item.clone());
                 }
-                let lost = outcome.losses.into_iter().map(|Loss { path, what }| LostContent {
-                    item: item.clone(),
-                    path,
-                    what,
-                });
-                self.report.lost.extend(lost);
+                self.lose(&item, outcome.losses);
                 match outcome.refreshed {
                     true => self.report.refreshed.push(item),
                     false => self.report.copied.push(item),
@@ -271,6 +285,16 @@ impl Course {
             Err(error) => return Err(error.context(format!("copying {} {:?}", item.kind.noun(), item.id))),
         }
         Ok(())
+    }
+
+    /// Notes what the target cannot have of an item.
+    fn lose(&mut self, item: &CopiedItem, losses: Vec<Loss>) {
+        let lost = losses.into_iter().map(|Loss { path, what }| LostContent {
+            item: item.clone(),
+            path,
+            what,
+        });
+        self.report.lost.extend(lost);
     }
 
     async fn copy_layers(&mut self, layers: Vec<SourceLayer>) -> Result<()> {
@@ -331,9 +355,11 @@ impl Course {
                 let _permit = permits.acquire_owned().await;
                 let id = container.row.id.to_string();
                 job.options.tell(|| CopyEvent::Comparing { id });
-                let found = job.difference(&container).await;
+                let found = job.compare(&container).await;
                 let in_use = match &found {
-                    Ok(Some(_)) if job.options.refresh => job.is_in_use(&container.layer.row.id).await,
+                    Ok(Compared::Different(_)) if job.options.refresh => {
+                        job.is_in_use(&container.layer.row.id).await
+                    }
                     _ => Ok(false),
                 };
                 (container, found.and_then(|found| Ok((found, in_use?))))
@@ -345,9 +371,12 @@ impl Course {
             let (container, found) = joined(ended)?;
             let item = container.item();
             match found {
-                Ok((None, _)) => self.report.present.push(item),
-                Ok((Some(_), false)) if self.job.options.refresh => outdated.push(container),
-                Ok((Some(difference), in_use)) => {
+                Ok((Compared::Same(losses), _)) => {
+                    self.lose(&item, losses);
+                    self.report.present.push(item);
+                }
+                Ok((Compared::Different(_), false)) if self.job.options.refresh => outdated.push(container),
+                Ok((Compared::Different(difference), in_use)) => {
                     let difference = match in_use {
                         true => format!("{difference}; {IN_USE}"),
                         false => difference,
@@ -393,14 +422,24 @@ impl Course {
 }
 
 impl Job {
-    /// Whether a layer of the target is mounted: by what its run root counts, and, where the driver has mounts of its own,
-    /// whatever other run root it is used with.
+    /// Whether a layer of the target is mounted: by what its run root counts, and, whatever other run root it is used with, where
+    /// the driver has mounts of its own by these, else by what is seen of the use of its tree.
     pub(super) async fn is_in_use(&self, layer: &str) -> Result<bool> {
         if self.to.mounted(layer).await? > 0 {
             return Ok(true);
         }
         let (driver, layer) = (self.to.inner.driver(), layer.to_owned());
-        bridge::run(move || Ok(driver.own_mount_state(&layer)? != MountState::Nowhere)).await
+        bridge::run(move || {
+            if driver.own_mount_state(&layer)? != MountState::Nowhere {
+                return Ok(true);
+            }
+            let tree = driver.layer_tree(&layer)?;
+            if tree.whiteouts != WhiteoutFormat::Apply {
+                return Ok(false);
+            }
+            is_used(tree.dir.as_fd()).during("looking for users of a layer's tree")
+        })
+        .await
     }
 
     /// Whether the source still has an item, with everything that it needs.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::{ErrorKind, Result};
 use crate::store::check::finding::ItemKind;
 
 /// What [`Store::copy_to`](crate::Store::copy_to) copies. By default that is everything.
@@ -141,6 +142,13 @@ impl CopyOptions {
     pub(super) fn tell(&self, event: impl FnOnce() -> CopyEvent) {
         if let Some(progress) = &self.progress {
             progress(event());
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        match self.without_containers && !self.containers.is_empty() {
+            true => Err(ErrorKind::InvalidInput.err("containers are named, and to be left out")),
+            false => Ok(()),
         }
     }
 

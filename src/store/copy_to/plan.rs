@@ -231,6 +231,11 @@ impl<'a> Wanted<'a> {
 }
 
 impl Plan {
+    /// Whether the source has all that is to be copied.
+    pub(super) async fn check(from: &Store, options: &CopyOptions) -> Result<()> {
+        Selection::of(&from.hold_everything().await?, options).map(drop)
+    }
+
     pub(super) async fn new(from: &Store, to: &Store, options: &CopyOptions) -> Result<Self> {
         let Selection {
             layers,

@@ -14,7 +14,7 @@ pub struct CopyReport {
     pub copied: Vec<CopiedItem>,
     /// Containers whose older copies were replaced, or would be.
     pub refreshed: Vec<CopiedItem>,
-    /// What was there already. Containers are compared, layers and images are known by their IDs and digests.
+    /// What was there already. Containers are compared, but for what the other store cannot have, layers and images are known by their IDs and digests.
     pub present: Vec<CopiedItem>,
     /// Containers that were there already and are not what they are in the source now. They were left as they are.
     pub different: Vec<DifferentItem>,
@@ -22,8 +22,16 @@ pub struct CopyReport {
     pub gone: Vec<CopiedItem>,
     /// Containers among those copied that were mounted: each of their files is as it was when it was read.
     pub mounted: Vec<CopiedItem>,
-    /// What the other store cannot have of what was copied, of each item the first thousand.
+    /// What the other store cannot have of what was copied, or of containers that were there already, of each item the first
+    /// thousand.
     pub lost: Vec<LostContent>,
+}
+
+impl CopyReport {
+    /// Whether a loss is one of a container that was there already: the report of its copy has named it.
+    pub fn is_known(&self, lost: &LostContent) -> bool {
+        self.present.contains(&lost.item)
+    }
 }
 
 /// An item that is another one in the other store.

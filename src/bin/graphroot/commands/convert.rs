@@ -49,7 +49,11 @@ fn print_report(call: &Call, out: &mut Output, report: &CopyReport) -> Result<()
         ))?;
     }
     for lost in &report.lost {
-        out.stderr_line(format!("{lost}: cannot be in the new storage tree"))?;
+        let moment = match report.is_known(lost) {
+            true => ", where the rest was already",
+            false => "",
+        };
+        out.stderr_line(format!("{lost}: cannot be in the new storage tree{moment}"))?;
     }
     for item in &report.gone {
         out.stderr_line(format!("{item}: it was deleted before it was copied"))?;
@@ -79,7 +83,7 @@ fn other_driver(root: &Path, wanted: &str) -> io::Result<Option<String>> {
 }
 
 /// The storage tree that is copied to; an empty one that is kept nowhere where nothing is to be copied.
-async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
+async fn open_target(call: &Call, copied: &CopyOptions) -> Result<OtherStore, CommandError> {
     let store = call.store()?;
     let given = call.arg(0);
     let failed = |error: io::Error| file_failure("find", given, &error);
@@ -101,6 +105,8 @@ async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
     if let Some(other) = other_driver(&root, driver).map_err(failed)? {
         return Err(format!("{given} has layers of the driver {other}, not of {driver}").into());
     }
+    // Before anything is made there.
+    store.check_copy(copied).await?;
     let dir = store.temporary_directory().await?;
     let own = dir.path();
     let is_there = root.join(format!("{driver}-layers")).exists();
@@ -124,26 +130,26 @@ async fn open_target(call: &Call) -> Result<OtherStore, CommandError> {
 }
 
 pub(crate) async fn convert(call: &Call, out: &mut Output) -> Outcome {
-    let target = open_target(call).await?;
-    let busy = spinner("Comparing");
-    let shown = busy.clone();
     let options = CopyOptions::new()
         .images(call.flags.list(&flags::IMAGE))
         .containers(call.flags.list(&flags::CONTAINER))
         .without_containers(call.flags.is_on(&flags::NO_CONTAINERS))
         .refresh(call.flags.is_on(&flags::REFRESH))
-        .dry_run(call.flags.is_on(&flags::DRY_RUN))
-        .progress(move |event| match event {
-            CopyEvent::Copying { kind, id } => shown.set_message(format!("Copying {kind} {id}")),
-            CopyEvent::Comparing { id } => shown.set_message(format!("Comparing container {id}")),
-            _ => {}
-        });
+        .dry_run(call.flags.is_on(&flags::DRY_RUN));
+    let target = open_target(call, &options).await?;
+    let busy = spinner("Comparing");
+    let shown = busy.clone();
+    let options = options.progress(move |event| match event {
+        CopyEvent::Copying { kind, id } => shown.set_message(format!("Copying {kind} {id}")),
+        CopyEvent::Comparing { id } => shown.set_message(format!("Comparing container {id}")),
+        _ => {}
+    });
     let report = call.store()?.copy_to(&target.store, options).await;
     busy.finish_and_clear();
     target.close().await;
     let report = report?;
     print_report(call, out, &report)?;
-    match report.lost.is_empty() {
+    match report.lost.iter().all(|lost| report.is_known(lost)) {
         true => DONE,
         false => FAILED,
     }
