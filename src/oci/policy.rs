@@ -24,11 +24,12 @@ use crate::error::{ErrorKind, Result};
 ///
 /// With the feature `signatures`, a pull verifies the signatures that the policy wants of images in registries: OpenPGP
 /// signatures (`signedBy`), and those of sigstore's programs (`sigstoreSigned`) with public keys (`keyPath`, `keyPaths`,
-/// `keyData` or `keyDatas`; ECDSA on P-256 and P-384, RSA, Ed25519) or certificates of Fulcio (`fulcio`), and their entries in
-/// the log of Rekor (`rekorPublicKeyPath` and so on), all without the network. They are where
-/// `RegistryOptions::signature_storage` says; a registry that serves OpenPGP signatures itself, which it says in an answer at
-/// `/v2/` (`X-Registry-Supports-Signatures: 1`), is asked for them in place of what is beside it. What cannot be verified is
-/// refused: every signature without the feature, certificates of another PKI (`pki`), OpenPGP signatures with SHA-1 or MD5.
+/// `keyData` or `keyDatas`; ECDSA on P-256 and P-384, RSA, Ed25519), certificates of Fulcio (`fulcio`) or of an authority of
+/// one's own (`pki`), and their entries in the log of Rekor (`rekorPublicKeyPath` and so on), all without the network. They
+/// are where `RegistryOptions::signature_storage` says; a registry that serves OpenPGP signatures itself, which it says in an
+/// answer at `/v2/` (`X-Registry-Supports-Signatures: 1`), is asked for them in place of what is beside it. What cannot be
+/// verified is refused: every signature without the feature, keys of other kinds (P-521), signers' certificates that are
+/// authorities' themselves, OpenPGP signatures with SHA-1 or MD5.
 ///
 /// Where layers of an image are fetched without a pull, to heal a store or in parts, only `reject` counts: what they have to be
 /// is known by digests, and of a signature nothing more would follow.

@@ -45,8 +45,14 @@ pub(crate) enum Signer {
         issuer: String,
         email: String,
     },
-    /// That of a key with a certificate of another PKI, which is not verified here.
-    Pki,
+    /// That of a key of which a certificate of an authority of one's own says whose it is.
+    Pki {
+        roots: Keys,
+        intermediates: Option<Keys>,
+        /// At least one of these is given; what is given has to be in the certificate.
+        email: Option<String>,
+        hostname: Option<String>,
+    },
 }
 
 /// Public keys, or certificates.
@@ -120,25 +126,28 @@ fn list<T>(
     all.iter().map(|value| each(value, name)).collect()
 }
 
-/// The fields of the keys that are there: as `PREFIXPath`, `PREFIXPaths`, `PREFIXData` or, if there are `datas`, `PREFIXDatas`.
-fn keys(fields: &mut Fields, prefix: &str, datas: bool) -> Result<Vec<Keys>, Refusal> {
+/// How keys are given: what follows the prefix of the field's name.
+const ONE: &[&str] = &["Path", "Data"];
+const OPENPGP: &[&str] = &["Path", "Paths", "Data"];
+const ANY: &[&str] = &["Path", "Paths", "Data", "Datas"];
+
+/// The fields of the keys that are there.
+fn keys(fields: &mut Fields, prefix: &str, suffixes: &[&str]) -> Result<Vec<Keys>, Refusal> {
     let mut found = Vec::new();
-    let mut take = |suffix: &str| {
-        let name = format!("{prefix}{suffix}");
-        fields.take(&name).map(|value| (value, name))
-    };
-    if let Some((value, name)) = take("Path") {
-        found.push(Keys::Files(vec![text(&value, &name)?.into()]));
-    }
-    if let Some((value, name)) = take("Paths") {
-        let files = list(&value, &name, text)?;
-        found.push(Keys::Files(files.into_iter().map(PathBuf::from).collect()));
-    }
-    if let Some((value, name)) = take("Data") {
-        found.push(Keys::Data(vec![data(&value, &name)?]));
-    }
-    if datas && let Some((value, name)) = take("Datas") {
-        found.push(Keys::Data(list(&value, &name, data)?));
+    for suffix in suffixes {
+        let name = &format!("{prefix}{suffix}");
+        let Some(value) = fields.take(name) else {
+            continue;
+        };
+        found.push(match *suffix {
+            "Path" => Keys::Files(vec![text(&value, name)?.into()]),
+            "Paths" => {
+                let files = list(&value, name, text)?;
+                Keys::Files(files.into_iter().map(PathBuf::from).collect())
+            }
+            "Data" => Keys::Data(vec![data(&value, name)?]),
+            _ => Keys::Data(list(&value, name, data)?),
+        });
     }
     Ok(found)
 }
@@ -150,7 +159,7 @@ fn signed_by(fields: &mut Fields) -> Result<Requirement, Refusal> {
         "signedByGPGKeys" | "X509Certificates" | "signedByX509CAs" => false,
         other => return Err(format!("invalid keyType {other:?}")),
     };
-    let mut found = keys(fields, "key", false)?;
+    let mut found = keys(fields, "key", OPENPGP)?;
     let (Some(keys), true) = (found.pop(), found.is_empty()) else {
         return Err("Exactly one of keyPath, keyPaths and keyData must be specified".to_owned());
     };
@@ -161,14 +170,14 @@ fn signed_by(fields: &mut Fields) -> Result<Requirement, Refusal> {
 }
 
 fn sigstore_signed(fields: &mut Fields) -> Result<Requirement, Refusal> {
-    let mut found: Vec<Signer> = keys(fields, "key", true)?.into_iter().map(Signer::Keys).collect();
+    let mut found: Vec<Signer> = keys(fields, "key", ANY)?.into_iter().map(Signer::Keys).collect();
     found.extend(fields.take("fulcio").map(fulcio).transpose()?);
     found.extend(fields.take("pki").map(pki).transpose()?);
     let (Some(by), true) = (found.pop(), found.is_empty()) else {
         let what = "exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio, and pki must be specified";
         return Err(what.to_owned());
     };
-    let mut log = keys(fields, "rekorPublicKey", true)?;
+    let mut log = keys(fields, "rekorPublicKey", ANY)?;
     if log.len() > 1 {
         return Err("at most one source of keys of Rekor can be specified".to_owned());
     }
@@ -177,7 +186,7 @@ fn sigstore_signed(fields: &mut Fields) -> Result<Requirement, Refusal> {
         (Signer::Fulcio { .. }, None) => {
             return Err("a key of Rekor must be specified if fulcio is used".to_owned());
         }
-        (Signer::Pki, Some(_)) => return Err("keys of Rekor are not supported for pki".to_owned()),
+        (Signer::Pki { .. }, Some(_)) => return Err("keys of Rekor are not supported for pki".to_owned()),
         _ => {}
     }
     Ok(Requirement::SigstoreSigned {
@@ -190,7 +199,7 @@ fn sigstore_signed(fields: &mut Fields) -> Result<Requirement, Refusal> {
 /// What says which certificates of Fulcio are good.
 fn fulcio(value: Value) -> Result<Signer, Refusal> {
     let mut fields = Fields::of(value)?;
-    let mut found = keys(&mut fields, "ca", false)?;
+    let mut found = keys(&mut fields, "ca", ONE)?;
     let (Some(authorities), true) = (found.pop(), found.is_empty()) else {
         return Err("exactly one of caPath and caData must be specified".to_owned());
     };
@@ -207,22 +216,30 @@ fn fulcio(value: Value) -> Result<Signer, Refusal> {
     })
 }
 
-/// Checks what says which certificates of a PKI are good.
+/// What says which certificates of a PKI are good.
 fn pki(value: Value) -> Result<Signer, Refusal> {
     let mut fields = Fields::of(value)?;
-    if keys(&mut fields, "caRoots", false)?.len() != 1 {
+    let mut roots = keys(&mut fields, "caRoots", ONE)?;
+    let (Some(roots), true) = (roots.pop(), roots.is_empty()) else {
         return Err("exactly one of caRootsPath and caRootsData must be specified".to_owned());
-    }
-    if keys(&mut fields, "caIntermediates", false)?.len() > 1 {
+    };
+    let mut intermediates = keys(&mut fields, "caIntermediates", ONE)?;
+    if intermediates.len() > 1 {
         return Err("caIntermediatesPath and caIntermediatesData cannot be used simultaneously".to_owned());
     }
-    let subjects: Vec<_> = ["subjectEmail", "subjectHostname"]
-        .into_iter()
-        .filter_map(|name| fields.take(name).map(|value| text(&value, name)))
-        .collect::<Result<_, _>>()?;
-    if subjects.is_empty() {
+    let [email, hostname] = ["subjectEmail", "subjectHostname"].map(|name| {
+        let value = fields.take(name);
+        value.map(|value| text(&value, name)).transpose()
+    });
+    let (email, hostname) = (email?, hostname?);
+    if email.is_none() && hostname.is_none() {
         return Err("at least one of subjectEmail and subjectHostname must be specified".to_owned());
     }
     fields.end()?;
-    Ok(Signer::Pki)
+    Ok(Signer::Pki {
+        roots,
+        intermediates: intermediates.pop(),
+        email,
+        hostname,
+    })
 }

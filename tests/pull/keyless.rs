@@ -1,5 +1,5 @@
-//! Sigstore's signatures with certificates of Fulcio and entries of Rekor: what Skopeo says of the same ones. Authority, log and
-//! signer are OpenSSL's keys.
+//! Sigstore's signatures with certificates of Fulcio and entries of Rekor, and with those of another authority: what Skopeo says
+//! of the same ones. Authority, log and signer are OpenSSL's keys.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,6 +114,27 @@ impl Authority {
         new
     }
 
+    /// Has an authority make a certificate for these days, or itself one of its own.
+    fn issue_for_days(&self, name: &str, authority: &str, extensions: &str, days: [&str; 2]) {
+        std::fs::write(self.dir.join("extensions"), extensions).unwrap();
+        std::fs::write(self.dir.join("index"), "").unwrap();
+        let config = "[ca]\ndefault_ca=all\n[all]\ndatabase=index\nnew_certs_dir=.\ndefault_md=sha256\npolicy=any\n\
+                      rand_serial=yes\n[any]\ncommonName=optional\n";
+        std::fs::write(self.dir.join("config"), config).unwrap();
+        self.openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"
+        ));
+        let signer = match name == authority {
+            true => "-selfsign".to_owned(),
+            false => format!("-cert {authority}.pem"),
+        };
+        let [begin, end] = days;
+        self.openssl(&format!(
+            "ca -batch -notext -config config {signer} -keyfile {authority}.key -in {name}.csr -startdate {begin}000000Z \
+             -enddate {end}000000Z -extfile extensions -out {name}.pem"
+        ));
+    }
+
     /// Has an authority make a certificate.
     fn issue(&self, name: &str, authority: &str, extensions: &str) {
         std::fs::write(self.dir.join("extensions"), extensions).unwrap();
@@ -160,6 +181,7 @@ const GOOD: Made = Made {
 
 const BUNDLE: &str = "dev.sigstore.cosign/bundle";
 const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
+const CHAIN: &str = "dev.sigstore.cosign/chain";
 
 fn base64(bytes: impl AsRef<[u8]>) -> String {
     STANDARD.encode(bytes)
@@ -213,7 +235,7 @@ impl Made {
         }
         if self.signer == "chained" {
             let chain = authority.text("between.pem") + &authority.text("ca.pem");
-            fields.insert("dev.sigstore.cosign/chain".into(), chain.into());
+            fields.insert(CHAIN.into(), chain.into());
         }
         (self.annotations)(fields);
         (payload, annotations)
@@ -487,3 +509,217 @@ async fn certificates_and_entries_are_judged_as_by_skopeo(set: PeerSet) {
         .await;
 }
 each_set!(newer async certificates_and_entries_are_judged_as_by_skopeo: "skopeo", "openssl");
+
+const HOSTNAME: &str = "build.team.example";
+
+/// Adds certificates of people and machines that build images.
+fn issue_to_builders(authority: &Authority) {
+    let named = |names: &str, usage: &str| {
+        let usage = format!("extendedKeyUsage={usage}\n");
+        format!("basicConstraints=critical,CA:FALSE\nsubjectAltName={names}\n{usage}")
+    };
+    let both = format!("email:{EMAIL},DNS:{HOSTNAME}");
+    for (name, by, text) in [
+        ("builder", "ca", named(&both, "codeSigning")),
+        ("any-usage", "ca", named(&both, "anyExtendedKeyUsage")),
+        ("two-usages", "ca", named(&both, "serverAuth,codeSigning")),
+        ("web-server", "ca", named(&both, "serverAuth")),
+        (
+            "mail-alone",
+            "ca",
+            named(&format!("email:{EMAIL}"), "codeSigning"),
+        ),
+        (
+            "host-alone",
+            "ca",
+            named(&format!("DNS:{HOSTNAME}"), "codeSigning"),
+        ),
+        (
+            "any-host",
+            "ca",
+            named(&format!("email:{EMAIL},DNS:*.team.example"), "codeSigning"),
+        ),
+        (
+            "upper-case",
+            "ca",
+            named(&format!("email:{EMAIL},DNS:BUILD.Team.example"), "codeSigning"),
+        ),
+        (
+            "upper-case-mail",
+            "ca",
+            named(&format!("email:WHO@mail.example,DNS:{HOSTNAME}"), "codeSigning"),
+        ),
+        (
+            "below",
+            "ca",
+            named(&format!("email:{EMAIL},DNS:more.{HOSTNAME}"), "codeSigning"),
+        ),
+        ("of-a-stranger", "stranger", named(&both, "codeSigning")),
+        ("of-between", "between", named(&both, "codeSigning")),
+        ("of-a-leaf", "builder", named(&both, "codeSigning")),
+        ("of-a-server-authority", "server-ca", named(&both, "codeSigning")),
+    ] {
+        if name == "of-a-server-authority" {
+            let text = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nextendedKeyUsage=serverAuth\n";
+            authority.issue_for_days("server-ca", "ca", text, ["250101", "450101"]);
+        }
+        authority.issue(name, by, &text);
+    }
+    for (name, days) in [("expired", ["200101", "200201"]), ("early", ["450101", "450201"])] {
+        authority.issue_for_days(name, "ca", &named(&both, "codeSigning"), days);
+    }
+    let text = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n";
+    authority.issue_for_days("old-ca", "old-ca", text, ["200101", "200201"]);
+    authority.issue("of-old-ca", "old-ca", &named(&both, "codeSigning"));
+}
+
+/// Signatures, and whether they are good for the mail address, for the host name, and for both.
+fn of_builders() -> Vec<(&'static str, Made, [bool; 3])> {
+    let by = |signer, good| (signer, Made { signer, ..GOOD }, good);
+    let chain = |text: fn(&mut Map<String, Value>)| Made {
+        signer: "of-between",
+        annotations: text,
+        ..GOOD
+    };
+    vec![
+        by("builder", [true; 3]),
+        by("any-usage", [true; 3]),
+        by("two-usages", [true; 3]),
+        by("web-server", [false; 3]),
+        by("mail-alone", [true, false, false]),
+        by("host-alone", [false, true, false]),
+        by("any-host", [true; 3]),
+        by("upper-case", [true; 3]),
+        by("upper-case-mail", [false, true, false]),
+        by("below", [true, false, false]),
+        by("of-a-stranger", [false; 3]),
+        by("of-between", [false; 3]),
+        by("of-a-leaf", [false; 3]),
+        by("of-a-server-authority", [false; 3]),
+        by("expired", [false; 3]),
+        by("early", [false; 3]),
+        by("of-old-ca", [false; 3]),
+        by("good", [true, false, false]),
+        (
+            "chain that is none",
+            chain(|all| drop(all.insert(CHAIN.into(), "x".into()))),
+            [false; 3],
+        ),
+        (
+            "chain with a text behind it",
+            Made {
+                signer: "builder",
+                annotations: |all| {
+                    let text = all[CERTIFICATE].as_str().unwrap().repeat(2) + "x";
+                    all.insert(CHAIN.into(), text.into());
+                },
+                ..GOOD
+            },
+            [false; 3],
+        ),
+        (
+            "no certificate",
+            chain(|all| drop(all.remove(CERTIFICATE))),
+            [false; 3],
+        ),
+        (
+            "of another key",
+            Made {
+                signer: "builder",
+                annotations: |all| {
+                    drop(all.insert("dev.cosignproject.cosign/signature".into(), base64("x").into()))
+                },
+                ..GOOD
+            },
+            [false; 3],
+        ),
+    ]
+}
+
+async fn certificates_of_another_authority_are_judged_as_by_skopeo(set: PeerSet) {
+    let signed = Signed::start(set);
+    issue_to_builders(&signed.authority);
+    let at = |name: &str| signed.authority.dir.join(name);
+    let pki = |roots: &str, more: Value| {
+        let mut pki = json!({"caRootsPath": at(roots)});
+        pki.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        json!({"type": "sigstoreSigned", "pki": pki, "signedIdentity": {"type": "matchRepository"}})
+    };
+    let made = of_builders();
+    let images: Vec<_> = made
+        .iter()
+        .enumerate()
+        .map(|(number, (what, made, good))| (*what, signed.add(number, made), *good))
+        .collect();
+    for (subject, index) in [
+        (json!({"subjectEmail": EMAIL}), 0),
+        (json!({"subjectHostname": HOSTNAME}), 1),
+        (json!({"subjectEmail": EMAIL, "subjectHostname": HOSTNAME}), 2),
+    ] {
+        let judged: Vec<_> = images
+            .iter()
+            .map(|(what, image, good)| (*what, image.clone(), good[index]))
+            .collect();
+        signed.compare(&pki("ca.pem", subject), &judged).await;
+    }
+    // One and the same signature under other policies.
+    let one = |name: &'static str, is_good| {
+        let found = images.iter().find(|(what, ..)| *what == name).unwrap();
+        [(name, found.1.clone(), is_good)]
+    };
+    let with = |more: Value| {
+        let mut subject = json!({"subjectHostname": HOSTNAME});
+        subject
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        subject
+    };
+    let chained = with(json!({"caIntermediatesPath": at("between.pem")}));
+    signed
+        .compare(&pki("ca.pem", chained.clone()), &one("of-between", true))
+        .await;
+    let data = with(json!({"caIntermediatesData": base64(signed.authority.read("between.pem"))}));
+    signed
+        .compare(&pki("ca.pem", data), &one("of-between", true))
+        .await;
+    signed
+        .compare(&pki("stranger.pem", chained), &one("of-between", false))
+        .await;
+    signed
+        .compare(&pki("between.pem", with(json!({}))), &one("of-between", true))
+        .await;
+    signed
+        .compare(&pki("old-ca.pem", with(json!({}))), &one("of-old-ca", false))
+        .await;
+    for bad in ["missing", "log.pub"] {
+        signed
+            .compare(&pki(bad, with(json!({}))), &one("builder", false))
+            .await;
+        let bad = with(json!({"caIntermediatesPath": at(bad)}));
+        signed.compare(&pki("ca.pem", bad), &one("builder", false)).await;
+    }
+    // More than the one root that is wanted.
+    let bundle = signed.authority.text("stranger.pem") + &signed.authority.text("ca.pem");
+    std::fs::write(at("bundle.pem"), bundle).unwrap();
+    signed
+        .compare(&pki("bundle.pem", with(json!({}))), &one("builder", true))
+        .await;
+    for (host, is_good) in [
+        ("build", false),
+        ("team.example", false),
+        ("BUILD.team.example", true),
+        ("build.team.example.", true),
+        ("192.0.2.1", false),
+    ] {
+        signed
+            .compare(
+                &pki("ca.pem", json!({"subjectHostname": host})),
+                &one("builder", is_good),
+            )
+            .await;
+    }
+}
+each_set!(newer async certificates_of_another_authority_are_judged_as_by_skopeo: "skopeo", "openssl");

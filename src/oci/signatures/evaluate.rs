@@ -3,10 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::fulcio::{self, Subject};
+use super::fulcio;
 use super::openpgp;
 use super::payload::{self, Payload};
 use super::pem;
+use super::pki;
 use super::rekor::{self, Logged};
 use super::signature::{Attached, SIGSTORE_TYPE, Signature};
 use super::sigstore::Key;
@@ -143,10 +144,26 @@ fn good_keys(
         rekor::verify(log, annotation(attached, ENTRY)?, &wanted)
     };
     match (by, log) {
-        (Signer::Pki, _) => Err(
-            "the signature is to be verified with a certificate of a PKI, which graphroot does not do"
-                .to_owned(),
-        ),
+        (Signer::Pki { .. }, Some(_)) => Err("keys of Rekor are not supported for pki".to_owned()),
+        (
+            Signer::Pki {
+                roots,
+                intermediates,
+                email,
+                hostname,
+            },
+            None,
+        ) => {
+            let (certificate, chain) = certificate(attached)?;
+            let intermediates = intermediates.as_ref().map(read).transpose()?;
+            let subject = pki::Subject {
+                roots: &read(roots)?.concat(),
+                intermediates: &intermediates.unwrap_or_default().concat(),
+                email: email.as_deref(),
+                hostname: hostname.as_deref(),
+            };
+            Ok(vec![pki::key_of(&certificate, chain, &subject)?])
+        }
         (Signer::Keys(keys), None) => parse(keys),
         (Signer::Keys(keys), Some(log)) => {
             let (mut good, mut reasons) = (Vec::new(), Vec::new());
@@ -173,11 +190,9 @@ fn good_keys(
             },
             Some(log),
         ) => {
-            let certificate = annotation(attached, CERTIFICATE)?;
-            let certificate = pem::only(certificate.as_bytes(), pem::CERTIFICATE)?;
+            let (certificate, chain) = certificate(attached)?;
             let time = is_logged(&log, (pem::CERTIFICATE, &certificate))?;
-            let chain = annotation(attached, CHAIN).unwrap_or_default();
-            let subject = Subject {
+            let subject = fulcio::Subject {
                 authorities: &read(authorities)?.concat(),
                 issuer,
                 email,
@@ -185,6 +200,12 @@ fn good_keys(
             Ok(vec![fulcio::key_of(&certificate, chain, time, &subject)?])
         }
     }
+}
+
+/// The certificate that comes with a signature, and those that come with that, in PEM.
+fn certificate(attached: &Attached) -> Result<(Vec<u8>, &str), Refusal> {
+    let certificate = pem::only(annotation(attached, CERTIFICATE)?.as_bytes(), pem::CERTIFICATE)?;
+    Ok((certificate, annotation(attached, CHAIN).unwrap_or_default()))
 }
 
 /// Keys in PEM. One that cannot be read is told of even if another one would do.

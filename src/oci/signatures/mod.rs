@@ -1,5 +1,6 @@
 //! Signatures of images: where they are, what they hold, and whether the policy accepts them. (Feature `signatures`.)
 
+mod chain;
 mod der;
 pub(crate) mod evaluate;
 mod fetch;
@@ -7,6 +8,7 @@ mod fulcio;
 mod openpgp;
 mod payload;
 mod pem;
+mod pki;
 mod rekor;
 pub(crate) mod signature;
 mod sigstore;

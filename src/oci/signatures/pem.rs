@@ -7,11 +7,25 @@ use crate::oci::unique_json::Refusal;
 
 pub(super) const CERTIFICATE: &str = "CERTIFICATE";
 pub(super) const PUBLIC_KEY: &str = "PUBLIC KEY";
+/// How everything in PEM begins.
+const BEGIN: &[u8] = b"-----BEGIN ";
 
 /// All certificates.
 pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Refusal> {
     let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     all.map_err(|error| format!("reading certificates: {error}"))
+}
+
+/// All certificates, if there is nothing else between and behind them.
+pub(super) fn certificates_alone(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Refusal> {
+    let all = certificates(pem)?;
+    let text = pem.trim_ascii();
+    let begins = text.windows(BEGIN.len()).filter(|part| *part == BEGIN).count();
+    let is_whole = text.is_empty() || text.ends_with(b"-----END CERTIFICATE-----");
+    match is_whole && begins == all.len() {
+        true => Ok(all),
+        false => Err("something else among certificates".to_owned()),
+    }
 }
 
 /// The content of what is the only thing in it, and is called `label`: [`CERTIFICATE`] or [`PUBLIC_KEY`].
@@ -61,6 +75,33 @@ mod tests {
             "-----BEGIN PUBLIC KEY-----".to_owned(),
         ] {
             assert!(only(bad.as_bytes(), PUBLIC_KEY).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_alone() {
+        let block = |label: &str| format!("-----BEGIN {label}-----\nMAA=\n-----END {label}-----\n");
+        let one = block(CERTIFICATE);
+        for (good, count) in [
+            (String::new(), 0),
+            (one.clone(), 1),
+            (format!("subject\n{one}\n{one}\n"), 2),
+        ] {
+            assert_eq!(
+                certificates_alone(good.as_bytes()).unwrap().len(),
+                count,
+                "{good}"
+            );
+        }
+        for bad in [
+            "x".to_owned(),
+            block(PUBLIC_KEY),
+            format!("{one}{}", block(PUBLIC_KEY)),
+            format!("{}{one}", block("SOMETHING")),
+            format!("{one}x"),
+            "-----BEGIN CERTIFICATE-----".to_owned(),
+        ] {
+            assert!(certificates_alone(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 }

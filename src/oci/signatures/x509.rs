@@ -3,10 +3,11 @@
 use super::der::{
     BOOLEAN, Der, EMAIL, EXTENSIONS, GENERALIZED_TIME, OBJECT, OCTETS, SEQUENCE, TEXT, UTC_TIME, VERSION,
 };
+use crate::oci::unique_json::Refusal;
 
 const SUBJECT_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 const USAGES: &[u8] = &[0x55, 0x1d, 0x25];
-const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+pub(super) const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 pub(super) const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
 /// Who has said that a subject is who it is: the text itself, and in the newer extension as an element.
 const ISSUER: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x83, 0xbf, 0x30, 0x01, 0x01];
@@ -51,6 +52,11 @@ impl<'a> Certificate<'a> {
             }
         }
         Some(Self { validity, extensions })
+    }
+
+    /// Reads the one of a signer.
+    pub(super) fn read_leaf(bytes: &'a [u8]) -> Result<Self, Refusal> {
+        Self::read(bytes).ok_or_else(|| "a certificate that makes no sense".to_owned())
     }
 
     fn extension(&self, number: &[u8]) -> Option<&'a [u8]> {

@@ -1,0 +1,107 @@
+//! Whether a certificate is one that an authority has given for signatures of code. `webpki` verifies it.
+
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{
+    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, KeyUsage,
+    RequiredEkuNotFoundContext, anchor_from_trusted_cert,
+};
+
+use super::pem;
+use super::x509::{ANY_USAGE, CODE_SIGNING, Certificate};
+use crate::oci::unique_json::Refusal;
+
+/// More certificates than lie between any root and any signature.
+const MAX_CHAIN: usize = 16;
+
+/// Certificates of authorities.
+pub(super) struct Authorities {
+    pub(super) roots: Vec<CertificateDer<'static>>,
+    /// Between those and others, in any order.
+    pub(super) between: Vec<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    /// Checks a certificate at a time in seconds since 1970. `chain`, in PEM, comes with it: the certificates between it and an
+    /// authority's, and that of the authority, which is not used.
+    ///
+    /// # Errors
+    /// Why it is not good.
+    pub(super) fn verify(&self, leaf: &EndEntityCert<'_>, chain: &str, time: u64) -> Result<(), Refusal> {
+        let seconds = i64::try_from(time).map_err(|error| error.to_string())?;
+        // `webpki` takes roots as they are.
+        let is_good = |root: &&CertificateDer<'_>| {
+            let read = Certificate::read(root).and_then(|read| read.may_sign_code(seconds));
+            read == Some(true)
+        };
+        let roots = self.roots.iter().filter(is_good);
+        // One that `webpki` cannot use does not keep the others from being used.
+        let anchors: Vec<_> = roots
+            .filter_map(|root| anchor_from_trusted_cert(root).ok())
+            .collect();
+        let mut between = pem::certificates_alone(chain.as_bytes())?;
+        between.pop();
+        if between.len() > MAX_CHAIN {
+            return Err(format!("a chain of more than {MAX_CHAIN} certificates"));
+        }
+        between.extend(self.between.iter().cloned());
+        leaf.verify_for_usage(
+            rustls::crypto::ring::default_provider()
+                .signature_verification_algorithms
+                .all,
+            &anchors,
+            &between,
+            UnixTime::since_unix_epoch(Duration::from_secs(time)),
+            SigningOfCode,
+            None,
+            None,
+        )
+        .map_err(refuse)?;
+        Ok(())
+    }
+}
+
+/// Usages of a certificate that is good for signatures of code: this one, any, or none named.
+struct SigningOfCode;
+
+impl ExtendedKeyUsageValidator for SigningOfCode {
+    fn validate(&self, usages: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let good = [CODE_SIGNING, ANY_USAGE].map(KeyPurposeId::new);
+        let mut present = Vec::new();
+        for usage in usages {
+            let usage = usage?;
+            if good.contains(&usage) {
+                return Ok(());
+            }
+            present.push(usage.to_decoded_oid());
+        }
+        match present.is_empty() {
+            true => Ok(()),
+            false => Err(webpki::Error::RequiredEkuNotFoundContext(
+                RequiredEkuNotFoundContext {
+                    required: KeyUsage::required_if_present(CODE_SIGNING),
+                    present,
+                },
+            )),
+        }
+    }
+}
+
+/// Reads the certificate of a signer.
+pub(super) fn read_leaf<'a>(certificate: &'a CertificateDer<'_>) -> Result<EndEntityCert<'a>, Refusal> {
+    EndEntityCert::try_from(certificate).map_err(refuse)
+}
+
+/// Checks that a certificate is for an address of mail.
+pub(super) fn check_email(certificate: &Certificate<'_>, email: &str) -> Result<(), Refusal> {
+    let emails = certificate.emails().unwrap_or_default();
+    match emails.contains(&email) {
+        true => Ok(()),
+        false => Err(format!("Required email {email:?} not found (got {emails:?})")),
+    }
+}
+
+fn refuse(error: webpki::Error) -> Refusal {
+    format!("verifying leaf certificate failed: {error}")
+}
