@@ -1,10 +1,11 @@
-//! Where an image is pushed to: a registry, an OCI layout or an archive.
+//! Where an image is pushed to: a registry, an OCI layout, a directory or an archive.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use super::archive_destination::{ArchiveDestination, Form};
+use super::directory_writer::DirectoryWriter;
 use super::layout_writer::LayoutWriter;
 use super::progress::Progress;
 use super::reference::ImageRef;
@@ -22,6 +23,7 @@ pub(crate) enum Destination {
         mounts: Mutex<Vec<String>>,
     },
     Layout(LayoutWriter),
+    Directory(DirectoryWriter),
     Archive(Box<ArchiveDestination>),
 }
 
@@ -57,6 +59,7 @@ impl Destination {
                 let layout = LayoutWriter::open(dir.clone(), name.clone()).await?;
                 Ok(Self::Layout(layout))
             }
+            ImageRef::Directory { dir } => Ok(Self::Directory(DirectoryWriter::open(dir.clone()).await?)),
             ImageRef::OciArchive { file, name } => archive(Form::Oci, file, name).await,
             ImageRef::DockerArchive { file, name } => archive(Form::Docker, file, name).await,
         }
@@ -65,7 +68,7 @@ impl Destination {
     /// Whether only OCI's own media types are allowed.
     pub(crate) fn is_oci_only(&self) -> bool {
         match self {
-            Self::Registry { .. } => false,
+            Self::Registry { .. } | Self::Directory(_) => false,
             Self::Layout(_) => true,
             Self::Archive(archive) => archive.form == Form::Oci,
         }
@@ -86,6 +89,7 @@ impl Destination {
         match self {
             Self::Registry { repository, .. } => repository.has_blob(digest).await,
             Self::Layout(layout) => layout.has(digest).await,
+            Self::Directory(directory) => directory.has(digest).await,
             Self::Archive(archive) => Ok(archive.has(digest).await),
         }
     }
@@ -112,6 +116,7 @@ impl Destination {
         match self {
             Self::Registry { repository, .. } => repository.put_layer(spool, progress).await,
             Self::Layout(layout) => layout.put_layer(spool, progress).await,
+            Self::Directory(directory) => directory.put_layer(spool, progress).await,
             Self::Archive(archive) => archive.put_layer(spool, progress).await,
         }
     }
@@ -121,6 +126,7 @@ impl Destination {
         match self {
             Self::Registry { repository, .. } => repository.put_small(bytes, digest).await,
             Self::Layout(layout) => layout.put_small(bytes, digest).await,
+            Self::Directory(directory) => directory.put_small(bytes, digest).await,
             Self::Archive(archive) => archive.put_small(bytes, digest).await,
         }
     }
@@ -139,6 +145,7 @@ impl Destination {
                     .await
             }
             Self::Layout(layout) => layout.finish(manifest).await,
+            Self::Directory(directory) => directory.finish(manifest, config, layers).await,
             Self::Archive(archive) => archive.finish(manifest, config, layers).await,
         }
     }

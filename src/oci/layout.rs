@@ -50,15 +50,17 @@ impl Layout {
             Self::Directory(dir) => FileBlob::open(dir.join(name)).await?,
             Self::Tar(tar) => tar.file(&name)?,
         };
-        if file.size() != blob.size {
-            let what = format!(
-                "{} has {} bytes, expected {}",
-                blob.digest,
-                file.size(),
-                blob.size
-            );
-            return Err(ErrorKind::DigestMismatch.err(what));
+        of_size(file, blob)
+    }
+}
+
+/// Checks that a blob has the size that is said of it.
+pub(crate) fn of_size(file: FileBlob, blob: &Descriptor) -> Result<FileBlob> {
+    match file.size() {
+        size if size == blob.size => Ok(file),
+        size => {
+            let what = format!("{} has {size} bytes, expected {}", blob.digest, blob.size);
+            Err(ErrorKind::DigestMismatch.err(what))
         }
-        Ok(file)
     }
 }

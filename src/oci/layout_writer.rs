@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::blob_files;
 use super::files;
 use super::index::NAME;
 use super::layout::blob_path;
@@ -21,13 +22,9 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::single_flight;
 use crate::store::image_manifest::ImageManifest;
-use crate::sys::atomic::{self, AtomicFile};
 
 /// The marker file of a layout and its content.
 pub(crate) const MARKER: (&str, &[u8]) = ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
-
-/// The mode of new files before the umask. Files that are replaced keep theirs.
-const MODE: u32 = 0o644;
 
 /// An index of no images.
 const EMPTY_INDEX: &[u8] =
@@ -48,7 +45,7 @@ impl LayoutWriter {
             let (marker, content) = MARKER;
             let marker = dir.join(marker);
             if !marker.try_exists().at("looking for", &marker)? {
-                atomic::write_user_file(&marker, content, MODE, true)?;
+                blob_files::replace(&marker, content)?;
             }
             Ok(Self { dir, name })
         })
@@ -60,29 +57,20 @@ impl LayoutWriter {
     }
 
     pub(crate) async fn has(&self, digest: &Digest) -> Result<bool> {
-        let path = self.blob(digest);
-        bridge::run(move || path.try_exists().at("looking for", &path)).await
+        blob_files::exists(self.blob(digest)).await
     }
 
     /// Writes a layer.
     pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
-        let (from, to) = (spool.path().to_owned(), self.blob(&spool.digest));
         let meter = Meter::start(progress, &spool.digest, spool.size, 0);
-        bridge::run(move || copy(&from, &to)).await?;
+        blob_files::put_copy(spool.path().to_owned(), self.blob(&spool.digest)).await?;
         meter.add(spool.size);
         Ok(())
     }
 
     /// Writes a short blob.
     pub(crate) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
-        let (path, bytes) = (self.blob(digest), bytes.clone());
-        bridge::run(move || {
-            if path.try_exists().at("looking for", &path)? {
-                return Ok(());
-            }
-            atomic::write_user_file(&path, &bytes, MODE, true)
-        })
-        .await
+        blob_files::put_missing(self.blob(digest), bytes.clone()).await
     }
 
     /// Writes the manifest and lists it in the index. Another manifest with the same name is no longer listed.
@@ -122,7 +110,7 @@ fn update(path: &Path, entry: Value) -> Result<()> {
         Err(error) => return Err(error),
     };
     let index = add_entry(&bytes, entry).map_err(|error| error.at(path))?;
-    atomic::write_user_file(path, &index, MODE, true)
+    blob_files::replace(path, &index)
 }
 
 /// An index with one more entry.
@@ -146,12 +134,4 @@ fn add_entry(index: &[u8], entry: Value) -> Result<Vec<u8>> {
 /// An index of one entry.
 pub(crate) fn index_of(entry: Value) -> Result<Vec<u8>> {
     add_entry(EMPTY_INDEX, entry)
-}
-
-/// Copies a file to a place where it appears whole.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = files::open_regular(from)?;
-    let mut target = AtomicFile::create_user_file(to, MODE)?;
-    std::io::copy(&mut source, &mut target).at("copying a layer to", to)?;
-    target.commit_as_user_file(true)
 }

@@ -1,4 +1,4 @@
-//! Images from registries, OCI layouts and archives into the store, and out of it. (Feature `pull`.)
+//! Images from registries, OCI layouts, directories and archives into the store, and out of it. (Feature `pull`.)
 //!
 //! A [`Puller`] pulls any number of images into one store at once:
 //!
@@ -50,12 +50,13 @@
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for
 //!   the whole process.
 //!
-//! [`push()`] is the way out: to registries, layouts and archives.
+//! [`push()`] is the way out: to registries, layouts, directories and archives.
 
 mod archive_destination;
 mod archive_writer;
 mod auth;
 mod auth_file;
+mod blob_files;
 mod certificates;
 mod challenge;
 mod configured;
@@ -65,6 +66,8 @@ mod credential_helper;
 mod credential_store;
 mod destination;
 mod diff_ids;
+mod directory;
+mod directory_writer;
 mod docker_archive;
 mod download;
 mod files;

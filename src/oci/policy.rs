@@ -265,6 +265,7 @@ fn scopes(image: &ImageRef) -> (&'static str, Vec<String>) {
     let (transport, mut scopes) = match image {
         ImageRef::Registry(reference) => ("docker", reference.scopes()),
         ImageRef::Layout { dir, .. } => ("oci", paths(dir)),
+        ImageRef::Directory { dir } => ("dir", paths(dir)),
         ImageRef::OciArchive { file, .. } => ("oci-archive", paths(file)),
         ImageRef::DockerArchive { .. } => ("docker-archive", Vec::new()),
     };

@@ -66,7 +66,7 @@ impl Puller {
     /// |---|---|
     /// | `docker://NAME` | `NAME`, with its registry and tag |
     /// | `oci:DIRECTORY:NAME` | `NAME` as that of an image in a registry: `app` is `docker.io/library/app:latest` |
-    /// | `oci:DIRECTORY`, `oci:DIRECTORY:@INDEX` | none |
+    /// | `oci:DIRECTORY`, `oci:DIRECTORY:@INDEX`, `dir:DIRECTORY` | none |
     /// | `oci-archive:FILE` with or without `:NAME` | what the annotation `io.containerd.image.name`, or else `org.opencontainers.image.ref.name`, says; without a registry it is in `localhost/` |
     /// | `docker-archive:FILE` with or without `:@INDEX` | all that the archive gives it; those without a registry are in `localhost/` |
     /// | `docker-archive:FILE:NAME` | that name as the archive gives it |

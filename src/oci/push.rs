@@ -1,4 +1,4 @@
-//! Pushing images: out of the store, to a registry, an OCI layout or an archive.
+//! Pushing images: out of the store, to a registry, an OCI layout, a directory or an archive.
 //!
 //! A layer is sent as its tar stream, bit for bit as it was received (replayed from tar-split), and compressed again.
 //! If the destination has the blob that the layer was made from, that blob is used and nothing is read; if it has the
@@ -49,16 +49,19 @@ pub struct Pushed {
 /// Pushes an image of the store (an ID, name or ID prefix).
 ///
 /// Takes the store's locks for moments only. Each layer is first written to a temporary file of the store, compressed.
-/// An archive appears under its name when it is complete, and replaces one that is there. A layout that several tasks or processes push to at the same time lists the images of all of them.
+/// An archive appears under its name when it is complete, and replaces one that is there. A layout that several tasks or
+/// processes push to at the same time lists the images of all of them. A directory (`dir:`) holds one image: what it held is
+/// there until the new one is complete, pushes to it wait for each other, and its signatures are removed.
 ///
 /// # Errors
 /// [`ErrorKind::ImageUnknown`]; [`ErrorKind::NotFound`] for an image without a manifest or config;
-/// [`ErrorKind::InvalidInput`] if those do not fit the layers, or for a destination that names a digest;
+/// [`ErrorKind::InvalidInput`] if those do not fit the layers, for a destination that names a digest, or for a directory in
+/// which something else is;
 /// [`ErrorKind::Registry`] if the registry cannot be reached or refuses; [`ErrorKind::NotSupported`] for an archive in
 /// place of what is no regular file; [`ErrorKind::DigestMismatch`] for a layer without diff ID
 /// ([`PartialPullOptions::insecure_allow_unpredictable_image_contents`](crate::PartialPullOptions::insecure_allow_unpredictable_image_contents))
 /// that the destination does not have, since its tar stream is another one than the config names; and those of
-/// [`Store::diff`]. What was sent to a registry or layout stays there,
+/// [`Store::diff`]. What was sent to a registry, layout or directory stays there,
 /// for the next attempt; of an archive nothing stays.
 ///
 /// # Cancellation

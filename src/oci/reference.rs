@@ -39,6 +39,11 @@ pub enum ImageRef {
         /// Which image of the layout, if it has several: a name, or `@0` for the first of them.
         name: Option<String>,
     },
+    /// `dir:DIRECTORY`: in a directory with its manifest and blobs, as Skopeo writes it.
+    Directory {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// `oci-archive:FILE[:NAME|:@INDEX]`: in a tar file of an OCI image layout.
     OciArchive {
         /// The tar file.
@@ -207,6 +212,12 @@ impl FromStr for ImageRef {
             let (dir, name) = file_and_name(rest)?;
             return Ok(Self::Layout { dir, name });
         }
+        if let Some(dir) = text.strip_prefix("dir:") {
+            if dir.is_empty() {
+                return Err(ErrorKind::InvalidInput.err(format!("image reference {text:?} without a path")));
+            }
+            return Ok(Self::Directory { dir: dir.into() });
+        }
         if let Some(rest) = text.strip_prefix("oci-archive:") {
             let (file, name) = file_and_name(rest)?;
             return Ok(Self::OciArchive { file, name });
@@ -223,6 +234,7 @@ impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (prefix, path, name) = match self {
             Self::Registry(reference) => return write!(f, "docker://{reference}"),
+            Self::Directory { dir } => ("dir", dir, &None),
             Self::Layout { dir, name } => ("oci", dir, name),
             Self::OciArchive { file, name } => ("oci-archive", file, name),
             Self::DockerArchive { file, name } => ("docker-archive", file, name),
@@ -283,6 +295,7 @@ mod tests {
             ("quay.io/x/y:z", "docker://quay.io/x/y:z"),
             ("oci:/some/dir", "oci:/some/dir"),
             ("oci:dir:some/name:tag", "oci:dir:some/name:tag"),
+            ("dir:/some/dir:1", "dir:/some/dir:1"),
             ("oci-archive:f.tar:x", "oci-archive:f.tar:x"),
             ("docker-archive:f.tar", "docker-archive:f.tar"),
         ] {
@@ -294,6 +307,7 @@ mod tests {
         for bad in [
             "",
             "oci:",
+            "dir:",
             "docker://",
             "docker://h.io/UPPER",
             "docker-archive::x",
@@ -310,7 +324,12 @@ mod tests {
     #[test]
     fn references_are_serialized_as_text_that_names_the_same() {
         let json = |reference: &ImageRef| serde_json::to_string(reference);
-        for text in ["docker://h.io/a:b", "oci:/dir:name", "docker-archive:f.tar"] {
+        for text in [
+            "docker://h.io/a:b",
+            "oci:/dir:name",
+            "dir:/a:b",
+            "docker-archive:f.tar",
+        ] {
             let reference: ImageRef = text.parse().unwrap();
             assert_eq!(json(&reference).unwrap(), format!("{text:?}"));
             assert_eq!(

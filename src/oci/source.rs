@@ -1,10 +1,11 @@
-//! The source of an image that is pulled: a registry, an OCI layout or an archive.
+//! The source of an image that is pulled: a registry, an OCI layout, a directory or an archive.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio_util::io::InspectReader;
 
+use super::directory::Directory;
 use super::docker_archive::DockerArchive;
 use super::download::Transfer;
 use super::layout::Layout;
@@ -31,6 +32,7 @@ use crate::store::image_manifest::Descriptor;
 pub(crate) enum ImageSource {
     Registry(Arc<Places>),
     Layout { layout: Layout, name: Option<String> },
+    Directory(Arc<Directory>),
     Docker(Arc<DockerArchive>),
 }
 
@@ -45,6 +47,7 @@ impl ImageSource {
                 layout: Layout::Directory(dir.clone()),
                 name: name.clone(),
             }),
+            ImageRef::Directory { dir } => Ok(Self::Directory(Arc::new(Directory::open(dir.clone()).await?))),
             ImageRef::OciArchive { file, name } => Ok(Self::Layout {
                 layout: Layout::Tar(Tarball::open(file, store).await?),
                 name: name.clone(),
@@ -66,6 +69,7 @@ impl ImageSource {
                 let entry = layout.find(name.as_deref()).await?;
                 self.manifest(&entry.digest()?).await
             }
+            Self::Directory(directory) => Ok(directory.top.clone()),
             Self::Docker(archive) => Ok(archive.manifest.clone()),
         }
     }
@@ -75,6 +79,7 @@ impl ImageSource {
         let fetched = match self {
             Self::Registry(places) => return places.ask(|at| async move { at.manifest(digest).await }).await,
             Self::Layout { layout, .. } => layout.document(digest).await?,
+            Self::Directory(directory) => directory.manifest(digest).await?,
             Self::Docker(archive) => archive.manifest.bytes.to_vec(),
         };
         digest.check(&fetched, "the manifest")?;
@@ -93,6 +98,7 @@ impl ImageSource {
         let bytes: Bytes = match self {
             Self::Registry(places) => places.ask(|at| async move { at.small_blob(blob).await }).await?,
             Self::Layout { layout, .. } => layout.document(&blob.digest).await?.into(),
+            Self::Directory(directory) => directory.document(&blob.digest).await?.into(),
             Self::Docker(archive) => archive.config.clone(),
         };
         blob.digest.check(&bytes, "the config")?;
@@ -105,6 +111,7 @@ impl ImageSource {
     pub(crate) async fn signatures(&self, manifest: &Digest, wanted: bool) -> Result<Vec<Signature>> {
         match self {
             Self::Registry(places) => places.current().await?.signatures(manifest, wanted).await,
+            Self::Directory(directory) => directory.signatures(manifest).await,
             Self::Layout { .. } | Self::Docker(_) => Ok(Vec::new()),
         }
     }
@@ -128,6 +135,7 @@ impl ImageSource {
                 return Ok(Transfer::start(Arc::clone(places), blob.clone(), meter, partial));
             }
             Self::Layout { layout, .. } => layout.file(blob).await?,
+            Self::Directory(directory) => directory.file(blob).await?,
             Self::Docker(archive) => archive.file(blob)?,
         };
         Ok(Box::pin(InspectReader::new(
@@ -146,12 +154,14 @@ impl ImageSource {
                 return Ok(Arc::new(source));
             }
             Self::Layout { layout, .. } => layout.file(blob).await?,
+            Self::Directory(directory) => directory.file(blob).await?,
             Self::Docker(archive) => archive.file(blob)?,
         };
         Ok(Arc::new(MeteredBlob::new(file, meter)))
     }
 
-    /// The names that the newest Podman would give the image: in a layout what it is asked for by, in an archive what that says.
+    /// The names that the newest Podman would give the image: in a layout what it is asked for by, in an archive what that says,
+    /// in a directory none.
     pub(crate) async fn default_names(&self, image: &ImageRef) -> Result<Vec<String>> {
         let is_number = |name: &&String| name.starts_with('@');
         let name = match (self, image) {
@@ -165,7 +175,7 @@ impl ImageSource {
                 entry.image_name().map(reference::own_name).transpose()?
             }
             (Self::Docker(archive), _) => return Ok(archive.names.clone()),
-            (Self::Registry(_), _) => None,
+            (Self::Registry(_) | Self::Directory(_), _) => None,
         };
         Ok(name.into_iter().collect())
     }

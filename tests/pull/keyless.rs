@@ -627,7 +627,7 @@ fn of_builders() -> Vec<(&'static str, Made, [bool; 3])> {
             Made {
                 signer: "builder",
                 annotations: |all| {
-                    drop(all.insert("dev.cosignproject.cosign/signature".into(), base64("x").into()))
+                    drop(all.insert("dev.cosignproject.cosign/signature".into(), base64("x").into()));
                 },
                 ..GOOD
             },

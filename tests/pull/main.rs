@@ -23,6 +23,7 @@ mod caches;
 mod chunked;
 mod composefs;
 mod converted;
+mod directories;
 mod fake_ranges;
 mod fake_registry;
 mod faults;

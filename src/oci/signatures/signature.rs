@@ -11,7 +11,7 @@ use crate::oci::unique_json::Refusal;
 pub(super) const SIGSTORE_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 
 /// The longest signature that is read.
-pub(super) const MAX_SIGNATURE: u64 = 4 << 20;
+pub(crate) const MAX_SIGNATURE: u64 = 4 << 20;
 
 /// The signature of an image, not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]

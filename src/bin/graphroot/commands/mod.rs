@@ -215,13 +215,13 @@ pub(crate) static COMMANDS: [Command; 61] = [
 #[rustfmt::skip]
 pub(crate) static EXTRA_COMMANDS: &[Command] = &[
     #[cfg(feature = "pull")]
-    command!(["pull"], "[options [...]] image [...]", "Pull images from registries, OCI layouts and archives", 1, ANY,
+    command!(["pull"], "[options [...]] image [...]", "Pull images from registries, OCI layouts, directories and archives", 1, ANY,
         [JSON, QUIET_TRANSFER, transfer_flags::NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::POLICY, transfer_flags::KEEP_PARTIAL,
         transfer_flags::DOWNLOADS], transfer::pull,
         ["graphroot pull app:1", "graphroot pull docker://registry.example/app:1 oci:DIRECTORY:app",
          "graphroot pull --name app:1 docker-archive:saved.tar", "graphroot pull oci-archive:image.tar:app", "graphroot pull --json --keep-partial docker://registry.example/app"]),
     #[cfg(feature = "pull")]
-    command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry or an OCI layout", 2, Some(2),
+    command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry, an OCI layout, a directory or an archive", 2, Some(2),
         [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::COMPRESSION, transfer_flags::LEVEL], transfer::push,
         ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app", "graphroot push --compression zstd:chunked app:1 docker://registry.example/app:1"]),
     #[cfg(feature = "pull")]

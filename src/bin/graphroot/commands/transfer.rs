@@ -1,4 +1,4 @@
-//! `pull` and `push`: images copied between the store and registries, OCI layouts and archives.
+//! `pull` and `push`: images copied between the store and registries, OCI layouts, directories and archives.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
