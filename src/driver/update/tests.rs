@@ -1,10 +1,12 @@
 //! Trees on file systems that cannot have everything.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Child;
+
+use rustix::fs::FileType;
 
 use super::*;
 use crate::driver::conformance::scripted_fs;
@@ -138,4 +140,36 @@ fn links_that_are_too_long_are_lost() {
         .set_modified(time)
         .unwrap();
     assert_eq!(compare(trial().as_ref()).0, Some("/dir/new".into()));
+}
+
+/// An attribute is lost where none of its kind can be.
+#[test]
+fn attributes_that_are_refused_are_no_difference() {
+    let trees = tempfile::tempdir_in("/dev/shm").unwrap();
+    let [from, to] = ["from", "to"].map(|name| trees.path().join(name));
+    for tree in [&from, &to] {
+        fs::create_dir(tree).unwrap();
+        fs::write(tree.join("file"), "content").unwrap();
+    }
+    let dir = at::open_dir(&from).unwrap();
+    let time = fs::metadata(from.join("file")).unwrap().modified().unwrap();
+    for path in [&to.join("file"), &from, &to] {
+        fs::File::open(path).unwrap().set_modified(time).unwrap();
+    }
+    let name = b"security.capability";
+    let compare =
+        |trial: Option<&Trial>| difference(&shown(&from), &shown(&to), &Remaps::default(), trial).unwrap();
+    let trial = Trial::new(trees.path().join("trial"), &to).unwrap();
+    assert_eq!(compare(Some(&trial)), (None, Vec::new()));
+    // Revision 2, which root may set.
+    let value = [0x0200_0001u32, 1, 0, 0, 0].map(u32::to_le_bytes).concat();
+    if crate::sys::xattr::set_at(dir.as_fd(), b"file", name, &value).is_err() {
+        return skip("attributes of files are set by root");
+    }
+    assert_eq!(compare(Some(&trial)).0, Some("/file".into()));
+    let takes = |kind, name: &[u8], value: &[u8]| trial.takes_attribute(kind, name, value).unwrap();
+    assert!(takes(FileType::RegularFile, name, &value));
+    assert!(!takes(FileType::RegularFile, name, b"none"));
+    assert!(!takes(FileType::Symlink, b"user.test", b"1"));
+    assert!(!takes(FileType::Directory, b"system.unknown", b"1"));
 }

@@ -16,6 +16,9 @@ const ROOM: usize = 128 * 1024;
 /// Bytes of `struct btrfs_ioctl_search_header`, which is in front of every item.
 const HEADER: usize = 32;
 
+/// Bytes of the largest item. An answer that has room for it is not cut off.
+const LARGEST: usize = 64 * 1024;
+
 /// `struct btrfs_ioctl_search_key`.
 #[repr(C)]
 struct Key {
@@ -90,10 +93,32 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// What is left of it after the last item of an answer; `None` if that is nothing, or there was none.
-    fn after(self, end: Option<ItemKey>) -> Option<Self> {
-        let first = end.and_then(ItemKey::next).filter(|next| *next <= self.last)?;
+    /// What is left of it after an answer of `count` items at the most; `None` if that is nothing.
+    fn after(self, end: &End, count: u32) -> Option<Self> {
+        if end.items < count && end.bytes + HEADER + LARGEST <= ROOM {
+            return None;
+        }
+        let first = end
+            .key
+            .and_then(ItemKey::next)
+            .filter(|next| *next <= self.last)?;
         Some(Self { first, ..self })
+    }
+}
+
+/// How far an answer goes.
+#[derive(Default)]
+struct End {
+    key: Option<ItemKey>,
+    items: u32,
+    bytes: usize,
+}
+
+impl End {
+    fn pass(&mut self, item: Item<'_>) {
+        self.key = Some(item.key);
+        self.items += 1;
+        self.bytes += HEADER + item.data.len();
     }
 }
 
@@ -143,12 +168,12 @@ impl Search {
         mut each: impl FnMut(Item<'_>),
     ) -> Result<Option<Range>> {
         self.ask(dir, range, count)?;
-        let mut end = None;
+        let mut end = End::default();
         for item in self.items() {
-            end = Some(item.key);
+            end.pass(item);
             each(item);
         }
-        Ok(range.after(end))
+        Ok(range.after(&end, count))
     }
 
     /// Compares the items of one answer with those of the same range in another tree, one by one. Returns whether all are the
@@ -165,13 +190,13 @@ impl Search {
         search.ask(dir, range, u32::MAX)?;
         other_search.ask(other_dir, range, u32::MAX)?;
         let (mut items, mut others) = (search.items(), other_search.items());
-        let mut end = None;
+        let mut end = End::default();
         loop {
             match (items.next(), others.next()) {
                 (Some(item), Some(other)) if item.key == other.key && same(item, other) => {
-                    end = Some(item.key);
+                    end.pass(item);
                 }
-                (None, None) => return Ok((true, range.after(end))),
+                (None, None) => return Ok((true, range.after(&end, u32::MAX))),
                 _ => return Ok((false, None)),
             }
         }
