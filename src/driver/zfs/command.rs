@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::driver::program::{Printed, limit_files};
@@ -12,6 +14,10 @@ use crate::sys::child;
 /// How long a command may take. It holds up everybody who waits for the lock of the layers; a busy pool takes its time.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// What part of that time a command has after one that did not end: to undo what was begun takes several commands, and nobody may
+/// answer any of them.
+const SHORTER: u32 = 12;
+
 /// Most bytes that a command may print: a list of some 300,000 datasets.
 const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
 
@@ -20,6 +26,8 @@ const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
 pub(super) struct Program {
     path: PathBuf,
     limit: Duration,
+    /// The last command has not ended.
+    is_silent: Arc<AtomicBool>,
 }
 
 /// A command that has failed, and what the program says.
@@ -85,7 +93,11 @@ impl Refusal {
 
 impl Program {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, limit: LIMIT }
+        Self {
+            path,
+            limit: LIMIT,
+            is_silent: Arc::default(),
+        }
     }
 
     #[cfg(test)]
@@ -98,6 +110,7 @@ impl Program {
         Self {
             path: self.path.with_file_name(name),
             limit: self.limit,
+            is_silent: Arc::clone(&self.is_silent),
         }
     }
 
@@ -122,7 +135,15 @@ impl Program {
             .spawn()
             .at("starting", &self.path)?;
         limit_files(&mut child, MAX_OUTPUT)?;
-        let status = child::wait(&mut child, self.limit)
+        let limit = match self.is_silent.load(Ordering::Relaxed) {
+            true => self.limit / SHORTER,
+            false => self.limit,
+        };
+        let ended = child::wait(&mut child, limit);
+        let is_late = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+        self.is_silent
+            .store(ended.as_ref().is_err_and(is_late), Ordering::Relaxed);
+        let status = ended
             .map_err(|error| Error::io(format!("waiting for {} ({})", what(), messages.messages()), error))?;
         if !status.success() && printed.is_shorter(MAX_OUTPUT) {
             return Ok(Err(Refusal {

@@ -6,8 +6,12 @@
 //!
 //! With zfs-fuse only its daemon can mount a dataset, at the place that the property `mountpoint` says, and once. There the
 //! property of a layer is its mount target (with `canmount=noauto`, so that the daemon does not mount it by itself), and
-//! what is looked at is mounted there too. The daemon hangs if a mount is detached while files in it are open; so a mount stays
-//! until nobody uses it, at the latest until the layer is removed or the driver is shut down after the last use.
+//! what is looked at is mounted there too.
+//!
+//! When a file system goes, the daemon waits, for ever and with everything else, until all files in it are closed; and that a file is
+//! closed is told to it in a request that the kernel throws away with the file system if it was not read yet. So a mount
+//! stays until nobody uses it, at the latest until the layer is removed or the driver is shut down after the last use, and a copy of the mount
+//! keeps the file system until the daemon has read such requests.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,7 +28,7 @@ use crate::driver::temporary_mount;
 use crate::driver::zfs::datasets::Datasets;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::at;
-use crate::sys::mount::{is_mount_point, set_flags, type_and_source, unmount_lazily};
+use crate::sys::mount::{clone_mount, is_mount_point, set_flags, type_and_source, unmount_lazily};
 
 /// How often a mount is made again that somebody else unmounts before it can be opened.
 const MAX_RACES: u32 = 100;
@@ -32,6 +36,10 @@ const MAX_RACES: u32 = 100;
 /// How often, and how far apart, the unmount of what was in use a moment ago is tried.
 const MAX_BUSY: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// How many answers of a daemon are waited for before a file system goes: what the kernel tells it without waiting for an answer gets to
+/// it a few requests at a time.
+const ANSWERS: u32 = 16;
 
 /// What a mount is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,15 +113,27 @@ impl Mounter {
             return unmount_lazily(target).at("unmounting", target).map(|()| true);
         }
         for _ in 0..MAX_BUSY {
-            // The daemon has to read that files are closed before it reads that they are unmounted. What asks for an answer
-            // comes after it.
             match rustix::fs::statfs(target) {
                 Err(Errno::NOENT) => return Ok(true),
-                // It is dead.
+                // The daemon is dead.
                 Err(_) => return unmount_lazily(target).at("unmounting", target).map(|()| true),
                 Ok(_) => {}
             }
-            match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
+            // Others may close files until the very moment of the unmount.
+            let kept = match clone_mount(target) {
+                Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::NOENT)) => {
+                    return Ok(true);
+                }
+                // Older than Linux 5.2, or a seccomp filter.
+                kept => kept.ok(),
+            };
+            let unmounted = rustix::mount::unmount(target, UnmountFlags::NOFOLLOW);
+            if let Some(kept) = kept {
+                (0..ANSWERS)
+                    .take_while(|_| rustix::fs::fstatfs(&kept).is_ok())
+                    .for_each(drop);
+            }
+            match unmounted {
                 Err(Errno::BUSY) => thread::sleep(BUSY_PAUSE),
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(true),
                 Err(error) => return Err(error).at("unmounting", target),

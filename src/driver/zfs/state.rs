@@ -225,6 +225,9 @@ impl Zfs {
     pub(super) fn clear(&self, name: &str, temp: &mut TempDir) -> Result<()> {
         if let Some(id) = self.datasets.root.id_of(name) {
             self.unmount_whole(id)?;
+            if self.is_in_use(id)? {
+                return Err(in_use(name));
+            }
         }
         let old = self.datasets.root.temporary(temp.number(), Temporary::Old);
         match self.datasets.rename(name, &old)? {
@@ -263,39 +266,52 @@ impl Zfs {
         let old = self.datasets.root.temporary(temp.number(), Temporary::Old);
         // Who finds the dataset with its new name has to know whose it is.
         self.datasets.set(&name, &self.mark())?;
+        if self.is_in_use(id)? {
+            self.destroy_unused(id, name, &mut temp)?;
+            return Ok(Some(temp));
+        }
         match self.datasets.rename(&name, &old)? {
             Ok(()) => self.destroy_with(&mut temp, old),
             Err(refusal) if refusal.is_missing() => return Ok(None),
-            Err(refusal) if refusal.is_busy() => {
-                let number = temp.number().to_owned();
-                self.datasets.mark_removed(&name, &number)?;
-                let (datasets, mounter, target) = (self.datasets.clone(), self.mounter, self.target(id));
-                temp.set_companion(move || {
-                    let found = datasets.look_up(&name)?;
-                    // Another layer of this ID may be there by now.
-                    if found.is_none_or(|found| found.removed != Some(number)) {
-                        return Ok(());
-                    }
-                    if !mounter.unmount(&target)? {
-                        let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
-                        return Err(Error::io(
-                            format!("destroying {name}, in which files are open"),
-                            busy,
-                        ));
-                    }
-                    datasets.destroy(&name)
-                });
-            }
+            Err(refusal) if refusal.is_busy() => self.destroy_unused(id, name, &mut temp)?,
             Err(refusal) => return Err(refusal.into_error()),
         }
         Ok(Some(temp))
+    }
+
+    /// Whether a mount by a daemon could not be ended. The program `zfs` is not asked to try that: it would not care what the
+    /// daemon has read.
+    fn is_in_use(&self, id: &str) -> Result<bool> {
+        Ok(self.mounter == Mounter::Daemon && is_mounted(&self.target(id))?)
+    }
+
+    /// Marks the dataset of a layer as removed, and has it destroyed with the temporary directory if nobody uses it then.
+    fn destroy_unused(&self, id: &str, name: String, temp: &mut TempDir) -> Result<()> {
+        let number = temp.number().to_owned();
+        self.datasets.mark_removed(&name, &number)?;
+        let (datasets, mounter, target) = (self.datasets.clone(), self.mounter, self.target(id));
+        temp.set_companion(move || {
+            let found = datasets.look_up(&name)?;
+            // Another layer of this ID may be there by now.
+            if found.is_none_or(|found| found.removed != Some(number)) {
+                return Ok(());
+            }
+            match mounter.unmount(&target)? {
+                true => datasets.destroy(&name),
+                false => Err(in_use(&name)),
+            }
+        });
+        Ok(())
     }
 
     /// Destroys the dataset of a layer at once.
     pub(super) fn remove_now(&self, id: &str) -> Result<()> {
         let name = self.datasets.root.layer(id)?;
         self.unmount_whole(id)?;
-        self.datasets.destroy(&name)
+        match self.is_in_use(id)? {
+            true => Err(in_use(&name)),
+            false => self.datasets.destroy(&name),
+        }
     }
 
     /// Mounts a layer, or counts one more use.
@@ -391,4 +407,10 @@ impl Zfs {
             Mounter::Daemon => self.datasets.set(name, &mounting::mountpoint(&self.target(id))?),
         }
     }
+}
+
+/// The error for a dataset that has to stay.
+fn in_use(dataset: &str) -> Error {
+    let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+    Error::io(format!("destroying {dataset}, in which files are open"), busy)
 }
