@@ -434,3 +434,8 @@ fn layers_show_what_the_model_says_over_vfs() {
 fn layers_show_what_the_model_says_with_a_mount_program() {
     over("overlay", Layout::Program, 60);
 }
+
+#[test]
+fn layers_show_what_the_model_says_over_zfs() {
+    crate::zfs::surviving(|| over("zfs", Layout::Plain, 12));
+}

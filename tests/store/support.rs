@@ -275,9 +275,9 @@ impl Drop for TestStore {
             .into_iter()
             .filter(|mount| Path::new(mount).starts_with(self.root.path()))
         {
-            // Programs that serve mounts have to know first that files are closed.
-            rustix::fs::statfs(mount).ok();
-            rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH).ok();
+            if !zfs::unmounts(Path::new(mount)) {
+                rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH).ok();
+            }
         }
     }
 }
@@ -410,16 +410,27 @@ type Case = fn(TestStore) -> Pin<Box<dyn Future<Output = ()>>>;
 
 /// Runs a case over one driver.
 pub fn over(driver: &str, layout: Layout, case: Case) {
-    // Over vfs on the current-thread runtime: nothing may depend on a second worker.
-    let mut runtime = match driver {
-        "vfs" => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    runtime.enable_all().build().unwrap().block_on(async {
+    run_over(&[driver], async || {
         if let Some(store) = TestStore::open(driver, layout).await {
             case(store).await;
         }
     });
+}
+
+/// Runs a test of these drivers in a runtime for the first of them.
+pub fn run_over(drivers: &[&str], test: impl AsyncFn()) {
+    let run = || {
+        // Over vfs on the current-thread runtime: nothing may depend on a second worker.
+        let mut runtime = match drivers {
+            ["vfs", ..] => tokio::runtime::Builder::new_current_thread(),
+            _ => tokio::runtime::Builder::new_multi_thread(),
+        };
+        runtime.enable_all().build().unwrap().block_on(test());
+    };
+    match drivers.contains(&"zfs") {
+        true => zfs::surviving(run),
+        false => run(),
+    }
 }
 
 /// One named test per driver for each function; the function gets a fresh store.

@@ -81,7 +81,9 @@ pub(super) fn a_mount_ended_by_another_process_is_made_again(setup: &Setup) {
     }
     setup.create("a", None);
     let path = setup.mount("a", &[]);
-    unmount_lazily(&path).unwrap();
+    if !zfs::unmounts(&path) {
+        unmount_lazily(&path).unwrap();
+    }
     assert_eq!(setup.mount("a", &[]), path);
     assert!(is_mounted(&path));
     setup.driver.unmount("a").unwrap();

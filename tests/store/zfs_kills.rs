@@ -1,0 +1,142 @@
+//! Processes that are killed between the commands of `zfs` with which layers are made and removed.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use graphroot::{ContainerOptions, ImageOptions, LayerOptions, Store};
+
+use crate::support::{
+    Layout, TestStore, assert_clean, assert_nothing_temporary, options, run_over, tar, tree_of,
+};
+
+/// Tells the process below what to do: the step, and the directory of the store.
+const VARIABLE: &str = "GRAPHROOT_TEST_ZFS_KILL";
+
+/// Runs the `zfs` that `zfs.real` leads to. When a command that changes something was the last of those that the file beside it allows, who
+/// has started it is killed.
+const PROGRAM: &str = r#"#!/bin/sh
+"$0.real" "$@"
+status=$?
+case $1 in list | get) exit $status ;; esac
+left=$(cat "$0.left" 2>/dev/null) || exit $status
+echo $((left - 1)) >"$0.left"
+[ "$left" != 0 ] || kill -KILL $PPID
+exit $status
+"#;
+
+/// A process makes fewer changes in a step.
+const MAX_COMMANDS: usize = 30;
+
+/// What is there before a step, and after it.
+const STEPS: [(bool, bool); 4] = [(false, true), (true, false), (false, true), (true, false)];
+
+async fn step(store: &Store, number: usize) -> graphroot::Result<()> {
+    let tar = std::io::Cursor::new(tar(&[("file", "child")]));
+    let layer = LayerOptions::default().id("child");
+    let container = ContainerOptions::default().id("box");
+    match number {
+        0 => store.put_layer(Some("base"), layer, tar).await.map(drop),
+        1 => store.delete_layer("child").await,
+        2 => store.create_container(Some("image"), container).await.map(drop),
+        _ => store.delete_container("box").await,
+    }
+}
+
+async fn is_there(store: &Store, number: usize) -> bool {
+    match number {
+        0 | 1 => store.layer("child").await.is_ok(),
+        _ => store.container("box").await.is_ok(),
+    }
+}
+
+/// Works until it is killed. Does nothing unless the test below has started it.
+#[tokio::test]
+async fn a_process_that_is_killed() {
+    let Ok(order) = std::env::var(VARIABLE) else {
+        return;
+    };
+    let [number, commands, programs, dir] = order.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{order}");
+    };
+    let store = Store::open(options(Path::new(dir), "zfs", Layout::Plain))
+        .await
+        .unwrap();
+    std::fs::write(Path::new(programs).join("zfs.left"), commands).unwrap();
+    step(&store, number.parse().unwrap()).await.unwrap();
+}
+
+/// A directory with the program.
+fn programs() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join("zfs"));
+    let real = found.find(|program| program.is_file()).unwrap();
+    std::os::unix::fs::symlink(real, dir.path().join("zfs.real")).unwrap();
+    let program = dir.path().join("zfs");
+    std::fs::write(&program, PROGRAM).unwrap();
+    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+/// Kills the process of a step after so many commands; `false` if it has ended before.
+async fn kill(store: &TestStore, number: usize, commands: usize) -> bool {
+    let (before, after) = STEPS[number];
+    if is_there(store, number).await != before {
+        // The step that undoes this one, or is undone by it.
+        step(store, number ^ 1).await.unwrap();
+    }
+    let programs = programs();
+    let mut paths = vec![programs.path().to_owned()];
+    paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "zfs_kills::a_process_that_is_killed", "--nocapture"]);
+    let (dir, root) = (programs.path().display(), store.path().display());
+    child.env(VARIABLE, format!("{number} {commands} {dir} {root}"));
+    child.env("PATH", std::env::join_paths(paths).unwrap());
+    let ended = child.output().unwrap();
+    let moment = format!(
+        "step {number}, after {commands} commands: {}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    let was_killed = ended.status.signal() == Some(9);
+    assert!(was_killed || ended.status.success(), "{moment}");
+
+    let next = store.reopen().await;
+    assert_clean(&next, &moment).await;
+    let found = is_there(&next, number).await;
+    assert!(was_killed || found == after, "{moment}");
+    let layers = next.layers().await.unwrap().len();
+    assert_eq!(store.datasets().len(), layers, "{moment}: {:?}", store.datasets());
+    if number < 2 && found {
+        let content = std::fs::read_to_string(tree_of(store, "child").join("file"));
+        assert_eq!(content.unwrap(), "child", "{moment}");
+    }
+    next.free();
+    assert_nothing_temporary(store).await;
+    was_killed
+}
+
+#[test]
+fn the_next_process_finds_the_state_before_or_after() {
+    run_over(&["zfs"], async || {
+        let Some(store) = TestStore::open("zfs", Layout::Plain).await else {
+            return;
+        };
+        let base = std::io::Cursor::new(tar(&[("file", "base")]));
+        store
+            .put_layer(None, LayerOptions::default().id("base"), base)
+            .await
+            .unwrap();
+        let image = ImageOptions::default().id("image");
+        store.create_image(Some("base"), image).await.unwrap();
+        for number in 0..STEPS.len() {
+            let mut kills = 0;
+            while kill(&store, number, kills).await {
+                kills += 1;
+            }
+            assert!((1..MAX_COMMANDS).contains(&kills), "step {number}: {kills} kills");
+        }
+    });
+}
