@@ -108,7 +108,11 @@ fn entry(path: &Path, meta: &fs::Metadata) -> Entry {
 
 fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut names = vec![0; 64 * 1024];
-    let count = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
+    let count = match rustix::fs::llistxattr(path, &mut names[..]) {
+        // The file system has none.
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        count => count.unwrap(),
+    };
     let mut found = BTreeMap::new();
     for name in names[..count]
         .split(|byte| *byte == 0)

@@ -60,7 +60,10 @@ impl Walk<'_> {
         let (base, remap) = (&base.stat, base.remap);
         let same_mode = kind(stat) == FileType::Symlink || stat.st_mode == base.st_mode;
         let same_owner = self.ignores_owners() || (stat.st_uid, stat.st_gid) == (base.st_uid, base.st_gid);
-        let same_time = (stat.st_mtime, stat.st_mtime_nsec) == (base.st_mtime, base.st_mtime_nsec);
+        // The file system of a copy may keep whole seconds, as zfs-fuse does. Contents are compared too.
+        let is_rounded = !self.is_update() && base.st_mtime_nsec == 0;
+        let same_time =
+            stat.st_mtime == base.st_mtime && (stat.st_mtime_nsec == base.st_mtime_nsec || is_rounded);
         if kind(stat) != kind(base) || !same_mode || !same_owner || !same_time {
             return Ok(false);
         }
