@@ -191,7 +191,8 @@ fn watch(number: u32) {
 
 /// Writes a line that is shown also if the test succeeds.
 fn tell(line: &str) {
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    let line = format!("{line}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// Runs a test, and again whenever it fails because the daemon has died.
