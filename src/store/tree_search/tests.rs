@@ -547,7 +547,8 @@ fn much_that_is_not_written_yet_is_left_to_be_written_by_others() {
     let mut whole = search().unwrap();
     while whole.step().unwrap() {}
     assert_eq!(whole.into_changes()[0].to_string(), "D /large");
-    file.sync_all().unwrap();
+    // With what is reserved for its metadata, which a file's own sync leaves.
+    rustix::fs::syncfs(&file).unwrap();
     let mut fast = search().unwrap();
     while fast.step().unwrap() {}
     assert_eq!(fast.into_changes().len(), 1);
