@@ -10,7 +10,7 @@
 //! 20 ms and 1 Gbit/s. The tables show medians and ranges, ratios to the first row, and the most memory of all processes of a
 //! contender. Skopeo pulls one image per call and containerd by one client per image; all eight are started at the same time.
 //! Podman and Skopeo are those of Debian testing where `tests/peers/make` has put them; containerd and `ctr` are looked for in
-//! `$GRAPHROOT_BENCH_CONTAINERD` too. Needs root. `-- whole` measures nothing else.
+//! `$GRAPHROOT_BENCH_CONTAINERD` too. Needs root. `-- whole` measures nothing else, `-- whole slow` only what comes over the link.
 //!
 //! Then images of zstd:chunked layers are written, pulled as a whole and in parts, and updated, beside Skopeo and Podman
 //! of Debian testing: with the bytes of blobs that the registry sends for each.
@@ -99,7 +99,8 @@ fn main() -> Res<()> {
         let names = fill(dir.path(), &registry.address)?;
         let link = SlowLink::start(&registry.address)?;
         let slowly = format!(" over 1 Gbit/s and {:?}", slow_link::ROUND_TRIP);
-        for (way, address) in [("", &registry.address), (&*slowly, &link.address)] {
+        let near = (!is_asked("slow")).then_some(("", &registry.address));
+        for (way, address) in near.into_iter().chain([(&*slowly, &link.address)]) {
             for compression in COMPRESSIONS {
                 let of = |name: &String| format!("{address}/{compression}/{name}:v1");
                 let images: Vec<String> = names.iter().map(of).collect();
