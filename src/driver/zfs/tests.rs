@@ -353,6 +353,8 @@ fn a_layer_is_removed_while_files_in_it_are_open() {
 #[test]
 fn files_are_closed_until_the_moment_of_an_unmount() {
     const FILES: u64 = 30;
+    // Without care, that happens within some hundreds where other programs want the processors too.
+    const ROUNDS: u32 = 400;
     let Some(setup) = setup(&[]) else { return };
     setup.create("a", None);
     let root = setup.driver.mount("a", &MountOptions::default()).unwrap();
@@ -361,16 +363,18 @@ fn files_are_closed_until_the_moment_of_an_unmount() {
     }
     setup.driver.unmount("a").unwrap();
     let is_done = AtomicBool::new(false);
+    let read = |first_pause: usize| {
+        let mut pauses = (0..7).cycle().skip(first_pause).map(Duration::from_millis);
+        while !is_done.load(Ordering::Relaxed) {
+            let open = (0..FILES).map(|number| fs::File::open(root.join(number.to_string())));
+            drop(open.collect::<Vec<_>>());
+            std::thread::sleep(pauses.next().unwrap());
+        }
+    };
     let mounted = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut pauses = (0..7).cycle().map(Duration::from_millis);
-            while !is_done.load(Ordering::Relaxed) {
-                let open = (0..FILES).map(|number| fs::File::open(root.join(number.to_string())));
-                drop(open.collect::<Vec<_>>());
-                std::thread::sleep(pauses.next().unwrap());
-            }
-        });
-        let mounted = (0..60).try_for_each(|_| {
+        scope.spawn(|| read(0));
+        scope.spawn(|| read(3));
+        let mounted = (0..ROUNDS).try_for_each(|_| {
             setup.driver.mount("a", &MountOptions::default())?;
             setup.driver.unmount("a")
         });
