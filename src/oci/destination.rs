@@ -88,8 +88,8 @@ impl Destination {
     pub(crate) async fn has(&self, digest: &Digest) -> Result<bool> {
         match self {
             Self::Registry { repository, .. } => repository.has_blob(digest).await,
-            Self::Layout(layout) => layout.has(digest).await,
-            Self::Directory(directory) => directory.has(digest).await,
+            Self::Layout(layout) => layout.blobs.has(digest).await,
+            Self::Directory(directory) => directory.blobs.has(digest).await,
             Self::Archive(archive) => Ok(archive.has(digest).await),
         }
     }
@@ -115,8 +115,8 @@ impl Destination {
     pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
         match self {
             Self::Registry { repository, .. } => repository.put_layer(spool, progress).await,
-            Self::Layout(layout) => layout.put_layer(spool, progress).await,
-            Self::Directory(directory) => directory.put_layer(spool, progress).await,
+            Self::Layout(layout) => layout.blobs.put_layer(spool, progress).await,
+            Self::Directory(directory) => directory.blobs.put_layer(spool, progress).await,
             Self::Archive(archive) => archive.put_layer(spool, progress).await,
         }
     }
@@ -125,8 +125,8 @@ impl Destination {
     pub(crate) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
         match self {
             Self::Registry { repository, .. } => repository.put_small(bytes, digest).await,
-            Self::Layout(layout) => layout.put_small(bytes, digest).await,
-            Self::Directory(directory) => directory.put_small(bytes, digest).await,
+            Self::Layout(layout) => layout.blobs.put_small(bytes, digest).await,
+            Self::Directory(directory) => directory.blobs.put_small(bytes, digest).await,
             Self::Archive(archive) => archive.put_small(bytes, digest).await,
         }
     }

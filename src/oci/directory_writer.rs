@@ -8,15 +8,10 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-
-use super::blob_files;
+use super::blob_files::{self, BlobFiles};
 use super::directory::{self, MANIFEST, VERSION};
 use super::files;
 use super::manifest::MAX_DOCUMENT;
-use super::meter::Meter;
-use super::progress::Progress;
-use super::spool::Spool;
 use crate::bridge;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
@@ -29,7 +24,7 @@ const LOCK: &str = "manifest.json.lock";
 
 /// A directory that is written to.
 pub(crate) struct DirectoryWriter {
-    dir: PathBuf,
+    pub(super) blobs: BlobFiles,
     _lock: Flight,
 }
 
@@ -42,28 +37,10 @@ impl DirectoryWriter {
         let prepared = dir.clone();
         bridge::run(move || prepare(&prepared)).await?;
         let lock = single_flight::acquire(&dir, LOCK).await?;
-        Ok(Self { dir, _lock: lock })
-    }
-
-    fn blob(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(directory::file_name(digest))
-    }
-
-    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool> {
-        blob_files::exists(self.blob(digest)).await
-    }
-
-    /// Writes a layer.
-    pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
-        let meter = Meter::start(progress, &spool.digest, spool.size, 0);
-        blob_files::put_copy(spool.path().to_owned(), self.blob(&spool.digest)).await?;
-        meter.add(spool.size);
-        Ok(())
-    }
-
-    /// Writes a short blob.
-    pub(crate) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
-        blob_files::put_missing(self.blob(digest), bytes.clone()).await
+        Ok(Self {
+            blobs: BlobFiles::new(dir, directory::file_name),
+            _lock: lock,
+        })
     }
 
     /// Writes the manifest, and removes the files of the image that was there.
@@ -77,7 +54,7 @@ impl DirectoryWriter {
         digests.push(config);
         let version = directory::version(&digests);
         let kept: HashSet<String> = digests.into_iter().map(directory::file_name).collect();
-        let (dir, bytes) = (self.dir.clone(), manifest.bytes.clone());
+        let (dir, bytes) = (self.blobs.dir().to_owned(), manifest.bytes.clone());
         bridge::run(move || {
             blob_files::replace(&dir.join(VERSION), version.as_bytes())?;
             blob_files::replace(&dir.join(MANIFEST), &bytes)?;

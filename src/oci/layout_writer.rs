@@ -6,19 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::blob_files;
+use super::blob_files::{self, BlobFiles};
 use super::files;
 use super::index::NAME;
 use super::layout::blob_path;
 use super::manifest::MAX_DOCUMENT;
-use super::meter::Meter;
-use super::progress::Progress;
-use super::spool::Spool;
 use crate::bridge;
-use crate::digest::Digest;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::single_flight;
 use crate::store::image_manifest::ImageManifest;
@@ -32,7 +27,7 @@ const EMPTY_INDEX: &[u8] =
 
 /// A layout that is written to.
 pub(crate) struct LayoutWriter {
-    dir: PathBuf,
+    pub(super) blobs: BlobFiles,
     name: Option<String>,
 }
 
@@ -47,38 +42,20 @@ impl LayoutWriter {
             if !marker.try_exists().at("looking for", &marker)? {
                 blob_files::replace(&marker, content)?;
             }
-            Ok(Self { dir, name })
+            Ok(Self {
+                blobs: BlobFiles::new(dir, blob_path),
+                name,
+            })
         })
         .await
     }
 
-    fn blob(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(blob_path(digest))
-    }
-
-    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool> {
-        blob_files::exists(self.blob(digest)).await
-    }
-
-    /// Writes a layer.
-    pub(crate) async fn put_layer(&self, spool: &Spool, progress: &Progress) -> Result<()> {
-        let meter = Meter::start(progress, &spool.digest, spool.size, 0);
-        blob_files::put_copy(spool.path().to_owned(), self.blob(&spool.digest)).await?;
-        meter.add(spool.size);
-        Ok(())
-    }
-
-    /// Writes a short blob.
-    pub(crate) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
-        blob_files::put_missing(self.blob(digest), bytes.clone()).await
-    }
-
     /// Writes the manifest and lists it in the index. Another manifest with the same name is no longer listed.
     pub(crate) async fn finish(&self, manifest: &ImageManifest) -> Result<()> {
-        self.put_small(&manifest.bytes, &manifest.digest).await?;
+        self.blobs.put_small(&manifest.bytes, &manifest.digest).await?;
         let entry = index_entry(manifest, self.name.as_deref());
-        let path = self.dir.join("index.json");
-        let lock = single_flight::acquire(&self.dir, "index.json.lock").await?;
+        let path = self.blobs.dir().join("index.json");
+        let lock = single_flight::acquire(self.blobs.dir(), "index.json.lock").await?;
         // The lock moves along: if this future is dropped, it is held until the index is replaced.
         bridge::run(move || {
             let updated = update(&path, entry);

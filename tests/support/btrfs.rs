@@ -9,25 +9,6 @@ use super::scripted_fs;
 /// Names a directory on a btrfs that is there already, for processes that may not mount one.
 pub(crate) const VARIABLE: &str = "GRAPHROOT_TEST_BTRFS";
 
-/// Makes a file system, mounts it, says so, and takes it away when its standard input ends: at the latest with the process
-/// that has the other end. Arguments: the directory for it.
-const SCRIPT: &str = r#"set -e
-dir=$1
-end() {
-    umount --quiet --lazy "$dir/mounted" || true
-    rm -rf --one-file-system "$dir"
-}
-trap end EXIT
-trap "" INT TERM
-truncate --size 4G "$dir/image"
-mkfs.btrfs -q "$dir/image" >/dev/null
-mkdir "$dir/mounted"
-mount "$dir/image" "$dir/mounted"
-chmod 0755 "$dir" "$dir/mounted"
-echo ready
-read -r line || true
-"#;
-
 /// A mounted file system. It goes when this is dropped, or the process ends.
 #[derive(Debug)]
 pub(crate) struct Btrfs {
@@ -41,7 +22,7 @@ impl Btrfs {
         if !rustix::process::geteuid().is_root() {
             return Err("a btrfs is mounted by root");
         }
-        let made = scripted_fs::make("btrfs", SCRIPT, &[]);
+        let made = scripted_fs::make_image("btrfs", "4G");
         let made = made.ok_or("a btrfs cannot be made and mounted here")?;
         Ok(Self {
             dir: made.dir,

@@ -11,6 +11,30 @@ pub(crate) struct ScriptedFs {
     pub(crate) program: Child,
 }
 
+/// Makes a file system in a file, mounts it, says so, and takes it away when its standard input ends: at the latest with the process
+/// that has the other end. Arguments: the directory for it, its kind and its size.
+const IMAGE: &str = r#"set -e
+dir=$1
+end() {
+    umount --quiet --lazy "$dir/mounted" || true
+    rm -rf --one-file-system "$dir"
+}
+trap end EXIT
+trap "" INT TERM
+truncate --size "$3" "$dir/image"
+"mkfs.$2" -q "$dir/image" >/dev/null
+mkdir "$dir/mounted"
+mount "$dir/image" "$dir/mounted"
+chmod 0755 "$dir" "$dir/mounted"
+echo ready
+read -r line || true
+"#;
+
+/// Makes and mounts one of a kind that `mkfs` knows; `None` if that cannot be.
+pub(crate) fn make_image(kind: &str, size: &str) -> Option<ScriptedFs> {
+    make(kind, IMAGE, &[kind, size])
+}
+
 /// Runs a script with a new directory as its argument, and others behind that. It mounts something on `mounted` in the directory
 /// and says `ready`; `None` if it does not.
 pub(crate) fn make(kind: &str, script: &str, arguments: &[&str]) -> Option<ScriptedFs> {

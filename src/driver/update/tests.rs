@@ -14,22 +14,6 @@ use crate::driver::contract::LayerTree;
 use crate::skip::skip;
 use crate::sys::at;
 
-const XFS: &str = r#"set -e
-dir=$1
-end() {
-    umount --quiet --lazy "$dir/mounted" || true
-    rm -rf --one-file-system "$dir"
-}
-trap end EXIT
-trap "" INT TERM
-truncate --size 1G "$dir/image"
-mkfs.xfs -q "$dir/image" >/dev/null
-mkdir "$dir/mounted"
-mount "$dir/image" "$dir/mounted"
-echo ready
-read -r line || true
-"#;
-
 /// A mounted XFS.
 struct Xfs(PathBuf, Child);
 
@@ -39,7 +23,7 @@ impl Xfs {
             skip("an XFS is mounted by root");
             return None;
         }
-        match scripted_fs::make("xfs", XFS, &[]) {
+        match scripted_fs::make_image("xfs", "1G") {
             Some(made) => Some(Self(made.dir, made.program)),
             None => {
                 skip("an XFS cannot be made and mounted here");

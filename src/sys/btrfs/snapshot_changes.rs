@@ -301,21 +301,16 @@ fn everything(since: u64) -> Range {
 
 /// The names of an inode.
 fn names_of(inode: u64) -> Range {
-    let key = |kind, offset| ItemKey {
-        object: inode,
-        kind,
-        offset,
-    };
-    Range {
-        tree: 0,
-        first: key(NAME, 0),
-        last: key(MORE_NAMES, u64::MAX),
-        since: 0,
-    }
+    kinds_of(inode, NAME, MORE_NAMES)
 }
 
 /// All items of an inode but the content of a file.
 fn items_of(inode: u64) -> Range {
+    kinds_of(inode, INODE, DIRECTORY_INDEX)
+}
+
+/// The items of an inode of the kinds from `first` to `last`, of any age.
+fn kinds_of(inode: u64, first: u8, last: u8) -> Range {
     let key = |kind, offset| ItemKey {
         object: inode,
         kind,
@@ -323,8 +318,8 @@ fn items_of(inode: u64) -> Range {
     };
     Range {
         tree: 0,
-        first: key(INODE, 0),
-        last: key(DIRECTORY_INDEX, u64::MAX),
+        first: key(first, 0),
+        last: key(last, u64::MAX),
         since: 0,
     }
 }
