@@ -37,10 +37,15 @@ impl BlobFiles {
         self.dir.join((self.path)(digest))
     }
 
-    /// Whether there is a blob.
-    pub(super) async fn has(&self, digest: &Digest) -> Result<bool> {
+    /// Whether there is a blob of this size. One of another size is damaged, and is written anew.
+    pub(super) async fn has(&self, digest: &Digest, size: u64) -> Result<bool> {
         let path = self.blob(digest);
-        bridge::run(move || path.try_exists().at("looking for", &path)).await
+        let found = bridge::run(move || match std::fs::metadata(&path) {
+            Ok(found) => Ok(found.is_file() && found.len() == size),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).at("looking for", &path),
+        });
+        found.await
     }
 
     /// Writes a layer.
@@ -52,12 +57,15 @@ impl BlobFiles {
         Ok(())
     }
 
-    /// Writes a short blob.
+    /// Writes a short blob unless it is there.
     pub(super) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
         let (path, bytes) = (self.blob(digest), bytes.clone());
-        bridge::run(move || match path.try_exists().at("looking for", &path)? {
-            true => Ok(()),
-            false => replace(&path, &bytes),
+        bridge::run(move || {
+            let there = files::read_small_now(&path, bytes.len() as u64);
+            match there.is_ok_and(|there| there == bytes) {
+                true => Ok(()),
+                false => replace(&path, &bytes),
+            }
         })
         .await
     }

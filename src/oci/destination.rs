@@ -84,12 +84,12 @@ impl Destination {
         matches!(self, Self::Archive(archive) if archive.form == Form::Docker)
     }
 
-    /// Whether the destination has a blob.
-    pub(crate) async fn has(&self, digest: &Digest) -> Result<bool> {
+    /// Whether the destination has a blob, as far as it can tell without reading it.
+    pub(crate) async fn has(&self, digest: &Digest, size: u64) -> Result<bool> {
         match self {
             Self::Registry { repository, .. } => repository.has_blob(digest).await,
-            Self::Layout(layout) => layout.blobs.has(digest).await,
-            Self::Directory(directory) => directory.blobs.has(digest).await,
+            Self::Layout(layout) => layout.blobs.has(digest, size).await,
+            Self::Directory(directory) => directory.blobs.has(digest, size).await,
             Self::Archive(archive) => Ok(archive.has(digest).await),
         }
     }
@@ -121,13 +121,19 @@ impl Destination {
         }
     }
 
-    /// Puts a config.
+    /// Puts a config, unless it is there.
     pub(crate) async fn put_small(&self, bytes: &Bytes, digest: &Digest) -> Result<()> {
         match self {
-            Self::Registry { repository, .. } => repository.put_small(bytes, digest).await,
+            Self::Registry { repository, .. } => match repository.has_blob(digest).await? {
+                true => Ok(()),
+                false => repository.put_small(bytes, digest).await,
+            },
             Self::Layout(layout) => layout.blobs.put_small(bytes, digest).await,
             Self::Directory(directory) => directory.blobs.put_small(bytes, digest).await,
-            Self::Archive(archive) => archive.put_small(bytes, digest).await,
+            Self::Archive(archive) => match archive.has(digest).await {
+                true => Ok(()),
+                false => archive.put_small(bytes, digest).await,
+            },
         }
     }
 

@@ -59,10 +59,12 @@ impl DirectoryWriter {
             blob_files::replace(&dir.join(VERSION), version.as_bytes())?;
             blob_files::replace(&dir.join(MANIFEST), &bytes)?;
             for entry in std::fs::read_dir(&dir).at("listing", &dir)? {
-                let name = entry.at("listing", &dir)?.file_name();
+                let entry = entry.at("listing", &dir)?;
+                let name = entry.file_name();
+                let is_directory = entry.file_type().at("looking at", &entry.path())?.is_dir();
                 let is_kept = name.to_str().is_some_and(|name| kept.contains(name));
                 let is_left = temporary_names::is_temporary(&name);
-                if is_left || belongs_to_an_image(&name) && !is_kept {
+                if !is_directory && (is_left || belongs_to_an_image(&name) && !is_kept) {
                     let path = dir.join(name);
                     std::fs::remove_file(&path).at("removing", &path)?;
                 }

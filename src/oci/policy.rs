@@ -165,6 +165,11 @@ impl Policy {
             let what = "List of verification policy requirements must not be empty";
             return Err(ErrorKind::InvalidInput.err(what));
         }
+        for (transport, scopes) in &rules.transports.0 {
+            if let Some(scope) = scopes.0.keys().find(|scope| !may_be_scope(transport, scope)) {
+                return Err(ErrorKind::InvalidInput.err(format!("Unknown key {scope:?} for {transport:?}")));
+            }
+        }
         Ok(Self {
             rules: Arc::new(rules),
         })
@@ -260,6 +265,22 @@ fn refuse(why: &str) -> Result<()> {
     Err(ErrorKind::Rejected.err(format!("Source image rejected: {why}")))
 }
 
+/// Whether an image of a transport can be in a scope: one that is written in another way than images are looked up would be
+/// passed over, and what it rejects accepted.
+fn may_be_scope(transport: &str, scope: &str) -> bool {
+    match transport {
+        _ if scope.is_empty() => true,
+        "oci" | "dir" | "oci-archive" => {
+            let is_clean = |part: &str| !matches!(part, "" | "." | "..");
+            scope
+                .strip_prefix('/')
+                .is_some_and(|rest| rest.split('/').all(is_clean))
+        }
+        "docker-archive" => false,
+        _ => true,
+    }
+}
+
 /// The transport of an image, and the scopes that it is in, the narrowest first.
 fn scopes(image: &ImageRef) -> (&'static str, Vec<String>) {
     let (transport, mut scopes) = match image {
@@ -325,6 +346,13 @@ mod tests {
             r#"{"default": [{"type": "reject"}], "transports": {"docker": {"a": [], "a": []}}}"#,
             r#"{"default": [{"type": "reject"}], "transports": {"docker": {"a": {}}}}"#,
             r#"{"default": [{"type": "reject", "type": "insecureAcceptAnything"}]}"#,
+            // Scopes that no image is in.
+            r#"{"default": [{"type": "reject"}], "transports": {"dir": {"a": [{"type": "reject"}]}}}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"dir": {"/": [{"type": "reject"}]}}}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"oci": {"/a/": [{"type": "reject"}]}}}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"oci": {"/a/../b": [{"type": "reject"}]}}}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"oci-archive": {"/a//b": [{"type": "reject"}]}}}"#,
+            r#"{"default": [{"type": "reject"}], "transports": {"docker-archive": {"/a": [{"type": "reject"}]}}}"#,
         ] {
             let error = Policy::parse(bad).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");

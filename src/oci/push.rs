@@ -153,9 +153,7 @@ async fn work(
         blobs.push(blob);
     }
     drop(prepared);
-    if !destination.has(&manifest.config.digest).await? {
-        destination.put_small(&config, &manifest.config.digest).await?;
-    }
+    destination.put_small(&config, &manifest.config.digest).await?;
     let (stored, config_digest) = (manifest.digest.clone(), manifest.config.digest.clone());
     let pushed = match (docker_archive, oci) {
         (true, _) => ImageManifest::parse(docker_archive::manifest(&config, &blobs)?.bytes)?,
@@ -213,7 +211,9 @@ enum LayerState {
 impl Job<'_> {
     /// Compresses and sends a layer unless the destination has it.
     async fn layer(&self, layer: &Layer, known: &Descriptor, diff_id: &Digest) -> Result<Prepared> {
-        if self.destination.has(&known.digest).await? || self.destination.take_over(&known.digest).await {
+        if self.destination.has(&known.digest, known.size).await?
+            || self.destination.take_over(&known.digest).await
+        {
             reused(self.progress, &known.digest);
             let media_type = if self.oci {
                 oci_type(&known.media_type)
@@ -271,7 +271,7 @@ impl Job<'_> {
     /// Sends a compressed layer unless the destination has it. Returns whether it was sent. `missing` is known not to be
     /// there.
     async fn put(&self, spool: &Spool, missing: Option<&Digest>) -> Result<bool> {
-        if missing != Some(&spool.digest) && self.destination.has(&spool.digest).await? {
+        if missing != Some(&spool.digest) && self.destination.has(&spool.digest, spool.size).await? {
             reused(self.progress, &spool.digest);
             return Ok(false);
         }

@@ -294,3 +294,65 @@ async fn damaged_and_hostile_directories_are_refused() {
     let puller = Puller::new(&other, PullOptions::default());
     puller.pull(&reference(&whole)).await.unwrap();
 }
+
+/// Files with digests for names, at any depth.
+fn blobs_in(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let length = path.file_name().unwrap().len();
+        match path.is_dir() {
+            true => found.extend(blobs_in(&path)),
+            false if length == 64 => found.push(path),
+            false => {}
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_blobs_at_the_destination_are_written_anew() {
+    needs!();
+    let root = TestRoot::in_memory();
+    let (store, ids) = store_with(&root, &["x"]).await;
+    for (number, suffix) in ["", ":x"].into_iter().enumerate() {
+        let dir = root.path().join(format!("there-{number}"));
+        let transport = ["dir", "oci"][number];
+        let to: ImageRef = format!("{transport}:{}{suffix}", dir.display()).parse().unwrap();
+        let push = async || push(&store, &ids[0], &to, PushOptions::default()).await;
+        push().await.unwrap();
+        let count = blobs_in(&dir).len();
+        assert!(count >= 2, "{count}");
+        for index in 0..count {
+            let path = blobs_in(&dir).remove(index);
+            let content = fs::read(&path).unwrap();
+            let is_document = content.starts_with(b"{");
+            let mut damages = vec![content[..content.len() / 2].to_vec(), Vec::new()];
+            if is_document {
+                damages.push(content.to_ascii_uppercase());
+            }
+            for damage in damages {
+                fs::write(&path, damage).unwrap();
+                push().await.unwrap();
+                let other = TestRoot::in_memory();
+                let other = other.open().await;
+                let puller = Puller::new(&other, PullOptions::default());
+                let pulled = puller.pull_as(&to, &[]).await;
+                assert!(pulled.is_ok(), "{transport} {}: {pulled:?}", path.display());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_with_the_name_of_a_blob_stays() {
+    needs!();
+    let root = TestRoot::in_memory();
+    let (store, ids) = store_with(&root, &["x"]).await;
+    let dir = root.path().join("dir");
+    push_to(&store, &ids[0], &dir).await.unwrap();
+    let odd = dir.join("a".repeat(64));
+    fs::create_dir(&odd).unwrap();
+    push_to(&store, &ids[0], &dir).await.unwrap();
+    assert!(odd.is_dir());
+}

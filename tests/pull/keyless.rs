@@ -18,11 +18,11 @@ use crate::support::peers::{PeerSet, Run as _};
 use crate::support::root::TestRoot;
 
 const ISSUER: &str = "https://issuer.example";
-const EMAIL: &str = "who@mail.example";
+pub(crate) const EMAIL: &str = "who@mail.example";
 
 /// Keys and certificates in a directory.
-struct Authority {
-    dir: PathBuf,
+pub(crate) struct Authority {
+    pub(crate) dir: PathBuf,
 }
 
 /// The extensions of a certificate of the subject that is wanted.
@@ -115,7 +115,7 @@ impl Authority {
     }
 
     /// Has an authority make a certificate for these days, or itself one of its own.
-    fn issue_for_days(&self, name: &str, authority: &str, extensions: &str, days: [&str; 2]) {
+    pub(crate) fn issue_for_days(&self, name: &str, authority: &str, extensions: &str, days: [&str; 2]) {
         std::fs::write(self.dir.join("extensions"), extensions).unwrap();
         std::fs::write(self.dir.join("index"), "").unwrap();
         let config = "[ca]\ndefault_ca=all\n[all]\ndatabase=index\nnew_certs_dir=.\ndefault_md=sha256\npolicy=any\n\
@@ -136,7 +136,7 @@ impl Authority {
     }
 
     /// Has an authority make a certificate.
-    fn issue(&self, name: &str, authority: &str, extensions: &str) {
+    pub(crate) fn issue(&self, name: &str, authority: &str, extensions: &str) {
         std::fs::write(self.dir.join("extensions"), extensions).unwrap();
         let subject = if name == "between" { "/CN=between" } else { "/" };
         self.openssl(&format!(
@@ -156,7 +156,7 @@ impl Authority {
 }
 
 /// How a signature is made.
-struct Made {
+pub(crate) struct Made {
     /// Whose key; the certificate has the same name, if there is one.
     signer: &'static str,
     log: &'static str,
@@ -183,11 +183,16 @@ const BUNDLE: &str = "dev.sigstore.cosign/bundle";
 const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
 const CHAIN: &str = "dev.sigstore.cosign/chain";
 
-fn base64(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn base64(bytes: impl AsRef<[u8]>) -> String {
     STANDARD.encode(bytes)
 }
 
 impl Made {
+    /// A good one by this signer.
+    pub(crate) fn by(signer: &'static str) -> Self {
+        Self { signer, ..GOOD }
+    }
+
     /// The payload for an image, and its annotations.
     fn make(&self, authority: &Authority, manifest: &Digest, name: &str) -> (Vec<u8>, Value) {
         let payload = json!({
@@ -244,7 +249,7 @@ impl Made {
 
 /// Signatures, and whether they are good for a certificate of Fulcio.
 fn certified() -> Vec<(&'static str, Made, bool)> {
-    let by = |signer| Made { signer, ..GOOD };
+    let by = Made::by;
     let body = |body| Made { body, ..GOOD };
     let annotations = |annotations| Made { annotations, ..GOOD };
     vec![
@@ -351,15 +356,15 @@ fn certified() -> Vec<(&'static str, Made, bool)> {
 }
 
 /// An image in a repository of its own for each signature.
-struct Signed {
+pub(crate) struct Signed {
     root: TestRoot,
     registry: OddRegistry,
-    authority: Authority,
+    pub(crate) authority: Authority,
     manifest: Digest,
 }
 
 impl Signed {
-    fn start(set: PeerSet) -> Self {
+    pub(crate) fn start(set: PeerSet) -> Self {
         let root = TestRoot::in_memory().of(set);
         let registry = OddRegistry::start(|asked| {
             let (_, digest) = asked.path.split_once("/manifests/sha256-")?;
@@ -381,7 +386,7 @@ impl Signed {
     }
 
     /// Adds the image with a signature to a repository; returns its reference.
-    fn add(&self, number: usize, made: &Made) -> String {
+    pub(crate) fn add(&self, number: usize, made: &Made) -> String {
         let repository = format!("team/app{number}");
         let parts = Parts::new(OCI_MANIFEST, good_config(), &[layer("a", 1)]);
         self.registry.add(&repository, &parts);
@@ -403,7 +408,7 @@ impl Signed {
     }
 
     /// What we and Skopeo say of images under a requirement.
-    async fn compare(&self, requirement: &Value, images: &[(&str, String, bool)]) {
+    pub(crate) async fn compare(&self, requirement: &Value, images: &[(&str, String, bool)]) {
         let policy = self.root.path().join("policy.json");
         std::fs::write(&policy, json!({"default": [requirement]}).to_string()).unwrap();
         let registries_d = self.root.scratch("registries.d");
@@ -575,7 +580,7 @@ fn issue_to_builders(authority: &Authority) {
 
 /// Signatures, and whether they are good for the mail address, for the host name, and for both.
 fn of_builders() -> Vec<(&'static str, Made, [bool; 3])> {
-    let by = |signer, good| (signer, Made { signer, ..GOOD }, good);
+    let by = |signer, good| (signer, Made::by(signer), good);
     let chain = |text: fn(&mut Map<String, Value>)| Made {
         signer: "of-between",
         annotations: text,

@@ -19,6 +19,8 @@ mod support;
 mod text;
 
 mod archives;
+#[cfg(feature = "signatures")]
+mod authorities;
 mod caches;
 mod chunked;
 mod composefs;
@@ -44,6 +46,8 @@ mod odd_blobs;
 mod odd_pushes;
 mod odd_registry;
 mod offered_layers;
+#[cfg(feature = "signatures")]
+mod openpgp_keys;
 mod policy;
 mod proxies;
 mod push;

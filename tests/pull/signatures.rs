@@ -17,8 +17,8 @@ use crate::support::root::TestRoot;
 use crate::support::{each_set, needs};
 
 /// OpenPGP keys of a test.
-struct Keys {
-    home: PathBuf,
+pub(crate) struct Keys {
+    pub(crate) home: PathBuf,
 }
 
 impl Keys {
@@ -29,7 +29,7 @@ impl Keys {
         Self { home }
     }
 
-    fn gpg(&self, line: &str) -> Command {
+    pub(crate) fn gpg(&self, line: &str) -> Command {
         let mut command = Command::new("gpg");
         command.env("GNUPGHOME", &self.home).stdin(Stdio::null());
         command
@@ -38,7 +38,7 @@ impl Keys {
     }
 
     /// Makes a key and writes its public part to a file.
-    fn add(&self, name: &str, line: &str) -> PathBuf {
+    pub(crate) fn add(&self, name: &str, line: &str) -> PathBuf {
         self.gpg(line).run();
         let file = self.home.join(format!("{name}.pub"));
         self.gpg(&format!("--export --output {} {name}@example", file.display()))
@@ -46,8 +46,25 @@ impl Keys {
         file
     }
 
+    pub(crate) fn fingerprint(&self, name: &str) -> String {
+        let listed = self
+            .gpg(&format!("--with-colons --list-keys {name}@example"))
+            .run();
+        let line = listed.lines().find(|line| line.starts_with("fpr")).unwrap();
+        line.split(':').nth(9).unwrap().to_owned()
+    }
+
+    /// The file with the revocation of a key that GnuPG makes together with it, made ready for use.
+    pub(crate) fn revocation(&self, name: &str) -> PathBuf {
+        let file = format!("openpgp-revocs.d/{}.rev", self.fingerprint(name));
+        let file = self.home.join(file);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace(":-----BEGIN", "-----BEGIN")).unwrap();
+        file
+    }
+
     /// A signature for a manifest and a name, made with these options.
-    fn sign(&self, options: &str, manifest: &str, name: &str) -> Vec<u8> {
+    pub(crate) fn sign(&self, options: &str, manifest: &str, name: &str) -> Vec<u8> {
         let payload = json!({
             "critical": {
                 "type": "atomic container signature",
@@ -74,20 +91,20 @@ impl Drop for Keys {
 }
 
 /// A registry with signed images, and all that is needed to verify them.
-struct Signed {
-    root: TestRoot,
+pub(crate) struct Signed {
+    pub(crate) root: TestRoot,
     registry: Registry,
-    keys: Keys,
+    pub(crate) keys: Keys,
     /// Configuration of where signatures are.
     registries_d: PathBuf,
     lookaside: PathBuf,
     /// Of the image, the same under all names.
-    manifest: String,
+    pub(crate) manifest: String,
 }
 
 impl Signed {
     /// Beside the newest Skopeo, if it is there.
-    fn start_beside_newest() -> Option<Self> {
+    pub(crate) fn start_beside_newest() -> Option<Self> {
         let set = PeerSet::Forky;
         set.is_ready(&["skopeo"]).then(|| Self::start(set))
     }
@@ -130,11 +147,11 @@ impl Signed {
         signed
     }
 
-    fn name(&self, image: &str) -> String {
+    pub(crate) fn name(&self, image: &str) -> String {
         format!("{}/team/{image}:v1", self.registry.address())
     }
 
-    fn docker(&self, image: &str) -> String {
+    pub(crate) fn docker(&self, image: &str) -> String {
         format!("docker://{}", self.name(image))
     }
 
@@ -163,7 +180,7 @@ impl Signed {
             .join(format!("team/{image}@{}", self.manifest.replace(':', "=")))
     }
 
-    fn put(&self, image: &str, number: usize, signature: &[u8]) {
+    pub(crate) fn put(&self, image: &str, number: usize, signature: &[u8]) {
         std::fs::create_dir_all(self.dir(image)).unwrap();
         std::fs::write(self.dir(image).join(format!("signature-{number}")), signature).unwrap();
     }
@@ -176,13 +193,13 @@ impl Signed {
             .policy(Policy::parse(policy)?))
     }
 
-    async fn pull(&self, store: &Store, policy: &str, image: &str) -> graphroot::Result<()> {
+    pub(crate) async fn pull(&self, store: &Store, policy: &str, image: &str) -> graphroot::Result<()> {
         let puller = Puller::new(store, self.options(policy).await?);
         puller.pull_as(&image.parse::<ImageRef>()?, &[]).await.map(drop)
     }
 
     /// Whether Skopeo copies an image, and what it says.
-    fn skopeo_copies(&self, policy: &str, image: &str) -> (bool, String) {
+    pub(crate) fn skopeo_copies(&self, policy: &str, image: &str) -> (bool, String) {
         let file = self.root.path().join("policy.json");
         std::fs::write(&file, policy).unwrap();
         let to = format!("dir:{}", self.root.scratch("to").display());
@@ -200,7 +217,7 @@ impl Signed {
     }
 }
 
-fn with_default(requirements: &Value) -> String {
+pub(crate) fn with_default(requirements: &Value) -> String {
     json!({"default": requirements}).to_string()
 }
 
@@ -211,14 +228,7 @@ fn base64(path: &Path) -> String {
 async fn decisions_are_those_of_skopeo(set: PeerSet) {
     let signed = Signed::start(set);
     let public = |name: &str| signed.keys.home.join(format!("{name}.pub"));
-    let fingerprint = |name: &str| {
-        let listed = signed
-            .keys
-            .gpg(&format!("--with-colons --list-keys {name}@example"))
-            .run();
-        let line = listed.lines().find(|line| line.starts_with("fpr")).unwrap();
-        line.split(':').nth(9).unwrap().to_owned()
-    };
+    let fingerprint = |name: &str| signed.keys.fingerprint(name);
     // By Skopeo itself.
     let source = signed.docker("unsigned");
     signed.copy(
@@ -398,13 +408,7 @@ async fn keys_that_are_not_good_any_more_sign_nothing() {
     );
     keys.add("revoked", "--quick-gen-key revoked@example ed25519 sign never");
     keys.add("parent", "--quick-gen-key parent@example rsa2048 cert never");
-    let fingerprint = |name: &str| {
-        let listed = keys
-            .gpg(&format!("--with-colons --list-keys {name}@example"))
-            .run();
-        let line = listed.lines().find(|line| line.starts_with("fpr")).unwrap();
-        line.split(':').nth(9).unwrap().to_owned()
-    };
+    let fingerprint = |name: &str| keys.fingerprint(name);
     keys.add(
         "parent",
         &format!("--quick-add-key {} ed25519 sign never", fingerprint("parent")),
@@ -425,13 +429,7 @@ async fn keys_that_are_not_good_any_more_sign_nothing() {
         "-u alice@example --default-sig-expire 1d --faked-system-time 20200101T000000 --ignore-time-conflict --ignore-valid-from",
     );
     // GnuPG keeps a revocation for each key.
-    let revocation = keys
-        .home
-        .join(format!("openpgp-revocs.d/{}.rev", fingerprint("revoked")));
-    let text = std::fs::read_to_string(&revocation)
-        .unwrap()
-        .replace(":-----BEGIN", "-----BEGIN");
-    std::fs::write(&revocation, text).unwrap();
+    let revocation = keys.revocation("revoked");
     keys.add("revoked", &format!("--import {}", revocation.display()));
 
     for (image, key, ours, theirs) in [

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{
     EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, KeyUsage,
-    RequiredEkuNotFoundContext, anchor_from_trusted_cert,
+    RequiredEkuNotFoundContext, VerifiedPath, anchor_from_trusted_cert,
 };
 
 use super::pem;
@@ -30,22 +30,40 @@ impl Authorities {
     /// Why it is not good.
     pub(super) fn verify(&self, leaf: &EndEntityCert<'_>, chain: &str, time: u64) -> Result<(), Refusal> {
         let seconds = i64::try_from(time).map_err(|error| error.to_string())?;
-        // `webpki` takes roots as they are.
-        let is_good = |root: &&CertificateDer<'_>| {
-            let read = Certificate::read(root).and_then(|read| read.may_sign_code(seconds));
-            read == Some(true)
-        };
-        let roots = self.roots.iter().filter(is_good);
-        // One that `webpki` cannot use does not keep the others from being used.
-        let anchors: Vec<_> = roots
-            .filter_map(|root| anchor_from_trusted_cert(root).ok())
-            .collect();
-        let mut between = pem::certificates_alone(chain.as_bytes())?;
-        between.pop();
-        if between.len() > MAX_CHAIN {
+        let mut anchors = Vec::new();
+        let mut lengths = Vec::new();
+        for root in &self.roots {
+            let read = Certificate::read(root);
+            let length = read.as_ref().and_then(Certificate::length);
+            let is_good =
+                read.and_then(|read| Some(read.may_sign_code(seconds)? && read.may_be_root()?)) == Some(true);
+            // One that `webpki` cannot use does not keep the others from being used.
+            if let (true, Ok(anchor)) = (is_good, anchor_from_trusted_cert(root)) {
+                anchors.push(anchor);
+                lengths.push(length);
+            }
+        }
+        let mut given = pem::certificates_alone(chain.as_bytes())?;
+        given.pop();
+        if given.len() > MAX_CHAIN {
             return Err(format!("a chain of more than {MAX_CHAIN} certificates"));
         }
-        between.extend(self.between.iter().cloned());
+        let mut between = Vec::new();
+        for certificate in given.into_iter().chain(self.between.iter().cloned()) {
+            if Certificate::read_given(&certificate)?.may_sign_certificates() == Some(true) {
+                between.push(certificate);
+            }
+        }
+        let is_short = |path: &VerifiedPath<'_>| {
+            let count = path.intermediate_certificates().count();
+            let mut known = anchors.iter().zip(&lengths);
+            match known
+                .any(|(root, length)| root == path.anchor() && length.is_none_or(|length| count <= length))
+            {
+                true => Ok(()),
+                false => Err(webpki::Error::PathLenConstraintViolated),
+            }
+        };
         leaf.verify_for_usage(
             rustls::crypto::ring::default_provider()
                 .signature_verification_algorithms
@@ -55,7 +73,7 @@ impl Authorities {
             UnixTime::since_unix_epoch(Duration::from_secs(time)),
             SigningOfCode,
             None,
-            None,
+            Some(&is_short),
         )
         .map_err(refuse)?;
         Ok(())
@@ -93,12 +111,15 @@ pub(super) fn read_leaf<'a>(certificate: &'a CertificateDer<'_>) -> Result<EndEn
     EndEntityCert::try_from(certificate).map_err(refuse)
 }
 
-/// Checks that a certificate is for an address of mail.
-pub(super) fn check_email(certificate: &Certificate<'_>, email: &str) -> Result<(), Refusal> {
-    let emails = certificate.emails().unwrap_or_default();
-    match emails.contains(&email) {
-        true => Ok(()),
-        false => Err(format!("Required email {email:?} not found (got {emails:?})")),
+/// Checks that the names of a certificate make sense, and that it is for an address of mail, if one is wanted.
+pub(super) fn check_names(certificate: &Certificate<'_>, email: Option<&str>) -> Result<(), Refusal> {
+    let emails = certificate.emails();
+    let emails = emails.ok_or_else(|| "a certificate with names that make no sense".to_owned())?;
+    match email {
+        Some(email) if !emails.contains(&email) => {
+            Err(format!("Required email {email:?} not found (got {emails:?})"))
+        }
+        _ => Ok(()),
     }
 }
 

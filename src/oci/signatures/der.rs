@@ -8,6 +8,7 @@ pub(super) const SEQUENCE: u8 = 0x30;
 pub(super) const OBJECT: u8 = 0x06;
 pub(super) const BITS: u8 = 0x03;
 pub(super) const BOOLEAN: u8 = 0x01;
+pub(super) const INTEGER: u8 = 0x02;
 pub(super) const OCTETS: u8 = 0x04;
 pub(super) const TEXT: u8 = 0x0c;
 pub(super) const UTC_TIME: u8 = 0x17;
@@ -18,6 +19,12 @@ pub(super) const VERSION: u8 = 0xa0;
 pub(super) const EXTENSIONS: u8 = 0xa3;
 /// Among the names of a certificate.
 pub(super) const EMAIL: u8 = 0x81;
+/// Among the names of a certificate.
+pub(super) const HOST: u8 = 0x82;
+/// Among the names of a certificate.
+pub(super) const URI: u8 = 0x86;
+/// Among the names of a certificate.
+pub(super) const ADDRESS: u8 = 0x87;
 
 impl<'a> Der<'a> {
     /// The content of the next element, which has to have this tag.

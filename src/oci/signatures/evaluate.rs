@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::fulcio;
 use super::openpgp;
+use super::openpgp_keys::Keyring;
 use super::payload::{self, Payload};
 use super::pem;
 use super::pki;
@@ -53,14 +54,11 @@ pub(crate) fn verify(
             one_of(messages, |message| {
                 let keys = keys.as_ref();
                 let keys = keys.ok_or_else(|| "Unimplemented \"keyType\" value".to_owned())?;
-                let mut all = Vec::new();
-                for bytes in read(keys)? {
-                    all.extend(openpgp::parse_keys(&bytes)?);
-                }
-                if all.is_empty() {
+                let keys = Keyring::parse(&read(keys)?)?;
+                if keys.is_empty() {
                     return Err("No public keys imported".to_owned());
                 }
-                let content = openpgp::verify(message, &all)?;
+                let content = openpgp::verify(message, &keys)?;
                 check(&content, payload::SIMPLE, identity)
             })
         }

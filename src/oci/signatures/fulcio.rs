@@ -39,12 +39,12 @@ pub(super) fn key_of(
     let leaf = CertificateDer::from(certificate);
     let leaf = chain::read_leaf(&leaf)?;
     authorities.verify(&leaf, chain, time)?;
-    let read = Certificate::read_leaf(certificate)?;
+    let read = Certificate::read_given(certificate)?;
     let issuer = read.issuer();
     let issuer = issuer.ok_or_else(|| "Fulcio certificate is missing the issuer extension".to_owned())?;
     if issuer != subject.issuer {
         return Err(format!("Unexpected Fulcio OIDC issuer {issuer:?}"));
     }
-    chain::check_email(&read, subject.email)?;
+    chain::check_names(&read, Some(subject.email))?;
     Key::of_info(&leaf.subject_public_key_info())
 }

@@ -6,6 +6,7 @@ pub(crate) mod evaluate;
 mod fetch;
 mod fulcio;
 mod openpgp;
+mod openpgp_keys;
 mod payload;
 mod pem;
 mod pki;

@@ -9,6 +9,9 @@ use crate::oci::unique_json::{Fields, Refusal};
 pub(super) const SIMPLE: &str = "atomic container signature";
 pub(super) const SIGSTORE: &str = "cosign container image signature";
 
+/// Timestamps are numbers of 64 bits.
+const SECONDS: std::ops::Range<f64> = -9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0;
+
 /// The parts of a payload that count.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Payload {
@@ -32,8 +35,11 @@ impl Payload {
             ) {
                 return Err("optional.creator is no text".to_owned());
             }
-            let is_whole =
-                |number: &serde_json::Number| number.as_f64().is_some_and(|number| number.fract() == 0.0);
+            let is_whole = |number: &serde_json::Number| {
+                number
+                    .as_f64()
+                    .is_some_and(|number| number.fract() == 0.0 && SECONDS.contains(&number))
+            };
             match optional.take("timestamp") {
                 None | Some(Value::Null) => {}
                 Some(Value::Number(number)) if is_whole(&number) => {}
@@ -78,6 +84,9 @@ mod tests {
             (SIGSTORE, "null", true),
             (SIGSTORE, r#"{"timestamp":5.5}"#, false),
             (SIGSTORE, r#"{"timestamp":"5"}"#, false),
+            (SIGSTORE, r#"{"timestamp":-9223372036854775808}"#, true),
+            (SIGSTORE, r#"{"timestamp":9223372036854775808}"#, false),
+            (SIMPLE, r#"{"timestamp":1e300}"#, false),
             (SIGSTORE, r#"{"creator":5}"#, false),
         ] {
             let text = good(kind, optional);

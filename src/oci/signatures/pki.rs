@@ -39,9 +39,7 @@ pub(super) fn key_of(certificate: &[u8], chain: &str, subject: &Subject<'_>) -> 
     let leaf = CertificateDer::from(certificate);
     let leaf = chain::read_leaf(&leaf)?;
     authorities.verify(&leaf, chain, now)?;
-    if let Some(email) = subject.email {
-        chain::check_email(&Certificate::read_leaf(certificate)?, email)?;
-    }
+    chain::check_names(&Certificate::read_given(certificate)?, subject.email)?;
     if let Some(hostname) = subject.hostname {
         let unexpected = |why: String| format!("Unexpected subject hostname: {why}");
         let name = ServerName::try_from(hostname).map_err(|error| unexpected(error.to_string()))?;
