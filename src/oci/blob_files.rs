@@ -79,7 +79,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Copies a file to a place where it appears whole.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut source = files::open_regular(from)?;
-    let mut target = AtomicFile::create_user_file(to, MODE)?;
+    let mut target = AtomicFile::create_unnamed(to, MODE)?;
     std::io::copy(&mut source, &mut target).at("copying a layer to", to)?;
     target.commit_as_user_file(true)
 }

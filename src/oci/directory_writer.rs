@@ -61,7 +61,7 @@ impl DirectoryWriter {
             for entry in std::fs::read_dir(&dir).at("listing", &dir)? {
                 let entry = entry.at("listing", &dir)?;
                 let name = entry.file_name();
-                let is_directory = entry.file_type().at("looking at", &entry.path())?.is_dir();
+                let is_directory = entry.file_type().at("looking at", entry.path())?.is_dir();
                 let is_kept = name.to_str().is_some_and(|name| kept.contains(name));
                 let is_left = temporary_names::is_temporary(&name);
                 if !is_directory && (is_left || belongs_to_an_image(&name) && !is_kept) {

@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::HeaderValue;
-use reqwest::{Client, Url};
+use reqwest::header::{CONTENT_LENGTH, HeaderValue};
+use reqwest::{Body, Client, RequestBuilder, Url};
 use serde_json::Value;
 
 use super::challenge::Challenge;
@@ -128,6 +128,19 @@ impl SignIn<'_> {
         }
     }
 
+    /// A request with a form that is not sent again: who redirects it elsewhere keeps the token from being given, and whoever
+    /// is there from seeing what is in the form.
+    fn post_once(&self, url: Url, fields: &[(&str, &str)]) -> Result<RequestBuilder, Failure> {
+        let made = self.http.post(url).form(fields).build();
+        let mut request = made.map_err(|_secret| self.refusal("the token service cannot be asked"))?;
+        let form = request.body().and_then(Body::as_bytes).unwrap_or_default();
+        let form = form.to_vec();
+        request.headers_mut().insert(CONTENT_LENGTH, form.len().into());
+        let once = futures::stream::iter([Ok::<_, std::convert::Infallible>(form)]);
+        *request.body_mut() = Some(Body::wrap_stream(once));
+        Ok(RequestBuilder::from_parts(self.http.clone(), request))
+    }
+
     /// Asks the token service that a challenge names.
     async fn token(&self, challenge: &Challenge) -> Result<Authorization, Failure> {
         let realm = Url::parse(challenge.param("realm").unwrap_or_default())
@@ -153,7 +166,7 @@ impl SignIn<'_> {
                     Some(("scope", scope.as_str())),
                 ];
                 let fields: Vec<_> = fields.into_iter().flatten().collect();
-                self.http.post(realm).form(&fields)
+                self.post_once(realm, &fields)?
             }
             Credentials::Password { username, password } => {
                 let account = Some(("account", username.as_str()));

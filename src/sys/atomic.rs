@@ -79,14 +79,8 @@ impl AtomicFile {
         })
     }
 
-    /// As [`AtomicFile::create`], with `mode` less the umask, for [`AtomicFile::commit_as_user_file`].
-    #[cfg(feature = "pull")]
-    pub(crate) fn create_user_file(target: &Path, mode: u32) -> Result<Self> {
-        Self::create_with(target, Mode::from_raw_mode(mode))
-    }
-
-    /// As [`AtomicFile::create_user_file`], but the file has no name until it is committed, so a killed process leaves
-    /// nothing. Where the file system knows no files without a name, it has a temporary one.
+    /// As [`AtomicFile::create`], with `mode` less the umask, for [`AtomicFile::commit_as_user_file`]. The file has no name
+    /// until it is committed, so a killed process leaves nothing. Where the file system knows no files without a name, it has a temporary one.
     #[cfg(feature = "pull")]
     pub(crate) fn create_unnamed(target: &Path, mode: u32) -> Result<Self> {
         let dir = match target.parent() {
@@ -99,7 +93,7 @@ impl AtomicFile {
                 target: target.to_owned(),
                 temp: PathBuf::new(),
             }),
-            None => Self::create_user_file(target, mode),
+            None => Self::create_with(target, Mode::from_raw_mode(mode)),
         }
     }
 
@@ -255,11 +249,11 @@ pub(crate) fn write_new_file(target: &Path, content: &[u8], mode: u32, sync: boo
 }
 
 /// As [`write_file`], with the mode and owner that [`AtomicFile::commit_as_user_file`] gives; a new file has `mode` less
-/// the umask.
+/// the umask. The new file has no name before it is whole, as by [`AtomicFile::create_unnamed`].
 #[cfg(feature = "pull")]
 pub(crate) fn write_user_file(target: &Path, content: &[u8], mode: u32, sync: bool) -> Result<()> {
-    let mut file = AtomicFile::create_user_file(target, mode)?;
-    file.write_all(content).at("writing", &file.temp)?;
+    let mut file = AtomicFile::create_unnamed(target, mode)?;
+    file.write_all(content).at("writing", target)?;
     file.commit_as_user_file(sync)
 }
 

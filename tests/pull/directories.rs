@@ -356,3 +356,36 @@ async fn a_directory_with_the_name_of_a_blob_stays() {
     push_to(&store, &ids[0], &dir).await.unwrap();
     assert!(odd.is_dir());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_have_no_names_before_they_are_whole() {
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+    needs!();
+    let root = TestRoot::in_memory();
+    let (store, ids) = store_with(&root, &["x", "y"]).await;
+    let watch = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    for (transport, suffix, blobs) in [("dir", "", "."), ("oci", ":x", "blobs/sha256")] {
+        let dir = root.path().join(transport);
+        let to: ImageRef = format!("{transport}:{}{suffix}", dir.display()).parse().unwrap();
+        let push = async |id: &str| push(&store, id, &to, PushOptions::default()).await;
+        push(&ids[0]).await.unwrap();
+        let flags = WatchFlags::MODIFY | WatchFlags::MOVED_TO;
+        for watched in [dir.clone(), dir.join(blobs)] {
+            inotify::add_watch(&watch, &watched, flags).unwrap();
+        }
+        push(&ids[1]).await.unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 65536];
+        let mut events = inotify::Reader::new(&watch, &mut buffer);
+        let (mut written, mut moved) = (Vec::new(), 0);
+        while let Ok(event) = events.next() {
+            let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
+            match event.events().contains(ReadFlags::MODIFY) {
+                true => written.extend(name.filter(|name| name.starts_with(".tmp-"))),
+                false => moved += 1,
+            }
+        }
+        // Those that are written under a name would stay if the process were killed.
+        assert_eq!(written, [""; 0], "{transport}");
+        assert!(moved >= 3, "{transport}: {moved}");
+    }
+}

@@ -302,6 +302,30 @@ async fn identity_and_registry_tokens_are_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_identity_token_goes_nowhere_else() {
+    needs!();
+    let elsewhere = OddRegistry::start(|_| Some(Reply::new(200, TOKEN)));
+    let to = format!("http://{}/token", elsewhere.address());
+    for status in [307, 308] {
+        let to = to.clone();
+        let registry = OddRegistry::start(move |asked| {
+            if asked.path.starts_with("/token") {
+                return Some(Reply::new(status, "").header("Location", &*to));
+            }
+            (!has_token(asked)).then(|| refuse(401).challenge(bearer(asked)))
+        });
+        registry.add("team/app", &image());
+        let token = Credentials::IdentityToken("refresh".to_owned());
+        let refused = pull(&registry, token).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Registry, "{refused:?}");
+        let asked = registry.asked();
+        assert!(asked.iter().any(|asked| asked.is("POST", "/token")), "{status}");
+        let seen = elsewhere.take_log();
+        assert!(seen.is_empty(), "{status}: {seen:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn credential_helpers_are_run() {
     use std::os::unix::fs::PermissionsExt as _;
     needs!();
