@@ -3,6 +3,9 @@
 //! The kernel lists the locks of every open file in `/proc/PID/fdinfo/N` (`lock:` lines), also those that belong to
 //! no process (open-file-description locks, as this library takes them). A process sees its own locks; those of
 //! other users' processes need privileges.
+//!
+//! The device and inode in these lines don't tell which file it is: on btrfs the device is another one than in the status
+//! of the file, and files of two subvolumes can have the same inode number. So the status of the open file is read.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -24,30 +27,19 @@ pub struct LockOwner {
     pub exclusive: bool,
 }
 
-/// The device and inode numbers of a `lock:` line, as in `1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 0 EOF`, and whether
-/// it is a write lock.
-fn parse(line: &str) -> Option<((u32, u32, u64), bool)> {
+/// Whether a line is a `lock:` line, as in `1: OFDLCK  ADVISORY  WRITE -1 fe:00:1234 0 EOF`, and if so, whether of a write lock.
+fn parse(line: &str) -> Option<bool> {
     let mut fields = line.strip_prefix("lock:")?.split_whitespace();
-    let exclusive = fields.find(|field| matches!(*field, "READ" | "WRITE"))? == "WRITE";
-    let file = fields.nth(1)?;
-    let mut parts = file.split(':');
-    let major = u32::from_str_radix(parts.next()?, 16).ok()?;
-    let minor = u32::from_str_radix(parts.next()?, 16).ok()?;
-    Some(((major, minor, parts.next()?.parse().ok()?), exclusive))
+    Some(fields.find(|field| matches!(*field, "READ" | "WRITE"))? == "WRITE")
 }
 
 /// The holders of these lock files that this process may see. A file that does not exist has none.
 pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
-    let mut wanted: HashMap<(u32, u32, u64), &Path> = HashMap::new();
+    let mut wanted: HashMap<(u64, u64), &Path> = HashMap::new();
     for path in paths {
         match std::fs::metadata(path) {
             Ok(meta) => {
-                let device = (
-                    rustix::fs::major(meta.dev()),
-                    rustix::fs::minor(meta.dev()),
-                    meta.ino(),
-                );
-                wanted.insert(device, path);
+                wanted.insert((meta.dev(), meta.ino()), path);
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).at("reading the status of", path),
@@ -70,8 +62,18 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
             let Ok(info) = std::fs::read_to_string(file.path()) else {
                 continue;
             };
-            for (key, exclusive) in info.lines().filter_map(parse) {
-                let Some(path) = wanted.get(&key) else { continue };
+            let locks: Vec<bool> = info.lines().filter_map(parse).collect();
+            if locks.is_empty() {
+                continue;
+            }
+            // It may have been closed meanwhile.
+            let Ok(meta) = std::fs::metadata(entry.path().join("fd").join(file.file_name())) else {
+                continue;
+            };
+            let Some(path) = wanted.get(&(meta.dev(), meta.ino())) else {
+                continue;
+            };
+            for exclusive in locks {
                 let known = found
                     .iter_mut()
                     .find(|owner| owner.pid == pid && owner.path == **path);
@@ -96,21 +98,26 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
+    use crate::driver::conformance::btrfs;
     use crate::lock::record_lock::{LockFile, LockMode};
+    use crate::skip::skip;
+    use crate::sys::at;
+    use crate::sys::btrfs::create_subvolume;
 
     #[test]
     fn lines_of_the_kernel_are_read() {
         let line = "lock:\t1: OFDLCK  ADVISORY  WRITE -1 fe:0a:1234 0 EOF";
-        assert_eq!(parse(line), Some(((0xfe, 0x0a, 1234), true)));
+        assert_eq!(parse(line), Some(true));
         assert_eq!(
             parse("lock:\t1: POSIX  ADVISORY  READ 77 00:1b:9 0 EOF"),
-            Some(((0, 0x1b, 9), false))
+            Some(false)
         );
         for other in [
             "pos:\t0",
             "lock:\t1: LEASE  ACTIVE",
-            "lock:\t1: POSIX  ADVISORY  READ",
             "",
         ] {
             assert_eq!(parse(other), None, "{other}");
@@ -144,5 +151,32 @@ mod tests {
         assert_eq!(other.len(), 1, "{other:?}");
         assert_eq!((other[0].pid, other[0].exclusive), (peer.pid(), false));
         assert!(other[0].command.starts_with("python3"), "{other:?}");
+    }
+
+    /// There the kernel tells of another device than the status of a file does, and of inode numbers that several files have.
+    #[tokio::test]
+    async fn on_btrfs_the_file_itself_is_recognised() {
+        let Ok(file_system) = btrfs::shared().map_err(skip) else {
+            return;
+        };
+        let tmp = tempfile::tempdir_in(file_system).unwrap();
+        let dir = at::open_dir(tmp.path()).unwrap();
+        let paths = ["one", "two"].map(|name| {
+            create_subvolume(dir.as_fd(), name.as_bytes()).unwrap();
+            tmp.path().join(name).join("a.lock")
+        });
+        let locks = paths
+            .each_ref()
+            .map(|path| LockFile::open(path, LockMode::ReadWrite).unwrap());
+        let [one, two] = paths.each_ref().map(|path| std::fs::metadata(path).unwrap());
+        assert!(one.ino() == two.ino() && one.dev() != two.dev());
+        let held = locks[0].exclusive(None).await.unwrap();
+        let me = owners(&paths).unwrap();
+        assert!(me.iter().any(|owner| owner.pid == std::process::id()), "{me:?}");
+        assert!(
+            me.iter().all(|owner| owner.path == paths[0] && owner.exclusive),
+            "{me:?}"
+        );
+        drop(held);
     }
 }
