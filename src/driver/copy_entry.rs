@@ -222,7 +222,11 @@ impl<'a> Worker<'a> {
         }
         let mut links = rules.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = links.get(&tree::identity(stat)) {
-            return Ok(link_again(self.root, first, dirs.target, name)?);
+            match link_again(self.root, first, dirs.target, name) {
+                // It was taken away again, since the file was deleted meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                linked => return Ok(linked?),
+            }
         }
         if self.single(dirs, name, stat, new)? {
             links.insert(tree::identity(stat), path.to_owned());

@@ -115,11 +115,7 @@ mod tests {
             parse("lock:\t1: POSIX  ADVISORY  READ 77 00:1b:9 0 EOF"),
             Some(false)
         );
-        for other in [
-            "pos:\t0",
-            "lock:\t1: LEASE  ACTIVE",
-            "",
-        ] {
+        for other in ["pos:\t0", "lock:\t1: LEASE  ACTIVE", ""] {
             assert_eq!(parse(other), None, "{other}");
         }
     }

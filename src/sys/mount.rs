@@ -16,7 +16,7 @@ use rustix::mount::{
     mount_remount, move_mount, open_tree,
 };
 
-use crate::sys::tree::mount_id;
+use crate::sys::tree::{DIR_FLAGS, mount_id};
 
 /// How often, and how far apart, a busy mount is tried again.
 const MAX_BUSY: u32 = 50;
@@ -238,6 +238,23 @@ pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(open_tree(CWD, path, flags)?)
+}
+
+/// The directory `dir` in a mount without what is mounted below it, which is not attached to the tree and goes with its last
+/// user; `None` if nothing is mounted there.
+///
+/// # Errors
+/// `EPERM` and `EINVAL` if this user may not see what the mounts hide.
+pub(crate) fn without_mounts(dir: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let real = std::fs::read_link(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()))?;
+    // The directory can be a mount point itself.
+    if mounts_below(&real)?.iter().all(|point| *point == real) {
+        return Ok(None);
+    }
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = open_tree(dir, c"", flags)?;
+    Ok(Some(rustix::fs::openat(&mount, c".", DIR_FLAGS, Mode::empty())?))
 }
 
 /// Attaches a detached mount.

@@ -522,6 +522,33 @@ fn attributes_alone_are_told() {
     );
 }
 
+/// Nothing but its content tells that such a layer is another one now.
+#[test]
+fn a_changed_layer_without_a_digest_is_told() {
+    with(
+        ("vfs", Layout::Plain),
+        ("overlay", Layout::Plain),
+        |from, to| async move {
+            image(&from).await;
+            let copied = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            let again = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+            assert!(
+                again.different.is_empty() && again.copied.is_empty(),
+                "{again:#?}"
+            );
+            assert_eq!(again.present.len(), copied.copied.len());
+            fs::write(mounted(&from, "written").await.join("dir/later"), "later").unwrap();
+            from.unmount("written").await.unwrap();
+            let changed = from.copy_to(&to, CopyOptions::new().refresh(true)).await.unwrap();
+            assert_eq!(changed.different.len(), 1, "{changed:#?}");
+            let told = changed.different[0].to_string();
+            assert_eq!(told, "layer written: another /dir");
+            assert_eq!(changed.present.len(), again.present.len() - 1);
+            assert!(!shown(&to, "written").await.contains_key(Path::new("dir/later")));
+        },
+    );
+}
+
 /// A tree that is mounted elsewhere is in use, whoever counts that.
 #[test]
 fn copies_whose_trees_are_mounted_are_kept() {
@@ -550,6 +577,43 @@ fn copies_whose_trees_are_mounted_are_kept() {
             assert_eq!(report.refreshed.len(), 1, "{report:#?}");
         },
     );
+}
+
+/// What is mounted in a tree is no part of the container, and what it hides is.
+#[test]
+fn what_is_mounted_in_a_tree_is_left_out() {
+    let case = |from: TestStore, to: TestStore| async move {
+        image(&from).await;
+        let id = &*container(&from).await;
+        let tree = mounted(&from, id).await;
+        fs::create_dir(tree.join("place")).unwrap();
+        fs::write(tree.join("place/hidden"), "hidden").unwrap();
+        let expected = manifest(&tree);
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join("other"), "other").unwrap();
+        let places = [
+            (other.path().to_owned(), tree.join("place")),
+            (other.path().join("other"), tree.join("same")),
+        ];
+        if places
+            .iter()
+            .any(|(from, to)| rustix::mount::mount_bind(from, to).is_err())
+        {
+            return skip("mounting needs root");
+        }
+        let report = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+        let again = from.copy_to(&to, CopyOptions::new()).await.unwrap();
+        for (_from, to) in &places {
+            rustix::mount::unmount(to, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+        from.unmount(id).await.unwrap();
+        assert_eq!((report.mounted.len(), report.lost.len()), (1, 0), "{report:#?}");
+        assert!(again.different.is_empty(), "{again:#?}");
+        assert_same("source", &expected, "copy", &shown(&to, id).await);
+    };
+    with(("vfs", Layout::Plain), ("overlay", Layout::Plain), case);
+    with(("btrfs", Layout::Plain), ("vfs", Layout::Plain), case);
+    with(("overlay", Layout::Plain), ("vfs", Layout::Plain), case);
 }
 
 /// A mount that another run root has is one too.

@@ -9,6 +9,11 @@ use crate::driver::update::trees::Remap;
 use crate::sys::xattr;
 use crate::whiteout::is_driver_attribute;
 
+/// Free bytes and inodes of a file system that is not full. No file can have attributes of more bytes together than these on a file
+/// system that has a limit.
+const ROOM: u64 = 1 << 20;
+const ROOM_IN_INODES: u64 = 64;
+
 /// Attributes by name.
 pub(super) type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -68,19 +73,24 @@ pub(super) fn give(
             continue;
         }
         match xattr::set_at(dir, name, attribute, value) {
-            Err(error) if is_refusal(error) => lose(attribute),
+            Err(error) if is_refusal(dir, error) => lose(attribute),
             set => set?,
         }
     }
     Ok(())
 }
 
-/// Whether a failure to set an attribute says that the file cannot have it.
-pub(super) fn is_refusal(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL
-    )
+/// Whether a failure to set an attribute of a file in `dir` says that the file cannot have it. Some file systems, ext4 and btrfs
+/// among them, say that there is no space if those of one file get too large for them, also where there is plenty.
+fn is_refusal(dir: BorrowedFd<'_>, error: Errno) -> bool {
+    match error {
+        Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL | Errno::TOOBIG => true,
+        Errno::NOSPC => rustix::fs::fstatvfs(dir).is_ok_and(|there| {
+            let has_inodes = there.f_files == 0 || there.f_favail > ROOM_IN_INODES;
+            there.f_bavail.saturating_mul(there.f_frsize) > ROOM && has_inodes
+        }),
+        _ => false,
+    }
 }
 
 /// An access control list with the owners that files get. Its entries: tag, permissions, ID.

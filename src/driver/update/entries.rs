@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -19,6 +20,12 @@ use crate::whiteout::{self, OPAQUE_VALUE, WhiteoutFormat};
 
 /// Bytes of two files that are compared at a time.
 const COMPARED: usize = 128 * 1024;
+
+/// The seconds that every file system can keep: those that 32 bits can.
+const ANY_SECOND: RangeInclusive<i64> = -0x8000_0000..=0x7fff_ffff;
+
+/// What is said of a file whose time the file system has replaced by the nearest one that it can have.
+const FAR_TIME: &str = "the time of its last change, which is out of the range of the file system";
 
 /// Why a link is not there.
 const LONG_LINK: &str = "a link to a path that is too long for the file system";
@@ -64,7 +71,10 @@ impl Walk<'_> {
         let is_rounded = !self.is_update() && base.st_mtime_nsec == 0;
         let same_time =
             stat.st_mtime == base.st_mtime && (stat.st_mtime_nsec == base.st_mtime_nsec || is_rounded);
-        if kind(stat) != kind(base) || !same_mode || !same_owner || !same_time {
+        if kind(stat) != kind(base) || !same_mode || !same_owner {
+            return Ok(false);
+        }
+        if !same_time && !self.cannot_have_time(stat, base)? {
             return Ok(false);
         }
         let (from, base_dir) = (self.from.current()?, self.base.current()?);
@@ -84,8 +94,37 @@ impl Walk<'_> {
         match self.is_update() {
             // Those that the new tree cannot have are named when the entry is written.
             true => Ok(wanted == there),
-            false => self.are_all_there(kind(stat), &wanted, &there),
+            false => {
+                let same = self.are_all_there(kind(stat), &wanted, &there)?;
+                if same && !same_time {
+                    self.lose(FAR_TIME);
+                }
+                Ok(same)
+            }
         }
+    }
+
+    /// Whether an entry that is compared has the time that comes of this one because it cannot have it.
+    fn cannot_have_time(&self, stat: &Stat, there: &Stat) -> Result<bool> {
+        match self.trial() {
+            Some(trial) if !ANY_SECOND.contains(&stat.st_mtime) => {
+                let kept = trial.kept_second(stat)?;
+                Ok(kept != stat.st_mtime && kept == there.st_mtime)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Notes that an entry of the new tree has another time than it was given, if it has.
+    fn lose_time(&mut self, dir: Option<BorrowedFd<'_>>, name: &CStr, stat: &Stat) -> Result<()> {
+        if ANY_SECOND.contains(&stat.st_mtime) {
+            return Ok(());
+        }
+        let dir = dir.map_or_else(|| self.to.current(), Ok)?;
+        if at::lstat_at(dir, name.to_bytes())?.is_some_and(|there| there.st_mtime != stat.st_mtime) {
+            self.lose(FAR_TIME);
+        }
+        Ok(())
     }
 
     /// Whether an entry that is compared has these attributes, all but those that it cannot have.
@@ -94,15 +133,20 @@ impl Walk<'_> {
             return Ok(false);
         }
         let keeps_marks = self.form() == WhiteoutFormat::Apply;
-        let mut lost = Vec::new();
+        let (mut lost, mut refused) = (Vec::new(), None);
         for (name, value) in wanted {
             let is_lost = if whiteout::is_driver_attribute(name) {
                 !keeps_marks
             } else if there.get(name) == Some(value) {
                 false
-            } else if let Some(trial) = self.trial()
-                && !trial.takes_attribute(kind, name, value)?
-            {
+            } else if let Some(trial) = self.trial() {
+                let refused = match &mut refused {
+                    Some(refused) => refused,
+                    none => none.insert(trial.refused_attributes(kind, wanted, keeps_marks)?),
+                };
+                if !refused.contains(name) {
+                    return Ok(false);
+                }
                 true
             } else {
                 return Ok(false);
@@ -210,10 +254,6 @@ impl Walk<'_> {
             contents: &contents,
         };
         match self.worker.entry(&dirs, name, &self.path, stat) {
-            // Gone meanwhile.
-            Err(_) if at::lstat_at(self.from.current()?, name.to_bytes())?.is_none() => {
-                return self.clear(name);
-            }
             Err(Failure::Io(error))
                 if kind(stat) == FileType::Symlink
                     && Errno::from_io_error(&error) == Some(Errno::NAMETOOLONG) =>
@@ -226,7 +266,8 @@ impl Walk<'_> {
             }
             copied => copied?,
         }
-        self.give_attributes(name, is_own)
+        self.give_attributes(name, is_own)?;
+        self.lose_time(None, name, stat)
     }
 
     /// Whether the compared tree cannot have a link of the source.
@@ -264,13 +305,8 @@ impl Walk<'_> {
             AtFlags::empty(),
         )?;
         self.give_attributes(name, is_own)?;
-        let to = self.to.current()?;
-        Ok(rustix::fs::utimensat(
-            to,
-            name,
-            &times(stat),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
+        rustix::fs::utimensat(self.to.current()?, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?;
+        self.lose_time(None, name, stat)
     }
 
     /// Gives what is there the owner that `stat` has.
@@ -333,7 +369,7 @@ impl Walk<'_> {
         self.worker.finish(from, to, &frame.stat, None)?;
         let lost = self.copy_attributes(from, to, c".", frame.is_own)?;
         self.lose_attributes(lost);
-        Ok(())
+        self.lose_time(Some(to), c".", &frame.stat)
     }
 
     /// Has the new tree not show what the base does.

@@ -97,7 +97,12 @@ fn groups(root: BorrowedFd<'_>, counts_names: bool) -> rustix::io::Result<Groups
         tree::pop_name(names);
         match below {
             Ok(Some(dir)) => {
-                lists.push(tree::list_names(dir.as_fd(), &mut buffer)?);
+                let names = match tree::list_names(dir.as_fd(), &mut buffer) {
+                    // Deleted meanwhile.
+                    Err(Errno::NOENT) => Vec::new(),
+                    names => names?,
+                };
+                lists.push(names);
                 dirs.enter(dir)?;
             }
             Ok(None) => path.truncate(length),

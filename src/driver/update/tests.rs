@@ -14,26 +14,28 @@ use crate::driver::contract::LayerTree;
 use crate::skip::skip;
 use crate::sys::at;
 
-/// A mounted XFS.
-struct Xfs(PathBuf, Child);
+/// A mounted file system.
+struct Mounted(PathBuf, Child);
 
-impl Xfs {
-    fn new() -> Option<Self> {
+impl Mounted {
+    fn new(kind: &str, size: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            skip("an XFS is mounted by root");
+            skip("file systems are mounted by root");
             return None;
         }
-        match scripted_fs::make_image("xfs", "1G") {
+        match scripted_fs::make_image(kind, size) {
             Some(made) => Some(Self(made.dir, made.program)),
             None => {
-                skip("an XFS cannot be made and mounted here");
+                skip(&format!(
+                    "a file system of the kind {kind} cannot be made and mounted here"
+                ));
                 None
             }
         }
     }
 }
 
-impl Drop for Xfs {
+impl Drop for Mounted {
     fn drop(&mut self) {
         drop(self.1.stdin.take());
         self.1.wait().unwrap();
@@ -64,7 +66,9 @@ fn written(dir: OwnedFd) -> LayerTree {
 /// XFS has links to paths of 1023 bytes, other file systems four times that.
 #[test]
 fn links_that_are_too_long_are_lost() {
-    let Some(xfs) = Xfs::new() else { return };
+    let Some(xfs) = Mounted::new("xfs", "1G") else {
+        return;
+    };
     let source = tempfile::tempdir_in("/dev/shm").unwrap();
     let (from, to) = (source.path(), xfs.0.join("tree"));
     let tmp = xfs.0.join("tmp");
@@ -151,9 +155,179 @@ fn attributes_that_are_refused_are_no_difference() {
         return skip("attributes of files are set by root");
     }
     assert_eq!(compare(Some(&trial)).0, Some("/file".into()));
-    let takes = |kind, name: &[u8], value: &[u8]| trial.takes_attribute(kind, name, value).unwrap();
+    let takes = |kind, name: &[u8], value: &[u8]| {
+        let wanted = [(name.to_vec(), value.to_vec())].into();
+        let refused = trial.refused_attributes(kind, &wanted, true).unwrap();
+        refused.is_empty()
+    };
     assert!(takes(FileType::RegularFile, name, &value));
     assert!(!takes(FileType::RegularFile, name, b"none"));
     assert!(!takes(FileType::Symlink, b"user.test", b"1"));
     assert!(!takes(FileType::Directory, b"system.unknown", b"1"));
+}
+
+/// Ext4 has a block for all attributes of a file, and times from 1901 to 2446.
+#[test]
+fn large_attributes_and_far_times_are_lost() {
+    let Some(ext4) = Mounted::new("ext4", "32M") else {
+        return;
+    };
+    let source = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (from, to) = (source.path(), ext4.0.join("tree"));
+    let tmp = ext4.0.join("tmp");
+    for dir in [&to, &tmp] {
+        fs::create_dir(dir).unwrap();
+    }
+    fs::create_dir(from.join("dir")).unwrap();
+    symlink("file", from.join("link")).unwrap();
+    let dir = at::open_dir(from).unwrap();
+    let set = |name: &str, attribute: &str, length: usize| {
+        crate::sys::xattr::set_at(
+            dir.as_fd(),
+            name.as_bytes(),
+            attribute.as_bytes(),
+            &vec![1; length],
+        )
+    };
+    for name in ["large", "many", "small"] {
+        fs::write(from.join(name), "").unwrap();
+    }
+    let block = usize::try_from(rustix::fs::statvfs(&to).unwrap().f_bsize).unwrap();
+    if set("large", "user.large", block + 1).is_err() {
+        return skip("there are no attributes in /dev/shm");
+    }
+    set("dir", "user.large", 60_000).unwrap();
+    set("large", "user.short", 10).unwrap();
+    for attribute in ["user.a", "user.b", "user.c"] {
+        set("many", attribute, block * 2 / 5).unwrap();
+    }
+    set("small", "user.small", block / 2).unwrap();
+    for (name, second) in [
+        ("dir", 20_000_000_000),
+        ("link", -3_000_000_000),
+        ("small", -2_000_000_000),
+    ] {
+        let time = rustix::fs::Timespec {
+            tv_sec: second,
+            tv_nsec: 7,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(&dir, name, &times, flags).unwrap();
+    }
+    let tree = written(at::open_dir(&to).unwrap());
+    let new = NewTree {
+        tree: &tree,
+        below: None,
+        ignored: None,
+        durable: false,
+    };
+    let remaps = Remaps::default();
+    let sorted = |losses: Vec<Loss>| {
+        let lines = losses
+            .into_iter()
+            .map(|loss| format!("{}: {}", loss.path.display(), loss.what));
+        let mut lines: Vec<String> = lines.collect();
+        lines.sort();
+        lines
+    };
+    let time = "the time of its last change, which is out of the range of the file system";
+    let lost = [
+        format!("/dir: {time}"),
+        "/dir: the extended attribute user.large".to_owned(),
+        "/large: the extended attribute user.large".to_owned(),
+        format!("/link: {time}"),
+        "/many: the extended attribute user.c".to_owned(),
+    ];
+    let mut expected = lost.to_vec();
+    expected.sort();
+    assert_eq!(sorted(update(&shown(from), &new, &remaps).unwrap()), expected);
+
+    let trial = Trial::new(tmp.join("trial"), &to).unwrap();
+    let (path, losses) = difference(&shown(from), &shown(&to), &remaps, Some(&trial)).unwrap();
+    assert_eq!((path, sorted(losses)), (None, expected));
+    // Another time than the nearest one is a difference.
+    let there = fs::File::open(to.join("dir")).unwrap();
+    there.set_modified(std::time::UNIX_EPOCH).unwrap();
+    let (path, _losses) = difference(&shown(from), &shown(&to), &remaps, Some(&trial)).unwrap();
+    assert_eq!(path, Some("/dir".into()));
+
+    // Where the disk is full it is not the attribute that is to blame.
+    fs::remove_file(to.join("small")).unwrap();
+    let mut filling = fs::File::create(tmp.join("filling")).unwrap();
+    while std::io::Write::write_all(&mut filling, &[1; 4096]).is_ok() {}
+    drop(filling);
+    let error = update(&shown(from), &new, &remaps).unwrap_err();
+    assert_eq!(
+        error.io_kind(),
+        Some(std::io::ErrorKind::StorageFull),
+        "{error:?}"
+    );
+}
+
+/// What is deleted, or replaced by something else, between any two steps is left out, or copied as what it is then.
+#[test]
+fn trees_that_are_changed_all_the_time_are_copied() {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let trees = tempfile::tempdir_in("/dev/shm").unwrap();
+    let from = trees.path().join("from");
+    for number in 0..3 {
+        fs::create_dir_all(from.join(format!("dir{number}"))).unwrap();
+    }
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let change = |mut seed: usize| {
+        let mut below = |limit: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % limit
+        };
+        while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+            let [one, other] = [(); 2].map(|()| from.join(format!("dir{}/{}", below(3), below(6))));
+            // Most of these fail.
+            match below(6) {
+                0 | 1 => {
+                    let mut options = fs::File::options();
+                    options.write(true).create(true).truncate(true);
+                    let no_wait = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+                    let opened = options.custom_flags(no_wait).open(one);
+                    drop(opened.and_then(|mut file| std::io::Write::write_all(&mut file, &[1; 9000])));
+                }
+                2 => drop(fs::create_dir(one)),
+                3 => drop(fs::hard_link(one, other)),
+                4 => drop(symlink("target", one)),
+                _ => drop(fs::remove_file(&one).or_else(|_| fs::remove_dir(&one))),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for seed in [1, 2] {
+            scope.spawn(move || change(seed));
+        }
+        let results: Vec<_> = (0..150)
+            .map(|round| {
+                let to = trees.path().join(format!("to{round}"));
+                fs::create_dir(&to).unwrap();
+                let tree = written(at::open_dir(&to).unwrap());
+                let new = NewTree {
+                    tree: &tree,
+                    below: None,
+                    ignored: None,
+                    durable: false,
+                };
+                let once = update(&shown(&from), &new, &Remaps::default());
+                let again = update(&shown(&from), &new, &Remaps::default());
+                let compared = difference(&shown(&from), &shown(&to), &Remaps::default(), None);
+                fs::remove_dir_all(&to).unwrap();
+                once.and(again).and(compared.map(drop))
+            })
+            .collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let failures: Vec<_> = results
+            .iter()
+            .filter_map(|result| result.as_ref().err())
+            .collect();
+        assert!(failures.is_empty(), "{}: {:?}", failures.len(), failures[0]);
+    });
 }

@@ -1,13 +1,15 @@
 //! What the file system of a layer can have: it is tried out beside the layers.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::driver::update::attributes::is_refusal;
+use crate::driver::copy_entry::times;
+use crate::driver::update::attributes::{Attributes, give};
 use crate::error::{IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
@@ -40,24 +42,44 @@ impl Trial {
         Ok(temp.addition())
     }
 
-    /// Whether an entry of this kind can have an extended attribute.
-    pub(super) fn takes_attribute(&self, kind: FileType, attribute: &[u8], value: &[u8]) -> Result<bool> {
+    /// Which of these extended attributes an entry of this kind cannot have.
+    pub(super) fn refused_attributes(
+        &self,
+        kind: FileType,
+        wanted: &Attributes,
+        keeps_marks: bool,
+    ) -> Result<HashSet<Vec<u8>>> {
         let path = self.place()?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let made = match kind {
-            FileType::Directory => rustix::fs::mkdirat(CWD, &path, Mode::RWXU),
-            FileType::Symlink => rustix::fs::symlinkat("target", CWD, &path),
-            _ => rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map(drop),
-        };
-        made.at("making", &path)?;
+        match kind {
+            FileType::Directory => rustix::fs::mkdirat(CWD, &path, Mode::RWXU).at("making", &path)?,
+            FileType::Symlink => rustix::fs::symlinkat("target", CWD, &path).at("making", &path)?,
+            _ => make_file(&path)?,
+        }
+        let mut refused = HashSet::new();
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-            return Ok(true);
+            return Ok(refused);
         };
         let dir = at::open_dir(above).at("opening", above)?;
-        match crate::sys::xattr::set_at(dir.as_fd(), name.as_encoded_bytes(), attribute, value) {
-            Err(error) if is_refusal(error) => Ok(false),
-            set => set.at("setting an attribute of", &path).map(|()| true),
-        }
+        let given = give(
+            wanted,
+            dir.as_fd(),
+            name.as_encoded_bytes(),
+            keeps_marks,
+            |name| {
+                refused.insert(name.to_owned());
+            },
+        );
+        given.at("setting attributes of", &path)?;
+        Ok(refused)
+    }
+
+    /// In which second a file was changed that gets the times of another one.
+    pub(super) fn kept_second(&self, stat: &Stat) -> Result<i64> {
+        let path = self.place()?;
+        make_file(&path)?;
+        let set = rustix::fs::utimensat(CWD, &path, &times(stat), AtFlags::SYMLINK_NOFOLLOW);
+        set.at("setting the times of", &path)?;
+        Ok(rustix::fs::lstat(&path).at("looking at", &path)?.st_mtime)
     }
 
     /// Whether there can be a symbolic link to a path.
@@ -68,4 +90,11 @@ impl Trial {
             made => made.at("making a link at", &path).map(|()| true),
         }
     }
+}
+
+fn make_file(path: &Path) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .map(drop)
+        .at("making", path)
 }

@@ -22,6 +22,9 @@ use crate::sys::at;
 use crate::sys::tree::{self, DIR_FLAGS, DirStack};
 use crate::whiteout::WhiteoutFormat;
 
+/// How often an entry that is another one every time is looked at anew.
+const MAX_TRIES: usize = 100;
+
 /// A walk; see the module's head.
 pub(super) struct Walk<'a> {
     pub(super) shown: &'a ShownTree,
@@ -293,7 +296,11 @@ impl<'a> Walk<'a> {
         }
         let mut found = BTreeSet::new();
         for dir in dirs {
-            let mut names = tree::list_names(dir, &mut self.buffer)?;
+            let mut names = match tree::list_names(dir, &mut self.buffer) {
+                // Deleted meanwhile.
+                Err(Errno::NOENT) => continue,
+                names => names?,
+            };
             while let Some(name) = tree::last_name(&names) {
                 found.insert(name.to_owned());
                 tree::pop_name(&mut names);
@@ -329,8 +336,38 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Looks at an entry of the current directory.
+    /// Looks at an entry of the current directory, and anew if it has become another one meanwhile.
     fn look(&mut self, name: &CStr) -> Result<()> {
+        let mut last = Failure::from(Errno::AGAIN);
+        for _ in 0..MAX_TRIES {
+            let shown = at::lstat_at(self.from.current()?, name.to_bytes())?;
+            let looked = self.look_at(name, shown);
+            if shown.as_ref().is_none_or(tree::is_directory) {
+                match looked? {
+                    true => return Ok(()),
+                    false => continue,
+                }
+            }
+            match looked {
+                Err(failure) if self.has_changed(name, shown.as_ref())? => last = failure,
+                looked => return looked.map(drop),
+            }
+            if self.is_update() {
+                self.clear(name)?;
+            }
+        }
+        Err(last)
+    }
+
+    /// Whether the source has another entry of this name than before.
+    fn has_changed(&self, name: &CStr, before: Option<&Stat>) -> Result<bool> {
+        let now = at::lstat_at(self.from.current()?, name.to_bytes())?;
+        let of = |stat: &Stat| (tree::identity(stat), stat.st_ctime, stat.st_ctime_nsec);
+        Ok(now.as_ref().map(of) != before.map(of))
+    }
+
+    /// Looks at an entry of which the source has this status; `false` if it is a directory that is gone before anything was done.
+    fn look_at(&mut self, name: &CStr, shown: Option<Stat>) -> Result<bool> {
         let Some(&Frame {
             has_base,
             has_own,
@@ -338,22 +375,21 @@ impl<'a> Walk<'a> {
             ..
         }) = self.frames.last()
         else {
-            return Ok(());
+            return Ok(true);
         };
         let status = |dirs: &DirStack| at::lstat_at(dirs.current()?, name.to_bytes());
-        let shown = status(&self.from)?;
         let base = if has_base { status(&self.base)? } else { None };
         if base.is_some() && base.as_ref().map(tree::identity) == self.ignored {
-            return Ok(());
+            return Ok(true);
         }
         let own = if has_own { status(&self.own)? } else { None };
         let theirs = if has_theirs { status(&self.theirs)? } else { None };
         let is_own = own.is_some() || self.shown.own.is_none();
         let Some(shown) = shown else {
-            return match base {
-                Some(_) => self.remove(name),
-                None => Ok(()),
-            };
+            if base.is_some() {
+                self.remove(name)?;
+            }
+            return Ok(true);
         };
         let stat = with_owner(&shown, self.remap(is_own));
         let base_remap = self.base_remap(theirs.is_some());
@@ -364,11 +400,12 @@ impl<'a> Walk<'a> {
         if tree::is_directory(&stat) {
             self.enter(name, &stat, base.as_ref(), is_own)
         } else {
-            self.single(name, &stat, base.as_ref(), is_own)
+            self.single(name, &stat, base.as_ref(), is_own).map(|()| true)
         }
     }
 
-    fn enter(&mut self, name: &CStr, stat: &Stat, base: Option<&Base<'_>>, is_own: bool) -> Result<()> {
+    /// Goes into a directory; `false` if it is gone.
+    fn enter(&mut self, name: &CStr, stat: &Stat, base: Option<&Base<'_>>, is_own: bool) -> Result<bool> {
         let Some(&Frame {
             has_base,
             has_own,
@@ -377,15 +414,14 @@ impl<'a> Walk<'a> {
             ..
         }) = self.frames.last()
         else {
-            return Ok(());
+            return Ok(true);
         };
         let from = self.from.current()?;
         if self.shown.one_mount && matches!(tree::open_on_same_mount(from, name), Err(Errno::XDEV)) {
-            return Ok(());
+            return Ok(true);
         }
         let Some(below) = subdirectory(from, name)? else {
-            // Gone meanwhile.
-            return Ok(());
+            return Ok(false);
         };
         let open = |has: bool, dirs: &DirStack| match has {
             true => subdirectory(dirs.current()?, name),
@@ -400,14 +436,17 @@ impl<'a> Walk<'a> {
         };
         if changes_only && (own_marks.redirected || their_marks.redirected) {
             self.falls_short = true;
-            return Ok(());
+            return Ok(true);
         }
         let mut base_dir = match base.is_some_and(|base| tree::is_directory(&base.stat)) {
             true => open(has_base, &self.base)?,
             false => None,
         };
         let is_same = match (&base_dir, base) {
-            (Some(_), Some(base)) => self.is_same_entry(name, stat, base, is_own)?,
+            (Some(_), Some(base)) => match self.is_same_entry(name, stat, base, is_own) {
+                Err(_) if self.has_changed(name, Some(stat))? => false,
+                is_same => is_same?,
+            },
             _ => false,
         };
         if !is_same {
@@ -461,7 +500,7 @@ impl<'a> Walk<'a> {
         }
         frame.names = self.list(&frame)?;
         self.frames.push(frame);
-        Ok(())
+        Ok(true)
     }
 
     /// Leaves the current directory, which is complete.

@@ -1,4 +1,4 @@
-//! Whether the copy of a container is what the container is now, but for what it cannot have.
+//! Whether the copy of a container or layer is what that is now, but for what it cannot have.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::store::copy_to::plan::SourceContainer;
 use crate::store::dirs::item_dir;
 use crate::sys::at;
 
-/// What the comparison of a container with its copy has come to.
+/// What the comparison of a container or layer with its copy has come to.
 pub(super) enum Compared {
     /// They are the same, but for what the target cannot have.
     Same(Vec<Loss>),
@@ -44,12 +44,17 @@ impl Job {
         if let Some(path) = data {
             return Ok(Compared::Different(format!("other data: {}", path.display())));
         }
-        let layer = &container.layer.row.id;
+        self.compare_trees(&container.layer.row).await
+    }
+
+    /// Compares what a layer shows with what the copy shows that the target has of it.
+    pub(super) async fn compare_trees(&self, row: &Arc<LayerRow>) -> Result<Compared> {
+        let layer = &row.id;
         let found = self
             .to
             .read_all_layer_stores(|_, table| Ok(hit(table.get(layer).map(Arc::clone))));
         let found = found.await?.ok_or_else(|| LayerRow::unknown(layer))?;
-        let ours = Standing::find(&self.from, &container.layer.row).await?;
+        let ours = Standing::find(&self.from, row).await?;
         let theirs = Standing::find(&self.to, &found).await?;
         let (ours, theirs) = (ours.open(&self.from).await?, theirs.open(&self.to).await?);
         let inside = |mappings: IdMappings| remap(mappings, IdMappings::default());

@@ -17,6 +17,7 @@ use crate::store::deleted::ReadLayers;
 use crate::store::layer_store::locked::files_of;
 use crate::store::layer_store::new_layer::{Unpacked, mappings_of, mappings_on_disk};
 use crate::store::stage::area::{Area, LayerOwners};
+use crate::sys::mount::without_mounts;
 use crate::whiteout::WhiteoutFormat;
 
 /// A layer with what it stands on.
@@ -84,6 +85,18 @@ impl Standing {
             false => Some(driver.layer_tree(id)?),
         };
         let in_user_namespace = own.as_ref().is_some_and(|own| own.in_user_namespace);
+        let is_whole = own
+            .as_ref()
+            .is_some_and(|own| own.whiteouts == WhiteoutFormat::Apply);
+        // Other drivers mount what a layer shows, here without what is mounted in it elsewhere.
+        let (root, one_mount) = match is_whole.then(|| without_mounts(root.as_fd())) {
+            None | Some(Ok(None)) => (root, false),
+            Some(Ok(Some(uncovered))) => (uncovered, false),
+            Some(Err(error)) => {
+                tracing::warn!(layer = %id, %error, "leaving out what mounts in a layer hide");
+                (root, true)
+            }
+        };
         let own = own.filter(|own| own.whiteouts != WhiteoutFormat::Apply);
         let parent = self.parent.as_ref().map(|row| row.id.as_str());
         let on_disk = match &own {
@@ -103,7 +116,7 @@ impl Standing {
                 }),
                 root,
                 counts_names: !driver.shifts_new_files(),
-                one_mount: false,
+                one_mount,
                 in_user_namespace,
             },
             on_disk,

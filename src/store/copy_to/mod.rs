@@ -9,6 +9,7 @@
 //!            image → record and data, in one step
 //!            container → its tree and its data staged → both records, in one step
 //!            container that is there → compared → left as it is, or replaced by a staged one, in one step
+//!            layer without a digest that is there → compared → left as it is
 //! ```
 //!
 //! An item is in the target as a whole or not at all, and after what it needs: whoever is killed copies the rest the next
@@ -64,7 +65,8 @@ impl Store {
     ///
     /// Layers and images that `to` has already, by ID and digest, are taken as done and stay as they are, also an image that was
     /// given more names; so a copy that was cut off is continued
-    /// by the same call, with the same end. Layers are copied before those on them, several at a time. Where both stores are
+    /// by the same call, with the same end. A layer without a digest that `to` has is compared with this one, contents included, and
+    /// if they differ, the report says so; the copy stays as it is. Layers are copied before those on them, several at a time. Where both stores are
     /// on one file system that can share content, files are clones.
     ///
     /// A container that `to` has already is compared with this one, contents included. If one of the two has changed since, the
@@ -77,7 +79,7 @@ impl Store {
     /// owners are, with hard links, holes, sockets, access control lists, all extended attributes, and what belongs to the root
     /// directory. Left out are only the attributes `security.selinux` and `security.evm`, which belong to a place, and the flags of
     /// `chattr`. What `to` cannot have is named in the report ([`CopyReport::lost`]): attributes that its file system or a user
-    /// namespace refuses, links to paths that are too long for it, devices in a user namespace, and in the driver overlay what overlayfs or a mount program would take
+    /// namespace refuses or has no room for, links to paths that are too long for it, times out of its range, devices in a user namespace, and in the driver overlay what overlayfs or a mount program would take
     /// for a mark of its own (`trusted.overlay.*`, character devices 0:0, with a mount program names that begin with `.wh.`).
     /// Attributes `trusted.*` are not seen from within a user namespace.
     ///
@@ -88,7 +90,7 @@ impl Store {
     /// that are named, unless `to` finds them in such a store too. They become layers and images of `to` itself.
     ///
     /// A container is copied as each of its files is when it is read; for one moment of all files, stop it. The report says
-    /// which ones were mounted. What it has in the run root and what is mounted in its directories is not copied. Files of
+    /// which ones were mounted. What it has in the run root and what is mounted in its directories and its tree is not copied. Files of
     /// programs beside the store in its graph root, such as Podman's database of containers and its volumes, are theirs.
     ///
     /// Owners on disk follow the driver of `to`: where it maps owners in mounts, layers of images with ID mappings are kept
@@ -188,6 +190,9 @@ impl Store {
                 options,
             }),
         };
+        course
+            .compare_layers(std::mem::take(&mut plan.undigested))
+            .await?;
         let outdated = course.compare(std::mem::take(&mut plan.there)).await?;
         if course.job.options.dry_run {
             let layers = plan.layers.iter().map(SourceLayer::item);
@@ -343,6 +348,35 @@ impl Course {
             tasks.spawn(task.in_current_span());
         }
         self.end_all(tasks).await
+    }
+
+    /// Compares layers with the copies that the target has of them.
+    async fn compare_layers(&mut self, layers: Vec<SourceLayer>) -> Result<()> {
+        let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
+        let mut tasks = JoinSet::new();
+        for layer in layers {
+            let (permits, job) = (Arc::clone(&permits), Arc::clone(&self.job));
+            let task = async move {
+                let _permit = permits.acquire_owned().await;
+                let id = layer.row.id.to_string();
+                job.options.tell(|| CopyEvent::Comparing { id });
+                (layer.item(), job.compare_trees(&layer.row).await)
+            };
+            tasks.spawn(task.in_current_span());
+        }
+        while let Some(ended) = tasks.join_next().await {
+            match joined(ended)? {
+                (item, Ok(Compared::Same(losses))) => {
+                    self.lose(&item, losses);
+                    self.report.present.push(item);
+                }
+                (item, Ok(Compared::Different(difference))) => {
+                    self.report.different.push(DifferentItem { item, difference });
+                }
+                (item, Err(error)) => self.end(item, Err(error)).await?,
+            }
+        }
+        Ok(())
     }
 
     /// Compares containers with the copies that the target has of them. Returns those that are to be copied anew.

@@ -49,7 +49,7 @@ pub enum CopyEvent {
         /// How many containers.
         containers: usize,
     },
-    /// A container that is there already is being compared.
+    /// A container, or a layer without a digest, that is there already is being compared.
     Comparing {
         /// Its ID.
         id: String,

@@ -54,6 +54,8 @@ pub(super) struct Plan {
     pub(super) present: Vec<CopiedItem>,
     /// Containers that are there already, perhaps as they were once.
     pub(super) there: Vec<SourceContainer>,
+    /// The same of layers of which no digest tells what is in them.
+    pub(super) undigested: Vec<SourceLayer>,
 }
 
 impl SourceLayer {
@@ -83,20 +85,22 @@ trait Compared: Record {
     fn identity(&self) -> String;
 }
 
+/// Whether two layers have the same digest; `None` if there is none that both have.
+fn have_same_digest(layer: &LayerRow, other: &LayerRow) -> Option<bool> {
+    let digests = [
+        (&layer.diff_digest, &other.diff_digest),
+        (&layer.toc_digest, &other.toc_digest),
+        (&layer.compressed_digest, &other.compressed_digest),
+    ];
+    let known = digests.iter().find(|(a, b)| !a.is_empty() && !b.is_empty());
+    known.map(|(a, b)| a == b)
+}
+
 impl Compared for LayerRow {
     fn is_same(&self, other: &Self) -> bool {
-        let digests = [
-            (&self.diff_digest, &other.diff_digest),
-            (&self.toc_digest, &other.toc_digest),
-            (&self.compressed_digest, &other.compressed_digest),
-        ];
-        let mut known = digests.iter().filter(|(a, b)| !a.is_empty() && !b.is_empty());
-        let same = match known.next() {
-            Some((a, b)) => a == b,
-            // Nothing tells what is in it: a copy was made at the same moment.
-            None => self.created == other.created,
-        };
-        self.parent == other.parent && same
+        // Where no digest tells what is in it, a copy was made at the same moment.
+        self.parent == other.parent
+            && have_same_digest(self, other).unwrap_or_else(|| self.created == other.created)
     }
 
     fn identity(&self) -> String {
@@ -267,7 +271,10 @@ impl Plan {
             if own.contains(layer.row.id.as_str()) {
                 continue;
             }
+            let other = tables.iter().find_map(|table| table.get(&layer.row.id));
+            let is_undigested = other.is_some_and(|other| have_same_digest(&layer.row, other).is_none());
             match is_present(&*layer.row, &tables, (&roots.0, &roots.1))? {
+                true if is_undigested => plan.undigested.push(layer),
                 true => plan.present.push(layer.item()),
                 false => plan.layers.push(layer),
             }

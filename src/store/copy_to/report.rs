@@ -14,21 +14,23 @@ pub struct CopyReport {
     pub copied: Vec<CopiedItem>,
     /// Containers whose older copies were replaced, or would be.
     pub refreshed: Vec<CopiedItem>,
-    /// What was there already. Containers are compared, but for what the other store cannot have, layers and images are known by their IDs and digests.
+    /// What was there already. Containers, and layers without a digest, are compared, but for what the other store cannot have; other
+    /// layers and images are known by their IDs and digests.
     pub present: Vec<CopiedItem>,
-    /// Containers that were there already and are not what they are in the source now. They were left as they are.
+    /// Containers, and layers without a digest, that were there already and are not what they are in the source now. They were left as
+    /// they are.
     pub different: Vec<DifferentItem>,
     /// What was deleted from the source before it was copied.
     pub gone: Vec<CopiedItem>,
     /// Containers among those copied that were mounted: each of their files is as it was when it was read.
     pub mounted: Vec<CopiedItem>,
-    /// What the other store cannot have of what was copied, or of containers that were there already, of each item the first
-    /// thousand.
+    /// What the other store cannot have of what was copied, or of what was compared because it was there already, of each item the
+    /// first thousand.
     pub lost: Vec<LostContent>,
 }
 
 impl CopyReport {
-    /// Whether a loss is one of a container that was there already: the report of its copy has named it.
+    /// Whether a loss is one of an item that was there already: the report of its copy has named it.
     pub fn is_known(&self, lost: &LostContent) -> bool {
         self.present.contains(&lost.item)
     }

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::Path;
 
-use graphroot::{CopiedItem, CopyEvent, CopyOptions, CopyReport, DifferentItem, LostContent, StoreOptions};
+use graphroot::{
+    CopiedItem, CopyEvent, CopyOptions, CopyReport, DifferentItem, ItemKind, LostContent, StoreOptions,
+};
 use serde::Serialize;
 
 use crate::call::Call;
@@ -44,8 +46,13 @@ fn print_report(call: &Call, out: &mut Output, report: &CopyReport) -> Result<()
         out.line(format!("{item}: replaced"))?;
     }
     for different in &report.different {
+        // Only containers are replaced.
+        let hint = match different.item.kind {
+            ItemKind::Container => " (see --refresh)",
+            _ => "",
+        };
         out.stderr_line(format!(
-            "{different}: it was there already, differs from the source, and is kept as it is there (see --refresh)"
+            "{different}: it was there already, differs from the source, and is kept as it is there{hint}"
         ))?;
     }
     for lost in &report.lost {
@@ -141,7 +148,7 @@ pub(crate) async fn convert(call: &Call, out: &mut Output) -> Outcome {
     let shown = busy.clone();
     let options = options.progress(move |event| match event {
         CopyEvent::Copying { kind, id } => shown.set_message(format!("Copying {kind} {id}")),
-        CopyEvent::Comparing { id } => shown.set_message(format!("Comparing container {id}")),
+        CopyEvent::Comparing { id } => shown.set_message(format!("Comparing {id}")),
         _ => {}
     });
     let report = call.store()?.copy_to(&target.store, options).await;
