@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::driver::layer_copy::{Copied, LayerCopy};
+use crate::driver::layer_copy::{self, Copied, LayerCopy};
 use crate::driver::layer_id::check_id;
 use crate::driver::layer_use::LayerUse;
 use crate::driver::new_owners::NewOwners;
@@ -459,9 +459,22 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange directories. If a mount
+    /// A copy of the layer's own tree that can take its place; `None` if the file system cannot exchange trees. If a mount
     /// shows the tree, the caller has it [stay](LayerCopy::keep_old).
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`], [`ErrorKind::StoreIsReadOnly`], [`ErrorKind::Io`]; [`Error::is_busy`](crate::Error::is_busy)
+    /// if the driver cannot exchange the tree while files in it are open.
     fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>>;
+
+    /// A number that tells the tree of a layer from one that [takes its place](LayerCopy::take_place). If a killed process was
+    /// exchanging them, that is completed, or taken back, before.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LayerUnknown`] if there is no such layer, [`ErrorKind::Io`].
+    fn tree_number(&self, id: &str) -> Result<u64> {
+        layer_copy::number_of(self.layer_tree(id)?.dir.as_fd())
+    }
 
     /// The layers of which trees are kept that others have replaced while a mount showed them
     /// ([`LayerCopy::keep_old`]).

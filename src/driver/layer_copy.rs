@@ -1,9 +1,11 @@
-//! A copy of a layer's own tree that takes the layer's place as a whole.
+//! A copy of a layer's own tree that takes the layer's place as a whole, by an exchange of two directories or as its driver
+//! does that.
 //!
 //! What changes many files of a layer changes them in such a copy, so that a process that is killed meanwhile leaves the
 //! layer as it was. Files are hard links to those of the layer: a copy takes as much space as its directories do, and
 //! whoever changes a file in it replaces it.
 
+use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +15,8 @@ use rustix::io::Errno;
 use crate::driver::copy;
 use crate::error::{Error, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
-use crate::sys::at;
 use crate::sys::project_quota::same_project;
+use crate::sys::{at, btrfs};
 
 /// Old trees of one layer that can stay at the same time.
 const MAX_OLD_TREES: u32 = 64;
@@ -28,18 +30,43 @@ pub(crate) enum Copied {
     Root,
 }
 
+/// How a copy that is no directory beside the layer's tree takes its place.
+pub(super) trait Exchange: Send + Sync + fmt::Debug {
+    /// The [number](crate::driver::Driver::tree_number) of the copy.
+    fn number(&self) -> u64;
+
+    /// Makes the copy the layer's tree. Nothing in it is open any more. The old one belongs to `temp` then. On failure the
+    /// layer has its old tree.
+    fn take_place(self: Box<Self>, temp: &mut TempDir) -> Result<()>;
+}
+
+/// How a copy takes its place.
+#[derive(Debug)]
+enum Place {
+    /// Two directories are exchanged.
+    Directories {
+        /// The copy, inside the temporary directory.
+        path: PathBuf,
+        /// The layer's own tree.
+        original: PathBuf,
+        /// Where the old tree can [stay](LayerCopy::keep_old), if it has to.
+        beside: Option<PathBuf>,
+    },
+    Other(Box<dyn Exchange>),
+}
+
 /// See the module's head. Dropped, it is removed, which may block for long.
 #[derive(Debug)]
 pub(crate) struct LayerCopy {
     dir: OwnedFd,
-    /// The copy, inside `temp`.
-    path: PathBuf,
-    /// The layer's own tree.
-    original: PathBuf,
-    /// Where the old tree can [stay](LayerCopy::keep_old), if it has to.
-    beside: Option<PathBuf>,
+    place: Place,
     /// Owns the temporary directory and its lock.
     temp: TempDir,
+}
+
+/// As [`Driver::tree_number`](crate::driver::Driver::tree_number), of the tree with this root directory.
+pub(super) fn number_of(dir: BorrowedFd<'_>) -> Result<u64> {
+    btrfs::subvolume_or_inode(dir).during("looking at a layer's directory")
 }
 
 /// How the names of old trees begin that stay because a mount shows them.
@@ -79,13 +106,7 @@ impl LayerCopy {
             Copied::Tree { durable } => copy::link_tree(from.as_fd(), dir.as_fd(), durable)?,
             Copied::Root => copy::link_root(from.as_fd(), dir.as_fd())?,
         }
-        Ok(Some(Self {
-            dir,
-            path,
-            original,
-            beside,
-            temp,
-        }))
+        Ok(Some(Self::of_staged(dir, path, original, beside, temp)))
     }
 
     /// The directory `dir` with the path `path` inside `temp`, in place of the tree at `original`.
@@ -96,12 +117,25 @@ impl LayerCopy {
         beside: Option<PathBuf>,
         temp: TempDir,
     ) -> Self {
-        Self {
-            dir,
+        let place = Place::Directories {
             path,
             original,
             beside,
-            temp,
+        };
+        Self { dir, place, temp }
+    }
+
+    /// The directory `dir`, in a tree that belongs to `temp` and takes the layer's place in another way.
+    pub(super) fn with_exchange(dir: OwnedFd, exchange: Box<dyn Exchange>, temp: TempDir) -> Self {
+        let place = Place::Other(exchange);
+        Self { dir, place, temp }
+    }
+
+    /// The [number](crate::driver::Driver::tree_number) that the layer's tree has when this has taken its place.
+    pub(crate) fn number(&self) -> Result<u64> {
+        match &self.place {
+            Place::Directories { .. } => number_of(self.dir.as_fd()),
+            Place::Other(exchange) => Ok(exchange.number()),
         }
     }
 
@@ -125,17 +159,22 @@ impl LayerCopy {
     /// # Errors
     /// [`Error::is_busy`] says so if the driver has no place for it.
     pub(crate) fn keep_old(&mut self) -> Result<()> {
-        let Some(beside) = &self.beside else {
+        let Place::Directories {
+            path,
+            beside: Some(beside),
+            ..
+        } = &mut self.place
+        else {
             return Err(Error::io("a mount shows the layer", Errno::BUSY));
         };
         for number in 0..MAX_OLD_TREES {
             let place = beside.join(format!("{OLD_TREE}{number}"));
-            match rustix::fs::renameat_with(CWD, &self.path, CWD, &place, RenameFlags::NOREPLACE) {
+            match rustix::fs::renameat_with(CWD, &*path, CWD, &place, RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
                 moved => {
                     moved.at("moving a tree to", &place)?;
                     // The exchange leaves the old one there.
-                    self.path = place;
+                    *path = place;
                     return Ok(());
                 }
             }
@@ -146,10 +185,17 @@ impl LayerCopy {
         ))
     }
 
-    /// Makes the copy the layer's tree, by one exchange. Returns the old tree, which is removed when dropped: drop it after
-    /// the locks are released.
+    /// Makes the copy the layer's tree. Returns the old tree, which is removed when dropped: drop it after the locks are
+    /// released. Nothing in either tree may be open here: not every driver can do it otherwise.
     pub(crate) fn take_place(self) -> Result<TempDir> {
-        at::exchange(&self.path, &self.original).at("exchanging directories for", &self.original)?;
-        Ok(self.temp)
+        let Self { dir, place, mut temp } = self;
+        drop(dir);
+        match place {
+            Place::Directories { path, original, .. } => {
+                at::exchange(&path, &original).at("exchanging directories for", &original)?;
+            }
+            Place::Other(exchange) => exchange.take_place(&mut temp)?,
+        }
+        Ok(temp)
     }
 }

@@ -1,5 +1,5 @@
-//! The content of a layer that does not exist yet, in a tree of its own in a temporary directory. Nothing can be renamed or
-//! linked from one tree to another.
+//! The content of a layer that does not exist yet, in a tree of its own that belongs to a temporary directory. Nothing can be
+//! renamed or linked from one tree to another.
 
 use std::fmt;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -14,8 +14,34 @@ use crate::error::{IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
 
+/// A tree with nothing that is no part of it. Where it is dropped as a whole, it is closed before it is removed.
+#[derive(Debug)]
+pub(super) struct WholeTree {
+    /// Its root directory.
+    pub(super) dir: OwnedFd,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// Owns it.
+    pub(super) temp: TempDir,
+}
+
 /// A driver with such trees.
 pub(super) trait TreeHost: Send + Sync + fmt::Debug {
+    /// As [`Staged::into_copy`].
+    fn copy_of_staged(&self, tree: WholeTree, id: &str) -> Result<LayerCopy>;
+
+    /// As [`Staged::commit`].
+    fn commit_staged(
+        &self,
+        tree: WholeTree,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+    ) -> Result<()>;
+}
+
+/// A driver with such trees in temporary directories of its [`TreeHome`].
+pub(super) trait HomeHost: Send + Sync + fmt::Debug {
     fn home(&self) -> &TreeHome;
 
     /// What a new layer needs before the tree at `path`, whose root directory is `dir`, gets its place.
@@ -35,6 +61,38 @@ pub(super) trait TreeHost: Send + Sync + fmt::Debug {
     fn stage_deletion(&self, temp: &mut TempDir, path: &Path) -> Result<bool>;
 }
 
+impl<H: HomeHost> TreeHost for H {
+    fn copy_of_staged(&self, tree: WholeTree, id: &str) -> Result<LayerCopy> {
+        let original = self.home().find_own(id)?;
+        self.check_exchange(&original)?;
+        // Every directory beside it is a layer.
+        let beside = None;
+        let WholeTree { dir, path, temp } = tree;
+        Ok(LayerCopy::of_staged(dir, path, original, beside, temp))
+    }
+
+    fn commit_staged(
+        &self,
+        tree: WholeTree,
+        id: &str,
+        parent: Option<&str>,
+        options: &CreateOptions,
+    ) -> Result<()> {
+        let place = self.home().place(id)?;
+        // The tree is complete without its parent, but no record names the parent any more.
+        parent.map(|parent| self.home().find(parent)).transpose()?;
+        let WholeTree { dir, path, mut temp } = tree;
+        self.before_place(id, &path, dir, options)?;
+        let placed = move_to_place(&path, &place, || self.stage_deletion(&mut temp, &place));
+        if placed.is_err()
+            && let Err(error) = self.not_placed(id)
+        {
+            tracing::warn!(layer = id, error = %error.chain(), "cannot undo what a failed layer needed");
+        }
+        placed
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct StagedTree<H> {
@@ -42,22 +100,19 @@ pub(super) struct StagedTree<H> {
     tree: LayerTree,
     /// Where content is unpacked before it is merged into the copy of the parent.
     unpack_dir: Option<UnpackDir>,
-    /// The tree, inside `temp`.
+    /// Where the tree is.
     path: PathBuf,
-    /// Owns the temporary directory and its lock.
+    /// Owns the tree, with the temporary directory and its lock.
     temp: TempDir,
 }
 
 impl<H: TreeHost> StagedTree<H> {
-    /// The tree at `path` in `temp`, with the root directory `dir`.
-    pub(super) fn new(
-        host: Arc<H>,
-        dir: OwnedFd,
-        path: PathBuf,
-        temp: TempDir,
-        has_parent: bool,
-    ) -> Result<Self> {
-        let unpack_dir = has_parent.then(|| UnpackDir::make(dir.as_fd())).transpose()?;
+    /// A tree that has what its parent has, or nothing.
+    pub(super) fn new(host: Arc<H>, tree: WholeTree, has_parent: bool) -> Result<Self> {
+        let unpack_dir = has_parent
+            .then(|| UnpackDir::make(tree.dir.as_fd()))
+            .transpose()?;
+        let WholeTree { dir, path, temp } = tree;
         Ok(Self {
             host,
             tree: unpack_dir::whole_tree(dir),
@@ -67,9 +122,22 @@ impl<H: TreeHost> StagedTree<H> {
         })
     }
 
-    /// Leaves nothing in the tree that is no part of it.
-    fn complete(&mut self) -> Result<()> {
-        self.unpack_dir.take().map_or(Ok(()), |dir| dir.remove())
+    /// Leaves nothing in the tree that is no part of it, nor open.
+    fn complete(self) -> Result<(Arc<H>, WholeTree)> {
+        let Self {
+            host,
+            tree,
+            unpack_dir,
+            path,
+            temp,
+        } = self;
+        let whole = WholeTree {
+            dir: tree.dir,
+            path,
+            temp,
+        };
+        unpack_dir.map_or(Ok(()), |dir| dir.remove())?;
+        Ok((host, whole))
     }
 }
 
@@ -102,40 +170,13 @@ impl<H: TreeHost> Staged for StagedTree<H> {
         unpack_dir::move_copy(self.reopen()?.as_fd(), into, move_all)
     }
 
-    fn into_copy(mut self: Box<Self>, id: &str) -> Result<LayerCopy> {
-        let original = self.host.home().find_own(id)?;
-        self.host.check_exchange(&original)?;
-        self.complete()?;
-        // Every directory beside it is a layer.
-        let beside = None;
-        Ok(LayerCopy::of_staged(
-            self.tree.dir,
-            self.path,
-            original,
-            beside,
-            self.temp,
-        ))
+    fn into_copy(self: Box<Self>, id: &str) -> Result<LayerCopy> {
+        let (host, tree) = self.complete()?;
+        host.copy_of_staged(tree, id)
     }
 
-    fn commit(mut self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
-        let place = self.host.home().place(id)?;
-        // The tree is complete without its parent, but no record names the parent any more.
-        parent.map(|parent| self.host.home().find(parent)).transpose()?;
-        self.complete()?;
-        let Self {
-            host,
-            tree,
-            path,
-            mut temp,
-            ..
-        } = *self;
-        host.before_place(id, &path, tree.dir, options)?;
-        let placed = move_to_place(&path, &place, || host.stage_deletion(&mut temp, &place));
-        if placed.is_err()
-            && let Err(error) = host.not_placed(id)
-        {
-            tracing::warn!(layer = id, error = %error.chain(), "cannot undo what a failed layer needed");
-        }
-        placed
+    fn commit(self: Box<Self>, id: &str, parent: Option<&str>, options: &CreateOptions) -> Result<()> {
+        let (host, tree) = self.complete()?;
+        host.commit_staged(tree, id, parent, options)
     }
 }

@@ -18,7 +18,8 @@ use crate::record::record_trait::Record as _;
 /// What the record of a layer is going to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PendingDiff {
-    /// The inodes of the layer's old tree and of the new one; `None` if the tree is changed in place.
+    /// The numbers by which the driver tells the layer's old tree and the new one apart; `None` if the tree is changed in
+    /// place.
     pub(crate) trees: Option<(u64, u64)>,
     compressed_digest: String,
     compressed_size: i64,

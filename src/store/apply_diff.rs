@@ -19,8 +19,8 @@ impl Store {
     /// The stream is unpacked while it arrives, beside the layer and outside every store lock; as many at once as
     /// [`StoreOptions::max_unpacks`](crate::StoreOptions::max_unpacks) allows. Then, with the layer lock held exclusively
     /// for one step, the layer gets a new tree as a whole, of hard links to the files that stay, and the old one is removed.
-    /// Where a mount of the layer, or of one above it, shows the tree, or the file system cannot exchange directories, its
-    /// files are changed in place one by one.
+    /// Where a mount of the layer, or of one above it, shows the tree, or the file system cannot exchange directories, or
+    /// zfs-fuse the datasets since files in the layer are open, its files are changed in place one by one.
     ///
     /// A hard link may lead to what the stream has brought before, and to a file that the layer had: both names are the same
     /// file afterwards, with the metadata of the link's header. A whiteout that came before takes such a file away; one that
@@ -42,7 +42,7 @@ impl Store {
         let layers = self.read_layers().await?;
         let inner = Arc::clone(&self.inner);
         let key = to.to_owned();
-        let (place, file, target) = bridge::run(move || Receiving::begin(&inner, &layers, &key)).await?;
+        let (target, file, place) = bridge::run(move || Receiving::begin(&inner, &layers, &key)).await?;
         let options = ApplyOptions {
             tar_split: Some(file),
             sync: self.inner.sync_content(),

@@ -14,6 +14,7 @@ each_driver! {
         let old = [tree.join("d/kept"), tree.join("changed")].map(|path| path.metadata().unwrap().ino());
         let diff = tar(&[("changed", "22"), ("d/new", "333")]);
         assert_eq!(store.apply_diff(layer.id(), Cursor::new(diff.clone())).await.unwrap(), 5);
+        let tree = tree_of(&store, layer.id());
         let kept = tree.join("d/kept").metadata().unwrap();
         assert_eq!((kept.ino(), kept.nlink()), (old[0], 1));
         let changed = tree.join("changed").metadata().unwrap();

@@ -178,6 +178,31 @@ impl TestStore {
             .collect()
     }
 
+    /// Has the driver lose a layer.
+    pub fn lose(&self, id: &str) {
+        let Some(dataset) = &self.dataset else {
+            let place = place_of(self, id);
+            return std::fs::remove_dir_all(writable(place)).unwrap();
+        };
+        let place = place_of(self, id);
+        zfs::unmounts(&place);
+        std::fs::remove_dir(place).unwrap();
+        let name = format!("{}/{id}", dataset.name());
+        let mut clones = std::process::Command::new("zfs");
+        clones.args(["list", "-H", "-r", "-t", "filesystem", "-o", "origin,name"]);
+        let listed = clones.arg(dataset.name()).output().unwrap().stdout;
+        for clone in String::from_utf8(listed).unwrap().lines() {
+            // What stands on it stays.
+            if let Some((_, clone)) = clone
+                .strip_prefix(&format!("{name}@"))
+                .and_then(|clone| clone.split_once('\t'))
+            {
+                assert!(zfs::zfs(&["promote", clone]), "promoting {clone}");
+            }
+        }
+        assert!(zfs::zfs(&["destroy", "-r", &name]), "destroying {name}");
+    }
+
     /// Layers of this store, without those that the additional store brings.
     pub async fn own_layers(&self) -> Vec<Layer> {
         let mut layers = self.layers().await.unwrap();
@@ -372,6 +397,15 @@ pub fn tree_of(store: &TestStore, id: &str) -> PathBuf {
     }
 }
 
+/// Where the driver has a layer: a directory with more than the tree, with overlay.
+pub fn place_of(store: &TestStore, id: &str) -> PathBuf {
+    let tree = tree_of(store, id);
+    match store.graph_driver_name() {
+        "overlay" => tree.parent().unwrap().to_owned(),
+        _ => tree,
+    }
+}
+
 /// A mounted layer whose root directory can be written to, as everything can to root.
 pub fn writable(mounted: PathBuf) -> PathBuf {
     if !rustix::process::geteuid().is_root() {
@@ -436,32 +470,25 @@ pub fn run_over(drivers: &[&str], test: impl AsyncFn()) {
 /// One named test per driver for each function; the function gets a fresh store.
 macro_rules! each_driver {
     ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
-        each_exchanging_driver! { $($(#[$doc])* async fn $name($store) $body)* }
-        each_exchanging_driver!(@layout zfs, "zfs", Plain, $($name)*);
-    };
-}
-
-/// As [`each_driver`], without the driver that cannot exchange the content of a layer: `zfs`.
-macro_rules! each_exchanging_driver {
-    ($($(#[$doc:meta])* async fn $name:ident($store:ident) $body:block)*) => {
         mod cases {
             use super::*;
             $($(#[$doc])* pub fn $name($store: crate::support::TestStore) -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
                 Box::pin(async move $body)
             })*
         }
-        each_exchanging_driver!(@layout overlay, "overlay", Plain, $($name)*);
-        each_exchanging_driver!(@layout overlay_split, "overlay", Split, $($name)*);
-        each_exchanging_driver!(@layout overlay_transient, "overlay", Transient, $($name)*);
-        each_exchanging_driver!(@layout overlay_additional, "overlay", Additional, $($name)*);
-        each_exchanging_driver!(@layout overlay_program, "overlay", Program, $($name)*);
-        each_exchanging_driver!(@layout vfs, "vfs", Plain, $($name)*);
-        each_exchanging_driver!(@layout btrfs, "btrfs", Plain, $($name)*);
-        each_exchanging_driver!(@layout btrfs_split, "btrfs", Split, $($name)*);
-        each_exchanging_driver!(@layout btrfs_additional, "btrfs", Additional, $($name)*);
-        each_exchanging_driver!(@layout vfs_split, "vfs", Split, $($name)*);
-        each_exchanging_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);
-        each_exchanging_driver!(@layout vfs_additional, "vfs", Additional, $($name)*);
+        each_driver!(@layout overlay, "overlay", Plain, $($name)*);
+        each_driver!(@layout overlay_split, "overlay", Split, $($name)*);
+        each_driver!(@layout overlay_transient, "overlay", Transient, $($name)*);
+        each_driver!(@layout overlay_additional, "overlay", Additional, $($name)*);
+        each_driver!(@layout overlay_program, "overlay", Program, $($name)*);
+        each_driver!(@layout vfs, "vfs", Plain, $($name)*);
+        each_driver!(@layout btrfs, "btrfs", Plain, $($name)*);
+        each_driver!(@layout btrfs_split, "btrfs", Split, $($name)*);
+        each_driver!(@layout btrfs_additional, "btrfs", Additional, $($name)*);
+        each_driver!(@layout vfs_split, "vfs", Split, $($name)*);
+        each_driver!(@layout vfs_transient, "vfs", Transient, $($name)*);
+        each_driver!(@layout vfs_additional, "vfs", Additional, $($name)*);
+        each_driver!(@layout zfs, "zfs", Plain, $($name)*);
     };
     (@layout $module:ident, $driver:literal, $layout:ident, $($name:ident)*) => {
         mod $module {

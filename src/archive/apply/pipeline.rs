@@ -86,6 +86,8 @@ pub(crate) async fn apply_inflow<G: Send + 'static>(
                 Ok(compression) => (Sending::Blob(blob, compression), compression),
                 Err(error) => {
                     let guard = guard.into_inner();
+                    // It may be in what is removed.
+                    drop(target);
                     bridge::run(move || {
                         drop(guard);
                         Ok(())

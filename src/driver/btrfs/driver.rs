@@ -12,7 +12,7 @@ use crate::driver::contract::{
 };
 use crate::driver::copy;
 use crate::driver::layer_copy::{Copied, LayerCopy};
-use crate::driver::staged_tree::StagedTree;
+use crate::driver::staged_tree::{StagedTree, WholeTree};
 use crate::driver::tree_home;
 use crate::driver::unpack_dir;
 use crate::error::{Error, ErrorKind, Result, ResultExt as _};
@@ -58,13 +58,8 @@ impl Driver for Btrfs {
         let mut temp = TempDir::create(&self.home.temp_dirs())?;
         let path = temp.addition();
         let dir = subvolume(&self.home, &path, parent, options)?;
-        Ok(Box::new(StagedTree::new(
-            self,
-            dir,
-            path,
-            temp,
-            parent.is_some(),
-        )?))
+        let tree = WholeTree { dir, path, temp };
+        Ok(Box::new(StagedTree::new(self, tree, parent.is_some())?))
     }
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {

@@ -9,7 +9,7 @@ use crate::driver::config::DriverConfig;
 use crate::driver::contract::CreateOptions;
 use crate::driver::filesystem_type::FilesystemType;
 use crate::driver::options::BtrfsOptions;
-use crate::driver::staged_tree::TreeHost;
+use crate::driver::staged_tree::HomeHost;
 use crate::driver::tree_home::TreeHome;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
@@ -74,7 +74,7 @@ impl Btrfs {
     }
 }
 
-impl TreeHost for Btrfs {
+impl HomeHost for Btrfs {
     fn home(&self) -> &TreeHome {
         &self.home
     }

@@ -10,7 +10,7 @@ use crate::driver::contract::{
 };
 use crate::driver::copy;
 use crate::driver::layer_copy::{self, Copied, LayerCopy};
-use crate::driver::staged_tree::{StagedTree, TreeHost as _};
+use crate::driver::staged_tree::{HomeHost as _, StagedTree, WholeTree};
 use crate::driver::tree_adapter::state::TreeAdapter;
 use crate::driver::{tree_home, unpack_dir};
 use crate::error::{ErrorKind, Result, ResultExt as _};
@@ -49,13 +49,8 @@ impl Driver for TreeAdapter {
         let mut temp = self.temp_dir()?;
         let path = temp.addition();
         let dir = self.make(&path, parent, options)?;
-        Ok(Box::new(StagedTree::new(
-            self,
-            dir,
-            path,
-            temp,
-            parent.is_some(),
-        )?))
+        let tree = WholeTree { dir, path, temp };
+        Ok(Box::new(StagedTree::new(self, tree, parent.is_some())?))
     }
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {

@@ -9,7 +9,7 @@ use crate::driver::config::DriverConfig;
 use crate::driver::contract::CreateOptions;
 use crate::driver::copy::{self, CopyOptions};
 use crate::driver::quota::Quota;
-use crate::driver::staged_tree::TreeHost;
+use crate::driver::staged_tree::HomeHost;
 use crate::driver::tree_adapter::calls::{Calls, is_tree};
 use crate::driver::tree_home::{TreeHome, move_to_place, own_empty_root};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
@@ -198,7 +198,7 @@ impl TreeAdapter {
     }
 }
 
-impl TreeHost for TreeAdapter {
+impl HomeHost for TreeAdapter {
     fn home(&self) -> &TreeHome {
         &self.home
     }

@@ -1,5 +1,6 @@
 //! What is asked of `zfs`: making, listing, renaming and destroying the datasets of layers.
 
+use std::collections::HashMap;
 use std::thread;
 use std::time::Duration;
 
@@ -14,12 +15,18 @@ pub(super) const HOME: &str = "graphroot:home";
 /// renamed.
 const REMOVED: &str = "graphroot:removed";
 
+/// The property of a dataset that was made to take the place of a layer's: the number of its temporary directory, and the ID.
+pub(super) const REPLACES: &str = "graphroot:replaces";
+
 /// The value of a property that is not set.
 const NOT_SET: &str = "-";
 
 /// How often, and how far apart, something busy is tried again: zfs-fuse is for a moment after an unmount.
 const MAX_BUSY: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How many clones of a dataset that is destroyed are promoted: one, unless others are made meanwhile.
+const MAX_PROMOTED: u32 = 10;
 
 /// The datasets of one graph root.
 #[derive(Clone, Debug)]
@@ -38,6 +45,13 @@ pub(super) struct Listed {
     pub(super) is_ours: bool,
     /// The number of the temporary directory to which the removed layer belongs.
     pub(super) removed: Option<String>,
+    /// The value of [`REPLACES`].
+    pub(super) replaces: Option<String>,
+}
+
+/// The properties of which a [`Listed`] is made.
+fn listed_properties() -> String {
+    format!("name,{HOME},{REMOVED},{REPLACES}")
 }
 
 /// Repeats what fails because something is busy.
@@ -86,7 +100,7 @@ impl Datasets {
 
     /// The datasets below the one for layers, and with `snapshots` those of their snapshots.
     pub(super) fn list(&self, snapshots: bool) -> Result<Vec<Listed>> {
-        let properties = format!("name,{HOME},{REMOVED}");
+        let properties = listed_properties();
         let (depth, kinds) = if snapshots {
             ("2", "filesystem,snapshot")
         } else {
@@ -110,16 +124,18 @@ impl Datasets {
     fn parse(&self, arguments: &[&str], printed: &str) -> Result<Vec<Listed>> {
         let parse = |line: &str| {
             let fields: Vec<&str> = line.split('\t').collect();
-            let [name, home, removed] = fields[..] else {
+            let [name, home, removed, replaces] = fields[..] else {
                 return Err(self.program.garbage(arguments, line));
             };
             if !name.starts_with(self.root.name()) {
                 return Err(self.program.garbage(arguments, line));
             }
+            let set = |value: &str| Some(value.to_owned()).filter(|value| value != NOT_SET);
             Ok(Listed {
                 name: name.to_owned(),
                 is_ours: home == self.mark,
-                removed: Some(removed.to_owned()).filter(|removed| removed != NOT_SET),
+                removed: set(removed),
+                replaces: set(replaces),
             })
         };
         printed.lines().map(parse).collect()
@@ -127,7 +143,7 @@ impl Datasets {
 
     /// What is known of one dataset; `None` if it is not there.
     pub(super) fn look_up(&self, name: &str) -> Result<Option<Listed>> {
-        let properties = format!("name,{HOME},{REMOVED}");
+        let properties = listed_properties();
         let arguments = ["list", "-H", "-t", "filesystem", "-o", &properties, name];
         match self.program.ask(&arguments)? {
             Ok(printed) => match self.parse(&arguments, &printed)?.pop() {
@@ -198,29 +214,59 @@ impl Datasets {
 
     /// Destroys a dataset with its snapshots, and with datasets in it. Clones of them stay. One that is not there is no error.
     pub(super) fn destroy(&self, name: &str) -> Result<()> {
-        let destroy = || unless_busy(MAX_BUSY, || self.program.ask(&["destroy", "-r", name]));
-        let refusal = match destroy()? {
-            Ok(_) => return Ok(()),
-            Err(refusal) if refusal.is_missing() => return Ok(()),
-            Err(refusal) if refusal.has_clones() => refusal,
-            Err(refusal) => return Err(refusal.into_error()),
-        };
-        // The clones become the owners of the snapshots, one after the other.
-        let clones = self.clones_of(name)?;
-        if clones.is_empty() {
-            return Err(refusal.into_error());
-        }
-        for clone in clones {
-            tracing::debug!(clone, "promoting the clone of a dataset that is destroyed");
-            if let Err(refusal) = self.program.ask(&["promote", &clone])? {
-                tracing::debug!(error = %refusal.into_error().chain(), "no clone to promote");
+        for _ in 0..MAX_PROMOTED {
+            match unless_busy(MAX_BUSY, || self.program.ask(&["destroy", "-r", name]))? {
+                Ok(_) => return Ok(()),
+                Err(refusal) if refusal.is_missing() => return Ok(()),
+                Err(refusal) if refusal.has_clones() => {
+                    if !self.promote_clone_of(name, None)? {
+                        return Err(refusal.into_error());
+                    }
+                }
+                Err(refusal) => return Err(refusal.into_error()),
             }
         }
-        destroy()?.map(drop).map_err(Refusal::into_error)
+        Err(ErrorKind::Io.err(format!("destroying {name}, which gets clones again and again")))
     }
 
-    /// The datasets below the one for layers that are clones of snapshots of this one.
-    fn clones_of(&self, name: &str) -> Result<Vec<String>> {
+    /// Makes all clones of a dataset independent of it, but not the dataset `except`. The program unmounts clones when
+    /// it renames what they depend on, unless the kernel mounts them.
+    pub(super) fn release_clones(&self, name: &str, except: Option<&str>) -> Result<()> {
+        for _ in 0..MAX_PROMOTED {
+            if !self.promote_clone_of(name, except)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Promotes a clone of a dataset, but not the dataset `except`. `false` if there is none.
+    fn promote_clone_of(&self, name: &str, except: Option<&str>) -> Result<bool> {
+        // In the order in which they were made.
+        let arguments = [
+            "list", "-H", "-r", "-d", "1", "-t", "snapshot", "-o", "name", name,
+        ];
+        let printed = self.program.run(&arguments)?;
+        let snapshots: Vec<&str> = printed.lines().collect();
+        if snapshots.is_empty() {
+            return Ok(false);
+        }
+        let mut clones = self.clones_of(name)?;
+        clones.retain(|_snapshot, clone| Some(&**clone) != except);
+        // It becomes the owner of the snapshots up to the one that it is a clone of, with their clones.
+        let youngest = snapshots.iter().rev().find_map(|snapshot| clones.get(*snapshot));
+        let Some(clone) = youngest else {
+            return Ok(false);
+        };
+        tracing::debug!(clone, name, "promoting a clone");
+        if let Err(refusal) = self.program.ask(&["promote", clone])? {
+            tracing::debug!(error = %refusal.into_error().chain(), "no clone to promote");
+        }
+        Ok(true)
+    }
+
+    /// The datasets below the one for layers that are clones of snapshots of this one, by those, of which each has one.
+    fn clones_of(&self, name: &str) -> Result<HashMap<String, String>> {
         let arguments = [
             "list",
             "-H",
@@ -235,16 +281,19 @@ impl Datasets {
         let clones = printed.lines().filter_map(|line| {
             let (clone, origin) = line.split_once('\t')?;
             let (of, _snapshot) = origin.split_once('@')?;
-            (of == name).then(|| clone.to_owned())
+            (of == name).then(|| (origin.to_owned(), clone.to_owned()))
         });
         Ok(clones.collect())
     }
 
-    /// Destroys what belongs to the temporary directory of this number, which is among `listed`.
-    pub(super) fn destroy_temporary(&self, number: &str, listed: &[Listed]) -> Result<()> {
+    /// Destroys what belongs to the temporary directory of this number, of which nobody but the caller has the lock. An exchange that was
+    /// begun is completed before.
+    pub(super) fn destroy_temporary(&self, number: &str) -> Result<()> {
+        let listed = self.list(true)?;
+        self.complete_exchange(number, &listed)?;
         let temporary = [Temporary::New, Temporary::Old].map(|kind| self.root.temporary(number, kind));
         let ending = snapshot("", number);
-        for found in listed {
+        for found in &listed {
             if found.name.ends_with(&ending) {
                 self.destroy_snapshot(&found.name)?;
             }
@@ -259,9 +308,9 @@ impl Datasets {
         Ok(())
     }
 
-    /// The values of properties of the dataset for layers.
-    pub(super) fn properties(&self, names: &str) -> Result<Vec<(String, String)>> {
-        let arguments = ["get", "-H", "-p", "-o", "property,value", names, self.root.name()];
+    /// The values of properties of a dataset.
+    pub(super) fn properties(&self, names: &str, of: &str) -> Result<Vec<(String, String)>> {
+        let arguments = ["get", "-H", "-p", "-o", "property,value", names, of];
         let printed = self.program.run(&arguments)?;
         let pairs = printed.lines().filter_map(|line| line.split_once('\t'));
         Ok(pairs

@@ -12,7 +12,6 @@ use crate::driver::contract::{
 use crate::driver::layer_copy::{Copied, LayerCopy};
 use crate::driver::unpack_dir;
 use crate::driver::zfs::mounting::{Access, Mounter, is_mounted};
-use crate::driver::zfs::staged::StagedDataset;
 use crate::driver::zfs::state::{NAME, TARGETS, TEMP_DIRS, Zfs};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
@@ -50,7 +49,7 @@ impl Driver for Zfs {
     }
 
     fn stage(self: Arc<Self>, parent: Option<&str>, options: &CreateOptions) -> Result<Box<dyn Staged>> {
-        Ok(Box::new(StagedDataset::begin(self, parent, options)?))
+        self.begin_layer(parent, options)
     }
 
     fn names_to_sync(&self, id: &str) -> Result<Vec<PathBuf>> {
@@ -147,9 +146,12 @@ impl Driver for Zfs {
         }
     }
 
-    fn copy_layer(&self, _id: &str, _copied: Copied) -> Result<Option<LayerCopy>> {
-        // Two renames cannot be made one.
-        Ok(None)
+    fn copy_layer(&self, id: &str, copied: Copied) -> Result<Option<LayerCopy>> {
+        self.copy_of(id, copied).map(Some)
+    }
+
+    fn tree_number(&self, id: &str) -> Result<u64> {
+        self.number_of_tree(id)
     }
 
     fn file_trees(&self, id: &str) -> Result<Vec<OwnedFd>> {
@@ -164,7 +166,9 @@ impl Driver for Zfs {
                 "not available".to_owned(),
             ],
         };
-        let properties = self.datasets.properties("used,available,quota,compression");
+        let properties = self
+            .datasets
+            .properties("used,available,quota,compression", self.datasets.root.name());
         if let Err(error) = &properties {
             tracing::warn!(error = %error.chain(), "cannot read the properties of the dataset for layers");
         }

@@ -11,6 +11,8 @@
 //!   tempdirs/lock-<n>, temp-dir-<n>/  held by the process to which the datasets and snapshots of this number belong
 //! ```
 //!
+//! How a layer gets another tree: see [`exchange`].
+//!
 //! The names and places of layers are those of the Go library, which has no `tempdirs` and numbers its snapshots. The dataset is
 //! that of the option `zfs.fsname`, or the one that the graph root is in. Everything is asked of the program `zfs`, with
 //! arguments that OpenZFS and zfs-fuse share; no shell reads them.
@@ -28,6 +30,7 @@
 mod command;
 mod datasets;
 mod driver;
+mod exchange;
 mod mounting;
 mod names;
 mod recovery;

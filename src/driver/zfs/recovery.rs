@@ -1,7 +1,6 @@
 //! Removing what killed processes have left: temporary directories, and the datasets and snapshots with their numbers.
 
 use crate::driver::contract::{Leftover, LeftoverKind};
-use crate::driver::zfs::datasets::Listed;
 use crate::driver::zfs::state::Zfs;
 use crate::error::Result;
 use crate::lock::temp_dir;
@@ -18,19 +17,14 @@ impl Zfs {
     /// Removes them. Without one, nothing is asked of `zfs`.
     pub(super) fn recover(&self) -> Result<()> {
         let mounts = temp_dir::recover(&self.mount_dirs());
-        // Listed after the first lock was taken: what has the number of a free lock is not made any more.
-        let mut listed: Option<Vec<Listed>> = None;
         let dirs = temp_dir::recover_with(&self.temp_dirs(), &mut |number| {
             let dir = self.temp_dirs().join(format!("temp-dir-{number}"));
             // The daemon does not survive that files in it are open when this is detached; those of a killed process are not.
             for mounted in crate::sys::mount::mounts_below(&dir).unwrap_or_default() {
                 self.mounter.unmount(&mounted)?;
             }
-            if listed.is_none() {
-                listed = Some(self.datasets.list(true)?);
-            }
-            self.datasets
-                .destroy_temporary(number, listed.as_deref().unwrap_or_default())
+            // Listed while the lock is held: what has its number is changed by nobody else then.
+            self.datasets.destroy_temporary(number)
         });
         mounts.and(dirs)
     }

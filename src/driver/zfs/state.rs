@@ -29,8 +29,11 @@ pub(super) const TARGETS: &str = "graph";
 /// Locked temporary directories, in the home and below the run root.
 pub(super) const TEMP_DIRS: &str = "tempdirs";
 
+/// How often a parent is cloned anew that gets another tree meanwhile.
+const MAX_RACES: u32 = 10;
+
 /// The driver.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Zfs {
     pub(super) home: PathBuf,
     /// `<run root>/zfs`.
@@ -137,18 +140,23 @@ impl Zfs {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an unknown option or a limit that cannot be.
-    pub(super) fn properties(&self, target: &Path, options: &CreateOptions) -> Result<Vec<String>> {
+    fn properties(&self, target: &Path, options: &CreateOptions) -> Result<Vec<String>> {
+        Ok([self.mounter.properties(target)?, self.limits(options)?].concat())
+    }
+
+    /// The property by which the space of a new layer is limited.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an unknown option or a limit that cannot be.
+    pub(super) fn limits(&self, options: &CreateOptions) -> Result<Vec<String>> {
         let asked = Quota::parse(&options.storage_opt)?.unwrap_or_default();
         if asked.inodes.is_some() {
             return Err(ErrorKind::InvalidInput.err("unknown option inodes with the zfs driver"));
         }
         let usual = options.read_write.then_some(self.options.size);
-        let mut properties = self.mounter.properties(target)?;
         // Compat: a limit of 0 is none.
-        if let Some(bytes) = asked.size.or(usual).filter(|bytes| *bytes > 0) {
-            properties.push(format!("quota={bytes}"));
-        }
-        Ok(properties)
+        let limit = asked.size.or(usual).filter(|bytes| *bytes > 0);
+        Ok(limit.map(|bytes| format!("quota={bytes}")).into_iter().collect())
     }
 
     /// Makes a layer at its place. What is there belongs to a layer that was never recorded.
@@ -184,21 +192,24 @@ impl Zfs {
         temp: &mut TempDir,
     ) -> Result<()> {
         let number = temp.number().to_owned();
-        let below = parent.map(|parent| self.find(parent)).transpose()?;
-        let make = || self.datasets.make(name, below.as_deref(), &number, properties);
+        let find = || parent.map(|parent| self.find_unlocked(parent)).transpose();
+        let make = || self.datasets.make(name, find()?.as_deref(), &number, properties);
         let mut made = make()?;
+        for _ in 0..MAX_RACES {
+            // Its parent may have got another tree meanwhile.
+            if !made.as_ref().is_err_and(|refusal| refusal.is_missing()) {
+                break;
+            }
+            made = make()?;
+        }
         if made.as_ref().is_err_and(|refusal| refusal.is_there()) {
             self.clear(name, temp)?;
             made = make()?;
         }
-        made.map_err(|refusal| match parent {
-            // It was removed meanwhile.
-            Some(parent) if refusal.is_missing() && self.find(parent).is_err() => {
-                ErrorKind::LayerUnknown.err(format!("locating the dataset of layer {parent:?}"))
-            }
-            _ => refusal
+        made.map_err(|refusal| {
+            refusal
                 .into_error()
-                .context(format!("failed to create zfs dataset {name}")),
+                .context(format!("failed to create zfs dataset {name}"))
         })
     }
 
@@ -226,7 +237,7 @@ impl Zfs {
         if let Some(id) = self.datasets.root.id_of(name) {
             self.unmount_whole(id)?;
             if self.is_in_use(id)? {
-                return Err(in_use(name));
+                return Err(in_use("destroying", name));
             }
         }
         let old = self.datasets.root.temporary(temp.number(), Temporary::Old);
@@ -243,7 +254,7 @@ impl Zfs {
         }
     }
 
-    fn mark(&self) -> String {
+    pub(super) fn mark(&self) -> String {
         format!("{}={}", super::datasets::HOME, self.datasets.mark)
     }
 
@@ -270,6 +281,7 @@ impl Zfs {
             self.destroy_unused(id, name, &mut temp)?;
             return Ok(Some(temp));
         }
+        self.release_clones(&name, None)?;
         match self.datasets.rename(&name, &old)? {
             Ok(()) => self.destroy_with(&mut temp, old),
             Err(refusal) if refusal.is_missing() => return Ok(None),
@@ -279,9 +291,17 @@ impl Zfs {
         Ok(Some(temp))
     }
 
+    /// Makes the clones of a dataset independent of it before it is renamed, where that would unmount them.
+    pub(super) fn release_clones(&self, name: &str, except: Option<&str>) -> Result<()> {
+        match self.mounter {
+            Mounter::Kernel => Ok(()),
+            Mounter::Daemon => self.datasets.release_clones(name, except),
+        }
+    }
+
     /// Whether a mount by a daemon could not be ended. The program `zfs` is not asked to try that: it would not care what the
     /// daemon has read.
-    fn is_in_use(&self, id: &str) -> Result<bool> {
+    pub(super) fn is_in_use(&self, id: &str) -> Result<bool> {
         Ok(self.mounter == Mounter::Daemon && is_mounted(&self.target(id))?)
     }
 
@@ -298,7 +318,7 @@ impl Zfs {
             }
             match mounter.unmount(&target)? {
                 true => datasets.destroy(&name),
-                false => Err(in_use(&name)),
+                false => Err(in_use("destroying", &name)),
             }
         });
         Ok(())
@@ -309,7 +329,7 @@ impl Zfs {
         let name = self.datasets.root.layer(id)?;
         self.unmount_whole(id)?;
         match self.is_in_use(id)? {
-            true => Err(in_use(&name)),
+            true => Err(in_use("destroying", &name)),
             false => self.datasets.destroy(&name),
         }
     }
@@ -409,8 +429,8 @@ impl Zfs {
     }
 }
 
-/// The error for a dataset that has to stay.
-fn in_use(dataset: &str) -> Error {
+/// The error for a dataset that has to stay as it is.
+pub(super) fn in_use(doing: &str, dataset: &str) -> Error {
     let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
-    Error::io(format!("destroying {dataset}, in which files are open"), busy)
+    Error::io(format!("{doing} {dataset}, in which files are open"), busy)
 }

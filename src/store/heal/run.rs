@@ -55,8 +55,8 @@ impl Store {
     /// A container that is mounted keeps on showing the old files of a layer below it, until it is unmounted and mounted
     /// again: overlayfs does not notice that a directory below a mount is another one. The old tree stays
     /// in the layer's directory until the next heal or [`Store::garbage_collect`] without such a mount removes it. With a driver whose layers are
-    /// whole trees (vfs), a layer that is mounted itself is left as it is, and
-    /// [`Error::is_busy`](crate::Error::is_busy) says so.
+    /// whole trees (all but overlay), a layer that is mounted itself is left as it is, and
+    /// [`Error::is_busy`](crate::Error::is_busy) says so; with zfs-fuse one in which files are open, too.
     ///
     /// With such a driver damage that was there when a layer was made on the damaged one is in that, too. Each layer of an image is
     /// made anew of its own stream, the lowest first. A container's own layer has what was changed in the

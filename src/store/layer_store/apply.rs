@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +25,6 @@ use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedItem, Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
-use crate::sys::btrfs;
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
 /// are: if no record speaks of it, garbage collection removes it.
@@ -50,10 +48,6 @@ enum Found {
     Neither,
 }
 
-pub(super) fn inode(dir: &OwnedFd) -> Result<u64> {
-    btrfs::subvolume_or_inode(dir.as_fd()).during("looking at a layer's directory")
-}
-
 fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("removing", path),
@@ -66,7 +60,7 @@ fn remove_file(path: &Path) -> Result<()> {
 struct Applying {
     /// What gets the diff.
     tree: LayerTree,
-    /// The copy in which that is, with the inodes of the layer's tree and of its own; `None` if it is the layer's tree.
+    /// The copy in which that is, with the numbers of the layer's tree and of its own; `None` if it is the layer's tree.
     copy: Option<(LayerCopy, (u64, u64))>,
 }
 
@@ -77,8 +71,13 @@ impl LayerStore {
         let checked = self.check_received(&received);
         let Received { place, mut applied } = received;
         let Receiving {
-            staged, tar_split, ..
+            staged,
+            tar_split,
+            tree,
+            row: _,
         } = place;
+        // Not every driver can exchange a tree in which something is open.
+        drop(tree);
         self.trash.push(tar_split.temp);
         let ended = checked.and_then(|row| self.apply_to(&row, &*staged, &tar_split.path, &mut applied));
         self.discarded.push(staged);
@@ -97,19 +96,21 @@ impl LayerStore {
         if self.is_shown(&row.id)? {
             return Err(Error::io("a mount shows the layer", Errno::BUSY));
         }
-        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
-        let copy = self.driver.copy_layer(&row.id, Copied::Root)?.ok_or_else(|| {
+        let copy = files_of(&row.id, self.driver.copy_layer(&row.id, Copied::Root))?;
+        let copy = copy.ok_or_else(|| {
             ErrorKind::NotSupported.err("exchanging directories on the file system of the layers")
         })?;
-        let inodes = (inode(&tree.dir)?, inode(copy.dir())?);
+        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
         tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
+        let trees = (self.driver.tree_number(&row.id)?, copy.number()?);
         let mut applied = unpacked.applied.clone();
         merge_into(self, row, &tree, &*unpacked.staged, &mut applied, false)?;
+        drop(tree);
         let mut said = row.clone();
         unpacked.record(&mut said);
         let path = &unpacked.tar_split.path;
         let tar_split = unpacked.has_tar_split().then_some(path.as_path());
-        let mut diff = PendingDiff::of_row(&said, Some(inodes));
+        let mut diff = PendingDiff::of_row(&said, Some(trees));
         let items = unpacked.items();
         diff.items = items.iter().map(|item| item.key.clone()).collect();
         let stale = OF_CONTENT
@@ -137,11 +138,12 @@ impl LayerStore {
             merge_into(self, row, &applying.tree, staged, applied, in_place)?;
             Ok(applying)
         });
-        let ended = merged.and_then(|applying| match applying.copy {
-            Some((copy, inodes)) => {
+        let merged = merged.map(|Applying { tree: _, copy }| copy);
+        let ended = merged.and_then(|copy| match copy {
+            Some((copy, trees)) => {
                 let mut said = row.clone();
                 record_applied(&mut said, applied);
-                let diff = PendingDiff::of_row(&said, Some(inodes));
+                let diff = PendingDiff::of_row(&said, Some(trees));
                 self.exchange(&row.id, copy, Some(tar_split), &[], &diff)
             }
             None => self.record_diff(&row.id, tar_split, applied),
@@ -155,20 +157,25 @@ impl LayerStore {
     }
 
     fn begin_diff(&mut self, row: &LayerRow) -> Result<Applying> {
-        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
         let copy = match self.is_shown(&row.id)? {
             true => None,
             false => {
                 let durable = self.inner.sync_content();
-                let copy = self.driver.copy_layer(&row.id, Copied::Tree { durable });
-                copy.context(|| format!("copying layer {:?}", row.id))?
+                match files_of(&row.id, self.driver.copy_layer(&row.id, Copied::Tree { durable })) {
+                    Err(error) if error.is_busy() => {
+                        tracing::debug!(layer = %row.id, error = %error.chain(), "changing a layer in place");
+                        None
+                    }
+                    copy => copy.context(|| format!("copying layer {:?}", row.id))?,
+                }
             }
         };
+        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
         let copy = match copy {
             Some(copy) => {
-                let inodes = (inode(&tree.dir)?, inode(copy.dir())?);
                 tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
-                Some((copy, inodes))
+                let trees = (self.driver.tree_number(&row.id)?, copy.number()?);
+                Some((copy, trees))
             }
             None => {
                 // Whoever finds this knows nothing of the layer's content.
@@ -279,12 +286,9 @@ impl LayerStore {
         let Some(diff) = PendingDiff::of_intent(row.intent()) else {
             return Ok(());
         };
-        let found = match (diff.trees, self.driver.layer_tree(id)) {
-            (Some((old, new)), Ok(tree)) => match inode(&tree.dir)? {
-                inode if inode == new => Found::New,
-                inode if inode == old => Found::Old,
-                _ => Found::Neither,
-            },
+        let found = match (diff.trees, self.driver.tree_number(id)) {
+            (Some((_old, new)), Ok(number)) if number == new => Found::New,
+            (Some((old, _new)), Ok(number)) if number == old => Found::Old,
             _ => Found::Neither,
         };
         let data = self.inner.dirs.layer_data(id)?;

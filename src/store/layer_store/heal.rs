@@ -13,7 +13,6 @@ use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::record::layer::LayerRow;
 use crate::record::pending_diff::PendingDiff;
 use crate::store::dirs::layer_location;
-use crate::store::layer_store::apply::inode;
 use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedTarSplit, Unpacked, mappings_of};
@@ -91,11 +90,11 @@ impl LayerStore {
     fn copy_with(&self, row: &LayerRow, unpacked: &Unpacked, taken_out: &[Vec<u8>]) -> Result<LayerCopy> {
         self.check_same(row)?;
         let durable = self.inner.sync_content();
-        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
-        let copy = self.driver.copy_layer(&row.id, Copied::Tree { durable })?;
+        let copy = files_of(&row.id, self.driver.copy_layer(&row.id, Copied::Tree { durable }))?;
         let mut copy = copy.ok_or_else(|| {
             ErrorKind::NotSupported.err("exchanging directories on the file system of the layers")
         })?;
+        let mut tree = files_of(&row.id, self.driver.layer_tree(&row.id))?;
         tree.dir = copy.dir().try_clone().during("duplicating a directory handle")?;
         for path in taken_out {
             let (above, name) = split(path);
@@ -121,8 +120,8 @@ impl LayerStore {
         if shown {
             copy.keep_old()?;
         }
-        let inodes = (inode(&self.driver.layer_tree(&row.id)?.dir)?, inode(copy.dir())?);
-        let diff = PendingDiff::of_row(&said, Some(inodes));
+        let trees = (self.driver.tree_number(&row.id)?, copy.number()?);
+        let diff = PendingDiff::of_row(&said, Some(trees));
         let StagedTarSplit { path, temp } = tar_split;
         self.throw_away([temp]);
         let exchanged = self.exchange(&row.id, copy, Some(&path), &[], &diff);

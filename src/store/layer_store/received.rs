@@ -26,9 +26,9 @@ use crate::sys::tree;
 #[derive(Debug)]
 pub(crate) struct Receiving {
     /// The layer, as it was.
-    row: Arc<LayerRow>,
+    pub(super) row: Arc<LayerRow>,
     /// Its tree at that time.
-    tree: OwnedFd,
+    pub(super) tree: OwnedFd,
     pub(super) staged: Box<dyn Staged>,
     pub(super) tar_split: StagedTarSplit,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Received {
 }
 
 impl Receiving {
-    /// Makes a place for a diff of the layer that `key` names. Returns the file for the tar-split and where to unpack, too.
+    /// Makes a place for a diff of the layer that `key` names. Returns where to unpack and the file for the tar-split, too.
     ///
     /// # Errors
     /// [`ErrorKind::LayerUnknown`], [`ErrorKind::Io`].
@@ -49,7 +49,7 @@ impl Receiving {
         inner: &Arc<Inner>,
         table: &Table<LayerRow>,
         key: &str,
-    ) -> Result<(Self, File, Target)> {
+    ) -> Result<(Target, File, Self)> {
         let driver = inner.driver();
         let row = Arc::clone(table.require(key)?);
         if files_of(&row.id, driver.additional_layer(&row.id))?.is_some() {
@@ -82,7 +82,8 @@ impl Receiving {
             staged,
             tar_split: StagedTarSplit { path, temp },
         };
-        Ok((place, file, target))
+        // Dropped in this order: a tree in which something is open cannot be removed with every driver.
+        Ok((target, file, place))
     }
 }
 

@@ -34,13 +34,14 @@ pub(crate) struct Area {
     may_link: bool,
 }
 
+/// In the order in which it is dropped: a tree in which something is open cannot be removed with every driver.
 #[derive(Debug)]
 struct Place {
+    target: Target,
     staged: Box<dyn Staged>,
     tar_split: StagedTarSplit,
     /// The file for the tar-split.
     file: File,
-    target: Target,
     permit: OwnedSemaphorePermit,
 }
 

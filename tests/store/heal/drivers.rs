@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use graphroot::{ContainerOptions, HealOptions, HealedHow, ImageBuilder, NotHealed};
 
-use super::sources::Liar;
 use super::{
-    MIDDLE, State, assert_as_before, assert_same_trees, fill, heal, healthy_like, layers, overwrite,
+    Liar, MIDDLE, State, assert_as_before, assert_same_trees, fill, heal, healthy_like, layers, overwrite,
     place_of, put, state, trees,
 };
 use crate::support::{Layout, assert_clean, assert_nothing_temporary, over, tree_of};

@@ -23,10 +23,6 @@ async fn reports_what_is_left(store: &TestStore, source: &Store, name: &str, is_
 each_driver! {
     /// What was mended elsewhere does not hide what could not be.
     async fn all_that_a_check_finds_is_left(store) {
-        // With the driver zfs this damage is not healed.
-        if store.graph_driver_name() == "zfs" {
-            return;
-        }
         let five = fill(&store).await;
         let source = healthy_like(&store).await;
         let other = store.put(None, "other", &[("a", "1")]).await.id().to_owned();

@@ -5,13 +5,15 @@ mod drivers;
 mod left;
 mod sources;
 
+pub(crate) use sources::Liar;
+
 use std::path::{Path, PathBuf};
 
 use graphroot::test_util::{TarBuilder, TarEntry};
 use graphroot::{ContainerOptions, HealOptions, HealReport, HealSource, Image, ImageBuilder, Store};
 
 use crate::manifest::{Manifest, assert_same, layer_manifest};
-use crate::support::{Layout, TestStore, tree_of, writable};
+use crate::support::{Layout, TestStore, place_of, tree_of, writable};
 
 /// Which of the layers is damaged.
 const MIDDLE: usize = 2;
@@ -96,15 +98,6 @@ async fn healthy_like(store: &TestStore) -> TestStore {
         .unwrap();
     put(&other).await;
     other
-}
-
-/// Where the driver has a layer: a directory with more than the tree, with overlay.
-fn place_of(store: &TestStore, id: &str) -> PathBuf {
-    let tree = tree_of(store, id);
-    match store.graph_driver_name() {
-        "overlay" => tree.parent().unwrap().to_owned(),
-        _ => tree,
-    }
 }
 
 /// Everything in a tree; the root of one was made when the layer was.
