@@ -19,8 +19,8 @@ const HUB: &str = "docker.io";
 /// Another name of it.
 const LEGACY_HUB: &str = "index.docker.io";
 
-/// Bytes of a path.
-const MAX_PATH: usize = 255;
+/// Bytes of a name with its domain, as for Podman and Skopeo; the distribution project counts the path alone.
+const MAX_NAME: usize = 255;
 
 /// Characters of a name in a message: a whole name, but no more of what some archive calls one.
 const MAX_SHOWN: usize = 512;
@@ -80,7 +80,7 @@ fn read(text: &str) -> Result<RegistryName> {
         true => format!("library/{path}"),
         false => path.to_owned(),
     };
-    if path.len() > MAX_PATH {
+    if domain.len() + 1 + path.len() > MAX_NAME {
         return Err(invalid("repository name must not be more than 255 characters"));
     }
     let tag = match (tag, &digest) {
@@ -210,8 +210,11 @@ mod tests {
     #[test]
     fn lengths_are_bounded() {
         let long = |length: usize| format!("h.io/{}", "a".repeat(length));
-        assert!(parse(&long(255)).is_ok());
-        assert!(parse(&long(256)).is_err());
+        assert!(parse(&long(250)).is_ok());
+        assert!(parse(&long(251)).is_err());
+        let hub = "docker.io/library/".len();
+        assert!(parse(&"a".repeat(255 - hub)).is_ok());
+        assert!(parse(&"a".repeat(256 - hub)).is_err());
         assert!(parse(&format!("a:{}", "b".repeat(128))).is_ok());
         assert!(parse(&format!("a:{}", "b".repeat(129))).is_err());
     }
