@@ -107,17 +107,29 @@ impl From<Error> for io::Error {
     }
 }
 
+/// The path that an error names. It is made only when there is an error.
+pub(crate) trait ErrorPath {
+    /// The path.
+    fn into_path(self) -> PathBuf;
+}
+
+impl<P: AsRef<Path>> ErrorPath for P {
+    fn into_path(self) -> PathBuf {
+        self.as_ref().to_owned()
+    }
+}
+
 /// Attaches what was being done to a failed system call.
 pub(crate) trait IoContext<T> {
     /// `action` reads like "reading layer records from"; the path follows it.
-    fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T>;
+    fn at(self, action: &'static str, path: impl ErrorPath) -> Result<T>;
     /// For calls that have no path.
     fn during(self, action: impl Into<Cow<'static, str>>) -> Result<T>;
 }
 
 impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
-    fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| Error::io_at(action, path.as_ref(), source))
+    fn at(self, action: &'static str, path: impl ErrorPath) -> Result<T> {
+        self.map_err(|source| Error::io_at(action, path.into_path(), source))
     }
 
     fn during(self, action: impl Into<Cow<'static, str>>) -> Result<T> {

@@ -10,5 +10,5 @@ mod io;
 mod kind;
 
 pub use error_type::{Error, Result};
-pub(crate) use io::{IoContext, ResultExt};
+pub(crate) use io::{ErrorPath, IoContext, ResultExt};
 pub use kind::ErrorKind;

@@ -22,7 +22,7 @@ use crate::sys::{at, xattr};
 use crate::whiteout::{self, Namespace, WhiteoutFormat};
 
 use crate::archive::diff::lowers::{Lowers, is_opaque, is_whiteout};
-use crate::archive::diff::walk::{TreeWalk, absolute};
+use crate::archive::diff::walk::{TreeWalk, absolute, in_layer};
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
 
@@ -249,7 +249,7 @@ impl UpperChanges {
         }
         if is_dir(&stat) {
             let opaque =
-                is_opaque(walk.dir()?, name, *form).at("reading attributes of", absolute(walk.path()))?;
+                is_opaque(walk.dir()?, name, *form).at("reading attributes of", in_layer(walk.path()))?;
             let replaces = both_dirs && (hidden || opaque);
             lowers.enter(dir_path, name, false)?;
             list.enter(kind.is_some());
@@ -269,7 +269,7 @@ fn push_hidden(walk: &TreeWalk, lowers: &mut Lowers<Vec<OwnedFd>>, list: &mut Li
     for name in lowers.names(&dir)? {
         let mut path = dir.clone();
         path::push(&mut path, &name);
-        let own = at::lstat_at(walk.dir()?, &name).at("looking at", absolute(&path))?;
+        let own = at::lstat_at(walk.dir()?, &name).at("looking at", in_layer(&path))?;
         if own.is_none_or(|stat| is_whiteout(&stat)) {
             list.push_parents(walk);
             list.push(&path, ChangeKind::Delete);
@@ -286,12 +286,12 @@ fn same_directory(new: &Stat, old: &Stat) -> bool {
 /// Whether the walk's current entry, a directory, has the attributes of the one below.
 fn same_attributes(walk: &TreeWalk, lowers: &mut Lowers<Vec<OwnedFd>>) -> Result<bool> {
     let name = walk.name();
-    let what = || absolute(walk.path());
+    let what = in_layer(walk.path());
     let Some(below) = lowers.open(walk.dir_path(), name)? else {
         return Ok(false);
     };
-    let own = compared_attributes(walk.dir()?, name).at("reading attributes of", what())?;
-    let old = compared_attributes(below.as_fd(), b".").at("reading attributes of", what())?;
+    let own = compared_attributes(walk.dir()?, name).at("reading attributes of", what)?;
+    let old = compared_attributes(below.as_fd(), b".").at("reading attributes of", what)?;
     Ok(own == old)
 }
 
@@ -459,7 +459,7 @@ fn same_status(new: &Stat, old: &Stat) -> bool {
 /// Compares what takes more calls: link target, attributes.
 fn same_details(new: &TreeWalk, old: &TreeWalk, stat: &Stat) -> Result<bool> {
     let same = same_content(new.name(), new.dir()?, old.dir()?, stat);
-    same.at("reading links and attributes of", absolute(new.path()))
+    same.at("reading links and attributes of", in_layer(new.path()))
 }
 
 fn same_content(

@@ -22,7 +22,7 @@ use crate::whiteout::{self, Namespace, WhiteoutFormat};
 
 use crate::archive::diff::changes::{Change, ChangeKind};
 use crate::archive::diff::lowers::{Lowers, is_opaque, is_whiteout};
-use crate::archive::diff::walk::{TreeWalk, absolute};
+use crate::archive::diff::walk::{TreeWalk, absolute, in_layer};
 use crate::archive::lookup::Lookup;
 use crate::archive::path;
 use crate::archive::tar::writer::{Item, TarWriter};
@@ -185,7 +185,7 @@ impl Entries {
                 stream.object(object, dir, path)?;
                 if is_dir {
                     let opaque = is_opaque(dir, name, WhiteoutFormat::Overlay(*namespace))
-                        .at("reading attributes of", absolute(path))?;
+                        .at("reading attributes of", in_layer(path))?;
                     if opaque && lowers.find(walk.dir_path(), name)?.is_some() {
                         stream.opaque(path, &stat)?;
                     }
@@ -207,7 +207,7 @@ impl Entries {
                     return Ok(true);
                 }
                 let (parent, name) = path::split(path);
-                let found = tree.dir(parent).at("opening directory", absolute(parent))?;
+                let found = tree.dir(parent).at("opening directory", in_layer(parent))?;
                 if let Some(dir) = found
                     && let Some(object) = Object::open(dir, name, path, FileType::Unknown)?
                 {
@@ -235,7 +235,7 @@ impl Object {
     /// `None` if it is gone. Nothing but a regular file is ever opened: opening a device can have effects.
     fn open(dir: BorrowedFd<'_>, name: &[u8], path: &[u8], hint: FileType) -> Result<Option<Self>> {
         if hint != FileType::RegularFile {
-            match at::lstat_at(dir, name).at("looking at", absolute(path))? {
+            match at::lstat_at(dir, name).at("looking at", in_layer(path))? {
                 None => return Ok(None),
                 Some(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
                     return Ok(Some(Self { stat, file: None }));
@@ -248,9 +248,9 @@ impl Object {
             Ok(file) => file,
             // Gone, or something else by now; a file that changes like that has no right state to be written in.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Ok(None),
-            Err(error) => return Err(error).at("opening", absolute(path)),
+            Err(error) => return Err(error).at("opening", in_layer(path)),
         };
-        let stat = rustix::fs::fstat(&file).at("looking at", absolute(path))?;
+        let stat = rustix::fs::fstat(&file).at("looking at", in_layer(path))?;
         let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         Ok(regular.then_some(Self {
             stat,
@@ -267,7 +267,7 @@ impl Object {
         };
         let mut names = match listed {
             Err(Errno::NOENT) => return Ok(Vec::new()),
-            listed => listed.at("listing attributes of", absolute(path))?,
+            listed => listed.at("listing attributes of", in_layer(path))?,
         };
         names.retain(|name| is_exported(name));
         names.sort_unstable();
@@ -374,7 +374,7 @@ impl EntryStream {
             EntryType::Symlink => {
                 target = match at::read_link_at(dir, path::split(path).1) {
                     Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
-                    target => target.at("reading link", absolute(path))?,
+                    target => target.at("reading link", in_layer(path))?,
                 };
                 item.link = &target;
             }

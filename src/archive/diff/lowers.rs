@@ -15,9 +15,8 @@ use crate::error::{IoContext as _, Result};
 use crate::sys::{at, tree, xattr};
 use crate::whiteout::{self, OPAQUE, OPAQUE_VALUE, PREFIX, WhiteoutFormat};
 
-use crate::archive::diff::walk::absolute;
+use crate::archive::diff::walk::{in_layer, name_in_layer};
 use crate::archive::lookup::open_dir;
-use crate::archive::path;
 
 /// Trees of which the current directory stays open; the others are looked into by path.
 const MAX_OPEN: usize = 64;
@@ -98,12 +97,12 @@ impl<T: AsRef<[OwnedFd]>> Lowers<T> {
     pub(crate) fn find(&mut self, dir: &[u8], name: &[u8]) -> Result<Option<Stat>> {
         let form = self.form;
         self.visit(dir, |_, below| {
-            let what = || absolute(&joined(dir, name));
+            let what = name_in_layer(dir, name);
             let stat = at::lstat_at(below, name);
-            match stat.at("looking below the layer at", what())? {
+            match stat.at("looking below the layer at", what)? {
                 Some(stat) => Ok(Some((!is_whiteout(&stat)).then_some(stat))),
                 None => {
-                    let hidden = is_hidden(below, name, form).at("looking below the layer at", what())?;
+                    let hidden = is_hidden(below, name, form).at("looking below the layer at", what)?;
                     Ok(hidden.then_some(None))
                 }
             }
@@ -134,17 +133,17 @@ impl<T: AsRef<[OwnedFd]>> Lowers<T> {
         let mut seen: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
         let mut buffer = tree::listing_buffer();
         self.visit(dir, |_, below| {
-            let what = || absolute(dir);
+            let what = in_layer(dir);
             let listed = rustix::fs::openat(below, ".", tree::DIR_FLAGS, Mode::empty())
                 .and_then(|opened| tree::list_names(opened.as_fd(), &mut buffer))
-                .at("listing below the layer", what())?;
+                .at("listing below the layer", what)?;
             let mut hidden = Vec::new();
             for name in listed.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
                 match name.strip_prefix(PREFIX) {
                     Some(name) if form == WhiteoutFormat::Verbatim => hidden.push(name.to_vec()),
                     _ if seen.contains_key(name) => {}
                     _ => {
-                        let stat = at::lstat_at(below, name).at("looking below the layer at", what())?;
+                        let stat = at::lstat_at(below, name).at("looking below the layer at", what)?;
                         seen.insert(name.to_vec(), stat.is_some_and(|stat| !is_whiteout(&stat)));
                     }
                 }
@@ -174,7 +173,7 @@ impl<T: AsRef<[OwnedFd]>> Lowers<T> {
                     Lower::Hides => return Ok(Some(())),
                 };
                 let opaque = is_opaque(below, name, form)
-                    .at("looking below the layer at", absolute(&joined(dir, name)))?;
+                    .at("looking below the layer at", name_in_layer(dir, name))?;
                 showing.push(index);
                 if open.len() < MAX_OPEN {
                     open.push(opened);
@@ -213,7 +212,7 @@ impl<T: AsRef<[OwnedFd]>> Lowers<T> {
             } else if let Some(below) = self.open.get(position) {
                 below.as_fd()
             } else {
-                let opened = open_dir(tree, dir).at("opening directory below the layer", absolute(dir))?;
+                let opened = open_dir(tree, dir).at("opening directory below the layer", in_layer(dir))?;
                 if position == self.open.len() && position < MAX_OPEN {
                     self.open.push(opened);
                     match self.open.last() {
@@ -242,20 +241,14 @@ enum Lower {
 }
 
 fn open_lower(below: BorrowedFd<'_>, dir: &[u8], name: &[u8], form: WhiteoutFormat) -> Result<Lower> {
-    let what = || absolute(&joined(dir, name));
+    let what = name_in_layer(dir, name);
     match at::open_dir_at(below, name) {
         Ok(opened) => Ok(Lower::Directory(opened)),
         Err(Errno::NOENT) => {
-            let hidden = is_hidden(below, name, form).at("looking below the layer at", what())?;
+            let hidden = is_hidden(below, name, form).at("looking below the layer at", what)?;
             Ok(if hidden { Lower::Hides } else { Lower::Nothing })
         }
         Err(Errno::NOTDIR | Errno::LOOP) => Ok(Lower::Hides),
-        Err(error) => Err(error).at("opening directory below the layer", what()),
+        Err(error) => Err(error).at("opening directory below the layer", what),
     }
-}
-
-fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut joined = dir.to_vec();
-    path::push(&mut joined, name);
-    joined
 }

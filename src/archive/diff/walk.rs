@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use rustix::fs::{FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{ErrorKind, ErrorPath, IoContext as _, Result};
 use crate::sys::at;
 
 use crate::archive::path;
@@ -38,6 +38,31 @@ pub(crate) fn absolute(path: &[u8]) -> PathBuf {
     PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(
         absolute,
     ))
+}
+
+/// A path inside a layer, for an error that names it as [`absolute`] shows it.
+#[derive(Clone, Copy)]
+pub(crate) struct InLayer<'a> {
+    dir: &'a [u8],
+    name: &'a [u8],
+}
+
+/// See [`InLayer`].
+pub(crate) fn in_layer(path: &[u8]) -> InLayer<'_> {
+    InLayer { dir: b"", name: path }
+}
+
+/// See [`InLayer`]: `name` in the directory with the path `dir`.
+pub(crate) fn name_in_layer<'a>(dir: &'a [u8], name: &'a [u8]) -> InLayer<'a> {
+    InLayer { dir, name }
+}
+
+impl ErrorPath for InLayer<'_> {
+    fn into_path(self) -> PathBuf {
+        let mut path = self.dir.to_vec();
+        path::push(&mut path, self.name);
+        absolute(&path)
+    }
 }
 
 /// The names in a directory, in one allocation.
@@ -221,13 +246,13 @@ impl TreeWalk {
         // Only a directory that stands for nothing is closed here, and it has no entries.
         Ok(dir
             .ok_or(Errno::BADF)
-            .at("using directory", absolute(self.dir_path()))?
+            .at("using directory", in_layer(self.dir_path()))?
             .as_fd())
     }
 
     /// Status of the current entry; `None` if it is gone.
     pub(crate) fn stat(&self) -> Result<Option<Stat>> {
-        at::lstat_at(self.dir()?, self.name()).at("looking at", absolute(&self.path))
+        at::lstat_at(self.dir()?, self.name()).at("looking at", in_layer(&self.path))
     }
 
     /// Makes the current entry, a directory, the one that is listed next; `false` if it is gone.
@@ -235,13 +260,13 @@ impl TreeWalk {
         let dir = match rustix::fs::openat(self.dir()?, self.name(), DIRECTORY, Mode::empty()) {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
-            Err(error) => return Err(error).at("opening directory", absolute(&self.path)),
+            Err(error) => return Err(error).at("opening directory", in_layer(&self.path)),
         };
         let names = match Names::read(dir.as_fd(), &mut self.buffer) {
             Ok(names) => names,
             // Removed between the two calls.
             Err(Errno::NOENT) => Names::default(),
-            Err(error) => return Err(error).at("reading directory", absolute(&self.path)),
+            Err(error) => return Err(error).at("reading directory", in_layer(&self.path)),
         };
         self.frames.push(Frame {
             dir: Some(dir),
@@ -279,19 +304,19 @@ impl TreeWalk {
         let Some(identity) = above.closed.take() else {
             return Ok(());
         };
-        let what = absolute(self.path.get(..above.path).unwrap_or_default());
+        let what = in_layer(self.path.get(..above.path).unwrap_or_default());
         let child = left
             .dir
             .as_ref()
             .ok_or(Errno::BADF)
-            .at("returning to directory", &what)?;
+            .at("returning to directory", what)?;
         let dir =
-            rustix::fs::openat(child, "..", DIRECTORY, Mode::empty()).at("returning to directory", &what)?;
-        let stat = rustix::fs::fstat(&dir).at("looking at", &what)?;
+            rustix::fs::openat(child, "..", DIRECTORY, Mode::empty()).at("returning to directory", what)?;
+        let stat = rustix::fs::fstat(&dir).at("looking at", what)?;
         if (stat.st_dev, stat.st_ino) != identity {
             return Err(ErrorKind::Io
                 .err("directory was moved while it was being read:")
-                .at(what));
+                .at(what.into_path()));
         }
         above.dir = Some(dir);
         self.closed = self.closed.min(self.frames.len() - 1);

@@ -5,6 +5,7 @@
 //! the times of directories: mounting and creating containers can change them (podman's issue 25101), and a name that was
 //! added or removed is found anyway.
 
+use std::cmp::Ordering;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use crate::archive::diff::walk::{TreeWalk, absolute};
 use crate::archive::path::split;
 use crate::archive::tar_split::crc::Crc;
 use crate::archive::verify::difference::{AttributeChange, Difference, DifferenceKind};
-use crate::archive::verify::expected_item::{Content, What};
-use crate::archive::verify::expected_tree::{ExpectedTree, key, path_of};
+use crate::archive::verify::expected_item::{Content, Item, What};
+use crate::archive::verify::expected_tree::{ExpectedTree, path_of, set_key};
 use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::overlay_marks::Marks;
 use crate::error::{IoContext as _, Result};
@@ -41,7 +42,9 @@ pub(crate) struct TreeCheck {
     /// The walk's current entry has not been dealt with yet.
     pending: bool,
     walk_is_over: bool,
-    /// The key of the expected name that was dealt with last.
+    /// The key of that entry.
+    key: Vec<u8>,
+    /// The key of the expected name that the last step ended with.
     cursor: Option<Box<[u8]>>,
     reading: Option<Reading>,
     buffer: Vec<u8>,
@@ -82,6 +85,7 @@ impl TreeCheck {
             marks,
             pending: false,
             walk_is_over: false,
+            key: Vec::new(),
             cursor: None,
             reading: None,
             buffer: Vec::new(),
@@ -92,6 +96,10 @@ impl TreeCheck {
 
     /// Goes on for `entries` names, or as many pieces of files; `false` at the end.
     pub(crate) fn step(&mut self, entries: usize) -> Result<bool> {
+        let expected = Arc::clone(&self.expected);
+        let before = self.cursor.take();
+        let mut names = expected.after(before.as_deref()).peekable();
+        let mut cursor = None;
         for _ in 0..entries {
             if let Some(reading) = self.reading.take() {
                 self.read_on(reading);
@@ -100,31 +108,28 @@ impl TreeCheck {
             if !self.pending && !self.walk_is_over {
                 self.pending = self.walk.next()?;
                 self.walk_is_over = !self.pending;
+                set_key(&mut self.key, self.walk.path());
             }
-            let next = self.expected.after(self.cursor.as_deref());
-            let next = next.map(|(name, _)| Box::<[u8]>::from(name));
-            let found = self.pending.then(|| key(self.walk.path()));
-            match (found, next) {
-                (None, None) => {
+            let order = match (self.pending, names.peek()) {
+                (false, None) => {
                     self.marks_kept()?;
                     return Ok(false);
                 }
-                (Some(found), Some(next)) if found == next => {
-                    self.cursor = Some(next);
-                    self.pending = false;
-                    self.both()?;
-                }
-                (Some(found), next) if next.as_ref().is_none_or(|next| found < *next) => {
-                    self.pending = false;
-                    self.added()?;
-                }
-                (_, Some(next)) => {
-                    self.missing(&next)?;
-                    self.cursor = Some(next);
-                }
-                (Some(_), None) => {}
+                (true, Some((name, _))) => self.key.as_slice().cmp(name),
+                (true, None) => Ordering::Less,
+                (false, Some(_)) => Ordering::Greater,
+            };
+            let next = names.next_if(|_| order != Ordering::Less);
+            cursor = next.map_or(cursor, |(name, _)| Some(name));
+            self.pending &= order == Ordering::Greater;
+            match next {
+                None => self.added()?,
+                Some((_, item)) if order == Ordering::Equal => self.both(item)?,
+                Some((name, item)) => self.missing(name, item),
             }
         }
+        drop(names);
+        self.cursor = cursor.map(Box::from).or(before);
         Ok(true)
     }
 
@@ -175,11 +180,8 @@ impl TreeCheck {
     }
 
     /// A name that was expected and is not there.
-    fn missing(&mut self, name: &[u8]) -> Result<()> {
+    fn missing(&mut self, name: &[u8], item: &Item) {
         let path = path_of(name);
-        let Some(item) = self.expected.get(&path) else {
-            return Ok(());
-        };
         let is_device = matches!(item.what, What::Device { .. });
         let is_dir = matches!(item.what, What::Directory { .. });
         let may_be_left_out = match item.what {
@@ -190,7 +192,6 @@ impl TreeCheck {
         if !may_be_left_out && !self.expected.is_unsure(&path) {
             self.note(&path, DifferenceKind::Missing { is_dir });
         }
-        Ok(())
     }
 
     fn is_whiteout(&self, stat: &Stat) -> bool {
@@ -198,11 +199,11 @@ impl TreeCheck {
     }
 
     /// A name that is there and was expected.
-    fn both(&mut self) -> Result<()> {
-        let path = self.walk.path().to_vec();
-        let (Some(stat), Some(item)) = (self.walk.stat()?, self.expected.get(&path)) else {
+    fn both(&mut self, item: &Item) -> Result<()> {
+        let Some(stat) = self.walk.stat()? else {
             return Ok(());
         };
+        let path = self.walk.path().to_vec();
         let is_dir = kind(&stat) == FileType::Directory;
         if self.expected.is_unsure(&path) {
             // What is below is looked at, to get past it.

@@ -49,9 +49,15 @@ pub(crate) struct ExpectedTree {
 
 /// A path as it is kept.
 pub(crate) fn key(path: &[u8]) -> Box<[u8]> {
-    path.iter()
-        .map(|byte| if *byte == b'/' { 0 } else { *byte })
-        .collect()
+    let mut key = Vec::with_capacity(path.len());
+    set_key(&mut key, path);
+    key.into_boxed_slice()
+}
+
+/// Has `key` be that of a path.
+pub(crate) fn set_key(key: &mut Vec<u8>, path: &[u8]) {
+    key.clear();
+    key.extend(path.iter().map(|byte| if *byte == b'/' { 0 } else { *byte }));
 }
 
 /// The path of a key.
@@ -92,11 +98,11 @@ impl ExpectedTree {
         self.item(*self.names.get(&*key(path))?)
     }
 
-    /// The first name after `cursor` in the order of a walk, with its key.
-    pub(crate) fn after(&self, cursor: Option<&[u8]>) -> Option<(&[u8], &Item)> {
+    /// The names after `cursor` in the order of a walk, by their keys.
+    pub(crate) fn after(&self, cursor: Option<&[u8]>) -> impl Iterator<Item = (&[u8], &Item)> {
         let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
-        let (name, index) = self.names.range::<[u8], _>((from, Bound::Unbounded)).next()?;
-        Some((name, self.item(*index)?))
+        let names = self.names.range::<[u8], _>((from, Bound::Unbounded));
+        names.filter_map(|(name, index)| Some((&**name, self.item(*index)?)))
     }
 
     pub(super) fn item(&self, index: u32) -> Option<&Item> {
@@ -205,12 +211,13 @@ impl ExpectedTree {
     /// Makes room for something that is no directory, or for a directory where there is none.
     pub(super) fn displace(&mut self, path: &[u8]) {
         let key = key(path);
-        if self.possible.remove(&key)
-            || matches!(
-                self.get(path).map(|item| &item.what),
-                Some(What::Directory { .. })
-            )
-        {
+        let what = self.names.get(&key).and_then(|index| self.item(*index));
+        let is_dir = match what.map(|item| &item.what) {
+            // What is new where nothing was changes no other path.
+            None if !self.possible.contains(&key) => return,
+            what => matches!(what, Some(What::Directory { .. })),
+        };
+        if self.possible.remove(&key) || is_dir {
             self.remove_below(path);
         }
         self.names.remove(&key);
