@@ -25,17 +25,22 @@ impl Findings {
     }
 }
 
-/// Differences between what lies on disk and what the model's items need there.
+/// Differences between what lies on disk and what the model's items need there; the driver has these `found` layers.
 ///
 /// After `kills`, and after garbage was collected, some more is allowed: files of big data that were written and not
 /// recorded (they go with their item), and layers whose mounts were made or undone and not counted.
-pub(crate) fn differences(root: &TestRoot, model: &Model, kills: bool) -> Vec<String> {
+pub(crate) fn differences(
+    root: &TestRoot,
+    found: BTreeSet<String>,
+    model: &Model,
+    kills: bool,
+) -> Vec<String> {
     let mut findings = Findings {
         all: Vec::new(),
         kills,
     };
     let layers: BTreeSet<String> = model.layers.ids().map(str::to_owned).collect();
-    findings.compare("driver", root.layer_directories(), layers.clone());
+    findings.compare("driver", found, layers.clone());
     if root.driver() == "overlay" {
         findings.compare("short links", link_targets(root), layers);
         let home = root.graph().join("overlay");

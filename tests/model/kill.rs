@@ -43,6 +43,7 @@ fn directories(root: &TestRoot) -> Vec<PathBuf> {
         home.join("l"),
         home.join("dir"),
         home.join("subvolumes"),
+        home.join("graph"),
         home.join("tempdirs"),
         home,
     ];

@@ -37,3 +37,7 @@ mod run;
 mod sequences;
 mod together;
 mod worker;
+#[path = "../support/zfs.rs"]
+mod zfs;
+
+use support::scripted_fs;

@@ -1,7 +1,9 @@
 //! Running a sequence on a real store and on the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
 
 use graphroot::{CheckOptions, DiffOptions, ErrorKind, Finding, Problem, Store};
 use serde_json::{Value, json};
@@ -16,8 +18,9 @@ use crate::operation::{Operation, Outcome, digest};
 use crate::plan::Plan;
 use crate::rules::Expected;
 use crate::support::peers::PeerSet;
-use crate::support::root::TestRoot;
+use crate::support::root::{TestRoot, mounts_below};
 use crate::worker::{Location, Remote};
+use crate::zfs::{self, Dataset};
 
 /// A call of a sequence.
 #[derive(Clone, Debug)]
@@ -40,6 +43,8 @@ pub(crate) struct Kill {
 /// A store that two processes use, and what it should be.
 pub(crate) struct Bench<'a> {
     runtime: &'a Runtime,
+    /// Before the root goes.
+    _unmounting: Option<Unmounting>,
     pub(crate) root: TestRoot,
     pub(crate) location: Location,
     here: Store,
@@ -48,6 +53,19 @@ pub(crate) struct Bench<'a> {
     /// What was called, for the report of a failure.
     log: String,
     counts: Counts,
+    /// What the root is in, if the driver is zfs.
+    dataset: Option<Dataset>,
+}
+
+/// Unmounts what zfs-fuse has mounted below a directory, with the care that this takes.
+struct Unmounting(PathBuf);
+
+impl Drop for Unmounting {
+    fn drop(&mut self) {
+        for mounted in mounts_below(&self.0).iter().rev() {
+            zfs::unmounts(mounted);
+        }
+    }
 }
 
 /// What was called, and what came of it.
@@ -122,7 +140,10 @@ pub(crate) fn run(setup: &mut Setup<'_>, transient: bool, steps: &[Step]) -> Res
         .and_then(|()| bench.end(steps.iter().any(|step| step.kill.is_some())));
     match result {
         Ok(()) => {
-            *setup.spare = Some(bench.there);
+            // What has files open in a dataset keeps it mounted.
+            if bench.dataset.is_none() {
+                *setup.spare = Some(bench.there);
+            }
             Ok(bench.counts)
         }
         Err(error) => Err(bench.report(&error)),
@@ -144,14 +165,21 @@ fn matches(expected: &Expected, outcome: &Outcome) -> bool {
 impl<'a> Bench<'a> {
     /// A fresh store, open in this process.
     pub(crate) fn new(setup: &mut Setup<'a>, transient: bool) -> Result<Self, String> {
-        let root = TestRoot::of_driver(setup.driver).of(setup.peers);
+        let dataset = (setup.driver == "zfs").then(|| Dataset::new().unwrap());
+        let root = match &dataset {
+            Some(dataset) => TestRoot::in_dir(dataset.path(), setup.driver),
+            None => TestRoot::of_driver(setup.driver),
+        };
+        let root = root.of(setup.peers);
         let location = Location::of(&root, transient);
         let there = setup.spare.take().unwrap_or_else(|| Remote::start(&root));
         let opened = setup.runtime.block_on(location.open());
         Ok(Self {
             runtime: setup.runtime,
             model: Model::new(setup.driver, transient),
+            _unmounting: dataset.as_ref().map(|_| Unmounting(root.path().to_owned())),
             root,
+            dataset,
             location,
             here: opened.map_err(|error| format!("opening: {}", error.chain()))?,
             there,
@@ -401,7 +429,11 @@ impl<'a> Bench<'a> {
     }
 
     fn disk(&self, when: &str, with_kills: bool) -> Result<(), String> {
-        let differences = disk::differences(&self.root, &self.model, with_kills);
+        let found = match &self.dataset {
+            Some(dataset) => datasets_in(dataset),
+            None => self.root.layer_directories(),
+        };
+        let differences = disk::differences(&self.root, found, &self.model, with_kills);
         if differences.is_empty() {
             Ok(())
         } else {
@@ -437,6 +469,17 @@ impl<'a> Bench<'a> {
         }
         Ok(())
     }
+}
+
+/// The datasets of layers, whatever state they are in.
+fn datasets_in(dataset: &Dataset) -> BTreeSet<String> {
+    let mut zfs = Command::new("zfs");
+    zfs.args(["list", "-H", "-r", "-t", "filesystem", "-o", "name"]);
+    let listed = zfs.arg(dataset.name()).output().unwrap().stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    let names = listed.lines().filter_map(|name| name.rsplit_once('/'));
+    let below = names.filter(|(above, _name)| *above == dataset.name());
+    below.map(|(_above, name)| name.to_owned()).collect()
 }
 
 /// The finding from which one is inherited.

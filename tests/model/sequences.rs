@@ -11,7 +11,8 @@ use crate::kill::Moment;
 use crate::plan::{Ids, plan};
 use crate::run::{Counts, Kill, Setup, Step, run};
 use crate::support::peers::PeerSet;
-use crate::support::{needs, require_driver};
+use crate::support::{missing, needs, require_driver};
+use crate::zfs::{self, Dataset};
 
 /// How often a shorter sequence is tried before it counts as one that does not fail: kills come at other moments each
 /// time.
@@ -26,11 +27,13 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}: {text:?}")))
 }
 
-fn kill() -> impl Strategy<Value = Kill> {
+fn kill(driver: &str) -> impl Strategy<Value = Kill> + use<> {
+    // Commands are started, and a daemon answers them.
+    let slower = if driver == "zfs" { 40 } else { 1 };
     // Most calls take less than a millisecond and make few changes, some take longer.
     let micros = prop_oneof![2 => 30..400u64, 2 => 200..1200u64, 1 => 1000..5000u64];
     let moment = prop_oneof![
-        micros.prop_map(|micros| Moment::After(Duration::from_micros(micros))),
+        micros.prop_map(move |micros| Moment::After(Duration::from_micros(micros * slower))),
         prop_oneof![3 => 0..12u16, 1 => 10..40u16].prop_map(Moment::Change),
     ];
     (moment, any::<bool>()).prop_map(|(moment, survivor_first)| Kill {
@@ -58,7 +61,7 @@ fn sequences(driver: &'static str, default: u32, with_kills: bool) {
 
     let ids = if with_kills { Ids::Given } else { Ids::Any };
     let kill = if with_kills {
-        proptest::option::weighted(0.25, kill()).boxed()
+        proptest::option::weighted(0.25, kill(driver)).boxed()
     } else {
         Just(None).boxed()
     };
@@ -143,6 +146,15 @@ fn btrfs() {
 #[test]
 fn btrfs_with_kills() {
     sequences("btrfs", 100, true);
+}
+
+/// Few: each call takes several commands, and each of those its time.
+#[test]
+fn zfs_with_kills() {
+    if let Err(why) = Dataset::new() {
+        return zfs::without(why, missing);
+    }
+    zfs::surviving(|| sequences("zfs", 30, true));
 }
 
 #[test]
