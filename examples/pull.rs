@@ -7,7 +7,8 @@
 //! `STORE` is a directory; images are named as in `docker://localhost:5000/app:1`, `oci:layout`, `docker-archive:a.tar`.
 //! A download that was interrupted is resumed when the command is run again. Layers that can be are pulled in parts: of those
 //! that have a table of contents, as `graphroot push --compression zstd:chunked` writes them, only the files are fetched
-//! that the store does not have.
+//! that the store does not have. `policy.json` and `registries.conf` are not read: a program that shares the machine with Podman
+//! adds `.policy(Policy::load().await?)` and `.registry(RegistryOptions::default_for_user().await?)` to its options.
 
 #![expect(clippy::print_stdout, reason = "it is a program")]
 

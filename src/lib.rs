@@ -80,13 +80,19 @@
 //! names something is best looked up with [`Store::image_by_name`] and its like: [`Store::image`] also takes the
 //! beginning of an ID for the ID.
 //!
+//! The directory `overlay` of a store becomes a mount point when a layer is mounted for the first time (unless the option
+//! `overlay.skip_mount_home` is set): it cannot be deleted (`EBUSY`) until [`Store::shutdown`] or `graphroot shutdown` has
+//! removed that mount.
+//!
 //! # Features
 //!
 //! None is on by default.
 //!
 //! * `cli`: the command `graphroot`, a drop-in for `containers-storage`. A library has no use for it.
-//! * `pull`: the module `oci`, images from registries, OCI layouts and archives into the store and out of it. Nothing
-//!   of it, and none of its dependencies, is there without it.
+//! * `pull`: the module `oci`, images from registries, OCI layouts, `dir:` directories and archives into the store and out of
+//!   it. Nothing of it, and none of its dependencies, is there without it.
+//! * `signatures`: signatures that `policy.json` wants of images are verified and kept with the images; brings `pull`. Without
+//!   it, a pull refuses every image of which a signature is wanted.
 //! * `test-util`: the module `test_util`, stores that unmount and remove themselves and a builder of tar archives, for
 //!   tests of programs that use a store.
 //! * `bench`, `fuzz`: what the benchmarks of the parts and the fuzz targets reach in by; no part of the API.

@@ -92,7 +92,7 @@ pub(crate) struct ConfigFile {
 pub(crate) fn read_all(environment: &Environment, name: &ConfigName) -> Result<Vec<ConfigFile>> {
     let mut sources = Vec::new();
     if let Some(path) = environment.var(name.conf) {
-        sources.push(read_named(Path::new(path), name, name.conf)?);
+        sources.push(read_existing(Path::new(path), name, Some(name.conf))?);
     } else {
         let user = user_dir(environment)?;
         sources.extend(read_main(environment, name, user.as_deref())?);
@@ -102,7 +102,7 @@ pub(crate) fn read_all(environment: &Environment, name: &ConfigName) -> Result<V
         }
     }
     if let Some(path) = environment.var(name.last) {
-        sources.push(read_named(Path::new(path), name, name.last)?);
+        sources.push(read_existing(Path::new(path), name, Some(name.last))?);
     }
     Ok(sources)
 }
@@ -111,7 +111,7 @@ pub(crate) fn read_all(environment: &Environment, name: &ConfigName) -> Result<V
 #[cfg(feature = "pull")]
 pub(crate) fn read_one(environment: &Environment, name: &ConfigName) -> Result<Option<ConfigFile>> {
     match environment.var(name.conf) {
-        Some(path) => read_named(Path::new(path), name, name.conf).map(Some),
+        Some(path) => read_existing(Path::new(path), name, Some(name.conf)).map(Some),
         None => read_main(environment, name, user_dir(environment)?.as_deref()),
     }
 }
@@ -203,12 +203,15 @@ fn read_those(paths: impl Iterator<Item = PathBuf>, name: &ConfigName) -> Result
     paths.filter_map(|path| read(&path, name).transpose()).collect()
 }
 
-/// Reads a file that a variable names, which must exist.
-fn read_named(path: &Path, name: &ConfigName, variable: &str) -> Result<ConfigFile> {
+/// Reads a file that must exist, and that the user names, perhaps in a variable.
+pub(crate) fn read_existing(path: &Path, name: &ConfigName, variable: Option<&str>) -> Result<ConfigFile> {
     match read(path, name)? {
         Some(source) => Ok(source),
         None => {
-            let action = format!("{} named by {variable}", name.opening);
+            let action = match variable {
+                Some(variable) => format!("{} named by {variable}", name.opening),
+                None => name.opening.to_owned(),
+            };
             Err(Error::io_at(
                 action,
                 path,

@@ -136,7 +136,7 @@ use crate::options::StoreOptions;
 use crate::options::driver::mount_options;
 pub(crate) use environment::Environment;
 #[cfg(feature = "pull")]
-pub(crate) use files::{ConfigFile, POLICY, REGISTRIES, read, read_all, read_one, user_dir};
+pub(crate) use files::{ConfigFile, POLICY, REGISTRIES, read, read_all, read_existing, read_one, user_dir};
 #[cfg(feature = "signatures")]
 pub(crate) use files::{REGISTRIES_D, read_directory, read_drop_ins};
 

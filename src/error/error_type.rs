@@ -25,6 +25,9 @@ impl ErrorKind {
 }
 
 /// The error of every fallible call of this crate.
+///
+/// `{}` prints one level: what was being done. [`Error::chain`] prints all, down to the failed system call or the registry's
+/// answer, as does a program that follows [`source`](std::error::Error::source).
 pub struct Error(Box<Inner>);
 
 struct Inner {

@@ -14,6 +14,20 @@
 //! # }
 //! ```
 //!
+//! The default options accept any image, and know neither `registries.conf` nor `certs.d`. With what is configured on this
+//! machine for Podman:
+//!
+//! ```no_run
+//! # async fn demo() -> graphroot::Result<()> {
+//! use graphroot::oci::{Policy, PullOptions, RegistryOptions};
+//! let options = PullOptions::default()
+//!     .policy(Policy::load().await?)
+//!     .registry(RegistryOptions::default_for_user().await?);
+//! # drop(options);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What to rely on
 //!
 //! * **Each layer once.** A layer that the store has is not fetched. One that another task or process is fetching is

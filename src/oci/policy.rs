@@ -31,6 +31,19 @@ use crate::error::{ErrorKind, Result};
 /// verified is refused: every signature without the feature, keys of other kinds (P-521), signers' certificates that are
 /// authorities' themselves, OpenPGP signatures with SHA-1 or MD5.
 ///
+/// Signatures of sigstore's programs are attachments in the image's repository. They are read only where `registries.d` says so
+/// for it: `docker: {registry.example: {use-sigstore-attachments: true}}`.
+///
+/// ```json
+/// {"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/etc/pki/team.gpg"}
+/// {"type": "sigstoreSigned", "keyPath": "/etc/pki/team.pub"}
+/// {"type": "sigstoreSigned", "pki": {"caRootsPath": "/etc/pki/roots.pem", "caIntermediatesPath": "/etc/pki/intermediates.pem",
+///   "subjectEmail": "release@team.example", "subjectHostname": "ci.team.example"}}
+/// ```
+///
+/// are requirements in place of `{"type": "reject"}` below. Of `pki`, the intermediates may be left out, and one of the two
+/// subjects.
+///
 /// Where layers of an image are fetched without a pull, to heal a store or in parts, only `reject` counts: what they have to be
 /// is known by digests, and of a signature nothing more would follow.
 ///
@@ -147,8 +160,9 @@ impl Policy {
     /// # Cancellation
     /// No effect.
     pub async fn from_file(path: impl Into<PathBuf>) -> Result<Self> {
-        let loader = Loader::new().variable(POLICY.conf, path.into());
-        Self::load_with(loader).await
+        let path = path.into();
+        let file = bridge::run(move || config::read_existing(&path, &POLICY, None)).await?;
+        Self::read(&file.path, &file.text)
     }
 
     /// The policy in the text of a file.
@@ -409,6 +423,34 @@ mod tests {
             .variable("HOME", root.path().join("home"));
         let error = Policy::load_with(loader).await.unwrap_err().chain();
         assert!(error.contains("invalid policy in"), "{error}");
-        assert!(Policy::from_file("/no/such/file").await.is_err());
+        let error = Policy::from_file("/no/such/file").await.unwrap_err().chain();
+        assert!(
+            error.contains("/no/such/file") && !error.contains(POLICY.conf),
+            "{error}"
+        );
+        let loader = Loader::new().variable(POLICY.conf, "/no/such/file");
+        let error = Policy::load_with(loader).await.unwrap_err().chain();
+        assert!(error.contains(POLICY.conf), "{error}");
+    }
+
+    #[test]
+    fn a_misspelled_key_is_named_before_what_is_missing() {
+        for requirement in [
+            r#"{"type": "reject", "odd": 1}"#,
+            r#"{"type": "signedBy", "odd": 1}"#,
+            r#"{"type": "signedBaseLayer", "odd": 1}"#,
+            r#"{"type": "sigstoreSigned", "odd": "/k"}"#,
+            r#"{"type": "sigstoreSigned", "keyPath": "/k", "fulcio": {}, "odd": 1}"#,
+            r#"{"type": "sigstoreSigned", "fulcio": {"odd": "/k"}}"#,
+            r#"{"type": "sigstoreSigned", "pki": {"odd": "/k", "subjectEmail": "a@b.example"}}"#,
+            r#"{"type": "sigstoreSigned", "keyPath": "/k", "signedIdentity": {"type": "matchExact", "odd": 1}}"#,
+            r#"{"type": "sigstoreSigned", "keyPath": "/k", "signedIdentity": {"type": "exactReference", "odd": 1}}"#,
+            r#"{"type": "sigstoreSigned", "keyPath": "/k", "signedIdentity": {"type": "exactRepository", "odd": 1}}"#,
+            r#"{"type": "sigstoreSigned", "keyPath": "/k", "signedIdentity": {"type": "remapIdentity", "odd": 1}}"#,
+        ] {
+            let policy = format!(r#"{{"default": [{requirement}]}}"#);
+            let error = Policy::parse(&policy).unwrap_err().chain();
+            assert!(error.contains(r#"Unknown key "odd""#), "{requirement}: {error}");
+        }
     }
 }

@@ -79,7 +79,8 @@ impl Puller {
     /// [`ErrorKind::NotFound`] if there is no such image, or none for the platform; [`ErrorKind::Registry`] if the
     /// registry cannot be reached, refuses, or breaks off again and again; [`ErrorKind::Rejected`] if
     /// [`PullOptions::policy`] or the registries configuration forbids it; [`ErrorKind::DigestMismatch`] naming both
-    /// digests; [`ErrorKind::NotSupported`] for what is no container image; [`ErrorKind::InvalidInput`] for documents
+    /// digests; [`ErrorKind::InvalidArchive`] for a layer that cannot be unpacked, the digest of whose damaged blob is then
+    /// not computed; [`ErrorKind::NotSupported`] for what is no container image; [`ErrorKind::InvalidInput`] for documents
     /// that make no sense; and those of [`Store::put_layer`]. Layers that were complete stay, for the next attempt.
     ///
     /// # Cancellation

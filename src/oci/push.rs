@@ -26,6 +26,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::options::DiffOptions;
 use crate::store::Store;
+use crate::store::diff_stream::check_compression;
 use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::views::Layer;
 
@@ -89,6 +90,11 @@ async fn work(
     text: &Arc<str>,
     options: PushOptions,
 ) -> Result<Pushed> {
+    let compression = match to {
+        ImageRef::DockerArchive { .. } => Compression::None,
+        _ => options.compression,
+    };
+    check_compression(compression, options.level)?;
     let image = store.image(image).await?;
     let manifest = store.manifest_of(&image).await?;
     let config = store.config_bytes(&image, &manifest).await?;
@@ -120,17 +126,12 @@ async fn work(
     });
     let docker_archive = destination.is_docker_archive();
     // Manifests of Docker's format have no annotations of layers.
-    let oci = destination.is_oci_only()
-        || !manifest.is_docker()
-        || options.compression == Compression::ZstdChunked && !docker_archive;
+    let oci = destination.is_oci_only() || !manifest.is_docker() || compression == Compression::ZstdChunked;
     let job = Job {
         store,
         destination: &destination,
         progress,
-        compression: match docker_archive {
-            true => Compression::None,
-            false => options.compression,
-        },
+        compression,
         level: options.level,
         oci,
     };

@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// # }
 /// ```
 ///
-/// Text without one of these prefixes is taken for `docker://`, and a name without a host for one of `docker.io`.
+/// Text without one of these prefixes is taken for `docker://`, and a name without a host for one of `docker.io`. The other
+/// transports of Podman and Skopeo, such as `containers-storage:`, are refused.
 /// Serialized as its text.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -191,6 +192,20 @@ impl Serialize for ImageRef {
     }
 }
 
+/// Transports that other image programs have, which are never the names of images to them.
+const OTHER_TRANSPORTS: [&str; 4] = ["containers-storage", "docker-daemon", "sif", "tarball"];
+
+/// Whether what stands around the first colon of text that is no name looks like a transport and a path: no `HOST:PORT/NAME`.
+fn is_like_transport(prefix: &str, rest: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+    let first = rest.split('/').next().unwrap_or_default();
+    !prefix.is_empty()
+        && prefix.bytes().all(is_word)
+        && rest.contains('/')
+        && !first.contains('@')
+        && (first.is_empty() || !first.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 impl FromStr for ImageRef {
     type Err = Error;
 
@@ -226,7 +241,22 @@ impl FromStr for ImageRef {
             let (file, name) = file_and_name(rest)?;
             return Ok(Self::DockerArchive { file, name });
         }
-        Ok(Self::Registry(text.parse()?))
+        let (prefix, rest) = text.split_once(':').unwrap_or((text, ""));
+        let refuse = |error: Error| {
+            let what = format!(
+                "{prefix:?} is no transport of images here; known are docker://, oci:, dir:, oci-archive: and docker-archive:"
+            );
+            ErrorKind::InvalidInput.err(what).with_source(error)
+        };
+        if !rest.is_empty() && OTHER_TRANSPORTS.contains(&prefix) {
+            return Err(refuse(ErrorKind::NotSupported.err(format!("image {text:?}"))));
+        }
+        let name = text.parse();
+        name.map(Self::Registry)
+            .map_err(|error| match is_like_transport(prefix, rest) {
+                true => refuse(error),
+                false => error,
+            })
     }
 }
 
@@ -318,6 +348,33 @@ mod tests {
                 ErrorKind::InvalidInput,
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn an_unknown_transport_is_named_with_those_that_are_known() {
+        for (text, is_transport) in [
+            ("foo:/dir", true),
+            ("foo:dir/x", true),
+            ("foo:./dir", true),
+            ("http://h.io/x", true),
+            ("docker:/x", true),
+            ("containers-storage:foo", true),
+            ("docker-daemon:foo:1", true),
+            ("host:5000/UPPER", false),
+            ("h.io:x/UPPER", false),
+            ("name:a b", false),
+        ] {
+            let error = text.parse::<ImageRef>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
+            assert_eq!(
+                error.chain().contains("known are docker://, oci:, dir:"),
+                is_transport,
+                "{error}"
+            );
+        }
+        for name in ["host:5000/x", "docker:dind", "sif", "name:tag", "oci-layout:1"] {
+            assert!(matches!(name.parse(), Ok(ImageRef::Registry(_))), "{name}");
         }
     }
 

@@ -84,19 +84,25 @@ impl Requirement {
     fn parse(value: Value) -> Result<Self, Refusal> {
         let mut fields = Fields::of(value)?;
         let kind = fields.take("type").unwrap_or_default();
-        let requirement = match kind.as_str().unwrap_or_default() {
-            "insecureAcceptAnything" => Self::Nothing,
-            "reject" => Self::Reject,
-            "signedBy" => signed_by(&mut fields)?,
-            "sigstoreSigned" => sigstore_signed(&mut fields)?,
+        let kind = kind.as_str().unwrap_or_default();
+        // A misspelled key is named before the one that is missing instead.
+        fields.only(match kind {
+            "insecureAcceptAnything" | "reject" => &[],
+            "signedBy" => &["keyType", "keyPath", "keyPaths", "keyData", "signedIdentity"],
+            "sigstoreSigned" => SIGSTORE_SIGNED,
+            "signedBaseLayer" => &["baseLayerIdentity"],
+            other => return Err(format!("Unknown policy requirement type {other:?}")),
+        })?;
+        match kind {
+            "reject" => Ok(Self::Reject),
+            "signedBy" => signed_by(&mut fields),
+            "sigstoreSigned" => sigstore_signed(&mut fields),
             "signedBaseLayer" => {
                 SignedIdentity::parse(fields.need("baseLayerIdentity")?)?;
-                Self::SignedBaseLayer
+                Ok(Self::SignedBaseLayer)
             }
-            other => return Err(format!("Unknown policy requirement type {other:?}")),
-        };
-        fields.end()?;
-        Ok(requirement)
+            _ => Ok(Self::Nothing),
+        }
     }
 }
 
@@ -125,6 +131,21 @@ fn list<T>(
     let all = all.ok_or_else(|| format!("{name:?} contains no entries"))?;
     all.iter().map(|value| each(value, name)).collect()
 }
+
+/// The keys of `sigstoreSigned`.
+const SIGSTORE_SIGNED: &[&str] = &[
+    "keyPath",
+    "keyPaths",
+    "keyData",
+    "keyDatas",
+    "fulcio",
+    "pki",
+    "rekorPublicKeyPath",
+    "rekorPublicKeyPaths",
+    "rekorPublicKeyData",
+    "rekorPublicKeyDatas",
+    "signedIdentity",
+];
 
 /// How keys are given: what follows the prefix of the field's name.
 const ONE: &[&str] = &["Path", "Data"];
@@ -199,6 +220,7 @@ fn sigstore_signed(fields: &mut Fields) -> Result<Requirement, Refusal> {
 /// What says which certificates of Fulcio are good.
 fn fulcio(value: Value) -> Result<Signer, Refusal> {
     let mut fields = Fields::of(value)?;
+    fields.only(&["caPath", "caData", "oidcIssuer", "subjectEmail"])?;
     let mut found = keys(&mut fields, "ca", ONE)?;
     let (Some(authorities), true) = (found.pop(), found.is_empty()) else {
         return Err("exactly one of caPath and caData must be specified".to_owned());
@@ -208,7 +230,6 @@ fn fulcio(value: Value) -> Result<Signer, Refusal> {
         text(&value, name)
     });
     let (issuer, email) = (issuer?, email?);
-    fields.end()?;
     Ok(Signer::Fulcio {
         authorities,
         issuer,
@@ -219,6 +240,14 @@ fn fulcio(value: Value) -> Result<Signer, Refusal> {
 /// What says which certificates of a PKI are good.
 fn pki(value: Value) -> Result<Signer, Refusal> {
     let mut fields = Fields::of(value)?;
+    fields.only(&[
+        "caRootsPath",
+        "caRootsData",
+        "caIntermediatesPath",
+        "caIntermediatesData",
+        "subjectEmail",
+        "subjectHostname",
+    ])?;
     let mut roots = keys(&mut fields, "caRoots", ONE)?;
     let (Some(roots), true) = (roots.pop(), roots.is_empty()) else {
         return Err("exactly one of caRootsPath and caRootsData must be specified".to_owned());
@@ -235,7 +264,6 @@ fn pki(value: Value) -> Result<Signer, Refusal> {
     if email.is_none() && hostname.is_none() {
         return Err("at least one of subjectEmail and subjectHostname must be specified".to_owned());
     }
-    fields.end()?;
     Ok(Signer::Pki {
         roots,
         intermediates: intermediates.pop(),

@@ -56,10 +56,17 @@ impl SignedIdentity {
         let mut fields = Fields::of(value)?;
         let kind = fields.take("type").unwrap_or_default();
         let name = |text: String| Named::parse(&text).ok_or_else(|| format!("Invalid format of {text:?}"));
-        let identity = match kind.as_str().unwrap_or_default() {
+        let kind = kind.as_str().unwrap_or_default();
+        fields.only(match kind {
+            "exactReference" => &["dockerReference"],
+            "exactRepository" => &["dockerRepository"],
+            "remapIdentity" => &["prefix", "signedPrefix"],
+            "matchExact" | "matchRepoDigestOrExact" | "matchRepository" => &[],
+            other => return Err(format!("Unknown policy reference match type {other:?}")),
+        })?;
+        let identity = match kind {
             "matchExact" => Self::Exact,
             "matchRepoDigestOrExact" => Self::RepoDigestOrExact,
-            "matchRepository" => Self::Repository,
             "exactReference" => {
                 let reference = name(fields.need_text("dockerReference")?)?;
                 if reference.is_name_only() {
@@ -72,9 +79,8 @@ impl SignedIdentity {
                 prefix: prefix(&mut fields, "prefix")?,
                 signed_prefix: prefix(&mut fields, "signedPrefix")?,
             },
-            other => return Err(format!("Unknown policy reference match type {other:?}")),
+            _ => Self::Repository,
         };
-        fields.end()?;
         Ok(identity)
     }
 

@@ -49,6 +49,14 @@ impl Fields {
         }
     }
 
+    /// Refuses fields with other names than these, of those that have not been taken.
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), Refusal> {
+        match self.0.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => Err(format!("Unknown key {key:?}")),
+        }
+    }
+
     /// Refuses what has not been taken.
     pub(crate) fn end(self) -> Result<(), Refusal> {
         match self.0.keys().next() {

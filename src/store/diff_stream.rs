@@ -200,7 +200,7 @@ impl Stream for DiffStream {
 }
 
 /// Refuses a compression that can only be read, and a level that there is not.
-pub(super) fn check_compression(compression: Compression, level: Option<i32>) -> Result<()> {
+pub(crate) fn check_compression(compression: Compression, level: Option<i32>) -> Result<()> {
     let levels = match compression {
         Compression::None => 0..=0,
         Compression::Gzip => 1..=9,

@@ -121,7 +121,15 @@ impl Store {
             };
         }
         let error = first_error.unwrap_or_else(|| ErrorKind::NotFound.err("no key for a manifest"));
-        Err(error.context(format!("reading the manifest of image {:?}", image.id())))
+        let has_one = image
+            .big_data_names()
+            .iter()
+            .any(|name| name.starts_with("manifest"));
+        let id = image.id();
+        Err(error.context(match has_one {
+            true => format!("reading the manifest of image {id:?}"),
+            false => format!("image {id:?} has no manifest"),
+        }))
     }
 
     /// The config of an image (an ID, name or ID prefix), as its manifest names it.

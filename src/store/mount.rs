@@ -368,7 +368,8 @@ impl Store {
     /// Takes the graph lock and the layer lock exclusively for one step.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUsedByContainer`] if a layer is mounted, by whichever process; [`ErrorKind::Io`].
+    /// [`ErrorKind::LayerUsedByContainer`] if a layer is mounted, by any process that uses the same run root: mounts are recorded
+    /// there, and those of other run roots are not known; [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.

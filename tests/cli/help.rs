@@ -42,6 +42,23 @@ fn asking_for_help_has_three_outcomes() {
     );
     assert!(answer.out.contains("\n  graphroot layers --tree\n"));
     assert!(answer.err.contains("Use a tree"));
+    for (line, note) in [
+        (
+            "create-image --help",
+            "\nThe image is a record without a manifest and a config",
+        ),
+        ("help create-image", "from graphroot::ImageBuilder.\n\nExamples:"),
+        (
+            "dedup --help",
+            "\nHash functions: crc (CRC-64), sha256, and size,",
+        ),
+        ("help pull", "dir:DIRECTORY\n"),
+        ("help push", "docker-archive:saved.tar:app:1\n"),
+        ("man create-image", "ImageBuilder"),
+    ] {
+        let answer = ours(&root, line);
+        assert!(answer.out.contains(note), "{line}: {answer:?}");
+    }
     assert!(!root.graph().exists(), "help opens no store");
 }
 

@@ -140,6 +140,9 @@ fn flags_and_arguments() {
         let answer = fails(&root, line);
         assert!(answer.code == 1 && answer.err.ends_with(hint), "{answer:?}");
     }
+    let answer = fails(&root, "dedup --hash-method md5");
+    let text = "--hash-method is crc, sha256 or size: invalid hash method: md5\n";
+    assert_eq!((answer.code, answer.err.as_str()), (1, text));
     let answer = fails(&root, "nosuch");
     assert_eq!(
         (answer.code, answer.out.as_str()),

@@ -34,7 +34,6 @@ const STEPS: &[RecordedStep] = &[
     ("getimagerundir I1", 0, "ROOT/run/vfs-images/I1/userdata\n", ""),
     ("gc", 0, "", ""),
     ("gc -j", 0, "\"\"\n", ""),
-    ("dedup --hash-method md5", 1, "", "invalid hash method: md5\n"),
     ("check -m 1x", 1, "", "time: invalid duration \"1x\"\n"),
     (
         "create-image -d md5:x L1",

@@ -35,7 +35,7 @@ async fn an_image_goes_out_and_comes_back() {
         "{pushed:?}"
     );
     // Standard error is not a terminal, so events are lines of text.
-    assert!(pushed.err.contains("1 layers"), "{pushed:?}");
+    assert!(pushed.err.contains("1 layer,"), "{pushed:?}");
     assert_eq!(good(&root, &format!("push --quiet {NAME} {layout}")), pushed.out);
 
     let other = TestRoot::vfs();
@@ -55,6 +55,40 @@ async fn an_image_goes_out_and_comes_back() {
     assert_eq!((&last["event"], &last["id"]), (&"done".into(), &id.into()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_level_that_there_is_not_is_refused_before_anything_is_made() {
+    let (root, _id) = filled().await;
+    let to = root.path().join("to");
+    for to in [format!("dir:{}", to.display()), format!("oci:{}:x", to.display())] {
+        let answer = ours(&root, &format!("push --compression-level 99 {NAME} {to}"));
+        assert_eq!(answer.code, 1, "{answer:?}");
+        assert!(
+            answer.err.contains("compression level 99 with gzip"),
+            "{answer:?}"
+        );
+    }
+    assert!(!to.exists());
+}
+
+#[test]
+fn an_image_that_create_image_made_has_no_manifest_to_push() {
+    let root = TestRoot::vfs();
+    good(&root, "create-layer -i L1");
+    good(&root, "create-image -i I1 L1");
+    let answer = ours(
+        &root,
+        &format!("push I1 dir:{}", root.path().join("to").display()),
+    );
+    assert_eq!(answer.code, 1, "{answer:?}");
+    assert!(
+        answer
+            .err
+            .contains("image \"I1\" has no manifest: locating item named \"manifest\""),
+        "{answer:?}"
+    );
+    assert!(answer.err.ends_with("file does not exist\n"), "{answer:?}");
+}
+
 #[test]
 fn what_cannot_be_pulled_is_one_line_and_changes_nothing() {
     let root = TestRoot::vfs();
@@ -64,6 +98,26 @@ fn what_cannot_be_pulled_is_one_line_and_changes_nothing() {
         ("pull --quiet --downloads 0 oci:x".into(), "--downloads 0"),
         ("pull --quiet --platform x oci:x".into(), "platform"),
         ("push --quiet nosuch oci:x:y".into(), "nosuch"),
+        (
+            "push --quiet --compression foo x oci:x:y".into(),
+            "--compression foo: not one of gzip, zstd, zstd:chunked and none",
+        ),
+        (
+            "push --quiet --compression xz x oci:x:y".into(),
+            "--compression xz: not one of gzip, zstd, zstd:chunked and none",
+        ),
+        (
+            "push --quiet x foo:/dir".into(),
+            "known are docker://, oci:, dir:",
+        ),
+        (
+            "pull --quiet containers-storage:foo".into(),
+            "known are docker://, oci:, dir:",
+        ),
+        (
+            "pull --quiet --signature-policy nofile oci:x".into(),
+            "opening signature policy nofile: no such file or directory",
+        ),
         ("pull --quiet ''".into(), "image"),
         ("pull --quiet --name n oci:x:1 oci:x:2".into(), "--name"),
     ] {

@@ -29,6 +29,8 @@ pub(crate) struct Command {
     pub(crate) flags: &'static [Flag],
     /// Lines for a shell.
     pub(crate) examples: &'static [&'static str],
+    /// What else a user has to know, in lines.
+    pub(crate) notes: &'static [&'static str],
     /// Whether the store is opened before it runs.
     pub(crate) opens_store: bool,
     pub(crate) run: for<'a> fn(&'a Call, &'a mut Output) -> CommandFuture<'a>,

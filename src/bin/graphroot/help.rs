@@ -120,8 +120,14 @@ impl<'a> Help<'a> {
         let usage = self.heading("Usage:");
         out.line(format!("{usage} {} {name} {}\n", self.name, command.arguments))?;
         out.line(command.usage)?;
-        if occasion != Occasion::Mistake && self.has_additions() && !command.examples.is_empty() {
-            out.line(format!("\n{}\n", self.heading("Examples:")))?;
+        if occasion != Occasion::Mistake && self.has_additions() {
+            for (number, note) in command.notes.iter().enumerate() {
+                let gap = if number == 0 { "\n" } else { "" };
+                out.line(format!("{gap}{note}"))?;
+            }
+            if !command.examples.is_empty() {
+                out.line(format!("\n{}\n", self.heading("Examples:")))?;
+            }
             for example in command.examples {
                 out.line(format!("  {example}"))?;
             }

@@ -102,6 +102,12 @@ pub(crate) fn command_page(command: &'static Command) -> Result<Vec<u8>, Command
         man.render_title(text)?;
         man.render_name_section(text)?;
         man.render_synopsis_section(text)?;
+        if !command.notes.is_empty() {
+            writeln!(text, ".SH DESCRIPTION")?;
+            for note in command.notes {
+                writeln!(text, "{}", roff_text(note))?;
+            }
+        }
         man.render_options_section(text)?;
         if !command.examples.is_empty() {
             writeln!(text, ".SH EXAMPLES\n.nf")?;

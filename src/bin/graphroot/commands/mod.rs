@@ -51,6 +51,7 @@ macro_rules! command {
             max_args: $max,
             flags: &[$($flag),*],
             examples: &[$($example),*],
+            notes: &[],
             opens_store: true,
             run: |call, out| Box::pin($run(call, out)),
         }
@@ -114,15 +115,26 @@ pub(crate) static COMMANDS: [Command; 61] = [
         [new::LABEL, new::LAYER_NAME, new::LAYER_ID, new::READ_ONLY, JSON, file::INSTEAD_OF_STDIN, new::HOST_UIDS,
          new::HOST_GIDS, new::UIDS, new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::import_layer,
         ["graphroot import-layer --name base -f layer.tar.gz", "zstd -dc layer.tar.zst | graphroot import-layer base"]),
-    command!(["create-image", "createimage"], "[options [...]] topLayerNameOrID", "Create a new image using layers",
-        0, Some(1), [new::IMAGE_NAME, new::IMAGE_ID, new::DIGEST, new::METADATA, new::METADATA_FILE, JSON],
-        create::image, ["graphroot create-image --name localhost/demo base"]),
+    Command {
+        notes: &[
+            "The image is a record without a manifest and a config, as containers-storage makes it: it can be mounted and",
+            "containers can be made of it, but it cannot be pushed. A complete image comes from an archive (with the feature",
+            "'pull': graphroot pull docker-archive:FILE) or, in a program, from graphroot::ImageBuilder.",
+        ],
+        ..command!(["create-image", "createimage"], "[options [...]] topLayerNameOrID", "Create a new image using layers",
+            0, Some(1), [new::IMAGE_NAME, new::IMAGE_ID, new::DIGEST, new::METADATA, new::METADATA_FILE, JSON],
+            create::image, ["graphroot create-image --name localhost/demo base"])
+    },
     command!(["create-container", "createcontainer"], "[options [...]] parentImageNameOrID",
         "Create a new container from an image", 1, Some(1),
         [new::CONTAINER_NAME, new::VOLATILE, new::CONTAINER_ID, new::METADATA, new::METADATA_FILE, JSON, new::HOST_UIDS,
          new::HOST_GIDS, new::UIDS, new::GIDS, new::SUB_UIDS, new::SUB_GIDS], create::container,
         ["graphroot create-container --name web localhost/demo"]),
-    command!(["dedup"], "", "Dedup all images", 0, Some(0), [JSON, HASH_METHOD], service::dedup, []),
+    Command {
+        notes: &["Hash functions: crc (CRC-64), sha256, and size, which compares files of the same size without hashing them."],
+        ..command!(["dedup"], "", "Dedup all images", 0, Some(0), [JSON, HASH_METHOD], service::dedup,
+            ["graphroot dedup --hash-method sha256"])
+    },
     command!(["delete"], "[LayerOrImageOrContainerNameOrID [...]]",
         "Delete a layer or image or container, with no safety checks", 1, ANY, [JSON], delete::anything, []),
     command!(["delete-layer", "deletelayer"], "[LayerNameOrID [...]]", "Delete a layer, with safety checks", 1, ANY,
@@ -219,11 +231,14 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
         [JSON, QUIET_TRANSFER, transfer_flags::NAME, transfer_flags::PLATFORM, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::POLICY, transfer_flags::KEEP_PARTIAL,
         transfer_flags::DOWNLOADS], transfer::pull,
         ["graphroot pull app:1", "graphroot pull docker://registry.example/app:1 oci:DIRECTORY:app",
-         "graphroot pull --name app:1 docker-archive:saved.tar", "graphroot pull oci-archive:image.tar:app", "graphroot pull --json --keep-partial docker://registry.example/app"]),
+         "graphroot pull --name app:1 docker-archive:saved.tar", "graphroot pull oci-archive:image.tar:app",
+         "graphroot pull --name app:1 dir:DIRECTORY", "graphroot pull --json --keep-partial docker://registry.example/app"]),
     #[cfg(feature = "pull")]
     command!(["push"], "[options [...]] imageNameOrID destination", "Push an image to a registry, an OCI layout, a directory or an archive", 2, Some(2),
         [JSON, QUIET_TRANSFER, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::COMPRESSION, transfer_flags::LEVEL], transfer::push,
-        ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app", "graphroot push --compression zstd:chunked app:1 docker://registry.example/app:1"]),
+        ["graphroot push app:1 docker://registry.example/app:1", "graphroot push app:1 oci:DIRECTORY:app",
+         "graphroot push app:1 dir:DIRECTORY", "graphroot push app:1 oci-archive:image.tar:app", "graphroot push app:1 docker-archive:saved.tar:app:1",
+         "graphroot push --compression zstd:chunked app:1 docker://registry.example/app:1"]),
     #[cfg(feature = "pull")]
     Command {
         opens_store: false,

@@ -109,7 +109,10 @@ pub(crate) async fn dedup(call: &Call, out: &mut Output) -> Outcome {
         "crc" => DedupHashMethod::Crc,
         "size" => DedupHashMethod::FileSize,
         "sha256" => DedupHashMethod::Sha256,
-        method => return Err(format!("invalid hash method: {method}").into()),
+        method => {
+            let what = format!("--hash-method is crc, sha256 or size: invalid hash method: {method}");
+            return Err(what.into());
+        }
     };
     let busy = spinner("Deduplicating");
     let result = call

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use graphroot::Digest;
 use graphroot::oci::{
     BlobState, Event, ImageRef, ImageState, Policy, Progress, PullOptions, Puller, PushOptions,
     RegistryOptions, push as push_image,
 };
+use graphroot::{Compression, Digest};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::call::Call;
@@ -95,7 +95,11 @@ fn as_line(event: &Event, reused: u64) -> Option<String> {
             state: ImageState::Resolved { blobs, .. },
         } => {
             let size = blobs.iter().map(|(_, size)| *size).fold(0, u64::saturating_add);
-            Some(format!("{image}: {} layers, {}", blobs.len(), human_size(size)))
+            let layers = match blobs.len() {
+                1 => "1 layer".to_owned(),
+                count => format!("{count} layers"),
+            };
+            Some(format!("{image}: {layers}, {}", human_size(size)))
         }
         Event::Blob { digest, state } => {
             let what = match state {
@@ -194,6 +198,17 @@ fn count(text: &str, flag: &str) -> Result<Option<usize>, CommandError> {
     }
 }
 
+/// The value of `--compression`: one of those that can be written.
+fn compression(text: &str) -> Result<Compression, CommandError> {
+    match text.parse() {
+        Ok(Compression::Bzip2 | Compression::Xz) | Err(_) => {
+            let what = format!("--compression {text}: not one of gzip, zstd, zstd:chunked and none");
+            Err(what.into())
+        }
+        Ok(compression) => Ok(compression),
+    }
+}
+
 /// Pulls all images concurrently and prints their IDs.
 pub(crate) async fn pull(call: &Call, out: &mut Output) -> Outcome {
     let policy = match call.flags.text(&transfer::POLICY) {
@@ -262,7 +277,7 @@ pub(crate) async fn push(call: &Call, out: &mut Output) -> Outcome {
     let options = PushOptions::default()
         .registry(registry_options(call).await?)
         .progress(progress(call))
-        .compression(call.flags.text(&transfer::COMPRESSION).parse()?)
+        .compression(compression(call.flags.text(&transfer::COMPRESSION))?)
         .level(level);
     let to: ImageRef = call.arg(1).parse()?;
     let pushed = push_image(call.store()?, call.arg(0), &to, options).await?;
