@@ -244,7 +244,7 @@ impl FromStr for ImageRef {
         let (prefix, rest) = text.split_once(':').unwrap_or((text, ""));
         let refuse = |error: Error| {
             let what = format!(
-                "{prefix:?} is no transport of images here; known are docker://, oci:, dir:, oci-archive: and docker-archive:"
+                "{prefix:?} is no transport of images here (known are docker://, oci:, dir:, oci-archive: and docker-archive:)"
             );
             ErrorKind::InvalidInput.err(what).with_source(error)
         };

@@ -58,6 +58,7 @@ impl Fields {
     }
 
     /// Refuses what has not been taken.
+    #[cfg(feature = "signatures")]
     pub(crate) fn end(self) -> Result<(), Refusal> {
         match self.0.keys().next() {
             None => Ok(()),
