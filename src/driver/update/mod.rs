@@ -7,6 +7,7 @@
 //! The same walk tells whether two trees are the same ([`difference`]).
 
 mod attributes;
+mod directories;
 mod entries;
 mod frame;
 mod links;

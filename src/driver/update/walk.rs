@@ -7,11 +7,11 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Mode, Stat};
+use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use crate::driver::copy_entry::{Attributes, Failure, Result, Rules, Worker, parent_length};
-use crate::driver::update::frame::{Aim, Base, End, Frame, Marks, open_up, reopen, subdirectory};
+use crate::driver::update::frame::{Aim, Base, End, Frame, open_up, reopen};
 use crate::driver::update::links::{Identity, regrouped};
 use crate::driver::update::trees::{
     Loss, MAX_LOSSES, NewTree, OwnFiles, Remap, Remaps, ShownTree, with_owner,
@@ -19,7 +19,7 @@ use crate::driver::update::trees::{
 use crate::driver::update::trial::Trial;
 use crate::error::Result as CrateResult;
 use crate::sys::at;
-use crate::sys::tree::{self, DIR_FLAGS, DirStack};
+use crate::sys::tree::{self, DirStack};
 use crate::whiteout::WhiteoutFormat;
 
 /// How often an entry that is another one every time is looked at anew.
@@ -37,9 +37,9 @@ pub(super) struct Walk<'a> {
     /// What the new tree shows so far, or the one that is compared.
     pub(super) base: DirStack,
     /// What the two layers have changed.
-    own: DirStack,
-    theirs: DirStack,
-    frames: Vec<Frame>,
+    pub(super) own: DirStack,
+    pub(super) theirs: DirStack,
+    pub(super) frames: Vec<Frame>,
     /// Of the current entry, from the root.
     pub(super) path: Vec<u8>,
     /// Files whose names do not belong together in the base, if that was looked into.
@@ -280,7 +280,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The names to look at in a directory in which the walks are, the last ones first.
-    fn list(&mut self, frame: &Frame) -> Result<Vec<CString>> {
+    pub(super) fn list(&mut self, frame: &Frame) -> Result<Vec<CString>> {
         let mut dirs = Vec::new();
         if !frame.changes_only {
             dirs.push(self.from.current()?);
@@ -360,7 +360,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether the source has another entry of this name than before.
-    fn has_changed(&self, name: &CStr, before: Option<&Stat>) -> Result<bool> {
+    pub(super) fn has_changed(&self, name: &CStr, before: Option<&Stat>) -> Result<bool> {
         let now = at::lstat_at(self.from.current()?, name.to_bytes())?;
         let of = |stat: &Stat| (tree::identity(stat), stat.st_ctime, stat.st_ctime_nsec);
         Ok(now.as_ref().map(of) != before.map(of))
@@ -402,152 +402,6 @@ impl<'a> Walk<'a> {
         } else {
             self.single(name, &stat, base.as_ref(), is_own).map(|()| true)
         }
-    }
-
-    /// Goes into a directory; `false` if it is gone.
-    fn enter(&mut self, name: &CStr, stat: &Stat, base: Option<&Base<'_>>, is_own: bool) -> Result<bool> {
-        let Some(&Frame {
-            has_base,
-            has_own,
-            has_theirs,
-            mut changes_only,
-            ..
-        }) = self.frames.last()
-        else {
-            return Ok(true);
-        };
-        let from = self.from.current()?;
-        if self.shown.one_mount && matches!(tree::open_on_same_mount(from, name), Err(Errno::XDEV)) {
-            return Ok(true);
-        }
-        let Some(below) = subdirectory(from, name)? else {
-            return Ok(false);
-        };
-        let open = |has: bool, dirs: &DirStack| match has {
-            true => subdirectory(dirs.current()?, name),
-            false => Ok(None),
-        };
-        let own = open(has_own, &self.own)?;
-        let theirs = open(has_theirs, &self.theirs)?;
-        let own_marks = Marks::of(own.as_ref(), self.shown.own.as_ref())?;
-        let their_marks = match self.aim {
-            Aim::Compare(other, _) => Marks::of(theirs.as_ref(), other.own.as_ref())?,
-            Aim::Update(_) => Marks::default(),
-        };
-        if changes_only && (own_marks.redirected || their_marks.redirected) {
-            self.falls_short = true;
-            return Ok(true);
-        }
-        let mut base_dir = match base.is_some_and(|base| tree::is_directory(&base.stat)) {
-            true => open(has_base, &self.base)?,
-            false => None,
-        };
-        let is_same = match (&base_dir, base) {
-            (Some(_), Some(base)) => match self.is_same_entry(name, stat, base, is_own) {
-                Err(_) if self.has_changed(name, Some(stat))? => false,
-                is_same => is_same?,
-            },
-            _ => false,
-        };
-        if !is_same {
-            self.differs();
-        }
-        let (mut is_opaque, mut is_touched) = (false, false);
-        if self.is_update() {
-            let is_whole = self.form() == WhiteoutFormat::Apply;
-            if is_whole {
-                if base_dir.is_none() {
-                    self.clear(name)?;
-                    rustix::fs::mkdirat(self.to.current()?, name, Mode::RWXU)?;
-                }
-            } else {
-                is_opaque = base.is_some() && (base_dir.is_none() || (changes_only && own_marks.opaque));
-                if is_opaque {
-                    base_dir = None;
-                }
-                self.make_dir(name)?;
-            }
-            if is_whole && own_marks.opaque && base_dir.is_some() {
-                changes_only = false;
-            }
-            let dir = rustix::fs::openat(self.to.current()?, name, DIR_FLAGS, Mode::empty())?;
-            is_touched = open_up(dir.as_fd())?;
-            self.to.enter(dir)?;
-        } else if own_marks.opaque || their_marks.opaque {
-            changes_only = false;
-        }
-        let mut frame = Frame {
-            names: Vec::new(),
-            stat: *stat,
-            is_own,
-            has_base: base_dir.is_some(),
-            has_own: own.is_some(),
-            has_theirs: theirs.is_some(),
-            changes_only,
-            is_same: is_same && base_dir.is_some(),
-            is_opaque,
-            is_touched,
-        };
-        self.from.enter(below)?;
-        for (dirs, dir) in [
-            (&mut self.base, base_dir),
-            (&mut self.own, own),
-            (&mut self.theirs, theirs),
-        ] {
-            if let Some(dir) = dir {
-                dirs.enter(dir)?;
-            }
-        }
-        frame.names = self.list(&frame)?;
-        self.frames.push(frame);
-        Ok(true)
-    }
-
-    /// Leaves the current directory, which is complete.
-    fn leave(&mut self) -> Result<()> {
-        let Some(frame) = self.frames.pop() else {
-            return Ok(());
-        };
-        let is_root = self.frames.is_empty();
-        let from = match is_root {
-            true => Some(reopen(self.from.current()?)?),
-            false => self.from.leave_open()?,
-        };
-        if frame.has_base && !is_root {
-            self.base.leave()?;
-        }
-        if frame.has_own && !is_root {
-            self.own.leave()?;
-        }
-        if frame.has_theirs && !is_root {
-            self.theirs.leave()?;
-        }
-        if !self.is_update() {
-            return Ok(());
-        }
-        let to = match is_root {
-            true => Some(reopen(self.to.current()?)?),
-            false => self.to.leave_open()?,
-        };
-        let (Some(from), Some(to)) = (from, to) else {
-            return Err(Failure::from(Errno::BADF));
-        };
-        if frame.is_same && !is_root {
-            match self.form() {
-                WhiteoutFormat::Apply if !frame.is_touched => return Ok(()),
-                WhiteoutFormat::Apply => {}
-                // It was made to hold what differs in it.
-                _ => {
-                    let base = self.path.get(parent_length(&self.path)..).unwrap_or_default();
-                    let name = base.strip_prefix(b"/").unwrap_or(base);
-                    match rustix::fs::unlinkat(self.to.current()?, name, AtFlags::REMOVEDIR) {
-                        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                        removed => return Ok(removed?),
-                    }
-                }
-            }
-        }
-        self.finish_dir(&frame, from.as_fd(), to.as_fd())
     }
 
     /// The number of the current entry's names that are met, where only changes are looked at.
