@@ -526,6 +526,12 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Space used by the layer's own files; of a container's layer with limits by the count that they are held against.
     fn disk_usage(&self, id: &str) -> Result<DiskUsage>;
 
+    /// A mount of a layer that would go with what the driver has mounted for itself. If nothing is recorded to be mounted, it is that
+    /// of someone who records mounts in another run root.
+    fn dependent_mount(&self) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
     /// Undoes what the driver has mounted for itself, at shutdown, and removes staging directories that no process uses.
     fn cleanup(&self) -> Result<()> {
         Ok(())

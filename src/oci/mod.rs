@@ -58,7 +58,8 @@
 //!   mirror goes on elsewhere at the first missing byte.
 //! * **Signatures.** With the feature `signatures` those that the policy wants are verified before anything of the image but
 //!   its manifest is read, and those that an image has are kept as Podman keeps them. What cannot be verified is refused; so
-//!   is everything of which a signature is wanted without the feature. [`Policy`] says what that is.
+//!   is everything of which a signature is wanted without the feature. [`Policy`] says what that is. Pushes leave signatures
+//!   behind, and make none.
 //! * **Logging in.** [`CredentialStore`] reads and changes what `podman login` keeps, in files and with credential helpers;
 //!   [`check_credentials`] asks a registry. Pulls and pushes look in the same places.
 //! * **No global state.** Credentials, TLS and time limits come with the options; no TLS implementation is chosen for

@@ -22,11 +22,12 @@ use crate::error::{ErrorKind, Result};
 /// Which images may be pulled, as Podman, Buildah, Skopeo and CRI-O read it from `policy.json`. Cheap to clone. The default
 /// accepts anything.
 ///
-/// With the feature `signatures`, a pull verifies the signatures that the policy wants of images in registries: OpenPGP
+/// With the feature `signatures`, a pull verifies the signatures that the policy wants of images in registries and `dir:`
+/// directories: OpenPGP
 /// signatures (`signedBy`), and those of sigstore's programs (`sigstoreSigned`) with public keys (`keyPath`, `keyPaths`,
 /// `keyData` or `keyDatas`; ECDSA on P-256 and P-384, RSA, Ed25519), certificates of Fulcio (`fulcio`) or of an authority of
-/// one's own (`pki`), and their entries in the log of Rekor (`rekorPublicKeyPath` and so on), all without the network. They
-/// are where `RegistryOptions::signature_storage` says; a registry that serves OpenPGP signatures itself, which it says in an
+/// one's own (`pki`), and their entries in the log of Rekor (`rekorPublicKeyPath` and so on), all without the network. A
+/// registry's are where `RegistryOptions::signature_storage` says; a registry that serves OpenPGP signatures itself, which it says in an
 /// answer at `/v2/` (`X-Registry-Supports-Signatures: 1`), is asked for them in place of what is beside it. What cannot be
 /// verified is refused: every signature without the feature, keys of other kinds (P-521), signers' certificates that are
 /// authorities' themselves, OpenPGP signatures with SHA-1 or MD5.
@@ -217,7 +218,7 @@ impl Policy {
         Ok(())
     }
 
-    /// As [`Policy::check`], but an image in a registry of which signatures are wanted that a pull verifies is not refused yet.
+    /// As [`Policy::check`], but an image of which signatures are wanted that a pull verifies is not refused yet.
     /// Blocking: looks at paths.
     pub(crate) fn check_before_pull(&self, image: &ImageRef) -> Result<()> {
         let wants_more =
@@ -228,7 +229,7 @@ impl Policy {
         }
         self.refuse_rejected(image)?;
         match image {
-            ImageRef::Registry(_) => Ok(()),
+            ImageRef::Registry(_) | ImageRef::Directory { .. } => Ok(()),
             _ => refuse("A signature was required, but no signature exists"),
         }
     }
@@ -251,17 +252,14 @@ impl Policy {
         matches!(image, ImageRef::Registry(_)) && self.requirements(image).iter().any(is_openpgp)
     }
 
-    /// Whether the signatures of an image in a registry are good for this manifest. Blocking: reads keys.
+    /// Whether the signatures of an image are good for this manifest. Blocking: reads keys.
     ///
     /// # Errors
     /// [`ErrorKind::Rejected`] if not, with the reason.
     #[cfg(feature = "signatures")]
     pub(crate) fn verify(&self, image: &ImageRef, manifest: &[u8], signatures: &[Signature]) -> Result<()> {
-        let ImageRef::Registry(reference) = image else {
-            return self.check(image);
-        };
         for requirement in self.requirements(image) {
-            let verified = evaluate::verify(requirement, reference, manifest, signatures);
+            let verified = evaluate::verify(requirement, image, manifest, signatures);
             verified.or_else(|why| refuse(&why))?;
         }
         Ok(())

@@ -45,6 +45,8 @@ pub struct Pushed {
     pub sent: usize,
     /// Layers that the destination had.
     pub reused: usize,
+    /// Whether the store has signatures of the image. They are not pushed.
+    pub has_signatures: bool,
 }
 
 /// Pushes an image of the store (an ID, name or ID prefix).
@@ -53,6 +55,9 @@ pub struct Pushed {
 /// An archive appears under its name when it is complete, and replaces one that is there. A layout that several tasks or
 /// processes push to at the same time lists the images of all of them. A directory (`dir:`) holds one image: what it held is
 /// there until the new one is complete, pushes to it wait for each other, and its signatures are removed.
+///
+/// Signatures that the image was pulled with stay behind ([`Pushed::has_signatures`]), and none are made: another program signs what was
+/// pushed.
 ///
 /// # Errors
 /// [`ErrorKind::ImageUnknown`]; [`ErrorKind::NotFound`] for an image without a manifest or config;
@@ -167,6 +172,7 @@ async fn work(
         manifest: pushed.digest,
         sent,
         reused: layers.len() - sent,
+        has_signatures: image.big_data_names().iter().any(|name| name == "signatures"),
     })
 }
 

@@ -84,19 +84,32 @@ impl SignedIdentity {
         Ok(identity)
     }
 
+    /// Whether the name in a signature is compared with that of the image.
+    #[cfg(feature = "signatures")]
+    pub(crate) fn needs_reference(&self) -> bool {
+        !matches!(self, Self::ExactReference(_) | Self::ExactRepository(_))
+    }
+
     /// Whether a signature for the name `signed` is good for `image`, a name with a tag or a digest.
     #[cfg(feature = "signatures")]
     pub(crate) fn accepts(&self, image: &str, signed: &str) -> bool {
-        let (Some(image), Some(signed)) = (Named::parse(image), Named::parse(signed)) else {
+        let Some(signed) = Named::parse(signed) else {
             return false;
         };
         let exact = |wanted: &Named| !wanted.is_name_only() && !signed.is_name_only() && signed == *wanted;
+        let image = match self {
+            Self::ExactReference(wanted) => return exact(wanted),
+            Self::ExactRepository(wanted) => return signed.name == wanted.name,
+            _ => Named::parse(image),
+        };
+        let Some(image) = image else {
+            return false;
+        };
         match self {
+            Self::ExactReference(_) | Self::ExactRepository(_) => false,
             Self::Exact => exact(&image),
             Self::RepoDigestOrExact => repo_digest_or_exact(&image, &signed),
             Self::Repository => signed.name == image.name,
-            Self::ExactReference(wanted) => exact(wanted),
-            Self::ExactRepository(wanted) => signed.name == wanted.name,
             Self::Remap {
                 prefix,
                 signed_prefix,

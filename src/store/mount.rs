@@ -368,15 +368,20 @@ impl Store {
     /// Takes the graph lock and the layer lock exclusively for one step.
     ///
     /// # Errors
-    /// [`ErrorKind::LayerUsedByContainer`] if a layer is mounted, by any process that uses the same run root: mounts are recorded
-    /// there, and those of other run roots are not known; [`ErrorKind::Io`].
+    /// [`ErrorKind::LayerUsedByContainer`] if a layer is mounted by any process that uses the same run root, where mounts are
+    /// recorded, or with the driver overlay by any process at all; [`ErrorKind::Io`].
     ///
     /// # Cancellation
     /// Nothing has happened, or the step finishes in the background.
     pub async fn shutdown(&self) -> Result<()> {
-        self.stop_driver(|_layers, mounted| {
+        self.stop_driver(|layers, mounted| {
             if mounted.is_empty() {
-                return Ok(());
+                return match layers.driver.dependent_mount()? {
+                    None => Ok(()),
+                    Some(point) => Err(ErrorKind::LayerUsedByContainer
+                        .err("a layer is mounted, which the run root does not tell of:")
+                        .at(point)),
+                };
             }
             let ids: Vec<&str> = mounted.iter().map(|(id, _counts)| id.as_str()).collect();
             let what = format!("a layer is mounted: {}", ids.join(", "));

@@ -75,6 +75,42 @@ async fn a_store_gets_another_driver() {
     assert!(temporary(&root).is_empty(), "{:?}", temporary(&root));
 }
 
+/// Nobody needs to tell the command of the run root of the other storage tree for what is mounted there to stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_mounted_in_the_other_tree_stays_mounted() {
+    needs!();
+    let root = filled().await;
+    let to = root.path().join("new");
+    let line = format!("convert --to overlay {}", to.display());
+    good(&root, &line);
+    let mounted = elsewhere(&root, &to, "mount C1", "overlay");
+    let hello = Path::new(mounted.trim()).join("hello");
+    for line in [line.replace("--to", "--refresh --to"), line] {
+        good(&root, &line);
+        assert_eq!(fs::read_to_string(&hello).unwrap(), "hello\n", "{line}");
+    }
+    let shut_down = Program::Ours.run_bare(
+        &root,
+        &[
+            "-g",
+            to.to_str().unwrap(),
+            "-R",
+            root.path().join("run3").to_str().unwrap(),
+            "-s",
+            "overlay",
+            "shutdown",
+        ],
+    );
+    assert_ne!(shut_down.code, 0, "{shut_down:?}");
+    assert!(
+        shut_down.err.contains("which the run root does not tell of"),
+        "{shut_down:?}"
+    );
+    assert_eq!(fs::read_to_string(&hello).unwrap(), "hello\n");
+    elsewhere(&root, &to, "unmount C1", "overlay");
+    elsewhere(&root, &to, "shutdown", "overlay");
+}
+
 /// What is in the directory for temporary data.
 fn temporary(root: &TestRoot) -> Vec<std::ffi::OsString> {
     let listed = fs::read_dir(root.graph().join("vfs-layers/tmp"));

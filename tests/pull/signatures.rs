@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
-use graphroot::oci::{ImageRef, Policy, PullOptions, Puller, RegistryOptions, SignatureStorage};
+use graphroot::oci::{
+    ImageRef, Policy, PullOptions, Puller, PushOptions, RegistryOptions, SignatureStorage, push,
+};
 use graphroot::{Digest, ErrorKind, Store};
 use serde_json::{Value, json};
 
@@ -336,6 +338,12 @@ async fn decisions_are_those_of_skopeo(set: PeerSet) {
             json!({"keyPath": cosign("one"), "signedIdentity": {"type": "matchRepository"}})
         )]),
         json!([by_sigstore(
+            json!({"keyPath": cosign("one"), "signedIdentity": {"type": "exactRepository", "dockerRepository": format!("{host}/team/cosign")}})
+        )]),
+        json!([by_sigstore(
+            json!({"keyPath": cosign("one"), "signedIdentity": {"type": "exactRepository", "dockerRepository": format!("{host}/team/both")}})
+        )]),
+        json!([by_sigstore(
             json!({"fulcio": {"caPath": "/x", "oidcIssuer": "x", "subjectEmail": "x"}})
         )]),
         json!([by_sigstore(json!({"keyPath": cosign("one"), "unknown": 1}))]),
@@ -369,7 +377,12 @@ async fn decisions_are_those_of_skopeo(set: PeerSet) {
     let layout = format!("oci:{}:x", signed.root.path().join("layout").display());
     signed.copy("--remove-signatures", &source, &layout);
     images.push(layout);
-    let mut accepted = 0;
+    for image in ["app", "moved", "both"] {
+        let directory = format!("dir:{}", signed.root.scratch(image).display());
+        signed.copy("", &signed.docker(image), &directory);
+        images.push(directory);
+    }
+    let (mut accepted, mut in_directories) = (0, 0);
     for requirement in &requirements {
         let policy = with_default(requirement);
         for image in &images {
@@ -377,6 +390,7 @@ async fn decisions_are_those_of_skopeo(set: PeerSet) {
             let ours = signed.pull(&store, &policy, image).await;
             assert_eq!(ours.is_ok(), theirs, "{image}: {policy}: {ours:?}: {said}");
             accepted += usize::from(theirs);
+            in_directories += usize::from(theirs && image.starts_with("dir:"));
             if let Err(error) = ours {
                 let is_known = matches!(error.kind(), ErrorKind::Rejected | ErrorKind::InvalidInput);
                 assert!(is_known, "{error:?}: {said}");
@@ -389,7 +403,7 @@ async fn decisions_are_those_of_skopeo(set: PeerSet) {
             }
         }
     }
-    assert!(accepted > 20, "{accepted}");
+    assert!(accepted > 20 && in_directories > 5, "{accepted} {in_directories}");
 }
 each_set!(newer async decisions_are_those_of_skopeo: "skopeo", "gpg", "docker-registry");
 
@@ -497,6 +511,11 @@ async fn signatures_are_kept_as_by_skopeo(set: PeerSet) {
             "{}",
             pulled.image.metadata()
         );
+        let to: ImageRef = format!("dir:{}", ours.scratch(image).display()).parse().unwrap();
+        let pushed = push(&store, pulled.image.id(), &to, PushOptions::default())
+            .await
+            .unwrap();
+        assert_eq!(pushed.has_signatures, image == "both", "{pushed:?}");
     }
     let theirs = TestRoot::in_memory().of(set);
     let name = signed.name("both");

@@ -74,7 +74,8 @@ pub(crate) mod convert {
         Flag::list(&["-to-opt"], "Set storage driver options of the new storage tree");
     pub(crate) const RUN: Flag = Flag::text(
         &["-to-run"],
-        "Root of the runtime state tree of the new storage tree, if it is in use",
+        "Root of the runtime state tree of the new storage tree, which tells what is mounted there (default a temporary one: \
+         give it if the tree is in use)",
     );
     pub(crate) const IMAGE: Flag = Flag::list(&["-image"], "Copy this image only, and others that are named");
     pub(crate) const CONTAINER: Flag = Flag::list(
@@ -84,7 +85,7 @@ pub(crate) mod convert {
     pub(crate) const NO_CONTAINERS: Flag = Flag::bool(&["-no-containers"], "Copy no containers");
     pub(crate) const REFRESH: Flag = Flag::bool(
         &["-refresh"],
-        "Replace containers that were copied before and have changed since",
+        "Replace containers that were copied before and have changed since, unless they are mounted (see --to-run)",
     );
     pub(crate) const DRY_RUN: Flag = Flag::bool(&["-dry-run"], "Only print what would be copied");
 }

@@ -1,6 +1,6 @@
 //! A store beside the one that a command works on, for as long as the command runs.
 
-use graphroot::{Store, StoreOptions, TemporaryDirectory};
+use graphroot::{ErrorKind, Store, StoreOptions, TemporaryDirectory};
 
 use crate::outcome::CommandError;
 
@@ -24,7 +24,10 @@ impl OtherStore {
     pub(crate) async fn close(self) {
         let closed = self.store.shutdown().await;
         self.store.free();
-        if let Err(error) = closed {
+        if let Err(error) = closed
+            // What others have mounted in it stays.
+            && error.kind() != ErrorKind::LayerUsedByContainer
+        {
             tracing::warn!(error = %error.chain(), "cannot close the other store");
         }
         if let Err(error) = self.dir.remove().await {

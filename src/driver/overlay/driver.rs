@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::{self, StagingLock};
 use crate::lock::temp_dir::{self, TempDir};
-use crate::sys::mount::{is_live_mount, unmount_lazily};
+use crate::sys::mount::{is_live_mount, mounts_below, unmount_lazily};
 use crate::sys::mount_namespaces::is_mounted_elsewhere;
 use crate::sys::{list_dir_if_there, tree};
 
@@ -327,6 +327,20 @@ impl Driver for Overlay {
         }
         let content = self.layer_tree(id)?;
         DiskUsage::of_tree(content.dir.as_fd(), id)
+    }
+
+    fn dependent_mount(&self) -> Result<Option<PathBuf>> {
+        let home = &self.stores.home;
+        if self.options.skip_mount_home || !self.home_is_bound()? {
+            return Ok(None);
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the path is of the store, and not of a layer"
+        )]
+        let home = std::fs::canonicalize(home).at("finding", home)?;
+        let mounts = mounts_below(&home).at("reading the mounts below", &home)?;
+        Ok(mounts.into_iter().find(|point| *point != home))
     }
 
     fn cleanup(&self) -> Result<()> {

@@ -13,7 +13,7 @@ use super::rekor::{self, Logged};
 use super::signature::{Attached, SIGSTORE_TYPE, Signature};
 use super::sigstore::Key;
 use crate::oci::files;
-use crate::oci::reference::RegistryRef;
+use crate::oci::reference::ImageRef;
 use crate::oci::requirement::{Keys, Requirement, Signer};
 use crate::oci::signed_identity::SignedIdentity;
 use crate::oci::unique_json::Refusal;
@@ -35,7 +35,7 @@ const MAX_KEYS: u64 = 4 << 20;
 /// Why it is not met.
 pub(crate) fn verify(
     requirement: &Requirement,
-    image: &RegistryRef,
+    image: &ImageRef,
     manifest: &[u8],
     signatures: &[Signature],
 ) -> Result<(), Refusal> {
@@ -223,7 +223,7 @@ fn log_keys(keys: &Keys) -> Result<Vec<Key>, Refusal> {
 /// Whether what is signed is this manifest, and a good name for it.
 fn check_payload(
     payload: &Payload,
-    image: &RegistryRef,
+    image: &ImageRef,
     manifest: &[u8],
     identity: &SignedIdentity,
 ) -> Result<(), Refusal> {
@@ -231,7 +231,17 @@ fn check_payload(
     if digest.check(manifest, "the manifest").is_err() {
         return Err(format!("Signature for digest {digest} does not match"));
     }
-    match identity.accepts(&image.to_string(), name) {
+    let reference = match image {
+        ImageRef::Registry(reference) => Some(reference.to_string()),
+        // It is not in a registry, and has the name that the signature gives it at the most.
+        _ => None,
+    };
+    if reference.is_none() && identity.needs_reference() {
+        return Err(format!(
+            "Docker reference match attempted on image {image} with no known Docker reference identity"
+        ));
+    }
+    match identity.accepts(&reference.unwrap_or_default(), name) {
         true => Ok(()),
         false => Err(format!("Signature for identity {name:?} is not accepted")),
     }

@@ -156,7 +156,10 @@ pub(crate) async fn convert(call: &Call, out: &mut Output) -> Outcome {
     target.close().await;
     let report = report?;
     print_report(call, out, &report)?;
-    match report.lost.iter().all(|lost| report.is_known(lost)) {
+    let is_complete = report.lost.iter().all(|lost| report.is_known(lost));
+    // What is mounted there is not replaced.
+    let is_refreshed = !call.flags.is_on(&flags::REFRESH) || report.different.is_empty();
+    match is_complete && is_refreshed {
         true => DONE,
         false => FAILED,
     }

@@ -284,5 +284,8 @@ pub(crate) async fn push(call: &Call, out: &mut Output) -> Outcome {
     if !call.json() {
         out.line(pushed.manifest.as_str())?;
     }
+    if pushed.has_signatures {
+        out.stderr_line("the signatures of the image are not pushed")?;
+    }
     DONE
 }
