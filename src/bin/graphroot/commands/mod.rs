@@ -256,11 +256,11 @@ pub(crate) static EXTRA_COMMANDS: &[Command] = &[
             ["graphroot logout registry.example", "graphroot logout --all"])
     },
     #[cfg(feature = "pull")]
-    command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
+    command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place; containers that are mounted show them when they are mounted again", 0, ANY,
         [JSON, heal_flags::FROM, heal_flags::FROM_STORE, transfer_flags::AUTH_FILE, transfer_flags::TLS_VERIFY, transfer_flags::CERT_DIR, transfer_flags::PLAIN_HTTP, transfer_flags::PLATFORM], heal::heal,
         ["graphroot heal", "graphroot heal --from oci:DIRECTORY:app localhost/app", "graphroot heal --from-store /srv/other"]),
     #[cfg(not(feature = "pull"))]
-    command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place", 0, ANY,
+    command!(["heal"], "[options [...]] [layerOrImageNameOrID [...]]", "Make damaged and missing layers of images anew, in place; containers that are mounted show them when they are mounted again", 0, ANY,
         [JSON, heal_flags::FROM_STORE], heal::heal, ["graphroot heal --from-store /srv/other localhost/demo"]),
     command!(["convert"], "[options [...]] newRoot", "Copy layers, images and containers into a storage tree with another driver", 1, Some(1),
         [JSON, convert_flags::TO, convert_flags::OPTION, convert_flags::RUN, convert_flags::IMAGE, convert_flags::CONTAINER, convert_flags::NO_CONTAINERS, convert_flags::REFRESH, convert_flags::DRY_RUN], convert::convert,
