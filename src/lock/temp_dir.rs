@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <root>/                  0700
-//!   lock-<n>               0600  held by the owner; n is a random number
+//!   lock-<n>               0600  held by the owner; n is a random number, of 32 bits
 //!   temp-dir-<n>/          0700
 //!     <k>-<basename>             moved here to be deleted
 //!     <k>-addition               being built, to be renamed to its place
@@ -14,9 +14,11 @@
 //! order are those of the Go library, so each side cleans up after the other.
 //!
 //! Unlinking lock files causes two races. This library avoids both by checking, after locking, that the file still has
-//! its name ([`StagingLock`]). The Go library does not check: so [`recover`] keeps the lock files that it has unlinked
-//! locked until its end, and a Go process that has just created one fails to lock it and takes another name, instead of
-//! using a directory whose lock has no name.
+//! its name ([`StagingLock`]). The Go library does not check: it creates the file, closes it, and opens it again to lock it. If it
+//! was unlinked meanwhile, the lock has no name, and whoever comes next removes the directory under its owner. So [`recover`]
+//! leaves alone what may be such a file for a [`MOMENT`], and keeps those that it has unlinked
+//! locked until its end: a Go process that has just created one fails to lock it and takes another name. Numbers of this library
+//! begin with a zero, which tells them from those of the Go library.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -24,6 +26,7 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -33,6 +36,12 @@ use crate::sys::{at, list_dir_if_there, make_private_subdir, random, tree};
 
 const DIR_PREFIX: &str = "temp-dir-";
 const LOCK_PREFIX: &str = "lock-";
+
+/// How long a process may take between the creation of a lock file and the lock.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// The least number that is taken for one of the Go library, which draws them from all of 32 bits.
+const LEAST_OF_GO: u32 = 1_000_000;
 
 /// Names tried before giving up.
 const MAX_TRIES: usize = 1000;
@@ -64,7 +73,7 @@ impl TempDir {
     pub(crate) fn create(root: &Path) -> Result<Self> {
         make_private_subdir(root)?;
         for _ in 0..MAX_TRIES {
-            let suffix = random::number()?.to_string();
+            let suffix = format!("0{}", random::number()?);
             let Some(lock) = StagingLock::try_create(&member(root, LOCK_PREFIX, suffix.as_bytes()))? else {
                 continue;
             };
@@ -233,10 +242,16 @@ fn recover_one(
     suffix: &[u8],
     companion: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Option<StagingLock>> {
-    let Some(lock) = StagingLock::try_acquire(&member(root, LOCK_PREFIX, suffix))? else {
+    let (file, dir) = (
+        member(root, LOCK_PREFIX, suffix),
+        member(root, DIR_PREFIX, suffix),
+    );
+    if is_of_go(suffix) && dir.symlink_metadata().is_err() && is_new(&file) {
+        return Ok(None);
+    }
+    let Some(lock) = StagingLock::try_acquire(&file)? else {
         return Ok(None);
     };
-    let dir = member(root, DIR_PREFIX, suffix);
     if let Ok(number) = std::str::from_utf8(suffix) {
         companion(number)?;
     }
@@ -246,6 +261,21 @@ fn recover_one(
     lock.unlink()?;
     tracing::debug!("recovered {}", dir.display());
     Ok(Some(lock))
+}
+
+/// Whether the Go library has drawn a number.
+fn is_of_go(suffix: &[u8]) -> bool {
+    let number = std::str::from_utf8(suffix)
+        .ok()
+        .and_then(|text| text.parse::<u32>().ok());
+    !suffix.starts_with(b"0") && number.is_some_and(|number| number >= LEAST_OF_GO)
+}
+
+/// Whether a file was made a moment ago.
+fn is_new(file: &Path) -> bool {
+    let made = file.symlink_metadata().and_then(|status| status.modified());
+    let age = made.ok().and_then(|made| made.elapsed().ok());
+    age.is_some_and(|age| age < MOMENT)
 }
 
 fn member(root: &Path, prefix: &str, suffix: &[u8]) -> PathBuf {
@@ -288,7 +318,10 @@ mod tests {
             .strip_prefix("temp-dir-")
             .unwrap()
             .to_owned();
-        assert!(suffix.parse::<u32>().is_ok(), "{suffix}");
+        assert!(
+            suffix.starts_with('0') && suffix.parse::<u32>().is_ok(),
+            "{suffix}"
+        );
         assert_eq!(
             names(&root),
             [format!("lock-{suffix}"), format!("temp-dir-{suffix}")].into()
@@ -425,6 +458,28 @@ mod tests {
         ours.remove().unwrap();
         recover(&root).unwrap();
         assert_eq!(names(&root), ["other".to_owned()].into());
+    }
+
+    /// The Go library locks the file a moment after it has created it, and does not see whether it still has its name.
+    #[test]
+    fn a_lock_file_that_go_may_be_about_to_lock_stays() {
+        use std::time::SystemTime;
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path();
+        let make = |number: &str| fs::File::create(root.join(format!("lock-{number}"))).unwrap();
+        let fresh = make("1452287245");
+        // With its directory it has been locked; others are not of the Go library, or not of this moment.
+        make("1452287246");
+        fs::create_dir(root.join("temp-dir-1452287246")).unwrap();
+        make("01452287247");
+        make("name");
+        let old = SystemTime::now() - MOMENT;
+        make("1452287248").set_modified(old).unwrap();
+        recover(root).unwrap();
+        assert_eq!(names(root), ["lock-1452287245".to_owned()].into());
+        fresh.set_modified(old).unwrap();
+        recover(root).unwrap();
+        assert!(names(root).is_empty());
     }
 
     #[test]
