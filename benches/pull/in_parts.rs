@@ -12,11 +12,15 @@ use graphroot::{Compression, Durability, ImageBuilder, Store, StoreOptions};
 
 use crate::programs::Programs;
 use crate::registry::Registry;
+use crate::slow_link::{ROUND_TRIP, Rate, SlowLink};
 use crate::support::{Res, options, print_rows, remove, run, runtime, timed};
 use crate::{BASE, ROUNDS, clean};
 
 /// In the update, one of so many files has other content.
 const CHANGED: u64 = 10;
+
+/// Of the links that images are pulled over, too.
+const RATES: [Rate; 2] = [1000, 100];
 
 /// What is read of the registry for an image.
 struct Pulled {
@@ -34,21 +38,36 @@ enum Who<'a> {
 pub(crate) fn measure(dir: &Path, registry: &Registry, programs: Option<&Programs>) -> Res<()> {
     let source = tempfile::tempdir_in(dir)?;
     let images = make(source.path())?;
-    write(dir, source.path(), programs)?;
-    let names = ["first", "update"].map(|tag| format!("{}/parts/image:{tag}", registry.address));
-    for (image, name) in images.iter().zip(&names) {
+    let names = |address: &str| ["first", "update"].map(|tag| format!("{address}/parts/image:{tag}"));
+    for (image, name) in images.iter().zip(&names(&registry.address)) {
         let to: ImageRef = format!("docker://{name}").parse()?;
         runtime()?.block_on(async {
             let store = Store::open(options(source.path(), "overlay")).await?;
             push(&store, image, &to, chunked()).await
         })?;
     }
+    compare(dir, registry, programs, "", names(&registry.address))?;
+    for rate in RATES {
+        let link = SlowLink::start(&registry.address, rate)?;
+        let way = format!(" over {rate} Mbit/s and {ROUND_TRIP:?}");
+        compare(dir, registry, programs, &way, names(&link.address))?;
+    }
+    write(dir, source.path(), programs)?;
     clean(&source.path().join("graph"));
-    drop(source);
-    let [first, update] = &names;
-    for (what, before) in [("an image", None), ("its update", Some(&**first))] {
-        println!("{what} of zstd:chunked layers, one of {CHANGED} files changed, {ROUNDS} rounds");
-        let image = if before.is_some() { update } else { first };
+    Ok(())
+}
+
+/// Times how an image and its update, of these names, are pulled.
+fn compare(
+    dir: &Path,
+    registry: &Registry,
+    programs: Option<&Programs>,
+    way: &str,
+    [first, update]: [String; 2],
+) -> Res<()> {
+    for (what, before) in [("an image", None), ("its update", Some(&*first))] {
+        println!("{what} of zstd:chunked layers{way}, one of {CHANGED} files changed, {ROUNDS} rounds");
+        let image = if before.is_some() { &update } else { &first };
         let mut contenders = vec![
             ("graphroot, layers as a whole", Who::Ours { parts: false }),
             ("graphroot, layers in parts", Who::Ours { parts: true }),

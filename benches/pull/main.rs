@@ -13,7 +13,8 @@
 //! `$GRAPHROOT_BENCH_CONTAINERD` too. Needs root. `-- whole` measures nothing else, `-- whole slow` only what comes over the link.
 //!
 //! Then images of zstd:chunked layers are written, pulled as a whole and in parts, and updated, beside Skopeo and Podman
-//! of Debian testing: with the bytes of blobs that the registry sends for each.
+//! of Debian testing: with the bytes of blobs that the registry sends for each, also over links of 20 ms and 1 Gbit/s or
+//! 100 Mbit/s.
 //! `-- parts` measures nothing else.
 #![expect(clippy::print_stdout, reason = "it is a program")]
 
@@ -80,10 +81,10 @@ type Sample = (Duration, u64);
 
 fn main() -> Res<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [argument, address, registry, ..] = &arguments[..]
+    if let [argument, address, registry, rate, ..] = &arguments[..]
         && argument == slow_link::ARGUMENT
     {
-        return slow_link::run(address, registry);
+        return slow_link::run(address, registry, rate.parse()?);
     }
     // As the command does.
     graphroot::compat::return_memory_early();
@@ -97,7 +98,7 @@ fn main() -> Res<()> {
     };
     if !is_asked("parts") {
         let names = fill(dir.path(), &registry.address)?;
-        let link = SlowLink::start(&registry.address)?;
+        let link = SlowLink::start(&registry.address, 1000)?;
         let slowly = format!(" over 1 Gbit/s and {:?}", slow_link::ROUND_TRIP);
         let near = (!is_asked("slow")).then_some(("", &registry.address));
         for (way, address) in near.into_iter().chain([(&*slowly, &link.address)]) {

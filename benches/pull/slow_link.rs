@@ -1,6 +1,6 @@
 //! A network that takes time, between the programs and the registry: a process that passes connections on.
 //!
-//! Each byte arrives half of [`ROUND_TRIP`] later, in both directions, and all connections together carry [`RATE`]. A connection
+//! Each byte arrives half of [`ROUND_TRIP`] later, in both directions, and all connections together carry a [`Rate`]. A connection
 //! takes one round trip until it is there. TCP's slow start is missing, which would hold up whoever opens more connections.
 
 use std::process::{Child, Command, Stdio};
@@ -15,8 +15,8 @@ use crate::support::Res;
 
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(20);
 
-/// Bytes in a second, in each direction: 1 Gbit/s.
-const RATE: f64 = 125e6;
+/// Mbit/s in each direction.
+pub(crate) type Rate = u32;
 
 /// The most that is passed on at once.
 const PIECE: usize = 64 * 1024;
@@ -42,12 +42,12 @@ impl Drop for SlowLink {
 
 impl SlowLink {
     /// One to the registry at this address.
-    pub(crate) fn start(registry: &str) -> Res<Self> {
+    pub(crate) fn start(registry: &str, rate: Rate) -> Res<Self> {
         let address = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .to_string();
         let child = Command::new(std::env::current_exe()?)
-            .args([ARGUMENT, &address, registry])
+            .args([ARGUMENT, &address, registry, &rate.to_string()])
             .stdin(Stdio::null())
             .spawn()?;
         let link = Self { child, address };
@@ -65,7 +65,8 @@ impl SlowLink {
 type Free = Arc<Mutex<Instant>>;
 
 /// Is the link, for ever.
-pub(crate) fn run(address: &str, registry: &str) -> Res<()> {
+pub(crate) fn run(address: &str, registry: &str, rate: Rate) -> Res<()> {
+    let bytes_in_second = f64::from(rate) * 125e3;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -83,14 +84,17 @@ pub(crate) fn run(address: &str, registry: &str) -> Res<()> {
                 near.set_nodelay(true).and(far.set_nodelay(true)).ok();
                 let (near, far) = (near.into_split(), far.into_split());
                 let [up, down] = free;
-                tokio::join!(pass(near.0, far.1, up), pass(far.0, near.1, down));
+                tokio::join!(
+                    pass(near.0, far.1, up, bytes_in_second),
+                    pass(far.0, near.1, down, bytes_in_second)
+                );
             });
         }
     })
 }
 
-/// Passes one direction of a connection on.
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, free: Free) {
+/// Passes one direction of a connection on, so many bytes in a second.
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, free: Free, rate: f64) {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
     let read = async move {
         loop {
@@ -101,7 +105,7 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
             piece.truncate(count);
             let sent = {
                 let mut free = free.lock().unwrap_or_else(PoisonError::into_inner);
-                *free = (*free).max(Instant::now()) + Duration::from_secs_f64(count as f64 / RATE);
+                *free = (*free).max(Instant::now()) + Duration::from_secs_f64(count as f64 / rate);
                 *free
             };
             if sender.send((sent + ROUND_TRIP / 2, piece)).await.is_err() {
