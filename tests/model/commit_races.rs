@@ -72,6 +72,12 @@ struct Stopping<T> {
     trace: PathBuf,
 }
 
+/// How often a thread of the process with this trace has stopped.
+fn stops(trace: &Path) -> usize {
+    let trace = std::fs::read_to_string(trace).unwrap_or_default();
+    trace.matches("--- stopped by SIGSTOP").count()
+}
+
 impl<T: Send + 'static> Stopping<T> {
     /// Makes `call` in a thread of its own.
     fn start(tracer: u32, trace: &Path, call: impl FnOnce() -> T + Send + 'static) -> Self {
@@ -82,16 +88,10 @@ impl<T: Send + 'static> Stopping<T> {
         }
     }
 
-    /// How often a thread of the process has stopped.
-    fn stops(&self) -> usize {
-        let trace = std::fs::read_to_string(&self.trace).unwrap_or_default();
-        trace.matches("--- stopped by SIGSTOP").count()
-    }
-
     /// Waits until it stops once more than `known`; `false` if it ends before.
     fn has_stopped(&self, known: usize) -> bool {
         while !self.call.is_finished() {
-            if self.stops() > known {
+            if stops(&self.trace) > known {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -146,12 +146,13 @@ fn race<T: Send + 'static>(
         remote
     });
     let mut remote = opening.finish();
+    // Before the call, which may stop at once.
+    let known = stops(&trace);
     let calling = Stopping::start(tracer, &trace, move || {
         let outcome = call(&mut remote);
         remote.wait();
         outcome
     });
-    let known = calling.stops();
     if !calling.has_stopped(known) {
         return Raced {
             outcome: calling.finish(),
