@@ -120,6 +120,17 @@ mod tests {
         }
     }
 
+    /// This process, and nobody who holds anything else, holds the first of these locks exclusively.
+    fn only_the_first_is_held_here(paths: &[PathBuf]) {
+        // Another test may be starting a program: its process shares all open files until it executes that program.
+        let me = owners(paths).unwrap();
+        assert!(me.iter().any(|owner| owner.pid == std::process::id()), "{me:?}");
+        assert!(
+            me.iter().all(|owner| owner.path == paths[0] && owner.exclusive),
+            "{me:?}"
+        );
+    }
+
     #[tokio::test]
     async fn this_process_and_another_one_are_named() {
         let tmp = tempfile::tempdir().unwrap();
@@ -131,13 +142,7 @@ mod tests {
         let lock = LockFile::open(&paths[0], LockMode::ReadWrite).unwrap();
         assert_eq!(owners(&paths).unwrap(), []);
         let held = lock.exclusive(None).await.unwrap();
-        // Another test may be starting a program: its process shares all open files until it executes that program.
-        let me = owners(&paths).unwrap();
-        assert!(me.iter().any(|owner| owner.pid == std::process::id()), "{me:?}");
-        assert!(
-            me.iter().all(|owner| owner.path == paths[0] && owner.exclusive),
-            "{me:?}"
-        );
+        only_the_first_is_held_here(&paths);
         drop(held);
         let Some(mut peer) = crate::lock::peer::Peer::start() else {
             return;
@@ -167,12 +172,7 @@ mod tests {
         let [one, two] = paths.each_ref().map(|path| std::fs::metadata(path).unwrap());
         assert!(one.ino() == two.ino() && one.dev() != two.dev());
         let held = locks[0].exclusive(None).await.unwrap();
-        let me = owners(&paths).unwrap();
-        assert!(me.iter().any(|owner| owner.pid == std::process::id()), "{me:?}");
-        assert!(
-            me.iter().all(|owner| owner.path == paths[0] && owner.exclusive),
-            "{me:?}"
-        );
+        only_the_first_is_held_here(&paths);
         drop(held);
     }
 }

@@ -97,35 +97,28 @@ impl SignedIdentity {
             return false;
         };
         let exact = |wanted: &Named| !wanted.is_name_only() && !signed.is_name_only() && signed == *wanted;
-        let image = match self {
-            Self::ExactReference(wanted) => return exact(wanted),
-            Self::ExactRepository(wanted) => return signed.name == wanted.name,
-            _ => Named::parse(image),
-        };
-        let Some(image) = image else {
-            return false;
-        };
+        let image = Named::parse(image);
         match self {
-            Self::ExactReference(_) | Self::ExactRepository(_) => false,
-            Self::Exact => exact(&image),
-            Self::RepoDigestOrExact => repo_digest_or_exact(&image, &signed),
-            Self::Repository => signed.name == image.name,
+            Self::ExactReference(wanted) => exact(wanted),
+            Self::ExactRepository(wanted) => signed.name == wanted.name,
+            Self::Exact => image.is_some_and(|image| exact(&image)),
+            Self::RepoDigestOrExact => image.is_some_and(|image| repo_digest_or_exact(&image, &signed)),
+            Self::Repository => image.is_some_and(|image| signed.name == image.name),
             Self::Remap {
                 prefix,
                 signed_prefix,
             } => {
-                let image = match rest_of(&image.name, prefix) {
-                    None => image,
+                let renamed = |image: Named| match rest_of(&image.name, prefix) {
+                    None => Some(image),
                     Some(rest) => {
                         let name = format!("{signed_prefix}{rest}");
                         // It has to be a full name already.
-                        match Named::parse(&name) {
-                            Some(renamed) if renamed.name == name => Named { name, ..image },
-                            _ => return false,
-                        }
+                        let is_full = Named::parse(&name)?.name == name;
+                        is_full.then_some(Named { name, ..image })
                     }
                 };
-                repo_digest_or_exact(&image, &signed)
+                let image = image.and_then(renamed);
+                image.is_some_and(|image| repo_digest_or_exact(&image, &signed))
             }
         }
     }

@@ -331,7 +331,7 @@ impl Driver for Overlay {
 
     fn dependent_mount(&self) -> Result<Option<PathBuf>> {
         let home = &self.stores.home;
-        if self.options.skip_mount_home || !self.home_is_bound()? {
+        if !self.home_is_bound()? {
             return Ok(None);
         }
         #[expect(
@@ -344,7 +344,7 @@ impl Driver for Overlay {
     }
 
     fn cleanup(&self) -> Result<()> {
-        if self.prune_staging()? || self.options.skip_mount_home || !self.home_is_bound()? {
+        if self.prune_staging()? || !self.home_is_bound()? {
             return Ok(());
         }
         self.is_private.store(false, Ordering::Relaxed);
@@ -430,6 +430,9 @@ impl Overlay {
 
     /// Whether the home is a mount of itself, made by a driver, and not a file system of its own.
     fn home_is_bound(&self) -> Result<bool> {
+        if self.options.skip_mount_home {
+            return Ok(false);
+        }
         let home = &self.stores.home;
         let parent = home.parent().unwrap_or(home);
         let device = |path: &Path| {

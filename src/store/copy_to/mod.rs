@@ -350,20 +350,31 @@ impl Course {
         self.end_all(tasks).await
     }
 
-    /// Compares layers with the copies that the target has of them.
-    async fn compare_layers(&mut self, layers: Vec<SourceLayer>) -> Result<()> {
+    /// Has `work` run for each of the items in a task of its own, several at a time.
+    fn at_once<I, W>(&self, items: Vec<I>, work: impl Fn(Arc<Job>, I) -> W) -> JoinSet<W::Output>
+    where
+        W: Future<Output: Send + 'static> + Send + 'static,
+    {
         let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
         let mut tasks = JoinSet::new();
-        for layer in layers {
-            let (permits, job) = (Arc::clone(&permits), Arc::clone(&self.job));
+        for item in items {
+            let (permits, work) = (Arc::clone(&permits), work(Arc::clone(&self.job), item));
             let task = async move {
                 let _permit = permits.acquire_owned().await;
-                let id = layer.row.id.to_string();
-                job.options.tell(|| CopyEvent::Comparing { id });
-                (layer.item(), job.compare_trees(&layer.row).await)
+                work.await
             };
             tasks.spawn(task.in_current_span());
         }
+        tasks
+    }
+
+    /// Compares layers with the copies that the target has of them.
+    async fn compare_layers(&mut self, layers: Vec<SourceLayer>) -> Result<()> {
+        let mut tasks = self.at_once(layers, |job, layer| async move {
+            let id = layer.row.id.to_string();
+            job.options.tell(|| CopyEvent::Comparing { id });
+            (layer.item(), job.compare_trees(&layer.row).await)
+        });
         while let Some(ended) = tasks.join_next().await {
             match joined(ended)? {
                 (item, Ok(Compared::Same(losses))) => {
@@ -381,25 +392,18 @@ impl Course {
 
     /// Compares containers with the copies that the target has of them. Returns those that are to be copied anew.
     async fn compare(&mut self, containers: Vec<SourceContainer>) -> Result<Vec<SourceContainer>> {
-        let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
-        let mut tasks = JoinSet::new();
-        for container in containers {
-            let (permits, job) = (Arc::clone(&permits), Arc::clone(&self.job));
-            let task = async move {
-                let _permit = permits.acquire_owned().await;
-                let id = container.row.id.to_string();
-                job.options.tell(|| CopyEvent::Comparing { id });
-                let found = job.compare(&container).await;
-                let in_use = match &found {
-                    Ok(Compared::Different(_)) if job.options.refresh => {
-                        job.is_in_use(&container.layer.row.id).await
-                    }
-                    _ => Ok(false),
-                };
-                (container, found.and_then(|found| Ok((found, in_use?))))
+        let mut tasks = self.at_once(containers, |job, container| async move {
+            let id = container.row.id.to_string();
+            job.options.tell(|| CopyEvent::Comparing { id });
+            let found = job.compare(&container).await;
+            let in_use = match &found {
+                Ok(Compared::Different(_)) if job.options.refresh => {
+                    job.is_in_use(&container.layer.row.id).await
+                }
+                _ => Ok(false),
             };
-            tasks.spawn(task.in_current_span());
-        }
+            (container, found.and_then(|found| Ok((found, in_use?))))
+        });
         let mut outdated = Vec::new();
         while let Some(ended) = tasks.join_next().await {
             let (container, found) = joined(ended)?;
@@ -425,22 +429,15 @@ impl Course {
 
     /// Copies containers, and those anew that are outdated.
     async fn copy_containers(&mut self, containers: Vec<(SourceContainer, bool)>) -> Result<()> {
-        let permits = Arc::new(Semaphore::new(processors().clamp(2, MAX_AT_ONCE)));
-        let mut tasks: JoinSet<Ended> = JoinSet::new();
-        for (container, is_outdated) in containers {
-            let (permits, job) = (Arc::clone(&permits), Arc::clone(&self.job));
-            let task = async move {
-                let _permit = permits.acquire_owned().await;
-                let item = container.item();
-                job.options.tell(|| CopyEvent::Copying {
-                    kind: item.kind,
-                    id: item.id.clone(),
-                });
-                let copied = job.copy_container(&container, is_outdated).await;
-                (item, copied)
-            };
-            tasks.spawn(task.in_current_span());
-        }
+        let tasks = self.at_once(containers, |job, (container, is_outdated)| async move {
+            let item = container.item();
+            job.options.tell(|| CopyEvent::Copying {
+                kind: item.kind,
+                id: item.id.clone(),
+            });
+            let copied = job.copy_container(&container, is_outdated).await;
+            (item, copied)
+        });
         self.end_all(tasks).await?;
         Ok(())
     }
