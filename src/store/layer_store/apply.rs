@@ -289,6 +289,8 @@ impl LayerStore {
         let found = match (diff.trees, self.driver.tree_number(id)) {
             (Some((_old, new)), Ok(number)) if number == new => Found::New,
             (Some((old, _new)), Ok(number)) if number == old => Found::Old,
+            // The question can be asked again.
+            (Some(_), Err(error)) if error.kind() != ErrorKind::LayerUnknown => return Err(error),
             _ => Found::Neither,
         };
         let data = self.inner.dirs.layer_data(id)?;
