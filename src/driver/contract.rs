@@ -374,8 +374,11 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// take long. A failure leaves a part of it.
     fn remove_in_place(&self, id: &str) -> Result<()>;
 
-    /// Whether the driver has the layer, in its home or an additional store.
-    fn exists(&self, id: &str) -> bool;
+    /// Whether the driver has the layer, in its home or an additional store; not if the ID can be that of none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] and others, if that cannot be told.
+    fn exists(&self, id: &str) -> Result<bool>;
 
     /// Everything in the driver's own home, by kind.
     fn list(&self) -> Result<Vec<Entry>>;
@@ -433,14 +436,17 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     }
 
     /// Whether what [`Driver::mount`] has returned is still mounted.
-    fn mount_state(&self, target: &Path) -> MountState;
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] and others, if that cannot be told: a mount that cannot be looked at may be in use.
+    fn mount_state(&self, target: &Path) -> Result<MountState>;
 
     /// Whether a layer is mounted at the mount target that the driver itself gives it, whoever counts that mount; nowhere with a
     /// driver that has no such targets.
     fn own_mount_state(&self, id: &str) -> Result<MountState> {
         let paths = self.metadata(id)?;
         let target = paths.get("MergedDir").map(Path::new);
-        Ok(target.map_or(MountState::Nowhere, |target| self.mount_state(target)))
+        target.map_or(Ok(MountState::Nowhere), |target| self.mount_state(target))
     }
 
     /// Opens the root directory of the whole layer, with the layers below it, for reading.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
+use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -17,8 +17,10 @@ use rustix::io::Errno;
 use crate::driver::contract::DiskUsage;
 use crate::driver::quota::Quota;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
+use crate::sys::presence::lstat_if_there;
 use crate::sys::project_quota::{self, Amounts, Project};
 use crate::sys::{at, list_dir_if_there, random};
+use rustix::fs::{FileType, Stat};
 
 /// How many IDs the Go library keeps for one home.
 const IDS_OF_HOME: u32 = 10_000;
@@ -173,12 +175,18 @@ impl ProjectQuotas {
         drop(known);
         // Layers that are being made or removed.
         for temp in list_dir_if_there(&self.temp_dirs)? {
-            for layer in list_dir_if_there(&temp?.path()).into_iter().flatten() {
+            let temp = temp?;
+            // Beside each is its lock file. What cannot be looked at may have an ID that would be taken twice.
+            if !temp.file_type().at("listing", &self.temp_dirs)?.is_dir() {
+                continue;
+            }
+            for layer in list_dir_if_there(&temp.path())? {
                 let path = layer?.path();
-                match path.symlink_metadata() {
-                    Ok(stat) if stat.is_dir() && stat.ino() != own => used.insert(id_of(&path)?),
-                    _ => continue,
-                };
+                let stat = lstat_if_there(&path)?;
+                let is_dir = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                if stat.is_some_and(|stat| is_dir(&stat) && stat.st_ino != own) {
+                    used.insert(id_of(&path)?);
+                }
             }
         }
         used.remove(&0);

@@ -13,6 +13,7 @@ use crate::driver::vfs::Vfs;
 use crate::driver::zfs::Zfs;
 use crate::error::{ErrorKind, Result};
 use crate::options::driver::DRIVER_NAMES;
+use crate::sys::{list_dir_if_there, presence};
 
 /// Drivers to try in a new store. vfs copies whole trees and comes last.
 const PRIORITY: &[&str] = &["overlay", "btrfs", "zfs", "vfs"];
@@ -23,11 +24,13 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
     if let Some(name) = config.name.as_deref().filter(|name| !name.is_empty()) {
         return start(name, config, own.as_ref());
     }
-    let known = DRIVER_NAMES.iter().map(ToString::to_string);
-    let used: Vec<String> = known
-        .filter(|name| is_used(&config.root.join(name)))
-        .chain(marked_homes(&config.root)?)
-        .collect();
+    let mut used = Vec::new();
+    for name in DRIVER_NAMES {
+        if is_used(&config.root.join(name))? {
+            used.push((*name).to_owned());
+        }
+    }
+    used.extend(marked_homes(&config.root)?);
     match used.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {}
         // An old name of the overlay driver: its records have the new name, only its directory has the old one.
@@ -69,8 +72,10 @@ pub(crate) fn open_driver(config: &DriverConfig) -> Result<Arc<dyn Driver>> {
 }
 
 /// Whether a driver's directory has content. Go makes an empty one for `overlay` beside `overlay2`.
-fn is_used(home: &Path) -> bool {
-    std::fs::read_dir(home).is_ok_and(|mut entries| entries.next().is_some())
+fn is_used(home: &Path) -> Result<bool> {
+    let entries = presence::is_dir(home)?.then(|| list_dir_if_there(home));
+    let first = entries.transpose()?.and_then(|mut entries| entries.next());
+    Ok(first.transpose()?.is_some())
 }
 
 /// `own` is the driver of the program.

@@ -12,6 +12,7 @@ use crate::driver::layer_id::check_id;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir;
+use crate::sys::presence::is_dir;
 use crate::sys::{at, make_private_dir, privilege};
 
 /// Locked temporary directories.
@@ -63,10 +64,7 @@ impl TreeHome {
     pub(super) fn find(&self, id: &str) -> Result<PathBuf> {
         let own = self.place(id)?;
         let additional = self.additional.iter().map(|home| home.join(self.layers).join(id));
-        std::iter::once(own)
-            .chain(additional)
-            .find(|place| place.is_dir())
-            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
+        find_dir(std::iter::once(own).chain(additional), id)
     }
 
     /// The tree of a layer that can be changed.
@@ -142,10 +140,32 @@ pub(super) fn leftovers(temp_dirs: &Path) -> Result<Vec<Leftover>> {
 }
 
 /// Whether a layer is there that is used without a mount.
-pub(super) fn mount_state(target: &Path) -> MountState {
-    match target.is_dir() {
+pub(super) fn mount_state(target: &Path) -> Result<MountState> {
+    Ok(match is_dir(target)? {
         true => MountState::Elsewhere,
         false => MountState::Nowhere,
+    })
+}
+
+/// The first of these places at which there is a directory, the tree of layer `id`.
+///
+/// # Errors
+/// [`ErrorKind::LayerUnknown`] if there is none.
+pub(super) fn find_dir(places: impl Iterator<Item = PathBuf>, id: &str) -> Result<PathBuf> {
+    for place in places {
+        if is_dir(&place)? {
+            return Ok(place);
+        }
+    }
+    Err(ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
+}
+
+/// Whether a layer was found.
+pub(super) fn is_found<T>(found: Result<T>) -> Result<bool> {
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::LayerUnknown | ErrorKind::UnsafePath) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -32,6 +32,7 @@ use crate::driver::tree_home::{self, TEMP_DIRS, move_to_place};
 use crate::error::{Error, ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::idmap::{IdMappings, Owner};
 use crate::lock::temp_dir::{self, TempDir};
+use crate::sys::presence::lstat_if_there;
 use crate::sys::{at, make_private_dir, privilege, selinux, tree};
 use crate::whiteout::WhiteoutFormat;
 
@@ -90,13 +91,8 @@ impl Vfs {
         check_id(id)?;
         let own = std::iter::once(self.home.clone());
         let additional = self.options.image_stores.iter().map(|root| root.join(NAME));
-        let mut trees = own
-            .chain(additional)
-            .chain(self.image_store.clone())
-            .map(|home| home.join(LAYERS).join(id));
-        trees
-            .find(|tree| tree.is_dir())
-            .ok_or_else(|| ErrorKind::LayerUnknown.err(format!("locating the tree of layer {id:?}")))
+        let homes = own.chain(additional).chain(self.image_store.clone());
+        tree_home::find_dir(homes.map(|home| home.join(LAYERS).join(id)), id)
     }
 
     fn open_tree(&self, id: &str) -> Result<OwnedFd> {
@@ -243,7 +239,7 @@ impl Driver for Vfs {
         check_id(id)?;
         for home in self.writable() {
             let path = home.join(LAYERS).join(id);
-            if rustix::fs::lstat(&path).is_ok() {
+            if lstat_if_there(&path)?.is_some() {
                 let mut temp = TempDir::create(&home.join(TEMP_DIRS))?;
                 temp.stage_deletion(&path)?;
                 return Ok(Some(temp));
@@ -261,8 +257,8 @@ impl Driver for Vfs {
         Ok(())
     }
 
-    fn exists(&self, id: &str) -> bool {
-        self.find(id).is_ok()
+    fn exists(&self, id: &str) -> Result<bool> {
+        tree_home::is_found(self.find(id))
     }
 
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
@@ -320,7 +316,7 @@ impl Driver for Vfs {
         Ok(())
     }
 
-    fn mount_state(&self, target: &Path) -> MountState {
+    fn mount_state(&self, target: &Path) -> Result<MountState> {
         tree_home::mount_state(target)
     }
 

@@ -120,6 +120,34 @@ impl Error {
         self.raw_os_error() == Some(errno.raw_os_error())
     }
 
+    /// Whether this says nothing of the item or file that it is about: no more files can be opened, there is no memory, a call
+    /// was interrupted, the server of the file system did not answer, or a lock could not be had.
+    pub(crate) fn is_passing(&self) -> bool {
+        use rustix::io::Errno as E;
+        if matches!(self.kind(), ErrorKind::LockTimeout | ErrorKind::Cancelled) {
+            return true;
+        }
+        let passing = [
+            E::MFILE,
+            E::NFILE,
+            E::NOMEM,
+            E::NOBUFS,
+            E::INTR,
+            E::AGAIN,
+            E::TIMEDOUT,
+            E::STALE,
+        ];
+        passing.into_iter().any(|errno| self.has_errno(errno))
+    }
+
+    /// As [`Error::is_passing`], and of a disk that may answer the next time, or of a file that another user may look at.
+    pub(crate) fn may_pass(&self) -> bool {
+        use rustix::io::Errno as E;
+        self.is_passing()
+            || self.is_full()
+            || [E::IO, E::ACCESS].into_iter().any(|errno| self.has_errno(errno))
+    }
+
     /// Whether the item, or a file of it, does not exist: no such layer, image, container, parent or big data item.
     ///
     /// ```

@@ -14,6 +14,7 @@ use crate::store::access::in_flight::{Flight, InFlight, Note};
 use crate::store::dirs::{Dirs, check_layer_id, container_location, item_dir, layer_location};
 use crate::store::evidence::was_lost;
 use crate::store::layer_store::locked::LayerStore;
+use crate::sys::presence::is_there;
 
 /// All stores that can be written, locked exclusively.
 pub(crate) struct AllStores<'a> {
@@ -57,13 +58,12 @@ impl AllStores<'_> {
             return Ok(());
         }
         // Perhaps the container is there and only its record is not: everything stays.
-        let unclear: Vec<String> = marked
-            .iter()
-            .filter(|(id, companion)| {
-                matches!(companion, Companion::Container(_)) && self.has_lost_containers(id)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
+        let mut unclear = Vec::new();
+        for (id, companion) in &marked {
+            if matches!(companion, Companion::Container(_)) && self.has_lost_containers(id)? {
+                unclear.push(id.clone());
+            }
+        }
         marked.retain(|(id, _)| !unclear.contains(id));
         let referred: HashSet<&str> = self
             .images()
@@ -124,17 +124,17 @@ impl AllStores<'_> {
 
     /// Whether the records of the containers that have layers like this one have been lost: they were written before it was
     /// marked.
-    fn has_lost_containers(&self, layer: &str) -> bool {
+    fn has_lost_containers(&self, layer: &str) -> Result<bool> {
         let mut volatile = self.layers.table().rows_in(layer_location::VOLATILE);
         let location = match volatile.any(|row| row.id == *layer) {
             true => container_location::VOLATILE,
             false => container_location::STABLE,
         };
         let unwritten = self.containers.unwritten(location);
-        match location {
-            container_location::VOLATILE => unwritten.is_some_and(|file| !file.exists() || was_lost(file)),
-            _ => unwritten.is_some(),
-        }
+        Ok(match (location, unwritten) {
+            (container_location::VOLATILE, Some(file)) => !is_there(file)? || was_lost(file)?,
+            (_, unwritten) => unwritten.is_some(),
+        })
     }
 
     /// Removes the directories of an image or container that has no record.

@@ -27,6 +27,7 @@ use crate::store::top_layer::{TopLayer, mapped_top_layer};
 use crate::store::views::Container;
 use crate::store::{Store, images};
 use crate::sys;
+use crate::sys::presence::is_there;
 use crate::time::Time;
 
 /// # Containers
@@ -463,7 +464,7 @@ fn check_not_lost(dirs: &Dirs, transient: bool, held: &mut Held, id: &str) -> Re
             let known = |id: &str| containers.get(id).is_some() || elsewhere.contains(id);
             unknown_item(&dirs.containers(), known)?
         }
-        None => Some(id.to_owned()).filter(|id| dirs.containers().join(id).exists()),
+        None => is_there(&dirs.containers().join(id))?.then(|| id.to_owned()),
     };
     let Some(name) = unknown else {
         return Ok(());

@@ -13,6 +13,7 @@ use crate::record::rows_in_file;
 use crate::record::table::Table;
 use crate::store::dirs::{Dirs, VOLATILE_CONTAINERS, VOLATILE_LAYERS, layer_location};
 use crate::sys::boot::changed_before_boot;
+use crate::sys::presence::is_there;
 
 /// The IDs of the rows of volatile containers that are read in the other mode only: transient, or not. In use at the same
 /// time, perhaps.
@@ -40,8 +41,8 @@ fn ids_in_file<R: Record>(file: &Path) -> Result<HashSet<String>> {
 
 /// Whether a file of volatile items that says nothing has lost them since the machine was started. It is not synced: one
 /// that was last changed before is what a power cut has left, and nothing uses these items any more.
-pub(crate) fn was_lost(volatile: &Path) -> bool {
-    volatile.exists() && !changed_before_boot(volatile)
+pub(crate) fn was_lost(volatile: &Path) -> Result<bool> {
+    Ok(is_there(volatile)? && !changed_before_boot(volatile))
 }
 
 /// A layer that outlives a reboot and may be that of a container without a record: each container has one, which nothing

@@ -14,6 +14,7 @@ use crate::store::check::strays::ids_in;
 use crate::store::dirs::{Dirs, container_location, item_dir, layer_location};
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode, was_lost};
 use crate::store::layer_store::locked::LayerStore;
+use crate::sys::presence::is_there;
 
 /// Has the directories of items `ids` in `dir` be removed, when the locks are released. One that cannot be moved away does not
 /// keep the others; the first failure is returned.
@@ -95,7 +96,7 @@ impl AllStores<'_> {
             volatile.any(|layer| layer.may_be_of_container() && containers.by_layer(&layer.id).is_none())
         };
         if let Some(file) = containers.unwritten(container_location::VOLATILE)
-            && (was_lost(file) || !file.exists() && orphaned())
+            && (was_lost(file)? || !is_there(file)? && orphaned())
         {
             return Err(lost(file, &evidence));
         }
@@ -171,10 +172,12 @@ impl AllStores<'_> {
         };
         // Without the stable records the lock is not given.
         let volatile = layers.unwritten(layer_location::VOLATILE);
-        if let Some(file) = volatile.filter(|file| was_lost(file)) {
+        if let Some(file) = volatile
+            && was_lost(file)?
+        {
             return Err(lost(file, &format!("layer {example:?}")));
         }
-        let cut_off = volatile.is_some_and(Path::exists);
+        let cut_off = volatile.map(is_there).transpose()? == Some(true);
         // Whatever shows that one record is missing: the layers below that one cannot be told from stale ones.
         for row in self.layers.table().rows() {
             if unknown.contains(row.parent.as_str()) {

@@ -14,6 +14,7 @@ use crate::store::Store;
 use crate::store::dirs::check_layer_id;
 use crate::store::ids::random_id;
 use crate::sys::atomic;
+use crate::sys::presence::is_there;
 
 pub use crate::driver::{DiskUsage, DriverCapabilities};
 
@@ -61,13 +62,13 @@ impl GraphDriver {
     /// Takes no lock.
     ///
     /// # Errors
-    /// [`ErrorKind::Cancelled`] while the runtime shuts down.
+    /// [`ErrorKind::Io`] and others, if that cannot be told; [`ErrorKind::Cancelled`] while the runtime shuts down.
     ///
     /// # Cancellation
     /// No effect.
     pub async fn exists(&self, id: &str) -> Result<bool> {
         let (driver, id) = (Arc::clone(&self.driver), id.to_owned());
-        bridge::run(move || Ok(driver.exists(&id))).await
+        bridge::run(move || driver.exists(&id)).await
     }
 
     /// The IDs of all layers in the driver's home, with and without records.
@@ -103,11 +104,11 @@ impl GraphDriver {
         let records = self.records.clone();
         bridge::run(move || {
             // In a new store: without a file of records, a layer without a record would look like one that has lost it.
-            if !records.exists() && driver.list_layers()?.is_empty() {
+            if !is_there(&records)? && driver.list_layers()?.is_empty() {
                 atomic::write_new_file(&records, b"[]", 0o600, false)?;
             }
             let id = match options.id {
-                None => random_id(|id| driver.exists(id))?,
+                None => random_id(|_id| false)?,
                 Some(id) => id,
             };
             let create = CreateOptions {
@@ -124,7 +125,7 @@ impl GraphDriver {
             create.mappings.validate()?;
             check_layer_id(&*driver, &id)?;
             // The driver itself replaces a layer, which may have a record.
-            if driver.exists(&id) {
+            if driver.exists(&id)? {
                 return Err(
                     ErrorKind::DuplicateId.err(format!("creating layer with ID {id:?} in the driver"))
                 );

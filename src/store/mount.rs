@@ -241,7 +241,7 @@ impl Store {
         };
         let (path, count) = (PathBuf::from(&mount.path), mount.count.unsigned_abs());
         let driver = self.inner.driver();
-        let state = bridge::run(move || Ok(driver.mount_state(&path))).await?;
+        let state = bridge::run(move || driver.mount_state(&path)).await?;
         Ok(if state == MountState::Nowhere { 0 } else { count })
     }
 

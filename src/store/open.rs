@@ -15,6 +15,7 @@ use crate::store::inner::{Additional, DriverState, Inner};
 use crate::store::local_layers::LocalLayers;
 use crate::store::roots::DistinctDirs;
 use crate::sys::name_sync::{self, NameSync};
+use crate::sys::presence::is_there;
 use crate::sys::{atomic, make_private_dir};
 
 /// Names of directories in errors.
@@ -225,7 +226,7 @@ impl Inner {
 /// Writes down that a store whose containers were all made in transient mode has no others. Without a lock file nobody has
 /// used it in another mode, so that nothing has been lost; and where image layers lie apart, there may be no other sign.
 fn note_other_mode(containers: &Path) -> Result<()> {
-    if containers.join(CONTAINERS_LOCK).exists() || unknown_item(containers, |_| false)?.is_none() {
+    if is_there(&containers.join(CONTAINERS_LOCK))? || unknown_item(containers, |_| false)?.is_none() {
         return Ok(());
     }
     let records = containers.join("containers.json");

@@ -15,6 +15,7 @@ use crate::store::access::writers::Writers;
 use crate::store::inner::Inner;
 use crate::store::roots::DistinctDirs;
 use crate::sys::name_sync::{self, NameSync};
+use crate::sys::presence::is_there;
 use crate::sys::{clean_path, make_private_dir};
 
 /// In the graph root: held while a driver starts.
@@ -185,7 +186,9 @@ impl Missing {
     fn find(options: &StoreOptions) -> Self {
         let roots = [&options.graph_root, &options.run_root];
         let dirs = roots.into_iter().chain(&options.image_store);
-        let dirs = dirs.flat_map(|root| root.ancestors().take_while(|dir| !dir.exists()));
+        // What cannot be looked at was not made by this.
+        let is_missing = |dir: &&Path| matches!(is_there(dir), Ok(false));
+        let dirs = dirs.flat_map(|root| root.ancestors().take_while(is_missing));
         Self(dirs.map(Path::to_owned).collect())
     }
 

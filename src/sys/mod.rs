@@ -15,6 +15,7 @@ pub(crate) mod mount;
 pub(crate) mod mount_namespaces;
 pub(crate) mod name_sync;
 pub(crate) mod ofd;
+pub(crate) mod presence;
 mod private_dir;
 pub(crate) mod privilege;
 mod processors;

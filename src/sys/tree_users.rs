@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::sys::mount::{has_mount_of, mounts_below, place_on_disk};
+use crate::sys::mount_namespaces::if_shown;
 
 /// Whether the tree at `dir`, or a part of it, is mounted elsewhere, in whichever mount namespace, has something mounted in it,
 /// or is where another process has its root or its current directory. What this process may not see of others does not
@@ -28,14 +29,14 @@ pub(crate) fn is_used(dir: BorrowedFd<'_>) -> io::Result<bool> {
             continue;
         }
         // A process that has ended, or that is hidden, has none of these.
-        let link = |name: &str| fs::read_link(process.join(name)).ok();
+        let link = |name: &str| if_shown(fs::read_link(process.join(name)));
         let is_in = |path: Option<PathBuf>| path.is_some_and(|path| path.starts_with(&real));
-        if is_in(link("root")) || is_in(link("cwd")) {
+        if is_in(link("root")?) || is_in(link("cwd")?) {
             return Ok(true);
         }
-        if let Some(namespace) = link("ns/mnt")
+        if let Some(namespace) = link("ns/mnt")?
             && seen.insert(namespace)
-            && let Ok(table) = fs::read(process.join("mountinfo"))
+            && let Some(table) = if_shown(fs::read(process.join("mountinfo")))?
             && has_mount_of(&table, &place)
         {
             return Ok(true);

@@ -68,7 +68,7 @@ pub(crate) fn put_image_layer(parent: Option<char>) -> Operation {
 }
 
 /// Changes `file-b` of a layer, hides `file-a`, whether the layer or one below has it, and brings a new file.
-fn apply(letter: char) -> Operation {
+pub(crate) fn apply(letter: char) -> Operation {
     let files = [
         ("file-a", None),
         ("file-b", Some(data(3))),
@@ -113,7 +113,7 @@ pub(crate) fn enlarge(letter: char) -> Operation {
 }
 
 /// With a layer whose ID is that of the next letter.
-fn container(letter: char, image: Option<char>, names: &[&str], volatile: bool) -> Operation {
+pub(crate) fn container(letter: char, image: Option<char>, names: &[&str], volatile: bool) -> Operation {
     let mut new = new(letter, names);
     new.volatile = volatile;
     Operation::CreateContainer {

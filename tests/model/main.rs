@@ -7,6 +7,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `GRAPHROOT_MODEL_CASES` | sequences of each test; with it, others each time |
+//! | `GRAPHROOT_MODEL_MOMENTS` | `all`: each system call that looks at something fails once, not some of them |
 //! | `GRAPHROOT_MODEL_SEED` | the seed to draw them from, as printed by an earlier run |
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -23,6 +24,7 @@ mod commit_races;
 mod commits;
 mod disk;
 mod every_call;
+mod failing_reads;
 mod key;
 mod kill;
 mod mapped;

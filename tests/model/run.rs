@@ -309,6 +309,18 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Compares the store with its state before a call that changes nothing.
+    pub(crate) fn unchanged(&mut self, survivor_first: bool) -> Result<(), String> {
+        let expected = self.model.view();
+        for survivor in [survivor_first, !survivor_first] {
+            let view = self.look(survivor)?;
+            if view != expected {
+                return Err(format!("changed:\n{}", difference(&expected, &view)));
+            }
+        }
+        Ok(())
+    }
+
     /// What the survivor of a kill sees, or the process that comes after the killed one.
     fn look(&mut self, survivor: bool) -> Result<Value, String> {
         if survivor {

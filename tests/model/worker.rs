@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::commits;
+use crate::failing_reads::Tending;
 use crate::observe::observe;
 use crate::operation::{Operation, Outcome};
 use crate::support::peers::Run as _;
@@ -22,7 +23,10 @@ enum Request {
     Together(Vec<Operation>),
     /// Of this container.
     Commit(String),
+    Tend(Tending),
     Observe,
+    /// Says that it runs.
+    Greet,
 }
 
 /// Where a store lies and how it is opened.
@@ -198,6 +202,18 @@ impl Remote {
         self.answer().unwrap()
     }
 
+    /// Has it tend its store; `None` if it has ended.
+    pub(crate) fn tend(&mut self, tending: Tending) -> Option<Result<String, String>> {
+        self.send(&Request::Tend(tending));
+        self.answer()
+    }
+
+    /// Waits until it runs.
+    pub(crate) fn greet(&mut self) {
+        self.send(&Request::Greet);
+        let () = self.answer().unwrap();
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
@@ -250,6 +266,8 @@ async fn entry() {
                 let seen = observe(store).await.map_err(|error| format!("{error:?}"));
                 serde_json::to_string(&seen)
             }
+            (Request::Greet, _) => serde_json::to_string(&()),
+            (Request::Tend(tending), Some(store)) => serde_json::to_string(&tending.run(store).await),
             (request, None) => panic!("{request:?} without a store"),
         };
         tell(&answer.unwrap());

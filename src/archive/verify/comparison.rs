@@ -21,7 +21,7 @@ use crate::archive::verify::expected_item::{Content, Item, What};
 use crate::archive::verify::expected_tree::{ExpectedTree, path_of, set_key};
 use crate::archive::verify::item_comparison::Comparing;
 use crate::archive::verify::overlay_marks::Marks;
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::sys::sparse_read::{Piece, SparseReader};
 use crate::sys::{at, xattr};
 
@@ -102,7 +102,7 @@ impl TreeCheck {
         let mut cursor = None;
         for _ in 0..entries {
             if let Some(reading) = self.reading.take() {
-                self.read_on(reading);
+                self.read_on(reading)?;
                 continue;
             }
             if !self.pending && !self.walk_is_over {
@@ -225,7 +225,7 @@ impl TreeCheck {
             _ => self.comparing.compare(dir, name, &stat, &attributes, item),
         };
         if let Some(marks) = &self.marks {
-            let foreign = marks.foreign_attributes(dir, name, &attributes);
+            let foreign = marks.foreign_attributes(dir, name, &attributes)?;
             changes.extend(foreign.into_iter().map(AttributeChange::Attribute));
         }
         let has_type = !changes
@@ -260,7 +260,7 @@ impl TreeCheck {
                     });
                     return Ok(());
                 }
-                Err(error) => changes.push(AttributeChange::Unreadable(error.to_string())),
+                Err(error) => changes.push(unreadable(error)?),
             }
         }
         if !changes.is_empty() {
@@ -279,7 +279,7 @@ impl TreeCheck {
     }
 
     /// Reads a piece of a file.
-    fn read_on(&mut self, mut reading: Reading) {
+    fn read_on(&mut self, mut reading: Reading) -> Result<()> {
         self.buffer.resize(READ_SIZE, 0);
         match reading.file.next(&mut self.buffer) {
             Ok(Piece::End) => {
@@ -294,15 +294,14 @@ impl TreeCheck {
                     Piece::End => {}
                 }
                 self.reading = Some(reading);
-                return;
+                return Ok(());
             }
-            Err(error) => reading
-                .changes
-                .push(AttributeChange::Unreadable(error.to_string())),
+            Err(error) => reading.changes.push(unreadable(error)?),
         }
         if !reading.changes.is_empty() {
             self.note(&reading.path, DifferenceKind::Changed(reading.changes));
         }
+        Ok(())
     }
 
     /// Notes a directory that hides what the layers below have, although the layer does not say so.
@@ -310,7 +309,7 @@ impl TreeCheck {
         let Some(marks) = &self.marks else {
             return Ok(());
         };
-        let is_opaque = marks.is_opaque(self.walk.dir()?, self.walk.name());
+        let is_opaque = marks.is_opaque(self.walk.dir()?, self.walk.name())?;
         if is_opaque && !self.expected.may_be_opaque(path) && marks.below(path)? == Some(FileType::Directory)
         {
             self.note(path, DifferenceKind::Hidden);
@@ -344,7 +343,7 @@ impl TreeCheck {
             };
             let hides = match (&own, &dir) {
                 (Some(own), Some(dir)) if kind(own) == FileType::Directory => {
-                    below != FileType::Directory || marks.is_opaque(dir.as_fd(), name)
+                    below != FileType::Directory || marks.is_opaque(dir.as_fd(), name)?
                 }
                 (own, _) => own.is_some(),
             };
@@ -361,7 +360,7 @@ impl TreeCheck {
                 Some(dir) => {
                     let own = at::lstat_at(dir.as_fd(), name).during(DOING)?;
                     own.is_some_and(|own| kind(&own) != FileType::Directory)
-                        || marks.is_opaque(dir.as_fd(), name)
+                        || marks.is_opaque(dir.as_fd(), name)?
                 }
                 None => false,
             };
@@ -370,5 +369,15 @@ impl TreeCheck {
             }
         }
         Ok(())
+    }
+}
+
+/// What is wrong with a file that cannot be read.
+fn unreadable(error: std::io::Error) -> Result<AttributeChange> {
+    let change = AttributeChange::Unreadable(error.to_string());
+    let error = Error::io("reading a file of the layer", error);
+    match error.is_passing() {
+        true => Err(error),
+        false => Ok(change),
     }
 }

@@ -53,25 +53,23 @@ impl Marks {
         dir: BorrowedFd<'_>,
         name: &[u8],
         found: &[String],
-    ) -> Vec<String> {
+    ) -> Result<Vec<String>> {
         const NAMES: [&str; 4] = ["redirect", "metacopy", "whiteout", "protattr"];
-        let is_foreign = |attribute: &&String| {
+        let mut foreign = Vec::new();
+        for attribute in found {
             let own = ["trusted.overlay.", "user.overlay."];
             let Some(what) = own.iter().find_map(|prefix| attribute.strip_prefix(prefix)) else {
-                return false;
+                continue;
             };
-            let has_value = |value: &[u8]| {
-                let found = xattr::get_at(dir, name, attribute.as_str());
-                found.is_ok_and(|found| found.as_deref() == Some(value))
-            };
-            NAMES.contains(&what) || what == "opaque" && !has_value(whiteout::OPAQUE_VALUE)
-        };
-        found.iter().filter(is_foreign).cloned().collect()
+            if NAMES.contains(&what) || what == "opaque" && !says_opaque(dir, name, attribute)? {
+                foreign.push(attribute.clone());
+            }
+        }
+        Ok(foreign)
     }
 
-    pub(super) fn is_opaque(&self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
-        let value = xattr::get_at(dir, name, self.namespace.opaque());
-        value.is_ok_and(|value| value.as_deref() == Some(whiteout::OPAQUE_VALUE))
+    pub(super) fn is_opaque(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
+        says_opaque(dir, name, self.namespace.opaque())
     }
 
     /// Whether a directory above `path` in a tree is opaque, or no directory, and so hides everything below it.
@@ -84,11 +82,20 @@ impl Marks {
             };
             let stat = at::lstat_at(dir.as_fd(), name).during(DOING)?;
             if stat.is_some_and(|stat| kind(&stat) != FileType::Directory)
-                || self.is_opaque(dir.as_fd(), name)
+                || self.is_opaque(dir.as_fd(), name)?
             {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+}
+
+/// Whether an attribute of `name` says that it is an opaque directory; not if it cannot be read for good.
+fn says_opaque(dir: BorrowedFd<'_>, name: &[u8], attribute: &str) -> Result<bool> {
+    match xattr::get_at(dir, name, attribute).during("reading an attribute of a file of the layer") {
+        Ok(value) => Ok(value.as_deref() == Some(whiteout::OPAQUE_VALUE)),
+        Err(error) if error.is_passing() => Err(error),
+        Err(_unreadable) => Ok(false),
     }
 }

@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::{self, TempDir};
 use crate::sys::btrfs::SnapshotChanges;
+use crate::sys::presence::lstat_if_there;
 use crate::sys::tree;
 
 impl Driver for Btrfs {
@@ -69,7 +70,7 @@ impl Driver for Btrfs {
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
         // That of another store stays.
         let place = self.home.place(id)?;
-        if rustix::fs::lstat(&place).is_err() {
+        if lstat_if_there(&place)?.is_none() {
             return Ok(None);
         }
         let mut temp = TempDir::create(&self.home.temp_dirs())?;
@@ -84,8 +85,8 @@ impl Driver for Btrfs {
         self.limits.forget(id)
     }
 
-    fn exists(&self, id: &str) -> bool {
-        self.home.find(id).is_ok()
+    fn exists(&self, id: &str) -> Result<bool> {
+        tree_home::is_found(self.home.find(id))
     }
 
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
@@ -123,7 +124,7 @@ impl Driver for Btrfs {
         Ok(())
     }
 
-    fn mount_state(&self, target: &Path) -> MountState {
+    fn mount_state(&self, target: &Path) -> Result<MountState> {
         tree_home::mount_state(target)
     }
 

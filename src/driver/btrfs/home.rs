@@ -10,6 +10,7 @@ use crate::driver::copy::{self, CopyOptions};
 use crate::driver::tree_home::{TreeHome, own_empty_root};
 use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
+use crate::sys::presence::lstat_if_there;
 use crate::sys::{at, btrfs, selinux};
 
 /// The directory of the layers.
@@ -67,7 +68,7 @@ fn unlabelled_subvolume(
 
 /// Moves what is at the place of a layer away: it belongs to a layer that was never recorded.
 pub(super) fn clear_place(home: &TreeHome, place: &Path, temp: &mut Option<TempDir>) -> Result<()> {
-    if rustix::fs::lstat(place).is_err() {
+    if lstat_if_there(place)?.is_none() {
         return Ok(());
     }
     let temp = match temp {

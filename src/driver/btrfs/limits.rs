@@ -153,10 +153,12 @@ impl Limits {
     }
 
     /// Removes the files of layers that are not there.
-    pub(super) fn remove_strays(&self, is_there: impl Fn(&str) -> bool) -> Result<()> {
+    pub(super) fn remove_strays(&self, is_there: impl Fn(&str) -> Result<bool>) -> Result<()> {
         for entry in list_dir_if_there(&self.dir)? {
             let name = entry?.file_name();
-            if let Some(id) = name.to_str().filter(|id| check_id(id).is_ok() && !is_there(id)) {
+            if let Some(id) = name.to_str().filter(|id| check_id(id).is_ok())
+                && !is_there(id)?
+            {
                 self.forget(id)?;
             }
         }

@@ -14,6 +14,7 @@ use crate::driver::tree_home::TreeHome;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::at;
+use crate::sys::presence;
 
 /// The driver's name, and that of its directory.
 pub(super) const NAME: &str = "btrfs";
@@ -32,8 +33,8 @@ impl Btrfs {
         let options = BtrfsOptions::parse(&config.options)?;
         let path = config.root.join(NAME);
         // The graph root may have to be made.
-        let is_there = |dir: &&Path| dir.exists();
-        let above = path.ancestors().skip(1).find(is_there).unwrap_or(&path);
+        let above = path.parent().map(presence::first_above).transpose()?.flatten();
+        let above = above.unwrap_or(&path);
         if FilesystemType::of(above)?.name() != NAME {
             let what = format!("{path:?} is not on a btrfs filesystem");
             let source = "prerequisites for driver not satisfied (wrong filesystem?)";

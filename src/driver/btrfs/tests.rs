@@ -232,7 +232,7 @@ fn a_layer_that_is_no_subvolume_is_copied() {
         .copy_layer("elsewhere", Copied::Tree { durable: true })
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreIsReadOnly);
-    assert!(driver.defer_remove("elsewhere").unwrap().is_none() && driver.exists("elsewhere"));
+    assert!(driver.defer_remove("elsewhere").unwrap().is_none() && driver.exists("elsewhere").unwrap());
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn limits_have_a_default_and_a_least() {
         let error = Arc::clone(&driver).stage(None, &container(size)).unwrap_err();
         assert!(error.chain().contains(text), "{}", error.chain());
     }
-    assert!(!driver.exists("b"));
+    assert!(!driver.exists("b").unwrap());
     let many = CreateOptions {
         storage_opt: [("inodes".into(), "5".into())].into(),
         ..CreateOptions::default()

@@ -22,6 +22,7 @@ use crate::driver::overlay::link_files::{exists, open_tree};
 use crate::driver::overlay::repair::{dangling, remove_dangling};
 use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::stores::{Lower, generations};
+use crate::driver::tree_home::is_found;
 use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::{self, StagingLock};
@@ -101,8 +102,8 @@ impl Driver for Overlay {
         self.remove_layer_in_place(id)
     }
 
-    fn exists(&self, id: &str) -> bool {
-        self.stores.require(id).is_ok()
+    fn exists(&self, id: &str) -> Result<bool> {
+        is_found(self.stores.require(id))
     }
 
     fn list(&self) -> Result<Vec<Entry>> {
@@ -185,14 +186,20 @@ impl Driver for Overlay {
         self.unmount_whole(id)
     }
 
-    fn mount_state(&self, target: &Path) -> MountState {
-        if is_live_mount(target).unwrap_or(false) {
-            MountState::Here
-        } else if is_mounted_elsewhere(target) {
-            MountState::Elsewhere
-        } else {
-            MountState::Nowhere
-        }
+    fn mount_state(&self, target: &Path) -> Result<MountState> {
+        use std::io::ErrorKind::{NotADirectory, NotConnected, NotFound};
+        let is_here = match is_live_mount(target) {
+            // There is no such directory, or the program that served the mount has died.
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory | NotConnected) => false,
+            looked => looked.at("looking for a mount at", target)?,
+        };
+        Ok(match is_here {
+            true => MountState::Here,
+            false if is_mounted_elsewhere(target).at("looking in other mount namespaces for", target)? => {
+                MountState::Elsewhere
+            }
+            false => MountState::Nowhere,
+        })
     }
 
     fn mount_private(&self, id: &str) -> Result<OwnedFd> {

@@ -17,6 +17,7 @@ use crate::driver::overlay::state::Overlay;
 use crate::driver::overlay::survey::read_links;
 use crate::error::{Error, IoContext as _, Result};
 use crate::lock::temp_dir::TempDir;
+use crate::sys::presence::lstat_if_there;
 use crate::sys::tree;
 
 impl Overlay {
@@ -84,7 +85,7 @@ impl Overlay {
     pub(super) fn remove_layer(&self, id: &str) -> Result<Option<TempDir>> {
         check_id(id)?;
         for home in self.stores.writable() {
-            if home.join(id).symlink_metadata().is_ok() {
+            if lstat_if_there(&home.join(id))?.is_some() {
                 return self.clear_place(home, id).map(Some);
             }
         }

@@ -1,6 +1,6 @@
 //! Mounting a layer at its mount target, and unmounting it. Uses are counted per process.
 
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -23,6 +23,7 @@ use crate::driver::overlay::stores::{self, Located, Lower, generations};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMappings, Owner};
 use crate::sys::mount::{make_private, unmount_lazily};
+use crate::sys::presence::lstat_if_there;
 use crate::sys::{make_private_subdir, privilege, tree};
 use crate::whiteout::Namespace;
 
@@ -327,10 +328,10 @@ impl Overlay {
 /// Replaces a mount point by a new directory: other mount namespaces may still have the mount on the old one, and a layer
 /// with a mount point in use cannot be removed.
 fn replace_target(merged: &Path, fresh: &Path) -> Result<()> {
-    let Ok(stat) = merged.symlink_metadata() else {
+    let Some(stat) = lstat_if_there(merged)? else {
         return Ok(());
     };
-    let (uid, gid) = (stat.uid(), stat.gid());
+    let (uid, gid) = (stat.st_uid, stat.st_gid);
     ensure_dir(fresh, Owner { uid, gid })?;
     rustix::fs::renameat(CWD, fresh, CWD, merged).at("replacing mount point", merged)
 }

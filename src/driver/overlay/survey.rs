@@ -71,7 +71,7 @@ impl List {
         }
     }
 
-    fn read(content: Result<Option<String>>, parse: fn(&str) -> Result<Vec<&str>>) -> Self {
+    fn read(content: Result<Option<String>>, parse: fn(&str) -> Result<Vec<&str>>) -> Result<Self> {
         let parsed = content.and_then(|content| {
             let Some(content) = content else {
                 return Ok(Self::Missing);
@@ -80,10 +80,7 @@ impl List {
                 parse(&content)?.into_iter().map(str::to_owned).collect(),
             ))
         });
-        parsed.unwrap_or_else(|error| {
-            tracing::warn!("{}", error.chain());
-            Self::Unreadable
-        })
+        Ok(unless_damaged(parsed)?.unwrap_or(Self::Unreadable))
     }
 }
 
@@ -246,9 +243,9 @@ impl SurveyedHome {
             let Ok(id) = entry.file_name().into_string() else {
                 continue;
             };
-            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let is_dir = entry.file_type().at("listing", dir)?.is_dir();
             if layout::kind_of(&id, is_dir) == EntryKind::Layer {
-                layers.insert(id, SurveyedLayer::read(&entry.path()));
+                layers.insert(id, SurveyedLayer::read(&entry.path())?);
             }
         }
         Ok(Self {
@@ -274,6 +271,8 @@ pub(super) fn read_links(home: &Path) -> Result<BTreeMap<Vec<u8>, Option<String>
                 let id = layout::parse_link_target(&target).map(str::to_owned);
                 found.insert(name.as_bytes().to_owned(), id);
             }
+            Err(Errno::NOENT) => {}
+            Err(error) if error != Errno::INVAL => return Err(error).at("reading link", links.join(name)),
             Err(error) => {
                 tracing::warn!(link = ?name, %error, "an entry of the directory of link IDs is no symbolic link");
             }
@@ -283,19 +282,28 @@ pub(super) fn read_links(home: &Path) -> Result<BTreeMap<Vec<u8>, Option<String>
 }
 
 impl SurveyedLayer {
-    fn read(dir: &Path) -> Self {
-        let link = read_link_name(dir).unwrap_or_else(|error| {
-            tracing::warn!("{}", error.chain());
-            None
-        });
-        let lower = List::read(read_lower(dir), layout::parse_lower);
-        let lower_layers = List::read(read_lower_layers(dir), layout::parse_lower_layers);
+    fn read(dir: &Path) -> Result<Self> {
+        let link = unless_damaged(read_link_name(dir))?.flatten();
+        let lower = List::read(read_lower(dir), layout::parse_lower)?;
+        let lower_layers = List::read(read_lower_layers(dir), layout::parse_lower_layers)?;
         let listed = !lower.names().is_empty() || !lower_layers.names().is_empty();
-        Self {
+        Ok(Self {
             link,
             lower,
             lower_layers,
-            whole: listed || exists(&dir.join("empty")).unwrap_or(false),
+            whole: listed || exists(&dir.join("empty"))?,
+        })
+    }
+}
+
+/// What was read; `None` if it is damaged. What could not be looked at may be whole: another one would be written in its place.
+fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.may_pass() => Err(error),
+        Err(error) => {
+            tracing::warn!("{}", error.chain());
+            Ok(None)
         }
     }
 }

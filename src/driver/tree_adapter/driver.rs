@@ -16,6 +16,7 @@ use crate::driver::{tree_home, unpack_dir};
 use crate::error::{ErrorKind, Result, ResultExt as _};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::{self, TempDir};
+use crate::sys::presence::lstat_if_there;
 
 impl Driver for TreeAdapter {
     fn name(&self) -> &'static str {
@@ -62,7 +63,7 @@ impl Driver for TreeAdapter {
     fn defer_remove(&self, id: &str) -> Result<Option<TempDir>> {
         // That of another store stays.
         let place = self.home.place(id)?;
-        if rustix::fs::lstat(&place).is_err() {
+        if lstat_if_there(&place)?.is_none() {
             return Ok(None);
         }
         let mut temp = self.temp_dir()?;
@@ -75,8 +76,8 @@ impl Driver for TreeAdapter {
         self.calls.delete(&place)
     }
 
-    fn exists(&self, id: &str) -> bool {
-        self.home.find(id).is_ok()
+    fn exists(&self, id: &str) -> Result<bool> {
+        tree_home::is_found(self.home.find(id))
     }
 
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
@@ -111,7 +112,7 @@ impl Driver for TreeAdapter {
         Ok(())
     }
 
-    fn mount_state(&self, target: &Path) -> MountState {
+    fn mount_state(&self, target: &Path) -> Result<MountState> {
         tree_home::mount_state(target)
     }
 

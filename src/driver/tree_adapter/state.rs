@@ -16,6 +16,7 @@ use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::lock::temp_dir::TempDir;
 use crate::options::driver::OptionString;
 use crate::sys::mount::is_mount_point;
+use crate::sys::presence;
 use crate::sys::{at, list_dir_if_there, make_private_dir};
 
 /// The directory of the layers.
@@ -40,7 +41,7 @@ pub(crate) fn marked_homes(root: &Path) -> Result<Vec<String>> {
     for entry in list_dir_if_there(root)? {
         let name = entry?.file_name();
         if let Some(name) = name.to_str()
-            && root.join(name).join(MARK).is_file()
+            && presence::is_file(&root.join(name).join(MARK))?
         {
             names.push(name.to_owned());
         }
@@ -56,11 +57,11 @@ impl TreeAdapter {
         let image_stores = image_stores(name, &config.options)?;
         let path = config.root.join(name);
         // The graph root may have to be made.
-        let is_there = |dir: &&Path| dir.exists();
-        let above = path.ancestors().skip(1).find(is_there).unwrap_or(&path);
+        let above = path.parent().map(presence::first_above).transpose()?.flatten();
+        let above = above.unwrap_or(&path);
         calls.probe(above)?;
         let mark = path.join(MARK);
-        if !mark.is_file() {
+        if !presence::is_file(&mark)? {
             make_private_dir(&path)?;
             let mut entries = std::fs::read_dir(&path).at("listing", &path)?;
             if entries.next().is_some() {

@@ -10,12 +10,15 @@ use crate::driver::contract::{
     MountOptions, MountState, Staged,
 };
 use crate::driver::layer_copy::{Copied, LayerCopy};
+use crate::driver::tree_home::is_found;
 use crate::driver::unpack_dir;
 use crate::driver::zfs::mounting::{Access, Mounter, is_mounted};
 use crate::driver::zfs::state::{NAME, TARGETS, TEMP_DIRS, Zfs};
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::temp_dir::TempDir;
+use crate::sys::presence::is_dir;
+use rustix::io::Errno;
 
 impl Driver for Zfs {
     fn name(&self) -> &'static str {
@@ -65,8 +68,8 @@ impl Driver for Zfs {
         self.remove_now(id)
     }
 
-    fn exists(&self, id: &str) -> bool {
-        self.find(id).is_ok()
+    fn exists(&self, id: &str) -> Result<bool> {
+        is_found(self.find(id))
     }
 
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
@@ -121,14 +124,19 @@ impl Driver for Zfs {
         self.unmount_whole(id)
     }
 
-    fn mount_state(&self, target: &Path) -> MountState {
+    fn mount_state(&self, target: &Path) -> Result<MountState> {
         let is_unused = || self.shared.unused().iter().any(|unused| unused == target);
-        match is_mounted(target) {
-            Ok(true) if !is_unused() => MountState::Here,
+        let mounted = match is_mounted(target) {
+            // The daemon that served it is dead.
+            Err(error) if error.has_errno(Errno::NOTCONN) => return Ok(MountState::Nowhere),
+            mounted => mounted?,
+        };
+        Ok(match mounted && !is_unused() {
+            true => MountState::Here,
             // Another mount namespace may have a mount, unless it is that of the daemon.
-            Ok(_) if self.mounter == Mounter::Kernel && target.is_dir() => MountState::Elsewhere,
-            _ => MountState::Nowhere,
-        }
+            false if self.mounter == Mounter::Kernel && is_dir(target)? => MountState::Elsewhere,
+            false => MountState::Nowhere,
+        })
     }
 
     fn mount_private(&self, id: &str) -> Result<OwnedFd> {

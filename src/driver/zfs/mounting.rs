@@ -203,7 +203,14 @@ pub(super) fn make_target(target: &Path) -> Result<()> {
 /// Whether something is mounted at a target that may not be there.
 pub(super) fn is_mounted(target: &Path) -> Result<bool> {
     match is_mount_point(target) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(false)
+        }
         looked => looked.at("looking for a mount at", target),
     }
 }

@@ -9,6 +9,7 @@ use crate::driver::layer_id;
 use crate::error::{ErrorKind, IoContext as _, Result};
 use crate::sys::at;
 use crate::sys::mount::type_and_source;
+use crate::sys::presence;
 
 /// Longest name of a dataset or snapshot.
 const MAX_LENGTH: usize = 255;
@@ -66,8 +67,7 @@ impl Root {
     /// [`ErrorKind::NotSupported`] if it is in none.
     pub(super) fn of(root: &Path) -> Result<Self> {
         // It may have to be made.
-        let is_there = |dir: &&Path| dir.exists();
-        let above = root.ancestors().find(is_there).unwrap_or(root);
+        let above = presence::first_above(root)?.unwrap_or(root);
         let dir = at::open_dir(above).at("opening", above)?;
         let found = type_and_source(dir.as_fd()).at("looking up the file system of", above)?;
         match found {

@@ -2,8 +2,10 @@
 
 use crate::driver::contract::{Leftover, LeftoverKind};
 use crate::driver::zfs::state::Zfs;
+use crate::error::IoContext as _;
 use crate::error::Result;
 use crate::lock::temp_dir;
+use crate::sys::mount::mounts_below;
 
 impl Zfs {
     /// The temporary directories whose locks are free.
@@ -20,7 +22,7 @@ impl Zfs {
         let dirs = temp_dir::recover_with(&self.temp_dirs(), &mut |number| {
             let dir = self.temp_dirs().join(format!("temp-dir-{number}"));
             // The daemon does not survive that files in it are open when this is detached; those of a killed process are not.
-            for mounted in crate::sys::mount::mounts_below(&dir).unwrap_or_default() {
+            for mounted in mounts_below(&dir).during("reading the table of mounts")? {
                 self.mounter.unmount(&mounted)?;
             }
             // Listed while the lock is held: what has its number is changed by nobody else then.

@@ -100,7 +100,7 @@ impl Store {
         if options.layer_data {
             for key in &row.big_data_names {
                 let opened = self.open_layer_item(Arc::clone(row), home, key).await;
-                let found = data::of_layer(key, opened).await;
+                let found = data::of_layer(key, opened).await?;
                 // Whoever needs it next makes it.
                 let is_remade = |problem: &Problem| key == CACHE_KEY && data::is_missing(problem);
                 result
@@ -115,10 +115,10 @@ impl Store {
             let (id, options) = (row.id.clone(), Needs::LAYERS.with_graph());
             let mounted = self.step(options, move |held| {
                 let driver = &held.layers()?.driver;
-                files_of(&id, driver.mount_private(&id)).map(drop)
+                Ok(files_of(&id, driver.mount_private(&id)).map(drop))
             });
-            if let Err(error) = mounted.await {
-                let reason = error.chain().to_string();
+            if let Err(error) = mounted.await? {
+                let reason = data::reason(error)?;
                 result.problems.push(Problem::NotMountable { reason });
             }
         }
@@ -206,8 +206,9 @@ impl Store {
             result.problems.push(Problem::InvalidDigest { text, reason });
             return Ok(());
         };
-        let unreadable = |error: &Error| Problem::DiffUnreadable {
-            reason: error.chain().to_string(),
+        let unreadable = |error: Error| {
+            let reason = data::reason(error)?;
+            Ok::<_, Error>(Problem::DiffUnreadable { reason })
         };
         let (tar_split, trees, own, comparing) = match self.open_stream(home, row).await {
             Ok(Source::TarSplit {
@@ -225,12 +226,12 @@ impl Store {
                     Ok((digest, size)) => {
                         compare_stream(row, expected, Some(digest), Some(size), &mut result.problems);
                     }
-                    Err(error) => result.problems.push(unreadable(&error)),
+                    Err(error) => result.problems.push(unreadable(error)?),
                 }
                 return Ok(());
             }
             Err(error) => {
-                result.problems.push(unreadable(&error));
+                result.problems.push(unreadable(error)?);
                 return Ok(());
             }
         };
@@ -240,12 +241,12 @@ impl Store {
         let mut content = match read_to_end(reading, &row.id, options).await {
             Ok(content) => content,
             Err(error) => {
-                result.problems.push(unreadable(&error));
+                result.problems.push(unreadable(error)?);
                 return Ok(());
             }
         };
         if content.expected.is_none() && !content.damaged.is_empty() {
-            content.expected = self.tree_of_headers(home, row, options).await;
+            content.expected = self.tree_of_headers(home, row, options).await?;
         }
         for file in &content.damaged {
             // The Go library does not keep what a later entry of the same archive replaces.
@@ -268,7 +269,7 @@ impl Store {
             let compared = compare_tree(own.dir, Arc::new(expected), *comparing, Some(marks)).await;
             match compared {
                 Ok(compared) => tell_differences(&compared, &mut result.problems),
-                Err(error) => result.problems.push(unreadable(&error)),
+                Err(error) => result.problems.push(unreadable(error)?),
             }
         }
         Ok(())

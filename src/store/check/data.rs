@@ -18,15 +18,25 @@ fn problem(key: &str, problem: DataProblem) -> Problem {
     Problem::Data { key, problem }
 }
 
-fn failure(key: &str, error: &Error) -> Problem {
-    let reason = || error.chain().to_string();
-    problem(
-        key,
-        match error.kind() {
-            ErrorKind::NotFound => DataProblem::Missing,
-            _ => DataProblem::Unreadable { reason: reason() },
+/// Why something cannot be read, if that is wrong with it.
+///
+/// # Errors
+/// What says nothing of it: an item that a check was not able to look at is not damaged.
+pub(super) fn reason(error: Error) -> Result<String> {
+    match error.is_passing() {
+        true => Err(error),
+        false => Ok(error.chain()),
+    }
+}
+
+fn failure(key: &str, error: Error) -> Result<Problem> {
+    let found = match error.kind() {
+        ErrorKind::NotFound => DataProblem::Missing,
+        _ => DataProblem::Unreadable {
+            reason: reason(error)?,
         },
-    )
+    };
+    Ok(problem(key, found))
 }
 
 /// Whether an item is not there.
@@ -41,40 +51,49 @@ pub(super) fn is_missing(problem: &Problem) -> bool {
 }
 
 /// What is wrong with an item of a layer, of which the record tells neither size nor digest.
-pub(super) async fn of_layer(key: &str, opened: Result<BigDataReader>) -> Option<Problem> {
+pub(super) async fn of_layer(key: &str, opened: Result<BigDataReader>) -> Result<Option<Problem>> {
     let mut reader = match opened {
         Ok(reader) => reader,
-        Err(error) => return Some(failure(key, &error)),
+        Err(error) => return failure(key, error).map(Some),
     };
     let mut buffer = vec![0; READ_SIZE];
     loop {
         match reader.read(&mut buffer).await {
-            Ok(0) => return None,
+            Ok(0) => return Ok(None),
             Ok(_) => {}
             Err(error) => {
-                let reason = error.to_string();
-                return Some(problem(key, DataProblem::Unreadable { reason }));
+                let unreadable = DataProblem::Unreadable {
+                    reason: error.to_string(),
+                };
+                reason(Error::io("reading an item", error))?;
+                return Ok(Some(problem(key, unreadable)));
             }
         }
     }
 }
 
 /// What is wrong with an item of an image or container. What the record does not tell is not compared.
-pub(super) async fn of_record<R: Items>(row: &R, key: &str, content: Result<Bytes>) -> Option<Problem> {
+pub(super) async fn of_record<R: Items>(
+    row: &R,
+    key: &str,
+    content: Result<Bytes>,
+) -> Result<Option<Problem>> {
     let content = match content {
         Ok(content) => content,
-        Err(error) => return Some(failure(key, &error)),
+        Err(error) => return failure(key, error).map(Some),
     };
     let (_, sizes, digests) = row.items();
     let found = content.len() as u64;
     if let Some(expected) = sizes.get(key).copied()
         && u64::try_from(expected) != Ok(found)
     {
-        return Some(problem(key, DataProblem::Size { expected, found }));
+        return Ok(Some(problem(key, DataProblem::Size { expected, found })));
     }
-    let expected = digests.get(key)?.valid()?.clone();
+    let Some(expected) = digests.get(key).and_then(|digest| digest.valid()).cloned() else {
+        return Ok(None);
+    };
     if has_own_digest(key, &content) {
-        return None;
+        return Ok(None);
     }
     let like = expected.clone();
     let hash = move || {
@@ -82,11 +101,9 @@ pub(super) async fn of_record<R: Items>(row: &R, key: &str, content: Result<Byte
         hasher.update(&content);
         Ok(hasher.finish())
     };
-    match bridge::run(hash).await {
-        Ok(found) if found == expected => None,
-        Ok(found) => Some(problem(key, DataProblem::Digest { expected, found })),
-        Err(error) => Some(failure(key, &error)),
-    }
+    let found = bridge::run(hash).await?;
+    let is_same = found == expected;
+    Ok((!is_same).then(|| problem(key, DataProblem::Digest { expected, found })))
 }
 
 /// Whether the digest of an item is not that of its bytes: that of a manifest of the first schema leaves out signatures.

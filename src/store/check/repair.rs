@@ -63,6 +63,24 @@ fn is_only_without_layers(findings: &[&Finding]) -> bool {
     findings.iter().any(lacks) && findings.iter().all(follows)
 }
 
+/// What was looked up by its ID; `None` if there is no record of it.
+fn known<T>(found: Result<T>) -> Result<Option<T>> {
+    const UNKNOWN: [ErrorKind; 3] = [
+        ErrorKind::LayerUnknown,
+        ErrorKind::ImageUnknown,
+        ErrorKind::ContainerUnknown,
+    ];
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if UNKNOWN.contains(&error.kind()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_known<T>(found: Result<T>) -> Result<bool> {
+    Ok(known(found)?.is_some())
+}
+
 /// # Repair
 impl Store {
     /// Removes the damaged items of a report, and what cannot exist without them: containers if the options say so, images
@@ -317,7 +335,7 @@ impl Store {
         match item.kind {
             ItemKind::Container => {
                 if options.dry_run {
-                    return Ok(self.container(id).await.is_ok());
+                    return is_known(self.container(id).await);
                 }
                 let kinds = [ErrorKind::NotAContainer, ErrorKind::ContainerUnknown];
                 let deleted = self.delete_container(id).await;
@@ -325,7 +343,7 @@ impl Store {
             }
             ItemKind::Image => {
                 if options.dry_run {
-                    return Ok(self.image(id).await.is_ok());
+                    return is_known(self.image(id).await);
                 }
                 let kinds = [ErrorKind::NotAnImage, ErrorKind::ImageUnknown];
                 let deleted = self
@@ -346,7 +364,7 @@ impl Store {
                     return Ok(true);
                 }
                 if options.dry_run {
-                    return Ok(self.layer(id).await.is_ok());
+                    return is_known(self.layer(id).await);
                 }
                 let kinds = [ErrorKind::NotALayer, ErrorKind::LayerUnknown];
                 let deleted = self.delete_layer(id).await;
@@ -359,19 +377,19 @@ impl Store {
     async fn identity(&self, item: &CheckedItem) -> Result<Option<Identity>> {
         let (id, dirs) = (item.id.as_str(), self.inner.dirs.clone());
         match item.kind {
-            ItemKind::Layer => match self.layer(id).await {
-                Ok(layer) => bridge::run(move || Ok(Some(Identity::of_layer(layer.row(), &dirs)))).await,
-                Err(_) => Ok(None),
+            ItemKind::Layer => match known(self.layer(id).await)? {
+                Some(layer) => bridge::run(move || Ok(Some(Identity::of_layer(layer.row(), &dirs)))).await,
+                None => Ok(None),
             },
-            ItemKind::Image => match self.image(id).await {
-                Ok(image) => bridge::run(move || Ok(Some(Identity::of_image(image.row(), &dirs)))).await,
-                Err(_) => Ok(None),
+            ItemKind::Image => match known(self.image(id).await)? {
+                Some(image) => bridge::run(move || Ok(Some(Identity::of_image(image.row(), &dirs)))).await,
+                None => Ok(None),
             },
-            ItemKind::Container => match self.container(id).await {
-                Ok(container) => {
+            ItemKind::Container => match known(self.container(id).await)? {
+                Some(container) => {
                     bridge::run(move || Ok(Some(Identity::of_container(container.row(), &dirs)))).await
                 }
-                Err(_) => Ok(None),
+                None => Ok(None),
             },
         }
     }
@@ -388,17 +406,12 @@ impl Store {
 
     /// Whether an item has no record any more, after something has failed. What is incomplete goes now.
     async fn is_gone(&self, item: &CheckedItem) -> bool {
-        let error = match item.kind {
-            ItemKind::Layer => self.layer(&item.id).await.err(),
-            ItemKind::Image => self.image(&item.id).await.err(),
-            ItemKind::Container => self.container(&item.id).await.err(),
+        let found = match item.kind {
+            ItemKind::Layer => is_known(self.layer(&item.id).await),
+            ItemKind::Image => is_known(self.image(&item.id).await),
+            ItemKind::Container => is_known(self.container(&item.id).await),
         };
-        let unknown = [
-            ErrorKind::LayerUnknown,
-            ErrorKind::ImageUnknown,
-            ErrorKind::ContainerUnknown,
-        ];
-        error.is_some_and(|error| unknown.contains(&error.kind()))
+        matches!(found, Ok(false))
     }
 
     /// Removes a layer that only the driver has.
@@ -415,14 +428,14 @@ impl Store {
 
     /// The image of a container, its layer, and the layers below both.
     async fn needs_of_container(&self, id: &str) -> Result<Vec<String>> {
-        let Ok(container) = self.container(id).await else {
+        let Some(container) = known(self.container(id).await)? else {
             return Ok(Vec::new());
         };
         let mut needed = Vec::new();
         let mut tops = vec![container.layer_id().to_owned()];
         if let Some(image) = container.image_id() {
             needed.push(image.to_owned());
-            if let Ok(image) = self.image(image).await {
+            if let Some(image) = known(self.image(image).await)? {
                 let copies = image.mapped_top_layers().iter().map(String::as_str);
                 tops.extend(image.top_layer().into_iter().chain(copies).map(str::to_owned));
             }
@@ -430,7 +443,7 @@ impl Store {
         for top in tops {
             let mut next = Some(top);
             while let Some(id) = next.take().filter(|id| !needed.contains(id)) {
-                if let Ok(layer) = self.layer(&id).await {
+                if let Some(layer) = known(self.layer(&id).await)? {
                     next = layer.parent().map(str::to_owned);
                 }
                 needed.push(id);

@@ -97,7 +97,8 @@ impl Store {
     ///
     /// # Errors
     /// [`ErrorKind::LoadError`](crate::ErrorKind::LoadError), [`ErrorKind::Io`](crate::ErrorKind::Io) and others, if records
-    /// cannot be read or locked. Damage is no error.
+    /// cannot be read or locked, or if contents cannot be looked at for what says nothing of them, as when the process has too
+    /// many files open. Damage is no error.
     ///
     /// # Cancellation
     /// The check ends with the steps that are running.
@@ -136,8 +137,8 @@ impl Store {
                 .sum(),
         });
         let mut layers = self.check_layers(&survey, &options, &known).await?;
-        let mut images = self.check_image_data(&survey, &options).await;
-        let mut containers = self.check_container_data(&survey, &options).await;
+        let mut images = self.check_image_data(&survey, &options).await?;
+        let mut containers = self.check_container_data(&survey, &options).await?;
         drop(survey);
         let survey = Survey::of(self).await?;
         let mut findings = Findings::default();
@@ -225,34 +226,38 @@ impl Store {
         Ok(found)
     }
 
-    async fn check_image_data(&self, survey: &Survey, options: &CheckOptions) -> Found<ImageRow> {
+    async fn check_image_data(&self, survey: &Survey, options: &CheckOptions) -> Result<Found<ImageRow>> {
         let mut found = Found::default();
         for (home, row) in survey.images.iter().filter(|_| options.image_data) {
             let mut problems = Vec::new();
             for key in &row.big_data_names {
                 let content = self.image_item(row, *home, key).await;
-                problems.extend(data::of_record(&**row, key, content).await);
+                problems.extend(data::of_record(&**row, key, content).await?);
             }
             found.add(&row.id, row, problems);
         }
-        found
+        Ok(found)
     }
 
     async fn image_item(&self, row: &ImageRow, home: StoreOrigin, key: &str) -> Result<Bytes> {
         self.read_image_item(row, home, key).await.map(Bytes::from)
     }
 
-    async fn check_container_data(&self, survey: &Survey, options: &CheckOptions) -> Found<ContainerRow> {
+    async fn check_container_data(
+        &self,
+        survey: &Survey,
+        options: &CheckOptions,
+    ) -> Result<Found<ContainerRow>> {
         let mut found = Found::default();
         for row in survey.containers.iter().filter(|_| options.container_data) {
             let container = Container::new(row);
             let mut problems = Vec::new();
             for key in &row.big_data_names {
                 let content = self.read_container_item(&container, key).await;
-                problems.extend(data::of_record(&**row, key, content).await);
+                problems.extend(data::of_record(&**row, key, content).await?);
             }
             found.add(&row.id, row, problems);
         }
-        found
+        Ok(found)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::bridge;
 use crate::driver::{Standing, StandingDamage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::temp_dir;
 use crate::record::container::ContainerRow;
 use crate::record::image::ImageRow;
@@ -23,6 +23,7 @@ use crate::store::dirs::Dirs;
 use crate::store::evidence::{containers_of_other_mode, layers_of_other_mode};
 use crate::store::inner::StoreOrigin;
 use crate::sys::at;
+use crate::sys::presence::is_there;
 
 /// See the module's head. Of items with one ID in several stores only the first is there, which is the one that is used.
 pub(super) struct Survey {
@@ -177,11 +178,16 @@ impl Survey {
             let is_lost = |id: &str| {
                 let is_used = of_images.contains(id) || of_containers.contains(id);
                 let has_files = || {
-                    dirs.layers().join(format!("{id}{TAR_SPLIT}")).exists() || dirs.layers().join(id).exists()
+                    let tar_split = dirs.layers().join(format!("{id}{TAR_SPLIT}"));
+                    Ok::<_, Error>(is_there(&tar_split)? || is_there(&dirs.layers().join(id))?)
                 };
-                !layers.contains(id) && !other_layers.contains(id) && (is_used || has_files())
+                let has_record = layers.contains(id) || other_layers.contains(id);
+                Ok::<_, Error>(!has_record && (is_used || has_files()?))
             };
-            let lost_layers = found.iter().any(|id| is_lost(id));
+            let mut lost_layers = false;
+            for id in &found {
+                lost_layers = lost_layers || is_lost(id)?;
+            }
             let layers = layers
                 .into_iter()
                 .chain(other_layers.iter().map(String::as_str))
@@ -226,10 +232,11 @@ impl Survey {
                 .into_iter()
                 .filter(|(file, evidence)| *evidence && says_nothing(file));
             survey.lost = lost.map(|(file, _)| file).collect();
-            survey.absent = additional
-                .into_iter()
-                .filter(|dir| !dir.join("layers.json").exists())
-                .collect();
+            for dir in additional {
+                if !is_there(&dir.join("layers.json"))? {
+                    survey.absent.push(dir);
+                }
+            }
             survey.unaccounted = unaccounted;
             survey.identities = survey.identify(&dirs);
             survey.strays = strays;

@@ -19,6 +19,7 @@ use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::Needs;
 use crate::store::check::contents::{compare_tree, comparing, read_to_end, tell_differences};
+use crate::store::check::data;
 use crate::store::check::finding::Problem;
 use crate::store::check::survey::Survey;
 use crate::store::inner::StoreOrigin;
@@ -82,7 +83,7 @@ impl Store {
             .collect();
         let mut found = HashMap::new();
         // The headers of one layer are read while the trees of others are compared.
-        let mut running: FuturesUnordered<BoxFuture<'_, Done>> = FuturesUnordered::new();
+        let mut running: FuturesUnordered<BoxFuture<'_, Result<Done>>> = FuturesUnordered::new();
         let (mut is_reading, mut compared) = (false, 0);
         loop {
             if !is_reading
@@ -92,7 +93,7 @@ impl Store {
                 is_reading = true;
                 running.push(self.read_tree(next, options).boxed());
             }
-            match running.next().await {
+            match running.next().await.transpose()? {
                 None => break,
                 Some(Done::Unknown) => is_reading = false,
                 Some(Done::Expected(row, expected)) => {
@@ -116,10 +117,10 @@ impl Store {
     }
 
     /// Finds out what is expected of a layer's complete tree.
-    async fn read_tree(&self, next: Next, options: &CheckOptions) -> Done {
+    async fn read_tree(&self, next: Next, options: &CheckOptions) -> Result<Done> {
         let (home, row) = next.layer;
-        let Some(own) = self.tree_of_headers(home, &row, options).await else {
-            return Done::Unknown;
+        let Some(own) = self.tree_of_headers(home, &row, options).await? else {
+            return Ok(Done::Unknown);
         };
         let put = move || {
             let mut tree = Arc::unwrap_or_clone(next.below);
@@ -127,23 +128,24 @@ impl Store {
             Ok(Arc::new(tree))
         };
         match bridge::run(put).await {
-            Ok(expected) => Done::Expected(row, expected),
+            Ok(expected) => Ok(Done::Expected(row, expected)),
             Err(error) => {
-                tracing::debug!(layer = &*row.id, error = %error.chain(), "the layer's tree is not compared");
-                Done::Unknown
+                let reason = data::reason(error)?;
+                tracing::debug!(layer = &*row.id, reason, "the layer's tree is not compared");
+                Ok(Done::Unknown)
             }
         }
     }
 
-    async fn compare_whole_tree(&self, row: Arc<LayerRow>, expected: Arc<ExpectedTree>) -> Done {
+    async fn compare_whole_tree(&self, row: Arc<LayerRow>, expected: Arc<ExpectedTree>) -> Result<Done> {
         let problems = match self.check_whole_tree(&row, expected).await {
             Ok(problems) => problems,
             Err(error) => {
-                let reason = error.chain().to_string();
+                let reason = data::reason(error)?;
                 vec![Problem::DiffUnreadable { reason }]
             }
         };
-        Done::Compared(row.id.to_string(), problems)
+        Ok(Done::Compared(row.id.to_string(), problems))
     }
 
     /// What the headers of a layer describe; `None` if they cannot be read.
@@ -152,16 +154,21 @@ impl Store {
         home: StoreOrigin,
         row: &LayerRow,
         options: &CheckOptions,
-    ) -> Option<ExpectedTree> {
-        let path = self.tar_split_of(home, &row.id).ok()?;
+    ) -> Result<Option<ExpectedTree>> {
+        let path = self.tar_split_of(home, &row.id)?;
         let open = move || at::open_regular(&path).at("opening", &path);
-        let tar_split = bridge::run(open).await.ok()?;
+        let tar_split = match bridge::run(open).await {
+            Ok(tar_split) => tar_split,
+            Err(error) => return data::reason(error).map(|_unreadable| None),
+        };
         let silent = CheckOptions {
             progress: None,
             ..options.clone()
         };
-        let content = read_to_end(LayerReading::headers(tar_split), &row.id, &silent).await;
-        content.ok()?.expected
+        match read_to_end(LayerReading::headers(tar_split), &row.id, &silent).await {
+            Ok(content) => Ok(content.expected),
+            Err(error) => data::reason(error).map(|_unreadable| None),
+        }
     }
 
     async fn check_whole_tree(

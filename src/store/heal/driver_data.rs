@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::driver::Standing;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::heal::usage::Usage;
 use crate::store::layer_store::locked::LayerStore;
 
@@ -25,14 +25,15 @@ impl LayerStore {
     /// Makes the driver's files of these layers anew where they do not agree with the records. Those that stand on a layer that
     /// the driver has lost are left until that is there again.
     pub(super) fn mend_standings(&self, standings: &[Standing]) -> Result<()> {
-        let is_there = |id: &String| self.driver.exists(id);
-        let standings: Vec<Standing> = standings
-            .iter()
-            .filter(|standing| is_there(&standing.id) && standing.below.iter().all(is_there))
-            .cloned()
-            .collect();
-        let damage = self.driver.examine(&standings)?;
-        let by_id: HashMap<&str, &Standing> = standings
+        let mut whole: Vec<Standing> = Vec::new();
+        for standing in standings {
+            let mut ids = std::iter::once(&standing.id).chain(&standing.below);
+            if ids.try_fold(true, |all, id| Ok::<_, Error>(all && self.driver.exists(id)?))? {
+                whole.push(standing.clone());
+            }
+        }
+        let damage = self.driver.examine(&whole)?;
+        let by_id: HashMap<&str, &Standing> = whole
             .iter()
             .map(|standing| (standing.id.as_str(), standing))
             .collect();

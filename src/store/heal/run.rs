@@ -160,7 +160,11 @@ impl Store {
                     match self.layer(item).await {
                         Ok(layer) => targets.layers.insert(layer.id().to_owned()),
                         // One without a record.
-                        Err(_) if usage.get(item).is_some() => targets.layers.insert(item.clone()),
+                        Err(error)
+                            if error.kind() == ErrorKind::LayerUnknown && usage.get(item).is_some() =>
+                        {
+                            targets.layers.insert(item.clone())
+                        }
                         Err(error) => return Err(error),
                     };
                 }
@@ -436,6 +440,6 @@ impl Course<'_> {
     /// Whether the driver has the layer.
     async fn is_there(&self, id: &str) -> Result<bool> {
         let (driver, id) = (self.store.inner.driver(), id.to_owned());
-        crate::bridge::run(move || Ok(driver.exists(&id))).await
+        crate::bridge::run(move || driver.exists(&id)).await
     }
 }

@@ -25,6 +25,7 @@ use crate::store::layer_store::fit::merge_into;
 use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedItem, Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
+use crate::sys::presence::stat_if_there;
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
 /// are: if no record speaks of it, garbage collection removes it.
@@ -247,7 +248,8 @@ impl LayerStore {
         }
         for layer in showing {
             let counted = mounts.get(layer);
-            if counted.is_some_and(|path| self.driver.mount_state(path) != MountState::Nowhere) {
+            let counted = counted.map(|path| self.driver.mount_state(path)).transpose()?;
+            if counted.is_some_and(|state| state != MountState::Nowhere) {
                 return Ok(true);
             }
             if matches!(self.driver.own_mount_state(layer), Ok(MountState::Here)) {
@@ -271,6 +273,10 @@ impl LayerStore {
             }
             tracing::warn!(layer = id, "finishing a diff that a killed process was applying");
             if let Err(error) = self.finish_diff(&id) {
+                // What says nothing of the layer: the next one who takes the lock tries again.
+                if error.may_pass() {
+                    return Err(error.context(format!("finishing a diff of layer {id:?}")));
+                }
                 // The store stays usable.
                 tracing::warn!(layer = id, error = %error.chain(), "cannot finish a diff");
                 self.table_mut().update(&id, forget_content)?;
@@ -331,7 +337,7 @@ fn move_to_places(data: &Path, tar_split: &Path, diff: &PendingDiff) -> Result<(
         moved => moved.at("moving what waits to", to),
     };
     let waiting = data.join(WAITING);
-    if std::fs::metadata(&waiting).is_ok_and(|waiting| waiting.len() == 0) {
+    if stat_if_there(&waiting)?.is_some_and(|waiting| waiting.st_size == 0) {
         // In this order: without it nobody knows that there is to be none.
         remove_file(tar_split)?;
         remove_file(&waiting)?;

@@ -62,7 +62,7 @@ impl Unpacked {
             fitted = self.store_by_digest(driver, parent, durable);
         }
         self.fitted_to = fitted.map_err(|error| match parent {
-            Some(parent) if !driver.exists(parent) => {
+            Some(parent) if matches!(driver.exists(parent), Ok(false)) => {
                 ErrorKind::LayerUnknown.err(format!("locating parent layer {parent:?}"))
             }
             _ => error,

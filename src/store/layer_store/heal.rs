@@ -36,7 +36,7 @@ impl LayerStore {
     /// Makes an empty layer in the driver for one that has a record, if the driver has none.
     pub(crate) fn restore_directory(&mut self, id: &str) -> Result<()> {
         let row = self.get(id)?;
-        if self.driver.exists(id) {
+        if self.driver.exists(id)? {
             return Ok(());
         }
         let options = CreateOptions {

@@ -127,7 +127,8 @@ impl LayerStore {
         let known = self.counts.lock(&self.inner, counts)?.get(&row.id).cloned();
         let state = known
             .as_ref()
-            .map(|known| self.driver.mount_state(Path::new(&known.path)));
+            .map(|known| self.driver.mount_state(Path::new(&known.path)))
+            .transpose()?;
         if let (Some(known), Some(MountState::Here)) = (&known, state) {
             let count = known.count.saturating_add(1);
             self.counts
@@ -205,7 +206,7 @@ impl LayerStore {
         let mounts = self.counts.lock(&self.inner, counts)?;
         let counted = mounts.get(id).filter(|mount| mount.count > 1).cloned();
         if let Some(mount) = counted
-            && self.driver.mount_state(Path::new(&mount.path)) != MountState::Nowhere
+            && self.driver.mount_state(Path::new(&mount.path))? != MountState::Nowhere
         {
             let left = mount.count - 1;
             self.counts.set(&self.inner, counts, id, &mount.path, left)?;
@@ -280,11 +281,13 @@ impl LayerStore {
                 continue;
             }
             let mounts = self.counts.lock(&self.inner, counts)?;
-            let known = mounts.rows().filter(|mount| {
-                (counts == Counts::Additional || self.guard.get(&mount.id).is_some())
-                    && self.driver.mount_state(Path::new(&mount.path)) != MountState::Nowhere
-            });
-            mounted.extend(known.map(|mount| (mount.id.clone(), counts)));
+            for mount in mounts.rows() {
+                if (counts == Counts::Additional || self.guard.get(&mount.id).is_some())
+                    && self.driver.mount_state(Path::new(&mount.path))? != MountState::Nowhere
+                {
+                    mounted.push((mount.id.clone(), counts));
+                }
+            }
         }
         Ok(mounted)
     }

@@ -239,7 +239,7 @@ fn limits_are_quotas() {
         let error = Arc::clone(driver).stage(None, &options).unwrap_err();
         assert!(error.chain().contains(text), "{}", error.chain());
     }
-    assert!(!driver.exists("b"));
+    assert!(!driver.exists("b").unwrap());
 }
 
 /// As a copy of a template, which a record does not say to be a child.
@@ -310,7 +310,7 @@ fn what_a_killed_process_has_left_is_removed() {
         fs::write(dirs.join("lock-1"), "").unwrap();
         make();
         assert_eq!(driver.list_layers().unwrap(), ["base"], "{moment}");
-        assert!(!driver.exists("gone"), "{moment}");
+        assert!(!driver.exists("gone").unwrap(), "{moment}");
         let leftovers = driver.leftovers().unwrap();
         assert_eq!(leftovers.len(), 1, "{moment}");
         assert_eq!(leftovers[0].kind, LeftoverKind::TempDir, "{moment}");

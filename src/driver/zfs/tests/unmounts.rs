@@ -14,7 +14,7 @@ fn a_layer_is_removed_while_files_in_it_are_open() {
     setup.write("a", "file");
     let root = setup.driver.mount_private("a").unwrap();
     let temp = setup.driver.defer_remove("a").unwrap().unwrap();
-    assert!(!setup.driver.exists("a") && setup.driver.list_layers().unwrap().is_empty());
+    assert!(!setup.driver.exists("a").unwrap() && setup.driver.list_layers().unwrap().is_empty());
     assert!(setup.driver.defer_remove("a").unwrap().is_none());
     // It cannot be destroyed yet.
     drop(temp);

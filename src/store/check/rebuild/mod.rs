@@ -33,6 +33,7 @@ use futures::TryStreamExt as _;
 
 use crate::bridge::{self, run_to_completion};
 use crate::driver::{Driver, FoundLayer};
+use crate::error::IoContext as _;
 use crate::error::{Error, ErrorKind, Result};
 use crate::json;
 use crate::record::TAR_SPLIT;
@@ -348,7 +349,7 @@ fn mounts_of(examined: &Examined, found: &[FoundLayer], plan: &mut Plan) -> Resu
     }
     let mut texts: Vec<Bytes> = file.contents.rows.iter().map(|row| row.text.clone()).collect();
     let known: HashSet<&str> = file.rows().map(|row| row.id.as_str()).collect();
-    let mounted = mount::mounts_below(std::path::Path::new("/")).unwrap_or_default();
+    let mounted = mount::mounts_below(std::path::Path::new("/")).during("reading the table of mounts")?;
     let mounted: HashSet<PathBuf> = mounted.into_iter().collect();
     for layer in found.iter().filter(|layer| !known.contains(layer.id.as_str())) {
         let path = layer.dir.join("merged");
