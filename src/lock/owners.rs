@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{IoContext as _, Result};
+use crate::sys::mount_namespaces::if_shown;
 
 /// A process that holds a lock file.
 #[non_exhaustive]
@@ -46,7 +47,8 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
         }
     }
     let mut found: Vec<LockOwner> = Vec::new();
-    for entry in std::fs::read_dir("/proc").at("listing", "/proc")?.flatten() {
+    for entry in std::fs::read_dir("/proc").at("listing", "/proc")? {
+        let entry = entry.at("listing", "/proc")?;
         let Some(pid) = entry
             .file_name()
             .to_str()
@@ -55,11 +57,16 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
             continue;
         };
         // The process has ended, or belongs to another user.
-        let Ok(files) = std::fs::read_dir(entry.path().join("fdinfo")) else {
+        let shown = |path: &Path| if_shown(std::fs::read_dir(path)).at("listing", path);
+        let Some(files) = shown(&entry.path().join("fdinfo"))? else {
             continue;
         };
-        for file in files.flatten() {
-            let Ok(info) = std::fs::read_to_string(file.path()) else {
+        for file in files {
+            let Some(file) = if_shown(file).at("listing", entry.path())? else {
+                break;
+            };
+            let Some(info) = if_shown(std::fs::read_to_string(file.path())).at("reading", file.path())?
+            else {
                 continue;
             };
             let locks: Vec<bool> = info.lines().filter_map(parse).collect();
@@ -67,10 +74,9 @@ pub(crate) fn owners(paths: &[PathBuf]) -> Result<Vec<LockOwner>> {
                 continue;
             }
             // It may have been closed meanwhile.
-            let Ok(meta) = std::fs::metadata(entry.path().join("fd").join(file.file_name())) else {
-                continue;
-            };
-            let Some(path) = wanted.get(&(meta.dev(), meta.ino())) else {
+            let open = entry.path().join("fd").join(file.file_name());
+            let meta = if_shown(std::fs::metadata(&open)).at("looking at", &open)?;
+            let Some(path) = meta.and_then(|meta| wanted.get(&(meta.dev(), meta.ino()))) else {
                 continue;
             };
             for exclusive in locks {

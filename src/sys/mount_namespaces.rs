@@ -41,7 +41,7 @@ pub(crate) fn is_mounted_elsewhere(path: &Path) -> io::Result<bool> {
 }
 
 /// What `/proc` says of a process; `None` if the process has ended or is hidden from this one, or nothing is said of any.
-pub(super) fn if_shown<T>(shown: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn if_shown<T>(shown: io::Result<T>) -> io::Result<Option<T>> {
     match shown {
         Ok(shown) => Ok(Some(shown)),
         Err(error) => match Errno::from_io_error(&error) {

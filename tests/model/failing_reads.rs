@@ -15,6 +15,7 @@ use crate::every_call::{apply, container, id, image, put, put_image_layer};
 use crate::operation::Operation;
 use crate::run::{Bench, Setup};
 use crate::support::peers::PeerSet;
+use crate::support::root::TestRoot;
 use crate::support::{needs, require_driver};
 use crate::worker::{Remote, was_injected};
 
@@ -60,9 +61,11 @@ impl Tending {
 enum Call {
     /// After the store was opened.
     Run(Operation),
-    /// Opening the store, and asking for everything.
+    /// Opening the store with whatever driver is found, without what the driver has found out before, and asking for everything.
     Open,
     Tend(Tending),
+    /// As [`Call::Open`], after a process was killed while it made this call.
+    Recover(Operation),
 }
 
 /// A tracer of a process that runs.
@@ -137,6 +140,8 @@ fn fail_reads(driver: &'static str, before: &[Operation], call: &Call) -> u32 {
                 let errors = match call {
                     // A disk that does not give a content has lost it.
                     Call::Tend(Tending::Check | Tending::Repair) => &ERRORS[..3],
+                    // What may not be done is not supported.
+                    Call::Open | Call::Recover(_) => &ERRORS[..4],
                     _ => &ERRORS[..],
                 };
                 let error = errors[usize::try_from(count).unwrap() % errors.len()];
@@ -157,15 +162,27 @@ fn fail_reads(driver: &'static str, before: &[Operation], call: &Call) -> u32 {
                     process.greet();
                     let attach =
                         |id: u32| Tracer::attach(id, calls, error, &format!("{count}{more}"), &trace);
-                    let mut tracer = None;
+                    let probed = probed(&bench.root);
+                    let mut killed = None;
+                    if let Call::Recover(operation) = call {
+                        let renames = "rename,renameat,renameat2";
+                        let mut other = Remote::start_killed(&bench.root, renames, 1 + count % 8);
+                        if let Some(Ok(())) = other.try_open(&bench.location.synced()) {
+                            other.begin(operation);
+                            killed = other.end();
+                        }
+                        other.wait();
+                    }
                     if matches!(call, Call::Open) {
-                        tracer = Some(attach(process.id()));
+                        forget_probes(&bench.root);
                     }
-                    let opened = process.try_open(&bench.location.synced());
-                    if tracer.is_none() {
-                        opened.ok_or("dead")??;
-                        tracer = Some(attach(process.id()));
-                    }
+                    let (tracer, opened) = if let Call::Open | Call::Recover(_) = call {
+                        let tracer = attach(process.id());
+                        (tracer, process.try_open(&bench.location.with_any_driver()))
+                    } else {
+                        process.open(&bench.location.synced())?;
+                        (attach(process.id()), Some(Ok(())))
+                    };
                     match call {
                         Call::Run(operation) => {
                             process.begin(operation);
@@ -176,9 +193,28 @@ fn fail_reads(driver: &'static str, before: &[Operation], call: &Call) -> u32 {
                             bench.after_kill(operation, succeeded, count % 2 == 0)?;
                         }
                         Call::Open => {
+                            let seen = match opened {
+                                Some(Ok(())) => process.try_observe(),
+                                _ => None,
+                            };
                             process.kill();
                             drop(tracer);
+                            if let Some(Ok(seen)) = seen {
+                                bench.is_as_expected(&seen)?;
+                            }
+                            let wrong = probed_false(&bench.root);
+                            if wrong.iter().any(|name| !probed.contains(name)) {
+                                return Err(format!("kept as not supported: {wrong:?}"));
+                            }
                             bench.unchanged(count % 2 == 0)?;
+                        }
+                        Call::Recover(operation) => {
+                            if let Some(Ok(())) = opened {
+                                drop(process.try_observe());
+                            }
+                            process.kill();
+                            drop(tracer);
+                            bench.after_kill(operation, killed.as_ref(), count % 2 == 0)?;
                         }
                         Call::Tend(tending) => {
                             let done = process.tend(*tending);
@@ -213,6 +249,29 @@ fn fail_reads(driver: &'static str, before: &[Operation], call: &Call) -> u32 {
     failed
 }
 
+/// The names of the files in which the driver keeps what it has found out.
+fn probed(root: &TestRoot) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(root.run().join(root.driver())) else {
+        return Vec::new();
+    };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names
+        .filter(|name| name.ends_with("-true") || name.ends_with("-false"))
+        .collect()
+}
+
+fn probed_false(root: &TestRoot) -> Vec<String> {
+    let mut names = probed(root);
+    names.retain(|name| name.ends_with("-false"));
+    names
+}
+
+fn forget_probes(root: &TestRoot) {
+    for name in probed(root) {
+        std::fs::remove_file(root.run().join(root.driver()).join(name)).unwrap();
+    }
+}
+
 /// One test each.
 macro_rules! failing {
     ($($name:ident: $driver:literal, [$($before:expr),* $(,)?], $call:expr;)*) => {$(
@@ -231,11 +290,17 @@ macro_rules! failing {
 failing! {
     opening_a_store: "overlay",
         [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false)], Call::Open;
+    opening_a_store_with_vfs: "vfs",
+        [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false)], Call::Open;
     putting_a_layer: "overlay", [put('a', None)], Call::Run(put('b', Some('a')));
     putting_a_layer_with_vfs: "vfs", [put('a', None)], Call::Run(put('b', Some('a')));
     putting_a_layer_of_an_image: "overlay", [put('a', None)], Call::Run(put_image_layer(Some('a')));
     applying_a_diff: "overlay", [put('a', None), put('b', Some('a'))], Call::Run(apply('b'));
     applying_a_diff_with_vfs: "vfs", [put('a', None), put('b', Some('a'))], Call::Run(apply('b'));
+    recovering_a_diff: "overlay", [put('a', None), put('b', Some('a'))], Call::Recover(apply('b'));
+    recovering_a_diff_with_vfs: "vfs", [put('a', None), put('b', Some('a'))], Call::Recover(apply('b'));
+    recovering_a_container: "overlay",
+        [put('a', None), image('b', 'a')], Call::Recover(container('c', Some('b'), &["c"], false));
     creating_a_container: "overlay",
         [put('a', None), image('b', 'a')], Call::Run(container('c', Some('b'), &["c"], false));
     deleting_an_image: "vfs",

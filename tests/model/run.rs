@@ -311,14 +311,20 @@ impl<'a> Bench<'a> {
 
     /// Compares the store with its state before a call that changes nothing.
     pub(crate) fn unchanged(&mut self, survivor_first: bool) -> Result<(), String> {
-        let expected = self.model.view();
         for survivor in [survivor_first, !survivor_first] {
             let view = self.look(survivor)?;
-            if view != expected {
-                return Err(format!("changed:\n{}", difference(&expected, &view)));
-            }
+            self.is_as_expected(&view)?;
         }
         Ok(())
+    }
+
+    /// Compares what was seen of the store with what there is.
+    pub(crate) fn is_as_expected(&self, seen: &Value) -> Result<(), String> {
+        let expected = self.model.view();
+        match *seen == expected {
+            true => Ok(()),
+            false => Err(format!("seen otherwise:\n{}", difference(&expected, seen))),
+        }
     }
 
     /// What the survivor of a kill sees, or the process that comes after the killed one.

@@ -65,6 +65,14 @@ impl Location {
         }
     }
 
+    /// The same, opened with full durability and whatever driver is found.
+    pub(crate) fn with_any_driver(&self) -> Self {
+        Self {
+            driver: String::new(),
+            ..self.synced()
+        }
+    }
+
     pub(crate) async fn open(&self) -> graphroot::Result<Store> {
         let mut options = StoreOptions::new(&self.graph, &self.run)
             .driver(&self.driver)
@@ -198,8 +206,13 @@ impl Remote {
     }
 
     pub(crate) fn observe(&mut self) -> Result<Value, String> {
+        self.try_observe().unwrap()
+    }
+
+    /// As [`Remote::observe`], of a process that may have ended.
+    pub(crate) fn try_observe(&mut self) -> Option<Result<Value, String>> {
         self.send(&Request::Observe);
-        self.answer().unwrap()
+        self.answer()
     }
 
     /// Has it tend its store; `None` if it has ended.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 
 use crate::driver::contract::{CreateOptions, Driver as _};
 use crate::driver::overlay::layout;
@@ -129,7 +130,8 @@ impl Overlay {
             let mut value = [0; 128];
             let kept = match rustix::fs::getxattr(&diff, OVERRIDE_STAT, &mut value[..]) {
                 Ok(length) => value.get(..length).and_then(layout::parse_override_stat),
-                Err(_absent) => None,
+                Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => None,
+                Err(error) => return Err(error).at("reading an attribute of", &diff),
             };
             let (uid, gid, mode) = kept.unwrap_or((stat.st_uid, stat.st_gid, stat.st_mode));
             let root = Root {

@@ -44,10 +44,24 @@ pub(super) fn read_additional_layer(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(content.map(PathBuf::from))
 }
 
+/// Most bytes of a file in which a program has noted what it has found out.
+const MAX_MARK: u64 = 64 << 10;
+
 /// A file in which a program has noted what it has found out, as text; `None` if that cannot be told.
 pub(super) fn read_mark(path: &Path) -> Option<String> {
-    const MAX: u64 = 64 << 10;
-    String::from_utf8(at::read_regular(path, MAX).ok()?).ok()
+    String::from_utf8(at::read_regular(path, MAX_MARK).ok()?).ok()
+}
+
+/// As [`read_mark`], of one that decides how layers are read.
+///
+/// # Errors
+/// Those of a file that may say something, but cannot be looked at now.
+pub(super) fn read_flag(path: &Path) -> Result<Option<String>> {
+    match at::read_regular(path, MAX_MARK).at("reading", path) {
+        Ok(content) => Ok(String::from_utf8(content).ok()),
+        Err(error) if error.may_pass() => Err(error),
+        Err(_says_nothing) => Ok(None),
+    }
 }
 
 /// A small text file, `None` if it does not exist.

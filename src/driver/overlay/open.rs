@@ -12,7 +12,7 @@ use crate::driver::home_state::HomeState;
 use crate::driver::options::OverlayOptions;
 use crate::driver::overlay::id_mapped::UserNamespaces;
 use crate::driver::overlay::layout::{LINKS, MOUNT_PROGRAM_FLAG, NAME, TEMP_DIRS};
-use crate::driver::overlay::link_files::{exists, read_mark};
+use crate::driver::overlay::link_files::{exists, read_flag};
 use crate::driver::overlay::program;
 use crate::driver::overlay::program_traces::has_mount_program_traces;
 use crate::driver::overlay::state::Overlay;
@@ -132,7 +132,7 @@ impl Overlay {
         fresh: bool,
     ) -> Result<()> {
         let flag = self.stores.home.join(MOUNT_PROGRAM_FLAG);
-        let written = if fresh { None } else { read_mark(&flag) };
+        let written = if fresh { None } else { read_flag(&flag)? };
         let known = match written.as_deref().map(str::trim) {
             Some("true") => Some(true),
             Some("false") => Some(false),

@@ -17,7 +17,7 @@ use crate::driver::mount_flags::{self, Sorted};
 use crate::driver::overlay::layout::TEMP_DIRS;
 use crate::driver::overlay::link_files::read_mark;
 use crate::driver::overlay::mount::{Contents, OverlayMount, is_invalid};
-use crate::error::{ErrorKind, IoContext as _, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::{IdMap, IdMappings};
 use crate::lock::temp_dir::TempDir;
 use crate::sys::mount::{attach, clone_id_mapped, unmount_lazily};
@@ -166,7 +166,7 @@ impl Probe<'_> {
                 let trial = Trial::new(self, &["lower1", "lower2/subdir"])?;
                 trial.write("lower2/subdir/file", b"")?;
                 if let Err(error) = self.try_overlay(&trial) {
-                    if error.io_kind() == Some(std::io::ErrorKind::StorageFull) {
+                    if !is_result(&error) {
                         return Err(error);
                     }
                     let reason = format!("{NO_OVERLAY}{}", error.chain());
@@ -215,8 +215,8 @@ impl Probe<'_> {
         let options = mount_flags::sort([self.mount_options])?;
         match trial.mount(&["lower"], self.namespace, options) {
             Err(error) if is_invalid(&error) => return Ok(false),
-            // Another driver may work where these options do not. A full disk is no reason for another driver.
-            Err(error) if error.io_kind() != Some(std::io::ErrorKind::StorageFull) => {
+            // Another driver may work where these options do not.
+            Err(error) if is_result(&error) => {
                 let what = format!("overlay with mount options {:?}", self.mount_options);
                 return Err(ErrorKind::NotSupported.err(what).with_source(error));
             }
@@ -244,6 +244,7 @@ impl Probe<'_> {
     pub(super) fn native_diff(&self) -> bool {
         let probe = || match self.try_native_diff() {
             Ok(()) => Ok((true, String::new())),
+            Err(error) if !is_result(&error) => Err(error),
             Err(error) => Ok((false, format!("{NO_NATIVE_DIFF}{}", error.chain()))),
         };
         self.decide(&format!("native-diff({})", self.mount_options), probe)
@@ -310,8 +311,10 @@ impl Probe<'_> {
                 options: mount_flags::sort(["ro,metacopy=on"])?,
                 label: "",
             };
-            let made = mount.mount_at(&trial.path("merged"));
-            Ok((made.is_ok(), String::new()))
+            match mount.mount_at(&trial.path("merged")) {
+                Err(error) if !is_result(&error) => Err(error),
+                made => Ok((made.is_ok(), String::new())),
+            }
         };
         self.decide("dataonly-layers", probe).unwrap_or(false)
     }
@@ -319,12 +322,12 @@ impl Probe<'_> {
     /// Whether lowers can be mounted with other owners.
     pub(super) fn id_mapped_lowers(&self) -> bool {
         self.decide("idmapped-lower-dir", || {
-            Ok((self.try_id_mapped_lowers(), String::new()))
+            Ok((self.try_id_mapped_lowers()?, String::new()))
         })
         .unwrap_or(false)
     }
 
-    fn try_id_mapped_lowers(&self) -> bool {
+    fn try_id_mapped_lowers(&self) -> Result<bool> {
         let attempt = || -> Result<()> {
             let trial = Trial::new(self, &["lower", "mapped"])?;
             let root = vec![IdMap::new(0, 0, 1)];
@@ -338,10 +341,21 @@ impl Probe<'_> {
             attach(mapped.as_fd(), &trial.path("mapped")).during("attaching a mount")?;
             trial.mount(&["mapped"], self.namespace, Sorted::default())
         };
-        attempt()
-            .map_err(|error| tracing::debug!(reason = %error.chain(), "no ID-mapped lowers"))
-            .is_ok()
+        match attempt() {
+            Ok(()) => Ok(true),
+            Err(error) if !is_result(&error) => Err(error),
+            Err(error) => {
+                tracing::debug!(reason = %error.chain(), "no ID-mapped lowers");
+                Ok(false)
+            }
+        }
     }
+}
+
+/// Whether the failure of a trial says something of the kernel and the file system, and not only of this moment: then it is
+/// kept, and all programs go by it until the machine is started anew.
+fn is_result(error: &Error) -> bool {
+    !error.is_passing() && !error.is_full() && !error.has_errno(Errno::IO)
 }
 
 /// Whether listings of a directory, which must not be empty, have the types of the entries.

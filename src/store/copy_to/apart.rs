@@ -10,6 +10,7 @@ use crate::bridge;
 use crate::error::{IoContext as _, Result};
 use crate::store::Store;
 use crate::sys::mount::{PlaceOnDisk, place_on_disk};
+use crate::sys::presence::is_dir;
 use crate::sys::{at, clean_path, tree};
 
 /// A directory, and where it is whatever mounts lead there.
@@ -85,7 +86,7 @@ impl Store {
             // As a store resolves `..`, and as the kernel does.
             let clean = clean_path(&path).at("making absolute", &path)?;
             for mut path in [clean, path] {
-                while !path.is_dir() && path.pop() {}
+                while !is_dir(&path)? && path.pop() {}
                 if path.as_os_str().is_empty() {
                     path.push(".");
                 }

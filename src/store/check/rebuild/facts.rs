@@ -1,9 +1,7 @@
 //! What is on disk of layers, images and containers, apart from their records. Blocking.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,12 +12,14 @@ use serde::Deserialize;
 
 use crate::digest::{Digest, Hasher};
 use crate::driver::FoundLayer;
-use crate::error::Result;
+use crate::error::{Error, IoContext as _, Result};
 use crate::record::big_data::{self, Items};
+use crate::store::check::data::reason;
 use crate::store::check::rebuild::reading::Stream;
 use crate::store::image_config::ImageConfig;
 use crate::store::image_manifest::{Descriptor, ImageManifest};
 use crate::store::layer_identity::LayerIdentity;
+use crate::sys::presence::is_dir;
 use crate::sys::{at, list_dir_if_there, temporary_names};
 use crate::time::Time;
 
@@ -128,7 +128,7 @@ fn item_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     for entry in list_dir_if_there(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let is_file = entry.file_type().at("listing", dir)?.is_file();
         if !is_file || temporary_names::is_temporary(&name) || big_data::is_waiting(&name) {
             continue;
         }
@@ -151,7 +151,10 @@ pub(super) fn data_facts(dir: &Path, id: &str) -> Result<DataFacts> {
     for (key, path) in item_files(dir)? {
         match read_item(key, &path) {
             Ok(item) => items.push(item),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot read an item of big data"),
+            Err(error) => {
+                let reason = reason(Error::io_at("reading", &path, error))?;
+                tracing::warn!(reason, "cannot read an item of big data");
+            }
         }
     }
     items.sort_by(|one, other| (one.changed, &one.key).cmp(&(other.changed, &other.key)));
@@ -183,34 +186,47 @@ fn read_item(key: String, path: &Path) -> std::io::Result<ItemFacts> {
 }
 
 /// A small file, if it can be read.
-fn document(path: &Path) -> Option<Bytes> {
-    let file: File = at::open_regular(path).ok()?;
-    if file.metadata().ok()?.size() > MAX_DOCUMENT {
-        return None;
+fn document(path: &Path) -> Result<Option<Bytes>> {
+    match at::read_regular(path, MAX_DOCUMENT).at("reading", path) {
+        Ok(content) => Ok(Some(content.into())),
+        Err(error) => reason(error).map(|_unreadable| None),
     }
-    let mut content = Vec::new();
-    file.take(MAX_DOCUMENT).read_to_end(&mut content).ok()?;
-    Some(content.into())
 }
 
 /// The manifest and the config of an image, whose data is in `dir`, if it has them.
-pub(super) fn documents(dir: &Path, id: &str) -> Option<ImageDocuments> {
-    let files: HashMap<String, PathBuf> = item_files(dir).ok()?.into_iter().collect();
+pub(super) fn documents(dir: &Path, id: &str) -> Result<Option<ImageDocuments>> {
+    let files: HashMap<String, PathBuf> = match item_files(dir) {
+        Ok(files) => files.into_iter().collect(),
+        Err(error) => return reason(error).map(|_unreadable| None),
+    };
+    let read = |key: &str| match files.get(key) {
+        Some(path) => document(path),
+        None => Ok(None),
+    };
     let mut manifests: Vec<&String> = files.keys().filter(|key| key.starts_with("manifest")).collect();
     manifests.sort();
-    manifests.into_iter().find_map(|key| {
-        let manifest = ImageManifest::parse(document(files.get(key)?)?).ok()?;
+    for key in manifests {
+        let Some(Ok(manifest)) = read(key)?.map(ImageManifest::parse) else {
+            continue;
+        };
         let digest = manifest.config.digest.clone();
-        let content = document(files.get(digest.as_str())?)?;
+        let Some(content) = read(digest.as_str())? else {
+            continue;
+        };
         let mut hasher = Hasher::like(&digest);
         hasher.update(&content);
-        let config = (hasher.finish() == digest).then(|| ImageConfig::parse(content, digest))?;
-        Some(ImageDocuments {
-            image: id.to_owned(),
-            manifest,
-            config: config.ok()?,
-        })
-    })
+        if hasher.finish() == digest
+            && let Ok(config) = ImageConfig::parse(content, digest)
+        {
+            let image = id.to_owned();
+            return Ok(Some(ImageDocuments {
+                image,
+                manifest,
+                config,
+            }));
+        }
+    }
+    Ok(None)
 }
 
 /// What the documents of all these images tell of layers.
@@ -234,7 +250,7 @@ pub(super) fn layers_of(documents: &[ImageDocuments]) -> ImageLayers {
 }
 
 /// What Podman and Buildah have written into the directory of a container.
-pub(super) fn container_notes(dir: &Path) -> ContainerNotes {
+pub(super) fn container_notes(dir: &Path) -> Result<ContainerNotes> {
     #[derive(Deserialize)]
     struct Root {
         path: String,
@@ -271,7 +287,7 @@ pub(super) fn container_notes(dir: &Path) -> ContainerNotes {
         Some(dir.file_name()?.to_str()?.to_owned())
     };
     let mut notes = ContainerNotes::default();
-    if let Some(builder) = document(&dir.join(BUILDER))
+    if let Some(builder) = document(&dir.join(BUILDER))?
         && let Ok(builder) = serde_json::from_slice::<Builder>(&builder)
     {
         let layer = some(builder.mount_point).and_then(|path| layer_in(&path));
@@ -279,7 +295,7 @@ pub(super) fn container_notes(dir: &Path) -> ContainerNotes {
         notes.image = some(builder.image).map(|image| (image, BUILDER));
         notes.name = some(builder.name).map(|name| (name, BUILDER));
     }
-    if let Some(spec) = document(&dir.join(SPEC))
+    if let Some(spec) = document(&dir.join(SPEC))?
         && let Ok(spec) = serde_json::from_slice::<Spec>(&spec)
     {
         let layer = spec.root.and_then(|root| layer_in(&root.path));
@@ -288,10 +304,10 @@ pub(super) fn container_notes(dir: &Path) -> ContainerNotes {
         notes.of_podman = true;
     }
     // What it makes before the container is started for the first time.
-    notes.of_podman |= ["shm", "artifacts"]
-        .iter()
-        .any(|name| dir.join("userdata").join(name).is_dir());
-    notes
+    for name in ["shm", "artifacts"] {
+        notes.of_podman |= is_dir(&dir.join("userdata").join(name))?;
+    }
+    Ok(notes)
 }
 
 #[cfg(test)]
@@ -323,13 +339,13 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let data = tmp.path().join("userdata");
         std::fs::create_dir(&data).unwrap();
-        assert!(container_notes(tmp.path()).layer.is_none());
+        assert!(container_notes(tmp.path()).unwrap().layer.is_none());
         std::fs::write(
             data.join("buildah.json"),
             r#"{"image-id":"i","container-name":"n","mountpoint":"/s/vfs/dir/v"}"#,
         )
         .unwrap();
-        let notes = container_notes(tmp.path());
+        let notes = container_notes(tmp.path()).unwrap();
         assert_eq!(notes.layer.unwrap().0, "v");
         assert_eq!(
             (notes.image.unwrap().0, notes.name.unwrap().0),
@@ -341,9 +357,9 @@ mod tests {
             r#"{"root":{"path":"/s/overlay/l/merged"}}"#,
         )
         .unwrap();
-        let notes = container_notes(tmp.path());
+        let notes = container_notes(tmp.path()).unwrap();
         assert!(notes.of_podman && notes.layer.unwrap().0 == "l");
         std::fs::write(data.join("config.json"), "{").unwrap();
-        assert!(!container_notes(tmp.path()).of_podman);
+        assert!(!container_notes(tmp.path()).unwrap().of_podman);
     }
 }

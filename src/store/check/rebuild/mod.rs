@@ -33,14 +33,14 @@ use futures::TryStreamExt as _;
 
 use crate::bridge::{self, run_to_completion};
 use crate::driver::{Driver, FoundLayer};
-use crate::error::IoContext as _;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::json;
 use crate::record::TAR_SPLIT;
 use crate::record::mount_point::MountPointRow;
 use crate::record::record_trait::Record;
 use crate::store::Store;
 use crate::store::access::files::{StoreFiles, StoreTexts};
+use crate::store::check::data::reason;
 use crate::store::check::finding::{CheckedItem, ItemKind};
 use crate::store::check::rebuild::examined::{Examined, ExaminedFile};
 use crate::store::check::rebuild::facts::{
@@ -145,14 +145,14 @@ impl Store {
             facts.images.push(images);
         }
         let found = wanted.documents.into_iter();
-        let found = found.map(|(dir, id)| bridge::run(move || Ok(documents(&dir, &id))));
+        let found = found.map(|(dir, id)| bridge::run(move || documents(&dir, &id)));
         facts.documents = all(found).await?.into_iter().flatten().collect();
         facts.documents.sort_by(|one, other| one.image.cmp(&other.image));
         let containers = wanted.containers.into_iter().map(|id| {
             let dir = item_dir(dirs.containers(), &id);
             bridge::run(move || {
                 let dir = dir?;
-                Ok((data_facts(&dir, &id)?, container_notes(&dir)))
+                Ok((data_facts(&dir, &id)?, container_notes(&dir)?))
             })
         });
         facts.containers = all(containers).await?;
@@ -190,11 +190,14 @@ impl Store {
             Ok((facts, opened))
         })
         .await?;
-        let reason = |error: Error| error.chain().to_string();
-        facts.stream = match opened {
-            Ok(None) => None,
-            Err(error) => Some(Err(reason(error))),
-            Ok(Some(reading)) => Some(read(reading).await.map_err(reason)),
+        let read = match opened {
+            Ok(Some(reading)) => read(reading).await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        facts.stream = match read {
+            Ok(stream) => stream.map(Ok),
+            Err(error) => Some(Err(reason(error)?)),
         };
         Ok(facts)
     }
