@@ -121,10 +121,10 @@ const READING: [&str; 6] = [
 /// Errors that say nothing of the file; that of the disk is one of them unless it is the content that is looked at.
 const ERRORS: [&str; 5] = ["EMFILE", "ESTALE", "ENOMEM", "EIO", "EACCES"];
 
-/// Which of the calls fail: each so many, the first of them with this number.
-fn moments(start: u32) -> impl Iterator<Item = u32> {
-    let all = std::env::var("GRAPHROOT_MODEL_MOMENTS").is_ok_and(|moments| moments == "all");
-    let (start, step) = if all { (1, 1) } else { (start, 23) };
+/// Which of the calls fail: all of them, or each so many, the first of them with the number `start`.
+fn moments(all: bool, start: u32) -> impl Iterator<Item = u32> {
+    let all = all || std::env::var("GRAPHROOT_MODEL_MOMENTS").is_ok_and(|moments| moments == "all");
+    let (start, step) = if all { (1, 1) } else { (start, 41) };
     (0..).map(move |moment| start + moment * step)
 }
 
@@ -136,7 +136,10 @@ fn fail_reads(driver: &'static str, before: &[Operation], call: &Call) -> u32 {
     let mut failed = 0;
     for (number, calls) in READING.into_iter().enumerate() {
         for more in ["", "+"] {
-            for count in moments(1 + 3 * u32::try_from(number).unwrap()) {
+            // Of these there are few, and each of them matters.
+            let looks_at_mount = matches!(call, Call::Run(Operation::Mount(_) | Operation::Unmount { .. }))
+                && calls.starts_with("statx");
+            for count in moments(looks_at_mount, 1 + 3 * u32::try_from(number).unwrap()) {
                 let errors = match call {
                     // A disk that does not give a content has lost it.
                     Call::Tend(Tending::Check | Tending::Repair) => &ERRORS[..3],
