@@ -463,8 +463,9 @@ fn stale_staging(root: &Path) -> Result<Vec<PathBuf>> {
     for entry in list_dir_if_there(root)? {
         let dir = entry?.path();
         let lock = dir.join("staging.lock");
-        let changed = lock.metadata().and_then(|metadata| metadata.modified()).ok();
-        let is_new = changed.is_some_and(|changed| changed.elapsed().is_ok_and(|age| age < MOMENT));
+        let changed = lock.metadata().and_then(|metadata| metadata.modified());
+        // One that cannot be looked at is left alone as well.
+        let is_new = changed.map_or(true, |changed| changed.elapsed().is_ok_and(|age| age < MOMENT));
         if !is_new && staging_lock::is_free(&lock)? == Some(true) {
             found.push(dir);
         }

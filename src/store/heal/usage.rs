@@ -43,6 +43,15 @@ pub(super) fn wanted_image(image: &Image) -> WantedImage {
     }
 }
 
+/// What an image has; `None` if that is damaged. What was not read for another reason may name the layers.
+fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.is_passing() => Err(error),
+        Err(_damaged) => Ok(None),
+    }
+}
+
 impl Usage {
     pub(super) async fn of(store: &Store) -> Result<Self> {
         let mut usage = Self::default();
@@ -51,9 +60,9 @@ impl Usage {
             usage.layers.entry(layer.id().to_owned()).or_insert(layer);
         }
         for image in store.images().await? {
-            let manifest = store.manifest_of(&image).await.ok();
+            let manifest = unless_damaged(store.manifest_of(&image).await)?;
             let config = match &manifest {
-                Some(manifest) => store.config_of(&image, manifest).await.ok(),
+                Some(manifest) => unless_damaged(store.config_of(&image, manifest).await)?,
                 None => None,
             };
             let diff_ids = config.map(|config| config.diff_ids).unwrap_or_default();
