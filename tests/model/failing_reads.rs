@@ -137,9 +137,17 @@ fn fail_reads(driver: &'static str, before: &[Operation], call: &Call) -> u32 {
     for (number, calls) in READING.into_iter().enumerate() {
         for more in ["", "+"] {
             // Of these there are few, and each of them matters.
-            let looks_at_mount = matches!(call, Call::Run(Operation::Mount(_) | Operation::Unmount { .. }))
-                && calls.starts_with("statx");
-            for count in moments(looks_at_mount, 1 + 3 * u32::try_from(number).unwrap()) {
+            let decisive = match call {
+                Call::Run(Operation::Mount(_) | Operation::Unmount { .. }) => calls.starts_with("statx"),
+                Call::Open => calls.starts_with("getdents64"),
+                _ => false,
+            };
+            let start = match call {
+                // When the layer's tree is looked at.
+                Call::Recover(_) => 3,
+                _ => 1 + 3 * u32::try_from(number).unwrap(),
+            };
+            for count in moments(decisive, start) {
                 let errors = match call {
                     // A disk that does not give a content has lost it.
                     Call::Tend(Tending::Check | Tending::Repair) => &ERRORS[..3],
