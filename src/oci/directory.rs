@@ -7,7 +7,7 @@ use super::files;
 use super::layout;
 use super::manifest::{Fetched, MAX_DOCUMENT};
 #[cfg(feature = "signatures")]
-use super::signatures::signature::{MAX_SIGNATURE, Signature};
+use super::signatures::signature::{self, MAX_SIGNATURE, Signature};
 use crate::bridge;
 use crate::chunked::FileBlob;
 use crate::digest::Digest;
@@ -20,10 +20,6 @@ pub(super) const VERSION: &str = "version";
 pub(super) const MANIFEST: &str = "manifest.json";
 const VERSION_PREFIX: &str = "Directory Transport Version: ";
 const NEWEST: (u32, u32) = (1, 2);
-
-/// More signatures than any image has.
-#[cfg(feature = "signatures")]
-const MAX_SIGNATURES: usize = 128;
 
 /// A directory that is read.
 #[derive(Debug)]
@@ -122,12 +118,8 @@ impl Directory {
                 Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => return Ok(found),
                 Err(error) => return Err(error),
             };
-            if found.len() == MAX_SIGNATURES {
-                let what = format!("more than {MAX_SIGNATURES} signatures");
-                return Err(ErrorKind::InvalidInput.err(what).at(&file));
-            }
-            let read = Signature::parse(&bytes);
-            found.push(read.map_err(|why| ErrorKind::InvalidInput.err(why).at(&file))?);
+            let added = Signature::parse(&bytes).and_then(|read| signature::add(&mut found, read));
+            added.map_err(|why| ErrorKind::InvalidInput.err(format!("parsing signature {file:?}: {why}")))?;
         }
     }
 }

@@ -15,6 +15,7 @@ use super::requirement::Requirement;
 use super::signatures::evaluate;
 #[cfg(feature = "signatures")]
 use super::signatures::signature::Signature;
+use super::unique_json::is_object;
 use crate::bridge;
 use crate::config::{self, Loader, POLICY};
 use crate::error::{ErrorKind, Result};
@@ -30,7 +31,7 @@ use crate::error::{ErrorKind, Result};
 /// registry's are where `RegistryOptions::signature_storage` says; a registry that serves OpenPGP signatures itself, which it says in an
 /// answer at `/v2/` (`X-Registry-Supports-Signatures: 1`), is asked for them in place of what is beside it. What cannot be
 /// verified is refused: every signature without the feature, keys of other kinds (P-521), signers' certificates that are
-/// authorities' themselves, OpenPGP signatures with SHA-1 or MD5.
+/// authorities' themselves, OpenPGP signatures with SHA-1 or MD5, signatures of a manifest's digest that is not SHA-256.
 ///
 /// Signatures of sigstore's programs are attachments in the image's repository. They are read only where `registries.d` says so
 /// for it: `docker: {registry.example: {use-sigstore-attachments: true}}`.
@@ -171,7 +172,11 @@ impl Policy {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if it makes no sense.
     pub fn parse(text: &str) -> Result<Self> {
-        let rules: Rules = serde_json::from_str(text).map_err(|error| {
+        let read = match is_object(text.as_bytes()) {
+            true => serde_json::from_str(text),
+            false => Err(serde_json::Error::custom("an object is expected")),
+        };
+        let rules: Rules = read.map_err(|error| {
             let what = "a policy that makes no sense";
             ErrorKind::InvalidInput.err(what).with_source(error)
         })?;

@@ -17,6 +17,11 @@ pub(crate) struct Fields(Map<String, Value>);
 /// Why a document is refused.
 pub(crate) type Refusal = String;
 
+/// Whether a document is an object, if it is JSON. Structs are read from arrays of their fields too.
+pub(crate) fn is_object(document: &[u8]) -> bool {
+    document.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
+}
+
 impl Fields {
     pub(crate) fn of(value: Value) -> Result<Self, Refusal> {
         match value {

@@ -221,7 +221,8 @@ pub struct RepairOptions {
     /// Layers that are in none of the stores are lost, and what stands on them is removed. Without, that stays if nothing else
     /// is wrong with it: they may be in an additional store that the store was not opened with.
     pub missing_layers_are_lost: bool,
-    /// Nothing is changed; the result says what would be.
+    /// Nothing is changed; the result says what would be. What is hidden by damage that would be mended, or by records that would be
+    /// written anew, only a check after that can find.
     pub dry_run: bool,
 }
 

@@ -33,6 +33,13 @@ pub(crate) struct DoomedContainer {
     _note: Note,
 }
 
+/// What is thought to be gone already.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Without {
+    pub(crate) images: HashSet<String>,
+    pub(crate) layers: HashSet<String>,
+}
+
 /// One of the image stores that can be written, and the directory of its images' data.
 pub(crate) struct LockedImages {
     pub(crate) dir: PathBuf,
@@ -188,7 +195,7 @@ impl AllStores<'_> {
     /// Deletes an image and the layers that go with it, and returns these. From the moment at which its record is gone a failure
     /// does not undo anything: the next user of the store goes on.
     pub(crate) fn delete_image(&mut self, dirs: &Dirs, id: &str) -> Result<Vec<String>> {
-        let layers = self.layers_to_delete(id);
+        let layers = self.layers_to_delete(id, &Without::default());
         let companion = Companion::Image(id.to_owned());
         self.doom(&layers, &companion)
             .and_then(|()| self.layers.save())
@@ -245,8 +252,8 @@ impl AllStores<'_> {
     }
 
     /// The layers that go with an image: from the top layer (and its copies with other owners) downwards, as long as
-    /// nothing else needs them.
-    pub(crate) fn layers_to_delete(&self, image: &str) -> Vec<String> {
+    /// nothing else needs them, of what there is `without` the rest.
+    pub(crate) fn layers_to_delete(&self, image: &str, without: &Without) -> Vec<String> {
         let table = self.layers.table();
         let mut doomed: Vec<String> = Vec::new();
         // The record of one image may stand in two stores, on different layers.
@@ -257,11 +264,14 @@ impl AllStores<'_> {
             doomed.extend(new);
             let mut next = row.layer.as_str();
             while let Some(layer) = table.get(next) {
-                let needed_elsewhere = self.images_on(next).any(|other| other.id != image)
+                let is_of_image =
+                    |other: &Arc<ImageRow>| other.id != image && !without.images.contains(&*other.id);
+                let stays = |child: &str| {
+                    !without.layers.contains(child) && !doomed.iter().any(|gone| child == *gone)
+                };
+                let needed_elsewhere = self.images_on(next).any(is_of_image)
                     || self.containers.by_layer(next).is_some()
-                    || table
-                        .users_of(next)
-                        .any(|child| !doomed.iter().any(|gone| child.id == *gone));
+                    || table.users_of(next).any(|child| stays(&child.id));
                 if needed_elsewhere || doomed.iter().any(|gone| layer.id == *gone) {
                     break;
                 }

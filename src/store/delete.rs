@@ -5,7 +5,7 @@ use crate::record::layer::LayerRow;
 use crate::record::record_trait::Record as _;
 use crate::store::Store;
 use crate::store::access::{Batch, Held, Needs};
-use crate::store::all_stores::AllStores;
+use crate::store::all_stores::{AllStores, Without};
 use crate::store::dirs::Dirs;
 use crate::store::layer_steps::delete_layers;
 
@@ -159,7 +159,7 @@ impl Store {
         let key = id.to_owned();
         self.write_to_all_stores_alone(move |all| {
             let id = deletable_image(all, &key)?;
-            Ok(all.layers_to_delete(&id))
+            Ok(all.layers_to_delete(&id, &Without::default()))
         })
         .await
     }

@@ -37,6 +37,8 @@ fn a_dry_run_tells_everything_and_changes_nothing() {
         assert_eq!(answer.code, 1, "{answer:?}");
         for (item, why) in [
             ("image I1", "image data item is missing"),
+            ("layer L2", "it goes with its image"),
+            ("layer L1", "it goes with its image"),
             ("layer L3", "layer not referenced"),
             ("layer S1", "not accounted for"),
         ] {
@@ -58,6 +60,11 @@ fn a_dry_run_tells_everything_and_changes_nothing() {
         assert_eq!(before.len(), after.len());
         let answer = ours(&root, "check -m 0 --repair");
         assert_eq!(answer.code, 0, "{answer:?}");
+        for item in ["image I1", "layer L1", "layer L2", "layer L3", "layer S1"] {
+            let mut lines = answer.err.lines();
+            let said = format!("{item} was removed: ");
+            assert!(lines.any(|line| line.starts_with(&said)), "{item}: {answer:?}");
+        }
         assert_eq!(good(&root, "layers"), "");
         assert_eq!(good(&root, "storage-layers"), "");
         assert_eq!(ours(&root, "check -m 0").code, 0);

@@ -43,6 +43,8 @@ mod mirrors;
 mod names;
 mod odd_archives;
 mod odd_blobs;
+#[cfg(feature = "signatures")]
+mod odd_openpgp;
 mod odd_pushes;
 mod odd_registry;
 mod offered_layers;

@@ -50,6 +50,8 @@ fn policies(host: &str, dir: &str) -> Vec<String> {
     for bad in [
         "",
         "{}",
+        // The values without their names.
+        r#"[[{"type": "insecureAcceptAnything"}], {}]"#,
         r#"{"default": [{"type": "x"}]}"#,
         r#"{"default": [{"type": "reject", "a": 1}]}"#,
     ] {

@@ -140,13 +140,17 @@ impl Signed {
         ] {
             signed.copy("--remove-signatures", &source.image("x"), &signed.docker(name));
         }
-        let raw = signed
+        signed.manifest = Digest::sha256(signed.fetched("app")).to_string();
+        signed
+    }
+
+    /// The manifest of an image.
+    pub(crate) fn fetched(&self, image: &str) -> Vec<u8> {
+        let raw = self
             .skopeo()
             .words("inspect --raw --tls-verify=false")
-            .with([signed.docker("app")]);
-        let raw = { raw }.output().unwrap();
-        signed.manifest = Digest::sha256(raw.stdout).to_string();
-        signed
+            .with([self.docker(image)]);
+        { raw }.output().unwrap().stdout
     }
 
     pub(crate) fn name(&self, image: &str) -> String {
@@ -431,7 +435,7 @@ async fn keys_that_are_not_good_any_more_sign_nothing() {
         let signature = keys.sign(options, &signed.manifest, &signed.name(image));
         signed.put(image, 1, &signature);
     };
-    sign("app", &format!("{then} -u old@example"));
+    sign("app", "--faked-system-time 20200102T000000 -u old@example");
     sign("bob", "-u revoked@example");
     sign("both", "-u parent@example");
     sign(

@@ -370,8 +370,11 @@ each_driver! {
         assert_eq!(removed, [ItemKind::Image], "only the other image of the layer");
         assert!(store.exists("image").await.unwrap() && store.exists("box").await.unwrap());
         assert!(store.exists(&ids.base).await.unwrap());
-        let repaired = store.repair(&check(&store).await, RepairOptions::everything()).await.unwrap();
+        let report = check(&store).await;
+        let looked = store.repair(&report, RepairOptions::everything().dry_run(true)).await.unwrap();
+        let repaired = store.repair(&report, RepairOptions::everything()).await.unwrap();
         assert!(repaired.is_success(), "{repaired:#?}");
+        assert_eq!(looked.removed, repaired.removed);
         assert!(store.own_layers().await.is_empty() && check(&store).await.is_clean());
     }
 

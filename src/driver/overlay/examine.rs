@@ -95,8 +95,22 @@ fn link_damage(survey: &Survey, home: usize, id: &str, layer: &SurveyedLayer) ->
     match links.and_then(|links| links.get(link.as_bytes())) {
         Some(Some(target)) if target == id => None,
         Some(_) => Some(format!("{LINKS}/{link} leads elsewhere")),
-        None => Some(format!("{LINKS}/{link} is missing")),
+        None => {
+            let home = survey.homes.get(home);
+            let is_there = home.is_some_and(|home| is_no_link(&home.dir.join(LINKS).join(link)));
+            let what = if is_there {
+                "is no symbolic link"
+            } else {
+                "is missing"
+            };
+            Some(format!("{LINKS}/{link} {what}"))
+        }
     }
+}
+
+/// Whether there is something that is no symbolic link.
+fn is_no_link(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| !found.is_symlink())
 }
 
 fn list_damage<'a>(
@@ -182,7 +196,12 @@ pub(super) fn mend<'a>(
     // Not that of another layer, which keeps it.
     let own = survey
         .link_of(home, id)
-        .filter(|link| survey.id_of(link) == Some(id.as_str()));
+        .filter(|link| survey.id_of(link) == Some(id.as_str()))
+        // What is in the way of it stays.
+        .filter(|link| {
+            !dir.parent()
+                .is_some_and(|home| is_no_link(&home.join(LINKS).join(link)))
+        });
     let link = match own {
         Some(link) => link.to_owned(),
         None => layout::new_link()?,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Uid};
@@ -148,6 +148,7 @@ impl Staged for StagedOverlay {
         }
         self.driver.changeable_home(id, &layer)?;
         let (path, original) = (self.path(), layer.join("diff"));
+        remove_no_directory(&original)?;
         let made = make_private_subdir(&original);
         made.context(|| format!("making a directory for the lost tree of layer {id:?}"))?;
         let to = &self.tree.dir;
@@ -185,6 +186,17 @@ impl Staged for StagedOverlay {
             self.temp.stage_deletion(&target)?;
         }
         linked
+    }
+}
+
+/// Removes what is in the place of a layer's tree and is no directory: a file, or a link that leads elsewhere.
+fn remove_no_directory(path: &Path) -> Result<()> {
+    match rustix::fs::lstat(path) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+            std::fs::remove_file(path).at("removing", path)
+        }
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).at("looking at", path),
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
-use super::signature::{Attached, MAX_SIGNATURE, Signature};
+use super::signature::{self, Attached, MAX_SIGNATURE, MAX_SIGNATURES, Signature};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::oci::files;
@@ -17,9 +17,6 @@ use crate::oci::repository::Repository;
 use crate::oci::response;
 use crate::oci::retry::Failure;
 use crate::store::image_manifest::Descriptor;
-
-/// More signatures than any image has.
-const MAX_SIGNATURES: usize = 128;
 
 /// The header of a registry that serves signatures itself, as OpenShift's did.
 const SERVES_SIGNATURES: &str = "X-Registry-Supports-Signatures";
@@ -105,9 +102,8 @@ impl Repository {
             .filter(|served| (served.version, &*served.kind) == SERVED)
         {
             let message = STANDARD.decode(served.content.unwrap_or_default());
-            found.push(Signature::Simple(
-                message.map_err(|error| refuse(error.to_string()))?,
-            ));
+            let message = message.map_err(|error| refuse(error.to_string()))?;
+            signature::add(found, Signature::Simple(message)).map_err(refuse)?;
         }
         Ok(())
     }
@@ -136,8 +132,8 @@ impl Repository {
                 _ => self.retry.run(|| self.signature_at(&url, &what)).await?,
             };
             let Some(bytes) = bytes else { return Ok(()) };
-            let signature = Signature::parse(&bytes);
-            found.push(signature.map_err(|why| ErrorKind::InvalidInput.err(format!("{what}: {why}")))?);
+            let added = Signature::parse(&bytes).and_then(|read| signature::add(found, read));
+            added.map_err(|why| ErrorKind::InvalidInput.err(format!("{what}: {why}")))?;
         }
         Err(ErrorKind::InvalidInput.err(format!(
             "{} has more than {MAX_SIGNATURES} signatures",
@@ -218,11 +214,12 @@ impl Repository {
             let blob = Descriptor::new(&layer.media_type, layer.digest, layer.size);
             let payload = self.small_blob(&blob).await?;
             blob.digest.check(&payload, "the signature")?;
-            found.push(Signature::Sigstore(Attached {
+            let attached = Signature::Sigstore(Attached {
                 media_type: layer.media_type,
                 payload: payload.to_vec(),
                 annotations: layer.annotations,
-            }));
+            });
+            signature::add(found, attached).map_err(refuse)?;
         }
         Ok(())
     }

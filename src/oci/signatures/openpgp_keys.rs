@@ -7,7 +7,7 @@ use pgp::armor::Dearmor;
 use pgp::composed::{PublicOrSecret, SignedPublicKey, SignedPublicSubKey};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{KeyFlags, Packet, PacketParser, PublicKey, Signature, SignatureType, SubpacketData};
-use pgp::types::{Duration, Fingerprint, KeyDetails as _, Tag, Timestamp};
+use pgp::types::{Duration, Fingerprint, KeyDetails, Tag, Timestamp};
 
 use crate::oci::unique_json::Refusal;
 
@@ -185,10 +185,12 @@ impl Key {
         let direct = details.direct_signatures.iter();
         let direct =
             direct.filter(|one| one.typ() == Some(SignatureType::Key) && one.verify_key(primary).is_ok());
+        let direct = direct.filter(|one| is_named(one, primary));
         let direct = newest(direct, born, now);
         let of_users = details.users.iter().filter_map(|user| {
             let own = user.signatures.iter();
             let own = own.filter(|one| one.verify_certification(primary, Tag::UserId, &user.id).is_ok());
+            let own = own.filter(|one| is_named(one, primary));
             let latest = newest(own, born, now)?;
             // Revoked otherwise.
             latest.is_certification().then_some(latest)
@@ -223,7 +225,9 @@ impl Key {
             return Err("the subkey is revoked".to_owned());
         }
         let bindings = subkey.signatures.iter().filter(|one| {
-            is(one, SignatureType::SubkeyBinding) && one.verify_subkey_binding(primary, &subkey.key).is_ok()
+            is(one, SignatureType::SubkeyBinding)
+                && is_named(one, primary)
+                && one.verify_subkey_binding(primary, &subkey.key).is_ok()
         });
         let binding = newest(bindings, subkey.key.created_at(), now)
             .ok_or_else(|| "the subkey does not belong to the key".to_owned())?;
@@ -271,6 +275,24 @@ pub(super) fn has_unknown_critical(signature: &Signature) -> bool {
         );
         part.is_critical && is_unknown
     })
+}
+
+/// Whether a signature says that it was made by this key, and names no other one. GnuPG verifies it with the key that is named:
+/// by its fingerprint where the signature covers that, else by its ID.
+pub(super) fn is_named(signature: &Signature, key: &impl KeyDetails) -> bool {
+    let covered = signature.config().into_iter();
+    let fingerprints = covered
+        .flat_map(|config| config.hashed_subpackets())
+        .filter_map(|part| match &part.data {
+            SubpacketData::IssuerFingerprint(fingerprint) => Some(*fingerprint == key.fingerprint()),
+            _ => None,
+        });
+    let ids = signature.issuer_key_id().into_iter();
+    let mut named = ids
+        .map(|id| *id == key.legacy_key_id())
+        .chain(fingerprints)
+        .peekable();
+    named.peek().is_some() && named.all(|is_it| is_it)
 }
 
 /// Whether a signature of a key counts.

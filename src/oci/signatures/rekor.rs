@@ -3,7 +3,6 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::pem;
@@ -20,44 +19,6 @@ pub(super) struct Logged<'a> {
     pub(super) key: (&'static str, &'a [u8]),
     pub(super) signature: &'a [u8],
     pub(super) payload: &'a [u8],
-}
-
-/// The body of an entry.
-#[derive(Deserialize)]
-struct Record {
-    kind: String,
-    #[serde(rename = "apiVersion")]
-    version: String,
-    spec: Spec,
-}
-
-#[derive(Deserialize)]
-struct Spec {
-    signature: Signed,
-    data: Data,
-}
-
-#[derive(Deserialize)]
-struct Signed {
-    content: String,
-    #[serde(rename = "publicKey")]
-    key: Content,
-}
-
-#[derive(Deserialize)]
-struct Content {
-    content: String,
-}
-
-#[derive(Deserialize)]
-struct Data {
-    hash: Hash,
-}
-
-#[derive(Deserialize)]
-struct Hash {
-    algorithm: String,
-    value: String,
 }
 
 /// Verifies an entry with the keys of the log. Returns when it was made, in seconds since 1970.
@@ -89,27 +50,28 @@ pub(super) fn verify(log: &[Key], entry: &str, wanted: &Logged<'_>) -> Result<u6
 
 /// Checks that the body of an entry names what is wanted.
 fn names(record: &[u8], wanted: &Logged<'_>) -> Result<(), Refusal> {
-    let record: Record = serde_json::from_slice(record)
+    let mut record = Fields::parse(record)
         .map_err(|error| format!("decoding the body of a Rekor SET payload: {error}"))?;
-    let Record {
-        kind,
-        version,
-        spec: Spec { signature, data },
-    } = record;
+    let (kind, version) = (record.need_text("kind")?, record.need_text("apiVersion")?);
     if (&*kind, &*version) != ("hashedrekord", "0.0.1") {
         return Err(format!(
             "unsupported Rekor SET Payload {kind:?} version {version:?}"
         ));
     }
+    let mut spec = Fields::of(record.need("spec")?)?;
+    let mut signature = Fields::of(spec.need("signature")?)?;
+    let content = signature.need_text("content")?;
+    let public_key = Fields::of(signature.need("publicKey")?)?.need_text("content")?;
+    let mut hash = Fields::of(Fields::of(spec.need("data")?)?.need("hash")?)?;
+    let (algorithm, value) = (hash.need_text("algorithm")?, hash.need_text("value")?);
     let (label, key) = wanted.key;
-    let logged = pem::only(&base64(&signature.key.content, "publicKey")?, label)?;
+    let logged = pem::only(&base64(&public_key, "publicKey")?, label)?;
     if logged != key {
         return Err("publicKey in Rekor SET does not match".to_owned());
     }
-    if base64(&signature.content, "signature")? != wanted.signature {
+    if base64(&content, "signature")? != wanted.signature {
         return Err("signature in Rekor SET does not match".to_owned());
     }
-    let Hash { algorithm, value } = data.hash;
     if algorithm != "sha256" {
         return Err(format!("Unexpected \"data.hash.algorithm\" value {algorithm:?}"));
     }

@@ -5,13 +5,19 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::json;
-use crate::oci::unique_json::Refusal;
+use crate::oci::unique_json::{Refusal, is_object};
 
 /// The type of sigstore's signatures among the things that are attached to images.
 pub(super) const SIGSTORE_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 
 /// The longest signature that is read.
 pub(crate) const MAX_SIGNATURE: u64 = 4 << 20;
+
+/// More signatures than any image has.
+pub(crate) const MAX_SIGNATURES: usize = 128;
+
+/// The most bytes that all signatures of an image have.
+const MAX_ALL: usize = 16 << 20;
 
 /// The signature of an image, not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +55,33 @@ mod in_base64 {
     }
 }
 
+/// Adds a signature to those of its image.
+///
+/// # Errors
+/// If they are more than any image has.
+pub(crate) fn add(found: &mut Vec<Signature>, signature: Signature) -> Result<(), Refusal> {
+    if found.len() == MAX_SIGNATURES {
+        return Err(format!("more than {MAX_SIGNATURES} signatures"));
+    }
+    found.push(signature);
+    match found.iter().map(Signature::size).sum::<usize>() > MAX_ALL {
+        true => Err(format!("signatures of more than {MAX_ALL} bytes")),
+        false => Ok(()),
+    }
+}
+
 impl Signature {
+    fn size(&self) -> usize {
+        match self {
+            Self::Simple(message) => message.len(),
+            Self::Sigstore(attached) => {
+                let annotations = attached.annotations.iter().flatten();
+                let annotations = annotations.map(|(name, value)| name.len() + value.len());
+                attached.payload.len() + annotations.sum::<usize>()
+            }
+        }
+    }
+
     /// As it is kept in files and in a store: an OpenPGP message as it is, anything else behind a line with the format.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Refusal> {
         match self {
@@ -78,6 +110,7 @@ impl Signature {
                 let content = content.get(1..).unwrap_or_default();
                 match format {
                     b"simple-signing" => Ok(Self::Simple(content.to_vec())),
+                    b"sigstore-json" if !is_object(content) => Err("an object is expected".to_owned()),
                     b"sigstore-json" => {
                         let attached = serde_json::from_slice(content).map_err(|error| error.to_string())?;
                         Ok(Self::Sigstore(attached))
@@ -100,6 +133,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn there_are_not_more_than_memory_holds() {
+        let mut found = Vec::new();
+        let large = Signature::Simple(vec![0x90; 4 << 20]);
+        for _ in 0..4 {
+            add(&mut found, large.clone()).unwrap();
+        }
+        assert!(add(&mut found, large).is_err());
+        let (mut found, small) = (Vec::new(), Signature::Simple(vec![0x90]));
+        for _ in 0..MAX_SIGNATURES {
+            add(&mut found, small.clone()).unwrap();
+        }
+        assert!(add(&mut found, small).is_err() && found.len() == MAX_SIGNATURES);
+    }
+
+    #[test]
     fn a_signature_is_kept_as_the_go_library_keeps_it() {
         let attached = Attached {
             media_type: SIGSTORE_TYPE.to_owned(),
@@ -118,7 +166,14 @@ mod tests {
             Signature::parse(b"\0simple-signing\n\x90\x01\x02").unwrap(),
             simple
         );
-        for bad in [&b""[..], b"\0", b"\0x\n", b"\0sigstore-json\n[", b"<html>"] {
+        for bad in [
+            &b""[..],
+            b"\0",
+            b"\0x\n",
+            b"\0sigstore-json\n[",
+            b"\0sigstore-json\n[\"x\", \"e30=\", {}]",
+            b"<html>",
+        ] {
             assert!(Signature::parse(bad).is_err(), "{bad:?}");
         }
     }

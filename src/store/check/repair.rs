@@ -8,6 +8,7 @@ use crate::error::{ErrorKind, IoContext as _, Result, ResultExt as _};
 use crate::options::RepairOptions;
 use crate::store::Store;
 use crate::store::access::Needs;
+use crate::store::all_stores::Without;
 use crate::store::check::finding::{CheckedItem, Finding, ItemKind, Problem};
 use crate::store::check::identity::Identity;
 use crate::store::check::repair_report::{Kept, KeptReason, RepairFailure, RepairReport};
@@ -45,8 +46,8 @@ impl<'a> Plan<'a> {
 /// What is known of the items while they are removed.
 #[derive(Default)]
 struct State {
-    /// Layers that went with images.
-    gone: HashSet<String>,
+    /// Images that were removed, and layers that were or went with one; in a dry run what would have been.
+    gone: Without,
     /// Images and layers that containers need which stay.
     needed: BTreeSet<String>,
     /// Layers whose driver files were made anew, or should have been.
@@ -145,12 +146,18 @@ impl Store {
                 .await?
             {
                 Some(reason) => reason,
+                // It went with an image.
+                None if result.removed.contains(item) => continue,
                 None => match self.remove(report, item, &findings, &options, &mut state).await {
-                    Ok(true) => {
+                    Ok(Some(layers)) => {
                         result.removed.push(item.clone());
+                        let layers = layers
+                            .iter()
+                            .map(|id| CheckedItem::new(ItemKind::Layer, id, false));
+                        result.removed.extend(layers);
                         continue;
                     }
-                    Ok(false) => KeptReason::Changed,
+                    Ok(None) => KeptReason::Changed,
                     Err(error) => {
                         let failure = RepairFailure {
                             item: item.clone(),
@@ -314,7 +321,7 @@ impl Store {
             .then_some(KeptReason::NeededByContainer))
     }
 
-    /// Removes an item; `false` if it is not there any more, or is another one by now.
+    /// Removes an item, and returns the layers that go with it; `None` if it is not there any more, or is another one by now.
     async fn remove(
         &self,
         report: &CheckReport,
@@ -322,54 +329,78 @@ impl Store {
         findings: &[&Finding],
         options: &RepairOptions,
         state: &mut State,
-    ) -> Result<bool> {
+    ) -> Result<Option<Vec<String>>> {
         let id = item.id.as_str();
         if !self.is_same(report, item).await? {
-            return Ok(false);
+            return Ok(None);
         }
         let gone = |result: Result<()>, kinds: &[ErrorKind]| match result {
-            Ok(()) => Ok(true),
-            Err(error) if kinds.contains(&error.kind()) => Ok(false),
+            Ok(()) => Ok(Some(Vec::new())),
+            Err(error) if kinds.contains(&error.kind()) => Ok(None),
             Err(error) => Err(error),
         };
+        let thought = |is_there: bool| Ok(is_there.then(Vec::new));
         match item.kind {
             ItemKind::Container => {
                 if options.dry_run {
-                    return is_known(self.container(id).await);
+                    let container = self.container(id).await;
+                    let layer = container
+                        .as_ref()
+                        .map(|container| container.layer_id().to_owned());
+                    state.gone.layers.extend(layer);
+                    return thought(is_known(container)?);
                 }
                 let kinds = [ErrorKind::NotAContainer, ErrorKind::ContainerUnknown];
                 let deleted = self.delete_container(id).await;
                 gone(deleted, &kinds).context(|| format!("deleting container {id}"))
             }
             ItemKind::Image => {
-                if options.dry_run {
-                    return is_known(self.image(id).await);
+                let deleted = match options.dry_run {
+                    true => self.layers_of_image_without(id, state.gone.clone()).await,
+                    false => self.delete_image(id).await,
+                };
+                match deleted {
+                    Ok(layers) => {
+                        state.gone.images.insert(id.to_owned());
+                        state.gone.layers.extend(layers.iter().cloned());
+                        Ok(Some(layers))
+                    }
+                    Err(error)
+                        if [ErrorKind::NotAnImage, ErrorKind::ImageUnknown].contains(&error.kind()) =>
+                    {
+                        Ok(None)
+                    }
+                    Err(error) => Err(error.context(format!("deleting image {id}"))),
                 }
-                let kinds = [ErrorKind::NotAnImage, ErrorKind::ImageUnknown];
-                let deleted = self
-                    .delete_image(id)
-                    .await
-                    .map(|layers| state.gone.extend(layers));
-                gone(deleted, &kinds).context(|| format!("deleting image {id}"))
             }
             ItemKind::Layer
                 if findings
                     .iter()
                     .any(|finding| finding.problem == Problem::Unaccounted) =>
             {
-                self.remove_unaccounted(id, options).await
+                thought(self.remove_unaccounted(id, options).await?)
             }
             ItemKind::Layer => {
-                if state.gone.contains(id) {
-                    return Ok(true);
-                }
                 if options.dry_run {
-                    return is_known(self.layer(id).await);
+                    state.gone.layers.insert(id.to_owned());
+                    return thought(is_known(self.layer(id).await)?);
                 }
                 let kinds = [ErrorKind::NotALayer, ErrorKind::LayerUnknown];
                 let deleted = self.delete_layer(id).await;
                 gone(deleted, &kinds).context(|| format!("deleting layer {id}"))
             }
+        }
+    }
+
+    /// The layers that would go with an image.
+    async fn layers_of_image_without(&self, id: &str, without: Without) -> Result<Vec<String>> {
+        let id = id.to_owned();
+        let layers = self.write_to_all_stores_alone(move |all| {
+            Ok((all.layers_to_delete(&id, &without), all.find_image(&id)))
+        });
+        match layers.await? {
+            (layers, Some(_)) => Ok(layers),
+            (_, None) => Err(ErrorKind::ImageUnknown.err("it is gone")),
         }
     }
 

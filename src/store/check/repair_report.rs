@@ -17,7 +17,7 @@ pub struct RepairReport {
     /// Layers whose driver files were made anew. They, and what stands on them, were not removed; another check tells
     /// whether anything else is wrong with them.
     pub mended: Vec<CheckedItem>,
-    /// What was removed, in that order; in a dry run what would be.
+    /// What was removed, in that order; in a dry run what would be. After an image come the layers that go with it.
     pub removed: Vec<CheckedItem>,
     /// What was left, and why.
     pub kept: Vec<Kept>,

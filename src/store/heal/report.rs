@@ -152,6 +152,9 @@ pub enum NotHealed {
         /// Why sources could not give it: their names, and the errors.
         failed: Vec<(String, Error)>,
     },
+    /// It was made anew of a stream with the right digest, and is still not what its record, its tar-split data or the layers
+    /// below say: one of these is wrong, too.
+    StillDamaged,
     /// It could not be put in place.
     Failed(Error),
 }
@@ -175,6 +178,9 @@ impl fmt::Display for NotHealed {
                 }
                 Ok(())
             }
+            Self::StillDamaged => f.write_str(
+                "it was made anew and is still damaged: its record, or that of a layer below, is wrong too",
+            ),
             Self::Failed(error) => write!(f, "{}", error.chain()),
         }
     }

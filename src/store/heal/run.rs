@@ -36,6 +36,8 @@ struct Course<'a> {
     failures: BTreeMap<CheckedItem, NotHealed>,
     /// Layers of which single files were made anew. If that was not all, the whole layer is.
     by_files: HashSet<String>,
+    /// Layers that were made anew, and how much was healed before and with each.
+    anew: HashMap<String, usize>,
     /// Layers that are checked again.
     touched: HashSet<String>,
 }
@@ -97,6 +99,7 @@ impl Store {
             healed: Vec::new(),
             failures: BTreeMap::new(),
             by_files: HashSet::new(),
+            anew: HashMap::new(),
             touched: HashSet::new(),
         };
         let only = course
@@ -416,6 +419,7 @@ impl Course<'_> {
             let healed = match first_below(&below, &broken) {
                 Some(layer) => Err(NotHealed::Below { layer: layer.clone() }),
                 None if item.read_only => Err(NotHealed::ReadOnly),
+                None if self.is_final(id, &below) => Err(NotHealed::StillDamaged),
                 None => {
                     let files = plan.files.get(item).filter(|_| !self.by_files.contains(id));
                     self.by_files.insert(id.to_owned());
@@ -429,12 +433,22 @@ impl Course<'_> {
                     broken.remove(id);
                     let layer = id.to_owned();
                     self.options.tell(|| HealEvent::Healed { layer });
+                    let is_whole = matches!(how, HealedHow::Layer { .. });
                     self.done(item.clone(), how);
+                    if is_whole {
+                        self.anew.insert(id.to_owned(), self.healed.len());
+                    }
                 }
                 Err(reason) => drop(self.failures.insert(item.clone(), reason)),
             }
         }
         Ok(())
+    }
+
+    /// Whether a layer was made anew, and nothing below it since: to do it again would give the same.
+    fn is_final(&self, id: &str, below: &[String]) -> bool {
+        let since = self.anew.get(id).and_then(|since| self.healed.get(*since..));
+        since.is_some_and(|since| !since.iter().any(|healed| below.contains(&healed.item.id)))
     }
 
     /// Whether the driver has the layer.

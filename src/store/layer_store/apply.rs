@@ -26,6 +26,7 @@ use crate::store::layer_store::locked::{LayerStore, files_of};
 use crate::store::layer_store::new_layer::{StagedItem, Unpacked, record_applied};
 use crate::store::layer_store::received::{Received, Receiving};
 use crate::sys::presence::stat_if_there;
+use crate::sys::tree;
 
 /// Where a tar-split waits for its layer's tree, in the directory of the layer's big data. It is named as waiting items
 /// are: if no record speaks of it, garbage collection removes it.
@@ -49,8 +50,12 @@ enum Found {
     Neither,
 }
 
+/// Removes a file, or what else is in its place.
 fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            tree::remove_tree(path).map_err(|error| Error::io_at("removing", path, error))
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("removing", path),
         _ => Ok(()),
     }
@@ -334,6 +339,10 @@ fn move_to_places(data: &Path, tar_split: &Path, diff: &PendingDiff) -> Result<(
     let move_there = |from: &Path, to: &Path| match std::fs::rename(from, to) {
         // It was moved before.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            remove_file(to)?;
+            std::fs::rename(from, to).at("moving what waits to", to)
+        }
         moved => moved.at("moving what waits to", to),
     };
     let waiting = data.join(WAITING);

@@ -87,6 +87,10 @@ fn damages() -> Vec<Damage> {
         ("the tar-split file is another one", |store, id| {
             overwrite(&tar_split(store, id), b"no gzip");
         }),
+        ("the tar-split file is a directory", |store, id| {
+            std::fs::remove_file(tar_split(store, id)).unwrap();
+            std::fs::create_dir_all(tar_split(store, id).join("sub")).unwrap();
+        }),
         ("everything is gone", |store, id| {
             store.lose(id);
             std::fs::remove_file(tar_split(store, id)).unwrap();

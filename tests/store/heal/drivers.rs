@@ -82,6 +82,70 @@ mod overlay_only {
         });
     }
 
+    /// What is in the place of a layer's tree, or of its link, and is something else.
+    #[test]
+    fn things_in_the_way_are_replaced() {
+        over("overlay", Layout::Plain, |store| {
+            Box::pin(async move {
+                let five = fill(&store).await;
+                let before = state(&store, &five).await;
+                let source = healthy_like(&store).await;
+                let place = place_of(&store, &five.layers[MIDDLE]);
+                let tree = place.join("diff");
+                let elsewhere = place_of(&store, &five.layers[0]).join("diff");
+                for name in ["a file", "a link"] {
+                    std::fs::remove_dir_all(&tree).unwrap();
+                    match name {
+                        "a file" => overwrite(&tree, b"no tree"),
+                        _ => std::os::unix::fs::symlink(&elsewhere, &tree).unwrap(),
+                    }
+                    let healed = heal(&store, source.store.clone()).await;
+                    assert!(healed.is_success(), "{name}: {healed:#?}");
+                    assert_clean(&store, name).await;
+                    assert_as_before(name, &before, &state(&store, &five).await);
+                }
+                let link = std::fs::read_to_string(place.join("link")).unwrap();
+                let link = place.parent().unwrap().join("l").join(link);
+                std::fs::remove_file(&link).unwrap();
+                std::fs::create_dir(&link).unwrap();
+                let healed = store.heal(HealOptions::default()).await.unwrap();
+                assert!(healed.is_success(), "{healed:#?}");
+                assert_clean(&store, "a directory").await;
+                assert_as_before("a directory", &before, &state(&store, &five).await);
+            })
+        });
+    }
+
+    /// A layer of which the record is wrong is not made anew again and again.
+    #[test]
+    fn what_cannot_become_whole_is_made_anew_once() {
+        over("overlay", Layout::Plain, |store| {
+            Box::pin(async move {
+                let five = fill(&store).await;
+                let source = healthy_like(&store).await;
+                let id = &five.layers[MIDDLE];
+                let path = store.records("layers").join("layers.json");
+                let mut rows: serde_json::Value =
+                    serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                for row in rows.as_array_mut().unwrap() {
+                    if row["id"] == **id {
+                        row["parent"] = five.layers[0].clone().into();
+                    }
+                }
+                let before = path.metadata().unwrap().modified().unwrap();
+                std::fs::write(&path, rows.to_string()).unwrap();
+                let file = std::fs::File::options().write(true).open(&path).unwrap();
+                file.set_modified(before + std::time::Duration::from_secs(2))
+                    .unwrap();
+                let healed = heal(&store, source.store.clone()).await;
+                assert!(!healed.is_success(), "{healed:#?}");
+                let anew = healed.healed.iter();
+                let anew = anew.filter(|healed| matches!(healed.how, HealedHow::Layer { .. }));
+                assert!(anew.count() <= 1, "{healed:#?}");
+            })
+        });
+    }
+
     /// A mounted container shows the old tree until it is mounted again, with all that it has.
     #[test]
     fn a_mount_keeps_what_it_shows() {

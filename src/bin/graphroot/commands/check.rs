@@ -133,14 +133,31 @@ fn print_mended(out: &mut Output, repaired: &RepairReport) -> Result<(), Command
     Ok(())
 }
 
+/// Why a repair changes or removes an item.
+fn why(report: &CheckReport, item: &CheckedItem) -> String {
+    let findings = report.findings.iter().filter(|finding| finding.item == *item);
+    let mut reasons: Vec<String> = findings.map(ToString::to_string).collect();
+    reasons.dedup();
+    match reasons.is_empty() {
+        true => "it goes with its image, and nothing else needs it".to_owned(),
+        false => reasons.join("; "),
+    }
+}
+
+/// What a repair has removed, and why.
+fn print_removed(
+    out: &mut Output,
+    report: &CheckReport,
+    repaired: &RepairReport,
+) -> Result<(), CommandError> {
+    for item in &repaired.removed {
+        out.stderr_line(format!("{item} was removed: {}", why(report, item)))?;
+    }
+    Ok(())
+}
+
 /// What a repair would do, and why.
 fn print_plan(out: &mut Output, report: &CheckReport, repaired: &RepairReport) -> Result<(), CommandError> {
-    let why = |item: &CheckedItem| {
-        let findings = report.findings.iter().filter(|finding| finding.item == *item);
-        let mut reasons: Vec<String> = findings.map(ToString::to_string).collect();
-        reasons.dedup();
-        reasons.join("; ")
-    };
     for file in &repaired.replaced_files {
         out.stderr_line(format!("would write {} anew", file.path.display()))?;
     }
@@ -148,10 +165,13 @@ fn print_plan(out: &mut Output, report: &CheckReport, repaired: &RepairReport) -
         out.stderr_line(format!("would do: {record}"))?;
     }
     for item in &repaired.mended {
-        out.stderr_line(format!("would mend {item}: {}", why(item)))?;
+        out.stderr_line(format!("would mend {item}: {}", why(report, item)))?;
     }
     for item in &repaired.removed {
-        out.stderr_line(format!("would remove {item}: {}", why(item)))?;
+        out.stderr_line(format!("would remove {item}: {}", why(report, item)))?;
+    }
+    if !repaired.mended.is_empty() || !repaired.replaced_files.is_empty() {
+        out.stderr_line("then it would check again, and remove what that finds to be damaged all the same")?;
     }
     Ok(())
 }
@@ -223,11 +243,13 @@ pub(crate) async fn check(call: &Call, out: &mut Output) -> Outcome {
             break;
         }
         print_mended(out, &repaired)?;
+        print_removed(out, &report, &repaired)?;
         report = store.check(check_options.clone()).await?;
         repaired = store.repair(&report, options.clone()).await?;
     }
-    if dry_run {
-        print_plan(out, &report, &repaired)?;
+    match dry_run {
+        true => print_plan(out, &report, &repaired)?,
+        false => print_removed(out, &report, &repaired)?,
     }
     print_repair(call, out, &repaired)?;
     if let Some(failure) = repaired.failures.first() {
