@@ -16,17 +16,17 @@
 //! Unlinking lock files causes two races. This library avoids both by checking, after locking, that the file still has
 //! its name ([`StagingLock`]). The Go library does not check: it creates the file, closes it, and opens it again to lock it. If it
 //! was unlinked meanwhile, the lock has no name, and whoever comes next removes the directory under its owner. So [`recover`]
-//! leaves alone what may be such a file for a [`MOMENT`], and keeps those that it has unlinked
+//! leaves alone what may be such a file for a [`MOMENT`], and keeps the last ones that it has unlinked
 //! locked until its end: a Go process that has just created one fails to lock it and takes another name. Numbers of this library
 //! begin with a zero, which tells them from those of the Go library.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
@@ -39,6 +39,9 @@ const LOCK_PREFIX: &str = "lock-";
 
 /// How long a process may take between the creation of a lock file and the lock.
 const MOMENT: Duration = Duration::from_secs(1);
+
+/// How many lock files that were unlinked stay locked at the same time: each takes a file descriptor.
+const MAX_UNLINKED: usize = 64;
 
 /// The least number that is taken for one of the Go library, which draws them from all of 32 bits.
 const LEAST_OF_GO: u32 = 1_000_000;
@@ -198,11 +201,16 @@ pub(crate) fn recover_with(root: &Path, companion: &mut dyn FnMut(&str) -> Resul
             suffixes.insert(suffix.to_vec());
         }
     }
-    let mut unlinked = Vec::new();
+    let mut unlinked = VecDeque::new();
     let mut first_failure: Option<Error> = None;
     for suffix in suffixes {
         match recover_one(root, &suffix, companion) {
-            Ok(lock) => unlinked.extend(lock),
+            Ok(lock) => {
+                unlinked.extend(lock.filter(|_| is_of_go(&suffix)));
+                if unlinked.len() > MAX_UNLINKED {
+                    drop(unlinked.pop_front());
+                }
+            }
             Err(error) if first_failure.is_none() => first_failure = Some(error),
             Err(error) => tracing::warn!("{}", error.chain()),
         }
@@ -226,7 +234,12 @@ pub(crate) fn stale(root: &Path) -> Result<Vec<PathBuf>> {
             continue;
         };
         let dir = member(root, DIR_PREFIX, suffix);
-        let is_free = staging_lock::is_free(&member(root, LOCK_PREFIX, suffix))?;
+        let file = member(root, LOCK_PREFIX, suffix);
+        let is_free = match staging_lock::is_free(&file) {
+            // Nobody can have locked what is no file.
+            Err(_) if file.symlink_metadata().is_ok_and(|status| !status.is_file()) => None,
+            looked => looked?,
+        };
         // Its owner removes the directory first, then the lock file.
         if is_free != Some(false) && dir.symlink_metadata().is_ok() {
             found.push(dir);
@@ -271,11 +284,12 @@ fn is_of_go(suffix: &[u8]) -> bool {
     !suffix.starts_with(b"0") && number.is_some_and(|number| number >= LEAST_OF_GO)
 }
 
-/// Whether a file was made a moment ago.
+/// Whether a file was made a moment ago. The clock of its file system may be a little ahead.
 fn is_new(file: &Path) -> bool {
     let made = file.symlink_metadata().and_then(|status| status.modified());
+    let distance = |made: SystemTime| made.elapsed().unwrap_or_else(|ahead| ahead.duration());
     // One that cannot be looked at is left alone as well.
-    made.map_or(true, |made| made.elapsed().is_ok_and(|age| age < MOMENT))
+    made.map_or(true, |made| distance(made) < MOMENT)
 }
 
 fn member(root: &Path, prefix: &str, suffix: &[u8]) -> PathBuf {
@@ -288,6 +302,7 @@ fn member(root: &Path, prefix: &str, suffix: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
     use crate::lock::peer::Peer;
+    use std::cell::Cell;
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -463,7 +478,6 @@ mod tests {
     /// The Go library locks the file a moment after it has created it, and does not see whether it still has its name.
     #[test]
     fn a_lock_file_that_go_may_be_about_to_lock_stays() {
-        use std::time::SystemTime;
         let tmp = tempfile::tempdir().unwrap();
         let root = tmp.path();
         let make = |number: &str| fs::File::create(root.join(format!("lock-{number}"))).unwrap();
@@ -480,6 +494,67 @@ mod tests {
         fresh.set_modified(old).unwrap();
         recover(root).unwrap();
         assert!(names(root).is_empty());
+    }
+
+    /// A server may have another clock, and a clock may be set back.
+    #[test]
+    fn a_lock_file_from_the_future_stays_for_no_longer_than_others() {
+        let tmp = tempfile::tempdir().unwrap();
+        let made = |number: u32, ahead: Duration| {
+            let file = fs::File::create(tmp.path().join(format!("lock-{number}"))).unwrap();
+            file.set_modified(SystemTime::now() + ahead).unwrap();
+        };
+        // What is ahead by less than a moment when it is looked at.
+        made(1_452_287_245, MOMENT - Duration::from_millis(1));
+        made(1_452_287_246, Duration::from_secs(3600));
+        made(1_452_287_247, Duration::from_secs(1 << 32));
+        recover(tmp.path()).unwrap();
+        assert_eq!(names(tmp.path()), ["lock-1452287245".to_owned()].into());
+    }
+
+    #[test]
+    fn a_recovery_keeps_few_files_open() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().canonicalize().unwrap();
+        let count: u32 = 1000;
+        for number in 0..count {
+            let number = LEAST_OF_GO + number;
+            fs::write(root.join(format!("lock-{number}")), "").unwrap();
+            fs::create_dir(root.join(format!("temp-dir-{number}"))).unwrap();
+        }
+        let most = Cell::new(0);
+        let recovered = recover_with(&root, &mut |_number| {
+            let open = fs::read_dir("/proc/self/fd").unwrap().filter(|entry| {
+                let leads = fs::read_link(entry.as_ref().unwrap().path());
+                leads.is_ok_and(|leads| leads.starts_with(&root))
+            });
+            most.set(most.get().max(open.count()));
+            Ok(())
+        });
+        recovered.unwrap();
+        assert!((1..=MAX_UNLINKED + 2).contains(&most.get()), "{most:?}");
+        assert!(names(&root).is_empty());
+    }
+
+    #[test]
+    fn what_is_no_lock_file_is_locked_by_nobody() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path();
+        let others: [fn(&Path); 4] = [
+            |path| fs::create_dir(path).unwrap(),
+            |path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+            |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+            |path| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).unwrap(),
+        ];
+        for (number, other) in others.into_iter().enumerate() {
+            other(&root.join(format!("lock-{number}")));
+            fs::create_dir(root.join(format!("temp-dir-{number}"))).unwrap();
+        }
+        let dirs = [0, 1, 2, 3].map(|number| root.join(format!("temp-dir-{number}")));
+        assert_eq!(stale(root).unwrap(), dirs);
+        // A pipe can be locked, and is not waited for.
+        recover(root).unwrap_err();
+        assert!(!dirs[3].exists() && dirs[0].exists());
     }
 
     #[test]
