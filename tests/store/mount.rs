@@ -260,6 +260,32 @@ async fn a_layer_on_a_full_disk_can_be_unmounted() {
     unmount_in_kernel(&graph);
 }
 
+/// The layers of some machines are in a directory of the same file system that is mounted where they have to be.
+#[tokio::test]
+async fn a_shutdown_leaves_what_somebody_has_mounted_for_the_layers() {
+    let Some((test, layer)) = with_box().await else {
+        return;
+    };
+    let (home, data) = (test.graph_root().join("overlay"), test.path().join("data"));
+    std::fs::rename(&home, &data).unwrap();
+    std::fs::create_dir(&home).unwrap();
+    rustix::mount::mount_bind(&data, &home).unwrap();
+    let store = test.reopen().await;
+    for is_forced in [false, true] {
+        store.mount("box", Default::default()).await.unwrap();
+        store.unmount("box").await.unwrap();
+        match is_forced {
+            true => drop(store.shutdown_force().await.unwrap()),
+            false => store.shutdown().await.unwrap(),
+        }
+        assert!(is_mounted(&home) && home.join(&layer).exists());
+    }
+    store.free();
+    unmount_in_kernel(&home);
+    std::fs::remove_dir(&home).unwrap();
+    std::fs::rename(&data, &home).unwrap();
+}
+
 #[tokio::test]
 async fn messages_about_mounts_say_each_thing_once() {
     let Some((test, layer)) = with_box().await else {

@@ -27,9 +27,9 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::idmap::IdMappings;
 use crate::lock::staging_lock::{self, StagingLock};
 use crate::lock::temp_dir::{self, TempDir};
-use crate::sys::mount::{is_live_mount, mounts_below, unmount_lazily};
+use crate::sys::mount::{is_live_mount, mounts_below, place_on_disk, unmount_lazily};
 use crate::sys::mount_namespaces::is_mounted_elsewhere;
-use crate::sys::{list_dir_if_there, tree};
+use crate::sys::{at, list_dir_if_there, tree};
 
 impl Driver for Overlay {
     fn name(&self) -> &'static str {
@@ -337,15 +337,10 @@ impl Driver for Overlay {
     }
 
     fn dependent_mount(&self) -> Result<Option<PathBuf>> {
-        let home = &self.stores.home;
         if !self.home_is_bound()? {
             return Ok(None);
         }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the path is of the store, and not of a layer"
-        )]
-        let home = std::fs::canonicalize(home).at("finding", home)?;
+        let home = self.real_home()?;
         let mounts = mounts_below(&home).at("reading the mounts below", &home)?;
         Ok(mounts.into_iter().find(|point| *point != home))
     }
@@ -440,14 +435,36 @@ impl Overlay {
         if self.options.skip_mount_home {
             return Ok(false);
         }
-        let home = &self.stores.home;
+        let home = &self.real_home()?;
         let parent = home.parent().unwrap_or(home);
         let device = |path: &Path| {
             rustix::fs::stat(path)
                 .at("looking at", path)
                 .map(|stat| stat.st_dev)
         };
-        Ok(device(home)? == device(parent)?)
+        if device(home)? != device(parent)? {
+            return Ok(false);
+        }
+        // Somebody else may have mounted another directory of the same file system there.
+        let place = |path: &Path| {
+            let dir = at::open_dir(path).at("opening", path)?;
+            place_on_disk(dir.as_fd(), path).at("looking for the mount of", path)
+        };
+        let (Some(place_of_home), Some(above)) = (place(home)?, place(parent)?) else {
+            return Ok(true);
+        };
+        let beside = home.strip_prefix(parent).unwrap_or(home);
+        Ok(place_of_home.path == above.path.join(beside))
+    }
+
+    /// The path of the home without links.
+    fn real_home(&self) -> Result<PathBuf> {
+        let home = &self.stores.home;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the path is of the store, and not of a layer"
+        )]
+        std::fs::canonicalize(home).at("finding", home)
     }
 }
 
