@@ -380,6 +380,11 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// [`ErrorKind::Io`] and others, if that cannot be told.
     fn exists(&self, id: &str) -> Result<bool>;
 
+    /// Whether the driver works. What it fails in if not tells nothing of a layer.
+    fn check_works(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Everything in the driver's own home, by kind.
     fn list(&self) -> Result<Vec<Entry>>;
 

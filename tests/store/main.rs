@@ -79,6 +79,7 @@ mod strays;
 mod threads;
 mod tree_drivers;
 mod userns;
+mod zfs_failures;
 mod zfs_kills;
 
 /// A file that is not listed here would never run.

@@ -63,6 +63,11 @@ impl Refusal {
         self.says("dependent clones")
     }
 
+    /// The dataset that was to be promoted depends on no other one.
+    pub(super) fn is_no_clone(&self) -> bool {
+        self.says("not a cloned filesystem")
+    }
+
     /// The property `mountpoint` keeps the program from mounting the dataset.
     pub(super) fn has_no_mountpoint(&self) -> bool {
         self.says("legacy mountpoint") || self.says("no mountpoint set")

@@ -241,6 +241,10 @@ impl Datasets {
     }
 
     /// Promotes a clone of a dataset, but not the dataset `except`. `false` if there is none.
+    ///
+    /// # Errors
+    /// That with which the program refuses the youngest of them, if it refuses all: a clone with a quota needs room in it for
+    /// what it takes over.
     fn promote_clone_of(&self, name: &str, except: Option<&str>) -> Result<bool> {
         // In the order in which they were made.
         let arguments = [
@@ -253,16 +257,23 @@ impl Datasets {
         }
         let mut clones = self.clones_of(name)?;
         clones.retain(|_snapshot, clone| Some(&**clone) != except);
-        // It becomes the owner of the snapshots up to the one that it is a clone of, with their clones.
-        let youngest = snapshots.iter().rev().find_map(|snapshot| clones.get(*snapshot));
-        let Some(clone) = youngest else {
-            return Ok(false);
-        };
-        tracing::debug!(clone, name, "promoting a clone");
-        if let Err(refusal) = self.program.ask(&["promote", clone])? {
-            tracing::debug!(error = %refusal.into_error().chain(), "no clone to promote");
+        // It becomes the owner of the snapshots up to the one that it is a clone of, with their clones: the youngest, if its
+        // quota has room for them.
+        let mut refused = None;
+        for clone in snapshots
+            .iter()
+            .rev()
+            .filter_map(|snapshot| clones.get(*snapshot))
+        {
+            tracing::debug!(clone, name, "promoting a clone");
+            match self.program.ask(&["promote", clone])? {
+                Ok(_) => return Ok(true),
+                // Somebody else has removed or promoted it.
+                Err(refusal) if refusal.is_missing() || refusal.is_no_clone() => return Ok(true),
+                Err(refusal) => refused = refused.or(Some(refusal)),
+            }
         }
-        Ok(true)
+        refused.map_or(Ok(false), |refusal| Err(refusal.into_error()))
     }
 
     /// The datasets below the one for layers that are clones of snapshots of this one, by those, of which each has one.
@@ -301,7 +312,7 @@ impl Datasets {
         for found in listed.iter().filter(|found| !found.name.contains('@')) {
             let is_removed =
                 found.removed.as_deref() == Some(number) && self.root.id_of(&found.name).is_some();
-            if is_removed || (found.is_ours && temporary.contains(&found.name)) {
+            if found.is_ours && (is_removed || temporary.contains(&found.name)) {
                 self.destroy(&found.name)?;
             }
         }

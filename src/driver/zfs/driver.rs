@@ -72,6 +72,10 @@ impl Driver for Zfs {
         is_found(self.find(id))
     }
 
+    fn check_works(&self) -> Result<()> {
+        self.datasets.check_root()
+    }
+
     fn found_layers(&self) -> Result<Vec<FoundLayer>> {
         let found = self.list_layers()?.into_iter().map(|id| FoundLayer {
             dir: self.target(&id),
@@ -106,6 +110,10 @@ impl Driver for Zfs {
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
         self.stale()
+    }
+
+    fn remove_strays(&self) -> Result<()> {
+        self.recover_without_dir()
     }
 
     fn prune(&self) -> Result<()> {

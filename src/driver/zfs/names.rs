@@ -121,6 +121,15 @@ impl Root {
         self.check_id(id).is_ok().then_some(id)
     }
 
+    /// The number of the temporary directory to which a dataset of this name belongs.
+    pub(super) fn number_of<'a>(&self, dataset: &'a str) -> Option<&'a str> {
+        let name = dataset.strip_prefix(&self.name)?.strip_prefix('/')?;
+        let number = name.strip_prefix(TEMPORARY)?;
+        number
+            .strip_suffix("-new")
+            .or_else(|| number.strip_suffix("-old"))
+    }
+
     /// The dataset that belongs to the temporary directory of this number.
     pub(super) fn temporary(&self, number: &str, kind: Temporary) -> String {
         let ending = match kind {

@@ -241,9 +241,10 @@ impl Zfs {
             }
         }
         let old = self.datasets.root.temporary(temp.number(), Temporary::Old);
+        // Who finds the dataset with its new name has to know whose it is.
+        self.datasets.set(name, &self.mark())?;
         match self.datasets.rename(name, &old)? {
             Ok(()) => {
-                self.datasets.set(&old, &self.mark())?;
                 self.destroy_with(temp, old);
                 Ok(())
             }
@@ -281,7 +282,12 @@ impl Zfs {
             self.destroy_unused(id, name, &mut temp)?;
             return Ok(Some(temp));
         }
-        self.release_clones(&name, None)?;
+        if let Err(error) = self.release_clones(&name, None) {
+            // It goes when the last of them does.
+            tracing::debug!(layer = id, error = %error.chain(), "a layer with clones stays until they are removed");
+            self.destroy_unused(id, name, &mut temp)?;
+            return Ok(Some(temp));
+        }
         match self.datasets.rename(&name, &old)? {
             Ok(()) => self.destroy_with(&mut temp, old),
             Err(refusal) if refusal.is_missing() => return Ok(None),

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt as _;
@@ -21,7 +21,7 @@ use crate::bridge::{self, run_to_completion};
 use crate::chunked::cache::CACHE_KEY;
 use crate::digest::{Digest, Hasher};
 use crate::driver::{Driver, OverlayDiff};
-use crate::error::{Error, IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result, ResultExt as _};
 use crate::options::{CheckEvent, CheckOptions, DiffOptions};
 use crate::record::TAR_SPLIT;
 use crate::record::layer::LayerRow;
@@ -88,6 +88,20 @@ fn path_of(name: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(path))
 }
 
+/// Asks a driver something about a layer, and once more if it fails: what fails only once is no damage of the layer. Nor is it if
+/// the driver does not work at all, which is the outer error.
+pub(super) fn ask<T>(driver: &dyn Driver, question: impl Fn() -> Result<T>) -> Result<Result<T>> {
+    match question() {
+        Err(error) => {
+            driver
+                .check_works()
+                .context(|| format!("checking layers ({})", error.chain()))?;
+            Ok(question())
+        }
+        answered => Ok(answered),
+    }
+}
+
 impl Store {
     /// Everything of one layer that needs no other one.
     pub(super) async fn check_layer(
@@ -115,7 +129,7 @@ impl Store {
             let (id, options) = (row.id.clone(), Needs::LAYERS.with_graph());
             let mounted = self.step(options, move |held| {
                 let driver = &held.layers()?.driver;
-                Ok(files_of(&id, driver.mount_private(&id)).map(drop))
+                ask(&**driver, || files_of(&id, driver.mount_private(&id)).map(drop))
             });
             if let Err(error) = mounted.await? {
                 let reason = data::reason(error)?;
@@ -149,20 +163,23 @@ impl Store {
         linking.any(|(_, value)| value == "true")
     }
 
-    async fn open_stream(&self, home: StoreOrigin, row: &Arc<LayerRow>) -> Result<Source> {
-        let path = self.tar_split_of(home, &row.id)?;
+    async fn open_stream(&self, home: StoreOrigin, row: &Arc<LayerRow>) -> Result<Result<Source>> {
+        let path = match self.tar_split_of(home, &row.id) {
+            Ok(path) => path,
+            Err(error) => return Ok(Err(error)),
+        };
         let (row, driver, ignore_times) = (Arc::clone(row), self.inner.driver(), self.ignores_times());
         // While it is held the layer stays.
         let held = match home {
             StoreOrigin::Primary => Some(self.read_layers().await?),
             StoreOrigin::Additional { .. } => None,
         };
-        let opened = bridge::run(move || {
+        let open = move |driver: &Arc<dyn Driver>, row: &LayerRow, path: &Path| {
             let id = &*row.id;
             if files_of(id, driver.additional_layer(id))?.is_some() {
                 return Ok(Source::Blob);
             }
-            let tar_split = match at::open_regular(&path) {
+            let tar_split = match at::open_regular(path) {
                 Ok(tar_split) => tar_split,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Source::Missing),
                 Err(error) => return Err(Error::io_at("opening", path, error)),
@@ -173,7 +190,7 @@ impl Store {
                 None
             });
             let comparing = match &own {
-                Some(own) => comparing(&driver, &row, &own.dir, ignore_times)?,
+                Some(own) => comparing(driver, row, &own.dir, ignore_times)?,
                 None => Comparing::default(),
             };
             Ok(Source::TarSplit {
@@ -182,8 +199,8 @@ impl Store {
                 own,
                 comparing: Box::new(comparing),
             })
-        })
-        .await;
+        };
+        let opened = bridge::run(move || ask(&*driver, || open(&driver, &row, &path))).await;
         drop(held);
         opened
     }
@@ -210,7 +227,7 @@ impl Store {
             let reason = data::reason(error)?;
             Ok::<_, Error>(Problem::DiffUnreadable { reason })
         };
-        let (tar_split, trees, own, comparing) = match self.open_stream(home, row).await {
+        let (tar_split, trees, own, comparing) = match self.open_stream(home, row).await? {
             Ok(Source::TarSplit {
                 tar_split,
                 trees,

@@ -98,7 +98,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::LoadError`](crate::ErrorKind::LoadError), [`ErrorKind::Io`](crate::ErrorKind::Io) and others, if records
     /// cannot be read or locked, or if contents cannot be looked at for what says nothing of them, as when the process has too
-    /// many files open. Damage is no error.
+    /// many files open, or a driver does not work without its daemon. Damage is no error.
     ///
     /// # Cancellation
     /// The check ends with the steps that are running.

@@ -18,7 +18,7 @@ use crate::options::CheckOptions;
 use crate::record::layer::LayerRow;
 use crate::store::Store;
 use crate::store::access::Needs;
-use crate::store::check::contents::{compare_tree, comparing, read_to_end, tell_differences};
+use crate::store::check::contents::{ask, compare_tree, comparing, read_to_end, tell_differences};
 use crate::store::check::data;
 use crate::store::check::finding::Problem;
 use crate::store::check::survey::Survey;
@@ -138,13 +138,7 @@ impl Store {
     }
 
     async fn compare_whole_tree(&self, row: Arc<LayerRow>, expected: Arc<ExpectedTree>) -> Result<Done> {
-        let problems = match self.check_whole_tree(&row, expected).await {
-            Ok(problems) => problems,
-            Err(error) => {
-                let reason = data::reason(error)?;
-                vec![Problem::DiffUnreadable { reason }]
-            }
-        };
+        let problems = self.check_whole_tree(&row, expected).await?;
         Ok(Done::Compared(row.id.to_string(), problems))
     }
 
@@ -179,14 +173,24 @@ impl Store {
         let (layer, ignore_times) = (Arc::clone(row), self.ignores_times());
         let opened = self.step(Needs::LAYERS.with_graph(), move |held| {
             let driver = &held.layers()?.driver;
-            let root = driver.mount_private(&layer.id)?;
-            let comparing = comparing(driver, &layer, &root, ignore_times)?;
-            Ok((root, comparing))
+            ask(&**driver, || {
+                let root = driver.mount_private(&layer.id)?;
+                let comparing = comparing(driver, &layer, &root, ignore_times)?;
+                Ok((root, comparing))
+            })
         });
-        let (root, comparing) = opened.await?;
-        let compared = compare_tree(root, expected, comparing, None).await?;
+        let compared = match opened.await? {
+            Ok((root, comparing)) => compare_tree(root, expected, comparing, None).await,
+            Err(error) => Err(error),
+        };
         let mut problems = Vec::new();
-        tell_differences(&compared, &mut problems);
+        match compared {
+            Ok(compared) => tell_differences(&compared, &mut problems),
+            Err(error) => {
+                let reason = data::reason(error)?;
+                problems.push(Problem::DiffUnreadable { reason });
+            }
+        }
         Ok(problems)
     }
 }

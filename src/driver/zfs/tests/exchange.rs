@@ -227,3 +227,70 @@ fn a_parent_is_waited_for_that_gets_another_tree() {
         assert!(staging.join().unwrap().unwrap());
     });
 }
+
+/// A clone takes over what it has of the dataset, for which its quota needs room.
+#[test]
+fn clones_with_quotas_stay_on_what_is_removed() {
+    let Some(setup) = setup(&[]) else { return };
+    let base = |id: &str, clone: &str| {
+        setup.create(id, None);
+        let root = setup.driver.mount(id, &MountOptions::default()).unwrap();
+        fill(&root, 16).unwrap();
+        setup.driver.unmount(id).unwrap();
+        setup.driver.create(clone, Some(id), &container("8m")).unwrap();
+    };
+    base("a", "box");
+    if Mounter::find().unwrap() == Mounter::Daemon {
+        // It would unmount the clone.
+        let error = setup.copy("a", Copied::Root).take_place().unwrap_err();
+        assert_eq!(
+            error.io_kind(),
+            Some(std::io::ErrorKind::StorageFull),
+            "{error:?}"
+        );
+        assert_eq!(setup.files("a"), ["file"]);
+    }
+    // One without a quota takes all.
+    setup.create("child", Some("a"));
+    drop(setup.copy("a", Copied::Root).take_place().unwrap());
+    assert_eq!(setup.layers(), ["a", "box", "child"]);
+    assert_eq!(setup.files("a"), [""; 0]);
+
+    base("b", "other");
+    drop(setup.driver.defer_remove("b").unwrap().unwrap());
+    assert!(!setup.driver.exists("b").unwrap());
+    setup.driver.prune().unwrap_err();
+    assert_eq!(setup.files("other"), ["file"]);
+    drop(setup.driver.defer_remove("other").unwrap().unwrap());
+    setup.driver.prune().unwrap();
+    assert_eq!(setup.layers(), ["a", "box", "child"]);
+}
+
+/// The datasets are on disk before the directories to which they belong may be.
+#[test]
+fn what_belongs_to_lost_directories_is_removed() {
+    let Some(setup) = setup(&[]) else { return };
+    let dirs = setup.driver.home().join("tempdirs");
+    setup.create("a", None);
+    setup.cut_off();
+    fs::remove_dir_all(&dirs).unwrap();
+    setup.driver.prune().unwrap();
+    assert_eq!(setup.layers(), ["graphroot-1-new", "graphroot-1-old"]);
+    setup.driver.remove_strays().unwrap();
+    assert_eq!(setup.layers(), ["a"]);
+    assert_eq!(setup.files("a"), ["new"]);
+    assert_eq!(fs::read_dir(&dirs).unwrap().count(), 0);
+    // What is in use stays, and what somebody else has given such a name or property.
+    let copy = setup.copy("a", TREE);
+    for name in ["graphroot-x-old", "graphroot--new", "graphroot-7-old"] {
+        setup.zfs(&["create"], name);
+    }
+    setup.zfs(&["create", "-o", "graphroot:removed=8"], "other");
+    let before = setup.layers();
+    setup.driver.remove_strays().unwrap();
+    fs::create_dir(dirs.join("temp-dir-8")).unwrap();
+    setup.driver.prune().unwrap();
+    assert_eq!(setup.layers(), before);
+    drop(copy.take_place().unwrap());
+    assert_eq!(setup.files("a"), ["new"]);
+}

@@ -300,7 +300,15 @@ fn what_a_killed_process_has_left_is_removed() {
         }),
         ("while it is removed and could not be renamed", &|| {
             setup.zfs(
-                &["create", "-o", "mountpoint=none", "-o", "graphroot:removed=1"],
+                &[
+                    "create",
+                    "-o",
+                    "mountpoint=none",
+                    "-o",
+                    &mark,
+                    "-o",
+                    "graphroot:removed=1",
+                ],
                 "gone",
             );
         }),

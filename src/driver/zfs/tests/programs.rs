@@ -244,6 +244,31 @@ fn failures_of_commands_are_told_with_their_reason() {
     assert_eq!(error.path(), Some(&*fake.path()), "{error:?}");
 }
 
+/// Without its mark nobody would remove a dataset whose process is killed when it was renamed.
+#[test]
+fn what_is_in_the_way_is_marked_before_it_is_moved() {
+    if !needs_root() {
+        return;
+    }
+    let fake = Fake::new(ANSWERS);
+    let driver = fake.open(&["zfs.fsname=tank/a"]).unwrap();
+    let moved = fake.dir.path().join("moved");
+    let moved = moved.display();
+    fake.does(&format!(
+        r#"case $1 in
+        list) printf 'tank/a/below\t-\t-\t-\n' ;;
+        clone) [ -e {moved} ] || {{ echo "dataset already exists" >&2; exit 1; }} ;;
+        rename) touch {moved} ;;
+        esac"#
+    ));
+    driver
+        .create("a", Some("below"), &CreateOptions::default())
+        .unwrap();
+    let calls = fake.calls();
+    let at = |begin: &str| calls.lines().position(|call| call.starts_with(begin)).unwrap();
+    assert!(at("set|graphroot:home=") < at("rename|tank/a/a|"), "{calls}");
+}
+
 #[test]
 fn a_program_that_does_not_end_is_killed() {
     let fake = Fake::new("echo oh >&2; exec sleep 1000");
