@@ -123,13 +123,7 @@ impl LayerStore {
             .iter()
             .filter(|key| items.iter().all(|item| item.key != **key));
         diff.stale_items = stale.map(ToString::to_string).collect();
-        let exchanged = self.exchange(&row.id, copy, tar_split, items, &diff);
-        if exchanged.is_err()
-            && let Err(error) = self.finish_diff(&row.id)
-        {
-            tracing::warn!(layer = %row.id, error = %error.chain(), "cannot take a new content back");
-        }
-        exchanged
+        self.exchange(&row.id, copy, tar_split, items, &diff)
     }
 
     fn apply_to(
@@ -194,9 +188,33 @@ impl LayerStore {
         Ok(Applying { tree, copy })
     }
 
-    /// Makes `copy` the tree of the layer, and `diff` what its record says; on failure the diff is to be
-    /// [finished](LayerStore::finish_diff).
+    /// Makes `copy` the tree of the layer, and `diff` what its record says. If that fails, the layer is as before.
     pub(super) fn exchange(
+        &mut self,
+        id: &str,
+        copy: LayerCopy,
+        tar_split: Option<&Path>,
+        items: &[StagedItem],
+        diff: &PendingDiff,
+    ) -> Result<()> {
+        let Err(error) = self.try_exchange(id, copy, tar_split, items, diff) else {
+            return Ok(());
+        };
+        match self.finish_diff(id) {
+            Ok(Found::New) => {
+                tracing::debug!(layer = id, error = %error.chain(), "the layer has its new content although a call failed");
+                Ok(())
+            }
+            Ok(Found::Old | Found::Neither) => Err(error),
+            Err(again) => {
+                tracing::warn!(layer = id, error = %again.chain(), "cannot take a new content back");
+                Err(error)
+            }
+        }
+    }
+
+    /// Exchanges the trees; on failure the diff is to be [finished](LayerStore::finish_diff).
+    fn try_exchange(
         &mut self,
         id: &str,
         copy: LayerCopy,
@@ -222,7 +240,13 @@ impl LayerStore {
         self.save()?;
         let old = copy.take_place()?;
         self.trash.push(old);
-        self.finish_diff(id)
+        match self.finish_diff(id)? {
+            Found::New => Ok(()),
+            Found::Old | Found::Neither => Err(Error::io(
+                "looking for the tree that the layer was given",
+                Errno::NOENT,
+            )),
+        }
     }
 
     fn record_diff(&mut self, id: &str, tar_split: &Path, applied: &Applied) -> Result<()> {
@@ -291,11 +315,12 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Makes tar-split and record agree with the tree that the layer has.
-    pub(super) fn finish_diff(&mut self, id: &str) -> Result<()> {
+    /// Makes tar-split and record agree with the tree that the layer has, and tells which one that is; the old one if no diff
+    /// is to be finished.
+    fn finish_diff(&mut self, id: &str) -> Result<Found> {
         let row = self.get(id)?;
         let Some(diff) = PendingDiff::of_intent(row.intent()) else {
-            return Ok(());
+            return Ok(Found::Old);
         };
         let found = match (diff.trees, self.driver.tree_number(id)) {
             (Some((_old, new)), Ok(number)) if number == new => Found::New,
@@ -329,7 +354,8 @@ impl LayerStore {
         self.rely_on_data(data);
         // What the driver does not find has no names.
         drop(self.rely_on_layer(id));
-        self.save_content()
+        self.save_content()?;
+        Ok(found)
     }
 }
 

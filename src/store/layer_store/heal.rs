@@ -125,11 +125,6 @@ impl LayerStore {
         let StagedTarSplit { path, temp } = tar_split;
         self.throw_away([temp]);
         let exchanged = self.exchange(&row.id, copy, Some(&path), &[], &diff);
-        if exchanged.is_err()
-            && let Err(error) = self.finish_diff(&row.id)
-        {
-            tracing::warn!(layer = %row.id, error = %error.chain(), "cannot take a new content back");
-        }
         exchanged.context(|| format!("making layer {:?} anew", row.id))?;
         if !shown && let Err(error) = self.remove_old_trees(&row.id) {
             // Garbage collection tries again.
