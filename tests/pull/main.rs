@@ -60,6 +60,7 @@ mod registry;
 mod resume;
 #[cfg(feature = "signatures")]
 mod signatures;
+mod signed;
 mod signing_in;
 mod threads;
 mod tls;

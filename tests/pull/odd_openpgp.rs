@@ -7,7 +7,7 @@ use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::json;
 
-use crate::signatures::{Signed, with_default};
+use crate::signed::{Signed, with_default};
 use crate::support::needs;
 
 const SIGNATURE: u8 = 2;

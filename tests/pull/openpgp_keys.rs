@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::signatures::{Signed, with_default};
+use crate::signed::{Signed, with_default};
 use crate::support::needs;
 use crate::support::peers::Run as _;
 
