@@ -166,7 +166,7 @@ impl Store {
 
     /// Deletes a container (an ID, name, ID prefix, or the ID of its layer), its layer and its directories. A layer
     /// that is missing already is tolerated; one that is mounted is unmounted first, also if other processes or a
-    /// [`MountGuard`](crate::MountGuard) count on the mount, as in the Go library.
+    /// [`Mount`](crate::Mount) count on it, as in the Go library.
     ///
     /// Takes the layer, image and container locks exclusively for one step.
     ///
