@@ -38,7 +38,7 @@ use crate::sys::{at, privilege};
 const READ_STEP: u64 = 4 << 20;
 
 /// Names, or pieces of files, that one step compares.
-const COMPARED: usize = 256;
+const COMPARED: usize = 512;
 
 /// What was found out about a layer.
 #[derive(Debug, Default)]

@@ -1,5 +1,6 @@
 //! The course of a check.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -193,13 +194,16 @@ impl Store {
         options: &CheckOptions,
         known: &HashMap<String, Vec<Problem>>,
     ) -> Result<Found<LayerRow>> {
-        let parallel = processors().min(MAX_PARALLEL);
+        // Twice as many as there are processors: one takes the place of another that waits for a thread.
+        let parallel = processors().saturating_mul(2).min(MAX_PARALLEL);
         // Owned, for the sake of callers who have to know that this can be sent to another thread.
         // Of one that stands on nothing, nothing else can be told.
         let is_checked = |(_, row): &&(StoreOrigin, Arc<LayerRow>)| {
             options.includes(&row.id) && survey.below(row).all(|(_, below)| below.is_some())
         };
-        let layers: Vec<_> = survey.layers.iter().filter(is_checked).cloned().collect();
+        let mut layers: Vec<_> = survey.layers.iter().filter(is_checked).cloned().collect();
+        // A large one that comes last keeps one processor busy alone.
+        layers.sort_by_key(|(_, row)| Reverse(row.diff_size));
         let checks = layers.into_iter().map(|(home, row)| async move {
             let result = self.check_layer(home, &row, options).await?;
             Ok((row, result))
