@@ -12,6 +12,7 @@ use std::os::unix::fs::DirEntryExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use crate::driver::contract::DiskUsage;
@@ -20,7 +21,6 @@ use crate::error::{Error, ErrorKind, IoContext as _, Result};
 use crate::sys::presence::lstat_if_there;
 use crate::sys::project_quota::{self, Amounts, Project};
 use crate::sys::{at, list_dir_if_there, random};
-use rustix::fs::{FileType, Stat};
 
 /// How many IDs the Go library keeps for one home.
 const IDS_OF_HOME: u32 = 10_000;

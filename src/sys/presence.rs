@@ -43,14 +43,14 @@ pub(crate) fn is_file(path: &Path) -> Result<bool> {
     Ok(found.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile))
 }
 
-/// The first of `path` and the directories above it that is there. Blocking.
-pub(crate) fn first_above(path: &Path) -> Result<Option<&Path>> {
+/// The first of `path` and the directories above it that is there; `path` if none is. Blocking.
+pub(crate) fn first_above(path: &Path) -> Result<&Path> {
     for above in path.ancestors() {
         if is_there(above)? {
-            return Ok(Some(above));
+            return Ok(above);
         }
     }
-    Ok(None)
+    Ok(path)
 }
 
 #[cfg(test)]

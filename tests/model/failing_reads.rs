@@ -11,7 +11,7 @@ use graphroot::{CheckOptions, RepairOptions, Store};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
-use crate::every_call::{apply, container, id, image, put, put_image_layer};
+use crate::every_call::{apply, container, failing, id, image, put, put_image_layer};
 use crate::operation::Operation;
 use crate::run::{Bench, Setup};
 use crate::support::peers::PeerSet;
@@ -283,22 +283,8 @@ fn forget_probes(root: &TestRoot) {
     }
 }
 
-/// One test each.
-macro_rules! failing {
-    ($($name:ident: $driver:literal, [$($before:expr),* $(,)?], $call:expr;)*) => {$(
-        #[test]
-        fn $name() {
-            needs!("strace");
-            if !require_driver($driver) {
-                return;
-            }
-            let failed = fail_reads($driver, &[$($before),*], &$call);
-            assert!(failed >= 4, "only {failed} calls");
-        }
-    )*};
-}
-
 failing! {
+    fail_reads;
     opening_a_store: "overlay",
         [put('a', None), image('b', 'a'), container('c', Some('b'), &["c"], false)], Call::Open;
     opening_a_store_with_vfs: "vfs",

@@ -81,6 +81,7 @@ mod tree_drivers;
 mod userns;
 mod zfs_failures;
 mod zfs_kills;
+mod zfs_process;
 
 /// A file that is not listed here would never run.
 #[test]

@@ -1,15 +1,15 @@
 //! Commands of `zfs` that fail once: that tells nothing of a layer, which stays.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::Command;
-
 use graphroot::{CheckOptions, HealOptions, LayerOptions, RepairOptions, Store};
 
-use crate::support::{Layout, TestStore, assert_clean, options, run_over, tar, tree_of};
+use crate::support::{Layout, TestStore, assert_clean, run_over, tar, tree_of};
+use crate::zfs_process::ZfsProcess;
 
-/// Tells the process below what to do: the step, and the directories of the program and the store.
-const VARIABLE: &str = "GRAPHROOT_TEST_ZFS_FAIL";
+const PROCESS: ZfsProcess = ZfsProcess {
+    variable: "GRAPHROOT_TEST_ZFS_FAIL",
+    entry: "zfs_failures::a_process_of_which_a_command_fails",
+    program: PROGRAM,
+};
 
 /// Runs the `zfs` that `zfs.real` leads to, but for the command after so many as the file beside it says.
 const PROGRAM: &str = r#"#!/bin/sh
@@ -41,49 +41,17 @@ async fn step(store: &Store, name: &str) -> graphroot::Result<()> {
 /// Does nothing unless the test below has started it.
 #[tokio::test]
 async fn a_process_of_which_a_command_fails() {
-    let Ok(order) = std::env::var(VARIABLE) else {
+    let Some((store, name)) = PROCESS.begin().await else {
         return;
     };
-    let [name, commands, programs, dir] = order.split(' ').collect::<Vec<_>>()[..] else {
-        panic!("{order}");
-    };
-    let store = Store::open(options(Path::new(dir), "zfs", Layout::Plain))
-        .await
-        .unwrap();
-    std::fs::write(Path::new(programs).join("zfs.left"), commands).unwrap();
-    if let Err(error) = step(&store, name).await {
+    if let Err(error) = step(&store, &name).await {
         eprintln!("{}", error.chain());
     }
 }
 
-/// A directory with the program.
-fn programs() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let path = std::env::var_os("PATH").unwrap();
-    let mut found = std::env::split_paths(&path).map(|dir| dir.join("zfs"));
-    let real = found.find(|program| program.is_file()).unwrap();
-    std::os::unix::fs::symlink(real, dir.path().join("zfs.real")).unwrap();
-    let program = dir.path().join("zfs");
-    std::fs::write(&program, PROGRAM).unwrap();
-    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    dir
-}
-
 /// Has the command after so many fail; `false` if the step has ended before. Also returns when that was.
 fn run(store: &TestStore, name: &str, commands: i64) -> (bool, String) {
-    let programs = programs();
-    let mut paths = vec![programs.path().to_owned()];
-    paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args([
-        "--exact",
-        "zfs_failures::a_process_of_which_a_command_fails",
-        "--nocapture",
-    ]);
-    let (dir, root) = (programs.path().display(), store.path().display());
-    child.env(VARIABLE, format!("{name} {commands} {dir} {root}"));
-    child.env("PATH", std::env::join_paths(paths).unwrap());
-    let ended = child.output().unwrap();
+    let (ended, programs) = PROCESS.run(store, name, commands);
     let moment = format!(
         "{name}, after {commands} commands: {}",
         String::from_utf8_lossy(&ended.stderr)

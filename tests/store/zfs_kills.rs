@@ -1,20 +1,19 @@
 //! Processes that are killed between the commands of `zfs` with which layers are made, removed, and get other trees.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
-use std::process::Command;
 
 use graphroot::{ContainerOptions, HealOptions, ImageBuilder, ImageOptions, LayerOptions, Store};
 
 use crate::heal::Liar;
 use crate::manifest::{Manifest, assert_same, layer_manifest};
-use crate::support::{
-    Layout, TestStore, assert_clean, assert_nothing_temporary, options, run_over, tar, tree_of,
-};
+use crate::support::{Layout, TestStore, assert_clean, assert_nothing_temporary, run_over, tar, tree_of};
+use crate::zfs_process::ZfsProcess;
 
-/// Tells the process below what to do: the step, and the directory of the store.
-const VARIABLE: &str = "GRAPHROOT_TEST_ZFS_KILL";
+const PROCESS: ZfsProcess = ZfsProcess {
+    variable: "GRAPHROOT_TEST_ZFS_KILL",
+    entry: "zfs_kills::a_process_that_is_killed",
+    program: PROGRAM,
+};
 
 /// Runs the `zfs` that `zfs.real` leads to. When a command that changes something was the last of those that the file beside it allows, who
 /// has started it is killed. Where trees are exchanged, they are looked at before.
@@ -74,43 +73,14 @@ async fn is_there(store: &Store, number: usize) -> bool {
 /// Works until it is killed. Does nothing unless the test below has started it.
 #[tokio::test]
 async fn a_process_that_is_killed() {
-    let Ok(order) = std::env::var(VARIABLE) else {
-        return;
-    };
-    let [number, commands, programs, dir] = order.split(' ').collect::<Vec<_>>()[..] else {
-        panic!("{order}");
-    };
-    let store = Store::open(options(Path::new(dir), "zfs", Layout::Plain))
-        .await
-        .unwrap();
-    std::fs::write(Path::new(programs).join("zfs.left"), commands).unwrap();
-    step(&store, number.parse().unwrap()).await.unwrap();
-}
-
-/// A directory with the program.
-fn programs() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let path = std::env::var_os("PATH").unwrap();
-    let mut found = std::env::split_paths(&path).map(|dir| dir.join("zfs"));
-    let real = found.find(|program| program.is_file()).unwrap();
-    std::os::unix::fs::symlink(real, dir.path().join("zfs.real")).unwrap();
-    let program = dir.path().join("zfs");
-    std::fs::write(&program, PROGRAM).unwrap();
-    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    dir
+    if let Some((store, number)) = PROCESS.begin().await {
+        step(&store, number.parse().unwrap()).await.unwrap();
+    }
 }
 
 /// Kills the process of a step after so many commands; `false` if it has ended before. Also returns when that was.
 fn run(store: &TestStore, number: usize, commands: usize) -> (bool, String) {
-    let programs = programs();
-    let mut paths = vec![programs.path().to_owned()];
-    paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "zfs_kills::a_process_that_is_killed", "--nocapture"]);
-    let (dir, root) = (programs.path().display(), store.path().display());
-    child.env(VARIABLE, format!("{number} {commands} {dir} {root}"));
-    child.env("PATH", std::env::join_paths(paths).unwrap());
-    let ended = child.output().unwrap();
+    let (ended, _programs) = PROCESS.run(store, number, commands);
     let moment = format!(
         "step {number}, after {commands} commands: {}",
         String::from_utf8_lossy(&ended.stderr)

@@ -33,8 +33,7 @@ impl Btrfs {
         let options = BtrfsOptions::parse(&config.options)?;
         let path = config.root.join(NAME);
         // The graph root may have to be made.
-        let above = path.parent().map(presence::first_above).transpose()?.flatten();
-        let above = above.unwrap_or(&path);
+        let above = presence::first_above(&config.root)?;
         if FilesystemType::of(above)?.name() != NAME {
             let what = format!("{path:?} is not on a btrfs filesystem");
             let source = "prerequisites for driver not satisfied (wrong filesystem?)";

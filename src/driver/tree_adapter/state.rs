@@ -57,8 +57,7 @@ impl TreeAdapter {
         let image_stores = image_stores(name, &config.options)?;
         let path = config.root.join(name);
         // The graph root may have to be made.
-        let above = path.parent().map(presence::first_above).transpose()?.flatten();
-        let above = above.unwrap_or(&path);
+        let above = presence::first_above(&config.root)?;
         calls.probe(above)?;
         let mark = path.join(MARK);
         if !presence::is_file(&mark)? {

@@ -67,7 +67,7 @@ impl Root {
     /// [`ErrorKind::NotSupported`] if it is in none.
     pub(super) fn of(root: &Path) -> Result<Self> {
         // It may have to be made.
-        let above = presence::first_above(root)?.unwrap_or(root);
+        let above = presence::first_above(root)?;
         let dir = at::open_dir(above).at("opening", above)?;
         let found = type_and_source(dir.as_fd()).at("looking up the file system of", above)?;
         match found {
